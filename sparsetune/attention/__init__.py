@@ -1,0 +1,1 @@
+"""How one attention call runs: thresholds, block maps, dense steps, token orders, backends, interception."""

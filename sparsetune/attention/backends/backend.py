@@ -1,0 +1,43 @@
+"""What every attention backend offers."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from sparsetune.attention.blockmap import BlockShape
+from sparsetune.attention.thresholds import ThresholdTensors
+
+
+@dataclass(frozen=True)
+class Attended:
+    """The outcome of one attention call.
+
+    Args:
+        output: (batch, heads, q tokens, head_dim), in the query's dtype.
+        computed: block pairs computed, summed over the batch: float64 of shape (heads,), or (1,) where the kernel
+            only tells the sum over its heads.
+    """
+
+    output: Tensor
+    computed: Tensor
+
+
+class Backend(Protocol):
+    """Runs one attention call sparse.
+
+    Tensors are (batch, heads, tokens, head_dim); q and k have as many heads.
+    """
+
+    name: str
+    blocks: BlockShape
+
+    def refusal(self, q: Tensor, k: Tensor, v: Tensor) -> str | None:
+        """Say in a few words why this call can't run here, or None where it can."""
+        ...
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, *, scale: float, keep: range
+    ) -> Attended:
+        """Attend under the block map of `thresholds`, computing the key blocks in `keep` for every query."""
+        ...

@@ -1,0 +1,68 @@
+"""SpargeAttn's attention in plain PyTorch: slow, exact, on any device and dtype."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparsetune.attention.backends.backend import Attended
+from sparsetune.attention.blockmap import SPARGE_BLOCKS, BlockShape, block_map, skip_pv
+from sparsetune.attention.thresholds import ThresholdTensors
+
+_MASK_ENTRIES = 1 << 24
+"""Most entries of a token mask held at a time; bounds the memory at about 100 MB, whatever the length."""
+
+
+class ReferenceBackend:
+    """Dense attention of PyTorch under the block map, without the kernel's int8 and fp8 rounding.
+
+    Args:
+        blocks: block shape; SpargeAttn's own by default, `SPARGE_BLOCKS_SM90` for what runs on Hopper.
+    """
+
+    name = "reference"
+
+    def __init__(self, blocks: BlockShape = SPARGE_BLOCKS) -> None:
+        self.blocks = blocks
+
+    def refusal(self, q: Tensor, k: Tensor, v: Tensor) -> str | None:
+        """Refuse nothing but sequences of less than one query block, as SpargeAttn does."""
+        return f"fewer than {self.blocks.q} tokens" if q.shape[-2] < self.blocks.q else None
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, *, scale: float, keep: range
+    ) -> Attended:
+        """Attend under the block map of `thresholds`."""
+        computed = block_map(q, k, thresholds, self.blocks, keep)
+        used = skip_pv(q, k, computed, thresholds.pvthreshd, scale, self.blocks)
+        output = masked_attention(q, k, v, used, self.blocks, scale)
+        return Attended(output, computed.sum(dim=(0, 2, 3), dtype=torch.float64))
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, used: Tensor, blocks: BlockShape, scale: float) -> Tensor:
+    """Softmax attention over the block pairs in `used`, in slabs of query blocks.
+
+    With every pair used it is PyTorch's dense attention itself, bit for bit.
+
+    Args:
+        q: (batch, heads, tokens, head_dim), floating point.
+        k: see q.
+        v: see q.
+        used: bool (batch, heads, q blocks, k blocks), at least one True a row.
+        blocks: block shape.
+        scale: softmax scale.
+
+    Returns:
+        (batch, heads, q tokens, head_dim).
+    """
+    if bool(used.all()):
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    columns = used.repeat_interleave(blocks.k, dim=-1)[..., : k.shape[-2]]
+    rows_at_once = max(1, _MASK_ENTRIES // (columns[..., 0, :].numel() * blocks.q))
+    slabs = []
+    for row in range(0, used.shape[-2], rows_at_once):
+        queries = q[..., row * blocks.q : (row + rows_at_once) * blocks.q, :]
+        mask = columns[..., row : row + rows_at_once, :].repeat_interleave(blocks.q, dim=-2)[
+            ..., : queries.shape[-2], :
+        ]
+        slabs.append(F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, scale=scale))
+    return torch.cat(slabs, dim=-2)

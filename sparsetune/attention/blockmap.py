@@ -1,0 +1,157 @@
+"""Which (query block, key block) pairs of an attention call are computed: SpargeAttn's rule in plain PyTorch."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsetune.attention.thresholds import ThresholdTensors
+
+LOG2_E = 1.4426950408889634
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Tokens in one query block and in one key block."""
+
+    q: int
+    k: int
+
+    def counts(self, num_q: int, num_k: int) -> tuple[int, int]:
+        """Count the query and key blocks of `num_q` by `num_k` tokens; a partial last block counts."""
+        return -(-num_q // self.q), -(-num_k // self.k)
+
+    def covering(self, tokens: range) -> range:
+        """Give the key blocks that hold at least one of the consecutive `tokens`."""
+        return range(tokens.start // self.k, -(-tokens.stop // self.k)) if tokens else range(0)
+
+
+SPARGE_BLOCKS = BlockShape(q=128, k=64)
+"""SpargeAttn's blocks on every GPU but Hopper."""
+
+SPARGE_BLOCKS_SM90 = BlockShape(q=64, k=128)
+"""SpargeAttn's blocks on Hopper (sm90)."""
+
+
+@dataclass(frozen=True)
+class PooledBlocks:
+    """One tensor's blocks, described by what the block map needs.
+
+    `means` (batch, heads, blocks, head_dim) in the input's dtype; `similarity` (batch, heads, blocks) float32, the
+    mean cosine similarity over all pairs of tokens of a block, self-pairs included, in [-1, 1].
+    """
+
+    means: Tensor
+    similarity: Tensor
+
+
+def pool(x: Tensor, block: int) -> PooledBlocks:
+    """Describe each block of `block` tokens of x by its mean and by how alike its tokens are.
+
+    The mean pairwise cosine is |Σ x̂|² / n², x̂ the normalised tokens rounded to float16, as SpargeAttn's kernel
+    does. Two of that kernel's traits are kept: the mean is rounded to the input's dtype, and a block with a token
+    of norm zero is never similar (0 / 0). That includes a partial last block, which the kernel pads with zeros, so it
+    is always computed.
+
+    Args:
+        x: (batch, heads, tokens, head_dim), floating point.
+        block: tokens in a block.
+    """
+    batch, heads, tokens, dim = x.shape
+    blocks = -(-tokens // block)
+    x32 = torch.nn.functional.pad(x.float(), (0, 0, 0, blocks * block - tokens))
+    x32 = x32.view(batch, heads, blocks, block, dim)
+    sizes = torch.full((blocks, 1), float(block), device=x.device)
+    sizes[-1] = tokens - (blocks - 1) * block
+    means = (x32.sum(dim=-2) / sizes).to(x.dtype)
+    unit = (x32 / x32.norm(dim=-1, keepdim=True)).to(torch.float16).float()
+    similarity = unit.sum(dim=-2).square().sum(dim=-1) / (block * block)
+    return PooledBlocks(means, similarity)
+
+
+def block_map(q: Tensor, k: Tensor, thresholds: ThresholdTensors, blocks: BlockShape, keep: range = range(0)) -> Tensor:
+    """Choose the block pairs to compute by SpargeAttn's rule (arXiv:2502.18137, and its `get_block_map_meansim`).
+
+    k's mean over the tokens is taken off first (it shifts every score of a row alike). The softmax over the pooled
+    scores of similar key blocks is sorted; blocks are taken in descending order while the cumulated probability
+    is not above `cdfthreshd`, or the first int(`topk` × blocks); at least one. Rows and columns of blocks that aren't
+    similar, and the columns in `keep`, are always computed.
+
+    Args:
+        q: (batch, heads, q tokens, head_dim).
+        k: (batch, heads, k tokens, head_dim), as many heads as q.
+        thresholds: one value a head.
+        blocks: block shape.
+        keep: key blocks that are computed whatever their score, e.g. those with text.
+
+    Returns:
+        bool (batch, heads, q blocks, k blocks), True where the pair is computed.
+    """
+    pooled_q = pool(q, blocks.q)
+    pooled_k = pool(k - k.mean(dim=-2, keepdim=True), blocks.k)
+    return select_blocks(pooled_q, pooled_k, thresholds, keep)
+
+
+def select_blocks(
+    pooled_q: PooledBlocks, pooled_k: PooledBlocks, thresholds: ThresholdTensors, keep: range = range(0)
+) -> Tensor:
+    """Choose block pairs as `block_map` does, from blocks that are pooled already.
+
+    Pooling doesn't depend on the thresholds, so a search over thresholds pools once.
+    """
+    floor = thresholds.simthreshd1[:, None]
+    similar_q = (pooled_q.similarity > floor)[..., :, None]
+    similar_k = (pooled_k.similarity > floor)[..., None, :]
+    scores = pooled_q.means @ pooled_k.means.transpose(-1, -2) * pooled_q.means.shape[-1] ** -0.5
+    # A row without one similar key block is all -inf, hence NaN; its blocks are all computed below.
+    probability = scores.masked_fill(~similar_k, -torch.inf).softmax(-1).nan_to_num(0.0)
+    ranked = probability.sort(dim=-1, descending=True)
+    num_blocks = probability.shape[-1]
+    if thresholds.rule == "cdf":
+        taken = (ranked.values.cumsum(-1) <= thresholds.select[:, None, None]).sum(-1, keepdim=True)
+    else:
+        taken = (thresholds.select * num_blocks).long()[:, None, None].expand(*probability.shape[:-1], 1)
+    rank = torch.arange(num_blocks, device=scores.device)
+    selected = torch.zeros_like(probability, dtype=torch.bool)
+    selected.scatter_(-1, ranked.indices, rank < taken.clamp(min=1))
+    selected |= ~similar_k
+    selected |= ~similar_q
+    selected[..., keep.start : keep.stop] = True
+    return selected
+
+
+def skip_pv(q: Tensor, k: Tensor, computed: Tensor, pvthreshd: Tensor, scale: float, blocks: BlockShape) -> Tensor:
+    """Take out the pairs whose P·V SpargeAttn's kernel skips, since their scores lie too far under the row maximum.
+
+    The kernel walks a row's computed blocks from left to right and skips one where, for every query of the block,
+    block maximum − running maximum + pvthreshd ≤ 0 in base-2 logits; never the first, and never the last. A skipped
+    block is left out of the softmax's denominator too, so the result is attention under the map returned here.
+    Skipped pairs still count as computed in `sparsity`, as upstream counts them.
+
+    Args:
+        q: (batch, heads, tokens, head_dim).
+        k: see q.
+        computed: bool (batch, heads, q blocks, k blocks).
+        pvthreshd: (heads,), base-2 logits.
+        scale: softmax scale.
+        blocks: block shape.
+
+    Returns:
+        bool, `computed` without the skipped pairs. Memory: one query block's scores over all batch entries and heads.
+    """
+    centred = k - k.mean(dim=-2, keepdim=True)  # shifts a row's scores alike: the bound below gets tighter
+    bound = 2 * scale * LOG2_E * q.norm(dim=-1).amax(dim=(0, 2)) * centred.norm(dim=-1).amax(dim=(0, 2))
+    if bool((bound < pvthreshd).all()):
+        return computed
+    last = computed.shape[-1] - 1 - computed.flip(-1).int().argmax(-1, keepdim=True)
+    kept = computed.clone()
+    pad = computed.shape[-1] * blocks.k - k.shape[-2]
+    for row in range(computed.shape[-2]):
+        scores = q[..., row * blocks.q : (row + 1) * blocks.q, :] @ centred.transpose(-1, -2) * (scale * LOG2_E)
+        scores = torch.nn.functional.pad(scores.float(), (0, pad), value=-torch.inf)
+        peaks = scores.view(*scores.shape[:-1], -1, blocks.k).amax(-1)  # (batch, heads, queries, k blocks)
+        peaks = peaks.masked_fill(~computed[..., row, None, :], -torch.inf)
+        before = torch.cat([torch.full_like(peaks[..., :1], -torch.inf), peaks.cummax(-1).values[..., :-1]], -1)
+        rise = torch.where(before == -torch.inf, torch.inf, peaks - before).amax(-2)
+        kept[..., row, :] &= rise + pvthreshd[:, None] > 0
+    return kept | (torch.zeros_like(computed).scatter_(-1, last, True) & computed)

@@ -1,0 +1,142 @@
+"""Token orders: in which order the tokens of a latent video are cut into blocks.
+
+Attention doesn't depend on the order of its tokens, but blocks do: tokens that are neighbours in the video have
+similar keys, so a block of neighbours is described well by its mean, and fewer blocks need to be computed. q, k
+and v are permuted before the attention and its output is permuted back, which changes nothing else.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Grid = tuple[int, int, int]
+"""Latent frames, height and width, in tokens."""
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where the tokens of a sequence lie.
+
+    Args:
+        grid: latent frames, height and width in tokens; the video tokens lie in raster order over it.
+        text: positions of the text tokens; they come before or after all video tokens.
+    """
+
+    grid: Grid
+    text: range
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the sequence that this layout describes."""
+        frames, height, width = self.grid
+        return frames * height * width + len(self.text)
+
+
+def permutation(order: str, layout: TokenLayout, device: torch.device | str = "cpu") -> Tensor | None:
+    """Give the positions to read a sequence's tokens from, so that it lies in `order`.
+
+    Text tokens stay where they are. `x[..., permutation, :]` orders, `invert` of it undoes that exactly.
+
+    Args:
+        order: one of `ORDERS`.
+        layout: the sequence's layout.
+        device: where the result lies.
+
+    Returns:
+        int64 of shape (layout.num_tokens,), or None for raster, which changes nothing.
+    """
+    if ORDERS[order] is None:
+        return None
+    return _permutation(order, layout.grid, layout.text.start, len(layout.text), str(device))
+
+
+def invert(permutation: Tensor) -> Tensor:
+    """Give the permutation that undoes `permutation`."""
+    return torch.argsort(permutation)
+
+
+@functools.lru_cache(maxsize=32)
+def _permutation(order: str, grid: Grid, text_start: int, num_text: int, device: str) -> Tensor:
+    key_of = ORDERS[order]
+    if key_of is None:
+        raise ValueError("raster has no permutation")
+    video = torch.argsort(key_of(grid), stable=True)
+    text = torch.arange(text_start, text_start + num_text)
+    parts = [text, video + num_text] if text_start == 0 else [video, text]
+    return torch.cat(parts).to(device)
+
+
+def _coordinates(grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """Frame, row and column of every token in raster order, each int64 (tokens,)."""
+    axes = torch.meshgrid(*(torch.arange(length) for length in grid), indexing="ij")
+    frame, row, column = (axis.flatten() for axis in axes)
+    return frame, row, column
+
+
+def _tile_key(grid: Grid, tile: Grid) -> Tensor:
+    """Sort key that walks whole tiles in raster order; tokens within a tile keep their raster order."""
+    tiles = [axis // length for axis, length in zip(_coordinates(grid), tile, strict=True)]
+    counts = [-(-length // tile_length) for length, tile_length in zip(grid, tile, strict=True)]
+    return (tiles[0] * counts[1] + tiles[1]) * counts[2] + tiles[2]
+
+
+def _frame_hilbert_key(grid: Grid) -> Tensor:
+    frame, row, column = _coordinates(grid)
+    along = _hilbert_index((row, column), max(grid[1:]))
+    return frame * (int(along.max()) + 1) + along
+
+
+def _volume_hilbert_key(grid: Grid) -> Tensor:
+    return _hilbert_index(_coordinates(grid), max(grid))
+
+
+def _hilbert_index(axes: tuple[Tensor, ...], extent: int) -> Tensor:
+    """Distance along the Hilbert curve of the smallest power-of-two cube that holds `extent`.
+
+    Skilling's algorithm (J. Skilling, 'Programming the Hilbert curve', AIP Conf. Proc. 707, 2004), for all
+    points at once.
+
+    Args:
+        axes: coordinates, int64 of shape (points,) for each dimension, all in [0, extent).
+        extent: the longest side of the grid.
+
+    Returns:
+        int64 (points,), each point's distance; neighbours on the curve are neighbours on the grid.
+    """
+    bits = max(1, (extent - 1).bit_length())
+    x = [axis.clone() for axis in axes]
+    mask = 1 << (bits - 1)
+    while mask > 1:  # undo the excess rotations, from the coarsest level to the finest
+        low = mask - 1
+        for axis in range(len(x)):
+            set_here = (x[axis] & mask) != 0
+            swap = torch.where(set_here, 0, (x[0] ^ x[axis]) & low)
+            x[0] = torch.where(set_here, x[0] ^ low, x[0] ^ swap)
+            x[axis] = x[axis] ^ swap if axis else x[0]
+        mask >>= 1
+    for axis in range(1, len(x)):  # Gray encode
+        x[axis] = x[axis] ^ x[axis - 1]
+    flips = torch.zeros_like(x[0])
+    mask = 1 << (bits - 1)
+    while mask > 1:
+        flips = torch.where((x[-1] & mask) != 0, flips ^ (mask - 1), flips)
+        mask >>= 1
+    index = torch.zeros_like(x[0])
+    for bit in reversed(range(bits)):  # interleave the bits, first axis highest
+        for bits_of_axis in x:
+            index = (index << 1) | (((bits_of_axis ^ flips) >> bit) & 1)
+    return index
+
+
+ORDERS: dict[str, Callable[[Grid], Tensor] | None] = {
+    "raster": None,
+    "tiles": lambda grid: _tile_key(grid, (1, 8, 8)),
+    "cubes": lambda grid: _tile_key(grid, (4, 4, 4)),
+    "hilbert": _frame_hilbert_key,
+    "hilbert3d": _volume_hilbert_key,
+}
+"""Name to sort key. `tiles` are 8 × 8 within a frame and `cubes` 4 × 4 × 4 over space and time, 64 tokens each
+(SpargeAttn's key block); `hilbert` walks each frame along a Hilbert curve, `hilbert3d` the whole latent video."""

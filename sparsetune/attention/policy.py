@@ -1,0 +1,67 @@
+"""A policy: everything that decides which attention blocks of a generation are computed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sparsetune.attention.ordering import ORDERS
+from sparsetune.attention.schedule import DenseSchedule
+from sparsetune.attention.thresholds import SPARGE_DEFAULTS, HeadThresholds, LayerThresholds
+from sparsetune.errors import ThresholdError
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Thresholds of every self-attention layer, the dense steps, the token order and the text rule.
+
+    Args:
+        layers: one entry a self-attention layer of the transformer, in the order of its modules.
+        schedule: which denoising steps run dense.
+        order: the token order in which blocks are cut, one of `ORDERS`.
+        keep_text: compute every key block that holds a text token, for every query; the general form of
+            SpargeAttn's `attention_sink`, which keeps the first key block.
+
+    Raises:
+        ThresholdError: no layers, a layer named twice, or an unknown order.
+    """
+
+    layers: tuple[LayerThresholds, ...]
+    schedule: DenseSchedule = field(default_factory=DenseSchedule)
+    order: str = "raster"
+    keep_text: bool = True
+
+    def __post_init__(self) -> None:
+        names = [layer.name for layer in self.layers]
+        if not names or len(set(names)) != len(names):
+            raise ThresholdError(f"a policy must name each layer once, but names {names or 'none'}")
+        if self.order not in ORDERS:
+            raise ThresholdError(f"order must be one of {', '.join(ORDERS)}, but is {self.order!r}")
+
+    @classmethod
+    def uniform(
+        cls,
+        layers: Sequence[tuple[str, int]],
+        head: HeadThresholds | None = None,
+        *,
+        schedule: DenseSchedule | None = None,
+        order: str = "raster",
+        keep_text: bool = True,
+    ) -> "Policy":
+        """Give every head of every layer the same thresholds; SpargeAttn's defaults where none are given.
+
+        Args:
+            layers: (name, number of heads) of each self-attention layer.
+            head: the thresholds of every head.
+            schedule: which denoising steps run dense; none by default.
+            order: as in `Policy`.
+            keep_text: as in `Policy`.
+        """
+        head = head or SPARGE_DEFAULTS
+        uniform = tuple(LayerThresholds.uniform(name, num_heads, head) for name, num_heads in layers)
+        return cls(uniform, schedule or DenseSchedule(), order, keep_text)
+
+    def layer(self, name: str) -> LayerThresholds:
+        """Return the thresholds of the layer of that name; KeyError where there is none."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)

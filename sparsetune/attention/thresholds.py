@@ -1,0 +1,136 @@
+"""SpargeAttn's thresholds for one head and for one layer."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sparsetune.errors import ThresholdError
+
+Rule = Literal["cdf", "topk"]
+
+PVTHRESHD_OFF = 50.0
+"""SpargeAttn's default `pvthreshd`, in base-2 logits: so high that P·V is in practice never skipped."""
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high or math.isinf(value):
+        bounds = f"in [{low:g}, {high:g}]" if high != math.inf else f"at least {low:g} and finite"
+        raise ThresholdError(f"{name} must be {bounds}, but is {value}; mend the thresholds")
+
+
+@dataclass(frozen=True)
+class HeadThresholds:
+    """Thresholds of one attention head, in SpargeAttn's terms.
+
+    Args:
+        is_sparse: False runs the head dense, whatever the other values say.
+        simthreshd1: in [-1, 1]; a block whose mean pairwise cosine similarity isn't above it is always computed.
+        cdfthreshd: in [0, 1]; key blocks are taken until their cumulated probability passes it (rule `cdf`).
+        topk: in (0, 1]; that fraction of the key blocks is taken (rule `topk`). Exactly one of the two is given.
+        pvthreshd: at least 0, in base-2 logits; P·V is skipped for computed blocks whose scores lie that far
+            under the running row maximum. `PVTHRESHD_OFF` skips nothing in practice.
+
+    Raises:
+        ThresholdError: a value is outside its range, NaN, or both or neither of cdfthreshd and topk are given.
+    """
+
+    simthreshd1: float
+    cdfthreshd: float | None = None
+    topk: float | None = None
+    pvthreshd: float = PVTHRESHD_OFF
+    is_sparse: bool = True
+
+    def __post_init__(self) -> None:
+        if (self.cdfthreshd is None) == (self.topk is None):
+            raise ThresholdError(
+                "exactly one of cdfthreshd and topk must be given, "
+                f"but they are {self.cdfthreshd} and {self.topk}; leave one of them out"
+            )
+        _check("simthreshd1", self.simthreshd1, -1.0, 1.0)
+        if self.cdfthreshd is not None:
+            _check("cdfthreshd", self.cdfthreshd, 0.0, 1.0)
+        if self.topk is not None:
+            _check("topk", self.topk, 0.0, 1.0)
+            if self.topk == 0.0:
+                raise ThresholdError("topk must be above 0, but is 0.0; give the fraction of key blocks to compute")
+        _check("pvthreshd", self.pvthreshd, 0.0, math.inf)
+
+    @property
+    def rule(self) -> Rule:
+        """`cdf` or `topk`: how key blocks are chosen."""
+        return "cdf" if self.cdfthreshd is not None else "topk"
+
+
+SPARGE_DEFAULTS = HeadThresholds(simthreshd1=0.6, cdfthreshd=0.98)
+"""The defaults of `spas_sage2_attn_meansim_cuda`: what an untuned user of SpargeAttn runs."""
+
+
+@dataclass(frozen=True)
+class LayerThresholds:
+    """Thresholds of all heads of one self-attention layer.
+
+    Args:
+        name: the attention module's path from the pipeline, e.g. `transformer.transformer_blocks.0.attn1`.
+        heads: one entry a head, all with the same rule (one kernel call serves all heads).
+
+    Raises:
+        ThresholdError: there are no heads, or their rules differ.
+    """
+
+    name: str
+    heads: tuple[HeadThresholds, ...]
+
+    def __post_init__(self) -> None:
+        rules = {head.rule for head in self.heads}
+        if len(rules) != 1:
+            found = " and ".join(sorted(rules)) or "no head at all"
+            raise ThresholdError(f"all heads of {self.name} must follow one rule, cdf or topk, but there is {found}")
+
+    @classmethod
+    def uniform(cls, name: str, num_heads: int, head: HeadThresholds) -> "LayerThresholds":
+        """Give every head of a layer the same thresholds."""
+        return cls(name, (head,) * num_heads)
+
+    @property
+    def rule(self) -> Rule:
+        """The rule that every head of the layer follows."""
+        return self.heads[0].rule
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether any head is sparse; a layer without one runs on the pipeline's own dense attention."""
+        return any(head.is_sparse for head in self.heads)
+
+    def tensors(self, device: torch.device) -> "ThresholdTensors":
+        """Lay the thresholds out as one float32 value a head; a dense head becomes (1, 1), as in SpargeAttn.
+
+        With simthreshd1 at 1 no block counts as similar, so every block of the head is computed.
+        """
+
+        def column(values: Iterable[float]) -> Tensor:
+            return torch.tensor(tuple(values), dtype=torch.float32, device=device)
+
+        select = [(head.cdfthreshd if self.rule == "cdf" else head.topk) or 0.0 for head in self.heads]
+        return ThresholdTensors(
+            rule=self.rule,
+            simthreshd1=column(head.simthreshd1 if head.is_sparse else 1.0 for head in self.heads),
+            select=column(value if head.is_sparse else 1.0 for value, head in zip(select, self.heads, strict=True)),
+            pvthreshd=column(head.pvthreshd if head.is_sparse else PVTHRESHD_OFF for head in self.heads),
+        )
+
+
+@dataclass(frozen=True)
+class ThresholdTensors:
+    """A layer's thresholds as a kernel takes them: float32 tensors of shape (heads,) on one device.
+
+    `select` holds cdfthreshd or topk, as `rule` says.
+    """
+
+    rule: Rule
+    simthreshd1: Tensor
+    select: Tensor
+    pvthreshd: Tensor

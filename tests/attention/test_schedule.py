@@ -1,0 +1,27 @@
+import pytest
+
+from sparsetune.attention.schedule import DenseSchedule, step_of
+from sparsetune.errors import ThresholdError
+
+
+@pytest.mark.parametrize(
+    ("fraction", "steps", "dense"), [(0.0, 50, 0), (0.1, 30, 3), (0.25, 10, 3), (1.0, 7, 7), (0.01, 10, 1)]
+)
+def test_dense_steps_are_the_fraction_rounded_up(fraction: float, steps: int, dense: int) -> None:
+    schedule = DenseSchedule(fraction)
+    assert schedule.num_dense_steps(steps) == dense
+    assert [schedule.is_dense(step, steps) for step in range(steps)] == [step < dense for step in range(steps)]
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
+def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
+    with pytest.raises(ThresholdError, match=r"dense_fraction must be in \[0, 1\]"):
+        DenseSchedule(fraction)
+
+
+def test_a_step_is_found_by_its_timestep() -> None:
+    timesteps = [999.0, 799.0, 599.0]
+    assert [step_of(value, timesteps) for value in timesteps] == [0, 1, 2]
+    assert step_of(799.4, timesteps) == 1  # half precision rounds timesteps
+    assert step_of(700.0, timesteps) is None
+    assert step_of(1.0, []) is None

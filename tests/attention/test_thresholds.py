@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from sparsetune.attention.policy import Policy
+from sparsetune.attention.thresholds import SPARGE_DEFAULTS, HeadThresholds, LayerThresholds
+from sparsetune.errors import ThresholdError
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"simthreshd1": 1.5, "cdfthreshd": 0.9}, r"simthreshd1 must be in \[-1, 1\], but is 1.5"),
+        ({"simthreshd1": float("nan"), "cdfthreshd": 0.9}, "simthreshd1 must be"),
+        ({"simthreshd1": 0.0, "cdfthreshd": 1.01}, r"cdfthreshd must be in \[0, 1\]"),
+        ({"simthreshd1": 0.0, "topk": 0.0}, "topk must be above 0"),
+        ({"simthreshd1": 0.0, "cdfthreshd": 0.9, "pvthreshd": -1.0}, "pvthreshd must be at least 0"),
+        ({"simthreshd1": 0.0, "cdfthreshd": 0.9, "pvthreshd": float("inf")}, "pvthreshd must be at least 0"),
+        ({"simthreshd1": 0.0}, "exactly one of cdfthreshd and topk"),
+        ({"simthreshd1": 0.0, "cdfthreshd": 0.9, "topk": 0.5}, "exactly one of cdfthreshd and topk"),
+    ],
+)
+def test_values_out_of_range_are_refused(values: dict, message: str) -> None:
+    with pytest.raises(ThresholdError, match=message):
+        HeadThresholds(**values)
+
+
+def test_heads_of_a_layer_follow_one_rule() -> None:
+    with pytest.raises(ThresholdError, match="all heads of a must follow one rule"):
+        LayerThresholds("a", (HeadThresholds(0.0, cdfthreshd=0.9), HeadThresholds(0.0, topk=0.5)))
+    with pytest.raises(ThresholdError, match="no head at all"):
+        LayerThresholds("a", ())
+
+
+def test_a_dense_head_is_written_as_sparge_writes_it() -> None:
+    layer = LayerThresholds("a", (SPARGE_DEFAULTS, HeadThresholds(0.1, cdfthreshd=0.2, pvthreshd=3.0, is_sparse=False)))
+    tensors = layer.tensors(torch.device("cpu"))
+    torch.testing.assert_close(tensors.simthreshd1, torch.tensor([0.6, 1.0]))
+    torch.testing.assert_close(tensors.select, torch.tensor([0.98, 1.0]))
+    torch.testing.assert_close(tensors.pvthreshd, torch.tensor([50.0, 50.0]))
+
+
+def test_a_policy_names_each_layer_once() -> None:
+    with pytest.raises(ThresholdError, match="must name each layer once"):
+        Policy.uniform([("a", 1), ("a", 1)])
+    with pytest.raises(ThresholdError, match="order must be one of"):
+        Policy.uniform([("a", 1)], order="spiral")
+    assert Policy.uniform([("a", 2)]).layer("a").heads == (SPARGE_DEFAULTS, SPARGE_DEFAULTS)
