@@ -1,0 +1,125 @@
+"""The manifest of a checkpoint: where its policy comes from and what it was tuned for."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from sparsetune.errors import CheckpointError
+
+SCHEMA_VERSION: Final = 1
+"""Version of the manifest and of the policy's metadata; raised whenever a field changes its meaning."""
+
+
+def utc_now() -> str:
+    """Return the present time in UTC as ISO 8601 with seconds, e.g. `2026-11-22T10:16:37+00:00`."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def hash_prompts(prompts: Sequence[str]) -> str:
+    """Return the SHA-256 of a list of prompts, in hexadecimal; order and repetition count."""
+    return hashlib.sha256(json.dumps(list(prompts), ensure_ascii=False).encode()).hexdigest()
+
+
+def _in_utc(text: str) -> str:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"must be an ISO 8601 time, but is {text!r}") from error
+    if moment.tzinfo is None:
+        raise ValueError(f"must name its time zone, but is {text!r}")
+    return moment.astimezone(UTC).isoformat(timespec="seconds")
+
+
+class LayerShape(BaseModel):
+    """One self-attention layer of the base model: its module path, heads and head dimension."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    num_heads: int = Field(gt=0)
+    head_dim: int | None = Field(default=None, gt=0)
+
+
+class Manifest(BaseModel):
+    """Where a policy comes from; None or empty means unknown.
+
+    Args:
+        tuner: what found the policy: `optuna`, `builtin`, `calibrate`, `manual`, or `unknown`.
+        created: when, in UTC as ISO 8601 (any time zone is taken and converted).
+        base_model, base_source, base_revision, base_fingerprint: the model the policy was tuned for: its name,
+            hub id or folder, revision, and SHA-256 of its weights' index.
+        pipeline_class, transformer_class, layers: its classes and self-attention layers.
+        num_frames, height, width, num_inference_steps, guidance_scale, dtype, scheduler: the generation tuned on.
+        kernel, device: the attention kernel and the GPU or CPU it was tuned with.
+        tuner_settings: the tuner's own settings, as JSON values.
+        prompts_hash, seeds: `hash_prompts` of the tune prompts and the seeds rendered.
+        versions, git_commit: as `versions()` and `git_commit()` gave them.
+        metrics: what was measured for this policy, e.g. `psnr` in dB and `sparsity` in [0, 1].
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tuner: str
+    created: Annotated[str, AfterValidator(_in_utc)] = Field(default_factory=utc_now)
+    schema_version: int = SCHEMA_VERSION
+
+    base_model: str | None = None
+    base_source: str | None = None
+    base_revision: str | None = None
+    base_fingerprint: str | None = None
+    pipeline_class: str | None = None
+    transformer_class: str | None = None
+    layers: tuple[LayerShape, ...] = ()
+
+    num_frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    dtype: str | None = None
+    scheduler: str | None = None
+
+    kernel: str | None = None
+    device: str | None = None
+    tuner_settings: dict[str, JsonValue] = Field(default_factory=dict)
+    prompts_hash: str | None = None
+    seeds: tuple[int, ...] = ()
+    versions: dict[str, str] = Field(default_factory=dict)
+    git_commit: str | None = None
+    metrics: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest.json.
+
+    Raises:
+        CheckpointError: the file can't be read, isn't a manifest, or was written by a newer sparsetune.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path} must be a checkpoint's manifest in JSON, but: {reason}; save it anew") from error
+    check_schema_version(path, value.get("schema_version") if isinstance(value, dict) else None)
+    try:
+        return Manifest.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{path}: {where}: {first['msg']}; mend it or save the checkpoint anew") from error
+
+
+def check_schema_version(path: Path, version: object) -> None:
+    """Raise CheckpointError unless `version` is one that this sparsetune reads."""
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise CheckpointError(f"{path} must have schema_version {SCHEMA_VERSION}, but has {version!r}; save it anew")
+    if version > SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path} must have schema_version {SCHEMA_VERSION} or lower, but has {version}: "
+            "a newer sparsetune wrote it; update sparsetune"
+        )

@@ -1,0 +1,100 @@
+"""A policy as one safetensors file, whose metadata suffices to rebuild it."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sparsetune.attention.policy import Policy
+from sparsetune.attention.schedule import DenseSchedule
+from sparsetune.attention.thresholds import LayerThresholds, Rule
+from sparsetune.checkpoint.columns import from_columns, select_column, to_columns
+from sparsetune.checkpoint.manifest import SCHEMA_VERSION, check_schema_version
+from sparsetune.errors import CheckpointError, ThresholdError
+from sparsetune.files import atomic_path
+
+METADATA_KEY = "sparsetune.policy"
+"""The safetensors metadata entry that holds, as JSON, all of a policy but its tensors."""
+
+
+def write_policy(policy: Policy, path: Path) -> None:
+    """Write a policy to a .safetensors file, whole or not at all; thresholds are rounded to float32.
+
+    The tensors are `{layer}.{is_sparse,simthreshd1,cdfthreshd or topk,pvthreshd}`, each of shape (heads,).
+    """
+    tensors = {
+        f"{layer.name}.{column}": tensor for layer in policy.layers for column, tensor in to_columns(layer).items()
+    }
+    described = {
+        "schema_version": SCHEMA_VERSION,
+        "layers": [{"name": layer.name, "rule": layer.rule} for layer in policy.layers],
+        "dense_fraction": policy.schedule.dense_fraction,
+        "order": policy.order,
+        "keep_text": policy.keep_text,
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(described)})
+
+
+def read_policy(path: Path) -> Policy:
+    """Read a policy that `write_policy` wrote.
+
+    Raises:
+        CheckpointError: the file can't be read, isn't a policy, has tensors too many or too few, or values
+            out of range.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            described = _described(path, opened.metadata() or {})
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} must be a safetensors file that sparsetune wrote, but can't be read: {error}; save it anew"
+        ) from error
+    try:
+        return _build(described, tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, ThresholdError) as error:
+        raise CheckpointError(f"{path} must describe a whole policy, but doesn't: {error!r}; save it anew") from error
+
+
+def _build(described: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
+    layers: list[LayerThresholds] = []
+    for entry in described["layers"]:
+        name, rule = str(entry["name"]), _rule(entry["rule"])
+        wanted = ("is_sparse", "simthreshd1", select_column(rule), "pvthreshd")
+        columns = {column: tensors.pop(key) for column in wanted if (key := f"{name}.{column}") in tensors}
+        layers.append(from_columns(name, rule, columns))
+    if tensors:
+        raise CheckpointError(f"a policy must hold only its layers' tensors, but holds {', '.join(tensors)} too")
+    schedule = DenseSchedule(float(described["dense_fraction"]))
+    keep_text = described["keep_text"]
+    if not isinstance(keep_text, bool):
+        raise TypeError(f"keep_text must be true or false, but is {keep_text!r}")
+    return Policy(tuple(layers), schedule, str(described["order"]), keep_text)
+
+
+def _described(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    if METADATA_KEY not in metadata:
+        raise CheckpointError(
+            f"{path} must be a policy that sparsetune wrote, but its metadata has no entry {METADATA_KEY!r}; "
+            "is it a model's weights?"
+        )
+    try:
+        described = json.loads(metadata[METADATA_KEY])
+    except ValueError as error:
+        raise CheckpointError(f"{path} must describe its policy in JSON, but: {error}; save it anew") from error
+    check_schema_version(path, described.get("schema_version") if isinstance(described, dict) else None)
+    return cast("dict[str, Any]", described)
+
+
+def _rule(value: object) -> Rule:
+    if value == "cdf":
+        return "cdf"
+    if value == "topk":
+        return "topk"
+    raise ValueError(f"a rule must be cdf or topk, but is {value!r}")

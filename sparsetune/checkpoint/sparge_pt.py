@@ -1,0 +1,138 @@
+"""SpargeAttn's own checkpoint file: a `torch.save`d dict of one tensor a threshold and layer."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sparsetune.attention.policy import Policy
+from sparsetune.attention.thresholds import LayerThresholds
+from sparsetune.checkpoint.columns import from_columns, to_columns
+from sparsetune.errors import CheckpointError
+from sparsetune.files import atomic_path
+
+_KEY = re.compile(
+    r"(?P<module>.+)\.inner_attention\.(?P<column>is_sparse|cdfthreshd|simthreshd1|simthreshd2|pvthreshd)"
+)
+
+
+def read_sparge_pt(path: Path | str, *, root: str = "transformer") -> Policy:
+    """Read a checkpoint that SpargeAttn's tuner saved.
+
+    Keys are taken apart exactly, where SpargeAttn's loader compares substrings and so mixes up
+    `transformer_blocks` and `single_transformer_blocks`. Thresholds may be stored in any float dtype, and
+    `is_sparse` as numbers (SpargeAttn casts both with the model's dtype). `simthreshd2` is read by none of its
+    kernels and isn't kept. The policy has no dense steps, raster order, and keep_text, since SpargeAttn infers
+    with `attention_sink`.
+
+    Deviation: SpargeAttn's kernels never look at `is_sparse`, so a head tuned to be dense (both thresholds 1)
+    still skips P·V there, by its pvthreshd; here a head that isn't sparse is wholly dense. The stored value is
+    kept, and written again by `write_sparge_pt`.
+
+    Args:
+        path: the `.pt` file; only tensors are unpickled.
+        root: the pipeline's attribute under which the keys' modules lie.
+
+    Raises:
+        CheckpointError: the file can't be read, holds more than tensors, has other keys, lacks some, or its
+            shapes or values don't hold.
+    """
+    path = Path(path)
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in _tensors(path).items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise CheckpointError(
+                f"{path}: keys must read MODULE.inner_attention.THRESHOLD as SpargeAttn saves them, but one is "
+                f"{key!r}; give a file of its extract_sparse_attention_state_dict"
+            )
+        layers.setdefault(match["module"], {})[match["column"]] = tensor
+    if not layers:
+        raise CheckpointError(f"{path} must hold the thresholds of at least one layer, but is empty; tune first")
+    try:
+        return Policy(tuple(from_columns(f"{root}.{module}", "cdf", columns) for module, columns in layers.items()))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def write_sparge_pt(policy: Policy, path: Path | str, *, root: str = "transformer", allow_loss: bool = False) -> None:
+    """Write a policy as a file that SpargeAttn's `load_sparse_attention_state_dict` loads.
+
+    A head that isn't sparse gets cdfthreshd and simthreshd1 1, which is how SpargeAttn makes one dense.
+
+    Args:
+        policy: thresholds by the cdf rule.
+        path: the file to write, whole or not at all.
+        root: the pipeline's attribute that every layer lies under; keys are written without it.
+        allow_loss: write the thresholds even where the policy has dense steps, a token order or a text rule
+            that SpargeAttn's format can't say. Its videos will then differ from those of the policy.
+
+    Raises:
+        CheckpointError: the format can't hold the policy.
+    """
+    path = Path(path)
+    _check_expressible(policy, path, allow_loss)
+    tensors: dict[str, Tensor] = {}
+    for layer in policy.layers:
+        module = layer.name.removeprefix(f"{root}.")
+        if module == layer.name:
+            raise CheckpointError(
+                f"every layer must lie under {root!r} to be written to {path}, but {layer.name} doesn't"
+            )
+        tensors |= {f"{module}.inner_attention.{name}": tensor for name, tensor in _sparge_columns(layer).items()}
+    with atomic_path(path) as temporary:
+        torch.save(tensors, temporary)
+
+
+def _check_expressible(policy: Policy, path: Path, allow_loss: bool) -> None:
+    if any(layer.rule == "topk" for layer in policy.layers):
+        raise CheckpointError(
+            f"thresholds must follow the cdf rule to be written to {path}, but some follow topk, which SpargeAttn's "
+            "format has no place for; convert to a folder or .safetensors instead"
+        )
+    lost = []
+    if policy.schedule.dense_fraction:
+        lost.append(f"dense_fraction {policy.schedule.dense_fraction:g}")
+    if policy.order != "raster":
+        lost.append(f"order {policy.order}")
+    if not policy.keep_text:
+        lost.append("keep_text off")
+    if lost and not allow_loss:
+        raise CheckpointError(
+            f"a policy written to {path} must have no dense steps, raster order and keep_text, but it has "
+            f"{', '.join(lost)}, which SpargeAttn's format would lose; convert to a folder or .safetensors, "
+            "or allow the loss"
+        )
+
+
+def _sparge_columns(layer: LayerThresholds) -> dict[str, Tensor]:
+    """Lay a layer out in the order in which SpargeAttn's module registers its parameters."""
+    columns = to_columns(layer)
+    dense = ~columns["is_sparse"]
+    return {
+        "is_sparse": columns["is_sparse"],
+        "cdfthreshd": columns["cdfthreshd"].masked_fill(dense, 1.0),
+        "simthreshd1": columns["simthreshd1"].masked_fill(dense, 1.0),
+        "simthreshd2": torch.zeros(len(layer.heads)),
+        "pvthreshd": columns["pvthreshd"],
+    }
+
+
+def _tensors(path: Path) -> Mapping[str, Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path} must be a readable file, but: {error.strerror or error}") from error
+    except Exception as error:  # unpickling what isn't a pickle of tensors raises nearly anything
+        raise CheckpointError(
+            f"{path} must be a torch.save of tensors alone, but can't be read as one "
+            f"({type(error).__name__}); it is damaged, or holds code, which is never run"
+        ) from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path} must hold a dict of tensors, but holds a {type(loaded).__name__}")
+    for key, value in loaded.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise CheckpointError(f"{path} must hold only tensors by name, but {key!r} is a {type(value).__name__}")
+    return loaded

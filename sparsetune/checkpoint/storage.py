@@ -1,0 +1,123 @@
+"""Checkpoints on disk: saved as a folder, loaded from any of three forms, converted between them."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sparsetune.checkpoint.checkpoint import Checkpoint
+from sparsetune.checkpoint.folders import atomic_folder
+from sparsetune.checkpoint.manifest import Manifest, read_manifest
+from sparsetune.checkpoint.policy_file import read_policy, write_policy
+from sparsetune.checkpoint.sparge_pt import read_sparge_pt, write_sparge_pt
+from sparsetune.errors import CheckpointError
+from sparsetune.files import write_text
+
+POLICY_FILE = "policy.safetensors"
+MANIFEST_FILE = "manifest.json"
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path | str) -> Path:
+    """Save a checkpoint as FOLDER/policy.safetensors and FOLDER/manifest.json.
+
+    An existing checkpoint there is replaced whole; one that couldn't be loaded again never takes its place.
+    Thresholds are rounded to float32, as kernels take them.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: FOLDER is a file, or holds anything else than a checkpoint.
+        SparsetuneError: the folder can't be written.
+    """
+    folder = Path(folder)
+    _check_replaceable(folder)
+    with atomic_folder(folder) as temporary:
+        write_policy(checkpoint.policy, temporary / POLICY_FILE)
+        write_text(temporary / MANIFEST_FILE, checkpoint.manifest.model_dump_json(indent=2) + "\n")
+        _load_folder(temporary)
+    return folder
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """Load a checkpoint from its folder, a lone .safetensors file, or SpargeAttn's `.pt`.
+
+    A policy.safetensors with its manifest.json beside it is the same as their folder. Without a manifest the
+    checkpoint's says tuner `unknown` (`builtin` for a `.pt`) and the file's time.
+
+    Raises:
+        CheckpointError: nothing is there, it is no checkpoint, or its values don't hold.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _load_folder(path)
+    if not path.is_file():
+        raise CheckpointError(
+            f"a checkpoint must be a folder, a .safetensors file or SpargeAttn's .pt, but there is no {path}; "
+            "check the path, or make one with `sparsetune tune`"
+        )
+    if path.suffix == ".safetensors":
+        if path.name == POLICY_FILE and (path.parent / MANIFEST_FILE).is_file():
+            return _load_folder(path.parent)
+        return Checkpoint(read_policy(path), _manifest_of_file(path, "unknown"))
+    if path.suffix == ".pt":
+        return Checkpoint(read_sparge_pt(path), _manifest_of_file(path, "builtin"))
+    raise CheckpointError(
+        f"a checkpoint must be a folder, a .safetensors file or SpargeAttn's .pt, but {path} is none of them; "
+        "give another path"
+    )
+
+
+def convert(source: Path | str, target: Path | str, *, allow_loss: bool = False) -> Path:
+    """Load a checkpoint in any form and save it in the form that the target's suffix names.
+
+    `.pt` is SpargeAttn's, `.safetensors` a lone policy file, anything else a checkpoint folder. A manifest
+    only fits into a folder.
+
+    Args:
+        source: what `load_checkpoint` takes.
+        target: the path to write.
+        allow_loss: see `write_sparge_pt`.
+
+    Returns:
+        The target.
+
+    Raises:
+        CheckpointError: the source isn't a checkpoint, or the target's form can't hold it.
+    """
+    checkpoint, target = load_checkpoint(source), Path(target)
+    if target.suffix not in (".pt", ".safetensors"):
+        return save_checkpoint(checkpoint, target)
+    if target.is_dir():
+        raise CheckpointError(f"the target must be a file, but {target} is a folder; give another path")
+    if target.suffix == ".pt":
+        write_sparge_pt(checkpoint.policy, target, allow_loss=allow_loss)
+    else:
+        write_policy(checkpoint.policy, target)
+    return target
+
+
+def _load_folder(folder: Path) -> Checkpoint:
+    missing = [name for name in (POLICY_FILE, MANIFEST_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"a checkpoint folder must hold {POLICY_FILE} and {MANIFEST_FILE}, but {folder} lacks "
+            f"{' and '.join(missing)}; give another folder, or make one with `sparsetune tune`"
+        )
+    return Checkpoint(read_policy(folder / POLICY_FILE), read_manifest(folder / MANIFEST_FILE))
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"a checkpoint must be saved in a folder, but {folder} is a file; give another path")
+    if not folder.exists():
+        return
+    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in (POLICY_FILE, MANIFEST_FILE))
+    if others:
+        raise CheckpointError(
+            f"{folder} must be new, empty or a checkpoint to be replaced, but holds {', '.join(others[:3])}"
+            f"{' and more' if len(others) > 3 else ''}; give another folder"
+        )
+
+
+def _manifest_of_file(path: Path, tuner: str) -> Manifest:
+    changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    return Manifest(tuner=tuner, created=changed.isoformat(timespec="seconds"))

@@ -1,0 +1,223 @@
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sparsetune.attention.policy import Policy
+from sparsetune.attention.schedule import DenseSchedule
+from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
+from sparsetune.checkpoint import Checkpoint, LayerShape, Manifest, convert, folders, load_checkpoint, save_checkpoint
+from sparsetune.checkpoint.policy_file import read_policy, write_policy
+from sparsetune.errors import CheckpointError, SparsetuneError
+
+NAME = "transformer.transformer_blocks.{}.attn1"
+
+
+def make_policy(num_layers: int = 3, num_heads: int = 3, seed: int = 0) -> Policy:
+    """Layers with cdf and topk by turns, with thresholds that float32 can't hold exactly and some dense heads."""
+    random = torch.Generator().manual_seed(seed)
+
+    def head(topk: bool) -> HeadThresholds:
+        similarity, chosen, pv, dense = torch.rand(4, generator=random, dtype=torch.float64).tolist()
+        select = {"topk" if topk else "cdfthreshd": chosen}
+        return HeadThresholds(simthreshd1=2 * similarity - 1, pvthreshd=50 * pv, is_sparse=dense > 0.3, **select)
+
+    layers = tuple(
+        LayerThresholds(NAME.format(index), tuple(head(bool(index % 2)) for _ in range(num_heads)))
+        for index in range(num_layers)
+    )
+    return Policy(layers, DenseSchedule(0.1 + 0.2), order="hilbert", keep_text=False)
+
+
+def make_checkpoint(seed: int = 0) -> Checkpoint:
+    manifest = Manifest(
+        tuner="optuna",
+        base_model="demo",
+        layers=(LayerShape(name=NAME.format(0), num_heads=3, head_dim=64),),
+        tuner_settings={"n_trials": 8, "rule": ["cdf", "topk"]},
+        seeds=(42, 43),
+        metrics={"psnr": 37.5, "sparsity": 0.25},
+    )
+    return Checkpoint(make_policy(seed=seed), manifest)
+
+
+def test_kernels_get_the_same_thresholds_after_a_round_trip(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint()
+    loaded = load_checkpoint(save_checkpoint(checkpoint, tmp_path / "tuned"))
+    for before, after in zip(checkpoint.policy.layers, loaded.policy.layers, strict=True):
+        want, got = before.tensors(torch.device("cpu")), after.tensors(torch.device("cpu"))
+        assert (before.name, want.rule) == (after.name, got.rule)
+        for column in ("simthreshd1", "select", "pvthreshd"):
+            assert torch.equal(getattr(want, column), getattr(got, column))
+    assert [h.is_sparse for la in loaded.policy.layers for h in la.heads] == [
+        h.is_sparse for la in checkpoint.policy.layers for h in la.heads
+    ]
+    assert (loaded.policy.schedule, loaded.policy.order, loaded.policy.keep_text) == (
+        checkpoint.policy.schedule,
+        "hilbert",
+        False,
+    )
+    assert loaded.manifest == checkpoint.manifest
+
+
+def test_a_second_round_trip_changes_nothing(tmp_path: Path) -> None:
+    once = load_checkpoint(save_checkpoint(make_checkpoint(), tmp_path / "one"))
+    assert load_checkpoint(save_checkpoint(once, tmp_path / "two")) == once
+
+
+def test_decimal_thresholds_come_back_as_they_were_written(tmp_path: Path) -> None:
+    policy = Policy.uniform([(NAME.format(0), 2)])
+    write_policy(policy, tmp_path / "a.safetensors")
+    assert read_policy(tmp_path / "a.safetensors") == policy
+
+
+def test_a_lone_safetensors_rebuilds_the_policy(tmp_path: Path) -> None:
+    saved = save_checkpoint(make_checkpoint(), tmp_path / "tuned")
+    lone = tmp_path / "lone.safetensors"
+    (saved / "policy.safetensors").rename(lone)
+    loaded = load_checkpoint(lone)
+    assert loaded.policy.schedule.dense_fraction == 0.1 + 0.2
+    assert loaded.manifest.tuner == "unknown"
+    assert loaded.manifest.created.endswith("+00:00")
+
+
+def test_the_policy_file_of_a_folder_loads_with_its_manifest(tmp_path: Path) -> None:
+    saved = save_checkpoint(make_checkpoint(), tmp_path / "tuned")
+    assert load_checkpoint(str(saved / "policy.safetensors")).manifest.tuner == "optuna"
+
+
+def test_saving_replaces_the_whole_checkpoint_and_leaves_nothing_else(tmp_path: Path) -> None:
+    save_checkpoint(make_checkpoint(seed=0), tmp_path / "tuned")
+    save_checkpoint(make_checkpoint(seed=1), tmp_path / "tuned")
+    expected = save_checkpoint(make_checkpoint(seed=1), tmp_path / "other")
+    assert load_checkpoint(tmp_path / "tuned").policy == load_checkpoint(expected).policy
+    assert sorted(os.listdir(tmp_path)) == ["other", "tuned"]
+
+
+def test_a_reader_never_finds_the_folder_missing_while_it_is_replaced(tmp_path: Path) -> None:
+    folder = save_checkpoint(make_checkpoint(), tmp_path / "tuned")
+    if not folders.exchange(folder, folder):
+        pytest.skip("this file system has no exchange of two paths")
+    missing, done = [], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            if not folder.exists():
+                missing.append(1)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for seed in range(20):
+        save_checkpoint(make_checkpoint(seed), folder)
+    done.set()
+    watcher.join()
+    assert not missing
+
+
+def test_folders_are_replaced_where_the_system_cannot_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "exchange", lambda one, other: False)
+    save_checkpoint(make_checkpoint(seed=0), tmp_path / "tuned")
+    save_checkpoint(make_checkpoint(seed=1), tmp_path / "tuned")
+    assert load_checkpoint(tmp_path / "tuned").policy.layers[0].heads[0] != make_policy(seed=0).layers[0].heads[0]
+    assert os.listdir(tmp_path) == ["tuned"]
+
+
+def test_an_interrupted_save_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_checkpoint(make_checkpoint(seed=0), tmp_path / "tuned")
+    before = load_checkpoint(folder)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sparsetune.checkpoint.storage.write_text", interrupt)
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        save_checkpoint(make_checkpoint(seed=1), folder)
+    assert load_checkpoint(folder) == before
+    assert os.listdir(tmp_path) == ["tuned"]
+
+
+def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "cat.mp4").touch()
+    with pytest.raises(CheckpointError, match=r"must be new, empty or a checkpoint.*cat\.mp4"):
+        save_checkpoint(make_checkpoint(), tmp_path / "videos")
+    with pytest.raises(CheckpointError, match="is a file"):
+        save_checkpoint(make_checkpoint(), tmp_path / "videos" / "cat.mp4")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SparsetuneError, match=r"file/tuned must be writable"):
+        save_checkpoint(make_checkpoint(), tmp_path / "file" / "tuned")
+
+
+@pytest.mark.parametrize("name", ["nothing", "nothing.pt", "nothing.safetensors"])
+def test_a_missing_path_says_what_a_checkpoint_is(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"there is no .*{name}"):
+        load_checkpoint(tmp_path / name)
+
+
+def test_other_files_and_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"a\.json is none of them"):
+        load_checkpoint(tmp_path / "a.json")
+    with pytest.raises(CheckpointError, match=r"lacks policy\.safetensors and manifest\.json"):
+        load_checkpoint(tmp_path)
+
+
+def test_damaged_and_foreign_safetensors_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match="can't be read"):
+        load_checkpoint(tmp_path / "a.safetensors")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match="is it a model's weights"):
+        load_checkpoint(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "a newer sparsetune wrote it"),
+        ({"schema_version": None}, "must have schema_version"),
+        ({"order": "zigzag"}, "order must be one of"),
+        ({"dense_fraction": 2}, "dense_fraction must be in"),
+        ({"keep_text": "yes"}, "keep_text must be true or false"),
+        ({"layers": []}, "must hold only its layers' tensors"),
+        ({"layers": [{"name": "a", "rule": "magic"}]}, "a rule must be cdf or topk"),
+        ({"layers": [{"name": "b", "rule": "cdf"}]}, "b must have is_sparse.* but lacks"),
+    ],
+)
+def test_metadata_that_does_not_hold_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    import json
+
+    described = {
+        "schema_version": 1,
+        "layers": [{"name": "a", "rule": "cdf"}],
+        "dense_fraction": 0,
+        "order": "raster",
+        "keep_text": True,
+    }
+    columns = {"is_sparse": torch.ones(2, dtype=torch.bool)}
+    columns |= {name: torch.ones(2) for name in ("simthreshd1", "cdfthreshd", "pvthreshd")}
+    path = tmp_path / "a.safetensors"
+    save_file(
+        {f"a.{name}": tensor for name, tensor in columns.items()},
+        path,
+        metadata={"sparsetune.policy": json.dumps(described | change)},
+    )
+    with pytest.raises(CheckpointError, match=message):
+        read_policy(path)
+
+
+def test_convert_goes_through_every_form(tmp_path: Path) -> None:
+    policy = Policy.uniform([(NAME.format(index), 2) for index in range(11)])
+    source = save_checkpoint(Checkpoint(policy, Manifest(tuner="manual")), tmp_path / "tuned")
+    upstream = convert(source, tmp_path / "tuned.pt")
+    lone = convert(upstream, tmp_path / "lone.safetensors")
+    back = convert(lone, tmp_path / "back")
+    assert load_checkpoint(back).policy == load_checkpoint(source).policy
+    with pytest.raises(CheckpointError, match="must be a file"):
+        convert(source, back.rename(tmp_path / "back.pt"))
