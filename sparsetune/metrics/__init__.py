@@ -1,0 +1,74 @@
+"""Metrics of how far a sparse model's video lies from the dense one's: pure functions over frames.
+
+    from sparsetune import metrics
+
+    values = metrics.compute(dense, sparse, ("psnr", "ssim", "vmaf"))
+
+Importing this brings in numpy alone; torch and ffmpeg are reached by the metrics that need them.
+"""
+
+from sparsetune.metrics.ffmpeg import vmaf, xpsnr
+from sparsetune.metrics.frames import (
+    frame_cosine,
+    frame_diff,
+    frame_l1,
+    psnr,
+    psnr_frame_mean,
+    psnr_frame_min,
+    psnr_per_frame,
+)
+from sparsetune.metrics.gate import Condition, Gate, GateResult
+from sparsetune.metrics.perceptual import lpips
+from sparsetune.metrics.registry import (
+    Frames,
+    Metric,
+    MetricUnavailable,
+    check_pair,
+    compute,
+    compute_available,
+    get,
+    metric,
+    names,
+)
+from sparsetune.metrics.score import Verdict, score, verdict
+from sparsetune.metrics.statistics import PairedDifference, Summary, bootstrap_mean, paired_difference, summarize
+from sparsetune.metrics.structure import ms_ssim, ssim
+
+BASE_METRICS = ("frame_cosine", "psnr", "frame_l1", "frame_diff")
+"""The four pinned metrics; score and gate rest on the first three."""
+
+__all__ = [
+    "BASE_METRICS",
+    "Condition",
+    "Frames",
+    "Gate",
+    "GateResult",
+    "Metric",
+    "MetricUnavailable",
+    "PairedDifference",
+    "Summary",
+    "Verdict",
+    "bootstrap_mean",
+    "check_pair",
+    "compute",
+    "compute_available",
+    "frame_cosine",
+    "frame_diff",
+    "frame_l1",
+    "get",
+    "lpips",
+    "metric",
+    "ms_ssim",
+    "names",
+    "paired_difference",
+    "psnr",
+    "psnr_frame_mean",
+    "psnr_frame_min",
+    "psnr_per_frame",
+    "score",
+    "ssim",
+    "summarize",
+    "verdict",
+    "vmaf",
+    "xpsnr",
+]

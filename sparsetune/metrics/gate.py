@@ -1,0 +1,126 @@
+"""The gate to deploy: bounds that measured quality must pass."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sparsetune.errors import MetricError
+
+WORST_FRAME_METRIC = "psnr_frame_min"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One bound with what was measured; `measured` must be above `bound`. `name` tells both in words."""
+
+    name: str
+    unit: str
+    measured: float
+    bound: float
+    met: bool
+
+    def __str__(self) -> str:
+        unit = f" {self.unit}" if self.unit else ""
+        relation = ">" if self.met else "<="
+        return f"{self.name} {_figure(self.measured, self.bound)}{unit} {relation} {self.bound:g}{unit}"
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """Whether the gate is met, by what it fails, and every condition with its figures."""
+
+    passed: bool
+    failures: tuple[str, ...]
+    conditions: tuple[Condition, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as a JSON object."""
+        return {
+            "passed": self.passed,
+            "failures": list(self.failures),
+            "conditions": [asdict(condition) for condition in self.conditions],
+        }
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Bounds of the gate; all are strict, and every one that is given must be met.
+
+    A gate judges measurements. The person's review that deployment also needs is recorded where a checkpoint
+    is promoted.
+
+    Args:
+        min_frame_cosine: the mean frame_cosine over prompts must be above it.
+        min_psnr: the mean psnr over prompts must be above it, in dB.
+        min_psnr_worst: the worst prompt's psnr must be above it, in dB; None for no such bound.
+        min_psnr_frame: the worst frame's PSNR in any prompt must be above it, in dB; None for no such bound.
+
+    Raises:
+        MetricError: a bound isn't a finite number.
+    """
+
+    min_frame_cosine: float = 0.95
+    min_psnr: float = 35.0
+    min_psnr_worst: float | None = None
+    min_psnr_frame: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, bound in asdict(self).items():
+            if bound is not None and not math.isfinite(bound):
+                raise MetricError(f"{name} must be a finite number, but is {bound}; mend the gate's bounds")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that must have been measured to check it."""
+        base = ("frame_cosine", "psnr")
+        return base if self.min_psnr_frame is None else (*base, WORST_FRAME_METRIC)
+
+    def check(self, rows: Sequence[Mapping[str, float]], num_failed: int = 0) -> GateResult:
+        """Check the metrics of every prompt that rendered, one row each; `num_failed` prompts did not.
+
+        No row at all, or any failed prompt, fails the gate.
+
+        Raises:
+            MetricError: a row lacks a metric that a bound needs.
+        """
+        failures = []
+        if num_failed:
+            failures.append(f"every prompt must render, but {num_failed} of {num_failed + len(rows)} failed")
+        elif not rows:
+            failures.append("at least one prompt must be measured, but none was")
+        conditions = self._conditions(rows) if rows else ()
+        failures += [str(condition) for condition in conditions if not condition.met]
+        return GateResult(not failures, tuple(failures), conditions)
+
+    def _conditions(self, rows: Sequence[Mapping[str, float]]) -> tuple[Condition, ...]:
+        cosine, psnr = _column(rows, "frame_cosine"), _column(rows, "psnr")
+        found = [
+            _condition("mean frame_cosine", "", math.fsum(cosine) / len(cosine), self.min_frame_cosine),
+            _condition("mean psnr", "dB", math.fsum(psnr) / len(psnr), self.min_psnr),
+        ]
+        if self.min_psnr_worst is not None:
+            found.append(_condition("worst prompt's psnr", "dB", min(psnr), self.min_psnr_worst))
+        if self.min_psnr_frame is not None:
+            frames = _column(rows, WORST_FRAME_METRIC)
+            found.append(_condition("worst frame's psnr", "dB", min(frames), self.min_psnr_frame))
+        return tuple(found)
+
+
+def _condition(name: str, unit: str, measured: float, bound: float) -> Condition:
+    return Condition(name, unit, measured, bound, measured > bound)
+
+
+def _column(rows: Sequence[Mapping[str, float]], name: str) -> list[float]:
+    if any(name not in row for row in rows):
+        raise MetricError(f"the gate needs {name} of every prompt, but a row lacks it; add {name} to the metrics")
+    return [row[name] for row in rows]
+
+
+def _figure(measured: float, bound: float) -> str:
+    """As few decimals as show on which side of the bound the value lies: 34.998 isn't printed as 35.00."""
+    for decimals in (4, 6, 9) if abs(bound) <= 1 else (2, 4, 6, 9):
+        text = f"{measured:.{decimals}f}"
+        if (float(text) > bound) == (measured > bound):
+            return text
+    return repr(measured)

@@ -1,0 +1,115 @@
+"""LPIPS between two videos, an optional extra: `pip install sparsetune[lpips]`.
+
+Nothing is ever downloaded: the AlexNet weights come from torch's usual cache or a given file.
+"""
+
+import functools
+import importlib.util
+import math
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparsetune.errors import MetricError
+from sparsetune.metrics.registry import Frames, MetricUnavailable, check_pair, metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS_FILE = "alexnet-owt-7be5be79.pth"
+"""torchvision's name for AlexNet's ImageNet weights in torch's cache."""
+
+WEIGHTS_VARIABLE = "SPARSETUNE_LPIPS_WEIGHTS"
+"""Environment variable with the path of those weights, where they lie elsewhere."""
+
+MIN_SIDE = 32
+"""AlexNet's pooling leaves nothing of smaller frames."""
+
+_BATCH = 4  # frames at a time: about 150 MB at 480x720
+
+
+@metric(
+    unit="",
+    range=(0.0, math.inf),
+    higher_is_better=False,
+    definition="LPIPS 0.1 with AlexNet, frames scaled to [-1, 1]; mean over frames",
+    source="Zhang et al. 2018, doi:10.1109/CVPR.2018.00068; the authors' package lpips",
+)
+def lpips(dense: Frames, sparse: Frames, *, weights: Path | None = None) -> float:
+    """Learned perceptual distance, 0 for identical videos; frames are scaled to [-1, 1], as the authors ask.
+
+    Args:
+        dense: uint8 (frames, height, width, 3).
+        sparse: likewise.
+        weights: torchvision's AlexNet weights; by default the file that SPARSETUNE_LPIPS_WEIGHTS names, or else
+            `checkpoints/alexnet-owt-7be5be79.pth` in torch's cache (`torch.hub.get_dir()`).
+
+    Raises:
+        MetricUnavailable: the package or the weights are missing, or a side is under 32 pixels.
+        MetricError: the frames don't match, or the weights' file isn't AlexNet's.
+    """
+    check_pair(dense, sparse)
+    height, width = dense.shape[1:3]
+    if min(height, width) < MIN_SIDE:
+        raise MetricUnavailable(
+            f"lpips needs frames of at least {MIN_SIDE}x{MIN_SIDE} pixels, but they are {height}x{width} "
+            "(height x width); leave it out, or render larger frames"
+        )
+    if importlib.util.find_spec("lpips") is None:
+        raise MetricUnavailable("lpips needs the package lpips, which isn't installed; pip install sparsetune[lpips]")
+    import torch
+
+    model = _model(_find_weights(weights))
+    total = 0.0
+    with torch.inference_mode():
+        for start in range(0, len(dense), _BATCH):
+            d, s = (_scaled(frames[start : start + _BATCH]) for frames in (dense, sparse))
+            total += float(model(d, s).sum(dtype=torch.float64))
+    return total / len(dense)
+
+
+def _find_weights(given: Path | None) -> Path:
+    import torch
+
+    named = given or os.environ.get(WEIGHTS_VARIABLE)
+    path = Path(named) if named else Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_FILE
+    if not path.is_file():
+        raise MetricUnavailable(
+            f"lpips needs AlexNet's weights, but there is no file {path}; run `python -c \"import torchvision; "
+            f"torchvision.models.alexnet(weights='DEFAULT')\"` once with a network, or set {WEIGHTS_VARIABLE} "
+            f"to a copy of {WEIGHTS_FILE}"
+        )
+    return path
+
+
+@functools.lru_cache(maxsize=1)
+def _model(weights: Path) -> Any:
+    import lpips as package
+    import torch
+
+    with warnings.catch_warnings():
+        # The package still passes torchvision's old `pretrained` argument; that is its matter, not the user's.
+        warnings.simplefilter("ignore")
+        # pnet_rand leaves the backbone empty instead of downloading it; it is filled from the file below.
+        model = package.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
+    try:
+        loaded = torch.load(weights, map_location="cpu", weights_only=True)
+        # The package splits AlexNet's `features.N` into slices and keeps N: `slice2.3.weight` is `features.3.weight`.
+        model.net.load_state_dict({key: loaded[f"features.{key.split('.', 1)[1]}"] for key in model.net.state_dict()})
+    except (OSError, EOFError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+        detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MetricError(
+            f"lpips needs torchvision's AlexNet weights, but {weights} doesn't hold them: {detail}; "
+            f"give a whole copy of {WEIGHTS_FILE}"
+        ) from error
+    return model.eval()
+
+
+def _scaled(frames: Frames) -> "Tensor":
+    import torch
+
+    return torch.from_numpy(frames.astype(np.float32) / np.float32(127.5) - np.float32(1)).permute(0, 3, 1, 2)

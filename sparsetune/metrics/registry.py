@@ -1,0 +1,182 @@
+"""The registry of metrics: what each is called, what it means and how to run it."""
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sparsetune.errors import MetricError
+
+Frames = npt.NDArray[np.uint8]
+"""A video: uint8 RGB, (frames, height, width, 3), every frame before any video encoding."""
+
+MetricFunction = Callable[[Frames, Frames], float]
+"""A metric: the dense model's frames and the sparse one's, in that order, to one finite number."""
+
+
+class MetricUnavailable(MetricError):
+    """A metric that can't be taken here: frames too small for it, or a part that isn't installed."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One registered metric and everything that a reader of its numbers needs.
+
+    Args:
+        name: its key in tables and JSON.
+        function: takes the dense and the sparse frames, each uint8 (frames, height, width, 3).
+        unit: of its value, e.g. `dB`; empty when it has none.
+        range: the lowest and highest value that it can take.
+        higher_is_better: the direction.
+        definition: what exactly is computed.
+        source: where the formula comes from.
+    """
+
+    name: str
+    function: MetricFunction
+    unit: str
+    range: tuple[float, float]
+    higher_is_better: bool
+    definition: str
+    source: str
+
+
+_REGISTRY: dict[str, Metric] = {}
+
+_Function = TypeVar("_Function", bound=Callable[..., float])
+
+
+def metric(
+    *,
+    higher_is_better: bool,
+    name: str | None = None,
+    unit: str = "",
+    range: tuple[float, float] = (-math.inf, math.inf),
+    definition: str | None = None,
+    source: str = "user-defined",
+) -> Callable[[_Function], _Function]:
+    """Register the decorated function of two frame arrays, and give it back unchanged.
+
+        @metric(higher_is_better=False)
+        def brightness_shift(dense, sparse):
+            "Absolute difference of the mean pixel values."
+            return abs(float(dense.mean()) - float(sparse.mean())) / 255
+
+    `name` defaults to the function's, `definition` to the first line of its docstring.
+
+    Raises:
+        MetricError: the name is taken by another function, or isn't an identifier (it is a key in JSON files).
+    """
+
+    def register(function: _Function) -> _Function:
+        key = name or function.__name__
+        if not key.isidentifier():
+            raise MetricError(f"a metric's name must be an identifier, but is {key!r}; give letters, digits and _")
+        known = _REGISTRY.get(key)
+        if known is not None and _place(known.function) != _place(function):
+            raise MetricError(f"a metric's name must be unique, but {key!r} is taken; give name= another one")
+        described = definition or (inspect.getdoc(function) or key).splitlines()[0]
+        _REGISTRY[key] = Metric(key, function, unit, range, higher_is_better, described, source)
+        return function
+
+    return register
+
+
+def _place(function: Callable[..., Any]) -> tuple[str, str]:
+    # A module that is loaded again (a notebook's cell, importlib.reload) may register its own metrics again.
+    return function.__module__, function.__qualname__
+
+
+def names() -> tuple[str, ...]:
+    """Every registered metric's name, in order of registration (the pinned ones first)."""
+    return tuple(_REGISTRY)
+
+
+def get(name: str) -> Metric:
+    """Look up one metric.
+
+    Raises:
+        MetricError: there is none of that name; the message gives the nearest ones.
+    """
+    try:
+        return _REGISTRY[name]
+    except KeyError:
+        near = difflib.get_close_matches(name, _REGISTRY, n=3) or list(_REGISTRY)
+        raise MetricError(f"a metric must be registered, but {name!r} is not; choose from {', '.join(near)}") from None
+
+
+def compute(dense: Frames, sparse: Frames, names: Iterable[str]) -> dict[str, float]:
+    """Take the named metrics on one pair of videos, each uint8 (frames, height, width, 3).
+
+    Raises:
+        MetricUnavailable: one of them can't be taken here (see `compute_available`).
+        MetricError: a name is unknown, the videos don't match, or a value isn't a finite number.
+    """
+    chosen = [get(name) for name in names]
+    check_pair(dense, sparse)
+    return {one.name: _value(one, dense, sparse) for one in chosen}
+
+
+def compute_available(
+    dense: Frames, sparse: Frames, names: Iterable[str]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """As `compute`, but a metric that can't be taken here is reported instead of raised.
+
+    Returns:
+        The values by name, and for each metric that is missing from them the reason, in one line.
+    """
+    chosen = [get(name) for name in names]
+    check_pair(dense, sparse)
+    values: dict[str, float] = {}
+    unavailable: dict[str, str] = {}
+    for one in chosen:
+        try:
+            values[one.name] = _value(one, dense, sparse)
+        except MetricUnavailable as error:
+            unavailable[one.name] = str(error)
+    return values, unavailable
+
+
+def check_pair(dense: Frames, sparse: Frames) -> None:
+    """Check that two videos can be compared frame by frame.
+
+    Raises:
+        MetricError: one isn't a uint8 array of shape (frames, height, width, 3) with at least one pixel, or
+            their shapes differ.
+    """
+    for side, frames in (("dense", dense), ("sparse", sparse)):
+        given = f"{frames.dtype} of shape {frames.shape}" if isinstance(frames, np.ndarray) else _kind(frames)
+        if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8:
+            raise MetricError(
+                f"{side} frames must be a uint8 array, but are {given}; "
+                "give np.stack of the frames, scaled to 0..255, rounded and cast to np.uint8"
+            )
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0:
+            raise MetricError(
+                f"{side} frames must be (frames, height, width, 3) with at least one frame and pixel, "
+                f"but are {given}; give RGB frames, channels last"
+            )
+    if dense.shape != sparse.shape:
+        raise MetricError(
+            f"dense and sparse frames must have the same shape, but dense are {dense.shape} and sparse "
+            f"{sparse.shape}; render both with the same size and number of frames"
+        )
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}"
+
+
+def _value(one: Metric, dense: Frames, sparse: Frames) -> float:
+    value = float(one.function(dense, sparse))
+    if not math.isfinite(value):
+        raise MetricError(
+            f"a metric must give a finite number, but {one.name} gave {value}; "
+            "mend its function, or raise MetricUnavailable where it has no value"
+        )
+    return value

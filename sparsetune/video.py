@@ -1,0 +1,246 @@
+"""Video files and pictures for people to look at: write, read, side by side.
+
+Metrics are taken on frames before any encoding; an mp4 is lossy and only for looking (or for `sparsetune
+metrics`, which says so).
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from sparsetune import ffmpeg
+from sparsetune.errors import VideoError
+from sparsetune.files import atomic_path
+
+Frames = npt.NDArray[np.uint8]
+
+QUALITY = 16
+"""x264's constant rate factor: small differences between dense and sparse survive; lower is finer and larger."""
+
+DIFFERENCE_GAIN = 4
+"""How many times the difference pane amplifies |sparse - dense|."""
+
+MIN_PANE_WIDTH = 256
+"""Narrower videos are enlarged side by side by the smallest whole factor that reaches it."""
+
+_TRUE_SIZE = re.compile(r"sparsetune-size=(\d+)x(\d+)")
+_Y4M_HEADER = re.compile(rb"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) ")
+_TO_RGB = ("-sws_flags", "accurate_rnd+full_chroma_int+full_chroma_inp+bicubic", "-pix_fmt", "rgb24")
+_ENCODE = (
+    "-vf scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int,format=yuv420p "
+    f"-c:v libx264 -preset medium -crf {QUALITY} -movflags +faststart "
+    "-colorspace bt709 -color_primaries bt709 -color_trc bt709 -color_range tv"
+).split()
+_GAP = 4
+_STRIP = 24
+_FONT_SIZE = 15
+
+
+@dataclass(frozen=True)
+class Video:
+    """A decoded video: uint8 RGB (frames, height, width, 3), read-only, and its frame rate in frames a second."""
+
+    frames: Frames
+    fps: float
+
+
+def write_video(path: Path, frames: Frames, fps: float) -> None:
+    """Write uint8 RGB frames (frames, height, width, 3) as H.264, yuv420p, BT.709, faststart; whole or not at all.
+
+    yuv420p stores colour for 2 x 2 pixels, so it has no odd sizes. Frames with an odd side get their last row or
+    column once more, and their true size is noted in the file's comment, by which `read_video` crops the extra
+    one away again; nothing is scaled or cut. Other players show the doubled line.
+
+    Raises:
+        VideoError: the frames, the rate or the suffix (.mp4) don't hold, or ffmpeg is missing or failed.
+        SparsetuneError: the folder can't be written to or is full.
+    """
+    _check_writable(path, frames, fps)
+    height, width = frames.shape[1:3]
+    odd = (height % 2, width % 2)
+    source = f"-f rawvideo -pix_fmt rgb24 -s {width + odd[1]}x{height + odd[0]} -r {_rate(fps)} -i pipe:0".split()
+    note = ("-metadata", f"comment=sparsetune-size={width}x{height}") if any(odd) else ()
+    padding = ((0, odd[0]), (0, odd[1]), (0, 0))
+    with atomic_path(path) as temporary:
+        done = ffmpeg.run(
+            _binary(),
+            ("-y", *source, *_ENCODE, *note, "-f", "mp4", str(temporary.absolute())),
+            feed=(np.ascontiguousarray(np.pad(frame, padding, mode="edge")).data for frame in frames),
+        )
+        if done.status != 0:
+            raise VideoError(
+                f"{path} must be encoded as H.264, but ffmpeg failed: {done.reason}; "
+                "free some space, or use an ffmpeg with libx264 (pip install --upgrade imageio-ffmpeg)"
+            )
+
+
+def read_video(path: Path) -> Video:
+    """Decode a video file whole into memory, every stored frame once.
+
+    Raises:
+        VideoError: there is no such file, it holds no video that ffmpeg can decode, or it is cut off.
+    """
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "doesn't exist"
+        raise VideoError(f"a video file must be readable, but {path} {found}; give the path of an mp4")
+    _check_whole(path)
+    binary = _binary()
+    source = ("-i", str(path.absolute()), "-map", "0:v:0")
+    head = ffmpeg.run(binary, (*source, "-frames:v", "1", "-pix_fmt", "yuv444p", "-f", "yuv4mpegpipe", "-"))
+    header = _Y4M_HEADER.match(head.output)
+    if head.status != 0 or header is None:
+        _refuse(path, head)
+    width, height, rate, per = (int(number) for number in header.groups())
+    # -xerror: a file that is cut off must fail, not give the frames before the cut as if they were all.
+    body = ffmpeg.run(
+        binary,
+        ("-xerror", "-err_detect", "explode", *source, "-fps_mode", "passthrough", *_TO_RGB, "-f", "rawvideo", "-"),
+    )
+    size = height * width * 3
+    if body.status != 0 or not body.output or len(body.output) % size or "[error]" in body.log:
+        _refuse(path, body)
+    frames = np.frombuffer(body.output, dtype=np.uint8).reshape(-1, height, width, 3)
+    true_size = _TRUE_SIZE.search(head.log)
+    if true_size is not None:
+        true_width, true_height = (int(number) for number in true_size.groups())
+        frames = frames[:, :true_height, :true_width]
+    return Video(frames, rate / per)
+
+
+def _check_writable(path: Path, frames: Frames, fps: float) -> None:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0:
+        raise VideoError(
+            "frames must be uint8 (frames, height, width, 3) with at least one frame, "
+            f"but are {frames.dtype} of shape {frames.shape}; scale to 0..255 and cast"
+        )
+    if not (math.isfinite(fps) and fps > 0):
+        raise VideoError(f"fps must be above 0 and finite, but is {fps}; give frames a second, e.g. 8")
+    if path.suffix.lower() != ".mp4":
+        raise VideoError(f"a video's path must end in .mp4, but is {path}; rename it")
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse an mp4 whose boxes reach past the file's end: cut between two frames, it decodes without an error."""
+    try:
+        end, position = path.stat().st_size, 0
+        with path.open("rb") as file:
+            is_mp4 = file.read(8)[4:] == b"ftyp"
+            while is_mp4 and position < end:
+                file.seek(position)
+                header = file.read(16)
+                size = int.from_bytes(header[:4], "big")
+                if size == 1:
+                    size = int.from_bytes(header[8:16], "big")
+                elif size == 0:  # a last box that lasts to the end, wherever that is
+                    size = end - position
+                position += max(size, 8)
+    except OSError as error:
+        raise VideoError(f"{path} must be readable, but isn't: {error.strerror}; mend its permissions") from error
+    if position > end:
+        raise VideoError(
+            f"{path} must be a whole video file, but is cut off: it has {end} bytes of at least {position}; "
+            "copy or write it again, to its end"
+        )
+
+
+def _refuse(path: Path, done: ffmpeg.Finished) -> NoReturn:
+    raise VideoError(
+        f"{path} must be a whole video file, but ffmpeg can't decode it: {done.reason}; "
+        "check that it is a video and was copied or written to its end"
+    )
+
+
+def _rate(fps: float) -> str:
+    # 23.976 and its like are 24000/1001: a small fraction keeps the container's time base exact.
+    return str(Fraction(fps).limit_denominator(1001))
+
+
+def _binary() -> str:
+    binary = ffmpeg.executable()
+    if binary is None:
+        raise VideoError(
+            "video files need an ffmpeg, but imageio-ffmpeg gives none here; "
+            "pip install imageio-ffmpeg, or point IMAGEIO_FFMPEG_EXE to a binary"
+        )
+    return binary
+
+
+def side_by_side(
+    dense: Frames, sparse: Frames, labels: tuple[str, str] = ("dense", "sparse"), difference: bool = False
+) -> Frames:
+    """Lay two videos side by side, dense left, each under a strip with its label.
+
+    Args:
+        dense: uint8 RGB (frames, height, width, 3).
+        sparse: likewise, of the same shape.
+        labels: what the strips say.
+        difference: adds a third pane, |sparse - dense| amplified four times (and cut off at white).
+
+    Videos under 256 pixels wide are enlarged by the smallest whole factor that reaches it, every pixel becoming
+    a square of that side; no pixel is blended or covered.
+
+    Returns:
+        uint8 (frames, strip + factor * height, panes and the gaps between them, 3).
+
+    Raises:
+        VideoError: the shapes differ or aren't those of videos.
+    """
+    if dense.shape != sparse.shape or dense.ndim != 4 or dense.shape[-1] != 3 or dense.size == 0:
+        raise VideoError(
+            "two videos side by side must both be (frames, height, width, 3) of the same shape, but dense are "
+            f"{dense.shape} and sparse {sparse.shape}; render both with the same settings"
+        )
+    num_frames, height, width = dense.shape[:3]
+    factor = max(1, math.ceil(MIN_PANE_WIDTH / width))
+    texts = [*labels, f"difference x{DIFFERENCE_GAIN}"] if difference else [*labels]
+    pane_width = width * factor
+    canvas = np.zeros(
+        (num_frames, _STRIP + height * factor, len(texts) * (pane_width + _GAP) - _GAP, 3), dtype=np.uint8
+    )
+    for index, text in enumerate(texts):
+        left = index * (pane_width + _GAP)
+        canvas[:, :_STRIP, left : left + pane_width] = _label(text, pane_width)
+        for t in range(num_frames):
+            pane = (dense[t], sparse[t])[index] if index < 2 else _amplified(dense[t], sparse[t])
+            canvas[t, _STRIP:, left : left + pane_width] = pane.repeat(factor, axis=0).repeat(factor, axis=1)
+    return canvas
+
+
+def save_png(path: Path, image: Frames) -> None:
+    """Write one uint8 RGB picture (height, width, 3) as PNG, whole or not at all.
+
+    Raises:
+        VideoError: the picture isn't of that form, or the suffix isn't .png.
+        SparsetuneError: the folder can't be written to or is full.
+    """
+    from PIL import Image
+
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or image.size == 0:
+        raise VideoError(
+            f"a picture must be uint8 (height, width, 3), but is {image.dtype} of shape {image.shape}; "
+            "give one frame of a video"
+        )
+    if path.suffix.lower() != ".png":
+        raise VideoError(f"a picture's path must end in .png, but is {path}; rename it")
+    with atomic_path(path) as temporary:
+        Image.fromarray(np.ascontiguousarray(image)).save(temporary, format="PNG", optimize=True)
+
+
+def _amplified(dense: Frames, sparse: Frames) -> Frames:
+    distance = np.abs(np.subtract(sparse, dense, dtype=np.int16)) * DIFFERENCE_GAIN
+    amplified: Frames = np.minimum(distance, 255).astype(np.uint8)
+    return amplified
+
+
+def _label(text: str, width: int) -> Frames:
+    from PIL import Image, ImageDraw, ImageFont
+
+    strip = Image.new("RGB", (width, _STRIP), (24, 24, 24))
+    ImageDraw.Draw(strip).text((6, 3), text, fill=(255, 255, 255), font=ImageFont.load_default(_FONT_SIZE))
+    return np.asarray(strip)

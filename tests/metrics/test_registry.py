@@ -1,0 +1,112 @@
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sparsetune import metrics
+from sparsetune.errors import MetricError
+from sparsetune.metrics import registry
+
+
+@pytest.fixture
+def scratch(monkeypatch):
+    """A copy of the registry, so that a test's metrics don't stay."""
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+
+def test_every_metric_says_what_it_is():
+    assert metrics.names()[:4] == ("frame_cosine", "psnr", "frame_l1", "frame_diff") or set(
+        metrics.BASE_METRICS
+    ) <= set(metrics.names())
+    for name in metrics.names():
+        found = metrics.get(name)
+        assert found.name == name and found.definition and found.source
+        assert found.range[0] < found.range[1]
+
+
+def test_all_of_issue_3s_metrics_are_registered():
+    wanted = "frame_cosine psnr frame_l1 frame_diff psnr_frame_mean psnr_frame_min ssim ms_ssim vmaf xpsnr lpips"
+    assert set(wanted.split()) == set(metrics.names())
+
+
+def test_a_decorated_function_is_a_metric(scratch, noise):
+    @metrics.metric(higher_is_better=False, unit="levels")
+    def brightness_shift(dense, sparse):
+        """Absolute difference of the mean values.
+
+        More words.
+        """
+        return abs(float(dense.mean()) - float(sparse.mean()))
+
+    dense, sparse = noise(2, 8, 8)
+    values = metrics.compute(dense, sparse, ["psnr", "brightness_shift"])
+    assert values["brightness_shift"] == brightness_shift(dense, sparse)
+    found = metrics.get("brightness_shift")
+    assert found.definition == "Absolute difference of the mean values."
+    assert found.unit == "levels" and not found.higher_is_better
+
+
+def test_a_taken_name_is_refused(scratch):
+    with pytest.raises(MetricError, match="must be unique, but 'psnr' is taken"):
+        metrics.metric(name="psnr", higher_is_better=True)(lambda dense, sparse: 0.0)
+
+
+def test_a_name_that_is_no_identifier_is_refused(scratch):
+    with pytest.raises(MetricError, match="must be an identifier, but is 'my metric'"):
+        metrics.metric(name="my metric", higher_is_better=True)(lambda dense, sparse: 0.0)
+
+
+def test_registering_a_function_again_replaces_it(scratch):
+    for _ in range(2):
+
+        @metrics.metric(higher_is_better=True)
+        def again(dense, sparse):
+            return 1.0
+
+    assert metrics.get("again").function is again
+
+
+def test_an_unknown_name_gives_the_nearest(noise):
+    with pytest.raises(MetricError, match=r"'frame_cosin' is not; choose from frame_cosine"):
+        metrics.compute(*noise(1, 8, 8), ["frame_cosin"])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_metric_without_a_finite_value_is_refused(scratch, noise, value):
+    metrics.metric(name="wrong", higher_is_better=True)(lambda dense, sparse: value)
+    with pytest.raises(MetricError, match=f"finite number, but wrong gave {value}"):
+        metrics.compute(*noise(1, 8, 8), ["wrong"])
+
+
+def test_metrics_that_cannot_be_taken_are_reported(noise):
+    values, unavailable = metrics.compute_available(*noise(2, 20, 24), ["psnr", "ms_ssim", "ssim"])
+    assert set(values) == {"psnr", "ssim"}
+    assert "176x176" in unavailable["ms_ssim"] and "\n" not in unavailable["ms_ssim"]
+    with pytest.raises(metrics.MetricUnavailable, match="ms_ssim needs"):
+        metrics.compute(*noise(2, 20, 24), ["ms_ssim"])
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (np.zeros((2, 4, 4, 3), np.float32), "dense frames must be a uint8 array, but are float32 of shape"),
+        ([np.zeros((4, 4, 3), np.uint8)], "dense frames must be a uint8 array, but are a list"),
+        (np.zeros((4, 4, 3), np.uint8), r"\(frames, height, width, 3\) .* but are uint8 of shape \(4, 4, 3\)"),
+        (np.zeros((2, 3, 4, 4), np.uint8), r"give RGB frames, channels last"),
+        (np.zeros((0, 4, 4, 3), np.uint8), r"at least one frame .* \(0, 4, 4, 3\)"),
+    ],
+)
+def test_frames_of_another_form_are_refused(frames, message):
+    with pytest.raises(MetricError, match=message):
+        metrics.compute(frames, frames, ["psnr"])
+
+
+def test_importing_metrics_is_light():
+    code = (
+        "import sys, sparsetune.metrics; "
+        "heavy = {'torch', 'imageio_ffmpeg', 'PIL', 'lpips', 'scipy', 'sparsetune.video'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,203 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparsetune import ffmpeg
+from sparsetune.errors import SparsetuneError, VideoError
+from sparsetune.video import read_video, save_png, side_by_side, write_video
+
+
+@pytest.fixture
+def frames():
+    """Six smooth frames of 48 x 64 with moving colour gradients: what H.264 keeps nearly whole."""
+    y, x, t = np.meshgrid(np.arange(48), np.arange(64), np.arange(6), indexing="ij")
+    waves = [127 + 120 * np.sin(x / 9 + t / 3), 127 + 120 * np.cos(y / 11 - t / 4), 127 + 100 * np.sin((x + y) / 17)]
+    return np.stack(waves, axis=-1).transpose(2, 0, 1, 3).astype(np.uint8)
+
+
+def log_of(path):
+    return ffmpeg.run(ffmpeg.executable(), ["-i", str(path), "-f", "null", "-"]).log
+
+
+def test_a_written_video_reads_back(frames, tmp_path):
+    write_video(tmp_path / "a.mp4", frames, 8)
+    video = read_video(tmp_path / "a.mp4")
+    assert video.fps == 8.0 and video.frames.shape == frames.shape and video.frames.dtype == np.uint8
+    error = video.frames.astype(int) - frames
+    assert np.abs(error).mean() < 3
+    assert np.abs(error.mean(axis=(0, 1, 2))).max() < 1  # no shift in colour: the same matrix both ways
+
+
+def test_the_file_plays_everywhere(frames, tmp_path):
+    write_video(tmp_path / "a.mp4", frames, 8)
+    log = log_of(tmp_path / "a.mp4")
+    assert "h264" in log and "yuv420p(tv, bt709" in log and "64x48" in log
+    data = (tmp_path / "a.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")  # faststart: the index lies in front
+
+
+@pytest.mark.parametrize(("height", "width"), [(47, 64), (48, 63), (47, 63), (1, 1)])
+def test_odd_sizes_come_back_as_they_were(frames, tmp_path, height, width):
+    write_video(tmp_path / "odd.mp4", frames[:, :height, :width], 8)
+    video = read_video(tmp_path / "odd.mp4")
+    assert video.frames.shape == (6, height, width, 3)
+    assert np.abs(video.frames.astype(int) - frames[:, :height, :width]).mean() < 4
+
+
+def test_odd_sizes_are_padded_by_one_line_for_other_players(frames, tmp_path):
+    write_video(tmp_path / "odd.mp4", frames[:, :47, :63], 8)
+    log = log_of(tmp_path / "odd.mp4")
+    assert "64x48" in log and "sparsetune-size=63x47" in log
+
+
+@pytest.mark.parametrize("fps", [8, 23.976, 30000 / 1001, 0.5, 60])
+def test_frame_rates_are_kept(frames, tmp_path, fps):
+    write_video(tmp_path / "a.mp4", frames, fps)
+    assert read_video(tmp_path / "a.mp4").fps == pytest.approx(fps, rel=1e-4)
+
+
+def test_a_single_frame_is_a_video(frames, tmp_path):
+    write_video(tmp_path / "a.mp4", frames[:1], 8)
+    assert len(read_video(tmp_path / "a.mp4").frames) == 1
+
+
+def test_frames_of_a_variable_rate_are_neither_doubled_nor_dropped(frames, tmp_path):
+    write_video(tmp_path / "a.mp4", frames, 8)
+    arguments = ["-i", "a.mp4", "-vf", "setpts=N*N/8/TB", "-fps_mode", "vfr", "-c:v", "libx264", "b.mp4"]
+    assert ffmpeg.run(ffmpeg.executable(), arguments, folder=tmp_path).status == 0
+    assert len(read_video(tmp_path / "b.mp4").frames) == 6
+
+
+def test_every_truncation_is_refused(frames, tmp_path):
+    write_video(tmp_path / "a.mp4", frames, 8)
+    data = (tmp_path / "a.mp4").read_bytes()
+    cut = tmp_path / "cut.mp4"
+    for size in [0, 5, 16, len(data) // 3, len(data) // 2, data.index(b"mdat") - 4, len(data) - 1]:
+        cut.write_bytes(data[:size])
+        with pytest.raises(VideoError, match=r"cut.mp4 must be a whole video file") as caught:
+            read_video(cut)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_cut_between_two_frames_is_refused(frames, tmp_path):
+    write_video(tmp_path / "a.mp4", frames, 8)
+    packets = ffmpeg.run(
+        ffmpeg.executable(), ["-i", "a.mp4", "-c", "copy", "-f", "framecrc", "-"], folder=tmp_path
+    ).output.decode()
+    last = int([line for line in packets.splitlines() if not line.startswith("#")][-1].split(",")[4])
+    data = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[:-last])
+    with pytest.raises(VideoError, match=rf"is cut off: it has {len(data) - last} bytes of at least {len(data)}"):
+        read_video(tmp_path / "cut.mp4")
+
+
+def test_damage_in_the_middle_is_refused(frames, tmp_path):
+    write_video(tmp_path / "a.mp4", frames, 8)
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    start = data.index(b"mdat") + 4
+    data[start : start + 200] = bytes(200)
+    (tmp_path / "a.mp4").write_bytes(data)
+    with pytest.raises(VideoError, match="must be a whole video file"):
+        read_video(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("content", [b"", b"this is text, not a video\n" * 40, bytes(range(256)) * 20])
+def test_a_file_that_is_no_video_is_refused(tmp_path, content):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(content)
+    with pytest.raises(VideoError, match=r"a.mp4 must be a whole video file, but .+: .+;") as caught:
+        read_video(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_without_a_file_is_refused(tmp_path):
+    with pytest.raises(VideoError, match=r"none.mp4 doesn't exist; give the path"):
+        read_video(tmp_path / "none.mp4")
+    with pytest.raises(VideoError, match="is a folder; give the path"):
+        read_video(tmp_path)
+
+
+def test_a_missing_ffmpeg_is_said(frames, tmp_path, monkeypatch):
+    monkeypatch.setattr(ffmpeg, "executable", lambda: None)
+    with pytest.raises(VideoError, match="imageio-ffmpeg gives none here"):
+        write_video(tmp_path / "a.mp4", frames, 8)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(frames, tmp_path, monkeypatch):
+    path = tmp_path / "a.mp4"
+    write_video(path, frames, 8)
+    before = path.read_bytes()
+    monkeypatch.setattr("sparsetune.video._ENCODE", ["-c:v", "no-such-encoder"])
+    with pytest.raises(VideoError, match=r"a.mp4 must be encoded as H.264, but ffmpeg failed: .*no-such-encoder"):
+        write_video(path, frames, 8)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_unwritable_folder_is_said(frames, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SparsetuneError, match="must be writable"):
+        write_video(tmp_path / "file" / "a.mp4", frames, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "fps", "name", "message"),
+    [
+        (lambda frames: frames / 255.0, 8, "a.mp4", "must be uint8 .* but are float64"),
+        (lambda frames: frames[:0], 8, "a.mp4", r"at least one frame, but are uint8 of shape \(0, 48, 64, 3\)"),
+        (lambda frames: frames, 0, "a.mp4", "fps must be above 0 and finite, but is 0"),
+        (lambda frames: frames, float("nan"), "a.mp4", "fps must be above 0 and finite, but is nan"),
+        (lambda frames: frames, 8, "a.gif", "must end in .mp4"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(frames, tmp_path, change, fps, name, message):
+    with pytest.raises(VideoError, match=message):
+        write_video(tmp_path / name, change(frames), fps)
+
+
+def test_side_by_side_enlarges_small_videos_by_whole_factors(frames):
+    sparse = 255 - frames
+    laid = side_by_side(frames, sparse)
+    assert laid.shape == (6, 24 + 4 * 48, 2 * 4 * 64 + 4, 3)
+    assert (laid[:, 24::4, 0:256:4] == frames).all() and (laid[:, 27::4, 3:256:4] == frames).all()
+    assert (laid[:, 24::4, 260::4] == sparse).all()
+
+
+def test_side_by_side_leaves_large_videos_as_they_are():
+    wide = np.zeros((1, 20, 300, 3), np.uint8)
+    assert side_by_side(wide, wide).shape == (1, 44, 604, 3)
+
+
+def test_side_by_side_can_show_the_difference_amplified(frames):
+    sparse = frames.copy()
+    sparse[:, :10] = np.where(frames[:, :10] > 100, frames[:, :10] - 20, frames[:, :10] + 100)
+    laid = side_by_side(frames, sparse, difference=True)
+    pane = laid[:, 24::4, 2 * 260 :: 4]
+    assert set(np.unique(pane[:, :10])) == {80, 255} and not pane[:, 10:].any()
+
+
+def test_side_by_side_labels_its_panes(frames):
+    strips = [
+        side_by_side(frames, frames, labels=labels)[0, :24] for labels in (("dense", "sparse"), ("dense", "topk 0.5"))
+    ]
+    assert (strips[0][:, :256] == strips[1][:, :256]).all() and (strips[0][:, 260:] != strips[1][:, 260:]).any()
+    assert strips[0].max() > 200
+
+
+def test_side_by_side_refuses_videos_that_differ(frames):
+    with pytest.raises(VideoError, match=r"dense are \(6, 48, 64, 3\) and sparse \(5, 48, 64, 3\)"):
+        side_by_side(frames, frames[:5])
+
+
+def test_a_picture_is_saved_losslessly(frames, tmp_path):
+    save_png(tmp_path / "a.png", frames[0])
+    with Image.open(tmp_path / "a.png") as image:
+        assert (np.asarray(image) == frames[0]).all()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_picture_of_another_form_is_refused(frames, tmp_path):
+    with pytest.raises(VideoError, match=r"a picture must be uint8 \(height, width, 3\)"):
+        save_png(tmp_path / "a.png", frames)
+    with pytest.raises(VideoError, match=r"must end in .png"):
+        save_png(tmp_path / "a.jpg", frames[0])
