@@ -1,0 +1,1 @@
+"""Video diffusion models: loading them, what differs from family to family, rendering, making them sparse."""

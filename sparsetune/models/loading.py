@@ -1,0 +1,178 @@
+"""Loading a pipeline: the embedded demo, a folder in the hub's layout, or a model of the hub."""
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsetune.config import ModelConfig
+from sparsetune.errors import ModelError
+from sparsetune.models.demo import WEIGHTS
+from sparsetune.models.families import Family, attention_sites, family_of
+
+logger = logging.getLogger(__name__)
+
+DEMO = "demo"
+"""The source that means the embedded model."""
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_HASHED_WHOLE = 1 << 28
+_HASHED_CHUNK = 1 << 16
+_HASHED_EVERY = 1 << 23
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model it is, as far as its pixels and its checkpoints go.
+
+    Args:
+        name: short name, e.g. `cogvideox-2b`.
+        source: `demo`, a folder, or a hub id.
+        revision: the hub's commit where it is known.
+        fingerprint: hexadecimal digest of the model's files; of one above 256 MiB, 64 KiB in every 8 MiB are read.
+        pipeline_class: class name in diffusers.
+        transformer_class: class name in diffusers.
+        layers: (name, heads, head_dim) of every self-attention layer, in order.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    fingerprint: str
+    pipeline_class: str
+    transformer_class: str
+    layers: tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A pipeline in memory. `device` is where it computes; `dtype` is its transformer's."""
+
+    pipe: Any
+    identity: ModelIdentity
+    family: Family
+    device: torch.device
+    dtype: torch.dtype
+
+
+def load_pipeline(config: ModelConfig) -> LoadedModel:
+    """Load a pipeline and put it where it computes.
+
+    Raises:
+        ModelError: there is no such folder or hub model, the hub can't be reached, the files are damaged, the
+            family isn't supported, or the device isn't there.
+    """
+    device = _device(config.device)
+    dtype = _DTYPES.get(config.dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    source = _resolve(config.source)
+    pipe = _from_pretrained(source, config, dtype)
+    family = family_of(pipe)
+    _place(pipe, config, device)
+    pipe.set_progress_bar_config(disable=True)
+    return LoadedModel(pipe, _identify(pipe, config, source), family, device, dtype)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelError(
+            f"device {name} must be a GPU of this machine, but it has {torch.cuda.device_count()}; use --device cpu"
+        )
+    return device
+
+
+def _resolve(source: str) -> str:
+    if source == DEMO:
+        return str(WEIGHTS)
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    looks_local = folder.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1
+    if looks_local:
+        raise ModelError(
+            f"the model must be `{DEMO}`, an existing folder or a hub id like owner/name, but {source} is none; "
+            f"check the path, or use --model {DEMO}, which is embedded"
+        )
+    return source
+
+
+def _from_pretrained(source: str, config: ModelConfig, dtype: torch.dtype) -> Any:
+    from diffusers import DiffusionPipeline
+
+    try:
+        return DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+            source, revision=config.revision, dtype=dtype
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        if Path(source).is_dir():
+            raise ModelError(f"the folder {source} must hold a pipeline as diffusers saves it, but: {cause}") from error
+        raise ModelError(
+            f"the hub must be reachable and have {source}, but loading it failed: {cause}; give a local folder, "
+            f"or use --model {DEMO}, which needs neither hub nor folder"
+        ) from error
+
+
+def _place(pipe: Any, config: ModelConfig, device: torch.device) -> None:
+    offload = config.offload
+    if offload == "auto":
+        offload = "model" if device.type == "cuda" and _weights_bytes(pipe) * 1.3 > _free_memory(device) else "none"
+        logger.info("offload auto chose %s", offload)
+    if offload != "none" and device.type != "cuda":
+        raise ModelError(
+            f"offload {offload} must have a CUDA GPU to offload from, but the device is {device}; use none"
+        )
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    if config.vae_tiling:
+        pipe.vae.enable_tiling()
+    if config.vae_slicing:
+        pipe.vae.enable_slicing()
+
+
+def _weights_bytes(pipe: Any) -> int:
+    modules = [module for module in pipe.components.values() if isinstance(module, torch.nn.Module)]
+    return sum(weight.numel() * weight.element_size() for module in modules for weight in module.parameters())
+
+
+def _free_memory(device: torch.device) -> int:
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
+def _identify(pipe: Any, config: ModelConfig, source: str) -> ModelIdentity:
+    layers = tuple((layer.name, layer.num_heads, layer.head_dim) for layer in attention_sites(pipe).layers)
+    commit = getattr(pipe.transformer.config, "_commit_hash", None)
+    files = Path(pipe.config._name_or_path if not Path(source).is_dir() else source)
+    return ModelIdentity(
+        name=config.name,
+        source=config.source,
+        revision=commit or config.revision,
+        fingerprint=_fingerprint(files) if files.is_dir() else f"{source}@{commit or config.revision}",
+        pipeline_class=type(pipe).__name__,
+        transformer_class=type(pipe.transformer).__name__,
+        layers=layers,
+    )
+
+
+def _fingerprint(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in {".safetensors", ".bin", ".json"}:
+            digest.update(f"{file.relative_to(folder)}:{file.stat().st_size}\n".encode())
+            whole = file.stat().st_size <= _HASHED_WHOLE
+            with file.open("rb") as content:
+                while chunk := content.read(_HASHED_EVERY if whole else _HASHED_CHUNK):
+                    digest.update(chunk)
+                    if not whole:
+                        content.seek(_HASHED_EVERY - _HASHED_CHUNK, os.SEEK_CUR)
+    return digest.hexdigest()

@@ -1,0 +1,30 @@
+from collections.abc import Iterator
+
+import pytest
+
+from sparsetune.config import GenerationConfig, ModelConfig
+from sparsetune.models.generation import Renderer
+from sparsetune.models.loading import LoadedModel, load_pipeline
+
+SMALL = GenerationConfig(num_frames=9, height=64, width=64, num_inference_steps=4, guidance_scale=2.0)
+PROMPT = "a red circle moving right over a gray background"
+
+
+@pytest.fixture(scope="session")
+def shared_demo() -> LoadedModel:
+    return load_pipeline(ModelConfig(device="cpu", dtype="float32"))
+
+
+@pytest.fixture
+def demo(shared_demo: LoadedModel) -> Iterator[LoadedModel]:
+    """The embedded model; a test must leave it as it was."""
+    before = {name: dict(module.__dict__) for name, module in shared_demo.pipe.transformer.named_modules()}
+    yield shared_demo
+    for name, module in shared_demo.pipe.transformer.named_modules():
+        assert module.__dict__.get("forward") is before[name].get("forward"), name
+        assert len(module._forward_pre_hooks) == len(before[name]["_forward_pre_hooks"]), name
+
+
+@pytest.fixture
+def renderer(demo: LoadedModel) -> Renderer:
+    return Renderer(demo, SMALL)

@@ -1,0 +1,108 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparsetune.models.demo import WEIGHTS
+
+REPOSITORY = Path(__file__).parents[2]
+MAX_BYTES = 16_000_000
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    diffusers = pytest.importorskip("diffusers")
+    pipe = diffusers.CogVideoXPipeline.from_pretrained(WEIGHTS, dtype=torch.float32, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def prompts(name: str) -> list[str]:
+    lines = (REPOSITORY / "configs" / "prompts" / f"demo-{name}.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_the_folder_is_small_and_in_the_hubs_layout() -> None:
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) <= MAX_BYTES
+    assert {path.name for path in WEIGHTS.iterdir()} == {
+        "README.md",
+        "model_index.json",
+        "scheduler",
+        "text_encoder",
+        "tokenizer",
+        "transformer",
+        "vae",
+    }
+
+
+def test_it_is_made_of_cogvideox_classes(pipeline: Any) -> None:
+    assert {name: type(part).__name__ for name, part in pipeline.components.items()} == {
+        "tokenizer": "T5Tokenizer",
+        "text_encoder": "T5EncoderModel",
+        "vae": "AutoencoderKLCogVideoX",
+        "transformer": "CogVideoXTransformer3DModel",
+        "scheduler": "CogVideoXDDIMScheduler",
+    }
+
+
+def test_it_has_heads_and_tokens_enough_for_sparse_blocks(pipeline: Any) -> None:
+    config = pipeline.transformer.config
+    frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
+    tokens = config.max_text_seq_length + frames * config.sample_height * config.sample_width
+    assert (config.num_attention_heads, config.attention_head_dim, tokens) == (3, 64, 1312)
+
+
+def test_the_weights_are_stored_as_finite_fp16(pipeline: Any) -> None:
+    from safetensors.torch import load_file
+
+    for path in WEIGHTS.rglob("*.safetensors"):
+        for name, tensor in load_file(path).items():
+            assert tensor.dtype == torch.float16, name
+            assert tensor.isfinite().all(), name
+
+
+def test_every_word_of_the_prompts_is_one_token(pipeline: Any) -> None:
+    for prompt in prompts("tune") + prompts("eval"):
+        ids = pipeline.tokenizer(prompt).input_ids
+        assert len(ids) == len(prompt.split()) + 1, prompt
+        assert pipeline.tokenizer.unk_token_id not in ids, prompt
+
+
+def test_the_prompt_sets_are_disjoint() -> None:
+    tune, evaluation = prompts("tune"), prompts("eval")
+    assert min(len(set(tune)), len(set(evaluation))) >= 12
+    assert not set(tune) & set(evaluation)
+
+
+def test_prompts_are_captions_of_the_world_and_eval_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    from tools.demo_model.world import held_out_scenes, parse_caption
+
+    held_out = held_out_scenes()
+    assert all(parse_caption(prompt) in held_out for prompt in prompts("eval"))
+    assert not any(parse_caption(prompt) in held_out for prompt in prompts("tune"))
+
+
+def test_the_scorer_reads_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    from tools.demo_model.drawing import draw
+    from tools.demo_model.scorer import read
+    from tools.demo_model.world import held_out_scenes
+
+    scenes = list(held_out_scenes()[:8])
+    video = draw(scenes, torch.device("cpu"), torch.Generator().manual_seed(0)).video
+    frames = ((video + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
+    assert all(read(clip).shows(scene) for clip, scene in zip(frames, scenes, strict=True))
+
+
+@pytest.mark.slow
+def test_videos_of_held_out_captions_show_what_they_say(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    from tools.demo_model.sampling import sample, score
+    from tools.demo_model.world import held_out_scenes
+
+    scenes = held_out_scenes()[:4]
+    videos = sample(pipeline, [scene.caption() for scene in scenes], steps=10, guidance=1.0, seed=0)
+    _, readings = score(videos, scenes)
+    assert all(reading.shows(scene) for reading, scene in zip(readings, scenes, strict=True)), readings

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import torch
+
+from sparsetune.config import GenerationConfig
+from sparsetune.errors import GenerationError
+from sparsetune.models.generation import Renderer, to_uint8
+from sparsetune.models.loading import LoadedModel
+from tests.models.conftest import PROMPT, SMALL
+
+
+def test_a_rendering_is_uint8_frames_and_the_same_for_the_same_seed(renderer: Renderer) -> None:
+    steps = []
+    one = renderer.render(PROMPT, 3, lambda step, num_steps: steps.append((step, num_steps)))
+    two = renderer.render(PROMPT, 3)
+    other = renderer.render(PROMPT, 4)
+    assert one.frames.dtype == np.uint8
+    assert one.frames.shape == (9, 64, 64, 3)
+    assert one.seconds > 0
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert np.array_equal(one.frames, two.frames)
+    assert not np.array_equal(one.frames, other.frames)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_frames": 16}, "num_frames must be a multiple of 8 plus 1, but is 16; the nearest is 17"),
+        ({"height": 66}, "height must be a multiple of 4, but is 66; the nearest is 64"),
+        ({"width": 1}, "width must be a multiple of 4, but is 1; the nearest is 4"),
+    ],
+)
+def test_a_size_that_the_model_cant_do_names_the_nearest(demo: LoadedModel, change: dict, message: str) -> None:
+    with pytest.raises(GenerationError, match=message):
+        Renderer(demo, GenerationConfig(**(SMALL.model_dump() | change)))
+
+
+def test_frames_are_rounded_and_clipped() -> None:
+    frames = np.array([[[[-0.1, 0.5, 1.1]]]], dtype=np.float32)
+    assert to_uint8(frames).tolist() == [[[[0, 128, 255]]]]
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "frames must be finite"), (0.0, "all are black")])
+def test_broken_frames_are_an_error_and_no_video(value: float, message: str) -> None:
+    with pytest.raises(GenerationError, match=message):
+        to_uint8(np.full((2, 4, 4, 3), value, dtype=np.float32))
+
+
+def test_out_of_memory_says_what_would_help(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def allocate(*args: object, **kwargs: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(renderer.loaded.pipe.vae, "decode", allocate)
+        with pytest.raises(GenerationError, match="it ran out; try, in this order: --vae-tiling, --offload model"):
+            renderer.render(PROMPT, 0)

@@ -1,0 +1,181 @@
+"""A policy on a real pipeline: what runs, what is counted, and that nothing is left behind."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sparsetune.attention.ordering import ORDERS
+from sparsetune.attention.policy import Policy
+from sparsetune.attention.schedule import DenseSchedule
+from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
+from sparsetune.checkpoint import Checkpoint, Manifest, save_checkpoint
+from sparsetune.errors import CheckpointError, ModelError
+from sparsetune.models.families import attention_sites
+from sparsetune.models.generation import Renderer
+from sparsetune.models.loading import LoadedModel
+from sparsetune.models.sparse import default_policy, sparsify
+from tests.models.conftest import PROMPT
+
+DENSE = HeadThresholds(1.0, cdfthreshd=1.0)
+HALF = HeadThresholds(-1.0, cdfthreshd=0.5)
+
+
+@pytest.fixture(scope="module")
+def dense(shared_demo: LoadedModel) -> np.ndarray:
+    from tests.models.conftest import SMALL
+
+    return Renderer(shared_demo, SMALL).render(PROMPT, 0).frames
+
+
+def layers(demo: LoadedModel) -> list[tuple[str, int]]:
+    return [(layer.name, layer.num_heads) for layer in attention_sites(demo.pipe).layers]
+
+
+def uniform(demo: LoadedModel, head: HeadThresholds, **rest) -> Policy:
+    return Policy.uniform(layers(demo), head, **rest)
+
+
+def test_every_self_attention_layer_is_found(demo: LoadedModel) -> None:
+    sites = attention_sites(demo.pipe)
+    assert [layer.name for layer in sites.layers] == [f"transformer.transformer_blocks.{i}.attn1" for i in range(8)]
+    assert {(layer.num_heads, layer.head_dim) for layer in sites.layers} == {(3, 64)}
+
+
+def test_full_density_is_the_dense_video_bit_for_bit(demo: LoadedModel, renderer: Renderer, dense: np.ndarray) -> None:
+    with sparsify(demo.pipe, uniform(demo, DENSE), "reference") as handle:
+        assert np.array_equal(renderer.render(PROMPT, 0).frames, dense)
+        assert handle.stats().sparsity == 0.0
+        assert handle.stats().num_calls == {"sparse": 32, "dense": 0, "fallback": 0}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_token_order_at_full_density_changes_nothing_but_rounding(
+    demo: LoadedModel, renderer: Renderer, dense: np.ndarray, order: str
+) -> None:
+    with sparsify(demo.pipe, uniform(demo, DENSE, order=order), "reference"):
+        frames = renderer.render(PROMPT, 0).frames
+    assert np.abs(frames.astype(int) - dense).max() <= 1
+
+
+def test_sparse_attention_changes_the_video_and_is_counted(
+    demo: LoadedModel, renderer: Renderer, dense: np.ndarray
+) -> None:
+    with sparsify(demo.pipe, uniform(demo, HALF)) as handle:
+        frames = renderer.render(PROMPT, 0).frames
+        stats = handle.stats()
+    assert not np.array_equal(frames, dense)
+    assert 0.1 < stats.sparsity < 0.9
+    assert stats.sparsity_active == stats.sparsity
+    assert list(stats.by_layer) == [name for name, _ in layers(demo)]
+    assert len(stats.by_step) == 4
+    assert all(len(heads) == 3 for heads in stats.by_head.values())
+    assert stats.sparsity == pytest.approx(np.mean(list(stats.by_layer.values())))
+    assert stats.sparsity == pytest.approx(np.mean(list(stats.by_head.values())))
+    assert set(stats.kernels.values()) == {"reference"}
+    assert stats.fallbacks == {}
+
+
+def test_removal_restores_the_dense_video_exactly(demo: LoadedModel, renderer: Renderer, dense: np.ndarray) -> None:
+    handle = sparsify(demo.pipe, uniform(demo, HALF))
+    handle.remove()
+    handle.remove()
+    assert np.array_equal(renderer.render(PROMPT, 0).frames, dense)
+
+
+def test_an_error_in_the_block_takes_the_policy_off(demo: LoadedModel) -> None:
+    with pytest.raises(RuntimeError, match="stop"), sparsify(demo.pipe, uniform(demo, HALF)):
+        raise RuntimeError("stop")
+    assert "forward" not in demo.pipe.transformer.transformer_blocks[0].attn1.__dict__
+
+
+def test_a_forward_wrapped_around_ours_passes_through_after_removal(
+    demo: LoadedModel, renderer: Renderer, dense: np.ndarray
+) -> None:
+    module = demo.pipe.transformer.transformer_blocks[0].attn1
+    handle = sparsify(demo.pipe, uniform(demo, HALF))
+    ours = module.forward
+    module.forward = lambda *args, **kwargs: ours(*args, **kwargs)  # as accelerate's offloading hooks do
+    handle.remove()
+    assert np.array_equal(renderer.render(PROMPT, 0).frames, dense)
+    del module.forward
+
+
+def test_dense_steps_come_first_and_count(demo: LoadedModel, renderer: Renderer) -> None:
+    with sparsify(demo.pipe, uniform(demo, HALF, schedule=DenseSchedule(0.5))) as handle:
+        renderer.render(PROMPT, 0)
+        stats = handle.stats()
+    assert stats.by_step[:2] == (0.0, 0.0)
+    assert min(stats.by_step[2:]) > 0.1
+    assert stats.sparsity == pytest.approx(stats.sparsity_active / 2)
+    assert stats.num_calls == {"sparse": 16, "dense": 16, "fallback": 0}
+
+
+def test_a_dense_layer_runs_on_the_pipelines_own_attention(demo: LoadedModel, renderer: Renderer) -> None:
+    policy = uniform(demo, HALF)
+    off = LayerThresholds.uniform(policy.layers[2].name, 3, HeadThresholds(1.0, cdfthreshd=1.0, is_sparse=False))
+    policy = Policy((*policy.layers[:2], off, *policy.layers[3:]))
+    with sparsify(demo.pipe, policy) as handle:
+        renderer.render(PROMPT, 0)
+        stats = handle.stats()
+    assert stats.by_layer[off.name] == 0.0
+    assert stats.kernels[off.name] == "sdpa"
+
+
+def test_kept_text_is_computed_for_every_query(demo: LoadedModel, renderer: Renderer) -> None:
+    head = HeadThresholds(-1.0, topk=0.01)
+    sparsity = []
+    for keep_text in (False, True):
+        with sparsify(demo.pipe, uniform(demo, head, keep_text=keep_text)) as handle:
+            renderer.render(PROMPT, 0)
+            sparsity.append(handle.stats().sparsity)
+    assert sparsity[1] < sparsity[0]
+
+
+def test_a_policy_can_be_changed_in_place(demo: LoadedModel, renderer: Renderer, dense: np.ndarray) -> None:
+    with sparsify(demo.pipe, uniform(demo, HALF)) as handle:
+        handle.policy = uniform(demo, DENSE)
+        assert np.array_equal(renderer.render(PROMPT, 0).frames, dense)
+        handle.reset()
+        assert handle.stats().records == ()
+
+
+def test_a_masked_call_runs_dense_and_is_counted(demo: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
+    pipe = demo.pipe
+    attention = pipe.transformer.transformer_blocks[0].attn1
+    with sparsify(pipe, uniform(demo, HALF)) as handle, caplog.at_level(logging.WARNING):
+        attention(torch.randn(1, 512, 192), encoder_hidden_states=torch.randn(1, 32, 192))
+        assert handle.stats().fallbacks == {"the attention ran outside of its transformer": 1}
+    assert "runs dense: the attention ran outside of its transformer" in caplog.text
+
+
+def test_twice_is_refused_and_leaves_the_first(demo: LoadedModel) -> None:
+    with sparsify(demo.pipe, uniform(demo, HALF)):
+        forward = demo.pipe.transformer.transformer_blocks[0].attn1.forward
+        with pytest.raises(ModelError, match="a pipeline can be made sparse once"):
+            sparsify(demo.pipe, uniform(demo, HALF))
+        assert demo.pipe.transformer.transformer_blocks[0].attn1.forward is forward
+
+
+def test_another_models_policy_is_refused(demo: LoadedModel) -> None:
+    wrong = Policy.uniform([*layers(demo)[:7], ("transformer.transformer_blocks.9.attn1", 4)])
+    with pytest.raises(CheckpointError, match=r"transformer_blocks\.9\.attn1"):
+        sparsify(demo.pipe, wrong)
+
+
+def test_a_checkpoint_folder_is_a_policy(demo: LoadedModel, tmp_path: Path) -> None:
+    policy = uniform(demo, HALF, order="tiles")
+    folder = save_checkpoint(Checkpoint(policy, Manifest(tuner="manual")), tmp_path / "checkpoint")
+    with sparsify(demo.pipe, folder) as handle:
+        assert handle.policy == policy
+    with sparsify(demo.pipe, str(folder / "policy.safetensors")) as handle:
+        assert handle.policy == policy
+
+
+def test_the_default_policy_is_sparge_untuned(demo: LoadedModel) -> None:
+    policy = default_policy(demo.pipe)
+    assert {(head.simthreshd1, head.cdfthreshd) for layer in policy.layers for head in layer.heads} == {(0.6, 0.98)}
+    assert policy.schedule.dense_fraction == 0.0
+    assert policy.keep_text
