@@ -1,0 +1,25 @@
+"""The typed configuration of sparsetune: its models and the one resolver that fills them."""
+
+from sparsetune.config.models import (
+    CacheConfig,
+    Config,
+    EvalConfig,
+    GateConfig,
+    GenerationConfig,
+    ModelConfig,
+    TrackingConfig,
+    TuneConfig,
+)
+from sparsetune.config.resolver import resolve
+
+__all__ = [
+    "CacheConfig",
+    "Config",
+    "EvalConfig",
+    "GateConfig",
+    "GenerationConfig",
+    "ModelConfig",
+    "TrackingConfig",
+    "TuneConfig",
+    "resolve",
+]

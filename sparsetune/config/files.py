@@ -1,0 +1,90 @@
+"""Configuration files: where the packaged ones lie, and how one is read into dotted keys."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparsetune.errors import ConfigError
+
+SUFFIXES = (".yaml", ".yml")
+INPUT_PATHS = ("tune.prompt_file", "eval.prompt_file", "model.source")
+"""Keys whose relative paths in a file start at the file's own folder: a file travels with its prompts."""
+
+
+def configs_folder() -> Path:
+    """Return the folder of the packaged configurations: inside a wheel, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    shipped = package / "_configs"
+    return shipped if shipped.is_dir() else package.parent / "configs"
+
+
+def named_configs() -> dict[str, Path]:
+    """Return the packaged configuration files by name."""
+    return {path.stem: path for path in sorted(configs_folder().glob("*.yaml"))}
+
+
+def find_config(config: str | Path) -> Path:
+    """Return the file of a configuration given by its path or by a packaged one's name.
+
+    Raises:
+        ConfigError: there is no such file or name.
+    """
+    text, path, named = str(config), Path(config), named_configs()
+    if text in named:
+        return named[text]
+    if path.is_file():
+        return path
+    hint = nearest(text, named)
+    raise ConfigError(
+        f"the configuration must be a YAML file or one of {', '.join(named)}, but there is no {text!r}"
+        + (f"; did you mean {hint}?" if hint else "; mend the path")
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a YAML file of sections into a flat mapping of dotted keys, e.g. `generation.num_frames`.
+
+    Raises:
+        ConfigError: the file can't be read, isn't YAML, or isn't a mapping of sections.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} must be a readable UTF-8 file, but reading it failed: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or "not parsable"
+        raise ConfigError(f"{path} must be valid YAML, but{where}: {reason}; mend the file") from error
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{path} must hold sections such as `model:`, but holds a {type(content).__name__}")
+    return {key: _from_file(path, key, value) for key, value in _flatten(content).items()}
+
+
+def nearest(word: str, known: Mapping[str, Any]) -> str | None:
+    """Return the known word most like `word`, or None when nothing is like it."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def _flatten(content: Mapping[Any, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for section, value in content.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{section}.{key}": inner for key, inner in value.items()})
+        elif value is not None:
+            flat[str(section)] = value
+    return flat
+
+
+def _from_file(path: Path, key: str, value: Any) -> Any:
+    if key not in INPUT_PATHS or not isinstance(value, str):
+        return value
+    if key == "model.source" and not value.startswith("."):
+        return value  # a hub id, `demo`, or an absolute path
+    return str(path.resolve().parent / value)

@@ -1,0 +1,143 @@
+"""The configuration's models: every setting with its type, range, unit and only default."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field
+
+from sparsetune.config.files import configs_folder
+
+Backend = Literal["auto", "reference", "sparge", "dense"]
+Offload = Literal["none", "model", "sequential", "auto"]
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+Tuner = Literal["optuna", "builtin"]
+Space = Literal["budget", "raw"]
+Granularity = Literal["global", "group", "layer"]
+Rule = Literal["cdf", "topk"]
+Order = Literal["raster", "tiles", "cubes", "hilbert", "hilbert3d"]
+
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+MetricNames = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class ModelConfig(_Section):
+    """Which model is loaded, where to and how."""
+
+    name: FolderName = Field("demo", description="Short name of the model; names its folder of results.")
+    source: str = Field(
+        "demo", min_length=1, description="`demo` (embedded), a local folder in the hub's layout, or a hub id."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
+    dtype: Dtype = Field("auto", description="Weights' data type; auto is bfloat16 on a GPU, float32 on a CPU.")
+    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one.")
+    offload: Offload = Field("none", description="Keep idle modules off the GPU; auto does when its memory is short.")
+    vae_tiling: bool = Field(False, description="Decode frames in tiles: less memory, a little slower.")
+    vae_slicing: bool = Field(False, description="Decode one video of a batch at a time: less memory.")
+
+    @property
+    def results_folder(self) -> Path:
+        """Where commands leave what they make for this model, unless told otherwise: results/NAME."""
+        return Path("results") / self.name
+
+
+class GenerationConfig(_Section):
+    """What a generation renders; where a file says nothing, CogVideoX-2b's recommended settings."""
+
+    num_frames: int = Field(49, gt=0, description="Frames of a video.")
+    height: int = Field(480, gt=0, description="Height of a frame in pixels.")
+    width: int = Field(720, gt=0, description="Width of a frame in pixels.")
+    num_inference_steps: int = Field(50, gt=0, description="Denoising steps.")
+    guidance_scale: float = Field(6.0, ge=0.0, description="Classifier-free guidance; 1 or less turns it off.")
+    fps: int = Field(8, gt=0, le=240, description="Frames a second of the video files.")
+    negative_prompt: str = Field("", description="What guidance steers away from.")
+    max_sequence_length: int | None = Field(None, gt=0, description="Text tokens; null is the pipeline's own.")
+
+
+class TuneConfig(_Section):
+    """How thresholds are searched."""
+
+    tuner: Tuner = Field("optuna", description="optuna searches rendered videos; builtin is SpargeAttn's own search.")
+    n_trials: int = Field(30, gt=0, description="Trials of the study, those of earlier runs counted in.")
+    num_prompts: int = Field(4, gt=0, description="Prompts that a trial renders, from the top of the file.")
+    prompt_file: Path = Field(
+        default_factory=lambda: configs_folder() / "prompts" / "tune.txt",
+        description="Prompts to search on, one a line.",
+    )
+    seed: int = Field(42, ge=0, description="Seed of the videos and of the search.")
+    space: Space = Field("budget", description="Search calibrated error budgets, or raw thresholds.")
+    granularity: Granularity = Field("group", description="One choice for all layers, three groups, or each layer.")
+    orders: Annotated[tuple[Order, ...], Field(min_length=1)] = Field(
+        ("raster", "tiles", "cubes"), description="Token orders to choose from."
+    )
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1)] = Field(("cdf",), description="Mask rules to choose from.")
+    calibration_steps: int = Field(6, gt=0, description="Denoising steps that calibration samples.")
+    storage: str | None = Field(None, description="Optuna storage URL; null is SQLite beside the tracking store.")
+    study_name: str | None = Field(None, description="Study to start or resume; null names it after its settings.")
+    max_minutes: float | None = Field(None, gt=0.0, description="Start no trial after so many minutes.")
+
+
+class EvalConfig(_Section):
+    """How a policy is judged against the dense model."""
+
+    num_prompts: int = Field(5, gt=0, description="Prompts to render, from the top of the file.")
+    prompt_file: Path = Field(
+        default_factory=lambda: configs_folder() / "prompts" / "eval.txt",
+        description="Prompts to judge by, one a line.",
+    )
+    seed: int = Field(42, ge=0, description="Seed of every video.")
+    output_dir: Path | None = Field(None, description="Folder of result, videos, report; null is results/MODEL/eval.")
+    save_videos: bool = Field(True, description="Write dense, sparse and side-by-side videos.")
+    metrics: MetricNames = Field(
+        ("frame_cosine", "frame_l1", "psnr", "frame_diff", "psnr_frame_mean", "psnr_frame_min", "ssim"),
+        description="Metrics to compute, by name.",
+    )
+    ladder: bool = Field(False, description="Measure noise and quantisation floors too: two more renders a prompt.")
+
+
+class GateConfig(_Section):
+    """What a policy must reach before it is deployed."""
+
+    min_frame_cosine: float = Field(0.95, ge=-1.0, le=1.0, description="Mean frame_cosine must be above this.")
+    min_psnr: float = Field(35.0, ge=0.0, description="Mean psnr must be above this, in dB.")
+    min_psnr_worst: float | None = Field(None, ge=0.0, description="Worst prompt's psnr must be above this, in dB.")
+    min_psnr_frame: float | None = Field(None, ge=0.0, description="Worst frame's PSNR must be above this, in dB.")
+
+
+class TrackingConfig(_Section):
+    """Where runs are recorded."""
+
+    enabled: bool = Field(True, description="Record runs in MLflow.")
+    uri: str | None = Field(None, description="MLflow tracking URI; null is MLFLOW_TRACKING_URI, then SQLite in root.")
+    experiment: str | None = Field(None, description="MLflow experiment; null names it after the model.")
+    root: Path = Field(Path("mlruns"), description="Folder of the default tracking store.")
+
+
+class CacheConfig(_Section):
+    """Where dense baselines are kept."""
+
+    dir: Path | None = Field(None, description="Folder of the dense baselines; null is the user's cache folder.")
+    max_gb: float = Field(20.0, gt=0.0, description="Size bound in GB; the least recently used baselines go first.")
+
+    @property
+    def folder(self) -> Path:
+        """The folder to use: `dir`, or sparsetune's own in the user's cache folder."""
+        return self.dir if self.dir is not None else platformdirs.user_cache_path("sparsetune") / "baselines"
+
+
+class Config(_Section):
+    """Everything that a command can be told."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    generation: GenerationConfig = Field(default_factory=GenerationConfig)
+    tune: TuneConfig = Field(default_factory=TuneConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    gate: GateConfig = Field(default_factory=GateConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    cache: CacheConfig = Field(default_factory=CacheConfig)
+    backend: Backend = Field("auto", description="What computes sparse attention; auto is sparge where it runs.")

@@ -1,0 +1,154 @@
+"""The one resolver: explicit flag > `--set` > environment > file > default."""
+
+import os
+import re
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from sparsetune.config.files import find_config, named_configs, nearest, read_config
+from sparsetune.config.models import Config
+from sparsetune.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "SPARSETUNE_"
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A value with the place it came from, for messages."""
+
+    value: Any
+    origin: str
+
+
+_Layer = dict[str, _Given]
+
+
+def resolve(
+    config: str | Path | None = None,
+    sets: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """Build the configuration from everything that was said, the more explicit winning.
+
+    Below `config` lies the packaged configuration of the model: the one whose name `model.source` is or ends in
+    (`cogvideox-2b`, `THUDM/CogVideoX-2b`, `/models/CogVideoX-2b`), and `demo` where no model was named at all.
+
+    Args:
+        config: a YAML file or the name of a packaged one.
+        sets: `key=value` strings with dotted keys, e.g. `generation.num_frames=17`; the last of a key wins.
+        environ: variables `SPARSETUNE_SECTION__KEY`, by default the process's; others are left alone.
+        flags: values of explicitly given options, by dotted key.
+
+    Raises:
+        ConfigError: an unknown key (the nearest is named), or a value that doesn't hold.
+    """
+    explicit = {key: _Given(_from_text(key, value), "given as an option") for key, value in (flags or {}).items()}
+    upper = _environment(os.environ if environ is None else environ) | _sets(sets) | explicit
+    file = _file(find_config(config)) if config is not None else {}
+    if "model.source" in upper:  # what the file says of its own model isn't meant for this one
+        file = {key: given for key, given in file.items() if key not in ("model.name", "model.revision")}
+    given = file | upper
+    return _validate(_base(given) | given)
+
+
+def _base(given: _Layer) -> _Layer:
+    """Find the packaged configuration that lies below `given`, and take a packaged model's name for its source."""
+    source = given.get("model.source")
+    if source is None:
+        return _file(find_config("demo"))
+    text = str(source.value)
+    last = Path(text).name
+    path = named_configs().get(last.lower())
+    if path is None:
+        return {"model.name": _Given(re.sub(r"[^A-Za-z0-9._-]+", "-", last).lstrip("-._"), source.origin)}
+    if text == path.stem:
+        del given["model.source"]
+    return _file(path)
+
+
+def config_fields() -> dict[str, FieldInfo]:
+    """Return every setting's field by its dotted key, e.g. `gate.min_psnr`."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            found.update({f"{name}.{key}": inner for key, inner in section.model_fields.items()})
+        else:
+            found[name] = field
+    return found
+
+
+def _file(path: Path) -> _Layer:
+    return {key: _Given(value, f"in {path}") for key, value in read_config(path).items()}
+
+
+def _environment(environ: Mapping[str, str]) -> _Layer:
+    layer = {}
+    for variable, value in environ.items():
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+            layer[key] = _Given(_from_text(key, value), f"in the environment as {variable}")
+    return layer
+
+
+def _sets(sets: Iterable[str]) -> _Layer:
+    layer = {}
+    for text in sets:
+        key, separator, value = text.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"--set must be KEY=VALUE, but is {text!r}; give e.g. generation.num_frames=17")
+        layer[key.strip()] = _Given(_from_text(key.strip(), value.strip()), "given with --set")
+    return layer
+
+
+def _from_text(key: str, text: Any) -> Any:
+    """Read a text as its field needs it: `null` where None is allowed, commas where it is a tuple.
+
+    Everything else stays text, which pydantic converts by the field's type; reading it as YAML instead would
+    turn a revision such as 1234567 into a number.
+    """
+    field = config_fields().get(key)
+    if field is None or not isinstance(text, str):
+        return text
+    union = get_origin(field.annotation) in (Union, types.UnionType)
+    if text == "null" and union and type(None) in get_args(field.annotation):
+        return None
+    if get_origin(field.annotation) is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    return text
+
+
+def _validate(given: _Layer) -> Config:
+    fields = config_fields()
+    content: dict[str, Any] = {}
+    for key, entry in given.items():
+        if key not in fields:
+            hint = nearest(key, fields)
+            advice = f"did you mean {hint}?" if hint else f"sections are {', '.join(Config.model_fields)}"
+            raise ConfigError(f"a configuration key must be a known one, but {key} ({entry.origin}) isn't; {advice}")
+        section, _, name = key.rpartition(".")
+        target = content.setdefault(section, {}) if section else content
+        target[name] = entry.value
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise _explain(error, given, fields) from error
+
+
+def _explain(error: ValidationError, given: _Layer, fields: Mapping[str, FieldInfo]) -> ConfigError:
+    first = error.errors()[0]
+    places = [".".join(map(str, first["loc"][:depth])) for depth in (2, 1)]
+    key = next((place for place in places if place in fields), places[0])
+    origin = f" ({given[key].origin})" if key in given else ""
+    about = fields[key].description if key in fields else None
+    return ConfigError(
+        f"{key}{origin}: {first['msg'].replace('Input should', 'it must', 1)}, but it is {first['input']!r}"
+        + (f"; {about.rstrip('.')}" if about else "")
+    )

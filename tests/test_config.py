@@ -1,0 +1,209 @@
+import re
+from pathlib import Path
+
+import pydantic
+import pytest
+
+from sparsetune.config import Config, GenerationConfig, resolve
+from sparsetune.config.files import configs_folder, named_configs, read_config
+from sparsetune.config.resolver import config_fields
+from sparsetune.errors import ConfigError
+
+KEY = "generation.num_inference_steps"
+DEFAULT = GenerationConfig().num_inference_steps
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A configuration of a model that no packaged one belongs to."""
+    path = tmp_path / "own.yaml"
+    path.write_text("model:\n  source: owner/own-model\ngeneration:\n  num_inference_steps: 21\n")
+    return path
+
+
+def steps(**given: object) -> int:
+    return resolve(**({"environ": {}} | given)).generation.num_inference_steps  # type: ignore[arg-type]
+
+
+def test_default_holds_where_the_file_says_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("model:\n  source: owner/own-model\n")
+    assert steps(config=path) == DEFAULT
+
+
+def test_file_beats_default(file: Path) -> None:
+    assert steps(config=file) == 21 != DEFAULT
+
+
+def test_environment_beats_file(file: Path) -> None:
+    assert steps(config=file, environ={"SPARSETUNE_GENERATION__NUM_INFERENCE_STEPS": "22"}) == 22
+
+
+def test_set_beats_environment(file: Path) -> None:
+    environ = {"SPARSETUNE_GENERATION__NUM_INFERENCE_STEPS": "22"}
+    assert steps(config=file, environ=environ, sets=[f"{KEY}=23"]) == 23
+
+
+def test_flag_beats_set(file: Path) -> None:
+    assert steps(config=file, sets=[f"{KEY}=23"], flags={KEY: 24}) == 24
+
+
+def test_last_of_two_sets_wins() -> None:
+    assert steps(sets=[f"{KEY}=23", f"{KEY}=25"]) == 25
+
+
+def test_environment_is_the_process_s_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSETUNE_GENERATION__NUM_INFERENCE_STEPS", "26")
+    assert resolve().generation.num_inference_steps == 26
+
+
+def test_falsy_values_count_as_given() -> None:
+    config = resolve(environ={}, flags={"eval.save_videos": False, "generation.guidance_scale": 0.0})
+    assert (config.eval.save_videos, config.generation.guidance_scale) == (False, 0.0)
+
+
+def test_without_a_model_it_is_the_demo() -> None:
+    config = resolve(environ={})
+    demo = read_config(named_configs()["demo"])
+    assert config.model.source == "demo"
+    assert config.generation.num_frames == demo["generation.num_frames"]
+
+
+def test_packaged_configuration_lies_below_a_file_that_names_its_model(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("generation:\n  guidance_scale: 4.5\n")
+    config = resolve(path, environ={})
+    assert config.generation.guidance_scale == 4.5
+    assert config.generation.width == resolve("demo", environ={}).generation.width
+
+
+@pytest.mark.parametrize("source", ["cogvideox-2b", "THUDM/CogVideoX-2b", "zai-org/CogVideoX-2b", "/m/CogVideoX-2b"])
+def test_model_s_own_configuration_is_found_by_its_last_name(source: str) -> None:
+    config = resolve(environ={}, flags={"model.source": source})
+    assert config.model.name == "cogvideox-2b"
+    assert config.model.source == ("zai-org/CogVideoX-2b" if source == "cogvideox-2b" else source)
+    assert (config.generation.num_frames, config.generation.height, config.generation.width) == (49, 480, 720)
+    assert (config.generation.num_inference_steps, config.generation.guidance_scale) == (50, 6.0)
+    assert (config.model.dtype, config.model.vae_slicing, config.model.vae_tiling) == ("bfloat16", True, True)
+
+
+def test_unknown_model_is_named_after_its_source() -> None:
+    model = resolve(environ={}, flags={"model.source": "/models/My Model.v2"}).model
+    assert (model.name, model.source) == ("My-Model.v2", "/models/My Model.v2")
+
+
+def test_model_flag_leaves_out_what_the_file_says_of_its_own_model(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("model:\n  name: own\n  source: owner/own\n  revision: v7\n  dtype: float16\n")
+    model = resolve(path, environ={}, flags={"model.source": "owner/other"}).model
+    assert (model.name, model.source, model.revision, model.dtype) == ("other", "owner/other", None, "float16")
+
+
+def test_prompt_file_of_a_file_is_found_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("eval:\n  prompt_file: words.txt\n")
+    assert resolve(path, environ={}).eval.prompt_file == tmp_path / "words.txt"
+
+
+def test_prompt_file_of_a_flag_is_found_from_the_current_folder() -> None:
+    assert resolve(environ={}, flags={"eval.prompt_file": "words.txt"}).eval.prompt_file == Path("words.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("tune.max_minutes=null", None),
+        ("tune.max_minutes=1.5", 1.5),
+        ("model.revision=1234567", "1234567"),
+        ("eval.metrics=psnr, ssim", ("psnr", "ssim")),
+        ("tracking.enabled=false", False),
+        ("cache.dir=/data/x", Path("/data/x")),
+        ("model.offload=none", "none"),
+        ("generation.negative_prompt=a=b", "a=b"),
+    ],
+)
+def test_text_becomes_the_field_s_type(text: str, value: object) -> None:
+    key = text.partition("=")[0]
+    section, name = key.split(".")
+    assert getattr(getattr(resolve(environ={}, sets=[text]), section), name) == value
+
+
+def test_environment_names_a_setting_outside_of_sections() -> None:
+    assert resolve(environ={"SPARSETUNE_BACKEND": "reference"}).backend == "reference"
+
+
+def test_other_environment_variables_are_left_alone() -> None:
+    assert resolve(environ={"PATH": "/bin", "SPARSE": "1"}) == resolve(environ={})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"sets": ["tune.n_trial=3"]}, "tune.n_trial (given with --set) isn't; did you mean tune.n_trials?"),
+        (
+            {"environ": {"SPARSETUNE_TUNE__NTRIALS": "3"}},
+            "(in the environment as SPARSETUNE_TUNE__NTRIALS) isn't; did you mean tune.n_trials?",
+        ),
+        ({"flags": {"modle.source": "x"}}, "modle.source (given as an option) isn't; did you mean model.source?"),
+        ({"sets": ["zzz=1"]}, "zzz (given with --set) isn't; sections are model, generation,"),
+        ({"sets": ["generation=3"]}, "generation (given with --set) isn't"),
+        ({"sets": ["seed"]}, "--set must be KEY=VALUE, but is 'seed'"),
+        ({"sets": ["generation.fps=0"]}, "generation.fps (given with --set): it must be greater than 0, but it is '0'"),
+        ({"sets": ["tune.seed=one"]}, "tune.seed (given with --set): it must be a valid integer"),
+        ({"sets": ["model.device=gpu"]}, "model.device (given with --set): "),
+        ({"flags": {"backend": "fast"}}, "backend (given as an option): it must be 'auto', 'reference', 'sparge' or "),
+        ({"sets": ["gate.min_psnr=nan"]}, "gate.min_psnr (given with --set): it must be a finite number"),
+        ({"config": "demoo"}, "one of cogvideox-2b, demo, but there is no 'demoo'; did you mean demo?"),
+        ({"config": "/no/such/file.yaml"}, "there is no '/no/such/file.yaml'"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_the_key_and_a_remedy(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        resolve(**({"environ": {}} | given))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"model: [", "must be valid YAML, but in line 1"),
+        (b"- a\n- b\n", "must hold sections such as `model:`, but holds a list"),
+        (b"model:\n  sorce: demo\n", "did you mean model.source?"),
+        (b"\xff\xfe\x00", "must be a readable UTF-8 file"),
+        (b"tune:\n  n_trials: 0\n", "tune.n_trials (in "),
+    ],
+)
+def test_bad_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        resolve(path, environ={})
+    assert str(path) in str(caught.value)
+
+
+def test_configuration_can_not_be_changed() -> None:
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        resolve(environ={}).generation.fps = 9  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", sorted(named_configs()))
+def test_packaged_configuration_resolves_and_its_prompt_files_exist(name: str) -> None:
+    config = resolve(name, environ={})
+    assert config.model.name == name
+    assert config.eval.prompt_file.is_file()
+    assert config.tune.prompt_file.is_file()
+
+
+def test_prompt_sets_are_large_and_share_no_prompt() -> None:
+    sets = {}
+    for name in ("tune", "eval"):
+        lines = (configs_folder() / "prompts" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+        sets[name] = [line for line in lines if line and not line.startswith("#")]
+        assert len(sets[name]) == len(set(sets[name])) >= 12
+    assert not set(sets["tune"]) & set(sets["eval"])
+
+
+def test_every_setting_is_described() -> None:
+    assert all(field.description for field in config_fields().values())
+    assert "gate.min_psnr" in config_fields()
+    assert set(Config.model_fields) - {key.partition(".")[0] for key in config_fields()} == set()
