@@ -1,0 +1,97 @@
+"""From prompts to a result: rows, statistics, and what the renderings' counters say together."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparsetune.evaluation.pair import PromptResult
+from sparsetune.evaluation.result import (
+    ConditionSection,
+    GateSection,
+    MetricStatistics,
+    PromptRow,
+    Rung,
+    SparsitySection,
+)
+from sparsetune.metrics import Gate, summarize
+
+
+def prompt_row(
+    index: int,
+    result: PromptResult,
+    worst_frame: int | None = None,
+    ladder: Mapping[Rung, Mapping[str, float]] | None = None,
+) -> PromptRow:
+    """Lay one prompt out as its row of the JSON."""
+    values: dict[str, Any] = {
+        "index": index,
+        "prompt": result.prompt,
+        "seed": result.seed,
+        **result.metrics,
+        "sparsity": _fraction(result.sparsity),
+        "sparsity_active": _fraction(result.sparsity_active),
+        "seconds_dense": result.seconds_dense,
+        "seconds_sparse": result.seconds_sparse,
+        "dense_cached": result.dense_cached,
+        "worst_frame": worst_frame,
+        "error": result.error,
+        "unavailable": dict(result.unavailable),
+        "ladder": ladder,
+    }
+    return PromptRow.model_validate(values)
+
+
+def statistics(rows: Sequence[PromptRow]) -> dict[str, MetricStatistics]:
+    """Summarise each metric over the prompts that have it; one that none has is left out."""
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.metrics.items():
+            columns.setdefault(name, []).append(value)
+    return {name: MetricStatistics(**summarize(values).to_dict()) for name, values in columns.items()}
+
+
+def gate_section(gate: Gate, rows: Sequence[PromptRow]) -> GateSection:
+    """Check the gate on the prompts; a failed prompt fails it."""
+    measured = [row.metrics for row in rows if row.error is None]
+    checked = gate.check(measured, num_failed=len(rows) - len(measured))
+    conditions = tuple(ConditionSection.model_validate(one) for one in checked.to_dict()["conditions"])
+    return GateSection(passed=checked.passed, failures=checked.failures, conditions=conditions)
+
+
+def sparsity_section(results: Sequence[PromptResult]) -> SparsitySection:
+    """Pool the counters of all prompts that rendered, and the seconds they took."""
+    counted = [result.stats for result in results if result.stats is not None]
+    dense = _mean([result.seconds_dense for result in results if result.seconds_dense is not None])
+    sparse = _mean([result.seconds_sparse for result in results if result.seconds_sparse is not None])
+    pooled = counted[0].merged(counted[1:]) if counted else None
+    overall = _fraction(pooled.sparsity) if pooled else None
+    return SparsitySection(
+        overall=overall,
+        active=_fraction(pooled.sparsity_active) if pooled else None,
+        theoretical_speedup=None if overall is None or overall == 1.0 else 1.0 / (1.0 - overall),
+        measured_speedup=_speedup(results),
+        seconds_dense=dense,
+        seconds_sparse=sparse,
+        by_layer=dict(pooled.by_layer) if pooled else {},
+        by_step=tuple(pooled.by_step) if pooled else (),
+        by_layer_and_step=dict(pooled.by_layer_and_step) if pooled else {},
+        by_head=dict(pooled.by_head) if pooled else {},
+        kernels=dict(pooled.kernels) if pooled else {},
+        num_calls=dict(pooled.num_calls) if pooled else {},
+        fallbacks=dict(pooled.fallbacks) if pooled else {},
+    )
+
+
+def _speedup(results: Sequence[PromptResult]) -> float | None:
+    """Compare the fastest rendering of each kind: all have the same work, and warm-up or a busy machine only adds."""
+    dense = [result.seconds_dense for result in results if result.seconds_dense]
+    sparse = [result.seconds_sparse for result in results if result.seconds_sparse]
+    return min(dense) / min(sparse) if dense and sparse else None
+
+
+def _fraction(value: float | None) -> float | None:
+    """Bring what rounding put a hair outside of [0, 1] back into it."""
+    return None if value is None else min(max(value, 0.0), 1.0)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,160 @@
+"""Two evaluations compared, prompt by prompt."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sparsetune.errors import MetricError, ResultError
+from sparsetune.evaluation.comparison import Change, Comparison, Outcome
+from sparsetune.evaluation.result import EvaluationResult, PromptRow, load_result
+from sparsetune.metrics import get, paired_difference
+
+_DECIDING = (
+    "model_name", "model.fingerprint", "model.revision", "model.pipeline_class", "height", "width", "num_frames",
+    "num_inference_steps", "guidance_scale", "negative_prompt", "max_sequence_length", "scheduler", "dtype",
+    "vae_tiling", "seed", "num_prompts", "prompts_hash",
+)
+"""Configuration that both results must share: what decides the dense videos and which they are."""
+
+_TELLING = ("device", "backend")
+"""Configuration that may differ, which is said."""
+
+_ALWAYS = ("sparsity", "seconds_sparse")
+
+
+def compare(
+    before: EvaluationResult | Path | str, after: EvaluationResult | Path | str, *, force: bool = False
+) -> Comparison:
+    """Compare two results, paired by prompt and seed.
+
+    Args:
+        before: a result, its JSON file, or a folder that holds one.
+        after: likewise.
+        force: compare what isn't comparable, over the prompts that both have.
+
+    Raises:
+        ResultError: a result can't be read, the two aren't comparable (every difference is listed), or no prompt
+            has numbers in both.
+    """
+    first, second = _load(before), _load(after)
+    differing = _differences(first, second, _DECIDING)
+    if differing and not force:
+        raise ResultError(
+            f"two results must be of the same model, settings and prompts, but differ in {'; '.join(differing)}; "
+            "evaluate both alike, or compare with --force"
+        )
+    pairs = _pairs(first.detailed_results, second.detailed_results)
+    if not pairs:
+        raise ResultError(
+            "two results must share a prompt and seed that rendered in both, but share none; evaluate both alike"
+        )
+    total = len(first.detailed_results) + len(second.detailed_results)
+    return Comparison(
+        before=_outcome(first),
+        after=_outcome(second),
+        changes=tuple(_change(name, pairs) for name in _names(pairs)),
+        num_pairs=len(pairs),
+        num_unpaired=total - 2 * len(pairs),
+        notes=_notes(first, second),
+        forced=tuple(differing),
+    )
+
+
+def _load(given: EvaluationResult | Path | str) -> EvaluationResult:
+    return given if isinstance(given, EvaluationResult) else load_result(given)
+
+
+def _differences(first: EvaluationResult, second: EvaluationResult, names: Sequence[str]) -> list[str]:
+    found = []
+    for name in names:
+        one, other = first.config, second.config
+        for part in name.split("."):
+            one, other = getattr(one, part), getattr(other, part)
+        if one != other:
+            found.append(f"{name} ({_short(one)} and {_short(other)})")
+    return found
+
+
+def _short(value: object) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 40 else f"{text[:18]}...{text[-6:]}"
+
+
+def _pairs(first: Sequence[PromptRow], second: Sequence[PromptRow]) -> list[tuple[dict[str, float], dict[str, float]]]:
+    """Pair the prompts with numbers; a prompt that is listed twice is paired in order."""
+    waiting: dict[tuple[str, int], list[PromptRow]] = {}
+    for row in second:
+        if row.error is None:
+            waiting.setdefault((row.prompt, row.seed), []).append(row)
+    pairs = []
+    for row in first:
+        partners = waiting.get((row.prompt, row.seed), [])
+        if row.error is None and partners:
+            pairs.append((_figures(row), _figures(partners.pop(0))))
+    return pairs
+
+
+def _figures(row: PromptRow) -> dict[str, float]:
+    always = {name: getattr(row, name) for name in _ALWAYS}
+    return row.metrics | {name: value for name, value in always.items() if value is not None}
+
+
+def _names(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> list[str]:
+    """Name the figures that some pair has on both sides, in the order of their first appearance."""
+    return list(dict.fromkeys(name for one, other in pairs for name in one if name in other))
+
+
+def _change(name: str, pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Change:
+    both = [(one[name], other[name]) for one, other in pairs if name in one and name in other]
+    before, after = [one for one, _ in both], [other for _, other in both]
+    unit, higher_is_better = _direction(name)
+    return Change(
+        name, unit, higher_is_better, sum(before) / len(before), sum(after) / len(after),
+        paired_difference(before, after, higher_is_better=higher_is_better is not False),
+    )
+
+
+def _direction(name: str) -> tuple[str, bool | None]:
+    if name == "sparsity":
+        return "", True
+    if name == "seconds_sparse":
+        return "s", False
+    try:
+        metric = get(name)
+    except MetricError:  # registered by whoever made the results, not here
+        return "", None
+    return metric.unit, metric.higher_is_better
+
+
+def _notes(first: EvaluationResult, second: EvaluationResult) -> tuple[str, ...]:
+    notes = [f"{difference} differ" for difference in _differences(first, second, _TELLING)]
+    versions = (first.environment.versions, second.environment.versions)
+    changed = [
+        f"{name} {versions[0].get(name, 'none')} and {versions[1].get(name, 'none')}"
+        for name in sorted(versions[0] | versions[1])
+        if versions[0].get(name) != versions[1].get(name)
+    ]
+    if changed:
+        notes.append(f"versions differ: {', '.join(changed)}")
+    missing = sorted(set(first.statistics) ^ set(second.statistics))
+    if missing:
+        notes.append(f"only one result has {', '.join(missing)}")
+    if unknown := [name for name in first.statistics if _direction(name)[1] is None]:
+        notes.append(f"not registered here, so taken as better when higher: {', '.join(unknown)}")
+    for side, result in (("before", first), ("after", second)):
+        if overlap := result.config.prompts_in_tune_set:
+            notes.append(f"{len(overlap)} prompts of {side} are in the set that policies are tuned on")
+    return tuple(notes)
+
+
+def _outcome(result: EvaluationResult) -> Outcome:
+    return Outcome(
+        use_tuned=result.config.use_tuned,
+        score=result.overall_score,
+        verdict=result.verdict,
+        gate_passed=result.gate.passed,
+        gate_failures=result.gate.failures,
+        sparsity=result.sparsity.overall,
+        theoretical_speedup=result.sparsity.theoretical_speedup,
+        measured_speedup=result.sparsity.measured_speedup,
+        num_failed=len(result.failed),
+    )

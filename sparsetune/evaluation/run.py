@@ -1,0 +1,233 @@
+"""The evaluation: every prompt dense and sparse, judged, written and reported."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsetune.attention.policy import Policy
+from sparsetune.checkpoint import Checkpoint, load_checkpoint
+from sparsetune.checkpoint.manifest import hash_prompts
+from sparsetune.errors import MetricError, PromptError
+from sparsetune.evaluation.aggregate import gate_section, sparsity_section, statistics
+from sparsetune.evaluation.baseline import BaselineCache
+from sparsetune.evaluation.conditions import config_section, environment_section
+from sparsetune.evaluation.events import EvaluationEnded, EvaluationListener, EvaluationStarted, Listeners
+from sparsetune.evaluation.outputs import OutputFolder, telling_prompts
+from sparsetune.evaluation.report import report_markdown
+from sparsetune.evaluation.result import ConfigSection, EvaluationResult, PromptRow, save_result
+from sparsetune.evaluation.session import JudgedPrompt, Session
+from sparsetune.files import write_text
+from sparsetune.metrics import BASE_METRICS, Gate, get, score, verdict
+from sparsetune.models.generation import Renderer
+from sparsetune.models.loading import load_pipeline
+from sparsetune.models.prompts import load_prompts
+from sparsetune.models.sparse import default_policy, sparsify
+
+if TYPE_CHECKING:
+    from sparsetune.config import Config
+
+_LOG = logging.getLogger(__name__)
+
+
+def evaluate_config(
+    config: "Config",
+    checkpoint: Checkpoint | Path | str | None = None,
+    output_dir: Path | None = None,
+    listeners: Sequence[EvaluationListener] = (),
+    *,
+    difference: bool = False,
+) -> EvaluationResult:
+    """Load what a configuration names and evaluate a checkpoint, or SpargeAttn's default thresholds.
+
+    Args:
+        config: the configuration.
+        checkpoint: a checkpoint, or its folder or file; None tests the default thresholds.
+        output_dir: where files go; None is `eval.output_dir`, and where that is None too, results/MODEL/eval.
+        listeners: told what happens, in order.
+        difference: give side-by-side videos a third pane with the difference amplified.
+
+    Raises:
+        PromptError, CheckpointError, ModelError, BackendError, GenerationError, MetricError, CacheError: what was
+            asked for can't be done; the message says what to change.
+    """
+    prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
+    loaded_checkpoint = load_checkpoint(checkpoint) if isinstance(checkpoint, Path | str) else checkpoint
+    renderer = Renderer(load_pipeline(config.model), config.generation)
+    return evaluate(
+        renderer,
+        loaded_checkpoint.policy if loaded_checkpoint else None,
+        prompts,
+        seed=config.eval.seed,
+        cache=BaselineCache(config.cache.folder, config.cache.max_gb),
+        metrics=config.eval.metrics,
+        gate=Gate(**config.gate.model_dump()),
+        backend=config.backend,
+        listener=Listeners(listeners),
+        output_dir=output_dir or config.eval.output_dir or Path("results") / config.model.name / "eval",
+        save_videos=config.eval.save_videos,
+        difference=difference,
+        checkpoint=str(checkpoint) if isinstance(checkpoint, Path | str) else None,
+        tuner=loaded_checkpoint.manifest.tuner if loaded_checkpoint else None,
+        ladder=config.eval.ladder,
+        prompt_file=config.eval.prompt_file,
+        tune_prompts=_tune_prompts(config, prompts, loaded_checkpoint),
+    )
+
+
+def evaluate(
+    renderer: Renderer,
+    policy: Policy | None,
+    prompts: Sequence[str],
+    *,
+    cache: BaselineCache,
+    seed: int = 42,
+    metrics: Sequence[str] = BASE_METRICS,
+    gate: Gate | None = None,
+    backend: str = "auto",
+    listener: EvaluationListener | None = None,
+    output_dir: Path | None = None,
+    save_videos: bool = False,
+    difference: bool = False,
+    tuned: bool | None = None,
+    checkpoint: str | None = None,
+    tuner: str | None = None,
+    ladder: bool = False,
+    prompt_file: Path | None = None,
+    tune_prompts: Sequence[str] = (),
+) -> EvaluationResult:
+    """Judge a policy: render every prompt dense (or read it from the cache) and sparse with the same seed.
+
+    Prompts whose frames are NaN or black are failed prompts in the result, without a number.
+
+    Args:
+        renderer: the loaded model with its generation settings; no policy may be installed on it.
+        policy: None is SpargeAttn's default thresholds.
+        prompts: the texts.
+        cache: of dense videos.
+        seed: of every rendering.
+        metrics: names of registered metrics; `BASE_METRICS` and those that the gate needs are always computed.
+        gate: bounds to deploy; None is the default gate.
+        backend: `auto`, `sparge`, `reference` or `dense`.
+        listener: told what happens.
+        output_dir: where result, report, stills and videos go; None writes nothing.
+        save_videos: write dense, sparse and side-by-side videos.
+        difference: give side-by-side videos a third pane with the difference amplified.
+        tuned: whether the result counts as tuned; None means when a policy is given.
+        checkpoint: where the policy comes from, for the result.
+        tuner: what found the policy, for the result.
+        ladder: measure noise and quantisation floors as well: two more renderings a prompt.
+        prompt_file: where the prompts come from, for the result.
+        tune_prompts: what the policy may have been tuned on; an overlap is said in the result.
+
+    Raises:
+        PromptError: there are no prompts.
+        MetricError: a metric is unknown or gave no finite number.
+        CheckpointError: the policy is for another model.
+        GenerationError: out of memory.
+        CacheError, BackendError, VideoError, SparsetuneError: the cache, kernel, encoder or folder can't be used.
+    """
+    started = time.perf_counter()
+    if not prompts:
+        raise PromptError("an evaluation must have at least one prompt, but was given none; give prompts")
+    tuned = policy is not None if tuned is None else tuned
+    policy = policy or default_policy(renderer.loaded.pipe)
+    gate = gate or Gate()
+    names = _metric_names(metrics, gate)
+    outputs = None
+    if output_dir is not None:
+        outputs = OutputFolder(output_dir, renderer.loaded.family.name, tuned, renderer.settings.fps)
+        outputs.check_writable()
+    with sparsify(renderer.loaded.pipe, policy, backend) as handle:
+        session = Session(
+            renderer, handle, tuple(prompts), seed, cache, names, listener or EvaluationListener(), outputs,
+            save_videos=save_videos, difference=difference, ladder=ladder,
+        )
+        config = config_section(
+            renderer, policy, session.prompts, seed=seed, tuned=tuned, checkpoint=checkpoint, tuner=tuner,
+            backend=handle.backend.name, metrics=names, prompt_file=prompt_file, tune_prompts=tune_prompts,
+        )
+        return _run(session, config, gate, started)
+
+
+def _run(session: Session, config: ConfigSection, gate: Gate, started: float) -> EvaluationResult:
+    listener = session.listener
+    try:
+        listener.on_start(
+            EvaluationStarted(
+                config=config.model_dump(mode="json"),
+                prompts=session.prompts,
+                num_steps=session.renderer.settings.num_inference_steps,
+                renderings=session.renderings,
+                metrics=session.metrics,
+                output_dir=session.outputs.folder if session.outputs else None,
+            )
+        )
+        judged = [session.judge(index) for index in range(len(session.prompts))]
+        result = _assemble(session, config, gate, judged, started)
+        ended = _write(session.outputs, result, judged)
+    except BaseException as error:
+        listener.on_failure(error)
+        raise
+    listener.on_end(ended)
+    return result
+
+
+def _assemble(
+    session: Session, config: ConfigSection, gate: Gate, judged: Sequence[JudgedPrompt], started: float
+) -> EvaluationResult:
+    rows = tuple(prompt.row for prompt in judged)
+    summary = statistics(rows)
+    points = None
+    if summary:
+        points = score(summary["frame_cosine"].mean, summary["psnr"].mean, summary["frame_l1"].mean)
+    return EvaluationResult(
+        config=config,
+        statistics=summary,
+        detailed_results=rows,
+        overall_score=points,
+        verdict="failed" if points is None else verdict(points),
+        gate=gate_section(gate, rows),
+        sparsity=sparsity_section([prompt.result for prompt in judged]),
+        environment=environment_section(
+            session.renderer, time.perf_counter() - started, sum(prompt.seconds for prompt in judged)
+        ),
+    )
+
+
+def _write(
+    outputs: OutputFolder | None, result: EvaluationResult, judged: Sequence[JudgedPrompt]
+) -> EvaluationEnded:
+    prompts = tuple(prompt.result for prompt in judged)
+    if outputs is None:
+        return EvaluationEnded(result, prompts)
+    moments = {prompt.row.index: prompt.moment for prompt in judged if prompt.moment is not None}
+    stills = {index: outputs.write_still(moments[index]) for index in telling_prompts(result.detailed_results)}
+    videos = {prompt.row.index: prompt.videos for prompt in judged if prompt.videos}
+    write_text(outputs.report_path, report_markdown(result, outputs.folder, videos, stills))
+    save_result(result, outputs.result_path)
+    files = (*(path for kinds in videos.values() for path in kinds.values()), *stills.values())
+    return EvaluationEnded(result, prompts, outputs.result_path, outputs.report_path, files)
+
+
+def _metric_names(metrics: Sequence[str], gate: Gate) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys((*BASE_METRICS, *gate.metrics, *metrics)))
+    for name in names:
+        get(name)
+        if name in PromptRow.model_fields and name not in BASE_METRICS:
+            raise MetricError(f"a metric must not be called as a field of the result, but is {name!r}; rename it")
+    return names
+
+
+def _tune_prompts(config: "Config", prompts: Sequence[str], checkpoint: Checkpoint | None) -> tuple[str, ...]:
+    """Find the prompts that a policy may have been tuned on: the tune file's, or these if its hash is theirs."""
+    if checkpoint is None:
+        return ()
+    if checkpoint.manifest.prompts_hash == hash_prompts(prompts):
+        return tuple(prompts)
+    try:
+        return load_prompts(config.tune.prompt_file)
+    except PromptError as error:
+        _LOG.warning("whether the prompts were tuned on isn't known: %s", error)
+        return ()

@@ -1,0 +1,169 @@
+"""A renderer without a model: frames that depend on prompt, seed and the policy at work, exactly as declared here."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sparsetune.attention.policy import Policy
+from sparsetune.attention.stats import CallRecord, SparsityStats
+from sparsetune.attention.thresholds import HeadThresholds
+from sparsetune.config import GenerationConfig
+from sparsetune.errors import GenerationError
+from sparsetune.evaluation import run
+from sparsetune.evaluation.baseline import BaselineCache
+from sparsetune.evaluation.conditions import baseline_key
+from sparsetune.evaluation.entry import BaselineKey
+from sparsetune.evaluation.events import EvaluationListener
+from sparsetune.evaluation.result import EvaluationResult
+
+LAYERS = (("transformer.blocks.0.attn1", 3), ("transformer.blocks.1.attn1", 3))
+POLICY = Policy.uniform(LAYERS, HeadThresholds(simthreshd1=0.1, cdfthreshd=0.9))
+SETTINGS = GenerationConfig(num_frames=5, height=16, width=24, num_inference_steps=4, guidance_scale=2.5, fps=8)
+AMPLITUDES = {"dense": 0, "kernel": 2, "sparse": 12}
+"""How far pixels are moved at most, by what is at work."""
+
+
+@dataclass
+class FakeHandle:
+    """A policy at work, as `SparseHandle` offers it."""
+
+    policy: Policy
+    num_renderings: int = 0
+    num_resets: int = 0
+    removed: bool = False
+    backend: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(name="reference"))
+
+    @property
+    def kind(self) -> str:
+        if self.policy.schedule.dense_fraction == 1.0:
+            return "dense"
+        heads = {head for layer in self.policy.layers for head in layer.heads}
+        return "kernel" if heads == {HeadThresholds(simthreshd1=1.0, cdfthreshd=1.0)} else "sparse"
+
+    def reset(self) -> None:
+        self.num_renderings = 0
+        self.num_resets += 1
+
+    def stats(self) -> SparsityStats:
+        computed = {"dense": 100.0, "kernel": 100.0, "sparse": 60.0}[self.kind]
+        kind = "dense" if self.kind == "dense" else "sparse"
+        return SparsityStats(
+            tuple(
+                CallRecord(name, step, kind, "reference", None, self.num_renderings, (computed,) * heads, 100.0, heads)
+                for name, heads in LAYERS
+                for step in range(SETTINGS.num_inference_steps)
+            )
+        )
+
+    def __enter__(self) -> "FakeHandle":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.removed = True
+
+
+class FakeRenderer:
+    """Renders noise: the same for the same prompt and seed, moved a little when a policy is at work."""
+
+    def __init__(self, settings: GenerationConfig = SETTINGS) -> None:
+        scheduler = SimpleNamespace(config={"num_train_timesteps": 1000, "_class_name": "FakeScheduler"})
+        identity = SimpleNamespace(
+            name="fake",
+            source="fake/fake",
+            revision=None,
+            fingerprint="f" * 64,
+            pipeline_class="FakePipeline",
+            transformer_class="FakeTransformer",
+            layers=tuple((name, heads, 64) for name, heads in LAYERS),
+        )
+        self.loaded = SimpleNamespace(
+            pipe=SimpleNamespace(scheduler=scheduler, vae=SimpleNamespace(use_tiling=False)),
+            identity=identity,
+            family=SimpleNamespace(name="cogvideo"),
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+        )
+        self.settings = settings
+        self.handle: FakeHandle | None = None
+        self.rendered: list[tuple[str, str]] = []
+        self.failing: dict[tuple[str, str], GenerationError] = {}
+        self.again = 0
+
+    def render(self, prompt: str, seed: int, on_step: Callable[[int, int], None] | None = None) -> SimpleNamespace:
+        kind = self.handle.kind if self.handle else "dense"
+        self.rendered.append((kind, prompt))
+        for step in range(self.settings.num_inference_steps):
+            if on_step is not None:
+                on_step(step + 1, self.settings.num_inference_steps)
+        if error := self.failing.get((kind, prompt)):
+            raise error
+        if self.handle is not None:
+            self.handle.num_renderings += 1
+        shape = (self.settings.num_frames, self.settings.height, self.settings.width, 3)
+        noise = np.random.default_rng(int(hashlib.sha256(f"{prompt}{seed}".encode()).hexdigest()[:8], 16))
+        frames = noise.integers(20, 220, shape)
+        shift = noise.integers(-AMPLITUDES[kind], AMPLITUDES[kind] + 1, shape)
+        return SimpleNamespace(frames=(frames + shift).astype(np.uint8), seconds=2.0 if kind == "dense" else 1.0)
+
+
+@pytest.fixture
+def renderer() -> FakeRenderer:
+    return FakeRenderer()
+
+
+@pytest.fixture
+def handle(renderer: FakeRenderer) -> Iterator[FakeHandle]:
+    renderer.handle = FakeHandle(POLICY)
+    yield renderer.handle
+    renderer.handle = None
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> BaselineCache:
+    return BaselineCache(tmp_path / "cache", max_gb=1.0)
+
+
+@pytest.fixture
+def key(renderer: FakeRenderer) -> BaselineKey:
+    return baseline_key(renderer, "a red circle", 42)
+
+
+PROMPTS = ("a red circle", "a | blue *star*", "a green ring")
+Evaluate = Callable[..., EvaluationResult]
+
+
+class Recorder(EvaluationListener):
+    """Keeps every event."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("on_"):
+            return lambda event: self.events.append((name, event))
+        return super().__getattribute__(name)
+
+    def named(self, name: str) -> list[Any]:
+        return [event for known, event in self.events if known == name]
+
+
+@pytest.fixture
+def evaluate(renderer: FakeRenderer, cache: BaselineCache, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
+    def sparsify(pipe: object, policy: Policy, backend: str) -> FakeHandle:
+        renderer.handle = FakeHandle(policy)
+        return renderer.handle
+
+    monkeypatch.setattr(run, "sparsify", sparsify)
+    monkeypatch.setattr(run, "default_policy", lambda pipe: POLICY)
+
+    def call(policy: Policy | None = POLICY, prompts: tuple[str, ...] = PROMPTS, **options: Any) -> EvaluationResult:
+        return run.evaluate(renderer, policy, prompts, **({"cache": cache} | options))
+
+    return call

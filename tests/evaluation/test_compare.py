@@ -1,0 +1,128 @@
+"""Two results compared."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparsetune.errors import GenerationError, ResultError
+from sparsetune.evaluation.compare import compare
+from sparsetune.evaluation.result import EvaluationResult, PromptRow
+from tests.evaluation.conftest import AMPLITUDES, PROMPTS, Evaluate, FakeRenderer
+
+
+@pytest.fixture
+def before(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> EvaluationResult:
+    with monkeypatch.context() as patched:
+        patched.setitem(AMPLITUDES, "sparse", 30)
+        return evaluate(None)
+
+
+@pytest.fixture
+def after(evaluate: Evaluate) -> EvaluationResult:
+    return evaluate()
+
+
+def changed(result: EvaluationResult, **config: object) -> EvaluationResult:
+    return result.model_copy(update={"config": result.config.model_copy(update=config)})
+
+
+def with_rows(result: EvaluationResult, rows: tuple[PromptRow, ...]) -> EvaluationResult:
+    return result.model_copy(update={"detailed_results": rows})
+
+
+def test_differences_are_those_of_the_paired_prompts(before: EvaluationResult, after: EvaluationResult) -> None:
+    found = compare(before, after)
+    psnr = next(change for change in found.changes if change.name == "psnr")
+    pairs = zip(before.detailed_results, after.detailed_results, strict=True)
+    differences = [(other.psnr or 0) - (one.psnr or 0) for one, other in pairs]
+    assert psnr.difference.mean == pytest.approx(np.mean(differences))
+    assert psnr.difference.ci95_low <= np.mean(differences) <= psnr.difference.ci95_high
+    assert (psnr.difference.better, psnr.difference.worse, psnr.difference.equal) == (3, 0, 0)
+    assert (found.num_pairs, found.num_unpaired, found.forced) == (3, 0, ())
+
+
+def test_lower_is_better_where_it_is(before: EvaluationResult, after: EvaluationResult) -> None:
+    l1 = next(change for change in compare(before, after).changes if change.name == "frame_l1")
+    assert l1.higher_is_better is False
+    assert l1.difference.mean < 0
+    assert (l1.difference.better, l1.difference.worse) == (3, 0)
+
+
+def test_prompts_are_paired_by_text_not_by_place(before: EvaluationResult, after: EvaluationResult) -> None:
+    turned = with_rows(after, tuple(reversed(after.detailed_results)))
+    assert compare(before, turned).changes[0].difference.mean == compare(before, after).changes[0].difference.mean
+
+
+def test_a_prompt_listed_twice_is_paired_twice(after: EvaluationResult) -> None:
+    twice = with_rows(after, (after.detailed_results[0],) * 2)
+    assert compare(twice, twice).num_pairs == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"height": 480}, r"height \(480 and 16\)"),
+        ({"num_inference_steps": 50}, r"num_inference_steps \(50 and 4\)"),
+        ({"seed": 1}, r"seed \(1 and 42\)"),
+        ({"prompts_hash": "x"}, r"prompts_hash \('x' and"),
+        ({"model_name": "other"}, r"model_name \('other' and 'fake'\)"),
+        ({"guidance_scale": 6.0, "num_frames": 9}, r"num_frames \(9 and 5\); guidance_scale \(6.0 and 2.5\)"),
+    ],
+)
+def test_what_is_not_comparable_is_refused_with_every_difference(
+    before: EvaluationResult, after: EvaluationResult, config: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ResultError, match=f"must be of the same model, settings and prompts, but differ in {said}"):
+        compare(changed(before, **config), after)
+
+
+def test_force_compares_all_the_same_and_says_so(before: EvaluationResult, after: EvaluationResult) -> None:
+    found = compare(changed(before, height=480), after, force=True)
+    assert found.forced == ("height (480 and 16)",)
+    assert "**Not comparable, compared all the same:** height (480 and 16)" in found.to_markdown()
+
+
+def test_nothing_in_common_cannot_be_forced(evaluate: Evaluate, after: EvaluationResult) -> None:
+    with pytest.raises(ResultError, match="must share a prompt and seed that rendered in both, but share none"):
+        compare(evaluate(prompts=("another",)), after, force=True)
+
+
+def test_failed_prompts_are_left_out_and_counted(
+    evaluate: Evaluate, renderer: FakeRenderer, before: EvaluationResult
+) -> None:
+    renderer.failing["sparse", PROMPTS[0]] = GenerationError("all are black")
+    found = compare(before, evaluate())
+    assert (found.num_pairs, found.num_unpaired, found.after.num_failed) == (2, 2, 1)
+
+
+def test_another_device_or_version_is_said(before: EvaluationResult, after: EvaluationResult) -> None:
+    environment = before.environment.model_copy(update={"versions": before.environment.versions | {"torch": "1.0"}})
+    notes = compare(changed(before.model_copy(update={"environment": environment}), device="cuda X"), after).notes
+    assert any(note.startswith("device ('cuda X' and") for note in notes)
+    assert any(note.startswith("versions differ: torch 1.0 and") for note in notes)
+
+
+def test_json_and_markdown_hold_the_same_figures(before: EvaluationResult, after: EvaluationResult) -> None:
+    found = compare(before, after)
+    value = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert value["before"]["use_tuned"] is False
+    assert value["after"]["score"] == after.overall_score
+    text = found.to_markdown()
+    assert f"{value['changes']['psnr']['difference']['mean']:+.2f}" in text
+    assert "| Score |" in text
+    assert "| sparsity | 0.4000 | 0.4000 | +0.0000 |" in text
+
+
+def test_one_pair_is_not_called_significant(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    after = evaluate(prompts=PROMPTS[:1])
+    monkeypatch.setitem(AMPLITUDES, "sparse", 30)
+    text = compare(evaluate(prompts=PROMPTS[:1]), after).to_markdown()
+    assert " \\* |" not in text
+
+
+def test_folders_are_compared(evaluate: Evaluate, tmp_path: Path) -> None:
+    evaluate(None, output_dir=tmp_path / "before")
+    evaluate(output_dir=tmp_path / "after")
+    assert compare(tmp_path / "before", tmp_path / "after").num_pairs == 3

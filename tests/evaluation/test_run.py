@@ -1,0 +1,244 @@
+"""A whole evaluation, with a renderer that has no model."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from sparsetune import metrics
+from sparsetune.errors import GenerationError, MetricError, PromptError, SparsetuneError
+from sparsetune.evaluation.events import Listeners
+from sparsetune.evaluation.result import SCHEMA_PATH, load_result
+from sparsetune.metrics import Gate
+from sparsetune.video import read_video
+from tests.evaluation.conftest import POLICY, PROMPTS, Evaluate, FakeRenderer, Recorder
+
+
+def test_the_result_has_the_known_sections(evaluate: Evaluate) -> None:
+    value = evaluate().to_dict()
+    assert set(value) == {
+        "schema_version",
+        "config",
+        "statistics",
+        "detailed_results",
+        "overall_score",
+        "verdict",
+        "gate",
+        "sparsity",
+        "environment",
+    }
+    assert {"model_name", "use_tuned", "num_prompts", "seed"} <= set(value["config"])
+    assert set(value["statistics"]) == set(metrics.BASE_METRICS)
+    for spread in value["statistics"].values():
+        assert {"mean", "std", "min", "max"} <= set(spread)
+    assert [row["prompt"] for row in value["detailed_results"]] == list(PROMPTS)
+
+
+def test_statistics_are_those_of_the_prompts(evaluate: Evaluate) -> None:
+    result = evaluate()
+    values = [row.psnr for row in result.detailed_results]
+    spread = result.statistics["psnr"]
+    assert spread.mean == pytest.approx(np.mean([value for value in values if value]))
+    assert spread.ci95_low <= spread.mean <= spread.ci95_high
+    assert result.overall_score == metrics.score(
+        result.statistics["frame_cosine"].mean, spread.mean, result.statistics["frame_l1"].mean
+    )
+
+
+def test_every_prompt_has_the_same_seed(evaluate: Evaluate) -> None:
+    result = evaluate(seed=7)
+    assert [row.seed for row in result.detailed_results] == [7, 7, 7]
+    assert result.config.seed == 7
+
+
+def test_sparsity_is_pooled_and_speed_is_measured(evaluate: Evaluate) -> None:
+    part = evaluate().sparsity
+    assert part.overall == pytest.approx(0.4)
+    assert part.theoretical_speedup == pytest.approx(1 / 0.6)
+    assert (part.seconds_dense, part.seconds_sparse, part.measured_speedup) == (2.0, 1.0, 2.0)
+    assert len(part.by_layer) == 2
+    assert len(part.by_step) == 4
+    assert part.num_calls["sparse"] == 24
+
+
+def test_files_lie_where_the_guide_says(evaluate: Evaluate, tmp_path: Path) -> None:
+    recorder = Recorder()
+    evaluate(output_dir=tmp_path / "out", save_videos=True, tuned=False, listener=recorder)
+    files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    videos = {f"videos/prompt_{i}_{kind}.mp4" for i in range(3) for kind in ("dense", "sparse", "compare")}
+    stills = {name for name in files if name.startswith("stills/")}
+    assert files == {"cogvideo_accuracy_default.json", "report.md"} | videos | stills
+    assert len(stills) == 2
+    (ended,) = recorder.named("on_end")
+    assert {path.relative_to(tmp_path / "out").as_posix() for path in ended.artifacts} == videos | stills
+
+
+def test_videos_can_be_played(evaluate: Evaluate, tmp_path: Path) -> None:
+    evaluate(output_dir=tmp_path, save_videos=True, difference=True)
+    dense = read_video(tmp_path / "videos" / "prompt_0_dense.mp4")
+    assert dense.frames.shape == (5, 16, 24, 3)
+    assert dense.fps == 8
+    compare = read_video(tmp_path / "videos" / "prompt_0_compare.mp4")
+    assert compare.frames.shape[2] > 3 * 24
+
+
+def test_without_save_videos_there_are_none(evaluate: Evaluate, tmp_path: Path) -> None:
+    evaluate(output_dir=tmp_path)
+    assert (tmp_path / "cogvideo_accuracy_tuned.json").is_file()
+    assert not (tmp_path / "videos").exists()
+
+
+def test_the_json_is_valid_and_is_read_back_whole(evaluate: Evaluate, tmp_path: Path) -> None:
+    result = evaluate(output_dir=tmp_path, ladder=True, metrics=("ssim", "ms_ssim"))
+    value = json.loads((tmp_path / "cogvideo_accuracy_tuned.json").read_text())
+    jsonschema.Draft202012Validator(json.loads(SCHEMA_PATH.read_text())).validate(value)
+    assert load_result(tmp_path) == result
+
+
+def test_dense_videos_are_rendered_once_for_any_number_of_evaluations(
+    evaluate: Evaluate, renderer: FakeRenderer
+) -> None:
+    first, second = evaluate(), evaluate()
+    assert [kind for kind, _ in renderer.rendered].count("dense") == 3
+    assert [row.dense_cached for row in second.detailed_results] == [True] * 3
+    assert first.statistics == second.statistics
+
+
+def test_a_failed_prompt_is_shown_fails_the_gate_and_is_no_number(
+    evaluate: Evaluate, renderer: FakeRenderer, tmp_path: Path
+) -> None:
+    renderer.failing["sparse", PROMPTS[1]] = GenerationError("frames must be finite, but the model gave NaN")
+    result = evaluate(gate=Gate(0.0, 0.0), output_dir=tmp_path, save_videos=True)
+    assert [row.index for row in result.failed] == [1]
+    assert result.detailed_results[1].metrics == {}
+    assert result.overall_score is not None
+    assert not result.gate.passed
+    assert "1 of 3 failed" in result.gate.failures[0]
+    assert "gave NaN" in (tmp_path / "report.md").read_text()
+    assert not (tmp_path / "videos" / "prompt_1_sparse.mp4").exists()
+
+
+def test_when_all_prompts_fail_there_is_no_score(evaluate: Evaluate, renderer: FakeRenderer, tmp_path: Path) -> None:
+    for prompt in PROMPTS:
+        renderer.failing["sparse", prompt] = GenerationError("all are black")
+    result = evaluate(output_dir=tmp_path)
+    assert (result.overall_score, result.verdict, result.gate.passed, result.statistics) == (None, "failed", False, {})
+    assert result.sparsity.overall is None
+    jsonschema.validate(result.to_dict(), json.loads(SCHEMA_PATH.read_text()))
+
+
+def test_out_of_memory_ends_it_and_listeners_hear_of_it(
+    evaluate: Evaluate, renderer: FakeRenderer, tmp_path: Path
+) -> None:
+    error = GenerationError("the video must fit into memory, but it ran out; try --vae-tiling")
+    error.__cause__ = MemoryError()
+    renderer.failing["sparse", PROMPTS[1]] = error
+    recorder = Recorder()
+    with pytest.raises(GenerationError, match="try --vae-tiling"):
+        evaluate(output_dir=tmp_path, listener=recorder)
+    assert recorder.named("on_failure") == [error]
+    assert not recorder.named("on_end")
+    assert not list(tmp_path.glob("*.json"))
+    assert renderer.handle is not None
+    assert renderer.handle.removed
+
+
+def test_events_come_in_order(evaluate: Evaluate) -> None:
+    recorder = Recorder()
+    result = evaluate(listener=Listeners([recorder]), prompts=PROMPTS[:2])
+    names = [name for name, _ in recorder.events if name != "on_step"]
+    assert names == ["on_start", *(["on_prompt_start", "on_prompt"] * 2), "on_end"]
+    (started,), (ended,) = recorder.named("on_start"), recorder.named("on_end")
+    assert (started.prompts, started.num_steps, started.renderings) == (PROMPTS[:2], 4, ("dense", "sparse"))
+    assert len(recorder.named("on_step")) == 2 * 2 * 4
+    assert ended.result is result
+    assert (ended.result_path, ended.artifacts) == (None, ())
+    assert [event.result.metrics["psnr"] for event in recorder.named("on_prompt")] == [
+        row.psnr for row in result.detailed_results
+    ]
+
+
+def test_the_ladder_renders_two_more_and_blames_the_policy(
+    evaluate: Evaluate, renderer: FakeRenderer, tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    result = evaluate(ladder=True, listener=recorder, output_dir=tmp_path)
+    assert [kind for kind, _ in renderer.rendered[:4]] == ["dense", "sparse", "dense", "kernel"]
+    ladder = result.detailed_results[0].ladder
+    assert ladder is not None
+    assert ladder["dense_again"]["psnr"] == 100.0
+    assert result.detailed_results[0].psnr is not None
+    assert ladder["kernel"]["psnr"] > result.detailed_results[0].psnr
+    assert {event.side for event in recorder.named("on_step")} == {"dense", "sparse", "dense_again", "kernel"}
+    assert "## Whose error it is" in (tmp_path / "report.md").read_text()
+    assert renderer.handle is not None
+    assert renderer.handle.policy == POLICY
+
+
+def test_a_ladder_that_cannot_be_climbed_costs_no_numbers(
+    evaluate: Evaluate, renderer: FakeRenderer, caplog: pytest.LogCaptureFixture
+) -> None:
+    renderer.failing["kernel", PROMPTS[0]] = GenerationError("all are black")
+    with caplog.at_level(logging.WARNING):
+        result = evaluate(ladder=True)
+    assert result.detailed_results[0].ladder is None
+    assert result.detailed_results[0].psnr is not None
+    assert "no attribution ladder for 'a red circle': all are black" in caplog.text
+
+
+def test_a_users_metric_is_in_the_result(evaluate: Evaluate, tmp_path: Path) -> None:
+    @metrics.metric(higher_is_better=False, name="brightness_shift_of_this_test")
+    def brightness_shift(dense: Any, sparse: Any) -> float:
+        return abs(float(dense.mean()) - float(sparse.mean())) / 255
+
+    result = evaluate(metrics=("brightness_shift_of_this_test",), output_dir=tmp_path)
+    assert "brightness_shift_of_this_test" in result.statistics
+    assert "brightness_shift_of_this_test" in result.to_dict()["detailed_results"][0]
+    assert "brightness_shift_of_this_test" in (tmp_path / "report.md").read_text()
+    assert load_result(tmp_path).statistics == result.statistics
+
+
+def test_a_metric_called_as_a_field_is_refused(evaluate: Evaluate) -> None:
+    metrics.metric(higher_is_better=False, name="sparsity_active")(lambda dense, sparse: 0.0)
+    with pytest.raises(MetricError, match="must not be called as a field of the result, but is 'sparsity_active'"):
+        evaluate(metrics=("sparsity_active",))
+
+
+def test_an_unknown_metric_is_refused_before_anything_is_rendered(evaluate: Evaluate, renderer: FakeRenderer) -> None:
+    with pytest.raises(MetricError, match="'psnrr' is not; choose from psnr"):
+        evaluate(metrics=("psnrr",))
+    assert renderer.rendered == []
+
+
+def test_metrics_that_the_gate_needs_are_computed(evaluate: Evaluate) -> None:
+    result = evaluate(gate=Gate(min_psnr_frame=10.0))
+    assert "psnr_frame_min" in result.statistics
+
+
+def test_no_prompts_are_refused(evaluate: Evaluate) -> None:
+    with pytest.raises(PromptError, match="at least one prompt"):
+        evaluate(prompts=())
+
+
+def test_an_unwritable_folder_is_found_before_anything_is_rendered(
+    evaluate: Evaluate, renderer: FakeRenderer, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SparsetuneError, match="must be writable"):
+        evaluate(output_dir=tmp_path / "file" / "out")
+    assert renderer.rendered == []
+
+
+def test_an_overlap_with_the_tune_set_is_said(evaluate: Evaluate, tmp_path: Path) -> None:
+    result = evaluate(tune_prompts=(PROMPTS[2], "another"), output_dir=tmp_path)
+    assert result.config.prompts_in_tune_set == (PROMPTS[2],)
+    assert "1 of 3 prompts are in the set that policies are tuned on" in (tmp_path / "report.md").read_text()
+
+
+def test_the_default_thresholds_were_not_tuned_on_anything(evaluate: Evaluate) -> None:
+    result = evaluate(None, tune_prompts=PROMPTS)
+    assert (result.config.use_tuned, result.config.prompts_in_tune_set) == (False, ())
