@@ -1,0 +1,184 @@
+"""What tuning tells those who watch it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sparsetune.attention.policy import Policy
+from sparsetune.evaluation.events import EvaluationListener
+from sparsetune.evaluation.pair import PromptResult
+from sparsetune.evaluation.result import EvaluationResult
+
+Parameter = float | int | str | bool
+TrialState = Literal["complete", "pruned", "failed"]
+
+
+@dataclass(frozen=True)
+class StudyStarted:
+    """A search begins, or goes on.
+
+    Args:
+        study_name: its name in the storage.
+        storage: the storage's URL.
+        config: the whole configuration as JSON values.
+        n_trials: trials it will have in the end.
+        num_done: trials that earlier runs did.
+        prompts: tune prompts, in order.
+        num_steps: denoising steps of one rendering.
+        output_dir: where the winner goes.
+    """
+
+    study_name: str
+    storage: str
+    config: Mapping[str, Any]
+    n_trials: int
+    num_done: int
+    prompts: tuple[str, ...]
+    num_steps: int
+    output_dir: Path
+
+
+@dataclass(frozen=True)
+class CalibrationStep:
+    """A denoising step of a calibration rendering is done; `step` counts from 1, `index` from 0."""
+
+    index: int
+    num_prompts: int
+    step: int
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class TrialStarted:
+    """Trial `number` begins with these parameters."""
+
+    number: int
+    params: Mapping[str, Parameter]
+    policy: Policy
+
+
+@dataclass(frozen=True)
+class TrialStep:
+    """Denoising step `step` of `num_steps` of a trial's prompt `index` is done; `step` counts from 1."""
+
+    number: int
+    index: int
+    num_prompts: int
+    step: int
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class TrialPrompt:
+    """Prompt `index` of `num_prompts` of a trial was judged."""
+
+    number: int
+    index: int
+    num_prompts: int
+    result: PromptResult
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """A trial that ended.
+
+    Args:
+        number: from 0, in the order in which the study asked.
+        params: its parameters by name.
+        state: `complete` (all tune prompts), `pruned` (given up after some) or `failed`.
+        reason: why it was pruned or failed; None when complete.
+        policy: what it ran.
+        prompts: results of the prompts that it rendered; empty for a trial of an earlier run of the study.
+        sparsity: mean over the prompts rendered; None where there is none.
+        psnr: mean in dB.
+        psnr_worst: of the worst prompt, in dB.
+        frame_cosine: mean.
+        feasible: whether it is complete and meets the gate on the tune prompts.
+        seconds: wall-clock time.
+    """
+
+    number: int
+    params: Mapping[str, Parameter]
+    state: TrialState
+    reason: str | None
+    policy: Policy
+    prompts: tuple[PromptResult, ...]
+    sparsity: float | None
+    psnr: float | None
+    psnr_worst: float | None
+    frame_cosine: float | None
+    feasible: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """What a search came to.
+
+    Args:
+        study_name: its name in the storage.
+        trials: all trials, earlier runs' included, in order.
+        best: the sparsest trial that meets the gate on the tune prompts; None where none does.
+        closest: the complete trial that misses the gate by the least; None where `best` is there, or none is complete.
+        checkpoint_path: the winner's checkpoint; None without a winner.
+        evaluation: the winner judged on the eval prompts; None without a winner.
+        calibration_path: the calibrated curves.
+        seconds: wall-clock time of this run, from loaded model to judged winner.
+        interrupted: whether Ctrl-C ended the search before its time.
+    """
+
+    study_name: str
+    trials: tuple[TrialResult, ...]
+    best: TrialResult | None
+    closest: TrialResult | None
+    checkpoint_path: Path | None
+    evaluation: EvaluationResult | None
+    calibration_path: Path
+    seconds: float
+    interrupted: bool = False
+
+
+class TuningListener:
+    """Watches a search; every method does nothing until a subclass says otherwise.
+
+    Methods are called on the tuning thread. What a listener raises ends the search, so one that can fail for
+    reasons of its own (a full disk, a lost server) handles that itself.
+    """
+
+    def on_study_start(self, event: StudyStarted) -> None:
+        """The first call: nothing was rendered yet."""
+
+    def on_calibration_step(self, event: CalibrationStep) -> None:
+        """A denoising step of the calibration is done."""
+
+    def on_trial_start(self, event: TrialStarted) -> None:
+        """A trial begins."""
+
+    def on_step(self, event: TrialStep) -> None:
+        """A denoising step of a trial is done."""
+
+    def on_prompt(self, event: TrialPrompt) -> None:
+        """A prompt of a trial is judged."""
+
+    def on_trial(self, result: TrialResult) -> None:
+        """A trial ended."""
+
+    def on_winner(self, trial: TrialResult, checkpoint_path: Path) -> None:
+        """The search is over and the winner is saved; it is judged next."""
+
+    def evaluation_listeners(self) -> tuple[EvaluationListener, ...]:
+        """Give the listeners for the winner's evaluation."""
+        return ()
+
+    def on_study_end(self, result: TuningResult) -> None:
+        """The last call of a search that came to its end."""
+
+    def on_failure(self, error: BaseException) -> None:
+        """The last call of a search that did not: an error or Ctrl-C, which goes on up after this."""
+
+
+def tell(listeners: Sequence[TuningListener], call: Callable[[TuningListener], None]) -> None:
+    """Make one call on every listener, in order."""
+    for listener in listeners:
+        call(listener)

@@ -1,0 +1,165 @@
+"""The Optuna study: where trials are kept, how it is resumed, and what it found."""
+
+import contextlib
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from sparsetune.errors import GenerationError, TuningError
+from sparsetune.tuning.events import TrialResult
+from sparsetune.tuning.objective import Objective
+from sparsetune.tuning.space import THRESHOLDS, SearchSpace
+
+_HEARTBEAT_SECONDS = 10
+_GRACE_SECONDS = 60
+_SIGNATURE = "sparsetune"
+_SAME_FAILURES = 3
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Optuna's own messages off the terminal: listeners tell what happens."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+def default_name(model: str, signature: Mapping[str, Any]) -> str:
+    """Name a study after the model and all that its trials share, so that the same command finds it again."""
+    text = json.dumps(signature, sort_keys=True)
+    return f"{model}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def open_study(storage_url: str, name: str, signature: Mapping[str, Any], seed: int, n_trials: int) -> optuna.Study:
+    """Create a study, or open the one of that name to go on with it.
+
+    A trial whose process died (no heartbeat for a minute) is put in the queue again.
+
+    Args:
+        storage_url: any SQL database's URL, e.g. `sqlite:///mlruns/optuna.db`.
+        name: the study's name.
+        signature: what its trials share, as JSON values.
+        seed: of the sampler; trials that were done already move it on.
+        n_trials: trials the study will have; a short one samples at random for fewer of them.
+
+    Raises:
+        TuningError: the storage can't be opened, or the study of that name has another signature.
+    """
+    storage = _open_storage(storage_url)
+    study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    given = json.loads(json.dumps(signature))
+    known = study.user_attrs.get(_SIGNATURE)
+    if known is None:
+        study.set_user_attr(_SIGNATURE, given)
+    elif known != given:
+        differing = sorted(key for key in known | given if known.get(key) != given.get(key))
+        listed = "; ".join(f"{key} was {known.get(key)} and is {given.get(key)}" for key in differing)
+        raise TuningError(
+            f"a study that is resumed must have the settings it began with, but {name} differs in {listed}; "
+            "give another --study-name to begin a new one"
+        )
+    study.sampler = optuna.samplers.TPESampler(
+        seed=seed + len(study.get_trials(deepcopy=False)),
+        multivariate=True,
+        n_startup_trials=max(4, min(10, n_trials // 4)),
+    )
+    return study
+
+
+def search(study: optuna.Study, objective: Objective, n_trials: int, seconds: float | None) -> None:
+    """Run trials until the study has `n_trials`, or no further one would end in time.
+
+    Trials that failed for want of memory or gave NaN are kept as failed, and the search goes on.
+
+    Raises:
+        TuningError: three trials in a row failed for the same reason.
+        KeyboardInterrupt: Ctrl-C; what is done is kept.
+    """
+    space = objective.space
+    if not study.get_trials(deepcopy=False):
+        for start in space.warm_start():
+            study.enqueue_trial(start.params, user_attrs={THRESHOLDS: start.thresholds})
+    objective.best_sparsity = max((result.sparsity or 0.0 for result in feasible(study, space)), default=0.0)
+
+    def stop_on_repeated_failure(_: optuna.Study, __: FrozenTrial) -> None:
+        last = list(objective.results.values())[-_SAME_FAILURES:]
+        failed_alike = {trial.state for trial in last} == {"failed"} and len({trial.reason for trial in last}) == 1
+        if len(last) == _SAME_FAILURES and failed_alike:
+            raise TuningError(f"trials must not all fail, but the last {len(last)} failed alike: {last[0].reason}")
+
+    remaining = n_trials - num_done(study)
+    if remaining > 0:
+        study.optimize(
+            objective,
+            n_trials=remaining,
+            timeout=seconds,
+            catch=(GenerationError,),
+            callbacks=[stop_on_repeated_failure],
+        )
+
+
+def num_done(study: optuna.Study) -> int:
+    """Count the trials that ended."""
+    ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    return len(study.get_trials(deepcopy=False, states=ended))
+
+
+def results(study: optuna.Study, objective: Objective) -> tuple[TrialResult, ...]:
+    """Give all trials that ended, in order; those of this run with every prompt's result."""
+    ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    trials = study.get_trials(deepcopy=False, states=ended)
+    return tuple(
+        objective.results.get(trial.number) or _recalled(trial, objective.space)
+        for trial in trials
+        if trial.number in objective.results or "state" in trial.user_attrs
+    )
+
+
+def feasible(study: optuna.Study, space: SearchSpace) -> tuple[TrialResult, ...]:
+    """Give the complete trials that met the gate."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return tuple(_recalled(trial, space) for trial in trials if trial.user_attrs.get("feasible"))
+
+
+def _recalled(trial: FrozenTrial, space: SearchSpace) -> TrialResult:
+    known = trial.user_attrs
+    return TrialResult(
+        number=trial.number,
+        params=known["params"],
+        state=known["state"],
+        reason=known["reason"],
+        policy=space.policy(known["params"]),
+        prompts=(),
+        sparsity=known["sparsity"],
+        psnr=known["psnr"],
+        psnr_worst=known["psnr_worst"],
+        frame_cosine=known["frame_cosine"],
+        feasible=known["feasible"],
+        seconds=known["seconds"],
+    )
+
+
+def _open_storage(url: str) -> BaseStorage:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats are Optuna's own way, and pinned
+            return RDBStorage(
+                url,
+                heartbeat_interval=_HEARTBEAT_SECONDS,
+                grace_period=_GRACE_SECONDS,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=2),
+            )
+    except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, OSError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise TuningError(f"the study's storage must be a database that opens, but {url} doesn't: {cause}") from error

@@ -1,0 +1,187 @@
+"""The search itself, on an objective whose optimum is known, in a real SQLite storage."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+
+from sparsetune.errors import GenerationError, TuningError
+from sparsetune.evaluation.pair import PromptResult
+from sparsetune.metrics import Gate
+from sparsetune.tuning import study as studies
+from sparsetune.tuning.events import TrialResult, TuningListener
+from sparsetune.tuning.objective import Objective, shortfalls
+from sparsetune.tuning.space import CALIBRATED, DEFAULT, SearchSpace
+from tests.tuning.test_curves import curves
+
+GATE = Gate(min_frame_cosine=0.95, min_psnr=35.0, min_psnr_worst=30.0)
+
+
+def judged(sparsity: float, psnr: float, worst: float | None = None) -> PromptResult:
+    metrics = {
+        "psnr": psnr,
+        "frame_cosine": 0.99,
+        "frame_l1": 0.01,
+        "frame_diff": 0.01,
+        "psnr_frame_min": worst or psnr,
+    }
+    return PromptResult("a prompt", 0, metrics=metrics, sparsity=sparsity, sparsity_active=sparsity)
+
+
+class Recorder(TuningListener):
+    def __init__(self) -> None:
+        self.trials: list[TrialResult] = []
+
+    def on_trial(self, result: TrialResult) -> None:
+        self.trials.append(result)
+
+
+class KnownObjective(Objective):
+    """PSNR falls by 2 dB for each 0.02 of budget and rises with dense steps; sparsity is the budget without them.
+
+    So with the gate at 35 dB the best is l1 = 0.15 with no dense steps.
+    """
+
+    fail: tuple[int, ...] = ()
+    stop_at: int | None = None
+
+    def _judge(self, number: int, index: int) -> PromptResult:
+        if number in self.fail:
+            raise GenerationError("the video must fit into memory, but it ran out")
+        if number == self.stop_at:
+            raise KeyboardInterrupt
+        params = self.params
+        if params["thresholds"] == DEFAULT:
+            return judged(0.02, 45.0)
+        budget = float(params["l1_all"])
+        return judged(budget * (1 - params["dense_fraction"]), 50.0 - 100 * budget + 5 * params["dense_fraction"])
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        self.params = self.space.suggest(trial)
+        return super().__call__(trial)
+
+
+class Handle:
+    policy = None
+
+
+def make(tmp_path: Path, listeners=(), num_prompts: int = 2, n_trials: int = 25, **settings):
+    space = SearchSpace(curves(), granularity="global", orders=("raster", "tiles"))
+    objective = KnownObjective(None, Handle(), space, ("a prompt",) * num_prompts, 0, None, GATE, listeners)
+    study = studies.open_study(f"sqlite:///{tmp_path / 'optuna.db'}", "known", {"space": 1}, 0, n_trials)
+    return study, objective
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with studies.quiet():
+        yield
+
+
+def test_the_search_finds_the_sparsest_feasible_policy(tmp_path: Path) -> None:
+    recorder = Recorder()
+    study, objective = make(tmp_path, (recorder,))
+    studies.search(study, objective, 40, None)
+    assert len(recorder.trials) == 40
+    feasible = [trial for trial in recorder.trials if trial.feasible]
+    best = max(feasible, key=lambda trial: trial.sparsity)
+    assert 0.125 < best.sparsity <= 0.17
+    assert best.psnr >= 35.0
+    assert study.best_trial.number == best.number  # Optuna's own constrained optimum is the same trial
+
+
+def test_the_first_trial_runs_the_default_thresholds_and_no_other_does(tmp_path: Path) -> None:
+    recorder = Recorder()
+    study, objective = make(tmp_path, (recorder,))
+    studies.search(study, objective, 12, None)
+    kinds = [trial.params["thresholds"] for trial in recorder.trials]
+    assert kinds == [DEFAULT] + [CALIBRATED] * 11
+    first = recorder.trials[0]
+    assert {head.simthreshd1 for layer in first.policy.layers for head in layer.heads} == {0.6}
+    assert first.params["dense_fraction"] == 0.0
+
+
+def test_hopeless_and_beaten_trials_are_given_up_after_one_prompt(tmp_path: Path) -> None:
+    recorder = Recorder()
+    study, objective = make(tmp_path, (recorder,))
+    studies.search(study, objective, 30, None)
+    pruned = [trial for trial in recorder.trials if trial.state == "pruned"]
+    assert pruned
+    assert all(len(trial.prompts) == 1 and trial.reason and not trial.feasible for trial in pruned)
+    for trial in pruned:
+        assert trial.psnr < GATE.min_psnr or trial.sparsity < 0.17
+    assert any("the gate is 35 dB" in trial.reason for trial in pruned)
+    assert {trial.state.name for trial in study.trials} == {"COMPLETE", "PRUNED"}
+
+
+def test_the_same_seed_gives_the_same_trials(tmp_path: Path) -> None:
+    outcomes = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        recorder = Recorder()
+        study, objective = make(tmp_path / folder, (recorder,))
+        studies.search(study, objective, 15, None)
+        outcomes.append([(trial.params, trial.sparsity) for trial in recorder.trials])
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    study, objective = make(tmp_path)
+    studies.search(study, objective, 5, None)
+    recorder = Recorder()
+    study, objective = make(tmp_path, (recorder,))
+    assert studies.num_done(study) == 5
+    studies.search(study, objective, 8, None)
+    assert [trial.number for trial in recorder.trials] == [5, 6, 7]
+    everything = studies.results(study, objective)
+    assert [trial.number for trial in everything] == list(range(8))
+    assert everything[0].prompts == () and everything[0].sparsity == 0.02
+    studies.search(study, objective, 8, None)
+    assert len(study.trials) == 8
+
+
+def test_a_study_with_other_settings_is_refused(tmp_path: Path) -> None:
+    make(tmp_path)
+    with pytest.raises(TuningError, match=r"differs in space was 1 and is 2; give another --study-name"):
+        studies.open_study(f"sqlite:///{tmp_path / 'optuna.db'}", "known", {"space": 2}, 0, 10)
+
+
+def test_a_storage_that_doesnt_open_is_said(tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match="storage must be a database that opens, but nonsense"):
+        studies.open_study("nonsense", "known", {}, 0, 10)
+
+
+def test_a_failed_trial_is_kept_with_its_reason_and_the_search_goes_on(tmp_path: Path) -> None:
+    recorder = Recorder()
+    study, objective = make(tmp_path, (recorder,))
+    objective.fail = (1, 3)
+    studies.search(study, objective, 6, None)
+    assert [trial.state for trial in recorder.trials if trial.number in (1, 3)] == ["failed", "failed"]
+    assert "ran out" in recorder.trials[1].reason
+    assert len(recorder.trials) == 6
+
+
+def test_three_failures_in_a_row_for_one_reason_stop_the_search(tmp_path: Path) -> None:
+    study, objective = make(tmp_path)
+    objective.fail = (2, 3, 4)
+    with pytest.raises(TuningError, match="the last 3 failed alike: the video must fit into memory"):
+        studies.search(study, objective, 20, None)
+    assert len(study.trials) == 5
+
+
+def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
+    study, objective = make(tmp_path)
+    objective.stop_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        studies.search(study, objective, 20, None)
+    assert len(studies.results(study, objective)) == 3
+    assert studies.feasible(study, objective.space)
+
+
+def test_shortfalls_measure_every_bound_of_the_gate() -> None:
+    gate = dataclasses.replace(GATE, min_psnr_frame=20.0)
+    missing = shortfalls([judged(0.1, 40.0, 25.0), judged(0.1, 28.0, 18.0)], gate)
+    assert missing == pytest.approx({"psnr": 1.0, "frame_cosine": -0.04, "psnr_worst": 2.0, "psnr_frame": 2.0})
+    assert all(np.isinf(value) for value in shortfalls([], gate).values())

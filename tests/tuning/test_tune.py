@@ -1,0 +1,116 @@
+"""A whole search on the demo model, small enough for every run of the tests."""
+
+from pathlib import Path
+
+import pytest
+
+from sparsetune.checkpoint import load_checkpoint
+from sparsetune.config import Config
+from sparsetune.errors import TuningError
+from sparsetune.evaluation.baseline import BaselineCache
+from sparsetune.models.pipelines import demo_config
+from sparsetune.tuning import tune
+from sparsetune.tuning.calibrate import sample_steps
+from sparsetune.tuning.events import CalibrationStep, StudyStarted, TrialPrompt, TuningListener, TuningResult
+
+
+def config(tmp_path: Path, **overrides) -> Config:
+    small = {
+        "generation.num_frames": 9,
+        "generation.num_inference_steps": 4,
+        "tune.n_trials": 2,
+        "tune.num_prompts": 1,
+        "tune.calibration_steps": 2,
+        "tune.max_minutes": None,
+        "eval.num_prompts": 1,
+        "eval.save_videos": False,
+        "gate.min_psnr": 20.0,
+        "gate.min_frame_cosine": 0.5,
+        "gate.min_psnr_worst": None,
+        "tracking.root": tmp_path / "mlruns",
+        "cache.dir": tmp_path / "cache",
+    }
+    return demo_config(small | {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+class Recorder(TuningListener):
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.started: StudyStarted | None = None
+
+    def on_study_start(self, event: StudyStarted) -> None:
+        self.started = event
+        self.names.append("start")
+
+    def on_calibration_step(self, event: CalibrationStep) -> None:
+        self.names.append("calibration")
+
+    def on_prompt(self, event: TrialPrompt) -> None:
+        self.names.append("prompt")
+
+    def on_study_end(self, result: TuningResult) -> None:
+        self.names.append("end")
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder, TuningResult]:
+    folder = tmp_path_factory.mktemp("tune")
+    recorder = Recorder()
+    return folder, recorder, tune(config(folder), output_dir=folder / "results", listeners=(recorder,))
+
+
+def test_the_winner_is_a_checkpoint_that_was_judged_on_eval_prompts(first) -> None:
+    folder, _, result = first
+    assert result.best is not None and result.evaluation is not None
+    saved = load_checkpoint(folder / "results" / "checkpoint")
+    assert saved.policy == result.best.policy
+    assert saved.manifest.tuner == "optuna"
+    assert saved.manifest.metrics["sparsity"] == result.best.sparsity
+    assert saved.manifest.tuner_settings["trial"] == result.best.number
+    assert result.evaluation.config.prompts_in_tune_set == ()
+    assert result.evaluation.config.use_tuned
+    assert (folder / "results" / "evaluation" / "cogvideo_accuracy_tuned.json").is_file()
+
+
+def test_listeners_are_told_in_order(first) -> None:
+    _, recorder, result = first
+    assert recorder.started.n_trials == 2
+    assert recorder.names[:5] == ["start"] + ["calibration"] * 4
+    assert recorder.names[-1] == "end"
+    assert recorder.names.count("prompt") == 2
+    assert [trial.number for trial in result.trials] == [0, 1]
+
+
+def test_calibration_left_the_dense_baselines_in_the_cache(first) -> None:
+    folder, _, _ = first
+    assert len(BaselineCache(folder / "cache", 1.0).ls()) == 2  # one tune prompt, one eval prompt
+
+
+def test_the_same_command_goes_on_and_calibrates_only_once(first) -> None:
+    folder, _, _ = first
+    recorder = Recorder()
+    result = tune(config(folder, tune__n_trials=3), output_dir=folder / "again", listeners=(recorder,))
+    assert recorder.started.num_done == 2
+    assert "calibration" not in recorder.names
+    assert [trial.number for trial in result.trials] == [0, 1, 2]
+
+
+def test_a_gate_that_nothing_meets_gives_the_closest_and_no_checkpoint(first) -> None:
+    folder, _, _ = first
+    result = tune(config(folder, gate__min_psnr=99.9), output_dir=folder / "strict")
+    assert result.best is None and result.checkpoint_path is None
+    assert result.closest is not None
+    assert not (folder / "strict" / "checkpoint").exists()
+
+
+def test_builtin_says_what_it_needs(tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match=r"must have SpargeAttn's package and a CUDA GPU, but .*not installed"):
+        tune(config(tmp_path, tune__tuner="builtin"), output_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "samples", "steps"),
+    [(10, 1, (5,)), (10, 2, (0, 9)), (10, 4, (0, 3, 6, 9)), (3, 6, (0, 1, 2)), (50, 6, (0, 10, 20, 29, 39, 49))],
+)
+def test_sampled_steps_spread_over_the_schedule(num_steps: int, samples: int, steps: tuple[int, ...]) -> None:
+    assert sample_steps(num_steps, samples) == steps
