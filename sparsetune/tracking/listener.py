@@ -1,0 +1,102 @@
+"""The listener that records evaluations and tuning in MLflow."""
+
+from sparsetune.config import Config
+from sparsetune.evaluation.events import EvaluationEnded, EvaluationListener, EvaluationStarted, PromptDone, StepDone
+from sparsetune.tracking.evaluation import log_end, log_prompt, log_start
+from sparsetune.tracking.recorder import Recorder
+from sparsetune.tracking.runs import Run, study_tag
+from sparsetune.tracking.study import STATUS, log_study_end, log_study_start, log_trial, trial_runs, trial_started_ms
+from sparsetune.tuning.events import StudyStarted, TrialPrompt, TrialResult, TrialStep, TuningListener, TuningResult
+
+
+class TrackingListener(EvaluationListener, TuningListener):
+    """Records each evaluation as a run, and a tuning as a run with a child run a trial.
+
+    All runs of a model are in one experiment, `sparsetune/MODEL` where the configuration names none. An
+    evaluation during a tuning is a child run of it.
+
+    Args:
+        config: the configuration, for its `tracking` section and the model's name.
+
+    Raises:
+        TrackingError: the store can't be used, here or when the first run begins; what fails later only warns,
+            see `Recorder`.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.recorder = Recorder(config)
+        self.run_id: str | None = None
+        """The run begun last: the tuning's while there is one, else the evaluation's."""
+        self._evaluation: Run | None = None
+        self._study: Run | None = None
+        self._trials: dict[int, str] = {}
+
+    def on_start(self, event: EvaluationStarted) -> None:
+        """Begin an evaluation's run."""
+        if self._study is not None:
+            self.recorder.attempt(self._begin_evaluation, event)
+        else:
+            self._begin_evaluation(event)
+
+    def on_step(self, event: StepDone | TrialStep) -> None:
+        """Steps aren't recorded."""
+
+    def on_prompt(self, event: PromptDone | TrialPrompt) -> None:
+        """Record a prompt of an evaluation; those of a trial are recorded with it."""
+        if self._evaluation is not None and isinstance(event, PromptDone):
+            self.recorder.attempt(log_prompt, self._evaluation, event)
+
+    def on_end(self, event: EvaluationEnded) -> None:
+        """Record an evaluation's result and end its run."""
+        run, self._evaluation = self._evaluation, None
+        if run is not None:
+            self.recorder.attempt(log_end, run, event)
+            self.recorder.attempt(self.recorder.end, run)
+
+    def on_failure(self, error: BaseException) -> None:
+        """End the evaluation's run with the cause, or the tuning's where no evaluation is going on."""
+        run = self._evaluation or self._study
+        if self._evaluation is None:
+            self._study = None
+        self._evaluation = None
+        if run is not None:
+            self.recorder.attempt(self.recorder.fail, run, error)
+
+    def on_study_start(self, event: StudyStarted) -> None:
+        """Begin a tuning's run, or open it again where the study goes on."""
+        study = self.recorder.take_up(event.study_name) if event.num_done else None
+        self._trials = trial_runs(study) if study else {}
+        if study is None:
+            name = event.study_name
+            study = self.recorder.begin(f"tune {name}", "tuning", tags={"study": study_tag(name)})
+        self._study, self.run_id = study, study.run_id
+        log_study_start(study, event)
+
+    def on_trial(self, result: TrialResult) -> None:
+        """Record a trial that ended, with the time that it took."""
+        if self._study is not None:
+            self.recorder.attempt(self._record_trial, self._study, result)
+
+    def evaluation_listeners(self) -> tuple[EvaluationListener, ...]:
+        """Record the winner's evaluation too."""
+        return (self,)
+
+    def on_study_end(self, result: TuningResult) -> None:
+        """Record the winner and end the tuning's run."""
+        run, self._study = self._study, None
+        if run is not None:
+            self.recorder.attempt(log_study_end, run, result, self._trials)
+            self.recorder.attempt(self.recorder.end, run)
+
+    def _begin_evaluation(self, event: EvaluationStarted) -> None:
+        kind = "tuned" if event.config.get("use_tuned") else "default"
+        tags = {"policy": kind, "tuner": event.config.get("tuner")}
+        self._evaluation = self.recorder.begin(f"eval {kind}", "evaluation", self._study, tags)
+        self.run_id = (self._study or self._evaluation).run_id
+        log_start(self._evaluation, event)
+
+    def _record_trial(self, study: Run, trial: TrialResult) -> None:
+        run = self.recorder.begin(f"trial {trial.number}", "trial", study, start_ms=trial_started_ms(trial))
+        self._trials[trial.number] = run.run_id
+        log_trial(run, trial)
+        self.recorder.end(run, STATUS[trial.state])

@@ -1,0 +1,126 @@
+"""What both listeners share: the store, the experiment, and what happens when the store fails."""
+
+import atexit
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVarTuple
+
+from sparsetune.config import Config
+from sparsetune.errors import SparsetuneError, TrackingError
+from sparsetune.tracking.runs import Run, Status, find_study, start_run
+from sparsetune.tracking.store import Store, check_answers, connect, experiment_id, resolve_store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_LOG = logging.getLogger(__name__)
+
+Arguments = TypeVarTuple("Arguments")
+
+
+class Recorder:
+    """Begins and ends runs in a configuration's store and experiment.
+
+    The store is connected to when the first run begins; a server is asked for a sign of life at once. What
+    fails up to then raises; what fails later is told in one warning, and nothing is recorded from then on:
+    the work itself goes on, and its files are on disk.
+
+    Args:
+        config: the configuration; its `tracking` section and the model's name are read.
+
+    Raises:
+        TrackingError: a tracking server doesn't answer.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.store: Store = resolve_store(config.tracking)
+        self.experiment = experiment_name(config)
+        self.problem: str | None = None
+        self._client: MlflowClient | None = None
+        self._experiment_id = ""
+        self._open: list[Run] = []
+        if self.store.is_server:
+            check_answers(self.store.uri)
+
+    @property
+    def page(self) -> str:
+        """The experiment's page in MLflow's UI, to be added to its link; empty before the first run."""
+        return f"#/experiments/{self._experiment_id}" if self._experiment_id else ""
+
+    def begin(
+        self,
+        name: str,
+        kind: str,
+        parent: Run | None = None,
+        tags: Mapping[str, object] | None = None,
+        start_ms: int | None = None,
+    ) -> Run:
+        """Begin a run; should the process exit before its end, it ends as KILLED.
+
+        Raises:
+            TrackingError: the store fails.
+        """
+        client = self._connected()
+        run = start_run(client, self._experiment_id, name, kind=kind, parent=parent, tags=tags, start_ms=start_ms)
+        self._open.append(run)
+        return run
+
+    def take_up(self, study: str) -> Run | None:
+        """Open the run of an interrupted tuning again; None where there is none.
+
+        Args:
+            study: the study's name.
+
+        Raises:
+            TrackingError: the store fails.
+        """
+        run = find_study(self._connected(), self._experiment_id, study)
+        if run is not None:
+            run.reopen()
+            self._open.append(run)
+        return run
+
+    def end(self, run: Run, status: Status = "FINISHED") -> None:
+        """End a run."""
+        self._open.remove(run)
+        run.finish(status)
+
+    def fail(self, run: Run, error: BaseException) -> None:
+        """End a run with the error that ended its work."""
+        self._open.remove(run)
+        run.fail(error)
+
+    def abandon(self) -> None:
+        """End every run that is still open: as KILLED, or as FAILED where recording it failed."""
+        status: Status = "KILLED" if self.problem is None else "FAILED"
+        left, self._open = self._open, []
+        try:
+            if left and self.store.is_server:
+                check_answers(self.store.uri)
+            for run in left:
+                run.finish(status)
+        except TrackingError as error:
+            _LOG.warning("runs that were begun in MLflow stay open: %s", error)
+
+    def attempt(self, work: Callable[[*Arguments], object], *arguments: *Arguments) -> None:
+        """Do some recording, unless it has failed before; a failure is told, and ends recording alone."""
+        if self.problem is not None:
+            return
+        try:
+            work(*arguments)
+        except (SparsetuneError, OSError) as error:
+            self.problem = str(error)
+            _LOG.warning("nothing is recorded in MLflow from here on: %s", error)
+
+    def _connected(self) -> "MlflowClient":
+        if self._client is None:
+            self._client = connect(self.store)
+            self._experiment_id = experiment_id(self._client, self.store, self.experiment)
+            atexit.register(self.abandon)
+        return self._client
+
+
+def experiment_name(config: Config) -> str:
+    """Name the experiment: `tracking.experiment`, else MLFLOW_EXPERIMENT_NAME, else after the model."""
+    return config.tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"sparsetune/{config.model.name}"

@@ -1,0 +1,183 @@
+"""The MLflow store that runs are recorded in: which one, and a client to it."""
+
+import os
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsetune.config import TrackingConfig
+from sparsetune.errors import TrackingError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DATABASE = "mlflow.db"
+ARTIFACTS = "artifacts"
+
+_ENVIRONMENT = {
+    # Read when MLflow is imported or asks a server; what a user has set stays.
+    # A tool that embeds MLflow mustn't send its users' usage anywhere; they can still turn this on.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # MLflow's own 7 retries hold a search up for minutes when its server goes away.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    # It would tell of every table that it makes.
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where runs are recorded.
+
+    Args:
+        uri: MLflow's tracking URI.
+        registry_uri: that of its model registry.
+        artifact_root: folder under which a new experiment's artifacts are put; None leaves that to the server.
+    """
+
+    uri: str
+    registry_uri: str
+    artifact_root: Path | None
+
+    @property
+    def shown(self) -> str:
+        """The URI without user and password, for messages."""
+        return without_password(self.uri)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether the store is reached over HTTP."""
+        return urllib.parse.urlsplit(self.uri).scheme in ("http", "https")
+
+
+def resolve_store(config: TrackingConfig, environ: Mapping[str, str] | None = None) -> Store:
+    """Find the store: `tracking.uri`, else MLFLOW_TRACKING_URI, else SQLite in `tracking.root`.
+
+    Artifacts lie beside a SQLite file, on the server's side of a server, and in `tracking.root` otherwise.
+    The registry is MLFLOW_REGISTRY_URI's, else the same store.
+
+    Args:
+        config: the `tracking` section.
+        environ: the environment; None is the process's.
+    """
+    environ = os.environ if environ is None else environ
+    root = config.root.expanduser().absolute()
+    uri = config.uri or environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / DATABASE).as_posix()}"
+    database = sqlite_path(uri)
+    if database is not None:
+        uri, artifacts = f"sqlite:///{database.as_posix()}", database.parent / ARTIFACTS
+    else:
+        artifacts = root / ARTIFACTS
+    local = urllib.parse.urlsplit(uri).scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
+    return Store(uri, environ.get("MLFLOW_REGISTRY_URI") or uri, artifacts if local else None)
+
+
+def without_password(uri: str) -> str:
+    """Take user and password out of a URI."""
+    return re.sub(r"://[^/@]*@", "://", uri)
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """Return the absolute path of a SQLite URI's file; None for any other URI."""
+    prefix = "sqlite:///"
+    return Path(uri.removeprefix(prefix)).absolute() if uri.startswith(prefix) else None
+
+
+def connect(store: Store) -> "MlflowClient":
+    """Give a client of the store; a SQLite store is made where there is none, which takes some seconds.
+
+    Raises:
+        TrackingError: MLflow isn't installed, or the store can't be reached, made or read.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if store.is_server:
+        check_answers(store.uri)
+    database = sqlite_path(store.uri)
+    with tracking_errors(f"the tracking store {store.shown} must be usable"):
+        if database is not None:
+            database.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of the libraries under MLflow, by one another
+            from mlflow import MlflowClient
+
+            client = MlflowClient(tracking_uri=store.uri, registry_uri=store.registry_uri)
+            client.search_experiments(max_results=1)
+    return client
+
+
+def experiment_id(client: "MlflowClient", store: Store, name: str) -> str:
+    """Return the id of the experiment of that name, made where there is none.
+
+    Raises:
+        TrackingError: it was deleted, or can't be read or made.
+    """
+    with tracking_errors(f"the tracking store {store.shown} must be usable"):
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            return _create_experiment(client, store, name)
+    if found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"the experiment {name!r} must not be deleted, but is; restore it with "
+            f"`mlflow experiments restore -x {found.experiment_id}`, or set tracking.experiment to another name"
+        )
+    return str(found.experiment_id)
+
+
+@contextmanager
+def tracking_errors(must: str) -> Iterator[None]:
+    """Turn what MLflow and the systems under it raise into a TrackingError of one line that begins with `must`."""
+    try:
+        yield
+    except TrackingError:
+        raise
+    except ImportError as error:
+        raise TrackingError(
+            f"{must}, but mlflow can't be imported: {error}; install it or set tracking.enabled off"
+        ) from error
+    except Exception as error:  # MLflow passes on whatever its stores raise: SQLAlchemy's, requests', OS errors
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise TrackingError(
+            f"{must}, but: {line[:300]}; check tracking.uri and MLFLOW_TRACKING_URI, or set tracking.enabled off"
+        ) from error
+
+
+def _create_experiment(client: "MlflowClient", store: Store, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    location = None
+    if store.artifact_root is not None:
+        location = (store.artifact_root / name.replace("/", "-")).as_uri()
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)  # another process made it just now
+
+
+def check_answers(uri: str) -> None:
+    """Ask a server for a sign of life, before MLflow asks with minutes of retries.
+
+    Raises:
+        TrackingError: there is no answer.
+    """
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
+            pass
+    except urllib.error.HTTPError:
+        return  # it answers; what it says to us is MLflow's to find out, with the user's credentials
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise TrackingError(
+            f"the tracking server {without_password(uri)} must answer, but: {reason}; start it, "
+            "mend MLFLOW_TRACKING_URI, or set tracking.enabled off"
+        ) from error

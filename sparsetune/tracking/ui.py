@@ -1,0 +1,143 @@
+"""MLflow's own UI, started on the right store."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO
+
+from sparsetune.errors import TrackingError
+from sparsetune.tracking.store import ARTIFACTS, sqlite_path, without_password
+
+START_SECONDS = 120.0
+"""How long the UI may take to answer; on two busy cores it was seen to take 20 s."""
+
+
+def serve(
+    uri: str,
+    host: str = "127.0.0.1",
+    port: int = 5000,
+    *,
+    page: str = "",
+    say: Callable[[str], None] = print,
+) -> None:
+    """Show a store in MLflow's UI until it is stopped by Ctrl-C; a tracking server only has its link told.
+
+    Args:
+        uri: the store's tracking URI.
+        host: address to listen on; 127.0.0.1 is reachable from this machine only.
+        port: port to listen on.
+        page: what to add to the link, e.g. `#/experiments/1`.
+        say: given each line for the user.
+
+    Raises:
+        TrackingError: the port is taken, or the UI doesn't start.
+    """
+    if uri.startswith(("http://", "https://")):
+        say(f"the tracking server shows its runs itself: {without_password(uri).rstrip('/')}/{page}")
+        return
+    with running_ui(uri, host, port) as (link, process):
+        say(f"MLflow's UI is at {link}{page} (Ctrl-C stops it)")
+        process.wait()
+        raise TrackingError(
+            f"MLflow's UI must run until it is stopped, but it ended with {process.returncode}; start it anew"
+        )
+
+
+@contextmanager
+def running_ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """Run MLflow's UI as a process of its own; give its link and the process once it answers, stop it at the end.
+
+    Ctrl-C ends the block quietly.
+
+    Raises:
+        TrackingError: the port is taken, or the UI doesn't start.
+    """
+    _check_free(host, port)
+    with tempfile.TemporaryFile() as log:
+        # A session of its own keeps Ctrl-C from reaching the workers before us, and lets all of them be stopped.
+        process = subprocess.Popen(
+            _command(uri, host, port), stdout=log, stderr=log, env=_environment(), start_new_session=True
+        )
+        previous = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            link = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/"
+            _wait_until_up(link, process, log)
+            yield link, process
+        except KeyboardInterrupt:
+            pass
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+            _stop(process)
+
+
+def _command(uri: str, host: str, port: int) -> list[str]:
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
+    database = sqlite_path(uri)
+    if database is not None:
+        command += ["--default-artifact-root", (database.parent / ARTIFACTS).as_uri()]
+    # One worker is enough for one person, and each further one imports MLflow anew.
+    return [*command, "--workers", "1"]
+
+
+def _environment() -> dict[str, str]:
+    quiet = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # The job runner is for judging language models, and takes several processes.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    return quiet | dict(os.environ)
+
+
+def _check_free(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        if os.name == "posix":  # elsewhere this option would let two programs share a port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise TrackingError(
+                f"the UI must be able to listen on {host}:{port}, but: {reason}; stop what runs there, "
+                f"or choose another port, e.g. {port + 1 if 0 < port < 65535 else 5001}"
+            ) from error
+
+
+def _wait_until_up(link: str, process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{link}health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    log.seek(0)
+    lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    happened = f"it ended with {process.returncode}" if process.poll() is not None else f"{START_SECONDS:g} s passed"
+    raise TrackingError(
+        f"MLflow's UI must answer at {link}, but {happened}: {lines[-1] if lines else 'it said nothing'}; "
+        "check the store's URI"
+    )
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

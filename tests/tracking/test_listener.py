@@ -1,0 +1,168 @@
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from sparsetune.attention.policy import Policy
+from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint, save_checkpoint
+from sparsetune.config import Config
+from sparsetune.evaluation.events import EvaluationListener
+from sparsetune.tracking import TrackingListener
+from tests.tracking.conftest import LAYERS, Evaluation, artifacts_of, make_evaluation, runs_of
+
+
+def play(listener: EvaluationListener, evaluation: Evaluation) -> None:
+    listener.on_start(evaluation.start)
+    for prompt in evaluation.prompts:
+        listener.on_prompt(prompt)
+    listener.on_end(evaluation.end)
+
+
+def test_an_evaluation_is_one_finished_run(
+    config: Config, client: MlflowClient, experiment: str, evaluation: Evaluation
+) -> None:
+    listener = TrackingListener(config)
+    play(listener, evaluation)
+    (run,) = runs_of(client, experiment)
+    assert (run.info.run_id, run.info.run_name, run.info.status) == (listener.run_id, "eval tuned", "FINISHED")
+    assert run.data.params["model.source"] == "demo"
+    assert run.data.params["policy.cdfthreshd.mean"] == "0.98"
+    assert run.data.params["use_tuned"] == "true"
+    assert run.data.params["metrics"] == "frame_cosine, frame_l1, psnr, frame_diff"
+    assert "model.revision" not in run.data.params
+    assert run.data.tags["sparsetune.kind"] == "evaluation"
+    assert (run.data.tags["verdict"], run.data.tags["gate"]) == ("good", "failed")
+    assert run.data.tags["gate.failures"] == "psnr is too low"
+    assert run.data.tags["mlflow.note.content"].startswith("# demo, tuned")
+    assert {"version.torch", "version.python", "device", "mlflow.user"} <= run.data.tags.keys()
+
+
+def test_metrics_of_prompts_are_steps_and_statistics_metrics(
+    config: Config, client: MlflowClient, experiment: str, evaluation: Evaluation
+) -> None:
+    play(TrackingListener(config), evaluation)
+    (run,) = runs_of(client, experiment)
+    history = client.get_metric_history(run.info.run_id, "prompt/psnr")
+    assert sorted((point.step, point.value) for point in history) == [(0, 36.0), (1, 40.0)]
+    metrics = run.data.metrics
+    assert (metrics["psnr/mean"], metrics["psnr/min"], metrics["psnr/ci95_high"]) == (38.0, 36.0, 40.0)
+    assert (metrics["sparsity/overall"], metrics["sparsity/active"]) == (0.25, 0.5)
+    assert [metrics[f"sparsity/layer_0{index}"] for index in range(3)] == pytest.approx([0.0, 0.1, 0.2])
+    assert (metrics["score"], metrics["gate_passed"], metrics["failed_prompts"]) == (85, 0, 0)
+
+
+def test_files_are_artifacts_and_tables_can_be_loaded(
+    config: Config, client: MlflowClient, experiment: str, evaluation: Evaluation
+) -> None:
+    play(TrackingListener(config), evaluation)
+    (run,) = runs_of(client, experiment)
+    run_id = run.info.run_id
+    assert {"demo_accuracy_tuned.json", "report.md", "prompts.json"} <= set(artifacts_of(client, run_id))
+    assert artifacts_of(client, run_id, "videos") == ["videos/prompt_0_compare.mp4", "videos/prompt_1_compare.mp4"]
+    assert artifacts_of(client, run_id, "stills") == ["stills/prompt_0_frame_3.png"]
+    table = json.loads(Path(client.download_artifacts(run_id, "sparsity_by_layer.json")).read_text())
+    assert table["columns"] == ["index", "layer", "sparsity"]
+    assert [row[1] for row in table["data"]] == list(LAYERS)
+    logged = json.loads(run.data.tags["mlflow.loggedArtifacts"])
+    assert {entry["path"] for entry in logged} == {"prompts.json", "sparsity_by_layer.json"}
+
+
+@pytest.mark.parametrize("form", ["folder", "a.safetensors"])
+def test_the_judged_checkpoint_is_an_artifact_that_loads(
+    config: Config, client: MlflowClient, experiment: str, tmp_path: Path, form: str
+) -> None:
+    policy = Policy.uniform([(name, 3) for name in LAYERS])
+    path = save_checkpoint(Checkpoint(policy, Manifest(tuner="manual")), tmp_path / "folder")
+    if form != "folder":
+        path = (path / "policy.safetensors").rename(tmp_path / form)
+    play(TrackingListener(config), make_evaluation(tmp_path / "results", tuned_path=str(path)))
+    (run,) = runs_of(client, experiment)
+    loaded = load_checkpoint(client.download_artifacts(run.info.run_id, "checkpoint", str(tmp_path)))
+    assert loaded.policy == policy
+    assert "thresholds.json" in artifacts_of(client, run.info.run_id)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "tag"),
+    [(ValueError("bad\nvery"), "FAILED", "ValueError: bad"), (KeyboardInterrupt(), "KILLED", "KeyboardInterrupt")],
+)
+def test_an_evaluation_that_fails_ends_its_run_with_the_cause(
+    config: Config,
+    client: MlflowClient,
+    experiment: str,
+    evaluation: Evaluation,
+    error: BaseException,
+    status: str,
+    tag: str,
+) -> None:
+    listener = TrackingListener(config)
+    listener.on_start(evaluation.start)
+    listener.on_prompt(evaluation.prompts[0])
+    listener.on_failure(error)
+    (run,) = runs_of(client, experiment)
+    assert (run.info.status, run.data.tags["error"]) == (status, tag)
+    assert run.data.metrics["prompt/psnr"] == 36.0
+
+
+def test_two_evaluations_with_one_listener_are_two_runs(
+    config: Config, client: MlflowClient, experiment: str, tmp_path: Path
+) -> None:
+    listener = TrackingListener(config)
+    for name, tuned in (("before", False), ("after", True)):
+        play(listener, make_evaluation(tmp_path / name, use_tuned=tuned))
+    assert [run.info.run_name for run in runs_of(client, experiment)] == ["eval default", "eval tuned"]
+
+
+def test_a_run_left_open_at_exit_is_killed(
+    config: Config, client: MlflowClient, experiment: str, evaluation: Evaluation
+) -> None:
+    listener = TrackingListener(config)
+    listener.on_start(evaluation.start)
+    listener.recorder.abandon()
+    assert [run.info.status for run in runs_of(client, experiment)] == ["KILLED"]
+
+
+def test_a_store_that_fails_midway_is_told_once_and_ends_nothing(
+    config: Config,
+    client: MlflowClient,
+    experiment: str,
+    evaluation: Evaluation,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    listener = TrackingListener(config)
+    listener.on_start(evaluation.start)
+    assert listener.run_id is not None
+    client.delete_run(listener.run_id)
+    with caplog.at_level(logging.WARNING, "sparsetune"):
+        listener.on_prompt(evaluation.prompts[0])
+        listener.on_prompt(evaluation.prompts[1])
+        listener.on_end(evaluation.end)
+    assert [record.message for record in caplog.records] == [
+        f"nothing is recorded in MLflow from here on: {listener.recorder.problem}"
+    ]
+    client.restore_run(listener.run_id)
+    listener.recorder.abandon()
+
+
+def test_a_run_whose_recording_failed_ends_as_failed(
+    config: Config, client: MlflowClient, experiment: str, evaluation: Evaluation
+) -> None:
+    listener = TrackingListener(config)
+    listener.on_start(evaluation.start)
+    listener.on_end(dataclasses.replace(evaluation.end, artifacts=(Path("gone.png"),)))
+    assert "gone.png" in (listener.recorder.problem or "")
+    listener.recorder.abandon()
+    assert [run.info.status for run in runs_of(client, experiment)] == ["FAILED"]
+
+
+def test_the_experiment_is_the_settings_the_environments_or_named_after_the_model(
+    config: Config, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = config.model_copy(update={"tracking": config.tracking.model_copy(update={"experiment": None})})
+    assert TrackingListener(plain).recorder.experiment == "sparsetune/demo"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    assert TrackingListener(plain).recorder.experiment == "mine"
+    assert TrackingListener(config).recorder.experiment == experiment

@@ -1,0 +1,113 @@
+import socket
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from sparsetune.errors import TrackingError
+from sparsetune.tracking import Store, connect, resolve_store
+from sparsetune.tracking.store import check_answers, experiment_id
+from tests.tracking.conftest import tracking
+
+
+def test_the_default_is_sqlite_with_artifacts_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = resolve_store(tracking(), {})
+    assert store.uri == f"sqlite:///{tmp_path.as_posix()}/mlruns/mlflow.db"
+    assert (store.registry_uri, store.artifact_root) == (store.uri, tmp_path / "mlruns" / "artifacts")
+    assert not store.is_server
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_mlflows_environment_comes_before_the_default_and_the_setting_before_both() -> None:
+    environ = {"MLFLOW_TRACKING_URI": "http://one:5000", "MLFLOW_REGISTRY_URI": "http://two:5000"}
+    store = resolve_store(tracking(), environ)
+    assert (store.uri, store.registry_uri) == ("http://one:5000", "http://two:5000")
+    assert store.is_server and store.artifact_root is None
+    assert resolve_store(tracking(uri="http://three:5000"), environ).uri == "http://three:5000"
+
+
+def test_a_relative_sqlite_uri_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = resolve_store(tracking(uri="sqlite:///runs/a.db"), {})
+    assert store.uri == f"sqlite:///{tmp_path.as_posix()}/runs/a.db"
+    assert store.artifact_root == tmp_path / "runs" / "artifacts"
+
+
+@pytest.mark.parametrize(("uri", "local"), [("postgresql+psycopg2://u:p@host/db", True), ("databricks", False)])
+def test_artifacts_of_a_database_lie_in_the_root_and_of_a_service_there(uri: str, local: bool) -> None:
+    assert (resolve_store(tracking(uri=uri), {}).artifact_root is not None) is local
+
+
+def test_experiments_are_made_once_with_artifacts_in_the_store(
+    client: MlflowClient, store: Store, experiment: str
+) -> None:
+    made = experiment_id(client, store, experiment)
+    assert experiment_id(client, store, experiment) == made
+    assert store.artifact_root is not None
+    expected = (store.artifact_root / experiment.replace("/", "-")).as_uri()
+    assert client.get_experiment(made).artifact_location == expected
+
+
+def test_a_deleted_experiment_says_how_to_restore_it(client: MlflowClient, store: Store, experiment: str) -> None:
+    made = experiment_id(client, store, experiment)
+    client.delete_experiment(made)
+    with pytest.raises(TrackingError, match=rf"must not be deleted.*restore -x {made}"):
+        experiment_id(client, store, experiment)
+
+
+def test_a_store_that_cannot_be_made_is_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TrackingError, match="must be usable, but:") as raised:
+        connect(resolve_store(tracking(root=tmp_path / "file" / "mlruns"), {}))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_database_that_is_none_is_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("this is no database, however long it may be " * 100)
+    with pytest.raises(TrackingError, match="file is not a database") as raised:
+        connect(resolve_store(tracking(root=tmp_path), {}))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_server_that_is_down_is_said_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(TrackingError, match=rf"tracking server http://127\.0\.0\.1:{port} must answer"):
+        connect(resolve_store(tracking(uri=f"http://127.0.0.1:{port}"), {}))
+
+
+def test_a_server_that_asks_for_a_password_is_there() -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(401)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        check_answers(f"http://127.0.0.1:{server.server_port}/")
+        thread.join()
+
+
+def test_importing_tracking_imports_nothing_heavy() -> None:
+    program = "import sys, sparsetune.tracking; print({'mlflow', 'torch', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.slow
+def test_making_a_store_says_nothing(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom sparsetune.config import TrackingConfig\nfrom sparsetune.tracking import *\n"
+        "connect(resolve_store(TrackingConfig(root=sys.argv[1]), {})).create_experiment('a')"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

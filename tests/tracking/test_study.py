@@ -1,0 +1,206 @@
+"""Trials and studies as the tuner tells of them, recorded in a real store and read back."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from sparsetune.attention.policy import Policy
+from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint, save_checkpoint
+from sparsetune.config import Config
+from sparsetune.tracking import TrackingListener
+from sparsetune.tuning.events import StudyStarted, TrialPrompt, TrialResult, TuningResult
+from tests.tracking.conftest import LAYERS, Evaluation, artifacts_of, make_prompt, make_result, runs_of
+
+STUDY_RUN = "tune demo's study"
+POLICY = Policy.uniform([(name, 3) for name in LAYERS])
+
+
+def make_trial(number: int, **changes: Any) -> TrialResult:
+    trial = TrialResult(
+        number=number,
+        params={"cdf/layer_00": 0.98, "dense_fraction": 0.0},
+        state="complete",
+        reason=None,
+        policy=POLICY,
+        prompts=(make_prompt(0, 36.0), make_prompt(1, 40.0)),
+        sparsity=0.25,
+        psnr=38.0,
+        psnr_worst=36.0,
+        frame_cosine=0.99,
+        feasible=True,
+        seconds=10.0,
+    )
+    return replace(trial, **changes)
+
+
+TRIALS = (
+    make_trial(0),
+    make_trial(1, state="pruned", reason="prompt 1 at 21.0 dB", prompts=(make_prompt(0, 21.0),), feasible=False),
+    make_trial(
+        2,
+        state="failed",
+        reason="frames are NaN",
+        prompts=(),
+        sparsity=None,
+        psnr=None,
+        psnr_worst=None,
+        frame_cosine=None,
+        feasible=False,
+    ),
+)
+
+
+def started(config: Config, num_done: int = 0, n_trials: int = 3) -> StudyStarted:
+    return StudyStarted(
+        study_name="demo's study",
+        storage="postgresql://user:secret@host/db",
+        config=config.model_dump(mode="json") | {"tune": {"n_trials": n_trials, "storage": "a://user:secret@host"}},
+        n_trials=n_trials,
+        num_done=num_done,
+        prompts=("a red circle", "a blue square"),
+        num_steps=10,
+        output_dir=Path("results"),
+    )
+
+
+def ended(trials: tuple[TrialResult, ...], best: TrialResult | None = None, **changes: Any) -> TuningResult:
+    result = TuningResult("demo's study", trials, best, None, None, None, Path("no calibration.json"), 60.0)
+    return replace(result, **changes)
+
+
+def test_a_tuning_is_a_run_with_a_child_a_trial(
+    config: Config, client: MlflowClient, experiment: str, tmp_path: Path
+) -> None:
+    checkpoint = save_checkpoint(Checkpoint(POLICY, Manifest(tuner="optuna")), tmp_path / "tuned")
+    listener = TrackingListener(config)
+    listener.on_study_start(started(config))
+    for trial in TRIALS:
+        for index, prompt in enumerate(trial.prompts):
+            listener.on_prompt(TrialPrompt(trial.number, index, 2, prompt))
+        listener.on_trial(trial)
+    listener.on_study_end(ended(TRIALS, TRIALS[0], checkpoint_path=checkpoint, evaluation=make_result()))
+    runs = {run.info.run_name: run for run in runs_of(client, experiment)}
+    assert runs.keys() == {STUDY_RUN, "trial 0", "trial 1", "trial 2"}
+    parent = runs[STUDY_RUN]
+    assert parent.info.run_id == listener.run_id
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["model.source"] == "demo"
+    assert parent.data.tags["best.params"] == "cdf/layer_00=0.98, dense_fraction=0"
+    assert parent.data.tags["best.run_id"] == runs["trial 0"].info.run_id
+    assert (parent.data.tags["eval.gate"], parent.data.tags["eval.verdict"]) == ("failed", "good")
+    assert "secret" not in str(parent.to_dictionary())
+    metrics = parent.data.metrics
+    assert (metrics["trials/complete"], metrics["trials/pruned"], metrics["trials/failed"]) == (1, 1, 1)
+    assert (metrics["psnr/mean"], metrics["sparsity/overall"], metrics["eval/psnr/min"]) == (38.0, 0.25, 36.0)
+    assert load_checkpoint(client.download_artifacts(parent.info.run_id, "checkpoint", str(tmp_path))).policy == POLICY
+    table = json.loads(Path(client.download_artifacts(parent.info.run_id, "trials.json")).read_text())
+    assert [row[:2] for row in table["data"]] == [[0, "complete"], [1, "pruned"], [2, "failed"]]
+    for trial in TRIALS:
+        assert runs[f"trial {trial.number}"].data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+def test_trials_keep_their_state_reason_time_and_prompts(config: Config, client: MlflowClient, experiment: str) -> None:
+    listener = TrackingListener(config)
+    listener.on_study_start(started(config))
+    for trial in TRIALS:
+        listener.on_trial(trial)
+    runs = {run.info.run_name: run for run in runs_of(client, experiment)}
+    states = [(runs[f"trial {index}"].info.status, runs[f"trial {index}"].data.tags["state"]) for index in range(3)]
+    assert states == [("FINISHED", "complete"), ("KILLED", "pruned"), ("FAILED", "failed")]
+    assert runs["trial 1"].data.tags["reason"] == "prompt 1 at 21.0 dB"
+    first = runs["trial 0"]
+    assert first.info.end_time - first.info.start_time == pytest.approx(10_000, abs=3000)
+    assert first.data.params == {"trial": "0", "cdf/layer_00": "0.98", "dense_fraction": "0"}
+    history = client.get_metric_history(first.info.run_id, "prompt/psnr")
+    assert sorted((point.step, point.value) for point in history) == [(0, 36.0), (1, 40.0)]
+    assert first.data.metrics["psnr/min"] == 36.0
+    assert artifacts_of(client, first.info.run_id) == ["thresholds.json"]
+    assert runs["trial 2"].data.metrics == {"seconds/total": 10.0}
+
+
+def test_an_evaluation_within_a_tuning_is_its_child(
+    config: Config, client: MlflowClient, experiment: str, evaluation: Evaluation
+) -> None:
+    listener = TrackingListener(config)
+    listener.on_study_start(started(config))
+    listener.on_start(evaluation.start)
+    listener.on_prompt(evaluation.prompts[0])
+    listener.on_end(evaluation.end)
+    listener.on_study_end(ended(()))
+    parent, child = runs_of(client, experiment)
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.data.metrics["prompt/psnr"] == 36.0
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+
+
+def test_an_interrupted_tuning_is_killed(config: Config, client: MlflowClient, experiment: str) -> None:
+    listener = TrackingListener(config)
+    listener.on_study_start(started(config))
+    listener.on_trial(TRIALS[0])
+    listener.on_failure(KeyboardInterrupt())
+    listener.on_trial(TRIALS[1])
+    parent, trial = sorted(runs_of(client, experiment), key=lambda run: run.info.run_name or "", reverse=True)
+    assert parent.info.run_name == STUDY_RUN
+    assert (parent.info.status, trial.info.status) == ("KILLED", "FINISHED")
+
+
+def test_a_store_that_fails_in_a_trial_ends_no_tuning(
+    config: Config, client: MlflowClient, experiment: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener = TrackingListener(config)
+    listener.on_study_start(started(config))
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    client.delete_experiment(found.experiment_id)
+    listener.on_trial(TRIALS[0])
+    listener.on_trial(TRIALS[1])
+    listener.on_study_end(ended(TRIALS, TRIALS[0]))
+    assert listener.recorder.problem is not None
+    assert len(caplog.records) == 1
+    client.restore_experiment(found.experiment_id)
+    listener.recorder.abandon()
+
+
+def test_thirty_trials_take_seconds_to_record(config: Config, client: MlflowClient) -> None:
+    listener = TrackingListener(config)
+    listener.on_study_start(started(config))
+    began = time.perf_counter()
+    for number in range(30):
+        listener.on_trial(make_trial(number))
+    assert (time.perf_counter() - began) / 30 < 0.5
+
+
+def test_a_study_that_goes_on_goes_on_in_its_run(config: Config, client: MlflowClient, experiment: str) -> None:
+    before = TrackingListener(config)
+    before.on_study_start(started(config))
+    before.on_trial(TRIALS[0])
+    before.on_failure(KeyboardInterrupt())
+    after = TrackingListener(config)
+    after.on_study_start(started(config, num_done=1, n_trials=5))
+    assert after.run_id is not None
+    assert client.get_run(after.run_id).info.status == "RUNNING"
+    after.on_trial(TRIALS[1])
+    earlier = replace(TRIALS[0], prompts=())
+    after.on_study_end(ended((earlier, TRIALS[1]), earlier))
+    runs = {run.info.run_name: run for run in runs_of(client, experiment)}
+    assert runs.keys() == {STUDY_RUN, "trial 0", "trial 1"}
+    parent = runs[STUDY_RUN]
+    assert parent.info.run_id == before.run_id == after.run_id
+    assert (parent.info.status, parent.data.tags["n_trials"]) == ("FINISHED", "5")
+    assert parent.data.tags["best.run_id"] == runs["trial 0"].info.run_id
+
+
+def test_a_study_that_goes_on_without_its_run_gets_a_new_one(
+    config: Config, client: MlflowClient, experiment: str
+) -> None:
+    listener = TrackingListener(config)
+    listener.on_study_start(started(config, num_done=7))
+    listener.on_study_end(ended(TRIALS, closest=TRIALS[1]))
+    (run,) = runs_of(client, experiment)
+    assert (run.data.tags["closest.trial"], run.data.tags["resumed_at"]) == ("1", "7")
+    assert run.data.tags["best.trial"] == "none"

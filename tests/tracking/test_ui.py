@@ -1,0 +1,92 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from mlflow import MlflowClient
+
+from sparsetune.config import Config
+from sparsetune.errors import TrackingError
+from sparsetune.tracking import Store, TrackingListener, serve
+from sparsetune.tracking import ui as ui_module
+from sparsetune.tracking.ui import running_ui
+from tests.tracking.conftest import Evaluation
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def test_a_taken_port_is_said_before_anything_starts(store: Store) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(TrackingError, match=rf"listen on 127\.0\.0\.1:{port}, but: .*choose another port"):
+            serve(store.uri, port=port)
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70000), ("192.0.2.1", 5000)])
+def test_an_address_that_is_none_of_ours_is_an_error(store: Store, host: str, port: int) -> None:
+    with pytest.raises(TrackingError, match="must be able to listen on"):
+        serve(store.uri, host, port)
+
+
+def test_a_tracking_server_has_only_its_link_told() -> None:
+    said: list[str] = []
+    serve("http://runs.example:5000/", page="#/experiments/1", say=said.append)
+    assert said == ["the tracking server shows its runs itself: http://runs.example:5000/#/experiments/1"]
+
+
+def test_a_ui_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    failing = [sys.executable, "-c", "import sys; sys.exit('no such store')"]
+    monkeypatch.setattr(ui_module, "_command", lambda *_: failing)
+    with pytest.raises(TrackingError, match=r"must answer at .* ended with 1: no such store"):
+        serve("sqlite:///a.db", port=port)
+
+
+@pytest.mark.slow
+def test_the_ui_shows_the_runs_and_streams_videos(
+    config: Config, client: MlflowClient, store: Store, evaluation: Evaluation, port: int
+) -> None:
+    listener = TrackingListener(config)
+    listener.on_start(evaluation.start)
+    listener.on_prompt(evaluation.prompts[0])
+    with running_ui(store.uri, port=port) as (link, process):
+        assert process.poll() is None
+        with urllib.request.urlopen(link, timeout=10) as page:
+            assert b"<title>MLflow</title>" in page.read()
+        query = f"{link}get-artifact?path=videos/prompt_0_compare.mp4&run_id={listener.run_id}"
+        with urllib.request.urlopen(query, timeout=10) as video:
+            assert video.headers["Content-Type"] == "video/mp4"
+            assert video.read() == b"prompt_0_compare.mp4"
+        api = f"{link}api/2.0/mlflow/runs/get?run_id={listener.run_id}"
+        with urllib.request.urlopen(api, timeout=10) as answer:
+            assert json.load(answer)["run"]["info"]["run_name"] == "eval tuned"
+    assert process.poll() is not None
+    listener.on_failure(KeyboardInterrupt())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_serve_stops_the_ui(store: Store, port: int, number: int) -> None:
+    program = f"from sparsetune.tracking import serve; serve({store.uri!r}, port={port})"
+    with subprocess.Popen([sys.executable, "-u", "-c", program], stdout=subprocess.PIPE, text=True) as served:
+        assert served.stdout is not None
+        assert f"http://127.0.0.1:{port}/" in served.stdout.readline()
+        os.kill(served.pid, number)
+        assert served.wait(timeout=30) == 0
+    for _ in range(50):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return
+        time.sleep(0.1)
+    pytest.fail("the UI still listens")
