@@ -1,0 +1,65 @@
+"""Tune sparse attention for video diffusion models, and measure what it does to the videos.
+
+The names below are loaded when they are first used, so that importing sparsetune costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsetune import metrics
+    from sparsetune.attention.policy import Policy
+    from sparsetune.checkpoint.storage import load_checkpoint, save_checkpoint
+    from sparsetune.config import Config, resolve
+    from sparsetune.errors import SparsetuneError
+    from sparsetune.evaluation.run import evaluate
+    from sparsetune.models.pipelines import create_pipelines
+    from sparsetune.models.prompts import load_prompts
+    from sparsetune.models.sparse import sparsify
+    from sparsetune.tuning.tune import tune
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Config",
+    "Policy",
+    "SparsetuneError",
+    "__version__",
+    "create_pipelines",
+    "evaluate",
+    "load_checkpoint",
+    "load_prompts",
+    "metrics",
+    "resolve",
+    "save_checkpoint",
+    "sparsify",
+    "tune",
+]
+
+_HOMES = {
+    "Config": "sparsetune.config",
+    "Policy": "sparsetune.attention.policy",
+    "SparsetuneError": "sparsetune.errors",
+    "create_pipelines": "sparsetune.models.pipelines",
+    "evaluate": "sparsetune.evaluation.run",
+    "load_checkpoint": "sparsetune.checkpoint.storage",
+    "load_prompts": "sparsetune.models.prompts",
+    "resolve": "sparsetune.config",
+    "save_checkpoint": "sparsetune.checkpoint.storage",
+    "sparsify": "sparsetune.models.sparse",
+    "tune": "sparsetune.tuning.tune",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "metrics":
+        return import_module("sparsetune.metrics")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

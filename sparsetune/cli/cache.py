@@ -1,0 +1,85 @@
+"""`sparsetune cache`: the dense baselines on disk."""
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from sparsetune.cli.command import Command
+from sparsetune.cli.settings import build_config, cache_options, file_options
+
+if TYPE_CHECKING:
+    from sparsetune.evaluation.baseline import BaselineCache, CacheEntry
+
+
+@click.group(name="cache", short_help="List or clear the dense baselines.")
+def command() -> None:
+    """List or clear the dense baselines, the videos that every evaluation compares with.
+
+    \b
+    Examples:
+      sparsetune cache ls
+      sparsetune cache clear --cache-dir /data/baselines
+    """
+
+
+@command.command(cls=Command, name="ls")
+@cache_options
+@file_options
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.  [default: off]")
+@click.pass_context
+def ls(ctx: click.Context, as_json: bool) -> None:
+    """List the baselines, the most recently used first.
+
+    \b
+    Example:
+      sparsetune cache ls --json
+    """
+    cache = _cache(ctx)
+    entries = cache.ls()
+    if as_json:
+        click.echo(json.dumps([_as_dict(entry) for entry in entries], indent=2, ensure_ascii=False))
+        return
+    for entry in entries:
+        row = _as_dict(entry)
+        click.echo(f"{entry.digest[:12]}  {entry.size_bytes / 1e6:9.1f} MB  {row['last_used']}  {row['prompt']}")
+    total = sum(entry.size_bytes for entry in entries)
+    click.echo(f"{len(entries)} baselines, {total / 1e9:.3f} GB, in {cache.folder}", err=True)
+
+
+@command.command(cls=Command, name="clear")
+@cache_options
+@file_options
+@click.pass_context
+def clear(ctx: click.Context) -> None:
+    """Remove every baseline that no other process is using.
+
+    \b
+    Example:
+      sparsetune cache clear
+    """
+    cache = _cache(ctx)
+    cleared = cache.clear()
+    in_use = f"; {cleared.num_in_use} are in use and stay" if cleared.num_in_use else ""
+    click.echo(f"removed {cleared.num_entries} baselines, {cleared.size_bytes / 1e9:.3f} GB, in {cache.folder}{in_use}")
+
+
+def _cache(ctx: click.Context) -> "BaselineCache":
+    from sparsetune.evaluation.baseline import BaselineCache
+
+    settings = build_config(ctx).cache
+    return BaselineCache(settings.folder, settings.max_gb)
+
+
+def _as_dict(entry: "CacheEntry") -> dict[str, str | int | None]:
+    key = entry.info.key if entry.info is not None else {"prompt": "(damaged; will be rendered again)"}
+    return {
+        "digest": entry.digest,
+        "source": key.get("source"),
+        "prompt": key.get("prompt"),
+        "seed": key.get("seed"),
+        "size_bytes": entry.size_bytes,
+        "last_used": datetime.fromtimestamp(entry.last_used, UTC).isoformat(timespec="seconds"),
+        "path": str(entry.path),
+    }

@@ -1,0 +1,179 @@
+"""Results as text: tables, score, verdict and gate."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from sparsetune.metrics import registry
+
+if TYPE_CHECKING:
+    from sparsetune.checkpoint import LayerSummary
+    from sparsetune.evaluation.comparison import Change, Comparison
+    from sparsetune.evaluation.result import EvaluationResult, MetricStatistics
+    from sparsetune.evaluation.videos import VideoComparison
+    from sparsetune.metrics import Summary
+
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Column heads, and rows of as many cells."""
+
+
+def print_table(table: Table) -> None:
+    """Print a table on stdout."""
+    click.echo(table_text(table))
+
+
+def table_text(table: Table) -> str:
+    """Lay a table out in columns; the first is aligned left, the others right."""
+    head, rows = table
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+
+    def layout(line: Sequence[str]) -> str:
+        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        return "  ".join([line[0].ljust(widths[0]), *cells[1:]]).rstrip()
+
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    return "\n".join([layout(head), rule, *(layout(row) for row in rows)])
+
+
+def unit_of(name: str) -> str:
+    """The unit of a metric; empty where it has none or isn't registered in this process."""
+    return registry.get(name).unit if name in registry.names() else ""
+
+
+def value_text(name: str, value: float) -> str:
+    """Write a metric's value with the decimals that its unit deserves, without the unit."""
+    return f"{value:.2f}" if unit_of(name) == "dB" or abs(value) >= 10 else f"{value:.6f}"
+
+
+def metric_text(name: str, value: float) -> str:
+    """Write a metric with its value and unit."""
+    unit = unit_of(name)
+    return f"{name} {value_text(name, value)}" + (f" {unit}" if unit else "")
+
+
+def statistics_table(statistics: "Mapping[str, MetricStatistics] | Mapping[str, Summary]") -> Table:
+    """Each metric's mean, standard deviation, extremes and the 95 % interval of its mean."""
+    rows = []
+    for name, one in statistics.items():
+        unit = unit_of(name)
+        cells = [value_text(name, value) for value in (one.mean, one.std, one.min, one.max)]
+        interval = f"{value_text(name, one.ci95_low)} .. {value_text(name, one.ci95_high)}"
+        rows.append([f"{name} ({unit})" if unit else name, *cells, interval])
+    return ("metric", "mean", "std", "min", "max", "95 % of the mean"), rows
+
+
+def evaluation_text(result: "EvaluationResult") -> str:
+    """The whole result: table, sparsity, score with its verdict, the gate with what it fails by, and reservations."""
+    from sparsetune.evaluation.report import verdict_text
+
+    lines = [table_text(statistics_table(result.statistics)), ""] if result.statistics else []
+    sparsity = result.sparsity
+    if sparsity.overall is not None:
+        speed = sparsity.theoretical_speedup
+        lines.append(
+            f"sparsity {sparsity.overall:.3f} over all attention calls"
+            + (f", theoretical attention speed-up {speed:.2f}x" if speed is not None else "")
+        )
+    if sparsity.fallbacks:
+        reasons = ", ".join(f"{count} calls, {reason}" for reason, count in sparsity.fallbacks.items())
+        lines.append(f"ran dense instead: {reasons}")
+    lines += [f"score {verdict_text(result)}", gate_line(result.gate.failures)]
+    lines += [f"failed: prompt {row.index} ({row.prompt}): {row.error}" for row in result.failed]
+    lines += unavailable_lines(row.unavailable for row in result.detailed_results)
+    if result.config.prompts_in_tune_set:
+        count = len(result.config.prompts_in_tune_set)
+        lines.append(f"beware: {count} of these prompts were tuned on, which flatters the result")
+    return "\n".join(lines)
+
+
+def comparison_text(comparison: "VideoComparison") -> str:
+    """The comparison of video files: table, score with its verdict, and the gate with what it fails by."""
+    lines = [table_text(statistics_table(comparison.statistics)), ""]
+    lines += [f"score {comparison.score}/100, {comparison.verdict}", gate_line(comparison.gate.failures)]
+    lines += unavailable_lines(pair.unavailable for pair in comparison.pairs)
+    lines += [
+        f"{pair.name}: only the first {pair.num_frames} frames were compared; dense has {pair.num_frames_dense}, "
+        f"sparse {pair.num_frames_sparse}"
+        for pair in comparison.pairs
+        if pair.num_frames_dense != pair.num_frames_sparse
+    ]
+    return "\n".join([*lines, f"note: {comparison.note}"])
+
+
+def gate_line(failures: Sequence[str]) -> str:
+    """Whether the gate to deploy is met, and by what it isn't."""
+    if failures:
+        return f"gate to deploy: not met: {'; '.join(failures)}"
+    return "gate to deploy: met by the numbers; a person's look at the videos comes on top"
+
+
+def unavailable_lines(rows: Iterable[Mapping[str, str]]) -> list[str]:
+    """The metrics that couldn't be computed, each with its reason once."""
+    return [f"no {name}: {reason}" for name, reason in sorted({item for row in rows for item in row.items()})]
+
+
+def checkpoint_table(layers: Sequence["LayerSummary"]) -> Table:
+    """Each layer's rule, sparse heads and mean thresholds."""
+    rows = [
+        [
+            layer.name,
+            layer.rule,
+            f"{layer.sparse_heads}/{layer.num_heads}",
+            *(_optional(value) for value in (layer.simthreshd1, layer.cdfthreshd, layer.topk, layer.pvthreshd)),
+        ]
+        for layer in layers
+    ]
+    return ("layer", "rule", "sparse heads", "simthreshd1", "cdfthreshd", "topk", "pvthreshd"), rows
+
+
+def _optional(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def before_after_text(comparison: "Comparison") -> str:
+    """The comparison of two evaluations: both in brief, then each figure's change, then what limits it."""
+    sides = comparison.before, comparison.after
+    brief = [
+        ["score", *("-" if side.score is None else f"{side.score}/100" for side in sides)],
+        ["verdict", *(side.verdict for side in sides)],
+        ["gate to deploy", *("met" if side.gate_passed else "not met" for side in sides)],
+        ["sparsity", *(_figure(side.sparsity, "{:.3f}") for side in sides)],
+        ["theoretical attention speed-up", *(_figure(side.theoretical_speedup, "{:.2f}x") for side in sides)],
+        ["measured speed-up", *(_figure(side.measured_speedup, "{:.2f}x") for side in sides)],
+        ["failed prompts", *(str(side.num_failed) for side in sides)],
+    ]
+    changes = [_change_row(change) for change in comparison.changes]
+    heads = ("mean", "before", "after", "difference", "95 % of the difference", "better/worse/equal")
+    lines = [table_text((("", "before", "after"), brief)), "", table_text((heads, changes)), ""]
+    pairs = "1 prompt is" if comparison.num_pairs == 1 else f"{comparison.num_pairs} prompts are"
+    lines.append(
+        f"{pairs} paired by prompt and seed"
+        + (f"; {comparison.num_unpaired} have no partner or no number" if comparison.num_unpaired else "")
+    )
+    for name, side in zip(("before", "after"), sides, strict=True):
+        lines += [f"gate {name}: {failure}" for failure in side.gate_failures]
+    lines += [f"NOT comparable: {difference}" for difference in comparison.forced]
+    return "\n".join([*lines, *(f"note: {note}" for note in comparison.notes)])
+
+
+def _change_row(change: "Change") -> list[str]:
+    name, difference = change.name, change.difference
+    return [
+        f"{name} ({change.unit})" if change.unit else name,
+        value_text(name, change.before),
+        value_text(name, change.after),
+        _signed(name, difference.mean),
+        f"{_signed(name, difference.ci95_low)} .. {_signed(name, difference.ci95_high)}",
+        f"{difference.better}/{difference.worse}/{difference.equal}",
+    ]
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _signed(name: str, value: float) -> str:
+    return ("+" if value >= 0 else "") + value_text(name, value)

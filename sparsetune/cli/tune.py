@@ -1,0 +1,103 @@
+"""`sparsetune tune`: thresholds searched for a model."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sparsetune.cli.command import Command
+from sparsetune.cli.settings import (
+    build_config,
+    cache_options,
+    config_options,
+    gate_options,
+    generation_options,
+    model_options,
+    setting,
+    settings,
+    tracking_options,
+)
+from sparsetune.config import Config
+
+if TYPE_CHECKING:
+    from sparsetune.tuning.events import TuningListener, TuningResult
+
+
+@click.command(cls=Command, name="tune", short_help="Search thresholds for a model; leave the best as a checkpoint.")
+@config_options
+@settings("tune.tuner", "tune.n_trials", "tune.max_minutes", "tune.num_prompts", "tune.prompt_file", "tune.seed")
+@setting("eval.num_prompts", "--num-eval-prompts", help="Prompts to judge the winner by, from the top of the file")
+@setting("eval.prompt_file", "--eval-prompt-file", help="Prompts to judge the winner by, one a line")
+@settings("tune.space", "tune.granularity", "tune.orders", "tune.rules", "tune.calibration_steps")
+@settings("tune.storage", "tune.study_name")
+@click.option(
+    "--output-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the winner: checkpoint/ and its evaluation.  [default: results/MODEL]",
+)
+@generation_options
+@model_options
+@gate_options
+@cache_options
+@tracking_options
+@click.option(
+    "--require-gate",
+    is_flag=True,
+    help="Exit with status 3 where the winner fails on eval prompts.  [default: off]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON, alone on stdout.  [default: off]")
+@click.pass_context
+def command(ctx: click.Context, output_dir: Path | None, require_gate: bool, as_json: bool) -> None:
+    """Search for the sparsest thresholds and dense steps whose videos pass the gate, and judge the winner.
+
+    Trials are kept: the same command takes up where it was interrupted. The winner is saved as a checkpoint and
+    measured on prompts that it wasn't tuned on.
+
+    \b
+    Examples:
+      sparsetune tune --model demo
+      sparsetune tune --model cogvideox-2b --n-trials 60 --max-minutes 600
+    """
+    from sparsetune.cli.terminal import results_alone
+    from sparsetune.cli.tuning_text import outcome_dict, tuning_text
+    from sparsetune.tuning import tune
+
+    config = build_config(ctx)
+    folder = output_dir or config.model.results_folder
+    with results_alone():
+        click.echo(f"loading {config.model.source} ...", err=True)
+        result = tune(config, output_dir=folder, listeners=_listeners(config))
+    click.echo(json.dumps(outcome_dict(result), indent=2, ensure_ascii=False) if as_json else tuning_text(result))
+    if result.interrupted:
+        raise click.Abort
+    _check_gate(result, require_gate)
+
+
+def _check_gate(result: "TuningResult", require_gate: bool) -> None:
+    from sparsetune.cli.tuning_display import trial_text
+    from sparsetune.errors import GateError
+
+    if not result.trials:
+        raise GateError("a trial must meet the gate, but there was no time for any; raise --max-minutes")
+    if result.best is None:
+        closest = result.closest
+        figures = "" if closest is None else f"; the closest is trial {closest.number + 1}, {trial_text(closest)}"
+        raise GateError(
+            f"a trial must meet the gate, but none of {len(result.trials)} does{figures}; allow more trials"
+        )
+    if require_gate and result.evaluation is not None and not result.evaluation.gate.passed:
+        failures = "; ".join(result.evaluation.gate.failures)
+        raise GateError(f"the winner must pass the gate on the eval prompts, but: {failures}; allow more trials")
+
+
+def _listeners(config: Config) -> "Sequence[TuningListener]":
+    from sparsetune.cli.tuning_display import TuningDisplay
+
+    display = TuningDisplay()
+    if not config.tracking.enabled:
+        return (display,)
+    from sparsetune.tracking import TrackingListener
+
+    return (display, TrackingListener(config))

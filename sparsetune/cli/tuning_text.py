@@ -1,0 +1,65 @@
+"""What a search came to, as text and as JSON."""
+
+from typing import Any
+
+from sparsetune.cli.progress import clock
+from sparsetune.cli.tables import Table, evaluation_text, table_text
+from sparsetune.cli.tuning_display import trial_text
+from sparsetune.tuning.events import TrialResult, TuningResult
+
+
+def tuning_text(result: TuningResult) -> str:
+    """Every trial in a line, the winner with its thresholds' parameters, and its evaluation."""
+    lines = [table_text(trials_table(result)), ""] if result.trials else []
+    if result.best is None:
+        return "\n".join([*lines, f"study {result.study_name}, {clock(result.seconds)}; no trial meets the gate"])
+    params = ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in result.best.params.items()
+    )
+    lines.append(f"winner: trial {result.best.number + 1}, {trial_text(result.best)}, on the tune prompts ({params})")
+    if result.evaluation is not None:
+        lines += ["", "the winner on the eval prompts:", evaluation_text(result.evaluation)]
+    lines += ["", f"study {result.study_name}, {clock(result.seconds)}", f"checkpoint: {result.checkpoint_path}"]
+    return "\n".join(lines)
+
+
+def trials_table(result: TuningResult) -> Table:
+    """Each trial's outcome and figures on the tune prompts; the winner is marked."""
+    rows = []
+    for trial in result.trials:
+        mark = " *" if result.best is not None and trial.number == result.best.number else ""
+        gate = "" if trial.state != "complete" else "met" if trial.feasible else "missed"
+        figures = [
+            _figure(trial.sparsity, 3),
+            _figure(trial.psnr, 2),
+            _figure(trial.psnr_worst, 2),
+            _figure(trial.frame_cosine, 4),
+        ]
+        rows.append([f"{trial.number + 1}{mark}", trial.state, *figures, gate, clock(trial.seconds)])
+    return ("trial", "state", "sparsity", "psnr (dB)", "worst psnr", "frame_cosine", "gate", "time"), rows
+
+
+def outcome_dict(result: TuningResult) -> dict[str, Any]:
+    """Give the outcome as JSON's value; trials are numbered from 0, as in the study."""
+    return {
+        "schema_version": 1,
+        "study_name": result.study_name,
+        "seconds": result.seconds,
+        "interrupted": result.interrupted,
+        "best_trial": None if result.best is None else result.best.number,
+        "closest_trial": None if result.closest is None else result.closest.number,
+        "checkpoint_path": None if result.checkpoint_path is None else str(result.checkpoint_path),
+        "calibration_path": str(result.calibration_path),
+        "trials": [_trial_dict(trial) for trial in result.trials],
+        "evaluation": None if result.evaluation is None else result.evaluation.to_dict(),
+    }
+
+
+def _trial_dict(trial: TrialResult) -> dict[str, Any]:
+    names = ("number", "state", "reason", "sparsity", "psnr", "psnr_worst", "frame_cosine", "feasible", "seconds")
+    return {name: getattr(trial, name) for name in names} | {"params": dict(trial.params)}
+
+
+def _figure(value: float | None, decimals: int) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"

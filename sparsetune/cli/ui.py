@@ -1,0 +1,29 @@
+"""`sparsetune ui`: the recorded runs in MLflow's user interface."""
+
+import click
+
+from sparsetune.cli.command import Command
+from sparsetune.cli.settings import build_config, file_options, setting
+
+
+@click.command(cls=Command, name="ui", short_help="Open the MLflow UI on the recorded runs.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on.  [default: 127.0.0.1, this machine only]")
+@click.option("--port", default=5000, type=click.IntRange(1, 65535), help="Port to listen on.  [default: 5000]")
+@setting("tracking.uri", "--tracking-uri")
+@file_options
+@click.pass_context
+def command(ctx: click.Context, host: str, port: int) -> None:
+    """Serve MLflow's user interface until Ctrl-C.
+
+    \b
+    Examples:
+      sparsetune ui
+      sparsetune ui --port 8080
+    """
+    from sparsetune.tracking import resolve_store, serve
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    say("starting MLflow's UI, which takes some seconds ...")
+    serve(resolve_store(build_config(ctx).tracking).uri, host, port, say=say)

@@ -1,0 +1,138 @@
+"""The commands on the real demo model, with as few frames and steps as it can do."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sparsetune.cli.main import main
+
+PROMPTS = ("a red circle moving right over a blue background", "a green star growing over a white background")
+SMALL = ("--num-frames", "5", "--num-inference-steps", "2", "--guidance-scale", "1")
+
+
+def run(*args: str, status: int = 0) -> Result:
+    result = CliRunner().invoke(main, list(args))
+    assert result.exit_code == status, result.output
+    return result
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation that the command made in a process of its own: where, and what it printed."""
+
+    folder: Path
+    tracking: Path
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    root = tmp_path_factory.mktemp("evaluated")
+    prompts = root / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "sparsetune", "eval", *SMALL, "--prompt-file", str(prompts), "--num-prompts", "2",
+            "--output-dir", str(root / "before"), "--cache-dir", str(root / "cache"), "--min-psnr", "100",
+            "--set", f"tracking.root={root / 'runs'}",
+        ],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return Evaluated(root / "before", root / "runs", done.stdout, done.stderr)
+
+
+def test_eval_prints_table_score_and_gate_on_stdout_and_progress_on_stderr(evaluated: Evaluated) -> None:
+    out, err = evaluated.stdout, evaluated.stderr
+    assert re.search(r"^metric +mean +std +min +max", out, re.MULTILINE)
+    assert re.search(r"^psnr \(dB\) +\d+\.\d\d", out, re.MULTILINE)
+    assert re.search(r"^score \d+/100", out, re.MULTILINE)
+    assert re.search(r"^gate to deploy: not met: mean psnr .* <= 100 dB$", out, re.MULTILINE)
+    assert re.search(rf"^prompt 1/2: {PROMPTS[0]}$", err, re.MULTILINE)
+    assert len(re.findall(r"^  frame_cosine \d\.\d+, psnr ", err, re.MULTILINE)) == 2
+
+
+def test_eval_lets_no_library_talk(evaluated: Evaluated) -> None:
+    lines = evaluated.stderr.splitlines()
+    ours = re.compile(r"loading demo|prompt \d/2: |  frame_cosine ")
+    assert [line for line in lines if line and not ours.match(line)] == []
+
+
+def test_eval_leaves_the_files_that_users_know(evaluated: Evaluated) -> None:
+    result = json.loads((evaluated.folder / "cogvideo_accuracy_default.json").read_text())
+    assert [row["prompt"] for row in result["detailed_results"]] == list(PROMPTS)
+    names = {path.name for path in (evaluated.folder / "videos").iterdir()}
+    assert names == {f"prompt_{i}_{side}.mp4" for i in (0, 1) for side in ("dense", "sparse", "compare")}
+    assert (evaluated.folder / "report.md").is_file()
+
+
+def test_eval_records_a_run(evaluated: Evaluated) -> None:
+    assert (evaluated.tracking / "mlflow.db").is_file()
+
+
+def test_json_is_alone_on_stdout_and_an_unmet_gate_is_status_3_where_it_is_required(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text(PROMPTS[0])
+    printed = run(
+        "eval", *SMALL, "--prompt-file", str(tmp_path / "prompts.txt"), "--num-prompts", "1", "--no-track", "--json",
+        "--output-dir", str(tmp_path / "out"), "--min-psnr", "100", "--require-gate", status=3,
+    )  # fmt: skip
+    assert json.loads(printed.stdout) == json.loads((tmp_path / "out" / "cogvideo_accuracy_default.json").read_text())
+    assert "sparsetune: the gate must be met, but: mean psnr" in printed.stderr
+
+
+def test_compare_sets_two_folders_side_by_side(evaluated: Evaluated, tmp_path: Path) -> None:
+    folder = str(evaluated.folder)
+    printed = run("compare", folder, folder, "--output", str(tmp_path / "comparison.md"))
+    assert re.search(r"^ +before +after$", printed.stdout, re.MULTILINE)
+    assert "2 prompts are paired by prompt and seed" in printed.stdout
+    assert (tmp_path / "comparison.md").read_text() == run("compare", folder, folder, "--markdown").stdout
+    as_json = json.loads(run("compare", folder, folder, "--json").stdout)
+    assert as_json["num_pairs"] == 2
+
+
+def test_compare_writes_markdown_or_json_only(evaluated: Evaluated, tmp_path: Path) -> None:
+    folder = str(evaluated.folder)
+    printed = run("compare", folder, folder, "--output", str(tmp_path / "comparison.txt"), status=2)
+    assert "--output must end in .md or .json" in printed.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_metrics_compares_two_files(evaluated: Evaluated) -> None:
+    dense, sparse = (str(evaluated.folder / "videos" / f"prompt_0_{side}.mp4") for side in ("dense", "sparse"))
+    assert re.search(r"^psnr \(dB\) +\d+\.\d\d", run("metrics", dense, sparse).stdout, re.MULTILINE)
+    as_json = json.loads(run("metrics", dense, dense, "--json", "--metrics", "psnr,ssim").stdout)
+    assert as_json["statistics"]["psnr"]["mean"] == 100.0
+    assert "ssim" in as_json["statistics"]
+
+
+def test_metrics_of_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    printed = run("metrics", str(tmp_path / "no.mp4"), str(tmp_path / "no.mp4"), status=1)
+    assert re.fullmatch(r"sparsetune: there must be a video .*\n", printed.stderr)
+
+
+def test_cache_is_listed_and_cleared(evaluated: Evaluated) -> None:
+    folder = str(evaluated.folder.parent / "cache")
+    assert {entry["prompt"] for entry in json.loads(run("cache", "ls", "--json", "--cache-dir", folder).stdout)} == set(
+        PROMPTS
+    )
+    assert all(prompt in run("cache", "ls", "--cache-dir", folder).stdout for prompt in PROMPTS)
+    assert run("cache", "clear", "--cache-dir", folder).stdout.startswith("removed 2 baselines, ")
+    assert run("cache", "ls", "--cache-dir", folder).stdout == ""
+
+
+def test_generate_writes_a_video_and_prints_where(working_folder: Path) -> None:
+    printed = run("generate", PROMPTS[0], *SMALL)
+    assert printed.stdout == "results/demo/generated.mp4\n"
+    assert (working_folder / "results" / "demo" / "generated.mp4").stat().st_size > 500
+
+
+def test_generate_needs_a_prompt(working_folder: Path) -> None:
+    assert "the prompt must say something" in run("generate", " ", status=2).stderr
+    assert list(working_folder.iterdir()) == []

@@ -1,0 +1,128 @@
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from sparsetune.cli import eval as eval_command
+from sparsetune.cli.main import main
+from sparsetune.config import Config
+
+
+class Stop(Exception):
+    """Ends the command where the library would begin."""
+
+
+class Asked:
+    """What the command asked of the library."""
+
+    def __init__(self) -> None:
+        self.config = Config()
+        self.checkpoint: str | None = None
+        self.output_dir = Path()
+        self.difference = False
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    seen = Asked()
+
+    def evaluate_config(
+        config: Config, checkpoint: str | None, output_dir: Path, listeners: Any, *, difference: bool
+    ) -> None:
+        seen.config, seen.checkpoint, seen.output_dir, seen.difference = config, checkpoint, output_dir, difference
+        raise Stop
+
+    monkeypatch.setattr("sparsetune.evaluation.run.evaluate_config", evaluate_config)
+    return seen
+
+
+def evaluate(*args: str) -> None:
+    result = CliRunner().invoke(main, ["eval", "--no-track", *args])
+    assert "unexpected Stop" in result.stderr, result.output
+    assert result.stdout == ""
+
+
+# (option, value, attribute) of every option that SpargeAttn-style accuracy scripts have
+KNOWN = [
+    ("--tuned-path", "some/checkpoint", "checkpoint"),
+    ("--checkpoint", "some/checkpoint", "checkpoint"),
+    ("--num-prompts", "3", "config.eval.num_prompts"),
+    ("--prompt-file", "words.txt", "config.eval.prompt_file"),
+    ("--output-dir", "out", "output_dir"),
+    ("--num-inference-steps", "20", "config.generation.num_inference_steps"),
+    ("--num-frames", "9", "config.generation.num_frames"),
+    ("--height", "32", "config.generation.height"),
+    ("--width", "48", "config.generation.width"),
+    ("--guidance-scale", "3.5", "config.generation.guidance_scale"),
+    ("--seed", "7", "config.eval.seed"),
+    ("--model", "owner/other", "config.model.source"),
+    ("--backend", "reference", "config.backend"),
+    ("--offload", "sequential", "config.model.offload"),
+    ("--dtype", "float16", "config.model.dtype"),
+]
+
+
+@pytest.mark.parametrize("underscores", [False, True])
+@pytest.mark.parametrize(("option", "value", "attribute"), KNOWN)
+def test_known_option_arrives_in_either_spelling(
+    asked: Asked, option: str, value: str, attribute: str, underscores: bool
+) -> None:
+    evaluate("--" + option[2:].replace("-", "_") if underscores else option, value)
+    found: Any = asked
+    for name in attribute.split("."):
+        found = getattr(found, name)
+    assert str(found) == value
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [("--vae-tiling", True), ("--vae_tiling", True), ("--no-vae-tiling", False), ("--no_vae_tiling", False)],
+)
+def test_vae_tiling_is_switched(asked: Asked, flag: str, expected: bool) -> None:
+    evaluate("--model", "cogvideox-2b", flag)
+    assert asked.config.model.vae_tiling is expected
+
+
+def test_underscore_spellings_are_hidden() -> None:
+    assert "num_prompts" not in CliRunner().invoke(main, ["eval", "--help"]).output
+
+
+def test_without_a_checkpoint_it_judges_the_defaults(asked: Asked) -> None:
+    evaluate()
+    assert asked.checkpoint is None
+    assert asked.output_dir == Path("results/demo/eval")
+
+
+@pytest.mark.parametrize("flag", ["--use-tuned", "--use_tuned"])
+def test_use_tuned_takes_what_tune_left(asked: Asked, flag: str) -> None:
+    evaluate(flag)
+    assert asked.checkpoint == "results/demo/checkpoint"
+
+
+def test_tuned_path_goes_before_the_default_place(asked: Asked) -> None:
+    evaluate("--use-tuned", "--tuned-path", "other")
+    assert asked.checkpoint == "other"
+
+
+def test_difference_is_passed_on(asked: Asked) -> None:
+    evaluate("--difference")
+    assert asked.difference is True
+
+
+def test_too_many_prompts_is_a_usage_error_that_says_how_many_there_are(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one\ntwo\n")
+    result = CliRunner().invoke(
+        main, ["eval", "--no-track", "--prompt-file", str(prompts), "--num-prompts", "3", "--output-dir", str(tmp_path)]
+    )
+    assert result.exit_code == 2
+    assert "from 1 to the 2 that" in result.stderr
+
+
+def test_choices_are_the_configuration_s() -> None:
+    options = {param.name: param for param in eval_command.command.params}
+    backend = options["backend"].type
+    assert isinstance(backend, click.Choice)
+    assert tuple(backend.choices) == ("auto", "reference", "sparge", "dense")

@@ -1,0 +1,170 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from sparsetune.cli.main import COMMANDS, main
+from sparsetune.errors import CheckpointError, ConfigError, GateError, SparsetuneError
+
+
+def run(*args: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, list(args))
+    return result.exit_code, result.stdout, result.stderr
+
+
+PROBE = """
+import sys
+from sparsetune.cli.main import main
+try:
+    main({args})
+except SystemExit:
+    pass
+loaded = {heavy} & set(sys.modules)
+sys.exit(f"loaded: {{loaded}}" if loaded else 0)
+"""
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    heavy = {"torch", "mlflow", "diffusers", "transformers", "optuna", "numpy", "pydantic", "rich"}
+    code = PROBE.format(args=["--help"], heavy=heavy)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        seconds.append(time.perf_counter() - started)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert min(seconds) < 0.3
+
+
+def test_help_lists_every_command_with_its_own_short_help() -> None:
+    status, out, _ = run("--help")
+    assert status == 0
+    for name, text in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(text)}$", out, re.MULTILINE)
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        assert (command.name, command.short_help) == (name, text)
+
+
+def leaves(group: click.Group) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        found += [(name, *rest) for rest in leaves(command)] if isinstance(command, click.Group) else [(name,)]
+    return found
+
+
+@pytest.mark.parametrize("path", leaves(main), ids=" ".join)
+def test_every_command_has_an_example_and_every_option_its_default(path: tuple[str, ...]) -> None:
+    status, out, _ = run(*path, "--help")
+    assert status == 0
+    assert re.search(rf"Examples?:\n\s+sparsetune {' '.join(path)}\b", out)
+    command: click.Command = main
+    for name in path:
+        assert isinstance(command, click.Group)
+        found = command.get_command(click.Context(command), name)
+        assert found is not None
+        command = found
+    for option in command.params:
+        if isinstance(option, click.Option) and not option.hidden:
+            assert "[default: " in (option.help or ""), option.opts
+
+
+@pytest.mark.parametrize("path", leaves(main), ids=" ".join)
+def test_help_of_a_command_loads_neither_torch_nor_mlflow(path: tuple[str, ...]) -> None:
+    code = PROBE.format(args=[*path, "--help"], heavy={"torch", "mlflow", "diffusers", "optuna"})
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_version() -> None:
+    status, out, _ = run("--version")
+    assert status == 0
+    assert re.fullmatch(r"sparsetune \d+\.\d+\.\d+\S*\n", out)
+
+
+def test_unknown_command_is_a_usage_error_with_the_nearest() -> None:
+    status, _, err = run("metric")
+    assert status == 2
+    assert "Did you mean 'metrics'?" in err
+
+
+def test_unknown_option_is_a_usage_error() -> None:
+    assert run("cache", "ls", "--jsonn")[0] == 2
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Let `sparsetune cache ls` end with an error."""
+
+    def build_config(ctx: click.Context) -> None:
+        raise error
+
+    monkeypatch.setattr("sparsetune.cli.cache.build_config", build_config)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (SparsetuneError("it must hold,\nbut doesn't"), 1, "sparsetune: it must hold, but doesn't\n"),
+        (CheckpointError("no checkpoint"), 1, "sparsetune: no checkpoint\n"),
+        (ConfigError("no such key"), 2, "sparsetune: no such key\n"),
+        (GateError("not met"), 3, "sparsetune: not met\n"),
+        (KeyboardInterrupt(), 130, "sparsetune: interrupted; nothing half-written is left\n"),
+        (
+            ValueError("odd"),
+            1,
+            "sparsetune: unexpected ValueError: odd; run it again as `sparsetune --debug ...` for the traceback\n",
+        ),
+    ],
+)
+def test_failure_is_one_line_and_an_exit_status(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int, line: str
+) -> None:
+    fail_with(monkeypatch, error)
+    found, out, err = run("cache", "ls")
+    assert (found, out, err.lstrip("\n")) == (status, "", line)
+
+
+@pytest.mark.parametrize("args", [("--debug", "cache", "ls"), ("cache", "ls", "--debug")])
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]) -> None:
+    fail_with(monkeypatch, ValueError("odd"))
+    status, _, err = run(*args)
+    assert status == 1
+    assert "Traceback (most recent call last)" in err
+    assert err.endswith("sparsetune: unexpected ValueError: odd\n")
+
+
+def test_unknown_setting_is_a_usage_error_that_names_the_nearest() -> None:
+    status, _, err = run("cache", "ls", "--set", "cache.max_bg=3")
+    assert status == 2
+    assert "did you mean cache.max_gb?" in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_ends_a_running_command_with_130(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom sparsetune.cli import cache\nfrom sparsetune.cli.main import main\n"
+        "def wait(ctx):\n    print('ready', flush=True)\n    time.sleep(30)\n"
+        "cache.build_config = wait\nmain(['cache', 'ls'])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err.strip() == "sparsetune: interrupted; nothing half-written is left"

@@ -1,0 +1,102 @@
+import click
+import pytest
+from click.testing import CliRunner
+
+from sparsetune.cli.command import Command
+from sparsetune.cli.settings import build_config, config_options, model_options, setting, settings
+from sparsetune.config import Config, EvalConfig
+from sparsetune.errors import ConfigError
+
+
+@click.command(cls=Command)
+@config_options
+@settings("eval.num_prompts", "eval.save_videos", "eval.metrics", "eval.prompt_file", "gate.min_psnr_worst")
+@setting("tracking.enabled", "--track/--no-track")
+@model_options
+@click.pass_context
+def probe(ctx: click.Context) -> Config:
+    return build_config(ctx)
+
+
+def parse(*args: str, env: dict[str, str] | None = None) -> Config:
+    result = CliRunner(env=env).invoke(probe, list(args), standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    config = result.return_value
+    assert isinstance(config, Config)
+    return config
+
+
+def help_text() -> str:
+    return " ".join(CliRunner().invoke(probe, ["--help"]).output.split())
+
+
+def test_option_beats_set_beats_environment() -> None:
+    env = {"SPARSETUNE_EVAL__NUM_PROMPTS": "2"}
+    assert parse(env=env).eval.num_prompts == 2
+    assert parse("--set", "eval.num_prompts=3", env=env).eval.num_prompts == 3
+    assert parse("--set", "eval.num_prompts=3", "--num-prompts", "4", env=env).eval.num_prompts == 4
+
+
+def test_option_that_was_not_given_leaves_the_environment_alone() -> None:
+    assert parse(env={"SPARSETUNE_EVAL__SAVE_VIDEOS": "false"}).eval.save_videos is False
+
+
+@pytest.mark.parametrize(("flag", "expected"), [("--save-videos", True), ("--no-save-videos", False)])
+def test_either_side_of_a_flag_counts_as_given(flag: str, expected: bool) -> None:
+    env = {"SPARSETUNE_EVAL__SAVE_VIDEOS": str(not expected)}
+    assert parse(flag, env=env).eval.save_videos is expected
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (("--num_prompts", "2"), 2),
+        (("--num_prompts=2",), 2),
+        (("--num-prompts", "2"), 2),
+    ],
+)
+def test_underscores_are_taken_for_dashes(args: tuple[str, ...], expected: int) -> None:
+    assert parse(*args).eval.num_prompts == expected
+
+
+def test_underscores_of_a_flag_s_other_side() -> None:
+    assert parse("--no_save_videos").eval.save_videos is False
+
+
+def test_underscore_spellings_are_not_in_the_help() -> None:
+    assert "--num_prompts" not in help_text()
+
+
+def test_unknown_option_with_underscores_keeps_its_spelling_in_the_error() -> None:
+    with pytest.raises(click.NoSuchOption, match="--no_such_thing"):
+        parse("--no_such_thing")
+
+
+def test_comma_list_and_path() -> None:
+    config = parse("--metrics", "psnr,ssim", "--prompt-file", "my.txt")
+    assert config.eval.metrics == ("psnr", "ssim")
+    assert str(config.eval.prompt_file) == "my.txt"
+
+
+def test_value_out_of_range_is_the_configuration_s_error() -> None:
+    with pytest.raises(ConfigError, match=r"eval\.num_prompts \(given as an option\): it must be greater than 0"):
+        parse("--num-prompts", "0")
+
+
+def test_wrong_type_is_click_s_error() -> None:
+    with pytest.raises(click.BadParameter, match="'x' is not a valid float"):
+        parse("--min-psnr-worst", "x")
+
+
+def test_model_takes_a_packaged_configuration_and_config_a_file() -> None:
+    assert parse("--model", "cogvideox-2b").generation.num_frames == 49
+    assert parse("--config", "cogvideox-2b").model.source == "zai-org/CogVideoX-2b"
+
+
+def test_help_states_default_and_the_demo_s_own() -> None:
+    text = help_text()
+    demo = parse().eval.num_prompts
+    assert f"[default: {EvalConfig().num_prompts}; {demo} for demo]" in text
+    assert "[default: configs/prompts/eval.txt; configs/prompts/demo-eval.txt for demo]" in text
+    assert "Record runs in MLflow. [default: yes]" in text

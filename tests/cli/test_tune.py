@@ -1,0 +1,132 @@
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sparsetune.attention.policy import Policy
+from sparsetune.cli.main import main
+from sparsetune.config import Config
+from sparsetune.tracking import TrackingListener
+from sparsetune.tuning.events import TrialResult, TuningListener, TuningResult
+
+TRIAL = TrialResult(
+    number=3, params={"l1_all": 0.1}, state="complete", reason=None, policy=Policy.uniform([("transformer.a", 2)]),
+    prompts=(), sparsity=0.3, psnr=34.5, psnr_worst=33.0, frame_cosine=0.99, feasible=False, seconds=1.0,
+)  # fmt: skip
+WON = TuningResult(
+    study_name="demo-1", trials=(TRIAL,), best=TRIAL, closest=None, checkpoint_path=Path("out/checkpoint"),
+    evaluation=None, calibration_path=Path("c.npz"), seconds=1.0,
+)  # fmt: skip
+LOST = dataclasses.replace(WON, best=None, closest=TRIAL, checkpoint_path=None)
+
+Tune = Callable[..., Result]
+
+
+class Asked:
+    """What the command asked of the library."""
+
+    config: Config
+    output_dir: Path
+    listeners: Sequence[TuningListener]
+
+
+@pytest.fixture
+def asked() -> Asked:
+    return Asked()
+
+
+@pytest.fixture
+def tune(monkeypatch: pytest.MonkeyPatch, asked: Asked) -> Tune:
+    """Run the command; in the library's place, note what was asked and give `result`."""
+
+    def run(*args: str, result: TuningResult = WON) -> Result:
+        def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener]) -> TuningResult:
+            asked.config, asked.output_dir, asked.listeners = config, output_dir, listeners
+            return result
+
+        monkeypatch.setattr("sparsetune.tuning.tune", tune)
+        return CliRunner().invoke(main, ["tune", *args])
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "attribute"),
+    [
+        ("--n-trials", "5", "tune.n_trials"),
+        ("--num-prompts", "3", "tune.num_prompts"),
+        ("--num_prompts", "3", "tune.num_prompts"),
+        ("--num-eval-prompts", "3", "eval.num_prompts"),
+        ("--prompt-file", "words.txt", "tune.prompt_file"),
+        ("--eval-prompt-file", "words.txt", "eval.prompt_file"),
+        ("--max-minutes", "1.5", "tune.max_minutes"),
+        ("--study-name", "mine", "tune.study_name"),
+        ("--tuner", "builtin", "tune.tuner"),
+        ("--min-psnr", "38.5", "gate.min_psnr"),
+        ("--model", "owner/other", "model.source"),
+    ],
+)
+def test_option_arrives_in_the_configuration(tune: Tune, asked: Asked, option: str, value: str, attribute: str) -> None:
+    tune("--no-track", option, value)
+    found: Any = asked.config
+    for name in attribute.split("."):
+        found = getattr(found, name)
+    assert str(found) == value
+
+
+def test_results_go_to_the_model_s_folder_unless_told_otherwise(tune: Tune, asked: Asked) -> None:
+    tune("--no-track")
+    assert asked.output_dir == Path("results/demo")
+    tune("--no-track", "--output-dir", "elsewhere")
+    assert asked.output_dir == Path("elsewhere")
+
+
+def test_tracking_listens_unless_it_is_switched_off(tune: Tune, asked: Asked, working_folder: Path) -> None:
+    tune()
+    assert [type(listener) for listener in asked.listeners][1:] == [TrackingListener]
+    tune("--no-track")
+    assert len(asked.listeners) == 1
+
+
+def test_winner_is_printed_on_stdout(tune: Tune) -> None:
+    result = tune("--no-track")
+    assert result.exit_code == 0
+    assert "winner: trial 4, sparsity 0.300" in result.stdout
+    assert "checkpoint: out/checkpoint" in result.stdout
+
+
+def test_json_is_alone_on_stdout(tune: Tune) -> None:
+    assert json.loads(tune("--no-track", "--json").stdout)["best_trial"] == 3
+
+
+def test_search_without_a_winner_is_status_3_and_names_the_closest(tune: Tune) -> None:
+    result = tune("--no-track", result=LOST)
+    assert result.exit_code == 3
+    assert "none of 1 does; the closest is trial 4, sparsity 0.300, psnr 34.50 dB" in result.stderr
+
+
+def test_search_without_time_for_a_trial_says_so(tune: Tune) -> None:
+    result = tune("--no-track", result=dataclasses.replace(LOST, trials=(), closest=None))
+    assert result.exit_code == 3
+    assert "there was no time for any; raise --max-minutes" in result.stderr
+
+
+def test_interrupted_search_prints_the_best_so_far_and_is_status_130(tune: Tune) -> None:
+    result = tune("--no-track", result=dataclasses.replace(WON, interrupted=True))
+    assert result.exit_code == 130
+    assert "checkpoint: out/checkpoint" in result.stdout
+
+
+def test_builtin_tuner_says_what_it_needs(working_folder: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    result = CliRunner().invoke(main, ["tune", "--tuner", "builtin", "--no-track"])
+    assert result.exit_code == 1
+    assert "--tuner builtin must have SpargeAttn's package and a CUDA GPU" in result.stderr
+    assert list(working_folder.iterdir()) == []
