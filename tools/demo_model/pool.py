@@ -1,0 +1,73 @@
+"""Latents to train the transformer on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .build import TEXT_TOKENS, Pipeline
+from .drawing import draw
+from .scenes import SceneSampler
+from .vae import encode
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Training data, kept on the device.
+
+    latents: (n, frames, channels, height, width) bfloat16, scaled. tokens: (n, 32) int64.
+    foreground: (n, frames, 1, height, width) bool, true where a shape touches the latent pixel.
+    """
+
+    latents: Tensor
+    tokens: Tensor
+    foreground: Tensor
+
+    def overwrite(self, start: int, fresh: "Pool") -> None:
+        """Write other data over the rows from `start` on, in place."""
+        rows = slice(start, start + len(fresh.latents))
+        self.latents[rows] = fresh.latents
+        self.tokens[rows] = fresh.tokens
+        self.foreground[rows] = fresh.foreground
+
+
+class PoolMaker:
+    """Makes training data: scenes drawn, encoded, tokenised."""
+
+    def __init__(self, pipeline: Pipeline, sampler: SceneSampler, device: torch.device) -> None:
+        """Use the VAE (with its scaling factor) and the tokenizer of the pipeline."""
+        self._vae, self._tokenizer = pipeline.vae, pipeline.tokenizer
+        self._sampler, self._device = sampler, device
+
+    def make(self, size: int, chunk: int = 128) -> Pool:
+        """Return `size` clips, a multiple of the chunk that is encoded at once."""
+        parts = [self._chunk(min(chunk, size)) for _ in range(max(1, size // chunk))]
+        return Pool(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+    @torch.no_grad()
+    def _chunk(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        scenes = self._sampler.sample(size)
+        clips = draw(scenes, self._device)
+        latents = encode(self._vae, clips.video) * self._vae.config.scaling_factor
+        tokens = tokenise(self._tokenizer, [scene.caption() for scene in scenes]).to(self._device)
+        return latents.bfloat16(), tokens, latent_foreground(clips.foreground).unsqueeze(2)
+
+
+def latent_foreground(coverage: Tensor) -> Tensor:
+    """Return where a shape touches a latent pixel: (n, 17, 64, 64) in [0, 1] to (n, 5, 16, 16) bool.
+
+    The first latent frame stands for the first frame, each other one for four frames.
+    """
+    first = functional.max_pool3d(coverage[:, :1], (1, 4, 4))
+    rest = functional.max_pool3d(coverage[:, 1:], (4, 4, 4))
+    return torch.cat((first, rest), 1) > 0.1
+
+
+def tokenise(tokenizer: Callable[..., Any], captions: list[str]) -> Tensor:
+    """Return token ids (n, 32) int64, padded as the pipeline pads them."""
+    encoded = tokenizer(captions, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt")
+    ids: Tensor = encoded.input_ids
+    return ids

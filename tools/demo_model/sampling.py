@@ -1,0 +1,64 @@
+"""Videos sampled from a demo pipeline, scored and shown."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import CogVideoXPipeline
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from .build import TEXT_TOKENS, Pipeline
+from .scorer import Adherence, Reading, adherence, read
+from .world import Scene
+
+
+def load_model(folder: Path) -> Pipeline:
+    """Return the exported pipeline in float32, as users run it on a CPU."""
+    pipeline: Pipeline = CogVideoXPipeline
+    pipeline = pipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sample(
+    pipeline: Pipeline, captions: Sequence[str], steps: int, guidance: float, seed: int, batch: int = 48
+) -> Tensor:
+    """Return videos (n, frames, height, width, 3) uint8; video i starts from noise of seed + i."""
+    videos = []
+    for start in range(0, len(captions), batch):
+        part = list(captions[start : start + batch])
+        noise = [torch.Generator("cpu").manual_seed(seed + start + i) for i in range(len(part))]
+        frames = pipeline(
+            prompt=part,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            max_sequence_length=TEXT_TOKENS,
+            generator=noise,
+            output_type="np",
+        ).frames
+        videos.append(torch.from_numpy(np.round(np.stack(frames) * 255).astype(np.uint8)))
+    return torch.cat(videos)
+
+
+def score(videos: Tensor, scenes: Sequence[Scene]) -> tuple[Adherence, list[Reading]]:
+    """Return how well videos show their one-shape scenes, and what was read from each."""
+    readings = [read(video) for video in videos]
+    return adherence(readings, scenes), readings
+
+
+def contact_sheet(
+    videos: Tensor, captions: Sequence[str], path: Path, shown: Sequence[int] = (0, 3, 6, 9, 12, 16)
+) -> None:
+    """Write a PNG with one row a video: its caption over some of its frames."""
+    height, width = videos.shape[2] + 11, videos.shape[3]
+    rows = (len(videos) + 1) // 2
+    sheet = Image.new("RGB", (2 * (width * len(shown) + 8), rows * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (video, caption) in enumerate(zip(videos, captions, strict=True)):
+        x, y = (index // rows) * (width * len(shown) + 8), (index % rows) * height
+        draw.text((x, y - 1), caption, fill="black")
+        for column, frame in enumerate(shown):
+            sheet.paste(Image.fromarray(video[frame].numpy()), (x + column * width, y + 11))
+    sheet.save(path)

@@ -1,0 +1,114 @@
+"""The world of the demo model: its words, scenes and captions."""
+
+import random
+from dataclasses import dataclass
+from itertools import product
+
+NUM_FRAMES = 17
+FRAME_SIZE = 64
+
+SHAPES = ("circle", "square", "triangle", "star")
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.90, 0.10, 0.10),
+    "orange": (1.00, 0.55, 0.05),
+    "yellow": (1.00, 0.92, 0.15),
+    "green": (0.10, 0.65, 0.20),
+    "cyan": (0.05, 0.85, 0.85),
+    "blue": (0.10, 0.25, 0.95),
+    "purple": (0.60, 0.15, 0.80),
+    "pink": (1.00, 0.45, 0.75),
+}
+# RGB at the top and at the bottom row: equal means plain, different means shaded. None of the
+# words is a colour of a shape: with shared words the model mixed the two up.
+BACKGROUNDS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "black": ((0.04, 0.04, 0.04), (0.04, 0.04, 0.04)),
+    "grey": ((0.45, 0.45, 0.45), (0.45, 0.45, 0.45)),
+    "sand": ((0.80, 0.70, 0.50), (0.80, 0.70, 0.50)),
+    "sky": ((0.62, 0.78, 0.92), (0.92, 0.96, 1.00)),
+    "dusk": ((0.08, 0.07, 0.22), (0.40, 0.24, 0.30)),
+}
+MOTIONS = (
+    "moving left",
+    "moving right",
+    "moving up",
+    "moving down",
+    "bouncing",
+    "growing",
+    "shrinking",
+    "turning",
+)
+NUM_HELD_OUT = 48
+
+
+@dataclass(frozen=True)
+class Actor:
+    """One shape: what it looks like, and what it does."""
+
+    shape: str
+    colour: str
+    motion: str
+
+    def __post_init__(self) -> None:
+        """Refuse words outside the vocabulary, and a turning circle, which nobody can see."""
+        if self.shape not in SHAPES or self.colour not in COLOURS or self.motion not in MOTIONS:
+            raise ValueError(f"Every word of an actor must be in the vocabulary; got {self}.")
+        if self.shape == "circle" and self.motion == "turning":
+            raise ValueError("A circle must not turn: the motion cannot be seen. Use another shape.")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One or two actors (the left one first) over a background."""
+
+    actors: tuple[Actor, ...]
+    background: str
+
+    def caption(self) -> str:
+        """Return e.g. 'a red circle moving right over a sand background'."""
+        actors = " and ".join(f"a {a.colour} {a.shape} {a.motion}" for a in self.actors)
+        return f"{actors} over a {self.background} background"
+
+
+def parse_caption(caption: str) -> Scene:
+    """Return the scene whose caption this is; ValueError where it is not a caption of the world."""
+    head, _, tail = caption.strip().partition(" over a ")
+    background = tail.removesuffix(" background")
+    actors = []
+    for part in head.split(" and "):
+        _, colour, shape, *motion = part.split(" ")
+        actors.append(Actor(shape, colour, " ".join(motion)))
+    scene = Scene(tuple(actors), background)
+    if background not in BACKGROUNDS or scene.caption() != caption.strip():
+        raise ValueError(f"A caption must read like {scene.caption()!r}; got {caption!r}.")
+    return scene
+
+
+def one_shape_scenes() -> tuple[Scene, ...]:
+    """Return every scene with one actor: 4 x 8 x 8 x 5 less the turning circles, 1,240."""
+    actors = (
+        Actor(shape, colour, motion)
+        for shape, colour, motion in product(SHAPES, COLOURS, MOTIONS)
+        if (shape, motion) != ("circle", "turning")
+    )
+    return tuple(Scene((actor,), bg) for actor, bg in product(tuple(actors), BACKGROUNDS))
+
+
+def held_out_scenes() -> tuple[Scene, ...]:
+    """Return the 48 one-shape scenes never trained on; every word occurs equally often, nearly."""
+    rng = random.Random(2026)
+    values = [SHAPES, tuple(COLOURS), MOTIONS, tuple(BACKGROUNDS)]
+    chosen: dict[Scene, None] = {}
+    while len(chosen) < NUM_HELD_OUT:
+        columns = [[v[i % len(v)] for i in range(40)] for v in values]
+        for column in columns:
+            rng.shuffle(column)
+        for shape, colour, motion, background in zip(*columns, strict=True):
+            if (shape, motion) != ("circle", "turning") and len(chosen) < NUM_HELD_OUT:
+                chosen[Scene((Actor(shape, colour, motion),), background)] = None
+    return tuple(chosen)
+
+
+def words() -> tuple[str, ...]:
+    """Return every word that a caption can hold, sorted, without repeats."""
+    captions = [scene.caption() for scene in one_shape_scenes()]
+    return tuple(sorted({word for caption in captions for word in caption.split()} | {"and"}))
