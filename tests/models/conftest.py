@@ -7,7 +7,7 @@ from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import LoadedModel, load_pipeline
 
 SMALL = GenerationConfig(num_frames=9, height=64, width=64, num_inference_steps=4, guidance_scale=2.0)
-PROMPT = "a red circle moving right over a gray background"
+PROMPT = "a red circle moving right over a grey background"
 
 
 @pytest.fixture(scope="session")
