@@ -124,8 +124,9 @@ def skip_pv(q: Tensor, k: Tensor, computed: Tensor, pvthreshd: Tensor, scale: fl
     """Take out the pairs whose P·V SpargeAttn's kernel skips, since their scores lie too far under the row maximum.
 
     The kernel walks a row's computed blocks from left to right and skips one where, for every query of the block,
-    block maximum − running maximum + pvthreshd ≤ 0 in base-2 logits; never the first, and never the last. A skipped
-    block is left out of the softmax's denominator too, so the result is attention under the map returned here.
+    block maximum − running maximum + pvthreshd ≤ 0 in base-2 logits; never the first, and never the last (on Hopper)
+    or the last two (elsewhere), which its unrolled loop computes without the check. A skipped block is left out of
+    the softmax's denominator too, so the result is attention under the map returned here.
     Skipped pairs still count as computed in `sparsity`, as upstream counts them.
 
     Args:
@@ -143,7 +144,8 @@ def skip_pv(q: Tensor, k: Tensor, computed: Tensor, pvthreshd: Tensor, scale: fl
     bound = 2 * scale * LOG2_E * q.norm(dim=-1).amax(dim=(0, 2)) * centred.norm(dim=-1).amax(dim=(0, 2))
     if bool((bound < pvthreshd).all()):
         return computed
-    last = computed.shape[-1] - 1 - computed.flip(-1).int().argmax(-1, keepdim=True)
+    unchecked = 1 if blocks == SPARGE_BLOCKS_SM90 else 2
+    protected = computed & (computed.flip(-1).cumsum(-1).flip(-1) <= unchecked)
     kept = computed.clone()
     pad = computed.shape[-1] * blocks.k - k.shape[-2]
     for row in range(computed.shape[-2]):
@@ -154,4 +156,4 @@ def skip_pv(q: Tensor, k: Tensor, computed: Tensor, pvthreshd: Tensor, scale: fl
         before = torch.cat([torch.full_like(peaks[..., :1], -torch.inf), peaks.cummax(-1).values[..., :-1]], -1)
         rise = torch.where(before == -torch.inf, torch.inf, peaks - before).amax(-2)
         kept[..., row, :] &= rise + pvthreshd[:, None] > 0
-    return kept | (torch.zeros_like(computed).scatter_(-1, last, True) & computed)
+    return kept | protected

@@ -71,7 +71,7 @@ class Interception:
         self._replaced: list[tuple[nn.Module, Forward | None, Forward]] = []
         self._hooks: list[RemovableHandle] = []
         for transformer in sites.transformers:
-            self._hooks.append(self._watch(transformer))
+            self._hooks.extend(self._watch(transformer))
             for layer in transformer.layers:
                 self._replace_forward(transformer, layer)
 
@@ -90,13 +90,20 @@ class Interception:
         self._replaced.clear()
         self._hooks.clear()
 
-    def _watch(self, transformer: TransformerSite) -> RemovableHandle:
+    def _watch(self, transformer: TransformerSite) -> tuple[RemovableHandle, RemovableHandle]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             timesteps = self._sites.timesteps()
             call = transformer.read_call(module, args, kwargs)
             self._running[transformer.name] = (call, step_of(call.timestep, timesteps), len(timesteps))
 
-        return transformer.module.register_forward_pre_hook(before, with_kwargs=True)
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self._running.pop(transformer.name, None)
+
+        module = transformer.module
+        return (
+            module.register_forward_pre_hook(before, with_kwargs=True),
+            module.register_forward_hook(after, always_call=True),
+        )
 
     def _replace_forward(self, transformer: TransformerSite, layer: LayerSite) -> None:
         original: Forward = layer.module.forward

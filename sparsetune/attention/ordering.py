@@ -35,10 +35,19 @@ class TokenLayout:
         return frames * height * width + len(self.text)
 
 
-def permutation(order: str, layout: TokenLayout, device: torch.device | str = "cpu") -> Tensor | None:
-    """Give the positions to read a sequence's tokens from, so that it lies in `order`.
+@dataclass(frozen=True)
+class Permutation:
+    """A token order as positions: `there` to read a sequence in the order, `back` to undo that.
 
-    Text tokens stay where they are. `x[..., permutation, :]` orders, `invert` of it undoes that exactly.
+    Both are int64 of shape (tokens,): `x[..., there, :]` orders x, and `[..., back, :]` of that is x again, exactly.
+    """
+
+    there: Tensor
+    back: Tensor
+
+
+def permutation(order: str, layout: TokenLayout, device: torch.device | str = "cpu") -> Permutation | None:
+    """Give the positions that put a sequence in `order`; text tokens stay where they are.
 
     Args:
         order: one of `ORDERS`.
@@ -46,27 +55,23 @@ def permutation(order: str, layout: TokenLayout, device: torch.device | str = "c
         device: where the result lies.
 
     Returns:
-        int64 of shape (layout.num_tokens,), or None for raster, which changes nothing.
+        The permutation of all layout.num_tokens tokens, or None for raster, which changes nothing.
     """
     if ORDERS[order] is None:
         return None
     return _permutation(order, layout.grid, layout.text.start, len(layout.text), str(device))
 
 
-def invert(permutation: Tensor) -> Tensor:
-    """Give the permutation that undoes `permutation`."""
-    return torch.argsort(permutation)
-
-
 @functools.lru_cache(maxsize=32)
-def _permutation(order: str, grid: Grid, text_start: int, num_text: int, device: str) -> Tensor:
+def _permutation(order: str, grid: Grid, text_start: int, num_text: int, device: str) -> Permutation:
     key_of = ORDERS[order]
     if key_of is None:
         raise ValueError("raster has no permutation")
-    video = torch.argsort(key_of(grid), stable=True)
-    text = torch.arange(text_start, text_start + num_text)
-    parts = [text, video + num_text] if text_start == 0 else [video, text]
-    return torch.cat(parts).to(device)
+    with torch.inference_mode(False):  # what is kept must serve calls outside of inference mode too
+        video = torch.argsort(key_of(grid), stable=True)
+        text = torch.arange(text_start, text_start + num_text)
+        there = torch.cat([text, video + num_text] if text_start == 0 else [video, text])
+        return Permutation(there.to(device), torch.argsort(there).to(device))
 
 
 def _coordinates(grid: Grid) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,8 +17,8 @@ class Policy:
         layers: one entry a self-attention layer of the transformer, in the order of its modules.
         schedule: which denoising steps run dense.
         order: the token order in which blocks are cut, one of `ORDERS`.
-        keep_text: compute every key block that holds a text token, for every query; the general form of
-            SpargeAttn's `attention_sink`, which keeps the first key block.
+        keep_text: compute every key block that holds a text token, for every query; without it the first key block,
+            which is what SpargeAttn keeps when it renders (`attention_sink`).
 
     Raises:
         ThresholdError: no layers, a layer named twice, or an unknown order.
@@ -27,7 +27,7 @@ class Policy:
     layers: tuple[LayerThresholds, ...]
     schedule: DenseSchedule = field(default_factory=DenseSchedule)
     order: str = "raster"
-    keep_text: bool = True
+    keep_text: bool = False
 
     def __post_init__(self) -> None:
         names = [layer.name for layer in self.layers]
@@ -44,7 +44,7 @@ class Policy:
         *,
         schedule: DenseSchedule | None = None,
         order: str = "raster",
-        keep_text: bool = True,
+        keep_text: bool = False,
     ) -> "Policy":
         """Give every head of every layer the same thresholds; SpargeAttn's defaults where none are given.
 

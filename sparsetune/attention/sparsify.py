@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from sparsetune.attention.backends import Attended, Backend
+from sparsetune.attention.blockmap import BlockShape
+from sparsetune.attention.fit import check_fits
 from sparsetune.attention.interception import AttentionCall, Interception, refusal
-from sparsetune.attention.ordering import TokenLayout, invert, permutation
+from sparsetune.attention.ordering import TokenLayout, permutation
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.sites import AttentionSites
 from sparsetune.attention.stats import CallRecord, Kind, SparsityStats
 from sparsetune.attention.thresholds import LayerThresholds, ThresholdTensors
-from sparsetune.errors import ModelError
 
 logger = logging.getLogger(__name__)
 
@@ -31,26 +32,27 @@ class SparseHandle:
         backend: the kernel for sparse calls.
 
     Raises:
-        ModelError: the pipeline is sparse already, or the policy's layers aren't the pipeline's.
+        ModelError: the pipeline is sparse already.
+        CheckpointError: the policy's layers aren't the pipeline's; the message lists the differences.
     """
 
     def __init__(self, sites: AttentionSites, policy: Policy, backend: Backend) -> None:
         self.backend = backend
         self._sites = sites
-        self._counts: dict[_CountKey, _Count] = {}
         self._warned: set[str] = set()
         self.policy = policy
         self._interception = Interception(sites, self._attend)
 
     @property
     def policy(self) -> Policy:
-        """The policy at work; set another one to try it without installing anything anew."""
+        """The policy at work; set another one to try it without installing anything anew. Counting starts anew."""
         return self._policy
 
     @policy.setter
     def policy(self, policy: Policy) -> None:
-        _check_layers(self._sites, policy)
+        check_fits(policy, [(layer.name, layer.num_heads) for layer in self._sites.layers])
         self._policy = policy
+        self._counts: dict[_CountKey, _Count] = {}
         self._thresholds = {layer.name: layer for layer in policy.layers}
         self._tensors: dict[tuple[str, torch.device], ThresholdTensors] = {}
 
@@ -76,29 +78,32 @@ class SparseHandle:
 
     def _attend(self, call: AttentionCall) -> Tensor:
         thresholds = self._thresholds[call.layer.name]
+        if not thresholds.is_sparse or self._runs_dense(call):
+            self._count(call, "dense", None)
+            return call.original()
         reason = refusal(call) or self.backend.refusal(call.q, call.k, call.v)
-        if reason is not None or call.transformer is None or call.step is None:
+        if reason is not None or call.transformer is None:
             self._warn_once(call.layer.name, reason)
             self._count(call, "fallback", reason)
-            return call.original()
-        if not thresholds.is_sparse or self._policy.schedule.is_dense(call.step, call.num_steps):
-            self._count(call, "dense", None)
             return call.original()
         attended = self._sparse(call, call.transformer.layout, thresholds)
         self._count(call, "sparse", None, attended.computed)
         return attended.output
 
+    def _runs_dense(self, call: AttentionCall) -> bool:
+        return call.step is not None and self._policy.schedule.is_dense(call.step, call.num_steps)
+
     def _sparse(self, call: AttentionCall, layout: TokenLayout, thresholds: LayerThresholds) -> Attended:
         key = (thresholds.name, call.q.device)
         if key not in self._tensors:
             self._tensors[key] = thresholds.tensors(call.q.device)
-        keep = self.backend.blocks.covering(layout.text) if self._policy.keep_text else range(0)
+        keep = kept_blocks(self._policy.keep_text, layout, self.backend.blocks)
         order = permutation(self._policy.order, layout, call.q.device)
-        q, k, v = (x if order is None else x[..., order, :] for x in (call.q, call.k, call.v))
+        q, k, v = (x if order is None else x[..., order.there, :] for x in (call.q, call.k, call.v))
         attended = self.backend.attend(q, k, v, self._tensors[key], scale=call.scale, keep=keep)
         if order is None:
             return attended
-        return Attended(attended.output[..., invert(order), :], attended.computed)
+        return Attended(attended.output[..., order.back, :], attended.computed)
 
     def _warn_once(self, layer: str, reason: str | None) -> None:
         if reason is not None and reason not in self._warned:
@@ -137,17 +142,9 @@ class _Count:
         return CallRecord(layer, step, kind, kernel, reason, self.calls, computed, self.pairs, num_heads)
 
 
-def _check_layers(sites: AttentionSites, policy: Policy) -> None:
-    wanted = {layer.name: layer.num_heads for layer in sites.layers}
-    given = {layer.name: len(layer.heads) for layer in policy.layers}
-    if wanted != given:
-        differing = sorted(name for name in wanted | given if wanted.get(name) != given.get(name))
-        listed = ", ".join(
-            f"{name} ({wanted.get(name, 'no')} heads in the model, {given.get(name, 'none')} in the policy)"
-            for name in differing[:4]
-        )
-        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
-        raise ModelError(
-            f"a policy must have the model's own layers and heads, but differs in {listed}{more}; "
-            "use a checkpoint that was tuned for this model"
-        )
+def kept_blocks(keep_text: bool, layout: TokenLayout, blocks: BlockShape) -> range:
+    """Give the key blocks that a policy always computes.
+
+    Those with text tokens, or else the first one, as SpargeAttn does whenever it renders (`attention_sink`).
+    """
+    return blocks.covering(layout.text) if keep_text and layout.text else range(1)

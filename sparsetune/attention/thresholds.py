@@ -106,9 +106,10 @@ class LayerThresholds:
         return any(head.is_sparse for head in self.heads)
 
     def tensors(self, device: torch.device) -> "ThresholdTensors":
-        """Lay the thresholds out as one float32 value a head; a dense head becomes (1, 1), as in SpargeAttn.
+        """Lay the thresholds out as one float32 value a head.
 
-        With simthreshd1 at 1 no block counts as similar, so every block of the head is computed.
+        A dense head gets simthreshd1 2, so that no block counts as similar and every one is computed. (SpargeAttn
+        writes 1, which float16 rounding lets blocks of equal tokens pass.)
         """
 
         def column(values: Iterable[float]) -> Tensor:
@@ -117,7 +118,7 @@ class LayerThresholds:
         select = [(head.cdfthreshd if self.rule == "cdf" else head.topk) or 0.0 for head in self.heads]
         return ThresholdTensors(
             rule=self.rule,
-            simthreshd1=column(head.simthreshd1 if head.is_sparse else 1.0 for head in self.heads),
+            simthreshd1=column(head.simthreshd1 if head.is_sparse else 2.0 for head in self.heads),
             select=column(value if head.is_sparse else 1.0 for value, head in zip(select, self.heads, strict=True)),
             pvthreshd=column(head.pvthreshd if head.is_sparse else PVTHRESHD_OFF for head in self.heads),
         )

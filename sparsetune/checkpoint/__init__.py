@@ -3,7 +3,6 @@
 from sparsetune.checkpoint.checkpoint import Checkpoint
 from sparsetune.checkpoint.environment import git_commit, versions
 from sparsetune.checkpoint.manifest import LayerShape, Manifest, hash_prompts
-from sparsetune.checkpoint.match import check_fits
 from sparsetune.checkpoint.sparge_pt import read_sparge_pt, write_sparge_pt
 from sparsetune.checkpoint.storage import convert, load_checkpoint, save_checkpoint
 from sparsetune.checkpoint.summary import LayerSummary, summarize
@@ -13,7 +12,6 @@ __all__ = [
     "LayerShape",
     "LayerSummary",
     "Manifest",
-    "check_fits",
     "convert",
     "git_commit",
     "hash_prompts",

@@ -25,6 +25,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     Raises:
         SparsetuneError: the folder can't be made, or the disk is full.
     """
+    folder = folder.absolute()
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)

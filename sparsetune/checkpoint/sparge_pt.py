@@ -24,8 +24,8 @@ def read_sparge_pt(path: Path | str, *, root: str = "transformer") -> Policy:
     Keys are taken apart exactly, where SpargeAttn's loader compares substrings and so mixes up
     `transformer_blocks` and `single_transformer_blocks`. Thresholds may be stored in any float dtype, and
     `is_sparse` as numbers (SpargeAttn casts both with the model's dtype). `simthreshd2` is read by none of its
-    kernels and isn't kept. The policy has no dense steps, raster order, and keep_text, since SpargeAttn infers
-    with `attention_sink`.
+    kernels and isn't kept. The policy has no dense steps, raster order, and keeps the first key block, since
+    SpargeAttn infers with `attention_sink`.
 
     Deviation: SpargeAttn's kernels never look at `is_sparse`, so a head tuned to be dense (both thresholds 1)
     still skips P·V there, by its pvthreshd; here a head that isn't sparse is wholly dense. The stored value is
@@ -97,11 +97,11 @@ def _check_expressible(policy: Policy, path: Path, allow_loss: bool) -> None:
         lost.append(f"dense_fraction {policy.schedule.dense_fraction:g}")
     if policy.order != "raster":
         lost.append(f"order {policy.order}")
-    if not policy.keep_text:
-        lost.append("keep_text off")
+    if policy.keep_text:
+        lost.append("keep_text")
     if lost and not allow_loss:
         raise CheckpointError(
-            f"a policy written to {path} must have no dense steps, raster order and keep_text, but it has "
+            f"a policy written to {path} must have no dense steps, raster order and no keep_text, but it has "
             f"{', '.join(lost)}, which SpargeAttn's format would lose; convert to a folder or .safetensors, "
             "or allow the loss"
         )

@@ -92,7 +92,7 @@ def attention_sites(pipe: Any) -> AttentionSites:
 
     def timesteps() -> list[float]:
         values = pipe.scheduler.timesteps
-        return [] if values is None else [float(value) for value in values]
+        return [] if values is None else [float(value) for value in values.tolist()]
 
     return AttentionSites(transformers, timesteps)
 

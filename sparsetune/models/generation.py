@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ MEMORY_ADVICE = (
     "try, in this order: --vae-tiling, --offload model, fewer --num-frames, a smaller --height and --width, "
     "--offload sequential"
 )
+
+
+_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,8 @@ def check_size(pipe: Any, settings: GenerationConfig) -> None:
         raise GenerationError(
             f"num_frames must be a multiple of {unit} plus 1, but is {settings.num_frames}; the nearest is {nearest}"
         )
-    unit = pipe.vae_scale_factor_spatial * pipe.transformer.config.patch_size
+    # The pipelines of diffusers refuse what 8 doesn't divide, also where the model itself could do it.
+    unit = math.lcm(8, pipe.vae_scale_factor_spatial * pipe.transformer.config.patch_size)
     for name, value in (("height", settings.height), ("width", settings.width)):
         if value % unit:
             nearest = max(1, round(value / unit)) * unit
@@ -135,9 +140,8 @@ def _memory_errors() -> Iterator[None]:
     try:
         yield
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-        torch.cuda.empty_cache()
         raise GenerationError(f"the video must fit into memory, but it ran out; {MEMORY_ADVICE}") from error
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+        if not any(text in str(error) for text in _MEMORY_TEXTS):
             raise
         raise GenerationError(f"the video must fit into memory, but it ran out; {MEMORY_ADVICE}") from error

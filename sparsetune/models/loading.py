@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from sparsetune.config import ModelConfig
 from sparsetune.errors import ModelError
@@ -71,7 +72,10 @@ def load_pipeline(config: ModelConfig) -> LoadedModel:
     source = _resolve(config.source)
     pipe = _from_pretrained(source, config, dtype)
     family = family_of(pipe)
-    _place(pipe, config, device)
+    try:
+        _place(pipe, config, device)
+    except torch.cuda.OutOfMemoryError as error:
+        raise ModelError(f"the model must fit into {device}'s memory, but it ran out; try --offload model") from error
     pipe.set_progress_bar_config(disable=True)
     return LoadedModel(pipe, _identify(pipe, config, source), family, device, dtype)
 
@@ -109,7 +113,7 @@ def _from_pretrained(source: str, config: ModelConfig, dtype: torch.dtype) -> An
         return DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
             source, revision=config.revision, dtype=dtype
         )
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, ImportError, SafetensorError) as error:
         cause = " ".join(str(error).split())[:200] or type(error).__name__
         if Path(source).is_dir():
             raise ModelError(f"the folder {source} must hold a pipeline as diffusers saves it, but: {cause}") from error
@@ -151,13 +155,14 @@ def _free_memory(device: torch.device) -> int:
 
 def _identify(pipe: Any, config: ModelConfig, source: str) -> ModelIdentity:
     layers = tuple((layer.name, layer.num_heads, layer.head_dim) for layer in attention_sites(pipe).layers)
-    commit = getattr(pipe.transformer.config, "_commit_hash", None)
-    files = Path(pipe.config._name_or_path if not Path(source).is_dir() else source)
+    # A hub model's parts are loaded from the cache's snapshot folder, which is named after the commit.
+    folder = Path(source) if Path(source).is_dir() else Path(pipe.transformer.config._name_or_path).parent
+    commit = folder.name if folder.parent.name == "snapshots" else None
     return ModelIdentity(
         name=config.name,
         source=config.source,
         revision=commit or config.revision,
-        fingerprint=_fingerprint(files) if files.is_dir() else f"{source}@{commit or config.revision}",
+        fingerprint=_fingerprint(folder),
         pipeline_class=type(pipe).__name__,
         transformer_class=type(pipe.transformer).__name__,
         layers=layers,

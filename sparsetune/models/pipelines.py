@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from sparsetune.attention.policy import Policy
-from sparsetune.checkpoint import Checkpoint
-from sparsetune.config import Config
+from sparsetune.checkpoint import Checkpoint, load_checkpoint
+from sparsetune.config import Config, GenerationConfig, resolve
+from sparsetune.errors import ConfigError
 from sparsetune.models.generation import Frames, Renderer
 from sparsetune.models.loading import LoadedModel, load_pipeline
 from sparsetune.models.sparse import default_policy, sparsify
@@ -15,9 +18,15 @@ from sparsetune.models.sparse import default_policy, sparsify
 
 @dataclass(frozen=True)
 class VideoOutput:
-    """What a call returns: `frames[0]` is the video, RGB uint8 of shape (frames, height, width, 3)."""
+    """What a call returns.
+
+    Args:
+        frames: `frames[0]` is the video, RGB uint8 of shape (frames, height, width, 3).
+        sparsity: fraction of block pairs not computed, over all self-attention calls; 0 where it was dense.
+    """
 
     frames: tuple[Frames, ...]
+    sparsity: float = 0.0
 
 
 class VideoPipeline:
@@ -43,30 +52,41 @@ class VideoPipeline:
             settings: any of `GenerationConfig`'s fields, e.g. `num_inference_steps=30`.
 
         Raises:
+            ConfigError: a setting is unknown or out of its range.
             GenerationError: the model can't do the size, memory ran out, or the frames are NaN or black.
         """
-        generation = type(self._config.generation)(**(self._config.generation.model_dump() | settings))
-        renderer = Renderer(self._loaded, generation)
+        renderer = Renderer(self._loaded, _changed(self._config.generation, settings))
         seed = self._config.eval.seed if seed is None else seed
         if self._policy is None:
             return VideoOutput((renderer.render(prompt, seed).frames,))
-        with sparsify(self._loaded.pipe, self._policy, self._config.backend):
-            return VideoOutput((renderer.render(prompt, seed).frames,))
+        with sparsify(self._loaded.pipe, self._policy, self._config.backend) as handle:
+            frames = renderer.render(prompt, seed).frames
+            return VideoOutput((frames,), handle.stats().sparsity)
 
 
 def create_pipelines(
-    config: Config | None = None, checkpoint: Policy | Checkpoint | str | Path | None = None
+    config: Config | str | None = None, checkpoint: Policy | Checkpoint | str | Path | None = None
 ) -> tuple[VideoPipeline, VideoPipeline]:
     """Load a model once and give it as two callables, `pipe_dense(prompt)` and `pipe_sparse(prompt)`.
 
+        pipe_dense, pipe_sparse = create_pipelines("demo", "results/demo/checkpoint")
+        for prompt in load_prompts("my_prompts.txt"):
+            dense = pipe_dense(prompt).frames[0]
+            sparse = pipe_sparse(prompt).frames[0]
+            print(my_metric(dense, sparse))
+
     Args:
-        config: what to load and how to render; None is the embedded demo model with its own settings.
+        config: what to load and how to render: a configuration, or a model as `--model` takes it with the settings
+            of its packaged configuration; None is the embedded demo model.
         checkpoint: what `pipe_sparse` runs under; None is SpargeAttn's default thresholds.
 
     Raises:
-        ModelError, CheckpointError: as `load_pipeline` and `sparsify` raise them.
+        ConfigError, ModelError, CheckpointError: as `resolve`, `load_pipeline` and `sparsify` raise them.
     """
-    config = config or demo_config()
+    if config is None:
+        config = demo_config()
+    elif isinstance(config, str):
+        config = resolve(flags={"model.source": config})
     loaded = load_pipeline(config.model)
     policy = default_policy(loaded.pipe) if checkpoint is None else _policy(checkpoint)
     return VideoPipeline(loaded, config), VideoPipeline(loaded, config, policy)
@@ -74,14 +94,23 @@ def create_pipelines(
 
 def demo_config(overrides: Mapping[str, Any] | None = None) -> Config:
     """Resolve the embedded demo model's configuration, with dotted keys such as `tune.n_trials` overridden."""
-    from sparsetune.config import resolve
-
     return resolve("demo", (), {}, overrides or {})
 
 
-def _policy(checkpoint: Policy | Checkpoint | str | Path) -> Policy:
-    from sparsetune.checkpoint import load_checkpoint
+def _changed(generation: GenerationConfig, settings: Mapping[str, Any]) -> GenerationConfig:
+    try:
+        return GenerationConfig(**(generation.model_dump() | settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = first["loc"][0]
+        if name not in GenerationConfig.model_fields:
+            known = ", ".join(GenerationConfig.model_fields)
+            raise ConfigError(f"a setting of a call must be seed or one of {known}, but is {name}; mend it") from error
+        message = first["msg"].replace("Input should", "it must", 1)
+        raise ConfigError(f"{name}: {message}, but it is {first['input']!r}; choose another value") from error
 
+
+def _policy(checkpoint: Policy | Checkpoint | str | Path) -> Policy:
     if isinstance(checkpoint, Policy):
         return checkpoint
     return checkpoint.policy if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint).policy

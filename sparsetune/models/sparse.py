@@ -6,7 +6,8 @@ from typing import Any
 from sparsetune.attention.backends import choose_backend
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.sparsify import SparseHandle
-from sparsetune.checkpoint import Checkpoint, check_fits, load_checkpoint
+from sparsetune.checkpoint import Checkpoint, load_checkpoint
+from sparsetune.errors import CheckpointError
 from sparsetune.models.families import attention_sites
 
 
@@ -29,17 +30,38 @@ def sparsify(pipe: Any, policy: Policy | Checkpoint | str | Path, backend: str =
     if isinstance(policy, str | Path):
         policy = load_checkpoint(policy)
     if isinstance(policy, Checkpoint):
+        check_model(pipe, policy)
         policy = policy.policy
     sites = attention_sites(pipe)
-    check_fits(policy, [(layer.name, layer.num_heads) for layer in sites.layers])
     return SparseHandle(sites, policy, choose_backend(backend, _device(pipe)))
+
+
+def check_model(pipe: Any, checkpoint: Checkpoint) -> None:
+    """Check what a checkpoint's manifest says of its model against a pipeline.
+
+    Raises:
+        CheckpointError: it was tuned for another transformer class or head dimension.
+    """
+    sites, manifest = attention_sites(pipe), checkpoint.manifest
+    differing = []
+    found = type(pipe.transformer).__name__
+    if manifest.transformer_class not in (None, found):
+        differing.append(f"transformer {manifest.transformer_class}, the model has {found}")
+    tuned = {layer.name: layer.head_dim for layer in manifest.layers}
+    other = [layer for layer in sites.layers if tuned.get(layer.name) not in (None, layer.head_dim)]
+    if other:
+        differing.append(f"head_dim {tuned[other[0].name]} in {other[0].name}, the model has {other[0].head_dim}")
+    if differing:
+        raise CheckpointError(
+            f"a checkpoint must have been tuned for this model, but it is for {'; '.join(differing)}; give another one"
+        )
 
 
 def default_policy(pipe: Any) -> Policy:
     """SpargeAttn's default thresholds for every head of a pipeline: the 'before' of any tuning.
 
-    simthreshd1 0.6, cdfthreshd 0.98, no dense steps; the text's key blocks are kept, as SpargeAttn's
-    `attention_sink` does when it renders.
+    simthreshd1 0.6, cdfthreshd 0.98, no dense steps, raster order; the first key block is kept, as SpargeAttn does
+    when it renders (`attention_sink`).
     """
     return Policy.uniform([(layer.name, layer.num_heads) for layer in attention_sites(pipe).layers])
 

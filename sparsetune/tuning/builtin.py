@@ -1,25 +1,26 @@
 """SpargeAttn's own search."""
 
 import importlib.util
+from typing import NoReturn
 
 import torch
 
 from sparsetune.errors import TuningError
 
 
-def check_builtin() -> None:
-    """Check that SpargeAttn's own search can run here.
+def refuse_builtin() -> NoReturn:
+    """Say what SpargeAttn's own search needs, and that this version can't run it.
 
     Raises:
-        TuningError: its package or a CUDA GPU is missing.
+        TuningError: always.
     """
     missing = []
     if importlib.util.find_spec("spas_sage_attn") is None:
-        missing.append("the package spas_sage_attn is not installed")
+        missing.append("spas_sage_attn is not installed")
     if not torch.cuda.is_available():
         missing.append("there is no CUDA GPU")
-    if missing:
-        raise TuningError(
-            f"--tuner builtin must have SpargeAttn's package and a CUDA GPU, but {' and '.join(missing)}; use "
-            "--tuner optuna, or install it as https://github.com/thu-ml/SpargeAttn says"
-        )
+    but = " and ".join(missing) or "this version of sparsetune can't run it yet"
+    raise TuningError(
+        f"--tuner builtin must have SpargeAttn's package and a CUDA GPU, but {but}; "
+        "use --tuner optuna, which needs neither"
+    )

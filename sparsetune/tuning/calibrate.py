@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsetune.attention.blockmap import BlockShape
+from sparsetune.attention.backends import Backend
 from sparsetune.attention.interception import AttentionCall, Interception, refusal
 from sparsetune.attention.ordering import permutation
+from sparsetune.attention.sparsify import kept_blocks
 from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.errors import TuningError
 from sparsetune.models.families import attention_sites
@@ -42,9 +43,9 @@ def calibrate(
     steps: Sequence[int],
     orders: Sequence[str],
     points: Sequence[HeadThresholds],
-    blocks: BlockShape,
+    backend: Backend,
     keep_text: bool = True,
-    every: int = 2,
+    every: int = 4,
     on_step: OnStep | None = None,
 ) -> tuple[Curves, Rendering]:
     """Render one prompt dense and measure every layer at the sampled steps.
@@ -56,9 +57,9 @@ def calibrate(
         steps: denoising steps to measure at.
         orders: token orders to measure in.
         points: the grid of thresholds.
-        blocks: block shape of the kernel to calibrate for.
+        backend: the kernel to calibrate for: its block shape, and what it refuses.
         keep_text: whether the text's key blocks are always computed.
-        every: measure the error on every so many query blocks.
+        every: measure the error on every so many query tokens of a block.
         on_step: called after each denoising step.
 
     Returns:
@@ -66,47 +67,91 @@ def calibrate(
         those of the rendering alone.
 
     Raises:
-        TuningError: no attention call could be measured; the message says why.
+        TuningError: a layer made no call that could be measured; the message says why.
         GenerationError: the rendering failed.
     """
     sites = attention_sites(renderer.loaded.pipe)
     layers = tuple((layer.name, layer.num_heads) for layer in sites.layers)
-    shape = (len(orders), len(layers), len(steps), max(heads for _, heads in layers), len(points))
-    error, sparsity = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
-    place = {name: index for index, (name, _) in enumerate(layers)}
-    place_of_step = {step: index for index, step in enumerate(steps)}
-    refused: set[str] = set()
-    spent = 0.0
-
-    def attend(call: AttentionCall) -> Tensor:
-        nonlocal spent
-        started = time.perf_counter()
-        if reason := refusal(call):
-            refused.add(reason)
-        elif call.transformer is not None and call.step in place_of_step:
-            layout = call.transformer.layout
-            keep = blocks.covering(layout.text) if keep_text else range(0)
-            at = (place[call.layer.name], place_of_step[call.step])
-            for number, order in enumerate(orders):
-                path = permutation(order, layout, call.q.device)
-                q, k, v = (x if path is None else x[..., path, :] for x in (call.q, call.k, call.v))
-                measured = measure(q, k, v, points, blocks=blocks, keep=keep, scale=call.scale, every=every)
-                target = (number, *at, slice(call.layer.num_heads))
-                # A step may make two calls (guidance without batching): both must hold the bound.
-                error[target] = np.fmax(error[target], measured.error.cpu().numpy())
-                sparsity[target] = np.fmin(sparsity[target], measured.sparsity.cpu().numpy())
-        spent += time.perf_counter() - started
-        return call.original()
-
-    interception = Interception(sites, attend)
+    probe = _Probe(layers, tuple(steps), tuple(orders), tuple(points), backend, keep_text, every)
+    interception = Interception(sites, probe.attend)
     try:
         with torch.inference_mode():
             rendering = renderer.render(prompt, seed, on_step)
     finally:
         interception.remove()
-    if np.isnan(error[..., 0, :]).any():
-        reasons = "; ".join(sorted(refused)) or "no attention call was made at the sampled steps"
-        raise TuningError(f"every self-attention layer must be measurable, but some were not: {reasons}")
-    num_steps = renderer.settings.num_inference_steps
-    curves = Curves(layers, tuple(orders), tuple(steps), num_steps, tuple(points), error, sparsity, 1, keep_text)
-    return curves, replace(rendering, seconds=rendering.seconds - spent)
+    curves = probe.curves(renderer.settings.num_inference_steps)
+    return curves, replace(rendering, seconds=rendering.seconds - probe.seconds)
+
+
+class _Probe:
+    """Measures attention calls as they pass, and lets every one run dense."""
+
+    def __init__(
+        self,
+        layers: tuple[tuple[str, int], ...],
+        steps: tuple[int, ...],
+        orders: tuple[str, ...],
+        points: tuple[HeadThresholds, ...],
+        backend: Backend,
+        keep_text: bool,
+        every: int,
+    ) -> None:
+        shape = (len(orders), len(layers), len(steps), max(heads for _, heads in layers), len(points))
+        self.seconds = 0.0
+        self._layers, self._steps, self._orders, self._points = layers, steps, orders, points
+        self._backend, self._keep_text, self._every = backend, keep_text, every
+        self._error, self._sparsity = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
+        self._seen = np.zeros((len(layers), len(steps)), bool)
+        self._layer_index = {name: index for index, (name, _) in enumerate(layers)}
+        self._step_index = {step: index for index, step in enumerate(steps)}
+        self._refused: set[str] = set()
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        if call.step is None or call.step in self._step_index:
+            if reason := refusal(call) or self._backend.refusal(call.q, call.k, call.v):
+                self._refused.add(reason)
+            else:
+                self._measure(call)
+        return call.original()
+
+    def _measure(self, call: AttentionCall) -> None:
+        if call.transformer is None or call.step is None:
+            return
+        if call.q.is_cuda:
+            torch.cuda.synchronize(call.q.device)  # else the wait for earlier work would count as ours
+        started = time.perf_counter()
+        layout = call.transformer.layout
+        keep = kept_blocks(self._keep_text, layout, self._backend.blocks)
+        at = (self._layer_index[call.layer.name], self._step_index[call.step])
+        for number, order in enumerate(self._orders):
+            path = permutation(order, layout, call.q.device)
+            q, k, v = (x if path is None else x[..., path.there, :] for x in (call.q, call.k, call.v))
+            measured = measure(
+                q, k, v, self._points, blocks=self._backend.blocks, keep=keep, scale=call.scale, every=self._every
+            )
+            target = (number, *at, slice(call.layer.num_heads))
+            # A step may make two calls (guidance without batching): both must hold the bound.
+            self._error[target] = np.fmax(self._error[target], measured.error.cpu().numpy())
+            self._sparsity[target] = np.fmin(self._sparsity[target], measured.sparsity.cpu().numpy())
+        self._seen[at] = True
+        self.seconds += time.perf_counter() - started
+
+    def curves(self, num_steps: int) -> Curves:
+        if not self._seen.all():
+            layer, step = (int(index) for index in np.argwhere(~self._seen)[0])
+            reasons = "; ".join(sorted(self._refused)) or "no attention call was made there"
+            raise TuningError(
+                f"every self-attention layer must be measurable, but {self._layers[layer][0]} at step "
+                f"{self._steps[step]} was not: {reasons}"
+            )
+        return Curves(
+            layers=self._layers,
+            orders=self._orders,
+            steps=self._steps,
+            num_steps=num_steps,
+            points=self._points,
+            error=self._error,
+            sparsity=self._sparsity,
+            num_inputs=1,
+            keep_text=self._keep_text,
+        )

@@ -1,7 +1,9 @@
 """Calibrated curves: what error each grid of thresholds costs each head, and the policy read off them."""
 
 import json
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +15,18 @@ import numpy.typing as npt
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds, Rule
-from sparsetune.errors import TuningError
+from sparsetune.errors import ThresholdError, TuningError
 from sparsetune.files import atomic_path
 
 Array = npt.NDArray[np.float32]
 
 SCHEMA_VERSION = 1
+
+# What numpy, zipfile and json raise on damaged files, and what our own types raise on their contents.
+_UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, SyntaxError, tokenize.TokenError,
+    zipfile.BadZipFile, zlib.error, ThresholdError,
+)  # fmt: skip
 
 _CDFS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 _TOPKS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -109,19 +117,6 @@ class Curves:
             layers.append(LayerThresholds(name, heads))
         return Policy(tuple(layers), schedule, order, self.keep_text)
 
-    def predicted_error(self, policy: Policy) -> float:
-        """Mean over layers and heads of the largest error that calibration saw for a policy read off these curves."""
-        active = self._active_steps(policy.schedule)
-        place = {point: index for index, point in enumerate(self.points)}
-        errors = [
-            float(self.error[self.orders.index(policy.order), index, active, head, place[thresholds]].max())
-            if thresholds.is_sparse
-            else 0.0
-            for index, layer in enumerate(policy.layers)
-            for head, thresholds in enumerate(layer.heads)
-        ]
-        return float(np.mean(errors))
-
     def merged(self, other: "Curves") -> "Curves":
         """Put the curves of further prompts to these: the largest errors, the mean sparsities.
 
@@ -165,6 +160,8 @@ class Curves:
         try:
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 about = json.loads(str(file["about"]))
+                if about["schema_version"] != SCHEMA_VERSION:
+                    raise ValueError(f"schema version {about['schema_version']}")
                 error, sparsity = file["error"], file["sparsity"]
             return cls(
                 layers=tuple((name, heads) for name, heads in about["layers"]),
@@ -177,7 +174,7 @@ class Curves:
                 num_inputs=about["num_inputs"],
                 keep_text=about["keep_text"],
             )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as problem:
+        except _UNREADABLE as problem:
             raise TuningError(
                 f"the calibration must be a table that sparsetune wrote, but {path} can't be read as one ({problem}); "
                 "remove it to calibrate again"

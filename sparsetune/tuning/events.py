@@ -120,7 +120,7 @@ class TuningResult:
         study_name: its name in the storage.
         trials: all trials, earlier runs' included, in order.
         best: the sparsest trial that meets the gate on the tune prompts; None where none does.
-        closest: the complete trial that misses the gate by the least; None where `best` is there, or none is complete.
+        closest: the sparse trial that misses the gate by the least; None where `best` is there, or nothing ran sparse.
         checkpoint_path: the winner's checkpoint; None without a winner.
         evaluation: the winner judged on the eval prompts; None without a winner.
         calibration_path: the calibrated curves.

@@ -1,7 +1,7 @@
 """What a grid of thresholds would do to one attention call: its error and its sparsity, for all heads at once.
 
 SpargeAttn's own tuner calls a kernel for every head, threshold and bisection step. Here one dense pass over
-sampled query blocks keeps, for each key block, its share of the softmax's numerator and denominator. The output
+sampled queries keeps, for each key block, its share of the softmax's numerator and denominator. The output
 under any block map is then a sum over the blocks of the map: a grid of thresholds costs about as much as the
 dense attention itself.
 """
@@ -26,7 +26,7 @@ class Measured:
 
     Args:
         error: relative L1 error Σ|o − o'| / Σ|o| of each head's output, float32 (heads, points); sums run over the
-            batch, the sampled query blocks and the channels.
+            batch, the sampled queries and the channels.
         sparsity: fraction of block pairs not computed over all query blocks, float32 (heads, points).
     """
 
@@ -55,7 +55,7 @@ def measure(
         blocks: block shape.
         keep: key blocks that are always computed.
         scale: softmax scale.
-        every: the error is measured on every so many query blocks, from the first.
+        every: the error is measured on every so many query tokens of each query block.
 
     Memory: the pooled blocks, one bool map a point, and one slab of scores (`_SCORES_AT_ONCE`).
     """
@@ -63,16 +63,17 @@ def measure(
     num_heads = q.shape[1]
     difference = torch.zeros(len(points), num_heads, device=q.device)
     reference = torch.zeros(num_heads, device=q.device)
-    slab = max(1, _SCORES_AT_ONCE // (q.shape[0] * blocks.q * k.shape[-2]))
-    for row in range(0, maps.shape[-2], every):
-        queries = q[..., row * blocks.q : (row + 1) * blocks.q, :]
+    slab = max(1, _SCORES_AT_ONCE * every // (q.shape[0] * blocks.q * k.shape[-2]))
+    for row in range(maps.shape[-2]):
+        queries = q[..., row * blocks.q : (row + 1) * blocks.q : every, :]
         for head in range(0, num_heads, slab):
             heads = slice(head, head + slab)
             parts = _block_parts(queries[:, heads], k[:, heads], v[:, heads], blocks.k, scale)
             delta, size = _errors(*parts, maps[:, :, heads, row])
             difference[:, heads] += delta
             reference[heads] += size
-    error = (difference / reference.clamp(min=1e-12)).T
+    # A map that drops all that weighs gives 0 / 0: no output, so no budget holds it.
+    error = (difference / reference.clamp(min=1e-12)).nan_to_num(nan=torch.inf).T
     return Measured(error, 1.0 - maps.float().mean(dim=(1, 3, 4)).T)
 
 

@@ -1,6 +1,8 @@
 """What a trial is worth: its policy rendered on the tune prompts and judged against dense video."""
 
 import math
+import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +31,9 @@ from sparsetune.tuning.space import SearchSpace
 
 METRICS = ("frame_cosine", "frame_l1", "psnr", "frame_diff", "psnr_frame_min")
 """What a trial measures on each prompt."""
+
+OWNER = "owner"
+"""User attribute of a trial: the host and process that runs it, so that a process that died is recognised."""
 
 HOPELESS_DB = 6.0
 """A trial whose mean PSNR over the prompts so far misses the gate by more than this is given up."""
@@ -73,6 +78,7 @@ class Objective:
             GenerationError: a rendering failed; Optuna marks the trial failed.
         """
         started = time.perf_counter()
+        trial.set_user_attr(OWNER, [socket.gethostname(), os.getpid()])
         params = self.space.suggest(trial)
         policy = self.space.policy(params)
         tell(self.listeners, lambda listener: listener.on_trial_start(TrialStarted(trial.number, params, policy)))

@@ -15,13 +15,13 @@ from sparsetune.tuning.events import Parameter
 Granularity = Literal["global", "group", "layer"]
 Kind = Literal["budget", "raw"]
 
-BUDGETS = (0.01, 0.6)
+BUDGETS = (0.01, 0.4)
 """Range of the error budget: relative L1 error of an attention output, searched on a logarithmic scale."""
 
 DENSE_FRACTIONS = (0.0, 0.6, 0.1)
 """Lowest, highest and step of the fraction of denoising steps that run dense."""
 
-_STARTS = ((0.1, 0.2), (0.2, 0.4), (0.05, 0.0))
+_STARTS = ((0.05, 0.0), (0.07, 0.1), (0.1, 0.3))
 """Budgets and dense fractions to start from."""
 
 NUM_GROUPS = 3
@@ -113,16 +113,6 @@ class SearchSpace:
             for (name, num_heads), group in zip(self.curves.layers, of_layer, strict=True)
         )
         return Policy(layers, DenseSchedule(dense_fraction), order, self.curves.keep_text)
-
-    def signature(self) -> dict[str, object]:
-        """Name everything that trials of one study must share, as JSON values."""
-        return {
-            "kind": self.kind,
-            "granularity": self.granularity,
-            "orders": list(self.orders),
-            "rules": list(self.rules),
-            "layers": [[name, heads] for name, heads in self.curves.layers],
-        }
 
     def _groups(self) -> list[str]:
         num_layers = len(self.curves.layers)

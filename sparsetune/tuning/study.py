@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import json
+import os
+import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,8 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from sparsetune.errors import GenerationError, TuningError
 from sparsetune.tuning.events import TrialResult
-from sparsetune.tuning.objective import Objective
-from sparsetune.tuning.space import THRESHOLDS, SearchSpace
+from sparsetune.tuning.objective import OWNER, Objective
+from sparsetune.tuning.space import CALIBRATED, THRESHOLDS, SearchSpace
 
 _HEARTBEAT_SECONDS = 10
 _GRACE_SECONDS = 60
@@ -44,7 +46,8 @@ def default_name(model: str, signature: Mapping[str, Any]) -> str:
 def open_study(storage_url: str, name: str, signature: Mapping[str, Any], seed: int, n_trials: int) -> optuna.Study:
     """Create a study, or open the one of that name to go on with it.
 
-    A trial whose process died (no heartbeat for a minute) is put in the queue again.
+    A trial whose process died is put in the queue again: at once where it ran on this host, and where it ran on
+    another after a minute without a heartbeat.
 
     Args:
         storage_url: any SQL database's URL, e.g. `sqlite:///mlruns/optuna.db`.
@@ -69,6 +72,7 @@ def open_study(storage_url: str, name: str, signature: Mapping[str, Any], seed: 
             f"a study that is resumed must have the settings it began with, but {name} differs in {listed}; "
             "give another --study-name to begin a new one"
         )
+    _requeue_dead(study)
     study.sampler = optuna.samplers.TPESampler(
         seed=seed + len(study.get_trials(deepcopy=False)),
         multivariate=True,
@@ -78,13 +82,13 @@ def open_study(storage_url: str, name: str, signature: Mapping[str, Any], seed: 
 
 
 def search(study: optuna.Study, objective: Objective, n_trials: int, seconds: float | None) -> None:
-    """Run trials until the study has `n_trials`, or no further one would end in time.
+    """Run trials until the study has `n_trials`, or `seconds` are over; a trial that has begun is finished.
 
     Trials that failed for want of memory or gave NaN are kept as failed, and the search goes on.
 
     Raises:
         TuningError: three trials in a row failed for the same reason.
-        KeyboardInterrupt: Ctrl-C; what is done is kept.
+        KeyboardInterrupt: Ctrl-C; what is done is kept, and the trial that ran is put in the queue again.
     """
     space = objective.space
     if not study.get_trials(deepcopy=False):
@@ -99,7 +103,9 @@ def search(study: optuna.Study, objective: Objective, n_trials: int, seconds: fl
             raise TuningError(f"trials must not all fail, but the last {len(last)} failed alike: {last[0].reason}")
 
     remaining = n_trials - num_done(study)
-    if remaining > 0:
+    if remaining <= 0:
+        return
+    try:
         study.optimize(
             objective,
             n_trials=remaining,
@@ -107,12 +113,41 @@ def search(study: optuna.Study, objective: Objective, n_trials: int, seconds: fl
             catch=(GenerationError,),
             callbacks=[stop_on_repeated_failure],
         )
+    except KeyboardInterrupt:
+        failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        _enqueue_again(study, max(failed, key=lambda trial: trial.number))
+        raise
 
 
 def num_done(study: optuna.Study) -> int:
-    """Count the trials that ended."""
-    ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    return len(study.get_trials(deepcopy=False, states=ended))
+    """Count the trials that ended with an outcome, failed ones included; one that was cut off has none."""
+    return sum("state" in trial.user_attrs for trial in study.get_trials(deepcopy=False))
+
+
+def _requeue_dead(study: optuna.Study) -> None:
+    """Fail the trials that processes of this host left behind when they died, and put them in the queue again."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        host, process = trial.user_attrs.get(OWNER, (None, None))
+        if host == socket.gethostname() and not _is_alive(int(process)):
+            study.tell(trial.number, state=TrialState.FAIL)
+            _enqueue_again(study, trial)
+
+
+def _enqueue_again(study: optuna.Study, trial: FrozenTrial) -> None:
+    if "state" in trial.user_attrs:
+        return
+    asked = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+    study.enqueue_trial(asked, user_attrs={THRESHOLDS: trial.user_attrs.get(THRESHOLDS, CALIBRATED)})
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def results(study: optuna.Study, objective: Objective) -> tuple[TrialResult, ...]:

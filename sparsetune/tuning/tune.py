@@ -1,5 +1,8 @@
 """A whole search: calibrate, try policies on rendered video, save the winner and judge it on other prompts."""
 
+import hashlib
+import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,8 +14,9 @@ import optuna
 from sparsetune.attention.backends import choose_backend
 from sparsetune.checkpoint import Checkpoint, LayerShape, Manifest, git_commit, hash_prompts, save_checkpoint, versions
 from sparsetune.config import Config
+from sparsetune.errors import TuningError
 from sparsetune.evaluation.baseline import BaselineCache
-from sparsetune.evaluation.conditions import baseline_key, device_name, dtype_name, scheduler
+from sparsetune.evaluation.conditions import baseline_key, device_kind, device_name, dtype_name, scheduler
 from sparsetune.evaluation.events import Listeners
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.evaluation.run import evaluate
@@ -22,12 +26,14 @@ from sparsetune.models.loading import load_pipeline
 from sparsetune.models.prompts import load_prompts
 from sparsetune.models.sparse import default_policy, sparsify
 from sparsetune.tuning import study as studies
-from sparsetune.tuning.builtin import check_builtin
+from sparsetune.tuning.builtin import refuse_builtin
 from sparsetune.tuning.calibrate import calibrate, sample_steps
 from sparsetune.tuning.curves import Curves, grid
 from sparsetune.tuning.events import CalibrationStep, StudyStarted, TrialResult, TuningListener, TuningResult, tell
 from sparsetune.tuning.objective import Objective
 from sparsetune.tuning.space import SearchSpace
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,9 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
         PromptError, ModelError, BackendError, TuningError, GenerationError: what was asked for can't be done.
     """
     if config.tune.tuner == "builtin":
-        check_builtin()
+        refuse_builtin()
+    if config.backend == "dense":
+        raise TuningError("tuning must have a backend that can run sparse, but backend is dense; use --backend auto")
     prompts = load_prompts(config.tune.prompt_file, config.tune.num_prompts)
     eval_prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
     bench = _Bench(
@@ -107,7 +115,7 @@ def _search(bench: _Bench) -> TuningResult:
         config.generation.num_inference_steps, bench.output_dir,
     )  # fmt: skip
     tell(bench.listeners, lambda listener: listener.on_study_start(start))
-    curves_path = config.tracking.root / "studies" / name / "calibration.npz"
+    curves_path = config.tracking.root / "calibrations" / f"{_digest(_measured(bench))}.npz"
     curves = Curves.load(curves_path) if curves_path.is_file() else _calibrate(bench, curves_path)
     space = SearchSpace(curves, config.tune.space, config.tune.granularity, config.tune.orders, config.tune.rules)
     objective, interrupted = _run_trials(bench, study, space)
@@ -118,8 +126,7 @@ def _calibrate(bench: _Bench, path: Path) -> Curves:
     """Calibrate on every tune prompt; the dense videos that this renders go to the cache."""
     config, renderer = bench.config, bench.renderer
     steps = sample_steps(config.generation.num_inference_steps, config.tune.calibration_steps)
-    with sparsify(renderer.loaded.pipe, default_policy(renderer.loaded.pipe), config.backend) as handle:
-        blocks = handle.backend.blocks
+    backend = choose_backend(config.backend, renderer.loaded.device)
     merged: Curves | None = None
     for index, prompt in enumerate(bench.prompts):
 
@@ -134,7 +141,7 @@ def _calibrate(bench: _Bench, path: Path) -> Curves:
             steps=steps,
             orders=config.tune.orders,
             points=grid(config.tune.rules),
-            blocks=blocks,
+            backend=backend,
             on_step=on_step,
         )
 
@@ -168,7 +175,23 @@ def _run_trials(bench: _Bench, study: optuna.Study, space: SearchSpace) -> tuple
             if not studies.feasible(study, space):
                 raise
             return objective, True
+        except TuningError as error:
+            if not studies.feasible(study, space):
+                raise
+            logger.warning("the search stops with the best so far: %s", error)
+    _check_ran_sparse(objective)
     return objective, False
+
+
+def _check_ran_sparse(objective: Objective) -> None:
+    """Check that not every call of this run's trials fell back to dense."""
+    stats = [prompt.stats for trial in objective.results.values() for prompt in trial.prompts if prompt.stats]
+    reasons = sorted({reason for each in stats for reason in each.fallbacks})
+    if stats and reasons and not any(each.num_calls["sparse"] for each in stats):
+        raise TuningError(
+            f"some attention calls must run sparse, but all fell back to dense: {'; '.join(reasons)}; "
+            "try another --backend or --dtype"
+        )
 
 
 def _finish(
@@ -187,7 +210,7 @@ def _finish(
         study_name=study.study_name,
         trials=trials,
         best=best,
-        closest=None if best else _closest(trials),
+        closest=None if best else _closest(trials, bench.gate),
         checkpoint_path=checkpoint_path,
         evaluation=evaluation,
         calibration_path=curves_path,
@@ -198,10 +221,20 @@ def _finish(
     return result
 
 
-def _closest(trials: Sequence[TrialResult]) -> TrialResult | None:
-    """Pick the sparse trial with the best PSNR: the one that misses the gate by the least."""
+def _closest(trials: Sequence[TrialResult], gate: Gate) -> TrialResult | None:
+    """Pick the sparse trial that misses the gate by the least, one that rendered all prompts where there is one.
+
+    Shortfalls are compared in dB, a hundredth of frame_cosine like one dB.
+    """
+
+    def shortfall(trial: TrialResult) -> float:
+        worst = (gate.min_psnr_worst or 0.0) - (trial.psnr_worst or 0.0)
+        cosine = 100 * (gate.min_frame_cosine - (trial.frame_cosine or 0.0))
+        return max(gate.min_psnr - (trial.psnr or 0.0), worst if gate.min_psnr_worst is not None else cosine, cosine)
+
     sparse = [trial for trial in trials if trial.state != "failed" and trial.sparsity]
-    return max(sparse, key=lambda trial: trial.psnr or 0.0, default=None)
+    complete = [trial for trial in sparse if trial.state == "complete"]
+    return min(complete or sparse, key=shortfall, default=None)
 
 
 def _save(bench: _Bench, study_name: str, best: TrialResult) -> Path:
@@ -263,18 +296,35 @@ def _judge(bench: _Bench, winner: TrialResult, checkpoint_path: Path) -> Evaluat
 
 def _signature(bench: _Bench) -> dict[str, Any]:
     """Name all that the trials of one study share, as JSON values."""
-    config, identity = bench.config, bench.renderer.loaded.identity
-    return {
-        "model": identity.fingerprint,
-        "layers": [[name, heads] for name, heads, _ in identity.layers],
-        "generation": config.generation.model_dump(mode="json"),
-        "prompts": hash_prompts(bench.prompts),
-        "seed": config.tune.seed,
-        "backend": config.backend,
+    config = bench.config
+    return _measured(bench) | {
         "space": config.tune.space,
         "granularity": config.tune.granularity,
-        "orders": list(config.tune.orders),
-        "rules": list(config.tune.rules),
-        "calibration_steps": config.tune.calibration_steps,
         "gate": asdict(bench.gate),
     }
+
+
+def _measured(bench: _Bench) -> dict[str, Any]:
+    """Name all that decides the calibrated curves, as JSON values."""
+    config, loaded = bench.config, bench.renderer.loaded
+    backend = choose_backend(config.backend, loaded.device)
+    return {
+        "model": loaded.identity.fingerprint,
+        "layers": [[name, heads] for name, heads, _ in loaded.identity.layers],
+        "generation": config.generation.model_dump(mode="json"),
+        "scheduler": scheduler(loaded.pipe),
+        "dtype": dtype_name(loaded.dtype),
+        "device": device_kind(loaded.device),
+        "kernel": backend.name,
+        "blocks": asdict(backend.blocks),
+        "prompts": hash_prompts(bench.prompts),
+        "seed": config.tune.seed,
+        "orders": list(config.tune.orders),
+        "rules": list(config.tune.rules),
+        "grid": [asdict(point) for point in grid(config.tune.rules)],
+        "calibration_steps": config.tune.calibration_steps,
+    }
+
+
+def _digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -99,6 +99,21 @@ def test_a_dense_head_computes_everything() -> None:
     assert not found[:, 1].all()
 
 
+def test_a_dense_head_computes_everything_even_where_all_tokens_are_equal() -> None:
+    q, k = torch.randn(1, 1, 1, 64).expand(1, 1, 512, 64), torch.randn(1, 1, 1, 64).expand(1, 1, 512, 64)
+    k = k + torch.randn(1, 1, 8, 64).repeat_interleave(64, 2)
+    dense = HeadThresholds(1.0, cdfthreshd=1.0, is_sparse=False)
+    assert block_map(q, k, thresholds(dense), SPARGE_BLOCKS).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_nearly_the_same_map(dtype: torch.dtype) -> None:
+    q, k, _ = structured()
+    head = thresholds(*[HeadThresholds(-1.0, cdfthreshd=0.8)] * 3)
+    single, half = block_map(q, k, head, SPARGE_BLOCKS), block_map(q.to(dtype), k.to(dtype), head, SPARGE_BLOCKS)
+    assert (single != half).float().mean() < 0.02
+
+
 def test_kept_blocks_are_computed_for_every_query() -> None:
     q, k, _ = structured()
     head = HeadThresholds(-1.0, topk=0.01)
@@ -136,29 +151,35 @@ def test_pooled_similarity_is_the_mean_pairwise_cosine() -> None:
     torch.testing.assert_close(pooled.means[0, 0, 0], block.mean(0))
 
 
-def literal_skip(q: Tensor, k: Tensor, computed: Tensor, pvthreshd: float, scale: float) -> Tensor:
+def literal_skip(
+    q: Tensor, k: Tensor, computed: Tensor, pvthreshd: float, scale: float, blocks: BlockShape, unchecked: int
+) -> Tensor:
     """The kernel's walk along one head's rows (tokens, dim)."""
     kept = computed.clone()
     for row in range(computed.shape[0]):
-        queries = q[row * 128 : (row + 1) * 128]
+        queries = q[row * blocks.q : (row + 1) * blocks.q]
         running = torch.full((len(queries),), -math.inf)
         columns = computed[row].nonzero().flatten().tolist()
         for place, column in enumerate(columns):
-            peak = (queries @ k[column * 64 : (column + 1) * 64].T * scale * LOG2_E).amax(1)
-            first, last = place == 0, place == len(columns) - 1
+            peak = (queries @ k[column * blocks.k : (column + 1) * blocks.k].T * scale * LOG2_E).amax(1)
+            first, last = place == 0, place >= len(columns) - unchecked
             if not first and not last and float((peak - running).max()) + pvthreshd <= 0:
                 kept[row, column] = False
             running = torch.maximum(running, peak)
     return kept
 
 
+@pytest.mark.parametrize(
+    ("blocks", "unchecked"), [(SPARGE_BLOCKS, 2), (SPARGE_BLOCKS_SM90, 1)], ids=["128x64", "64x128"]
+)
 @pytest.mark.parametrize("pvthreshd", [0.5, 4.0, 12.0])
-def test_skipped_pv_is_the_kernels_walk(pvthreshd: float) -> None:
+def test_skipped_pv_is_the_kernels_walk(pvthreshd: float, blocks: BlockShape, unchecked: int) -> None:
     q, k, _ = structured(heads=2, tokens=1000, batch=1)
-    computed = block_map(q, k, thresholds(*[HeadThresholds(-1.0, cdfthreshd=0.95)] * 2), SPARGE_BLOCKS)
-    found = skip_pv(q, k, computed, torch.full((2,), pvthreshd), 0.125, SPARGE_BLOCKS)
+    computed = block_map(q, k, thresholds(*[HeadThresholds(-1.0, cdfthreshd=0.95)] * 2), blocks)
+    found = skip_pv(q, k, computed, torch.full((2,), pvthreshd), 0.125, blocks)
     for head in range(2):
-        assert torch.equal(found[0, head], literal_skip(q[0, head], k[0, head], computed[0, head], pvthreshd, 0.125))
+        wanted = literal_skip(q[0, head], k[0, head], computed[0, head], pvthreshd, 0.125, blocks, unchecked)
+        assert torch.equal(found[0, head], wanted)
     assert (found.sum() < computed.sum()) == (pvthreshd < 12.0)
 
 

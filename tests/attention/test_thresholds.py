@@ -31,10 +31,10 @@ def test_heads_of_a_layer_follow_one_rule() -> None:
         LayerThresholds("a", ())
 
 
-def test_a_dense_head_is_written_as_sparge_writes_it() -> None:
+def test_a_dense_head_lets_no_block_be_similar() -> None:
     layer = LayerThresholds("a", (SPARGE_DEFAULTS, HeadThresholds(0.1, cdfthreshd=0.2, pvthreshd=3.0, is_sparse=False)))
     tensors = layer.tensors(torch.device("cpu"))
-    torch.testing.assert_close(tensors.simthreshd1, torch.tensor([0.6, 1.0]))
+    torch.testing.assert_close(tensors.simthreshd1, torch.tensor([0.6, 2.0]))
     torch.testing.assert_close(tensors.select, torch.tensor([0.98, 1.0]))
     torch.testing.assert_close(tensors.pvthreshd, torch.tensor([50.0, 50.0]))
 

@@ -40,7 +40,7 @@ def test_a_file_of_spargeattn_is_read_and_written_again_equal(tmp_path: Path) ->
     original = {key: value for i in range(12) for key, value in sparge_layer(MODULE.format(i), seed=i).items()}
     policy = read_sparge_pt(saved(tmp_path / "a.pt", original))
     assert [layer.name for layer in policy.layers] == [f"transformer.transformer_blocks.{i}.attn1" for i in range(12)]
-    assert policy.keep_text and policy.order == "raster" and policy.schedule.dense_fraction == 0
+    assert not policy.keep_text and policy.order == "raster" and policy.schedule.dense_fraction == 0
     write_sparge_pt(policy, tmp_path / "b.pt")
     written = torch.load(tmp_path / "b.pt", weights_only=True)
     assert list(written) == list(original)
@@ -53,7 +53,7 @@ def test_dense_heads_are_dense_for_our_kernels(tmp_path: Path) -> None:
     layer = read_sparge_pt(saved(tmp_path / "a.pt", sparge_layer("blocks.0.self_attn"))).layers[0]
     tensors = layer.tensors(torch.device("cpu"))
     assert not layer.heads[1].is_sparse
-    assert [tensors.simthreshd1[1], tensors.select[1], tensors.pvthreshd[1]] == [1, 1, 50]
+    assert [tensors.simthreshd1[1], tensors.select[1], tensors.pvthreshd[1]] == [2, 1, 50]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -166,7 +166,7 @@ def test_topk_cannot_be_written(tmp_path: Path) -> None:
     [
         (Policy.uniform([("transformer.a", 2)], schedule=DenseSchedule(0.25)), "dense_fraction 0.25"),
         (Policy.uniform([("transformer.a", 2)], order="hilbert"), "order hilbert"),
-        (Policy.uniform([("transformer.a", 2)], keep_text=False), "keep_text off"),
+        (Policy.uniform([("transformer.a", 2)], keep_text=True), "keep_text"),
     ],
 )
 def test_what_the_format_would_lose_is_refused_unless_allowed(tmp_path: Path, policy: Policy, lost: str) -> None:

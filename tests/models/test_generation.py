@@ -26,8 +26,8 @@ def test_a_rendering_is_uint8_frames_and_the_same_for_the_same_seed(renderer: Re
     ("change", "message"),
     [
         ({"num_frames": 16}, "num_frames must be a multiple of 8 plus 1, but is 16; the nearest is 17"),
-        ({"height": 66}, "height must be a multiple of 4, but is 66; the nearest is 64"),
-        ({"width": 1}, "width must be a multiple of 4, but is 1; the nearest is 4"),
+        ({"height": 66}, "height must be a multiple of 8, but is 66; the nearest is 64"),
+        ({"width": 1}, "width must be a multiple of 8, but is 1; the nearest is 8"),
     ],
 )
 def test_a_size_that_the_model_cant_do_names_the_nearest(demo: LoadedModel, change: dict, message: str) -> None:

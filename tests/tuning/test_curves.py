@@ -45,7 +45,6 @@ def test_the_chosen_point_holds_the_bound_on_every_input_and_is_the_sparsest(rul
 def test_a_budget_that_no_point_meets_is_dense() -> None:
     policy = curves().policy(0.0)
     assert not any(head.is_sparse for layer in policy.layers for head in layer.heads)
-    assert curves().predicted_error(policy) == 0.0
 
 
 def test_each_layer_may_have_its_own_budget() -> None:

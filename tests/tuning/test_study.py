@@ -1,6 +1,9 @@
 """The search itself, on an objective whose optimum is known, in a real SQLite storage."""
 
 import dataclasses
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +86,8 @@ def quiet():
 def test_the_search_finds_the_sparsest_feasible_policy(tmp_path: Path) -> None:
     recorder = Recorder()
     study, objective = make(tmp_path, (recorder,))
-    studies.search(study, objective, 40, None)
-    assert len(recorder.trials) == 40
+    studies.search(study, objective, 30, None)
+    assert len(recorder.trials) == 30
     feasible = [trial for trial in recorder.trials if trial.feasible]
     best = max(feasible, key=lambda trial: trial.sparsity)
     assert 0.125 < best.sparsity <= 0.17
@@ -95,9 +98,9 @@ def test_the_search_finds_the_sparsest_feasible_policy(tmp_path: Path) -> None:
 def test_the_first_trial_runs_the_default_thresholds_and_no_other_does(tmp_path: Path) -> None:
     recorder = Recorder()
     study, objective = make(tmp_path, (recorder,))
-    studies.search(study, objective, 12, None)
+    studies.search(study, objective, 6, None)
     kinds = [trial.params["thresholds"] for trial in recorder.trials]
-    assert kinds == [DEFAULT] + [CALIBRATED] * 11
+    assert kinds == [DEFAULT] + [CALIBRATED] * 5
     first = recorder.trials[0]
     assert {head.simthreshd1 for layer in first.policy.layers for head in layer.heads} == {0.6}
     assert first.params["dense_fraction"] == 0.0
@@ -106,7 +109,7 @@ def test_the_first_trial_runs_the_default_thresholds_and_no_other_does(tmp_path:
 def test_hopeless_and_beaten_trials_are_given_up_after_one_prompt(tmp_path: Path) -> None:
     recorder = Recorder()
     study, objective = make(tmp_path, (recorder,))
-    studies.search(study, objective, 30, None)
+    studies.search(study, objective, 15, None)
     pruned = [trial for trial in recorder.trials if trial.state == "pruned"]
     assert pruned
     assert all(len(trial.prompts) == 1 and trial.reason and not trial.feasible for trial in pruned)
@@ -122,7 +125,7 @@ def test_the_same_seed_gives_the_same_trials(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         recorder = Recorder()
         study, objective = make(tmp_path / folder, (recorder,))
-        studies.search(study, objective, 15, None)
+        studies.search(study, objective, 8, None)
         outcomes.append([(trial.params, trial.sparsity) for trial in recorder.trials])
     assert outcomes[0] == outcomes[1]
 
@@ -178,6 +181,47 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
         studies.search(study, objective, 20, None)
     assert len(studies.results(study, objective)) == 3
     assert studies.feasible(study, objective.space)
+
+
+def test_the_trial_that_ctrl_c_cut_off_is_tried_again(tmp_path: Path) -> None:
+    study, objective = make(tmp_path)
+    objective.stop_at = 0
+    with pytest.raises(KeyboardInterrupt):
+        studies.search(study, objective, 5, None)
+    recorder = Recorder()
+    study, objective = make(tmp_path, (recorder,))
+    assert studies.num_done(study) == 0
+    studies.search(study, objective, 5, None)
+    assert len(recorder.trials) == 5
+    assert [trial.params["thresholds"] for trial in recorder.trials].count(DEFAULT) == 1
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.tuning.test_study import make
+from sparsetune.tuning import study as studies
+study, objective = make(Path(sys.argv[1]))
+judge = type(objective)._judge
+def die(self, number, index):
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return judge(self, number, index)
+type(objective)._judge = die
+studies.search(study, objective, 6, None)
+"""
+
+
+def test_a_killed_run_loses_no_trial(tmp_path: Path) -> None:
+    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    recorder = Recorder()
+    study, objective = make(tmp_path, (recorder,))
+    assert studies.num_done(study) == 2
+    cut_off = study.trials[2]
+    studies.search(study, objective, 6, None)
+    assert studies.num_done(study) == 6
+    assert any(trial.params["l1_all"] == cut_off.params["l1_all"] for trial in recorder.trials)
 
 
 def test_shortfalls_measure_every_bound_of_the_gate() -> None:

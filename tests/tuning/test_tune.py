@@ -108,6 +108,18 @@ def test_builtin_says_what_it_needs(tmp_path: Path) -> None:
         tune(config(tmp_path, tune__tuner="builtin"), output_dir=tmp_path)
 
 
+def test_builtin_is_never_another_search_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(TuningError, match="this version of sparsetune can't run it yet"):
+        tune(config(tmp_path, tune__tuner="builtin"), output_dir=tmp_path)
+
+
+def test_the_dense_backend_cant_be_tuned(tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match="must have a backend that can run sparse, but backend is dense"):
+        tune(config(tmp_path, backend="dense"), output_dir=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("num_steps", "samples", "steps"),
     [(10, 1, (5,)), (10, 2, (0, 9)), (10, 4, (0, 3, 6, 9)), (3, 6, (0, 1, 2)), (50, 6, (0, 10, 20, 29, 39, 49))],

@@ -1,5 +1,7 @@
 """The kernels that an attention call can run on, and how one is chosen."""
 
+import logging
+
 import torch
 
 from sparsetune.attention.backends.backend import Attended, Backend
@@ -9,6 +11,8 @@ from sparsetune.attention.backends.sparge import SpargeBackend
 from sparsetune.errors import BackendError
 
 __all__ = ["BACKENDS", "Attended", "Backend", "DenseBackend", "ReferenceBackend", "SpargeBackend", "choose_backend"]
+
+logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "reference", "sparge", "dense")
 
@@ -22,7 +26,10 @@ def choose_backend(name: str, device: torch.device) -> Backend:
         BackendError: the name is unknown, or the backend can't run here.
     """
     if name == "auto":
-        return ReferenceBackend() if SpargeBackend.missing(device) else SpargeBackend(device)
+        reason = SpargeBackend.missing(device)
+        if reason and device.type == "cuda":
+            logger.warning("sparse attention runs on the reference backend, which is slow: %s", reason)
+        return ReferenceBackend() if reason else SpargeBackend(device)
     if name == "reference":
         return ReferenceBackend()
     if name == "dense":

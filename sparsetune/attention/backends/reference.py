@@ -9,7 +9,8 @@ from sparsetune.attention.blockmap import SPARGE_BLOCKS, BlockShape, block_map, 
 from sparsetune.attention.thresholds import ThresholdTensors
 
 _MASK_ENTRIES = 1 << 24
-"""Most entries of a token mask held at a time; bounds the memory at about 100 MB, whatever the length."""
+"""Most entries of a token mask held at a time, or one query block of one head where that is more: 16 MB as bool,
+and four times that where PyTorch's attention makes it float."""
 
 
 class ReferenceBackend:
@@ -39,7 +40,7 @@ class ReferenceBackend:
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, used: Tensor, blocks: BlockShape, scale: float) -> Tensor:
-    """Softmax attention over the block pairs in `used`, in slabs of query blocks.
+    """Softmax attention over the block pairs in `used`, in slabs of heads and query blocks.
 
     With every pair used it is PyTorch's dense attention itself, bit for bit.
 
@@ -56,13 +57,21 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, used: Tensor, blocks: Bloc
     """
     if bool(used.all()):
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
-    columns = used.repeat_interleave(blocks.k, dim=-1)[..., : k.shape[-2]]
-    rows_at_once = max(1, _MASK_ENTRIES // (columns[..., 0, :].numel() * blocks.q))
+    slabs = []
+    heads_at_once = max(1, _MASK_ENTRIES // (q.shape[0] * blocks.q * k.shape[-2]))
+    for head in range(0, q.shape[1], heads_at_once):
+        heads = slice(head, head + heads_at_once)
+        slabs.append(_masked_heads(q[:, heads], k[:, heads], v[:, heads], used[:, heads], blocks, scale))
+    return torch.cat(slabs, dim=1)
+
+
+def _masked_heads(q: Tensor, k: Tensor, v: Tensor, used: Tensor, blocks: BlockShape, scale: float) -> Tensor:
+    """Do as `masked_attention`, for as few heads that one row of query blocks fits into a slab."""
+    rows_at_once = max(1, _MASK_ENTRIES // (q.shape[0] * q.shape[1] * blocks.q * k.shape[-2]))
     slabs = []
     for row in range(0, used.shape[-2], rows_at_once):
         queries = q[..., row * blocks.q : (row + rows_at_once) * blocks.q, :]
-        mask = columns[..., row : row + rows_at_once, :].repeat_interleave(blocks.q, dim=-2)[
-            ..., : queries.shape[-2], :
-        ]
+        mask = used[..., row : row + rows_at_once, :].repeat_interleave(blocks.q, dim=-2)[..., : queries.shape[-2], :]
+        mask = mask.repeat_interleave(blocks.k, dim=-1)[..., : k.shape[-2]]
         slabs.append(F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, scale=scale))
     return torch.cat(slabs, dim=-2)

@@ -13,14 +13,16 @@ from sparsetune.attention.thresholds import ThresholdTensors
 
 _HEAD_DIMS = (64, 128)
 _FEWEST_TOKENS = 128
-_DTYPES = (torch.float16, torch.bfloat16)
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+"""What the kernels take; they run float32 in float16."""
 
 
 class SpargeBackend:
     """A thin adapter over `spas_sage_attn` (SpargeAttn's SageAttention2 kernels).
 
     Where the kept key blocks are none or just the first one, SpargeAttn's own call builds the block map
-    (`attention_sink` keeps that block); for any other set the map is ours and `block_sparse_sage2_attn_cuda` runs it.
+    (`attention_sink` keeps that block) and tells its sparsity, which waits for the GPU; for any other set the map is
+    ours and `block_sparse_sage2_attn_cuda` runs it.
 
     Args:
         device: the GPU; Hopper has another block shape than the rest.
@@ -43,6 +45,10 @@ class SpargeBackend:
             return f"the model is on {device.type}"
         if importlib.util.find_spec("spas_sage_attn") is None:
             return "spas_sage_attn is not installed"
+        try:
+            importlib.import_module("spas_sage_attn")
+        except (ImportError, OSError) as error:  # built for another torch or CUDA
+            return f"spas_sage_attn can't be imported ({' '.join(str(error).split())[:120]})"
         if torch.cuda.get_device_capability(device)[0] < 8:
             return f"{torch.cuda.get_device_name(device)} is older than Ampere"
         return None
@@ -52,7 +58,7 @@ class SpargeBackend:
         if q.shape[-1] not in _HEAD_DIMS:
             return f"head_dim {q.shape[-1]} isn't 64 or 128"
         if q.dtype not in _DTYPES:
-            return f"dtype {q.dtype} isn't float16 or bfloat16"
+            return f"dtype {q.dtype} isn't float16, bfloat16 or float32"
         if q.shape[-2] < _FEWEST_TOKENS:
             return f"fewer than {_FEWEST_TOKENS} tokens"
         return None

@@ -2,6 +2,8 @@
 
 import inspect
 import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -31,6 +33,7 @@ def package(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict]]:
     """A package with SpargeAttn's signatures (its commit bfd980b) that records its calls."""
     calls: dict[str, list[dict]] = {name: [] for name in SIGNATURES}
     module = ModuleType("spas_sage_attn")
+    module.__spec__ = ModuleSpec("spas_sage_attn", None)
     for name, parameters in SIGNATURES.items():
         signature = inspect.signature(eval(f"lambda {parameters}: None"))
 
@@ -90,7 +93,8 @@ def test_hopper_has_its_own_block_shape(package: dict, monkeypatch: pytest.Monke
     ("tokens", "dim", "dtype", "reason"),
     [
         (1000, 96, torch.bfloat16, "head_dim 96 isn't 64 or 128"),
-        (1000, 64, torch.float32, "dtype torch.float32 isn't float16 or bfloat16"),
+        (1000, 64, torch.float64, "dtype torch.float64 isn't float16, bfloat16 or float32"),
+        (1000, 64, torch.float32, None),
         (127, 64, torch.float16, "fewer than 128 tokens"),
         (1000, 64, torch.float16, None),
     ],
@@ -98,6 +102,21 @@ def test_hopper_has_its_own_block_shape(package: dict, monkeypatch: pytest.Monke
 def test_what_the_kernels_cant_do_is_refused(package: dict, tokens: int, dim: int, dtype, reason: str | None) -> None:
     q, k, v = (x.to(dtype) for x in structured(heads=1, tokens=tokens, dim=dim))
     assert SpargeBackend(torch.device("cuda")).refusal(q, k, v) == reason
+
+
+def test_auto_takes_the_kernels_where_they_load(package: dict) -> None:
+    assert choose_backend("auto", torch.device("cuda")).name == "sparge"
+
+
+def test_a_package_that_cant_be_imported_is_said_and_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    (tmp_path / "spas_sage_attn.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert choose_backend("auto", torch.device("cuda")).name == "reference"
+    assert "spas_sage_attn can't be imported (undefined symbol: _ZN3c10)" in caplog.text
+    with pytest.raises(BackendError, match="can't be imported"):
+        choose_backend("sparge", torch.device("cuda"))
 
 
 def test_a_missing_package_or_gpu_is_said() -> None:

@@ -1,7 +1,7 @@
 import pytest
 
+from sparsetune.attention.fit import check_fits
 from sparsetune.attention.policy import Policy
-from sparsetune.checkpoint import check_fits
 from sparsetune.errors import CheckpointError
 
 

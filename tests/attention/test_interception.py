@@ -1,0 +1,139 @@
+"""The interception on a small transformer of our own, whose attention calls can be anything."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsetune.attention.backends import ReferenceBackend
+from sparsetune.attention.blockmap import SPARGE_BLOCKS
+from sparsetune.attention.ordering import TokenLayout
+from sparsetune.attention.policy import Policy
+from sparsetune.attention.schedule import DenseSchedule
+from sparsetune.attention.sites import AttentionSites, LayerSite, TransformerCall, TransformerSite
+from sparsetune.attention.sparsify import SparseHandle, kept_blocks
+from sparsetune.attention.thresholds import HeadThresholds
+from tests.attention.conftest import structured
+
+LAYOUT = TokenLayout((2, 16, 16), range(100))
+TOKENS = LAYOUT.num_tokens
+
+
+class Attention(nn.Module):
+    """Passes q, k, v on with whatever options it was given."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, **options)
+
+
+class Transformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = Attention()
+
+    def forward(self, timestep: float, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
+        return self.attn(q, k, v, options)
+
+
+@pytest.fixture
+def model() -> Transformer:
+    return Transformer()
+
+
+def sites(model: Transformer, layout: TokenLayout = LAYOUT) -> AttentionSites:
+    layers = (LayerSite("transformer.attn", model.attn, 3, 64),)
+    site = TransformerSite("transformer", model, layers, lambda module, args, kwargs: TransformerCall(args[0], layout))
+    return AttentionSites((site,), lambda: [900.0, 500.0, 100.0])
+
+
+def sparse(model: Transformer, **rest) -> SparseHandle:
+    head = HeadThresholds(-1.0, cdfthreshd=0.3)
+    return SparseHandle(sites(model), Policy.uniform([("transformer.attn", 3)], head, **rest), ReferenceBackend())
+
+
+def mask(last: bool) -> Tensor:
+    allowed = torch.ones(1, 1, 1, TOKENS, dtype=torch.bool)
+    allowed[..., -1] = last
+    return allowed
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"attn_mask": mask(True)}, {"attn_mask": torch.zeros(1, 1, 1, TOKENS)}, {"scale": 0.1}], ids=str
+)
+def test_plain_calls_run_sparse(model: Transformer, options: dict) -> None:
+    q, k, v = structured(tokens=TOKENS)
+    dense = F.scaled_dot_product_attention(q, k, v, **options)
+    with sparse(model) as handle:
+        output = model(900.0, q, k, v, options)
+        assert handle.stats().num_calls == {"sparse": 1, "dense": 0, "fallback": 0}
+        assert handle.stats().sparsity > 0.1
+    assert 0.001 < (output - dense).abs().mean() < dense.abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens", "key_heads", "reason"),
+    [
+        ({"attn_mask": mask(False)}, TOKENS, 3, "the call has an attention mask"),
+        ({"attn_mask": torch.full((1, 1, 1, TOKENS), -0.5)}, TOKENS, 3, "the call has an attention mask"),
+        ({"is_causal": True}, TOKENS, 3, "the call is causal"),
+        ({"dropout_p": 0.5}, TOKENS, 3, "the call has dropout"),
+        ({"enable_gqa": True}, TOKENS, 1, "key heads are shared between query heads"),
+        ({}, 300, 3, f"300 x 300 tokens where the transformer's input has {TOKENS}"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_other_calls_run_as_they_were_made_and_are_counted(
+    model: Transformer, options: dict, tokens: int, key_heads: int, reason: str
+) -> None:
+    q, k, v = structured(tokens=tokens)
+    k, v = k[:, :key_heads], v[:, :key_heads]
+    torch.manual_seed(0)
+    dense = F.scaled_dot_product_attention(q, k, v, **options)
+    with sparse(model) as handle:
+        torch.manual_seed(0)
+        assert torch.equal(model(900.0, q, k, v, options), dense)
+        assert handle.stats().fallbacks == {reason: 1}
+        assert handle.stats().sparsity == 0.0
+
+
+def test_a_timestep_that_isnt_the_schedulers_falls_back(model: Transformer) -> None:
+    q, k, v = structured(tokens=TOKENS)
+    with sparse(model) as handle:
+        model(321.0, q, k, v, {})
+        assert handle.stats().fallbacks == {"the timestep isn't in the scheduler's list": 1}
+
+
+def test_two_calls_a_step_are_one_step(model: Transformer) -> None:
+    q, k, v = structured(tokens=TOKENS)
+    with sparse(model, schedule=DenseSchedule(0.3)) as handle:
+        for timestep in (900.0, 900.0, 500.0, 500.0, 100.0, 100.0):
+            model(timestep, q, k, v, {})
+        assert handle.stats().num_calls == {"sparse": 4, "dense": 2, "fallback": 0}
+        assert handle.stats().by_step[0] == 0.0
+
+
+def test_an_error_in_the_transformer_is_forgotten(model: Transformer) -> None:
+    q, k, v = structured(tokens=TOKENS)
+    with sparse(model) as handle:
+        with pytest.raises(TypeError, match="unexpected keyword argument"):
+            model(900.0, q, k, v, {"nonsense": 1})
+        model.attn(q, k, v, {})
+        assert "the attention ran outside of its transformer" in handle.stats().fallbacks
+
+
+def test_kept_text_and_the_sink() -> None:
+    assert kept_blocks(True, LAYOUT, SPARGE_BLOCKS) == range(2)
+    assert kept_blocks(False, LAYOUT, SPARGE_BLOCKS) == range(1)
+    assert kept_blocks(True, TokenLayout((2, 16, 16), range(512, 612)), SPARGE_BLOCKS) == range(8, 10)
+    assert kept_blocks(True, TokenLayout((2, 16, 16), range(0)), SPARGE_BLOCKS) == range(1)
+
+
+@pytest.mark.parametrize("order", ["tiles", "hilbert3d"])
+def test_orders_can_be_used_under_grad_after_inference_mode(model: Transformer, order: str) -> None:
+    q, k, v = structured(tokens=TOKENS)
+    with sparse(model, order=order):
+        with torch.inference_mode():
+            model(900.0, q, k, v, {})
+        q.requires_grad_()
+        model(900.0, q, k, v, {}).sum().backward()
+    assert q.grad is not None
