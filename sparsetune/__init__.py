@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sparsetune.checkpoint.storage import load_checkpoint, save_checkpoint
     from sparsetune.config import Config, resolve
     from sparsetune.errors import SparsetuneError
-    from sparsetune.evaluation.run import evaluate
+    from sparsetune.evaluation.run import evaluate, evaluate_config
     from sparsetune.models.pipelines import create_pipelines
     from sparsetune.models.prompts import load_prompts
     from sparsetune.models.sparse import sparsify
@@ -27,6 +27,7 @@ __all__ = [
     "__version__",
     "create_pipelines",
     "evaluate",
+    "evaluate_config",
     "load_checkpoint",
     "load_prompts",
     "metrics",
@@ -42,6 +43,7 @@ _HOMES = {
     "SparsetuneError": "sparsetune.errors",
     "create_pipelines": "sparsetune.models.pipelines",
     "evaluate": "sparsetune.evaluation.run",
+    "evaluate_config": "sparsetune.evaluation.run",
     "load_checkpoint": "sparsetune.checkpoint.storage",
     "load_prompts": "sparsetune.models.prompts",
     "resolve": "sparsetune.config",

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from sparsetune.metrics import registry
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
@@ -16,6 +18,12 @@ def isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyte
         if variable.startswith("SPARSETUNE_") or variable in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
             monkeypatch.delenv(variable)
     monkeypatch.setenv("SPARSETUNE_CACHE__DIR", str(tmp_path_factory.getbasetemp() / "baselines"))
+
+
+@pytest.fixture(autouse=True)
+def isolated_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the metrics that a test registers."""
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
 
 @pytest.fixture

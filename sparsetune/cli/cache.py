@@ -43,9 +43,9 @@ def ls(ctx: click.Context, as_json: bool) -> None:
         return
     for entry in entries:
         row = _as_dict(entry)
-        click.echo(f"{entry.digest[:12]}  {entry.size_bytes / 1e6:9.1f} MB  {row['last_used']}  {row['prompt']}")
+        click.echo(f"{entry.digest[:12]}  {_size(entry.size_bytes):>9}  {row['last_used']}  {row['prompt']}")
     total = sum(entry.size_bytes for entry in entries)
-    click.echo(f"{len(entries)} baselines, {total / 1e9:.3f} GB, in {cache.folder}", err=True)
+    click.echo(f"{len(entries)} baselines, {_size(total)}, in {cache.folder}", err=True)
 
 
 @command.command(cls=Command, name="clear")
@@ -62,7 +62,7 @@ def clear(ctx: click.Context) -> None:
     cache = _cache(ctx)
     cleared = cache.clear()
     in_use = f"; {cleared.num_in_use} are in use and stay" if cleared.num_in_use else ""
-    click.echo(f"removed {cleared.num_entries} baselines, {cleared.size_bytes / 1e9:.3f} GB, in {cache.folder}{in_use}")
+    click.echo(f"removed {cleared.num_entries} baselines, {_size(cleared.size_bytes)}, in {cache.folder}{in_use}")
 
 
 def _cache(ctx: click.Context) -> "BaselineCache":
@@ -70,6 +70,13 @@ def _cache(ctx: click.Context) -> "BaselineCache":
 
     settings = build_config(ctx).cache
     return BaselineCache(settings.folder, settings.max_gb)
+
+
+def _size(num_bytes: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.1f} {unit}"
+    return f"{num_bytes / 1e3:.1f} kB"
 
 
 def _as_dict(entry: "CacheEntry") -> dict[str, str | int | None]:

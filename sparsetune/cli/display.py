@@ -12,6 +12,8 @@ from sparsetune.evaluation.events import (
 )
 from sparsetune.evaluation.pair import PromptResult
 
+_LINE = 110
+
 SIDES = {"dense": "dense", "sparse": "sparse", "dense_again": "dense again", "kernel": "kernel at sparsity 0"}
 
 
@@ -43,7 +45,8 @@ class EvaluationDisplay(EvaluationListener):
 
     def on_prompt(self, event: PromptDone) -> None:
         """Print the prompt's metrics, or why it has none."""
-        self._bar.line(f"  {prompt_text(event.result)}")
+        for line in prompt_lines(event.result):
+            self._bar.line(f"  {line}")
 
     def on_end(self, event: EvaluationEnded) -> None:
         """End the bar."""
@@ -54,14 +57,21 @@ class EvaluationDisplay(EvaluationListener):
         self._bar.stop()
 
 
-def prompt_text(result: PromptResult) -> str:
-    """Sum up a prompt in one line: its metrics, sparsity and seconds, or its error."""
+def prompt_lines(result: PromptResult) -> list[str]:
+    """Sum up a prompt: its metrics, sparsity and seconds, or its error; lines of some hundred characters."""
     if result.error is not None:
-        return f"failed: {result.error}"
+        return [f"failed: {result.error}"]
     parts = [metric_text(name, value) for name, value in result.metrics.items()]
     if result.sparsity is not None:
         parts.append(f"sparsity {result.sparsity:.3f}")
     if result.seconds_dense is not None and result.seconds_sparse is not None:
         dense = "cached" if result.dense_cached else f"{result.seconds_dense:.1f} s"
         parts.append(f"dense {dense}, sparse {result.seconds_sparse:.1f} s")
-    return ", ".join(parts)
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) > _LINE:
+            lines[-1] += ","
+            lines.append(part)
+        else:
+            lines[-1] += f", {part}"
+    return lines

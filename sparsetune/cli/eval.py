@@ -13,8 +13,8 @@ from sparsetune.cli.settings import (
     config_options,
     gate_options,
     generation_options,
+    metric_options,
     model_options,
-    setting,
     settings,
     tracking_options,
 )
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     "[default: none; with --use-tuned results/MODEL/checkpoint]",
 )
 @settings("eval.num_prompts", "eval.prompt_file", "eval.seed", "eval.output_dir", "eval.save_videos", "eval.ladder")
-@setting("eval.metrics", "--metrics", help="Metrics to compute, by name, with commas between")
+@metric_options
 @generation_options
 @model_options
 @gate_options
@@ -67,10 +67,11 @@ def command(
     Examples:
       sparsetune eval --model demo --output-dir results/demo/before
       sparsetune eval --model demo --use-tuned --num-prompts 4
+      sparsetune eval --checkpoint tuned.pt --metric-module my_metrics.py
     """
     from sparsetune.cli.tables import evaluation_text
     from sparsetune.cli.terminal import results_alone
-    from sparsetune.errors import GateError
+    from sparsetune.errors import GateError, GenerationError
     from sparsetune.evaluation.run import evaluate_config
 
     config = build_config(ctx)
@@ -85,6 +86,11 @@ def command(
     else:
         click.echo(evaluation_text(result))
         click.echo(f"result, report and videos: {output_dir}")
+    if result.overall_score is None:
+        raise GenerationError(
+            f"at least one prompt must render, but all {len(result.failed)} failed, the first because "
+            f"{result.failed[0].error}"
+        )
     if require_gate and not result.gate.passed:
         raise GateError(f"the gate must be met, but: {'; '.join(result.gate.failures)}; tune for less sparsity")
 

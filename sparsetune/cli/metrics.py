@@ -7,7 +7,7 @@ from typing import cast
 import click
 
 from sparsetune.cli.command import Command
-from sparsetune.cli.settings import build_config, file_options, gate_options, setting
+from sparsetune.cli.settings import build_config, file_options, gate_options, metric_options
 
 
 @click.command(cls=Command, name="metrics", short_help="Compare existing videos, with no model.")
@@ -19,7 +19,7 @@ from sparsetune.cli.settings import build_config, file_options, gate_options, se
     default="strict",
     help="shortest compares as many frames as both videos have; strict wants equally many.  [default: strict]",
 )
-@setting("eval.metrics", "--metrics", help="Metrics to compute, by name, with commas between")
+@metric_options
 @gate_options
 @file_options
 @click.option("--require-gate", is_flag=True, help="Exit with status 3 where the gate isn't met.  [default: off]")
@@ -37,7 +37,7 @@ def command(ctx: click.Context, dense: Path, sparse: Path, align: str, require_g
     from sparsetune.cli.terminal import results_alone
     from sparsetune.errors import GateError
     from sparsetune.evaluation.videos import Align, VideoPair, compare_videos
-    from sparsetune.metrics import Gate
+    from sparsetune.metrics import Gate, import_metrics
 
     def on_pair(number: int, count: int, pair: VideoPair) -> None:
         if count > 1:
@@ -45,6 +45,7 @@ def command(ctx: click.Context, dense: Path, sparse: Path, align: str, require_g
             click.echo(f"{number}/{count} {pair.name}: {values}", err=True)
 
     config = build_config(ctx)
+    import_metrics(config.eval.metric_modules)
     gate = Gate(**config.gate.model_dump())
     with results_alone():
         result = compare_videos(

@@ -27,13 +27,17 @@ class SettingOption(click.Option):
         self.key = key
 
 
-def setting(key: str, *names: str, help: str | None = None) -> Callable[[Decorated], Decorated]:
+def setting(
+    key: str, *names: str, help: str | None = None, metavar: str | None = None, multiple: bool = False
+) -> Callable[[Decorated], Decorated]:
     """Add the option of a setting to a command.
 
     Args:
         key: the setting, e.g. `generation.num_frames`.
         names: the option's names; `--num-frames` is made of the key where none are given.
         help: in place of the setting's description.
+        metavar: what the value is called in the help.
+        multiple: whether the option may be given again, each time with one more value.
     """
     field = config_fields()[key]
     flag = key.rpartition(".")[2].replace("_", "-")
@@ -46,6 +50,8 @@ def setting(key: str, *names: str, help: str | None = None) -> Callable[[Decorat
         cls=SettingOption,
         key=key,
         type=None if is_flag else _click_type(field.annotation),
+        metavar=metavar,
+        multiple=multiple,
         default=None,
         expose_value=False,
         callback=_remember,
@@ -105,6 +111,15 @@ generation_options = settings(
 gate_options = settings("gate.min_frame_cosine", "gate.min_psnr", "gate.min_psnr_worst", "gate.min_psnr_frame")
 
 
+def metric_options(command: Decorated) -> Decorated:
+    """Add which metrics are computed, and where a user's own ones are."""
+    command = setting(
+        "eval.metric_modules", "--metric-module", metavar="FILE", multiple=True,
+        help="Python file or module with metrics of your own, which are always computed; may be given again",
+    )(command)  # fmt: skip
+    return setting("eval.metrics", "--metrics", help="Metrics to compute, by name, with commas between")(command)
+
+
 def cache_options(command: Decorated) -> Decorated:
     """Add where the dense baselines are kept."""
     command = setting("cache.max_gb", "--cache-max-gb")(command)
@@ -158,7 +173,7 @@ def _value_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
-        return ",".join(value)
+        return ",".join(value) or "none"
     path = Path(str(value))
     folder = configs_folder()
     return f"configs/{path.relative_to(folder)}" if path.is_absolute() and path.is_relative_to(folder) else str(value)

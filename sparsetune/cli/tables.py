@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sparsetune.metrics import registry
+from sparsetune.metrics import interval_caveat, registry
 
 if TYPE_CHECKING:
     from sparsetune.checkpoint import LayerSummary
@@ -43,15 +43,18 @@ def unit_of(name: str) -> str:
     return registry.get(name).unit if name in registry.names() else ""
 
 
-def value_text(name: str, value: float) -> str:
-    """Write a metric's value with the decimals that its unit deserves, without the unit."""
-    return f"{value:.2f}" if unit_of(name) == "dB" or abs(value) >= 10 else f"{value:.6f}"
+def value_text(value: float, unit: str, scale: float = 0.0) -> str:
+    """Write a metric's value with the decimals that its unit and size deserve, without the unit.
+
+    `scale` is the largest value beside it, so that all of a row have as many decimals.
+    """
+    return f"{value:.2f}" if unit == "dB" or max(abs(value), abs(scale)) >= 10 else f"{value:.6f}"
 
 
 def metric_text(name: str, value: float) -> str:
     """Write a metric with its value and unit."""
     unit = unit_of(name)
-    return f"{name} {value_text(name, value)}" + (f" {unit}" if unit else "")
+    return f"{name} {value_text(value, unit)}" + (f" {unit}" if unit else "")
 
 
 def statistics_table(statistics: "Mapping[str, MetricStatistics] | Mapping[str, Summary]") -> Table:
@@ -59,8 +62,9 @@ def statistics_table(statistics: "Mapping[str, MetricStatistics] | Mapping[str, 
     rows = []
     for name, one in statistics.items():
         unit = unit_of(name)
-        cells = [value_text(name, value) for value in (one.mean, one.std, one.min, one.max)]
-        interval = f"{value_text(name, one.ci95_low)} .. {value_text(name, one.ci95_high)}"
+        scale = max(abs(one.min), abs(one.max))
+        cells = [value_text(value, unit, scale) for value in (one.mean, one.std, one.min, one.max)]
+        interval = f"{value_text(one.ci95_low, unit, scale)} .. {value_text(one.ci95_high, unit, scale)}"
         rows.append([f"{name} ({unit})" if unit else name, *cells, interval])
     return ("metric", "mean", "std", "min", "max", "95 % of the mean"), rows
 
@@ -80,9 +84,11 @@ def evaluation_text(result: "EvaluationResult") -> str:
     if sparsity.fallbacks:
         reasons = ", ".join(f"{count} calls, {reason}" for reason, count in sparsity.fallbacks.items())
         lines.append(f"ran dense instead: {reasons}")
+    lines += ladder_lines(result)
     lines += [f"score {verdict_text(result)}", gate_line(result.gate.failures)]
     lines += [f"failed: prompt {row.index} ({row.prompt}): {row.error}" for row in result.failed]
     lines += unavailable_lines(row.unavailable for row in result.detailed_results)
+    lines += caveat_lines(len(result.detailed_results) - len(result.failed))
     if result.config.prompts_in_tune_set:
         count = len(result.config.prompts_in_tune_set)
         lines.append(f"beware: {count} of these prompts were tuned on, which flatters the result")
@@ -94,6 +100,7 @@ def comparison_text(comparison: "VideoComparison") -> str:
     lines = [table_text(statistics_table(comparison.statistics)), ""]
     lines += [f"score {comparison.score}/100, {comparison.verdict}", gate_line(comparison.gate.failures)]
     lines += unavailable_lines(pair.unavailable for pair in comparison.pairs)
+    lines += caveat_lines(len(comparison.pairs))
     lines += [
         f"{pair.name}: only the first {pair.num_frames} frames were compared; dense has {pair.num_frames_dense}, "
         f"sparse {pair.num_frames_sparse}"
@@ -101,6 +108,27 @@ def comparison_text(comparison: "VideoComparison") -> str:
         if pair.num_frames_dense != pair.num_frames_sparse
     ]
     return "\n".join([*lines, f"note: {comparison.note}"])
+
+
+def ladder_lines(result: "EvaluationResult") -> list[str]:
+    """Whose part of the error is whose, where the attribution ladder was climbed."""
+    from sparsetune.evaluation.ladder import attribute
+
+    found = attribute(result.detailed_results)
+    if found is None:
+        return []
+    names = {"dense_again": "noise", "kernel": "kernel at sparsity 0", "policy": "policy"}
+    parts = [
+        f"{name} {found.psnr[rung]:.2f} dB" + (f" ({found.shares[rung]:.1%})" if found.shares else "")
+        for rung, name in names.items()
+    ]
+    return [f"whose error it is: {', '.join(parts)}"]
+
+
+def caveat_lines(num_prompts: int) -> list[str]:
+    """The reservation about intervals over few prompts."""
+    caveat = interval_caveat(num_prompts)
+    return [f"mind: {caveat}"] if caveat and num_prompts else []
 
 
 def gate_line(failures: Sequence[str]) -> str:
@@ -155,18 +183,20 @@ def before_after_text(comparison: "Comparison") -> str:
     )
     for name, side in zip(("before", "after"), sides, strict=True):
         lines += [f"gate {name}: {failure}" for failure in side.gate_failures]
+    lines += caveat_lines(comparison.num_pairs)
     lines += [f"NOT comparable: {difference}" for difference in comparison.forced]
     return "\n".join([*lines, *(f"note: {note}" for note in comparison.notes)])
 
 
 def _change_row(change: "Change") -> list[str]:
-    name, difference = change.name, change.difference
+    name, unit, difference = change.name, change.unit, change.difference
+    scale = max(abs(change.before), abs(change.after))
     return [
-        f"{name} ({change.unit})" if change.unit else name,
-        value_text(name, change.before),
-        value_text(name, change.after),
-        _signed(name, difference.mean),
-        f"{_signed(name, difference.ci95_low)} .. {_signed(name, difference.ci95_high)}",
+        f"{name} ({unit})" if unit else name,
+        value_text(change.before, unit, scale),
+        value_text(change.after, unit, scale),
+        _signed(difference.mean, unit, scale),
+        f"{_signed(difference.ci95_low, unit, scale)} .. {_signed(difference.ci95_high, unit, scale)}",
         f"{difference.better}/{difference.worse}/{difference.equal}",
     ]
 
@@ -175,5 +205,5 @@ def _figure(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _signed(name: str, value: float) -> str:
-    return ("+" if value >= 0 else "") + value_text(name, value)
+def _signed(value: float, unit: str, scale: float) -> str:
+    return ("+" if value >= 0 else "") + value_text(value, unit, scale)

@@ -14,6 +14,7 @@ from sparsetune.cli.settings import (
     config_options,
     gate_options,
     generation_options,
+    metric_options,
     model_options,
     setting,
     settings,
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 @settings("tune.tuner", "tune.n_trials", "tune.max_minutes", "tune.num_prompts", "tune.prompt_file", "tune.seed")
 @setting("eval.num_prompts", "--num-eval-prompts", help="Prompts to judge the winner by, from the top of the file")
 @setting("eval.prompt_file", "--eval-prompt-file", help="Prompts to judge the winner by, one a line")
-@settings("tune.space", "tune.granularity", "tune.orders", "tune.rules", "tune.calibration_steps")
+@settings("tune.space", "tune.granularity", "tune.orders", "tune.rules", "tune.calibration_steps", "tune.margin_db")
 @settings("tune.storage", "tune.study_name")
+@metric_options
 @click.option(
     "--output-dir",
     type=click.Path(path_type=Path, file_okay=False),

@@ -37,6 +37,8 @@ class TuningDisplay(TuningListener):
     def on_calibration_step(self, event: CalibrationStep) -> None:
         """Count a step of the calibration."""
         self._enter("calibrating", event.num_prompts * event.num_steps)
+        if event.step == 1:
+            self._bar.line(f"calibrating on tune prompt {event.index + 1}/{event.num_prompts}")
         self._bar.advance(1, f"calibrating, prompt {event.index + 1}/{event.num_prompts}")
 
     def on_trial_start(self, event: TrialStarted) -> None:

@@ -1,6 +1,7 @@
 """The typed configuration of sparsetune: its models and the one resolver that fills them."""
 
 from sparsetune.config.models import (
+    DEFAULT_METRICS,
     CacheConfig,
     Config,
     EvalConfig,
@@ -13,6 +14,7 @@ from sparsetune.config.models import (
 from sparsetune.config.resolver import resolve
 
 __all__ = [
+    "DEFAULT_METRICS",
     "CacheConfig",
     "Config",
     "EvalConfig",

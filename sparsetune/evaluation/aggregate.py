@@ -12,7 +12,7 @@ from sparsetune.evaluation.result import (
     Rung,
     SparsitySection,
 )
-from sparsetune.metrics import Gate, summarize
+from sparsetune.metrics import Gate, get, summarize
 
 
 def prompt_row(
@@ -46,7 +46,12 @@ def statistics(rows: Sequence[PromptRow]) -> dict[str, MetricStatistics]:
     for row in rows:
         for name, value in row.metrics.items():
             columns.setdefault(name, []).append(value)
-    return {name: MetricStatistics(**summarize(values).to_dict()) for name, values in columns.items()}
+    return {name: _metric_statistics(name, values) for name, values in columns.items()}
+
+
+def _metric_statistics(name: str, values: Sequence[float]) -> MetricStatistics:
+    metric = get(name)
+    return MetricStatistics(**summarize(values).to_dict(), unit=metric.unit, higher_is_better=metric.higher_is_better)
 
 
 def gate_section(gate: Gate, rows: Sequence[PromptRow]) -> GateSection:

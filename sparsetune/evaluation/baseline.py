@@ -119,9 +119,7 @@ class BaselineCache:
         self._used.add(key.digest)
         self._evict(keep=key.digest)
 
-    def get_or_render(
-        self, key: BaselineKey, render: Callable[[], tuple[NDArray[np.uint8], float]]
-    ) -> Baseline:
+    def get_or_render(self, key: BaselineKey, render: Callable[[], tuple[NDArray[np.uint8], float]]) -> Baseline:
         """Read the video of `key`, or render and store it; two processes that want the same one render it once.
 
         A video that can't be stored (a full disk) is used all the same, with a warning: it was dear.
@@ -182,7 +180,8 @@ class BaselineCache:
             if path.stem in self._used:
                 _LOG.warning(
                     "the cache's bound of %.3g GB is too small for this run's dense videos, so they will be "
-                    "rendered again; raise cache.max_gb", self.max_bytes / 1e9,
+                    "rendered again; raise cache.max_gb",
+                    self.max_bytes / 1e9,
                 )
                 self._used.clear()
         self._sweep()

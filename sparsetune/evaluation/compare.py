@@ -9,9 +9,23 @@ from sparsetune.evaluation.result import EvaluationResult, PromptRow, load_resul
 from sparsetune.metrics import get, paired_difference
 
 _DECIDING = (
-    "model_name", "model.fingerprint", "model.revision", "model.pipeline_class", "height", "width", "num_frames",
-    "num_inference_steps", "guidance_scale", "negative_prompt", "max_sequence_length", "scheduler", "dtype",
-    "vae_tiling", "seed", "num_prompts", "prompts_hash",
+    "model_name",
+    "model.fingerprint",
+    "model.revision",
+    "model.pipeline_class",
+    "height",
+    "width",
+    "num_frames",
+    "num_inference_steps",
+    "guidance_scale",
+    "negative_prompt",
+    "max_sequence_length",
+    "scheduler",
+    "dtype",
+    "vae_tiling",
+    "seed",
+    "num_prompts",
+    "prompts_hash",
 )
 """Configuration that both results must share: what decides the dense videos and which they are."""
 
@@ -51,7 +65,7 @@ def compare(
     return Comparison(
         before=_outcome(first),
         after=_outcome(second),
-        changes=tuple(_change(name, pairs) for name in _names(pairs)),
+        changes=tuple(_change(name, pairs, *_direction(name, first)) for name in _names(pairs)),
         num_pairs=len(pairs),
         num_unpaired=total - 2 * len(pairs),
         notes=_notes(first, second),
@@ -103,21 +117,33 @@ def _names(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> 
     return list(dict.fromkeys(name for one, other in pairs for name in one if name in other))
 
 
-def _change(name: str, pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Change:
+def _change(
+    name: str,
+    pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]],
+    unit: str,
+    higher_is_better: bool | None,
+) -> Change:
     both = [(one[name], other[name]) for one, other in pairs if name in one and name in other]
     before, after = [one for one, _ in both], [other for _, other in both]
-    unit, higher_is_better = _direction(name)
     return Change(
-        name, unit, higher_is_better, sum(before) / len(before), sum(after) / len(after),
+        name,
+        unit,
+        higher_is_better,
+        sum(before) / len(before),
+        sum(after) / len(after),
         paired_difference(before, after, higher_is_better=higher_is_better is not False),
     )
 
 
-def _direction(name: str) -> tuple[str, bool | None]:
+def _direction(name: str, result: EvaluationResult) -> tuple[str, bool | None]:
+    """Tell a figure's unit and whether higher is better: as the result says, so that no user's module is needed."""
     if name == "sparsity":
         return "", True
     if name == "seconds_sparse":
         return "s", False
+    told = result.statistics.get(name)
+    if told is not None and told.higher_is_better is not None:
+        return told.unit, told.higher_is_better
     try:
         metric = get(name)
     except MetricError:  # registered by whoever made the results, not here
@@ -138,7 +164,7 @@ def _notes(first: EvaluationResult, second: EvaluationResult) -> tuple[str, ...]
     missing = sorted(set(first.statistics) ^ set(second.statistics))
     if missing:
         notes.append(f"only one result has {', '.join(missing)}")
-    if unknown := [name for name in first.statistics if _direction(name)[1] is None]:
+    if unknown := [name for name in first.statistics if _direction(name, first)[1] is None]:
         notes.append(f"not registered here, so taken as better when higher: {', '.join(unknown)}")
     for side, result in (("before", first), ("after", second)):
         if overlap := result.config.prompts_in_tune_set:

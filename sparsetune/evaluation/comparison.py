@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsetune.evaluation.markdown import cell, difference, number, table
-from sparsetune.metrics import PairedDifference
+from sparsetune.metrics import PairedDifference, interval_caveat
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Change:
     Args:
         name: the metric, `sparsity` or `seconds_sparse`.
         unit: of its values.
-        higher_is_better: its direction; None where no metric of that name is registered here.
+        higher_is_better: its direction; None where neither the result nor the registry knows it.
         before: mean over the paired prompts.
         after: likewise.
         difference: of the pairs, with the bootstrap interval of the mean and the prompts better and worse.
@@ -98,6 +98,7 @@ class Comparison:
                 [_change_row(change) for change in self.changes],
             ),
             "A star marks an interval that leaves out 0: the difference is more than the choice of these prompts.",
+            *filter(None, [interval_caveat(self.num_pairs)]),
             *(f"- {cell(note)}" for note in self.notes),
         ]
         return "\n\n".join(parts) + "\n"
@@ -120,8 +121,16 @@ def _outcome_rows(before: Outcome, after: Outcome) -> list[tuple[str, str, str]]
             str(outcome.num_failed),
         )
 
-    names = ("Tuned", "Score", "Verdict", "Gate", "Sparsity", "Theoretical speed-up of attention",
-             "Measured speed-up of a rendering", "Failed prompts")
+    names = (
+        "Tuned",
+        "Score",
+        "Verdict",
+        "Gate",
+        "Sparsity",
+        "Theoretical speed-up of attention",
+        "Measured speed-up of a rendering",
+        "Failed prompts",
+    )
     return list(zip(names, column(before), column(after), strict=True))
 
 
@@ -129,7 +138,7 @@ def _change_row(change: Change) -> tuple[str, ...]:
     pairs = change.difference
     scale = max(abs(change.before), abs(change.after))
     low, high = difference(pairs.ci95_low, scale), difference(pairs.ci95_high, scale)
-    mark = " \\*" if pairs.significant and len(pairs.differences) > 1 else ""  # one pair has no interval
+    mark = " \\*" if pairs.significant else ""
     return (
         change.name + (f" ({change.unit})" if change.unit else ""),
         number(change.before),

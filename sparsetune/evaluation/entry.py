@@ -115,7 +115,11 @@ def write_entry(path: Path, key: BaselineKey, frames: NDArray[np.uint8], seconds
     """
     frames = np.ascontiguousarray(frames, dtype=np.uint8)
     info = EntryInfo(
-        key=asdict(key), digest=key.digest, shape=frames.shape, sha256=_sha256(frames), seconds=seconds,
+        key=asdict(key),
+        digest=key.digest,
+        shape=frames.shape,
+        sha256=_sha256(frames),
+        seconds=seconds,
         created=time.time(),
     )
     with (

@@ -18,9 +18,9 @@ def cell(text: str) -> str:
     return escaped.replace("<", "&lt;").replace("*", "\\*").replace("`", "\\`")
 
 
-def number(value: float | None) -> str:
-    """Print a figure: two decimals from 10 on, four below."""
-    return "" if value is None else f"{value:.{_decimals(value)}f}"
+def number(value: float | None, scale: float | None = None) -> str:
+    """Print a figure: two decimals from 10 on, four below; as many as `scale` would have where it is given."""
+    return "" if value is None else f"{value:.{_decimals(value if scale is None else scale)}f}"
 
 
 def difference(value: float, scale: float) -> str:

@@ -1,6 +1,7 @@
 """The folder that an evaluation writes: result, report, videos, stills."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from sparsetune.evaluation.pair import Frames, Pair
 from sparsetune.evaluation.result import PromptRow
 from sparsetune.files import atomic_path
 from sparsetune.video import save_png, side_by_side, write_video
+
+_OURS = re.compile(r"prompt_\d+_((dense|sparse|compare)\.mp4|frame_\d+\.png)")
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,14 @@ class OutputFolder:
             for video in encoding:
                 video.result()
         return paths
+
+    def remove_stale(self, written: Collection[Path]) -> None:
+        """Remove the stills, and the videos where there are new ones, that an earlier evaluation left here."""
+        kinds = {folder for folder in ("videos", "stills") if any(path.parent.name == folder for path in written)}
+        for folder in sorted(kinds):
+            for path in (self.folder / folder).glob("prompt_*"):
+                if path not in written and _OURS.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
 
     def write_still(self, moment: Moment) -> Path:
         """Write dense, sparse and difference of one frame beside each other as a PNG."""

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sparsetune.attention.schedule import DenseSchedule
-from sparsetune.errors import MetricError
 from sparsetune.evaluation.ladder import Attribution, attribute
 from sparsetune.evaluation.markdown import cell, number, relative, table
 from sparsetune.evaluation.result import EvaluationResult, PromptRow, Spread
-from sparsetune.metrics import get
+from sparsetune.metrics import interval_caveat
 
 CHECKLIST = (
     ("Content", "the sparse video shows the same things in the same places"),
@@ -18,6 +17,8 @@ CHECKLIST = (
     ("Colour", "colours and brightness are the same"),
 )
 """What a person looks for in the side-by-side videos."""
+
+_ARROWS = {True: " ↑", False: " ↓", None: ""}
 
 _VERDICTS = {
     "excellent": "Excellent: hardly any difference can be seen.",
@@ -73,18 +74,27 @@ def _configuration(result: EvaluationResult) -> str:
     rows = [
         ("Model", f"{config.model_name} ({model}), {config.model.transformer_class}"),
         ("Tuned", tuned + (f", by {config.tuner}" if config.tuner else "")),
-        ("Policy", f"{policy.num_sparse_heads} of {policy.num_heads} heads sparse; "
-         + ", ".join(f"{name} {_spread(spread)}" for name, spread in thresholds.items() if spread)
-         + f"; {_dense_steps(result)}; order {policy.order}; "
-         + ("text kept" if policy.keep_text else "text not kept")),
+        (
+            "Policy",
+            f"{policy.num_sparse_heads} of {policy.num_heads} heads sparse; "
+            + ", ".join(f"{name} {_spread(spread)}" for name, spread in thresholds.items() if spread)
+            + f"; {_dense_steps(result)}; order {policy.order}; "
+            + ("text kept" if policy.keep_text else "text not kept"),
+        ),
         ("Video", f"{config.num_frames} frames of {config.width} x {config.height} at {config.fps}/s"),
         ("Generation", f"{config.num_inference_steps} steps, guidance {config.guidance_scale:g}, {config.scheduler}"),
-        ("Prompts", f"{config.num_prompts}, all with seed {config.seed}"
-         + (f", from {config.prompt_file}" if config.prompt_file else "")),
+        (
+            "Prompts",
+            f"{config.num_prompts}, all with seed {config.seed}"
+            + (f", from {config.prompt_file}" if config.prompt_file else ""),
+        ),
         ("Computed with", f"{config.dtype} on {config.device}, backend {config.backend}"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in result.environment.versions.items())),
-        ("Made", result.environment.created
-         + (f", commit {result.environment.git_commit}" if result.environment.git_commit else "")),
+        (
+            "Made",
+            result.environment.created
+            + (f", commit {result.environment.git_commit}" if result.environment.git_commit else ""),
+        ),
     ]
     text = "## Configuration\n\n" + table(("Setting", "Value"), [(name, cell(value)) for name, value in rows])
     if config.prompts_in_tune_set:
@@ -98,14 +108,17 @@ def _configuration(result: EvaluationResult) -> str:
 def _objective(result: EvaluationResult) -> str:
     rows = []
     for name, spread in result.statistics.items():
-        unit, direction = _unit(name)
-        rows.append((
-            f"{name}{unit}{direction}", f"{number(spread.mean)} ± {number(spread.std)}", number(spread.min),
-            number(spread.max), f"{number(spread.ci95_low)} to {number(spread.ci95_high)}",
-        ))
+        unit, direction = f" ({spread.unit})" if spread.unit else "", _ARROWS[spread.higher_is_better]
+        mean, std, low, high, ci95_low, ci95_high = (
+            number(value, max(abs(spread.min), abs(spread.max)))
+            for value in (spread.mean, spread.std, spread.min, spread.max, spread.ci95_low, spread.ci95_high)
+        )
+        rows.append((f"{name}{unit}{direction}", f"{mean} ± {std}", low, high, f"{ci95_low} to {ci95_high}"))
     body = table(("Metric", "Mean ± std", "Min", "Max", "95 % interval of the mean"), rows) if rows else "None."
     reasons = {name: why for row in result.detailed_results for name, why in row.unavailable.items()}
     notes = "".join(f"\n\n{name} could not be computed: {why}." for name, why in reasons.items())
+    caveat = interval_caveat(len(result.detailed_results) - len(result.failed))
+    notes += f"\n\nMind that {caveat}." if caveat and rows else ""
     return f"## Objective metrics\n\n{body}{notes}\n\n**Score: {verdict_text(result)}**"
 
 
@@ -116,10 +129,18 @@ def _prompts(result: EvaluationResult, folder: Path, videos: Mapping[int, Mappin
             rows.append((str(row.index), f"{cell(row.prompt)} (**failed**: {cell(row.error)})", *[""] * 6))
             continue
         links = ", ".join(f"[{kind}]({relative(path, folder)})" for kind, path in videos.get(row.index, {}).items())
-        rows.append((
-            str(row.index), cell(row.prompt), number(row.psnr), number(row.frame_cosine), number(row.frame_l1),
-            number(row.frame_diff), _percent(row.sparsity), links,
-        ))
+        rows.append(
+            (
+                str(row.index),
+                cell(row.prompt),
+                number(row.psnr),
+                number(row.frame_cosine),
+                number(row.frame_l1),
+                number(row.frame_diff),
+                _percent(row.sparsity),
+                links,
+            )
+        )
     head = ("#", "Prompt", "psnr (dB)", "frame_cosine", "frame_l1", "frame_diff", "Sparsity", "Videos")
     return "## Prompts\n\n" + table(head, rows)
 
@@ -140,9 +161,10 @@ def _sparsity(result: EvaluationResult) -> str:
         f"- Kernels that ran: {kernels}; calls: {calls}",
         *(f"- Fell back to dense {count} times: {cell(reason)}" for reason, count in part.fallbacks.items()),
     ]
-    layers = table(("Layer", "Sparsity", "Kernel"), [
-        (f"`{name}`", _percent(value), part.kernels.get(name, "")) for name, value in part.by_layer.items()
-    ])
+    layers = table(
+        ("Layer", "Sparsity", "Kernel"),
+        [(f"`{name}`", _percent(value), part.kernels.get(name, "")) for name, value in part.by_layer.items()],
+    )
     return "## Sparsity\n\n" + "\n".join(lines) + f"\n\n<details><summary>By layer</summary>\n\n{layers}\n\n</details>"
 
 
@@ -203,14 +225,6 @@ def _conclusion(result: EvaluationResult) -> str:
     else:
         verdict = "Not to be deployed: " + "; ".join(result.gate.failures) + "."
     return f"## Conclusion\n\n{verdict}" + (f"\n\n{conditions}" if conditions else "")
-
-
-def _unit(name: str) -> tuple[str, str]:
-    try:
-        metric = get(name)
-    except MetricError:  # another process registered it
-        return "", ""
-    return f" ({metric.unit})" if metric.unit else "", " ↑" if metric.higher_is_better else " ↓"
 
 
 def _spread(spread: Spread) -> str:

@@ -110,6 +110,8 @@ class MetricStatistics(_Part):
     max: float
     ci95_low: float = Field(description="Lower end of the 95 % bootstrap interval of the mean.")
     ci95_high: float = Field(description="Upper end of the 95 % bootstrap interval of the mean.")
+    unit: str = Field(default="", description="Of the values.")
+    higher_is_better: bool | None = Field(default=None, description="The metric's direction; None where unknown.")
 
 
 class PromptRow(_Part):

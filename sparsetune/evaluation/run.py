@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sparsetune.attention.policy import Policy
 from sparsetune.checkpoint import Checkpoint, load_checkpoint
 from sparsetune.checkpoint.manifest import hash_prompts
+from sparsetune.config import DEFAULT_METRICS
 from sparsetune.errors import MetricError, PromptError
 from sparsetune.evaluation.aggregate import gate_section, sparsity_section, statistics
 from sparsetune.evaluation.baseline import BaselineCache
@@ -19,7 +20,7 @@ from sparsetune.evaluation.report import report_markdown
 from sparsetune.evaluation.result import ConfigSection, EvaluationResult, PromptRow, save_result
 from sparsetune.evaluation.session import JudgedPrompt, Session
 from sparsetune.files import write_text
-from sparsetune.metrics import BASE_METRICS, Gate, get, score, verdict
+from sparsetune.metrics import BASE_METRICS, Gate, get, import_metrics, own_names, score, verdict
 from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import load_pipeline
 from sparsetune.models.prompts import load_prompts
@@ -52,6 +53,9 @@ def evaluate_config(
         PromptError, CheckpointError, ModelError, BackendError, GenerationError, MetricError, CacheError: what was
             asked for can't be done; the message says what to change.
     """
+    import_metrics(config.eval.metric_modules)
+    gate = Gate(**config.gate.model_dump())
+    _metric_names(config.eval.metrics, gate)  # an unknown one fails before a large model is loaded
     prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
     loaded_checkpoint = load_checkpoint(checkpoint) if isinstance(checkpoint, Path | str) else checkpoint
     renderer = Renderer(load_pipeline(config.model), config.generation)
@@ -62,7 +66,7 @@ def evaluate_config(
         seed=config.eval.seed,
         cache=BaselineCache(config.cache.folder, config.cache.max_gb),
         metrics=config.eval.metrics,
-        gate=Gate(**config.gate.model_dump()),
+        gate=gate,
         backend=config.backend,
         listener=Listeners(listeners),
         output_dir=output_dir or config.eval.output_dir or Path("results") / config.model.name / "eval",
@@ -83,7 +87,7 @@ def evaluate(
     *,
     cache: BaselineCache,
     seed: int = 42,
-    metrics: Sequence[str] = BASE_METRICS,
+    metrics: Sequence[str] = DEFAULT_METRICS,
     gate: Gate | None = None,
     backend: str = "auto",
     listener: EvaluationListener | None = None,
@@ -107,7 +111,8 @@ def evaluate(
         prompts: the texts.
         cache: of dense videos.
         seed: of every rendering.
-        metrics: names of registered metrics; `BASE_METRICS` and those that the gate needs are always computed.
+        metrics: names of registered metrics; `BASE_METRICS`, those that the gate needs and those that a user
+            registered (`metrics.own_names()`) are always computed.
         gate: bounds to deploy; None is the default gate.
         backend: `auto`, `sparge`, `reference` or `dense`.
         listener: told what happens.
@@ -141,12 +146,30 @@ def evaluate(
         outputs.check_writable()
     with sparsify(renderer.loaded.pipe, policy, backend) as handle:
         session = Session(
-            renderer, handle, tuple(prompts), seed, cache, names, listener or EvaluationListener(), outputs,
-            save_videos=save_videos, difference=difference, ladder=ladder,
+            renderer,
+            handle,
+            tuple(prompts),
+            seed,
+            cache,
+            names,
+            listener or EvaluationListener(),
+            outputs,
+            save_videos=save_videos,
+            difference=difference,
+            ladder=ladder,
         )
         config = config_section(
-            renderer, policy, session.prompts, seed=seed, tuned=tuned, checkpoint=checkpoint, tuner=tuner,
-            backend=handle.backend.name, metrics=names, prompt_file=prompt_file, tune_prompts=tune_prompts,
+            renderer,
+            policy,
+            session.prompts,
+            seed=seed,
+            tuned=tuned,
+            checkpoint=checkpoint,
+            tuner=tuner,
+            backend=handle.backend.name,
+            metrics=names,
+            prompt_file=prompt_file,
+            tune_prompts=tune_prompts,
         )
         return _run(session, config, gate, started)
 
@@ -196,9 +219,7 @@ def _assemble(
     )
 
 
-def _write(
-    outputs: OutputFolder | None, result: EvaluationResult, judged: Sequence[JudgedPrompt]
-) -> EvaluationEnded:
+def _write(outputs: OutputFolder | None, result: EvaluationResult, judged: Sequence[JudgedPrompt]) -> EvaluationEnded:
     prompts = tuple(prompt.result for prompt in judged)
     if outputs is None:
         return EvaluationEnded(result, prompts)
@@ -208,14 +229,15 @@ def _write(
     write_text(outputs.report_path, report_markdown(result, outputs.folder, videos, stills))
     save_result(result, outputs.result_path)
     files = (*(path for kinds in videos.values() for path in kinds.values()), *stills.values())
+    outputs.remove_stale(files)
     return EvaluationEnded(result, prompts, outputs.result_path, outputs.report_path, files)
 
 
 def _metric_names(metrics: Sequence[str], gate: Gate) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys((*BASE_METRICS, *gate.metrics, *metrics)))
+    names = tuple(dict.fromkeys((*BASE_METRICS, *gate.metrics, *metrics, *own_names())))
     for name in names:
         get(name)
-        if name in PromptRow.model_fields and name not in BASE_METRICS:
+        if (name in PromptRow.model_fields or hasattr(PromptRow, name)) and name not in BASE_METRICS:
             raise MetricError(f"a metric must not be called as a field of the result, but is {name!r}; rename it")
     return names
 

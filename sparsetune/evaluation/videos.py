@@ -9,7 +9,7 @@ from sparsetune.errors import VideoError
 from sparsetune.metrics import BASE_METRICS, Gate, GateResult, Summary, Verdict, summarize
 from sparsetune.metrics import score as score_of
 from sparsetune.metrics import verdict as verdict_of
-from sparsetune.metrics.registry import compute_available, get
+from sparsetune.metrics.registry import compute_available, get, own_names
 from sparsetune.video import Video, read_video
 
 Align = Literal["strict", "shortest"]
@@ -84,7 +84,7 @@ def compare_videos(
     Args:
         dense: a file or a folder; the reference.
         sparse: likewise.
-        names: metrics to take; those that score and gate need are taken as well.
+        names: metrics to take; those that score and gate need and those that a user registered are taken as well.
         gate: judges the result.
         align: `strict` wants equal frame counts, `shortest` compares as many frames as the shorter one has.
         on_pair: called after each pair with its number from 1, the number of pairs and the pair.
@@ -94,7 +94,7 @@ def compare_videos(
             differ in size, frame rate or (unless aligned) frame count.
         MetricError: a metric is unknown or failed.
     """
-    wanted = tuple(dict.fromkeys((*BASE_METRICS, *gate.metrics, *names)))
+    wanted = tuple(dict.fromkeys((*BASE_METRICS, *gate.metrics, *names, *own_names())))
     for name in wanted:
         get(name)  # an unknown one fails before any file is decoded
     found = _pairs(dense, sparse)
@@ -137,7 +137,7 @@ def _check_match(dense: Path, left: Video, sparse: Path, right: Video, align: Al
         raise _differ("frame rate", dense, f"{left.fps:g} fps", sparse, f"{right.fps:g} fps", "write both at one rate")
     counts = len(left.frames), len(right.frames)
     if counts[0] != counts[1] and align == "strict":
-        remedy = "render equally many, or compare only the frames that both have with align shortest"
+        remedy = "render equally many, or compare only the frames that both have with --align shortest"
         raise _differ("number of frames", dense, f"{counts[0]} frames", sparse, f"{counts[1]} frames", remedy)
 
 

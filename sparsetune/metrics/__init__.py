@@ -18,6 +18,7 @@ from sparsetune.metrics.frames import (
     psnr_per_frame,
 )
 from sparsetune.metrics.gate import Condition, Gate, GateResult
+from sparsetune.metrics.modules import import_metrics
 from sparsetune.metrics.perceptual import lpips
 from sparsetune.metrics.registry import (
     Frames,
@@ -29,9 +30,18 @@ from sparsetune.metrics.registry import (
     get,
     metric,
     names,
+    own_names,
 )
 from sparsetune.metrics.score import Verdict, score, verdict
-from sparsetune.metrics.statistics import PairedDifference, Summary, bootstrap_mean, paired_difference, summarize
+from sparsetune.metrics.statistics import (
+    MIN_FOR_INTERVAL,
+    PairedDifference,
+    Summary,
+    bootstrap_mean,
+    interval_caveat,
+    paired_difference,
+    summarize,
+)
 from sparsetune.metrics.structure import ms_ssim, ssim
 
 BASE_METRICS = ("frame_cosine", "psnr", "frame_l1", "frame_diff")
@@ -39,6 +49,7 @@ BASE_METRICS = ("frame_cosine", "psnr", "frame_l1", "frame_diff")
 
 __all__ = [
     "BASE_METRICS",
+    "MIN_FOR_INTERVAL",
     "Condition",
     "Frames",
     "Gate",
@@ -56,10 +67,13 @@ __all__ = [
     "frame_diff",
     "frame_l1",
     "get",
+    "import_metrics",
+    "interval_caveat",
     "lpips",
     "metric",
     "ms_ssim",
     "names",
+    "own_names",
     "paired_difference",
     "psnr",
     "psnr_frame_mean",

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from sparsetune.errors import MetricError
+from sparsetune.errors import MetricError, SparsetuneError
 
 Frames = npt.NDArray[np.uint8]
 """A video: uint8 RGB, (frames, height, width, 3), every frame before any video encoding."""
@@ -97,6 +97,11 @@ def names() -> tuple[str, ...]:
     return tuple(_REGISTRY)
 
 
+def own_names() -> tuple[str, ...]:
+    """Names of the metrics that aren't sparsetune's but a user's, in order of registration."""
+    return tuple(name for name, one in _REGISTRY.items() if one.function.__module__.partition(".")[0] != "sparsetune")
+
+
 def get(name: str) -> Metric:
     """Look up one metric.
 
@@ -122,9 +127,7 @@ def compute(dense: Frames, sparse: Frames, names: Iterable[str]) -> dict[str, fl
     return {one.name: _value(one, dense, sparse) for one in chosen}
 
 
-def compute_available(
-    dense: Frames, sparse: Frames, names: Iterable[str]
-) -> tuple[dict[str, float], dict[str, str]]:
+def compute_available(dense: Frames, sparse: Frames, names: Iterable[str]) -> tuple[dict[str, float], dict[str, str]]:
     """As `compute`, but a metric that can't be taken here is reported instead of raised.
 
     Returns:
@@ -173,7 +176,15 @@ def _kind(value: object) -> str:
 
 
 def _value(one: Metric, dense: Frames, sparse: Frames) -> float:
-    value = float(one.function(dense, sparse))
+    try:
+        value = float(one.function(dense, sparse))
+    except SparsetuneError:
+        raise
+    except Exception as error:  # a user's function may raise anything
+        raise MetricError(
+            f"a metric must give a finite number, but {one.name} raised {type(error).__name__}: {error}; "
+            "mend its function, or raise MetricUnavailable where it has no value"
+        ) from error
     if not math.isfinite(value):
         raise MetricError(
             f"a metric must give a finite number, but {one.name} gave {value}; "

@@ -15,6 +15,9 @@ from sparsetune.errors import MetricError
 RESAMPLES = 10_000
 """Bootstrap resamples: the interval's ends then move by under a hundredth of its width from seed to seed."""
 
+MIN_FOR_INTERVAL = 6
+"""With fewer prompts an interval says little: five differences all have one sign by luck alone in 2 / 2**5 > 5 %."""
+
 _SLAB = 1 << 20  # resampled values held at a time
 
 
@@ -44,7 +47,8 @@ class PairedDifference:
     """How a metric moved from one run to another on the same prompts.
 
     `mean` is that of after - before, with its 95 % bootstrap interval; `better`, `worse` and `equal` count
-    prompts, in the metric's own direction. `significant` says that the interval leaves out 0.
+    prompts, in the metric's own direction. `significant` says that the interval leaves out 0 over at
+    least `MIN_FOR_INTERVAL` prompts.
     """
 
     mean: float
@@ -57,8 +61,9 @@ class PairedDifference:
 
     @property
     def significant(self) -> bool:
-        """Whether 0 lies outside the interval."""
-        return self.ci95_low > 0.0 or self.ci95_high < 0.0
+        """Whether 0 lies outside the interval, and there are prompts enough for that to mean something."""
+        enough = len(self.differences) >= MIN_FOR_INTERVAL
+        return enough and (self.ci95_low > 0.0 or self.ci95_high < 0.0)
 
     def to_dict(self) -> dict[str, float | bool | list[float]]:
         """The fields and `significant` as a JSON object."""
@@ -113,6 +118,14 @@ def paired_difference(
         equal=differences.size - rose - fell,
         differences=tuple(differences.tolist()),
     )
+
+
+def interval_caveat(num_values: int) -> str | None:
+    """Say that an interval over so few values is too narrow; None where there are enough."""
+    if num_values >= MIN_FOR_INTERVAL:
+        return None
+    over = "one prompt says nothing about others" if num_values == 1 else f"{num_values} prompts is too narrow"
+    return f"a 95 % interval over {over}; take at least {MIN_FOR_INTERVAL}"
 
 
 def bootstrap_mean(

@@ -111,9 +111,7 @@ def _similarity_sums(total: "Tensor", difference: "Tensor") -> "Tensor":
     """Sums over all windows of both terms, (2, channels) float64."""
     import torch
 
-    mean_p, mean_m, squares_p, squares_m = _blur(
-        torch.stack((total, difference, total.square(), difference.square()))
-    )
+    mean_p, mean_m, squares_p, squares_m = _blur(torch.stack((total, difference, total.square(), difference.square())))
     variance_p, power_m = squares_p.sub_(mean_p.square()), mean_m.square_()
     variance_m = squares_m.sub_(power_m)
     contrast = (variance_p - variance_m).add_(_C2).div_(variance_p.add_(variance_m).add_(_C2))

@@ -97,7 +97,7 @@ def demo_config(overrides: Mapping[str, Any] | None = None) -> Config:
     return resolve("demo", (), {}, overrides or {})
 
 
-def _changed(generation: GenerationConfig, settings: Mapping[str, Any]) -> GenerationConfig:
+def _changed(generation: GenerationConfig, settings: dict[str, Any]) -> GenerationConfig:
     try:
         return GenerationConfig(**(generation.model_dump() | settings))
     except ValidationError as error:

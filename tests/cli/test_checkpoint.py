@@ -35,7 +35,7 @@ def test_show_prints_manifest_rules_and_layers(folder: Path) -> None:
 def test_show_as_json(folder: Path) -> None:
     shown = json.loads(run("show", str(folder), "--json").stdout)
     assert shown["manifest"]["base_model"] == "tiny"
-    assert shown["policy"] == {"dense_fraction": 0.25, "order": "raster", "keep_text": True}
+    assert shown["policy"] == {"dense_fraction": 0.25, "order": "raster", "keep_text": False}
     assert [layer["name"] for layer in shown["layers"]] == [name for name, _ in LAYERS]
 
 

@@ -13,7 +13,14 @@ from click.testing import CliRunner, Result
 from sparsetune.cli.main import main
 
 PROMPTS = ("a red circle moving right over a blue background", "a green star growing over a white background")
-SMALL = ("--num-frames", "5", "--num-inference-steps", "2", "--guidance-scale", "1")
+OWN_METRIC = """
+from sparsetune import metrics
+
+@metrics.metric(higher_is_better=False, unit="levels")
+def brightness_shift(dense, sparse):
+    return abs(float(dense.mean()) - float(sparse.mean()))
+"""
+SMALL = ("--num-frames", "9", "--num-inference-steps", "2", "--guidance-scale", "1")
 
 
 def run(*args: str, status: int = 0) -> Result:
@@ -37,10 +44,13 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
     root = tmp_path_factory.mktemp("evaluated")
     prompts = root / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
+    module = root / "my_metrics.py"
+    module.write_text(OWN_METRIC)
     done = subprocess.run(
         [
             sys.executable, "-m", "sparsetune", "eval", *SMALL, "--prompt-file", str(prompts), "--num-prompts", "2",
-            "--output-dir", str(root / "before"), "--cache-dir", str(root / "cache"), "--min-psnr", "100",
+            "--metric-module", str(module), "--output-dir", str(root / "before"),
+            "--cache-dir", str(root / "cache"), "--min-psnr", "100",
             "--set", f"tracking.root={root / 'runs'}",
         ],
         capture_output=True, text=True, check=False,
@@ -61,7 +71,7 @@ def test_eval_prints_table_score_and_gate_on_stdout_and_progress_on_stderr(evalu
 
 def test_eval_lets_no_library_talk(evaluated: Evaluated) -> None:
     lines = evaluated.stderr.splitlines()
-    ours = re.compile(r"loading demo|prompt \d/2: |  frame_cosine ")
+    ours = re.compile(r"loading demo|prompt \d/2: |  [a-z_]+ \d")
     assert [line for line in lines if line and not ours.match(line)] == []
 
 
@@ -75,6 +85,27 @@ def test_eval_leaves_the_files_that_users_know(evaluated: Evaluated) -> None:
 
 def test_eval_records_a_run(evaluated: Evaluated) -> None:
     assert (evaluated.tracking / "mlflow.db").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")  # MLflow's own matter with SQLAlchemy
+def test_a_metric_of_one_s_own_is_in_table_json_comparison_and_tracking(evaluated: Evaluated) -> None:
+    from mlflow import MlflowClient
+
+    assert re.search(r"^brightness_shift \(levels\) +\d", evaluated.stdout, re.MULTILINE)
+    result = json.loads((evaluated.folder / "cogvideo_accuracy_default.json").read_text())
+    mean = result["statistics"]["brightness_shift"]["mean"]
+    assert all("brightness_shift" in row for row in result["detailed_results"])
+    compared = run("compare", str(evaluated.folder), str(evaluated.folder)).stdout
+    assert re.search(r"^brightness_shift \(levels\) .* 0/0/2$", compared, re.MULTILINE)
+    client = MlflowClient(f"sqlite:///{evaluated.tracking / 'mlflow.db'}")
+    (recorded,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert recorded.data.metrics["brightness_shift/mean"] == pytest.approx(mean)
+
+
+def test_the_default_metrics_are_in_the_table_and_the_missing_one_is_said(evaluated: Evaluated) -> None:
+    for name in ("psnr_frame_mean", "psnr_frame_min", "ssim", "vmaf", "xpsnr"):
+        assert re.search(rf"^{name}( \(dB\))? +\d", evaluated.stdout, re.MULTILINE)
+    assert "no ms_ssim: ms_ssim needs frames of at least 176x176" in evaluated.stdout
 
 
 def test_json_is_alone_on_stdout_and_an_unmet_gate_is_status_3_where_it_is_required(tmp_path: Path) -> None:

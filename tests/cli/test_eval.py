@@ -78,6 +78,15 @@ def test_known_option_arrives_in_either_spelling(
 
 @pytest.mark.parametrize(
     ("flag", "expected"),
+    [("--save-videos", True), ("--save_videos", True), ("--no-save-videos", False), ("--no_save_videos", False)],
+)
+def test_saving_of_videos_is_switched(asked: Asked, flag: str, expected: bool) -> None:
+    evaluate("--set", f"eval.save_videos={not expected}", flag)
+    assert asked.config.eval.save_videos is expected
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
     [("--vae-tiling", True), ("--vae_tiling", True), ("--no-vae-tiling", False), ("--no_vae_tiling", False)],
 )
 def test_vae_tiling_is_switched(asked: Asked, flag: str, expected: bool) -> None:
@@ -104,6 +113,22 @@ def test_use_tuned_takes_what_tune_left(asked: Asked, flag: str) -> None:
 def test_tuned_path_goes_before_the_default_place(asked: Asked) -> None:
     evaluate("--use-tuned", "--tuned-path", "other")
     assert asked.checkpoint == "other"
+
+
+@pytest.mark.parametrize("option", ["--checkpoint", "--tuned-path", "--tuned_path"])
+def test_a_checkpoint_needs_no_use_tuned(asked: Asked, option: str) -> None:
+    evaluate(option, "some.pt")
+    assert asked.checkpoint == "some.pt"
+
+
+def test_use_tuned_of_another_model_takes_its_own_checkpoint(asked: Asked) -> None:
+    evaluate("--use-tuned", "--model", "cogvideox-2b")
+    assert asked.checkpoint == "results/cogvideox-2b/checkpoint"
+
+
+def test_metric_modules_add_up(asked: Asked) -> None:
+    evaluate("--metric-module", "one.py", "--metric_module", "two")
+    assert asked.config.eval.metric_modules == ("one.py", "two")
 
 
 def test_difference_is_passed_on(asked: Asked) -> None:

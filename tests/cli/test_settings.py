@@ -80,8 +80,8 @@ def test_comma_list_and_path() -> None:
 
 
 def test_value_out_of_range_is_the_configuration_s_error() -> None:
-    with pytest.raises(ConfigError, match=r"eval\.num_prompts \(given as an option\): it must be greater than 0"):
-        parse("--num-prompts", "0")
+    with pytest.raises(ConfigError, match=r"gate\.min_psnr_worst \(given as an option\): it must be greater than"):
+        parse("--min-psnr-worst", "-1")
 
 
 def test_wrong_type_is_click_s_error() -> None:

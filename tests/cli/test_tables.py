@@ -1,4 +1,7 @@
-from sparsetune.cli.tables import metric_text, statistics_table, table_text, value_text
+from types import SimpleNamespace
+
+from sparsetune.cli.tables import caveat_lines, ladder_lines, metric_text, statistics_table, table_text, value_text
+from sparsetune.evaluation.result import PromptRow
 from sparsetune.metrics import summarize
 
 
@@ -12,8 +15,8 @@ def test_columns_are_as_wide_as_their_widest_cell_and_numbers_end_together() -> 
 
 
 def test_decimals_follow_the_unit() -> None:
-    assert value_text("psnr", 37.8249) == "37.82"
-    assert value_text("frame_cosine", 0.98543219) == "0.985432"
+    assert value_text(37.8249, "dB") == "37.82"
+    assert value_text(0.98543219, "") == "0.985432"
     assert metric_text("psnr", 37.8249) == "psnr 37.82 dB"
 
 
@@ -25,3 +28,23 @@ def test_statistics_have_mean_std_min_max_and_interval() -> None:
     head, rows = statistics_table({"psnr": summarize([30.0, 40.0])})
     assert head[:5] == ("metric", "mean", "std", "min", "max")
     assert rows[0][:5] == ["psnr (dB)", "35.00", "7.07", "30.00", "40.00"]
+
+
+def test_all_figures_of_a_row_have_as_many_decimals() -> None:
+    _, rows = statistics_table({"vmaf": summarize([97.12, 98.33])})
+    assert rows[0][1:5] == ["97.72", "0.86", "97.12", "98.33"]
+
+
+def test_the_ladder_says_whose_error_it_is() -> None:
+    ladder = {"dense_again": {"psnr": 100.0}, "kernel": {"psnr": 40.0}}
+    row = PromptRow(index=0, prompt="a red circle", seed=1, psnr=30.0, ladder=ladder)
+    result = SimpleNamespace(detailed_results=(row,))
+    assert ladder_lines(result) == [
+        "whose error it is: noise 100.00 dB (0.0%), kernel at sparsity 0 40.00 dB (10.0%), policy 30.00 dB (90.0%)"
+    ]
+
+
+def test_intervals_over_few_prompts_come_with_a_reservation() -> None:
+    assert caveat_lines(1) == ["mind: a 95 % interval over one prompt says nothing about others; take at least 6"]
+    assert caveat_lines(5) == ["mind: a 95 % interval over 5 prompts is too narrow; take at least 6"]
+    assert caveat_lines(6) == caveat_lines(0) == []

@@ -49,6 +49,7 @@ def test_user_s_own_environment_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
         assert os.environ["TRANSFORMERS_VERBOSITY"] == "info"
 
 
+@pytest.mark.slow
 def test_libraries_take_the_environment_as_their_verbosity() -> None:
     code = (
         "from diffusers.utils import logging as a; from transformers.utils import logging as b; import tqdm\n"

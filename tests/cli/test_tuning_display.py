@@ -59,6 +59,7 @@ def test_plain_lines_tell_trial_best_sparsity_psnr_and_time_left() -> None:
     best = "best: trial 2, sparsity 0.300, psnr 36.00 dB (worst 35.00)"
     assert lines == [
         "study demo-1: 3 trials, 1 of them done earlier, on 2 prompts",
+        "calibrating on tune prompt 1/1",
         f"trial 2/3 (1:05): sparsity 0.300, psnr 36.00 dB (worst 35.00), meets the gate; {best}; 0:00 left",
         f"trial 3/3 (1:05): given up: psnr too low; {best}",
         "winner: trial 2, sparsity 0.300, psnr 36.00 dB (worst 35.00); judging it on the eval prompts",

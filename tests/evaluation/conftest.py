@@ -22,6 +22,7 @@ from sparsetune.evaluation.conditions import baseline_key
 from sparsetune.evaluation.entry import BaselineKey
 from sparsetune.evaluation.events import EvaluationListener
 from sparsetune.evaluation.result import EvaluationResult
+from sparsetune.metrics import BASE_METRICS
 
 LAYERS = (("transformer.blocks.0.attn1", 3), ("transformer.blocks.1.attn1", 3))
 POLICY = Policy.uniform(LAYERS, HeadThresholds(simthreshd1=0.1, cdfthreshd=0.9))
@@ -164,6 +165,6 @@ def evaluate(renderer: FakeRenderer, cache: BaselineCache, monkeypatch: pytest.M
     monkeypatch.setattr(run, "default_policy", lambda pipe: POLICY)
 
     def call(policy: Policy | None = POLICY, prompts: tuple[str, ...] = PROMPTS, **options: Any) -> EvaluationResult:
-        return run.evaluate(renderer, policy, prompts, **({"cache": cache} | options))
+        return run.evaluate(renderer, policy, prompts, **({"cache": cache, "metrics": BASE_METRICS} | options))
 
     return call

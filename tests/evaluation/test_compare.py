@@ -9,6 +9,7 @@ import pytest
 from sparsetune.errors import GenerationError, ResultError
 from sparsetune.evaluation.compare import compare
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
+from sparsetune.metrics import registry
 from tests.evaluation.conftest import AMPLITUDES, PROMPTS, Evaluate, FakeRenderer
 
 
@@ -120,6 +121,28 @@ def test_one_pair_is_not_called_significant(evaluate: Evaluate, monkeypatch: pyt
     monkeypatch.setitem(AMPLITUDES, "sparse", 30)
     text = compare(evaluate(prompts=PROMPTS[:1]), after).to_markdown()
     assert " \\* |" not in text
+
+
+def test_few_pairs_are_not_called_significant(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = evaluate()
+    monkeypatch.setitem(AMPLITUDES, "sparse", 30)
+    found = compare(before, evaluate())
+    assert not any(change.difference.significant for change in found.changes)
+    assert "3 prompts is too narrow; take at least 6" in found.to_markdown()
+
+
+def test_a_users_metric_keeps_unit_and_direction_where_nobody_registers_it(
+    evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+        registry.metric(higher_is_better=False, unit="levels", name="mine")(lambda dense, sparse: float(sparse.std()))
+        evaluate(None, output_dir=tmp_path / "before")
+        evaluate(output_dir=tmp_path / "after")
+    found = compare(tmp_path / "before", tmp_path / "after")
+    (change,) = (change for change in found.changes if change.name == "mine")
+    assert (change.unit, change.higher_is_better) == ("levels", False)
+    assert found.notes == ()
 
 
 def test_folders_are_compared(evaluate: Evaluate, tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """A whole evaluation, with a renderer that has no model."""
 
+import errno
+import inspect
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 
 from sparsetune import metrics
 from sparsetune.errors import GenerationError, MetricError, PromptError, SparsetuneError
+from sparsetune.evaluation import run
 from sparsetune.evaluation.events import Listeners
 from sparsetune.evaluation.result import SCHEMA_PATH, load_result
 from sparsetune.metrics import Gate
@@ -191,21 +195,63 @@ def test_a_ladder_that_cannot_be_climbed_costs_no_numbers(
 
 
 def test_a_users_metric_is_in_the_result(evaluate: Evaluate, tmp_path: Path) -> None:
-    @metrics.metric(higher_is_better=False, name="brightness_shift_of_this_test")
+    @metrics.metric(higher_is_better=False, unit="levels", name="brightness_shift_of_this_test")
     def brightness_shift(dense: Any, sparse: Any) -> float:
         return abs(float(dense.mean()) - float(sparse.mean())) / 255
 
-    result = evaluate(metrics=("brightness_shift_of_this_test",), output_dir=tmp_path)
+    result = evaluate(output_dir=tmp_path)
     assert "brightness_shift_of_this_test" in result.statistics
     assert "brightness_shift_of_this_test" in result.to_dict()["detailed_results"][0]
     assert "brightness_shift_of_this_test" in (tmp_path / "report.md").read_text()
     assert load_result(tmp_path).statistics == result.statistics
+    spread = result.statistics["brightness_shift_of_this_test"]
+    assert (spread.unit, spread.higher_is_better) == ("levels", False)
+
+
+def test_the_default_metrics_are_all_that_need_no_download() -> None:
+    default = inspect.signature(run.evaluate).parameters["metrics"].default
+    assert set(default) == set(metrics.names()) - {"lpips"}
+
+
+def test_a_metric_that_cannot_be_taken_is_said_and_fails_nothing(evaluate: Evaluate, tmp_path: Path) -> None:
+    result = evaluate(metrics=("ms_ssim", "vmaf", "ssim"), output_dir=tmp_path)
+    assert set(result.statistics) == {*metrics.BASE_METRICS, "ssim"}
+    assert set(result.detailed_results[0].unavailable) == {"ms_ssim", "vmaf"}
+    assert "vmaf could not be computed: vmaf needs frames of at least 32x32" in (tmp_path / "report.md").read_text()
+
+
+def test_stills_and_videos_of_an_earlier_evaluation_go(evaluate: Evaluate, tmp_path: Path) -> None:
+    evaluate(output_dir=tmp_path, save_videos=True)
+    mine = tmp_path / "videos" / "prompt_0_mine.mp4"
+    mine.write_bytes(b"")
+    evaluate(output_dir=tmp_path, save_videos=True, prompts=PROMPTS[:1])
+    names = {path.name for path in (tmp_path / "videos").iterdir()}
+    assert names == {"prompt_0_dense.mp4", "prompt_0_sparse.mp4", "prompt_0_compare.mp4", mine.name}
+    assert len(list((tmp_path / "stills").iterdir())) == 1
+    evaluate(output_dir=tmp_path, prompts=PROMPTS[:1])
+    assert {path.name for path in (tmp_path / "videos").iterdir()} == names
+
+
+def test_a_full_disk_leaves_the_earlier_result_whole(
+    evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(output_dir=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(SparsetuneError, match=r"have space.*No space left on device"):
+        patch.setattr("os.fsync", full)
+        evaluate(output_dir=tmp_path, seed=7)
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_a_metric_called_as_a_field_is_refused(evaluate: Evaluate) -> None:
     metrics.metric(higher_is_better=False, name="sparsity_active")(lambda dense, sparse: 0.0)
     with pytest.raises(MetricError, match="must not be called as a field of the result, but is 'sparsity_active'"):
-        evaluate(metrics=("sparsity_active",))
+        evaluate()
 
 
 def test_an_unknown_metric_is_refused_before_anything_is_rendered(evaluate: Evaluate, renderer: FakeRenderer) -> None:

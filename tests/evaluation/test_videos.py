@@ -7,7 +7,7 @@ import pytest
 
 from sparsetune.errors import MetricError, VideoError
 from sparsetune.evaluation.videos import compare_videos
-from sparsetune.metrics import Gate, compute, paired_difference, summarize
+from sparsetune.metrics import Gate, compute, metric, paired_difference, summarize
 from sparsetune.video import read_video, write_video
 
 NAMES = ("psnr", "ssim")
@@ -53,6 +53,12 @@ def test_two_folders_are_paired_by_name(films):
     assert values[0] > values[1] + 5
     assert result.statistics["psnr"] == summarize(values)
     assert not result.gate.passed and "worst prompt's psnr" in result.gate.failures[0]
+
+
+def test_a_users_metric_is_taken(films):
+    metric(higher_is_better=False, name="mine")(lambda dense, sparse: 7.0)
+    result = compare_videos(films / "dense", films / "sparse", names=NAMES, gate=Gate())
+    assert result.statistics["mine"].mean == 7.0
 
 
 def test_a_file_against_itself_scores_100(films):

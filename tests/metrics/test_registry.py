@@ -7,13 +7,6 @@ import pytest
 
 from sparsetune import metrics
 from sparsetune.errors import MetricError
-from sparsetune.metrics import registry
-
-
-@pytest.fixture
-def scratch(monkeypatch):
-    """A copy of the registry, so that a test's metrics don't stay."""
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
 
 def test_every_metric_says_what_it_is():
@@ -31,7 +24,7 @@ def test_all_of_issue_3s_metrics_are_registered():
     assert set(wanted.split()) == set(metrics.names())
 
 
-def test_a_decorated_function_is_a_metric(scratch, noise):
+def test_a_decorated_function_is_a_metric(noise):
     @metrics.metric(higher_is_better=False, unit="levels")
     def brightness_shift(dense, sparse):
         """Absolute difference of the mean values.
@@ -48,17 +41,17 @@ def test_a_decorated_function_is_a_metric(scratch, noise):
     assert found.unit == "levels" and not found.higher_is_better
 
 
-def test_a_taken_name_is_refused(scratch):
+def test_a_taken_name_is_refused():
     with pytest.raises(MetricError, match="must be unique, but 'psnr' is taken"):
         metrics.metric(name="psnr", higher_is_better=True)(lambda dense, sparse: 0.0)
 
 
-def test_a_name_that_is_no_identifier_is_refused(scratch):
+def test_a_name_that_is_no_identifier_is_refused():
     with pytest.raises(MetricError, match="must be an identifier, but is 'my metric'"):
         metrics.metric(name="my metric", higher_is_better=True)(lambda dense, sparse: 0.0)
 
 
-def test_registering_a_function_again_replaces_it(scratch):
+def test_registering_a_function_again_replaces_it():
     for _ in range(2):
 
         @metrics.metric(higher_is_better=True)
@@ -74,10 +67,25 @@ def test_an_unknown_name_gives_the_nearest(noise):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_metric_without_a_finite_value_is_refused(scratch, noise, value):
+def test_a_metric_without_a_finite_value_is_refused(noise, value):
     metrics.metric(name="wrong", higher_is_better=True)(lambda dense, sparse: value)
     with pytest.raises(MetricError, match=f"finite number, but wrong gave {value}"):
         metrics.compute(*noise(1, 8, 8), ["wrong"])
+
+
+def test_what_a_function_raises_is_the_metrics_failure(noise):
+    @metrics.metric(higher_is_better=True)
+    def broken(dense, sparse):
+        return 1 / 0
+
+    with pytest.raises(MetricError, match="finite number, but broken raised ZeroDivisionError: division by zero; mend"):
+        metrics.compute(*noise(1, 8, 8), ["broken"])
+
+
+def test_own_names_are_those_of_the_user_only():
+    assert metrics.own_names() == ()
+    metrics.metric(name="mine", higher_is_better=True)(lambda dense, sparse: 0.0)
+    assert metrics.own_names() == ("mine",)
 
 
 def test_metrics_that_cannot_be_taken_are_reported(noise):

@@ -6,7 +6,7 @@ from sparsetune.config import GenerationConfig, ModelConfig
 from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import LoadedModel, load_pipeline
 
-SMALL = GenerationConfig(num_frames=9, height=64, width=64, num_inference_steps=4, guidance_scale=2.0)
+SMALL = GenerationConfig(num_frames=9, height=64, width=64, num_inference_steps=4, guidance_scale=1.0)
 PROMPT = "a red circle moving right over a grey background"
 
 

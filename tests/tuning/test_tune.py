@@ -103,6 +103,13 @@ def test_a_gate_that_nothing_meets_gives_the_closest_and_no_checkpoint(first) ->
     assert not (folder / "strict" / "checkpoint").exists()
 
 
+def test_the_margin_is_asked_of_trials_and_not_of_the_winner(first) -> None:
+    folder, _, result = first
+    assert result.evaluation.gate.conditions[1].bound == 20.0
+    strict = tune(config(folder, tune__margin_db=79.9), output_dir=folder / "margin")
+    assert strict.best is None
+
+
 def test_builtin_says_what_it_needs(tmp_path: Path) -> None:
     with pytest.raises(TuningError, match=r"must have SpargeAttn's package and a CUDA GPU, but .*not installed"):
         tune(config(tmp_path, tune__tuner="builtin"), output_dir=tmp_path)

@@ -1,0 +1,103 @@
+"""What a search works with, and what decides its outcome."""
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sparsetune.attention.backends import choose_backend
+from sparsetune.checkpoint import hash_prompts
+from sparsetune.config import Config
+from sparsetune.evaluation.baseline import BaselineCache
+from sparsetune.evaluation.conditions import device_kind, dtype_name, scheduler
+from sparsetune.metrics import Gate
+from sparsetune.models.generation import Renderer
+from sparsetune.tuning.curves import grid
+from sparsetune.tuning.events import TuningListener
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a search works with.
+
+    Args:
+        config: the configuration.
+        renderer: of the model, with nothing installed on its pipeline.
+        prompts: tune prompts.
+        eval_prompts: prompts that judge the winner.
+        cache: the dense baselines.
+        gate: what the winner must meet on the eval prompts.
+        listeners: told what happens.
+        output_dir: where the winner goes.
+        started: `time.perf_counter()` at the start.
+    """
+
+    config: Config
+    renderer: Renderer
+    prompts: tuple[str, ...]
+    eval_prompts: tuple[str, ...]
+    cache: BaselineCache
+    gate: Gate
+    listeners: tuple[TuningListener, ...]
+    output_dir: Path
+    started: float
+
+    @property
+    def search_gate(self) -> Gate:
+        """The gate that trials must meet: stricter in PSNR by the margin, since other prompts will judge the winner."""
+
+        def raised(bound: float | None) -> float | None:
+            return None if bound is None else bound + self.config.tune.margin_db
+
+        return replace(
+            self.gate,
+            min_psnr=self.gate.min_psnr + self.config.tune.margin_db,
+            min_psnr_worst=raised(self.gate.min_psnr_worst),
+            min_psnr_frame=raised(self.gate.min_psnr_frame),
+        )
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until `tune.max_minutes` are over; None without that bound."""
+        if self.config.tune.max_minutes is None:
+            return None
+        return max(0.0, self.config.tune.max_minutes * 60.0 - (time.perf_counter() - self.started))
+
+
+def signature(bench: Bench) -> dict[str, Any]:
+    """Name all that the trials of one study share, as JSON values."""
+    config = bench.config
+    return calibration_signature(bench) | {
+        "space": config.tune.space,
+        "granularity": config.tune.granularity,
+        "gate": asdict(bench.search_gate),
+    }
+
+
+def calibration_signature(bench: Bench) -> dict[str, Any]:
+    """Name all that decides the calibrated curves, as JSON values."""
+    config, loaded = bench.config, bench.renderer.loaded
+    backend = choose_backend(config.backend, loaded.device)
+    return {
+        "model": loaded.identity.fingerprint,
+        "layers": [[name, heads] for name, heads, _ in loaded.identity.layers],
+        "generation": config.generation.model_dump(mode="json"),
+        "scheduler": scheduler(loaded.pipe),
+        "dtype": dtype_name(loaded.dtype),
+        "device": device_kind(loaded.device),
+        "kernel": backend.name,
+        "blocks": asdict(backend.blocks),
+        "prompts": hash_prompts(bench.prompts),
+        "seed": config.tune.seed,
+        "orders": list(config.tune.orders),
+        "rules": list(config.tune.rules),
+        "grid": [asdict(point) for point in grid(config.tune.rules)],
+        "calibration_steps": config.tune.calibration_steps,
+    }
+
+
+def digest(value: dict[str, Any]) -> str:
+    """Shorten JSON values to 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

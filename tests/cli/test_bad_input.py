@@ -1,0 +1,135 @@
+"""What the commands do with what can't be done: one line, the right status, nothing half-written."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
+
+from sparsetune.attention.policy import Policy
+from sparsetune.checkpoint import Checkpoint, Manifest, save_checkpoint
+from sparsetune.cli.main import main
+from sparsetune.models.demo import WEIGHTS
+from sparsetune.video import write_video
+
+SMALL = ("--num-frames", "9", "--num-inference-steps", "2", "--num-prompts", "1", "--no-track")
+
+
+def run(*args: str, status: int) -> Result:
+    result = CliRunner().invoke(main, list(args))
+    assert result.exit_code == status, result.output
+    return result
+
+
+def fails(message: str, *args: str, status: int) -> None:
+    """Run a command that must end with one line that holds `message`."""
+    result = run(*args, status=status)
+    (said,) = (line for line in result.stderr.splitlines() if line.startswith("sparsetune: "))
+    assert message in said
+    assert "unexpected" not in said
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "message"),
+    [
+        (("--num-prompts", "0"), 2, "the number of prompts must be from 1 to the 2 that prompts.txt holds, but is 0"),
+        (("--num-prompts", "3"), 2, "the number of prompts must be from 1 to the 2 that prompts.txt holds, but is 3"),
+        (("--prompt-file", "empty.txt"), 2, "must hold at least one prompt, but empty.txt holds none"),
+        (("--prompt-file", "none.txt"), 2, "must be readable UTF-8 text, but none.txt is not: No such file"),
+        (("--num-frames", "10"), 1, "num_frames must be a multiple of 8 plus 1, but is 10; the nearest is 9"),
+        (("--height", "60"), 1, "height must be a multiple of 8, but is 60; the nearest is 64"),
+        (("--use-tuned",), 1, "there is no results/demo/checkpoint; check the path, or make one with"),
+        (("--checkpoint", "other"), 1, "the policy must have the model's 8 self-attention layers"),
+        (("--metrics", "psnrr"), 1, "a metric must be registered, but 'psnrr' is not; choose from psnr"),
+        (("--metric-module", "none.py"), 1, "there is no file none.py; mend the path"),
+        (("--model", "no/such/folder"), 1, "use --model demo"),
+        (("--offload", "model"), 1, "offload model must have a CUDA GPU"),
+        (("--output-dir", "prompts.txt/out"), 1, "must be writable and have space"),
+    ],
+)
+def test_eval_says_in_one_line_what_cant_be_done(
+    working_folder: Path, args: tuple[str, ...], status: int, message: str
+) -> None:
+    if torch.cuda.is_available() and "--offload" in args:
+        pytest.skip("a GPU can offload")
+    (working_folder / "prompts.txt").write_text("a red circle\na blue star\n")
+    (working_folder / "empty.txt").write_text("# nothing\n")
+    other = Policy.uniform([("transformer.transformer_blocks.0.attn1", 4)])
+    save_checkpoint(Checkpoint(other, Manifest(tuner="manual")), working_folder / "other")
+    before = sorted(working_folder.rglob("*"))
+    fails(message, "eval", *SMALL, "--prompt-file", "prompts.txt", *args, status=status)
+    written = set(working_folder.rglob("*")) - set(before)
+    assert not [path for path in written if path.is_file()]
+
+
+def test_nan_frames_are_a_failed_prompt_and_nothing_rendered_is_a_failure(working_folder: Path) -> None:
+    model = shutil.copytree(WEIGHTS, working_folder / "broken")
+    (weights,) = (model / "transformer").glob("*.safetensors")
+    tensors = load_file(weights)
+    tensors["proj_out.weight"].fill_(float("nan"))
+    save_file(tensors, weights)
+    args = ("--config", "demo", "--model", "./broken", "--output-dir", "out", "--cache-dir", "cache")
+    result = run("eval", *SMALL, *args, status=1)
+    assert "gate to deploy: not met: every prompt must render, but 1 of 1 failed" in result.stdout
+    assert result.stderr.splitlines()[-1].startswith(
+        "sparsetune: at least one prompt must render, but all 1 failed, the first because frames must be finite"
+    )
+    assert not (working_folder / "out" / "videos").exists()
+    assert not list((working_folder / "cache").glob("*.npz"))
+
+
+@pytest.fixture
+def films(working_folder: Path) -> Path:
+    frames = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)
+    write_video(working_folder / "whole.mp4", frames, 8)
+    write_video(working_folder / "short.mp4", frames[:4], 8)
+    write_video(working_folder / "small.mp4", frames[:, :16], 8)
+    write_video(working_folder / "slow.mp4", frames, 4)
+    content = (working_folder / "whole.mp4").read_bytes()
+    (working_folder / "cut.mp4").write_bytes(content[: len(content) // 2])
+    (working_folder / "empty.mp4").write_bytes(b"")
+    (working_folder / "text.mp4").write_text("not a video\n" * 100)
+    return working_folder
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("short.mp4", "whole.mp4 has 5 frames and short.mp4 4 frames"),
+        ("small.mp4", "whole.mp4 has 48x32 pixels and small.mp4 48x16 pixels"),
+        ("slow.mp4", "whole.mp4 has 8 fps and slow.mp4 4 fps"),
+        ("cut.mp4", "cut.mp4 must be a whole video file, but is cut off"),
+        ("empty.mp4", "empty.mp4 must be a whole video file"),
+        ("text.mp4", "text.mp4 must be a whole video file"),
+        ("none.mp4", "at none.mp4, but there is none; mend the path"),
+        (".", "whole.mp4 is a file and . a folder"),
+    ],
+)
+def test_metrics_says_in_one_line_what_cant_be_compared(films: Path, name: str, message: str) -> None:
+    fails(message, "metrics", "whole.mp4", name, status=1)
+
+
+def test_frames_that_only_one_has_are_left_out_on_request_and_that_is_said(films: Path) -> None:
+    printed = run("metrics", "whole.mp4", "short.mp4", "--align", "shortest", status=0).stdout
+    assert "only the first 4 frames were compared; dense has 5, sparse 4" in printed
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        ("none", "but there is no none"),
+        ("text.json", "text.json must be the JSON of an evaluation"),
+        ("other.json", "other.json must be an evaluation with schema_version 1, but has None"),
+        ("folder", "folder must hold one *_accuracy_*.json file, but holds none"),
+    ],
+)
+def test_compare_says_in_one_line_what_is_no_result(working_folder: Path, after: str, message: str) -> None:
+    (working_folder / "folder").mkdir()
+    (working_folder / "text.json").write_text("no JSON")
+    (working_folder / "other.json").write_text("{}")
+    fails(message, "compare", after, after, status=1)
