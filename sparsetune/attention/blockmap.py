@@ -33,6 +33,10 @@ SPARGE_BLOCKS_SM90 = BlockShape(q=64, k=128)
 """SpargeAttn's blocks on Hopper (sm90)."""
 
 
+_INVISIBLE = 40.0
+"""Base-2 logits under the row maximum at which even 10⁵ keys weigh less than float32's rounding (2⁻²⁴)."""
+
+
 @dataclass(frozen=True)
 class PooledBlocks:
     """One tensor's blocks, described by what the block map needs.
@@ -127,7 +131,8 @@ def skip_pv(q: Tensor, k: Tensor, computed: Tensor, pvthreshd: Tensor, scale: fl
     block maximum − running maximum + pvthreshd ≤ 0 in base-2 logits; never the first, and never the last (on Hopper)
     or the last two (elsewhere), which its unrolled loop computes without the check. A skipped block is left out of
     the softmax's denominator too, so the result is attention under the map returned here.
-    Skipped pairs still count as computed in `sparsity`, as upstream counts them.
+    A head whose pvthreshd is 40 or more (SpargeAttn's default is 50) is taken to skip nothing: what it would skip
+    weighs less than float32's rounding. Skipped pairs still count as computed in `sparsity`, as upstream counts them.
 
     Args:
         q: (batch, heads, tokens, head_dim).
@@ -142,7 +147,7 @@ def skip_pv(q: Tensor, k: Tensor, computed: Tensor, pvthreshd: Tensor, scale: fl
     """
     centred = k - k.mean(dim=-2, keepdim=True)  # shifts a row's scores alike: the bound below gets tighter
     bound = 2 * scale * LOG2_E * q.norm(dim=-1).amax(dim=(0, 2)) * centred.norm(dim=-1).amax(dim=(0, 2))
-    if bool((bound < pvthreshd).all()):
+    if bool(((pvthreshd >= _INVISIBLE) | (bound < pvthreshd)).all()):
         return computed
     unchecked = 1 if blocks == SPARGE_BLOCKS_SM90 else 2
     protected = computed & (computed.flip(-1).cumsum(-1).flip(-1) <= unchecked)

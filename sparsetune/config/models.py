@@ -85,7 +85,7 @@ class TuneConfig(_Section):
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)] = Field(("cdf",), description="Mask rules to choose from.")
     calibration_steps: int = Field(6, gt=0, description="Denoising steps that calibration samples.")
     margin_db: float = Field(
-        1.0, ge=0.0, description="Raise the gate's PSNR bounds by so many dB while searching: eval prompts differ."
+        2.5, ge=0.0, description="Raise the gate's PSNR bounds by so many dB while searching: eval prompts differ."
     )
     storage: str | None = Field(None, description="Optuna storage URL; null is SQLite beside the tracking store.")
     study_name: str | None = Field(None, description="Study to start or resume; null names it after its settings.")

@@ -21,7 +21,7 @@ BUDGETS = (0.01, 0.4)
 DENSE_FRACTIONS = (0.0, 0.6, 0.1)
 """Lowest, highest and step of the fraction of denoising steps that run dense."""
 
-_STARTS = ((0.05, 0.0), (0.07, 0.1), (0.1, 0.3))
+_STARTS = ((0.05, 0.0), (0.1, 0.3))
 """Budgets and dense fractions to start from."""
 
 NUM_GROUPS = 3
@@ -81,17 +81,27 @@ class SearchSpace:
         Calibrated ones run in the order that the curves find best at a middle budget. The default thresholds stand
         at the lowest budget for the sampler, which their error is nearest to.
         """
-        first: dict[str, Parameter] = {"dense_fraction": 0.0, "order": self.orders[0]}
         if self.kind == "raw":
+            first: dict[str, Parameter] = {"dense_fraction": 0.0, "order": self.orders[0]}
             default = self._everywhere(SPARGE_DEFAULTS.simthreshd1, SPARGE_DEFAULTS.cdfthreshd)
             tight = self._everywhere(-1.0, 0.98)
             return [Start(first | default), Start(first | tight | {"dense_fraction": 0.2})]
-        first |= {"rule": self.rules[0]}
+        default = self.at(BUDGETS[0]).params | {"order": self.orders[0]}
+        return [Start(default, DEFAULT), *(self.at(budget, dense) for budget, dense in _STARTS)]
+
+    def at(self, budget: float, dense_fraction: float = 0.0) -> Start:
+        """Give the trial with one budget for all layers, in the order that the curves find best."""
         order = best_order(self.curves, self.orders)
-        calibrated = [
-            first | self._everywhere(budget) | {"order": order, "dense_fraction": dense} for budget, dense in _STARTS
-        ]
-        return [Start(first | self._everywhere(BUDGETS[0]), DEFAULT), *(Start(params) for params in calibrated)]
+        rest: dict[str, Parameter] = {"dense_fraction": dense_fraction, "order": order, "rule": self.rules[0]}
+        return Start(self._everywhere(budget) | rest)
+
+    def is_at(self, params: Mapping[str, Parameter]) -> float | None:
+        """Give the budget of a trial that is `at` one without dense steps; None for any other trial."""
+        if self.kind == "raw" or params.get(THRESHOLDS) != CALIBRATED:
+            return None
+        budget = float(params[f"l1_{self._groups()[0]}"])
+        start = self.at(budget).params | {THRESHOLDS: CALIBRATED}
+        return budget if all(params.get(name) == value for name, value in start.items()) else None
 
     def policy(self, params: Mapping[str, Parameter]) -> Policy:
         """Build the policy that a trial's parameters mean."""

@@ -16,13 +16,16 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from sparsetune.errors import GenerationError, TuningError
+from sparsetune.metrics import Gate
+from sparsetune.tuning.bisect import NUM_TRIALS, Tried, next_budget
 from sparsetune.tuning.events import TrialResult
 from sparsetune.tuning.objective import OWNER, Objective
-from sparsetune.tuning.space import CALIBRATED, THRESHOLDS, SearchSpace
+from sparsetune.tuning.space import BUDGETS, CALIBRATED, THRESHOLDS, SearchSpace
 
 _HEARTBEAT_SECONDS = 10
 _GRACE_SECONDS = 60
 _SIGNATURE = "sparsetune"
+_BISECTION = "bisection"
 _SAME_FAILURES = 3
 
 
@@ -102,6 +105,9 @@ def search(study: optuna.Study, objective: Objective, n_trials: int, seconds: fl
         if len(last) == _SAME_FAILURES and failed_alike:
             raise TuningError(f"trials must not all fail, but the last {len(last)} failed alike: {last[0].reason}")
 
+    def bisect(_: optuna.Study, __: FrozenTrial) -> None:
+        _enqueue_bisection(study, space, objective.gate)
+
     remaining = n_trials - num_done(study)
     if remaining <= 0:
         return
@@ -111,12 +117,31 @@ def search(study: optuna.Study, objective: Objective, n_trials: int, seconds: fl
             n_trials=remaining,
             timeout=seconds,
             catch=(GenerationError,),
-            callbacks=[stop_on_repeated_failure],
+            callbacks=[stop_on_repeated_failure, bisect],
         )
     except KeyboardInterrupt:
         failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
         _enqueue_again(study, max(failed, key=lambda trial: trial.number))
         raise
+
+
+def _enqueue_bisection(study: optuna.Study, space: SearchSpace, gate: Gate) -> None:
+    """Enqueue the next budget of the bisection, where nothing else waits and bisection has trials left."""
+    trials = study.get_trials(deepcopy=False)
+    if any(trial.state == TrialState.WAITING for trial in trials):
+        return
+    if sum(_BISECTION in trial.user_attrs for trial in trials) >= NUM_TRIALS:
+        return
+    tried = []
+    for trial in trials:
+        budget = space.is_at(trial.user_attrs.get("params", {}))
+        psnr = trial.user_attrs.get("psnr")
+        # One that was given up because another is sparser says nothing about the gate.
+        if budget is not None and psnr is not None and (trial.state == TrialState.COMPLETE or psnr < gate.min_psnr):
+            tried.append(Tried(budget, bool(trial.user_attrs["feasible"])))
+    budget = next_budget(tried, *BUDGETS)
+    if budget is not None:
+        study.enqueue_trial(space.at(budget).params, user_attrs={THRESHOLDS: CALIBRATED, _BISECTION: True})
 
 
 def num_done(study: optuna.Study) -> int:

@@ -9,8 +9,8 @@ from sparsetune.attention.blockmap import SPARGE_BLOCKS, BlockShape, block_map, 
 from sparsetune.attention.thresholds import ThresholdTensors
 
 _MASK_ENTRIES = 1 << 24
-"""Most entries of a token mask held at a time, or one query block of one head where that is more: 16 MB as bool,
-and four times that where PyTorch's attention makes it float."""
+"""Most entries of a token mask held at a time, or one query block of one head where that is more: 64 MB in
+float32."""
 
 
 class ReferenceBackend:
@@ -68,10 +68,12 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, used: Tensor, blocks: Bloc
 def _masked_heads(q: Tensor, k: Tensor, v: Tensor, used: Tensor, blocks: BlockShape, scale: float) -> Tensor:
     """Do as `masked_attention`, for as few heads that one row of query blocks fits into a slab."""
     rows_at_once = max(1, _MASK_ENTRIES // (q.shape[0] * q.shape[1] * blocks.q * k.shape[-2]))
+    # Added to the scores: PyTorch would make a float mask of a bool one anyway, and token by token.
+    bias = torch.zeros_like(used, dtype=q.dtype).masked_fill(~used, -torch.inf)
     slabs = []
     for row in range(0, used.shape[-2], rows_at_once):
         queries = q[..., row * blocks.q : (row + rows_at_once) * blocks.q, :]
-        mask = used[..., row : row + rows_at_once, :].repeat_interleave(blocks.q, dim=-2)[..., : queries.shape[-2], :]
-        mask = mask.repeat_interleave(blocks.k, dim=-1)[..., : k.shape[-2]]
+        columns = bias[..., row : row + rows_at_once, :].repeat_interleave(blocks.k, dim=-1)[..., : k.shape[-2]]
+        mask = columns.repeat_interleave(blocks.q, dim=-2)[..., : queries.shape[-2], :]
         slabs.append(F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, scale=scale))
     return torch.cat(slabs, dim=-2)
