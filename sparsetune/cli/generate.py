@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     help="Checkpoint to render under: a folder, a .safetensors file or SpargeAttn's .pt.  [default: none, dense]",
 )
 @click.option(
+    "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Video file to write.  [default: results/MODEL/generated.mp4]",
@@ -45,8 +46,8 @@ def command(ctx: click.Context, prompt: str, use_tuned: bool, checkpoint: str | 
 
     \b
     Examples:
-      sparsetune generate "a red circle moving right over a blue background"
-      sparsetune generate "a panda eats bamboo" --model cogvideox-2b --use-tuned --output panda.mp4
+      sparsetune generate "a red circle moving right over a grey background"
+      sparsetune generate "a panda eats bamboo" --model cogvideox-2b --use-tuned -o panda.mp4
     """
     from sparsetune.cli.progress import clock
     from sparsetune.errors import PromptError
