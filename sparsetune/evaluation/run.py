@@ -24,7 +24,7 @@ from sparsetune.metrics import BASE_METRICS, Gate, get, import_metrics, own_name
 from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import load_pipeline
 from sparsetune.models.prompts import load_prompts
-from sparsetune.models.sparse import default_policy, sparsify
+from sparsetune.models.sparse import default_policy, policy_for, sparsify
 
 if TYPE_CHECKING:
     from sparsetune.config import Config
@@ -61,7 +61,7 @@ def evaluate_config(
     renderer = Renderer(load_pipeline(config.model), config.generation)
     return evaluate(
         renderer,
-        loaded_checkpoint.policy if loaded_checkpoint else None,
+        policy_for(renderer.loaded.pipe, loaded_checkpoint) if loaded_checkpoint else None,
         prompts,
         seed=config.eval.seed,
         cache=BaselineCache(config.cache.folder, config.cache.max_gb),

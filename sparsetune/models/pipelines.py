@@ -8,12 +8,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from sparsetune.attention.policy import Policy
-from sparsetune.checkpoint import Checkpoint, load_checkpoint
+from sparsetune.checkpoint import Checkpoint
 from sparsetune.config import Config, GenerationConfig, resolve
 from sparsetune.errors import ConfigError
 from sparsetune.models.generation import Frames, Renderer
 from sparsetune.models.loading import LoadedModel, load_pipeline
-from sparsetune.models.sparse import default_policy, sparsify
+from sparsetune.models.sparse import default_policy, policy_for, sparsify
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def create_pipelines(
     elif isinstance(config, str):
         config = resolve(flags={"model.source": config})
     loaded = load_pipeline(config.model)
-    policy = default_policy(loaded.pipe) if checkpoint is None else _policy(checkpoint)
+    policy = default_policy(loaded.pipe) if checkpoint is None else policy_for(loaded.pipe, checkpoint)
     return VideoPipeline(loaded, config), VideoPipeline(loaded, config, policy)
 
 
@@ -108,9 +108,3 @@ def _changed(generation: GenerationConfig, settings: dict[str, Any]) -> Generati
             raise ConfigError(f"a setting of a call must be seed or one of {known}, but is {name}; mend it") from error
         message = first["msg"].replace("Input should", "it must", 1)
         raise ConfigError(f"{name}: {message}, but it is {first['input']!r}; choose another value") from error
-
-
-def _policy(checkpoint: Policy | Checkpoint | str | Path) -> Policy:
-    if isinstance(checkpoint, Policy):
-        return checkpoint
-    return checkpoint.policy if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint).policy

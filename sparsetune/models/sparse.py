@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from sparsetune.attention.backends import choose_backend
+from sparsetune.attention.fit import check_fits
 from sparsetune.attention.policy import Policy
+from sparsetune.attention.sites import AttentionSites
 from sparsetune.attention.sparsify import SparseHandle
-from sparsetune.checkpoint import Checkpoint, load_checkpoint
+from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint
 from sparsetune.errors import CheckpointError
 from sparsetune.models.families import attention_sites
 
@@ -27,22 +29,26 @@ def sparsify(pipe: Any, policy: Policy | Checkpoint | str | Path, backend: str =
         CheckpointError: the checkpoint can't be read, or is another model's; the message lists the differences.
         BackendError: the backend can't run here.
     """
-    if isinstance(policy, str | Path):
-        policy = load_checkpoint(policy)
-    if isinstance(policy, Checkpoint):
-        check_model(pipe, policy)
-        policy = policy.policy
-    sites = attention_sites(pipe)
-    return SparseHandle(sites, policy, choose_backend(backend, _device(pipe)))
+    return SparseHandle(attention_sites(pipe), policy_for(pipe, policy), choose_backend(backend, _device(pipe)))
 
 
-def check_model(pipe: Any, checkpoint: Checkpoint) -> None:
-    """Check what a checkpoint's manifest says of its model against a pipeline.
+def policy_for(pipe: Any, policy: Policy | Checkpoint | str | Path) -> Policy:
+    """Give the policy of a checkpoint, or of a checkpoint's folder or file, that was tuned for a pipeline's model.
 
     Raises:
-        CheckpointError: it was tuned for another transformer class or head dimension.
+        CheckpointError: the checkpoint can't be read, or is another model's; the message lists the differences.
     """
-    sites, manifest = attention_sites(pipe), checkpoint.manifest
+    if isinstance(policy, str | Path):
+        policy = load_checkpoint(policy)
+    sites = attention_sites(pipe)
+    if isinstance(policy, Checkpoint):
+        _check_manifest(pipe, sites, policy.manifest)
+        policy = policy.policy
+    check_fits(policy, [(layer.name, layer.num_heads) for layer in sites.layers])
+    return policy
+
+
+def _check_manifest(pipe: Any, sites: AttentionSites, manifest: Manifest) -> None:
     differing = []
     found = type(pipe.transformer).__name__
     if manifest.transformer_class not in (None, found):

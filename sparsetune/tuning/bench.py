@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sparsetune.attention.backends import choose_backend
+from sparsetune.attention.backends import Backend
 from sparsetune.checkpoint import hash_prompts
 from sparsetune.config import Config
 from sparsetune.evaluation.baseline import BaselineCache
@@ -25,6 +25,7 @@ class Bench:
     Args:
         config: the configuration.
         renderer: of the model, with nothing installed on its pipeline.
+        backend: the kernel that trials run on.
         prompts: tune prompts.
         eval_prompts: prompts that judge the winner.
         cache: the dense baselines.
@@ -36,6 +37,7 @@ class Bench:
 
     config: Config
     renderer: Renderer
+    backend: Backend
     prompts: tuple[str, ...]
     eval_prompts: tuple[str, ...]
     cache: BaselineCache
@@ -79,7 +81,6 @@ def signature(bench: Bench) -> dict[str, Any]:
 def calibration_signature(bench: Bench) -> dict[str, Any]:
     """Name all that decides the calibrated curves, as JSON values."""
     config, loaded = bench.config, bench.renderer.loaded
-    backend = choose_backend(config.backend, loaded.device)
     return {
         "model": loaded.identity.fingerprint,
         "layers": [[name, heads] for name, heads, _ in loaded.identity.layers],
@@ -87,8 +88,8 @@ def calibration_signature(bench: Bench) -> dict[str, Any]:
         "scheduler": scheduler(loaded.pipe),
         "dtype": dtype_name(loaded.dtype),
         "device": device_kind(loaded.device),
-        "kernel": backend.name,
-        "blocks": asdict(backend.blocks),
+        "kernel": bench.backend.name,
+        "blocks": asdict(bench.backend.blocks),
         "prompts": hash_prompts(bench.prompts),
         "seed": config.tune.seed,
         "orders": list(config.tune.orders),

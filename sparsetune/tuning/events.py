@@ -1,7 +1,7 @@
 """What tuning tells those who watch it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,6 +95,7 @@ class TrialResult:
         psnr_worst: of the worst prompt, in dB.
         frame_cosine: mean.
         feasible: whether it is complete and meets the gate on the tune prompts.
+        shortfalls: by how much it misses each bound of that gate, at most 0 where one is met; empty when it failed.
         seconds: wall-clock time.
     """
 
@@ -110,6 +111,7 @@ class TrialResult:
     frame_cosine: float | None
     feasible: bool
     seconds: float
+    shortfalls: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class Objective:
             state, reason = "failed", str(error)
         outcome = self._outcome(trial.number, params, policy, results, state, reason, time.perf_counter() - started)
         self.results[trial.number] = outcome
-        _record(trial, outcome, self.gate)
+        _record(trial, outcome)
         tell(self.listeners, lambda listener: listener.on_trial(outcome))
         if outcome.feasible and outcome.sparsity is not None:
             self.best_sparsity = max(self.best_sparsity, outcome.sparsity)
@@ -144,7 +144,7 @@ class Objective:
         seconds: float,
     ) -> TrialResult:
         measured = bool(results)
-        meets_gate = all(shortfall <= 0 for shortfall in shortfalls(results, self.gate).values())
+        missing = shortfalls(results, self.gate) if measured else {}
         return TrialResult(
             number=number,
             params=dict(params),
@@ -156,8 +156,9 @@ class Objective:
             psnr=_mean(results, "psnr") if measured else None,
             psnr_worst=min(result.metrics["psnr"] for result in results) if measured else None,
             frame_cosine=_mean(results, "frame_cosine") if measured else None,
-            feasible=state == "complete" and meets_gate,
+            feasible=state == "complete" and all(shortfall <= 0 for shortfall in missing.values()),
             seconds=seconds,
+            shortfalls=missing,
         )
 
 
@@ -179,7 +180,7 @@ def shortfalls(results: Sequence[PromptResult], gate: Gate) -> dict[str, float]:
     return missing
 
 
-def _record(trial: optuna.Trial, outcome: TrialResult, gate: Gate) -> None:
+def _record(trial: optuna.Trial, outcome: TrialResult) -> None:
     """Keep what a later run of the study needs to know of a trial."""
     for name in ("sparsity", "psnr", "psnr_worst", "frame_cosine", "seconds"):
         trial.set_user_attr(name, getattr(outcome, name))
@@ -187,8 +188,9 @@ def _record(trial: optuna.Trial, outcome: TrialResult, gate: Gate) -> None:
     trial.set_user_attr("state", outcome.state)
     trial.set_user_attr("reason", outcome.reason)
     trial.set_user_attr("feasible", outcome.feasible)
-    if outcome.prompts and outcome.sparsity is not None:
-        for name, missing in shortfalls(outcome.prompts, gate).items():
+    trial.set_user_attr("shortfalls", dict(outcome.shortfalls))
+    if outcome.sparsity is not None:
+        for name, missing in outcome.shortfalls.items():
             trial.set_constraint(name, missing)
         trial.report(outcome.sparsity, len(outcome.prompts) - 1)
 

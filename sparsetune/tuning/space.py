@@ -1,5 +1,6 @@
 """The search space: what a trial's parameters are, and the policy that they mean."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -91,8 +92,7 @@ class SearchSpace:
 
     def at(self, budget: float, dense_fraction: float = 0.0) -> Start:
         """Give the trial with one budget for all layers, in the order that the curves find best."""
-        order = best_order(self.curves, self.orders)
-        rest: dict[str, Parameter] = {"dense_fraction": dense_fraction, "order": order, "rule": self.rules[0]}
+        rest: dict[str, Parameter] = {"dense_fraction": dense_fraction, "order": self._order, "rule": self.rules[0]}
         return Start(self._everywhere(budget) | rest)
 
     def is_at(self, params: Mapping[str, Parameter]) -> float | None:
@@ -123,6 +123,10 @@ class SearchSpace:
             for (name, num_heads), group in zip(self.curves.layers, of_layer, strict=True)
         )
         return Policy(layers, DenseSchedule(dense_fraction), order, self.curves.keep_text)
+
+    @functools.cached_property
+    def _order(self) -> str:
+        return best_order(self.curves, self.orders)
 
     def _groups(self) -> list[str]:
         num_layers = len(self.curves.layers)

@@ -207,6 +207,7 @@ def _recalled(trial: FrozenTrial, space: SearchSpace) -> TrialResult:
         frame_cosine=known["frame_cosine"],
         feasible=known["feasible"],
         seconds=known["seconds"],
+        shortfalls=known["shortfalls"],
     )
 
 

@@ -56,9 +56,11 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
     import_metrics(config.eval.metric_modules)
     prompts = load_prompts(config.tune.prompt_file, config.tune.num_prompts)
     eval_prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
+    loaded = load_pipeline(config.model)
     bench = Bench(
         config=config,
-        renderer=Renderer(load_pipeline(config.model), config.generation),
+        renderer=Renderer(loaded, config.generation),
+        backend=choose_backend(config.backend, loaded.device),
         prompts=prompts,
         eval_prompts=eval_prompts,
         cache=BaselineCache(config.cache.folder, config.cache.max_gb),
@@ -99,7 +101,6 @@ def _calibrate(bench: Bench, path: Path) -> Curves:
     """Calibrate on every tune prompt; the dense videos that this renders go to the cache."""
     config, renderer = bench.config, bench.renderer
     steps = sample_steps(config.generation.num_inference_steps, config.tune.calibration_steps)
-    backend = choose_backend(config.backend, renderer.loaded.device)
     merged: Curves | None = None
     for index, prompt in enumerate(bench.prompts):
 
@@ -114,7 +115,7 @@ def _calibrate(bench: Bench, path: Path) -> Curves:
             steps=steps,
             orders=config.tune.orders,
             points=grid(config.tune.rules),
-            backend=backend,
+            backend=bench.backend,
             on_step=on_step,
         )
 
@@ -182,7 +183,7 @@ def _finish(
         study_name=study.study_name,
         trials=trials,
         best=best,
-        closest=None if best else closest(trials, bench.search_gate),
+        closest=None if best else closest(trials),
         checkpoint_path=checkpoint_path,
         evaluation=evaluation,
         calibration_path=curves_path,

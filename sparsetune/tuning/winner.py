@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparsetune.attention.backends import choose_backend
 from sparsetune.checkpoint import Checkpoint, LayerShape, Manifest, git_commit, hash_prompts, save_checkpoint, versions
 from sparsetune.evaluation.conditions import device_name, dtype_name, scheduler
 from sparsetune.evaluation.events import Listeners
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.evaluation.run import evaluate
-from sparsetune.metrics import Gate
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.events import TrialResult
 
@@ -20,20 +18,18 @@ def sparsest(trials: Sequence[TrialResult]) -> TrialResult | None:
     return max(winners, key=lambda trial: trial.sparsity or 0.0, default=None)
 
 
-def closest(trials: Sequence[TrialResult], gate: Gate) -> TrialResult | None:
+def closest(trials: Sequence[TrialResult]) -> TrialResult | None:
     """Pick the sparse trial that misses the gate by the least, one that rendered all prompts where there is one.
 
     Shortfalls are compared in dB, a hundredth of frame_cosine like one dB.
     """
 
-    def shortfall(trial: TrialResult) -> float:
-        worst = (gate.min_psnr_worst or 0.0) - (trial.psnr_worst or 0.0)
-        cosine = 100 * (gate.min_frame_cosine - (trial.frame_cosine or 0.0))
-        return max(gate.min_psnr - (trial.psnr or 0.0), worst if gate.min_psnr_worst is not None else cosine, cosine)
+    def largest(trial: TrialResult) -> float:
+        return max(missing * (100 if name == "frame_cosine" else 1) for name, missing in trial.shortfalls.items())
 
-    sparse = [trial for trial in trials if trial.state != "failed" and trial.sparsity]
+    sparse = [trial for trial in trials if trial.state != "failed" and trial.sparsity and trial.shortfalls]
     complete = [trial for trial in sparse if trial.state == "complete"]
-    return min(complete or sparse, key=shortfall, default=None)
+    return min(complete or sparse, key=largest, default=None)
 
 
 def save(bench: Bench, study_name: str, best: TrialResult) -> Path:
@@ -63,7 +59,7 @@ def save(bench: Bench, study_name: str, best: TrialResult) -> Path:
         guidance_scale=config.generation.guidance_scale,
         dtype=dtype_name(loaded.dtype),
         scheduler=scheduler(loaded.pipe),
-        kernel=choose_backend(config.backend, loaded.device).name,
+        kernel=bench.backend.name,
         device=device_name(loaded.device),
         tuner_settings=config.tune.model_dump(mode="json")
         | {"study_name": study_name, "trial": best.number, "params": dict(best.params)},

@@ -11,7 +11,7 @@ from sparsetune.attention.ordering import ORDERS
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
-from sparsetune.checkpoint import Checkpoint, Manifest, save_checkpoint
+from sparsetune.checkpoint import Checkpoint, LayerShape, Manifest, save_checkpoint
 from sparsetune.errors import CheckpointError, ModelError
 from sparsetune.models.families import attention_sites
 from sparsetune.models.generation import Renderer
@@ -175,6 +175,28 @@ def test_a_checkpoint_folder_is_a_policy(demo: LoadedModel, tmp_path: Path) -> N
         assert handle.policy == policy
     with sparsify(demo.pipe, str(folder / "policy.safetensors")) as handle:
         assert handle.policy == policy
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        (
+            Manifest(tuner="manual", transformer_class="WanTransformer3DModel"),
+            "it is for transformer WanTransformer3DM",
+        ),
+        (
+            Manifest(
+                tuner="manual",
+                layers=(LayerShape(name="transformer.transformer_blocks.0.attn1", num_heads=3, head_dim=128),),
+            ),
+            "it is for head_dim 128 in transformer.transformer_blocks.0.attn1, the model has 64",
+        ),
+    ],
+)
+def test_a_manifest_of_another_model_is_refused(demo: LoadedModel, manifest: Manifest, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        sparsify(demo.pipe, Checkpoint(uniform(demo, HALF), manifest))
+    assert "forward" not in demo.pipe.transformer.transformer_blocks[0].attn1.__dict__
 
 
 def test_the_default_policy_is_sparge_untuned(demo: LoadedModel) -> None:

@@ -100,6 +100,8 @@ def test_a_gate_that_nothing_meets_gives_the_closest_and_no_checkpoint(first) ->
     result = tune(config(folder, gate__min_psnr=99.9), output_dir=folder / "strict")
     assert result.best is None and result.checkpoint_path is None
     assert result.closest is not None
+    complete = [trial for trial in result.trials if trial.state == "complete" and trial.sparsity]
+    assert result.closest.psnr == max(trial.psnr for trial in complete)
     assert not (folder / "strict" / "checkpoint").exists()
 
 
