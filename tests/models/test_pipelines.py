@@ -8,7 +8,8 @@ import pytest
 import sparsetune
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import HeadThresholds
-from sparsetune.errors import ConfigError, GenerationError
+from sparsetune.checkpoint import Checkpoint, Manifest
+from sparsetune.errors import CheckpointError, ConfigError, GenerationError
 from sparsetune.models import pipelines
 from sparsetune.models.loading import LoadedModel
 from sparsetune.models.pipelines import VideoPipeline
@@ -57,6 +58,14 @@ def test_dense_stays_dense_after_sparse_and_sparsity_is_told(loaded: list[str], 
     assert not np.array_equal(before.frames[0], between.frames[0])
     assert (before.sparsity, after.sparsity) == (0.0, 0.0)
     assert 0.1 < between.sparsity < 0.9
+
+
+def test_a_checkpoint_of_another_model_is_refused_at_once(loaded: list[str], demo: LoadedModel) -> None:
+    foreign = Checkpoint(half(demo), Manifest(tuner="manual", transformer_class="WanTransformer3DModel"))
+    with pytest.raises(CheckpointError, match="must have been tuned for this model"):
+        sparsetune.create_pipelines(checkpoint=foreign)
+    with pytest.raises(CheckpointError, match="the policy must have the model's 8 self-attention layers"):
+        sparsetune.create_pipelines(checkpoint=Policy.uniform([("transformer.transformer_blocks.0.attn1", 3)]))
 
 
 def test_a_model_is_named_as_on_the_command_line(loaded: list[str]) -> None:
