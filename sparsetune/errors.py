@@ -71,6 +71,10 @@ class TrackingError(SparsetuneError):
     """The tracking store can't be used."""
 
 
+class RegistryError(SparsetuneError):
+    """A registered model's versions or aliases aren't as a promotion or rollback needs them."""
+
+
 class GateError(SparsetuneError):
     """A quality gate wasn't met."""
 

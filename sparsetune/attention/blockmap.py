@@ -33,6 +33,9 @@ SPARGE_BLOCKS_SM90 = BlockShape(q=64, k=128)
 """SpargeAttn's blocks on Hopper (sm90)."""
 
 
+_TRITON_DIMS = (16, 32, 64, 128, 256)
+"""Head dimensions that the Triton kernel pools."""
+
 _INVISIBLE = 40.0
 """Base-2 logits under the row maximum at which even 10⁵ keys weigh less than float32's rounding (2⁻²⁴)."""
 
@@ -49,18 +52,37 @@ class PooledBlocks:
     similarity: Tensor
 
 
-def pool(x: Tensor, block: int) -> PooledBlocks:
+def pool(x: Tensor, block: int, centre: Tensor | None = None, select_partial: bool = False) -> PooledBlocks:
     """Describe each block of `block` tokens of x by its mean and by how alike its tokens are.
 
     The mean pairwise cosine is |Σ x̂|² / n², x̂ the normalised tokens rounded to float16, as SpargeAttn's kernel
     does. Two of that kernel's traits are kept: the mean is rounded to the input's dtype, and a block with a token
     of norm zero is never similar (0 / 0). That includes a partial last block, which the kernel pads with zeros, so it
-    is always computed.
+    is always computed, unless `select_partial` says otherwise.
+
+    CUDA tensors whose head_dim is a power of two are read once, by a Triton kernel; others in plain PyTorch.
 
     Args:
         x: (batch, heads, tokens, head_dim), floating point.
         block: tokens in a block.
+        centre: (batch, heads, 1, head_dim) in x's dtype, taken off every token first.
+        select_partial: judge a partial last block by its own tokens alone, so that it is chosen like any other.
     """
+    if x.is_cuda and x.stride(-1) == 1 and x.shape[-1] in _TRITON_DIMS:
+        from sparsetune.attention.pool_triton import pool_blocks
+
+        pooled = PooledBlocks(*pool_blocks(x, block, centre))
+    else:
+        pooled = _pool(x if centre is None else x - centre, block)
+    rest = x.shape[-2] % block
+    if select_partial and rest:
+        tail = x[..., -rest:, :] if centre is None else x[..., -rest:, :] - centre
+        similarity = torch.cat([pooled.similarity[..., :-1], _pool(tail, rest).similarity], dim=-1)
+        return PooledBlocks(pooled.means, similarity)
+    return pooled
+
+
+def _pool(x: Tensor, block: int) -> PooledBlocks:
     batch, heads, tokens, dim = x.shape
     blocks = -(-tokens // block)
     x32 = torch.nn.functional.pad(x.float(), (0, 0, 0, blocks * block - tokens))
@@ -91,8 +113,8 @@ def block_map(q: Tensor, k: Tensor, thresholds: ThresholdTensors, blocks: BlockS
     Returns:
         bool (batch, heads, q blocks, k blocks), True where the pair is computed.
     """
-    pooled_q = pool(q, blocks.q)
-    pooled_k = pool(k - k.mean(dim=-2, keepdim=True), blocks.k)
+    pooled_q = pool(q, blocks.q, None, thresholds.select_partial)
+    pooled_k = pool(k, blocks.k, k.mean(dim=-2, keepdim=True), thresholds.select_partial)
     return select_blocks(pooled_q, pooled_k, thresholds, keep)
 
 

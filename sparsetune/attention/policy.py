@@ -15,10 +15,12 @@ class Policy:
 
     Args:
         layers: one entry a self-attention layer of the transformer, in the order of its modules.
-        schedule: which denoising steps run dense.
-        order: the token order in which blocks are cut, one of `ORDERS`.
+        schedule: how sparse each denoising step runs.
+        order: the token order in which blocks are cut, one of `ORDERS`; a layer may have its own.
         keep_text: compute every key block that holds a text token, for every query; without it the first key block,
             which is what SpargeAttn keeps when it renders (`attention_sink`).
+        select_partial: choose a partial last block (of queries as of keys) like any other, by the mean over its
+            tokens; without it such a block is always computed, as by SpargeAttn.
 
     Raises:
         ThresholdError: no layers, a layer named twice, or an unknown order.
@@ -28,13 +30,20 @@ class Policy:
     schedule: DenseSchedule = field(default_factory=DenseSchedule)
     order: str = "raster"
     keep_text: bool = False
+    select_partial: bool = False
 
     def __post_init__(self) -> None:
         names = [layer.name for layer in self.layers]
         if not names or len(set(names)) != len(names):
             raise ThresholdError(f"a policy must name each layer once, but names {names or 'none'}")
-        if self.order not in ORDERS:
-            raise ThresholdError(f"order must be one of {', '.join(ORDERS)}, but is {self.order!r}")
+        for order in (self.order, *(layer.order for layer in self.layers if layer.order is not None)):
+            if order not in ORDERS:
+                raise ThresholdError(f"order must be one of {', '.join(ORDERS)}, but is {order!r}")
+
+    @property
+    def orders(self) -> tuple[str, ...]:
+        """The token order of each layer."""
+        return tuple(layer.order or self.order for layer in self.layers)
 
     @classmethod
     def uniform(
@@ -45,19 +54,21 @@ class Policy:
         schedule: DenseSchedule | None = None,
         order: str = "raster",
         keep_text: bool = False,
+        select_partial: bool = False,
     ) -> "Policy":
         """Give every head of every layer the same thresholds; SpargeAttn's defaults where none are given.
 
         Args:
             layers: (name, number of heads) of each self-attention layer.
             head: the thresholds of every head.
-            schedule: which denoising steps run dense; none by default.
+            schedule: how sparse each denoising step runs; all alike by default.
             order: as in `Policy`.
             keep_text: as in `Policy`.
+            select_partial: as in `Policy`.
         """
         head = head or SPARGE_DEFAULTS
         uniform = tuple(LayerThresholds.uniform(name, num_heads, head) for name, num_heads in layers)
-        return cls(uniform, schedule or DenseSchedule(), order, keep_text)
+        return cls(uniform, schedule or DenseSchedule(), order, keep_text, select_partial)
 
     def layer(self, name: str) -> LayerThresholds:
         """Return the thresholds of the layer of that name; KeyError where there is none."""

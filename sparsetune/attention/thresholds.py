@@ -76,6 +76,7 @@ class LayerThresholds:
     Args:
         name: the attention module's path from the pipeline, e.g. `transformer.transformer_blocks.0.attn1`.
         heads: one entry a head, all with the same rule (one kernel call serves all heads).
+        order: the token order in which this layer's blocks are cut; None is the policy's.
 
     Raises:
         ThresholdError: there are no heads, or their rules differ.
@@ -83,6 +84,7 @@ class LayerThresholds:
 
     name: str
     heads: tuple[HeadThresholds, ...]
+    order: str | None = None
 
     def __post_init__(self) -> None:
         rules = {head.rule for head in self.heads}
@@ -105,22 +107,32 @@ class LayerThresholds:
         """Whether any head is sparse; a layer without one runs on the pipeline's own dense attention."""
         return any(head.is_sparse for head in self.heads)
 
-    def tensors(self, device: torch.device) -> "ThresholdTensors":
+    def tensors(
+        self, device: torch.device, drop_scale: float = 1.0, select_partial: bool = False
+    ) -> "ThresholdTensors":
         """Lay the thresholds out as one float32 value a head.
 
         A dense head gets simthreshd1 2, so that no block counts as similar and every one is computed. (SpargeAttn
         writes 1, which float16 rounding lets blocks of equal tokens pass.)
+
+        Args:
+            device: where the tensors lie.
+            drop_scale: factor on the share (of probability, or of blocks) that is left out.
+            select_partial: as in `Policy`.
         """
 
         def column(values: Iterable[float]) -> Tensor:
             return torch.tensor(tuple(values), dtype=torch.float32, device=device)
 
-        select = [(head.cdfthreshd if self.rule == "cdf" else head.topk) or 0.0 for head in self.heads]
+        kept = [(head.cdfthreshd if self.rule == "cdf" else head.topk) or 0.0 for head in self.heads]
+        # A scale of 1 must give back the very thresholds: 1 − (1 − 0.98) isn't 0.98.
+        kept = kept if drop_scale == 1.0 else [max(0.0, 1.0 - drop_scale * (1.0 - share)) for share in kept]
         return ThresholdTensors(
             rule=self.rule,
             simthreshd1=column(head.simthreshd1 if head.is_sparse else 2.0 for head in self.heads),
-            select=column(value if head.is_sparse else 1.0 for value, head in zip(select, self.heads, strict=True)),
+            select=column(share if head.is_sparse else 1.0 for share, head in zip(kept, self.heads, strict=True)),
             pvthreshd=column(head.pvthreshd if head.is_sparse else PVTHRESHD_OFF for head in self.heads),
+            select_partial=select_partial,
         )
 
 
@@ -128,10 +140,11 @@ class LayerThresholds:
 class ThresholdTensors:
     """A layer's thresholds as a kernel takes them: float32 tensors of shape (heads,) on one device.
 
-    `select` holds cdfthreshd or topk, as `rule` says.
+    `select` holds cdfthreshd or topk, as `rule` says; `select_partial` is as in `Policy`.
     """
 
     rule: Rule
     simthreshd1: Tensor
     select: Tensor
     pvthreshd: Tensor
+    select_partial: bool = False

@@ -1,6 +1,7 @@
 """A policy as one safetensors file, whose metadata suffices to rebuild it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,10 +31,12 @@ def write_policy(policy: Policy, path: Path) -> None:
     }
     described = {
         "schema_version": SCHEMA_VERSION,
-        "layers": [{"name": layer.name, "rule": layer.rule} for layer in policy.layers],
+        "layers": [{"name": layer.name, "rule": layer.rule, "order": layer.order} for layer in policy.layers],
         "dense_fraction": policy.schedule.dense_fraction,
+        "drop_scale": policy.schedule.drop_scale,
         "order": policy.order,
         "keep_text": policy.keep_text,
+        "select_partial": policy.select_partial,
     }
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(described)})
@@ -68,14 +71,17 @@ def _build(described: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
         name, rule = str(entry["name"]), _rule(entry["rule"])
         wanted = ("is_sparse", "simthreshd1", select_column(rule), "pvthreshd")
         columns = {column: tensors.pop(key) for column in wanted if (key := f"{name}.{column}") in tensors}
-        layers.append(from_columns(name, rule, columns))
+        layers.append(replace(from_columns(name, rule, columns), order=entry.get("order")))
     if tensors:
         raise CheckpointError(f"a policy must hold only its layers' tensors, but holds {', '.join(tensors)} too")
-    schedule = DenseSchedule(float(described["dense_fraction"]))
-    keep_text = described["keep_text"]
-    if not isinstance(keep_text, bool):
-        raise TypeError(f"keep_text must be true or false, but is {keep_text!r}")
-    return Policy(tuple(layers), schedule, str(described["order"]), keep_text)
+    drop_scale = tuple(float(factor) for factor in described.get("drop_scale", ()))
+    schedule = DenseSchedule(float(described["dense_fraction"]), drop_scale)
+    keep_text, select_partial = described["keep_text"], described.get("select_partial", False)
+    if not isinstance(keep_text, bool) or not isinstance(select_partial, bool):
+        raise TypeError(
+            f"keep_text and select_partial must be true or false, but are {keep_text!r} and {select_partial!r}"
+        )
+    return Policy(tuple(layers), schedule, str(described["order"]), keep_text, select_partial)
 
 
 def _described(path: Path, metadata: dict[str, str]) -> dict[str, Any]:

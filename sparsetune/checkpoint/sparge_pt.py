@@ -73,20 +73,20 @@ def write_sparge_pt(policy: Policy, path: Path | str, *, root: str = "transforme
         CheckpointError: the format can't hold the policy.
     """
     path = Path(path)
-    _check_expressible(policy, path, allow_loss)
+    check_expressible(policy, path, root=root, allow_loss=allow_loss)
     tensors: dict[str, Tensor] = {}
     for layer in policy.layers:
         module = layer.name.removeprefix(f"{root}.")
-        if module == layer.name:
-            raise CheckpointError(
-                f"every layer must lie under {root!r} to be written to {path}, but {layer.name} doesn't"
-            )
         tensors |= {f"{module}.inner_attention.{name}": tensor for name, tensor in _sparge_columns(layer).items()}
     with atomic_path(path) as temporary:
         torch.save(tensors, temporary)
 
 
-def _check_expressible(policy: Policy, path: Path, allow_loss: bool) -> None:
+def check_expressible(policy: Policy, path: Path, *, root: str = "transformer", allow_loss: bool = False) -> None:
+    """Raise CheckpointError unless `write_sparge_pt` can write the policy; `path` is for the message."""
+    outside = next((layer.name for layer in policy.layers if not layer.name.startswith(f"{root}.")), None)
+    if outside is not None:
+        raise CheckpointError(f"every layer must lie under {root!r} to be written to {path}, but {outside} doesn't")
     if any(layer.rule == "topk" for layer in policy.layers):
         raise CheckpointError(
             f"thresholds must follow the cdf rule to be written to {path}, but some follow topk, which SpargeAttn's "
@@ -95,13 +95,17 @@ def _check_expressible(policy: Policy, path: Path, allow_loss: bool) -> None:
     lost = []
     if policy.schedule.dense_fraction:
         lost.append(f"dense_fraction {policy.schedule.dense_fraction:g}")
-    if policy.order != "raster":
-        lost.append(f"order {policy.order}")
+    if policy.schedule.drop_scale:
+        lost.append("drop_scale")
+    if orders := sorted(set(policy.orders) - {"raster"}):
+        lost.append(f"order {', '.join(orders)}")
     if policy.keep_text:
         lost.append("keep_text")
+    if policy.select_partial:
+        lost.append("select_partial")
     if lost and not allow_loss:
         raise CheckpointError(
-            f"a policy written to {path} must have no dense steps, raster order and no keep_text, but it has "
+            f"a policy written to {path} must have one set of thresholds for all steps and raster order, but it has "
             f"{', '.join(lost)}, which SpargeAttn's format would lose; convert to a folder or .safetensors, "
             "or allow the loss"
         )

@@ -25,3 +25,13 @@ def test_a_step_is_found_by_its_timestep() -> None:
     assert step_of(799.4, timesteps) == 1  # half precision rounds timesteps
     assert step_of(700.0, timesteps) is None
     assert step_of(1.0, []) is None
+
+
+def test_steps_that_low_precision_makes_alike_are_told_apart_by_the_schedulers_count() -> None:
+    steps = [999.0, 998.2, 997.5, 500.0]
+    rounding = 2.0**-7  # bfloat16's
+    assert step_of(1000.0, steps, rounding) == 0
+    assert step_of(1000.0, steps, rounding, step_index=2) == 2
+    assert step_of(500.0, steps, rounding, step_index=2) == 3  # a count of another generation decides nothing
+    assert step_of(999.4, steps) == 0
+    assert step_of(1010.0, steps) is None

@@ -1,16 +1,28 @@
+import json
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
-from sparsetune.checkpoint import Checkpoint, LayerShape, Manifest, convert, folders, load_checkpoint, save_checkpoint
-from sparsetune.checkpoint.policy_file import read_policy, write_policy
+from sparsetune.checkpoint import (
+    Checkpoint,
+    LayerShape,
+    Manifest,
+    convert,
+    difference,
+    folders,
+    load_checkpoint,
+    save_checkpoint,
+)
+from sparsetune.checkpoint.policy_file import METADATA_KEY, read_policy, write_policy
 from sparsetune.errors import CheckpointError, SparsetuneError
 
 NAME = "transformer.transformer_blocks.{}.attn1"
@@ -61,6 +73,38 @@ def test_kernels_get_the_same_thresholds_after_a_round_trip(tmp_path: Path) -> N
         False,
     )
     assert loaded.manifest == checkpoint.manifest
+
+
+@pytest.mark.parametrize("form", ["tuned", "tuned.safetensors"])
+def test_steps_orders_and_partial_blocks_come_back(tmp_path: Path, form: str) -> None:
+    first, *others = make_policy().layers
+    policy = Policy(
+        (replace(first, order="cubes"), *others),
+        DenseSchedule(0.25, (0.5, 1.0, 1.75)),
+        order="tiles",
+        keep_text=True,
+        select_partial=True,
+    )
+    source = save_checkpoint(Checkpoint(policy, Manifest(tuner="manual")), tmp_path / "source")
+    loaded = load_checkpoint(convert(source, tmp_path / form)).policy
+    assert loaded.schedule == policy.schedule
+    assert loaded.orders == ("cubes", "tiles", "tiles")
+    assert [layer.order for layer in loaded.layers] == ["cubes", None, None]
+    assert (loaded.order, loaded.keep_text, loaded.select_partial) == ("tiles", True, True)
+    assert difference(policy, loaded).rules == {}
+
+
+def test_a_policy_from_before_these_fields_still_loads(tmp_path: Path) -> None:
+    policy = Policy.uniform([(NAME.format(0), 2)])
+    write_policy(policy, tmp_path / "now.safetensors")
+    with safe_open(tmp_path / "now.safetensors", framework="pt") as opened:
+        described = json.loads(opened.metadata()[METADATA_KEY])
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
+    for added in ("drop_scale", "select_partial"):
+        del described[added]
+    del described["layers"][0]["order"]
+    save_file(tensors, tmp_path / "before.safetensors", metadata={METADATA_KEY: json.dumps(described)})
+    assert read_policy(tmp_path / "before.safetensors") == policy
 
 
 def test_a_second_round_trip_changes_nothing(tmp_path: Path) -> None:
@@ -184,15 +228,16 @@ def test_damaged_and_foreign_safetensors_are_refused(tmp_path: Path) -> None:
         ({"schema_version": None}, "must have schema_version"),
         ({"order": "zigzag"}, "order must be one of"),
         ({"dense_fraction": 2}, "dense_fraction must be in"),
-        ({"keep_text": "yes"}, "keep_text must be true or false"),
+        ({"keep_text": "yes"}, "keep_text and select_partial must be true or false, but are 'yes' and False"),
+        ({"select_partial": 1}, "keep_text and select_partial must be true or false, but are True and 1"),
+        ({"drop_scale": [-1]}, "drop_scale must be factors of at least 0"),
+        ({"layers": [{"name": "a", "rule": "cdf", "order": "zigzag"}]}, "order must be one of"),
         ({"layers": []}, "must hold only its layers' tensors"),
         ({"layers": [{"name": "a", "rule": "magic"}]}, "a rule must be cdf or topk"),
         ({"layers": [{"name": "b", "rule": "cdf"}]}, "b must have is_sparse.* but lacks"),
     ],
 )
 def test_metadata_that_does_not_hold_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    import json
-
     described = {
         "schema_version": 1,
         "layers": [{"name": "a", "rule": "cdf"}],
@@ -221,3 +266,27 @@ def test_convert_goes_through_every_form(tmp_path: Path) -> None:
     assert load_checkpoint(back).policy == load_checkpoint(source).policy
     with pytest.raises(CheckpointError, match="must be a file"):
         convert(source, back.rename(tmp_path / "back.pt"))
+
+
+@pytest.mark.parametrize("form", ["written.safetensors", "written"])
+def test_what_a_file_lost_of_a_policy_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    source = save_checkpoint(make_checkpoint(), tmp_path / "source")
+
+    def forgetful(path: Path) -> Policy:
+        return replace(read_policy(path), schedule=DenseSchedule())
+
+    held = load_checkpoint(source)
+    monkeypatch.setattr("sparsetune.checkpoint.storage.load_checkpoint", lambda path: held)
+    monkeypatch.setattr("sparsetune.checkpoint.storage.read_policy", forgetful)
+    with pytest.raises(CheckpointError, match="must be what was read, but its rules differ"):
+        convert(source, tmp_path / form)
+    assert sorted(os.listdir(tmp_path)) == ["source"]
+
+
+def test_converting_onto_a_checkpoints_policy_file_replaces_its_manifest_too(tmp_path: Path) -> None:
+    old = Checkpoint(Policy.uniform([("transformer.a", 2)]), Manifest(tuner="optuna", base_model="old"))
+    folder = save_checkpoint(old, tmp_path / "old")
+    new = Checkpoint(Policy.uniform([("transformer.b", 3)]), Manifest(tuner="manual", base_model="new"))
+    convert(save_checkpoint(new, tmp_path / "new"), folder / "policy.safetensors")
+    found = load_checkpoint(folder)
+    assert (found.manifest.base_model, found.policy) == ("new", new.policy)

@@ -1,0 +1,24 @@
+from dataclasses import replace
+
+from sparsetune.attention.policy import Policy
+from sparsetune.attention.schedule import DenseSchedule
+from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
+from sparsetune.checkpoint import difference
+
+POLICY = Policy.uniform([("transformer.a", 2), ("transformer.b", 2)])
+
+
+def test_a_policy_doesnt_differ_from_itself() -> None:
+    assert difference(POLICY, POLICY).is_empty
+
+
+def test_rules_layers_and_thresholds_that_differ_are_told() -> None:
+    half = HeadThresholds(0.6, cdfthreshd=0.5)
+    changed = LayerThresholds("transformer.b", (POLICY.layers[1].heads[0], replace(half, is_sparse=False)))
+    other = Policy((changed, LayerThresholds.uniform("transformer.c", 2, half)), DenseSchedule(0.2))
+    found = difference(POLICY, other)
+    assert found.rules == {"dense_fraction": (0.0, 0.2)}
+    assert (found.only_first, found.only_second) == (("transformer.a",), ("transformer.c",))
+    (layer,) = found.layers
+    assert (layer.name, layer.changed_heads, layer.sparse_heads) == ("transformer.b", 1, (2, 1))
+    assert layer.means == {"cdfthreshd": (0.98, 0.74)}
