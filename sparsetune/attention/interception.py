@@ -1,29 +1,30 @@
 """The one interception that serves every model.
 
-While a self-attention module's forward runs, a `TorchFunctionMode` sees each `scaled_dot_product_attention` call
-below it, whatever processor makes that call. Nothing of a model's own code is copied or replaced.
+While a self-attention module's forward runs, a `Sender` sees each attention call below it, whatever processor makes
+that call. Nothing of a model's own code is copied or replaced.
 """
 
+import functools
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
+from sparsetune.attention.ordering import TokenLayout
 from sparsetune.attention.schedule import step_of
-from sparsetune.attention.sites import AttentionSites, LayerSite, TransformerCall, TransformerSite
+from sparsetune.attention.sender import Forward, Sender, native
+from sparsetune.attention.sites import AttentionSites, DenseCall, LayerSite, TransformerCall, TransformerSite
 from sparsetune.errors import ModelError
 
-Forward = Callable[..., Any]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One `scaled_dot_product_attention` call of a self-attention layer, as its module made it.
+    """One attention call of a self-attention layer, as its module made it.
 
     Args:
         layer: whose call it is.
@@ -32,9 +33,9 @@ class AttentionCall:
         num_steps: denoising steps of the generation.
         q, k, v: (batch, heads, tokens, head_dim).
         mask: the call's attention mask.
-        is_causal, dropout: as the call has them.
+        is_causal, dropout, enable_gqa: as the call has them.
         scale: the softmax scale, never None.
-        original: runs the call as it was made and returns its output.
+        dense: the kernel that the pipeline runs.
     """
 
     layer: LayerSite
@@ -47,8 +48,35 @@ class AttentionCall:
     mask: Tensor | None
     is_causal: bool
     dropout: float
+    enable_gqa: bool
     scale: float
-    original: Callable[[], Tensor] = field(repr=False)
+    dense: DenseCall = native
+
+    def original(self) -> Tensor:
+        """Run the call as it was made and return its output."""
+        return self.dense(
+            self.q,
+            self.k,
+            self.v,
+            mask=self.mask,
+            dropout=self.dropout,
+            is_causal=self.is_causal,
+            scale=self.scale,
+            enable_gqa=self.enable_gqa,
+        )
+
+    @functools.cached_property
+    def layout(self) -> TokenLayout | None:
+        """Where the queries lie; None where their number isn't that of the transformer's input and text."""
+        if self.transformer is None:
+            return None
+        grid, tail = self.transformer.cut()
+        frames, height, width = grid
+        num_text = self.q.shape[-2] - frames * height * width - tail
+        if num_text < 0 or (num_text and self.layer.text is None):
+            return None
+        first = 0 if self.layer.text == "start" else self.q.shape[-2] - num_text
+        return TokenLayout(grid, range(first, first + num_text) if num_text else range(0), tail)
 
 
 Attend = Callable[[AttentionCall], Tensor]
@@ -64,20 +92,22 @@ class Interception:
 
     def __init__(self, sites: AttentionSites, attend: Attend) -> None:
         _check_free(sites)
+        self.active = True
         self._sites = sites
         self._attend = attend
-        self._active = True
-        self._running: dict[str, tuple[TransformerCall, int | None, int]] = {}
+        self._running: dict[str, TransformerCall] = {}
+        self._last: tuple[Tensor, int | None, int] | None = None
+        self._silent: set[str] = set()
         self._replaced: list[tuple[nn.Module, Forward | None, Forward]] = []
-        self._hooks: list[RemovableHandle] = []
+        self._senders: list[Sender] = []
         for transformer in sites.transformers:
-            self._hooks.extend(self._watch(transformer))
+            self._replace(transformer.module, self._watched(transformer))
             for layer in transformer.layers:
-                self._replace_forward(transformer, layer)
+                self._replace(layer.module, self._intercepted(transformer, layer))
 
     def remove(self) -> None:
         """Restore the pipeline's modules exactly; does nothing the second time."""
-        self._active = False  # a forward that someone wrapped around ours since can't be taken out: it passes through
+        self.active = False  # a forward that someone wrapped around ours since can't be taken out: it passes through
         for module, own_forward, ours in self._replaced:
             if module.__dict__.get("forward") is not ours:
                 continue
@@ -85,112 +115,95 @@ class Interception:
                 del module.forward
             else:
                 module.forward = own_forward
-        for hook in self._hooks:
-            hook.remove()
+        for sender in self._senders:
+            sender.close()
         self._replaced.clear()
-        self._hooks.clear()
+        self._senders.clear()
 
-    def _watch(self, transformer: TransformerSite) -> tuple[RemovableHandle, RemovableHandle]:
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            timesteps = self._sites.timesteps()
-            call = transformer.read_call(module, args, kwargs)
-            self._running[transformer.name] = (call, step_of(call.timestep, timesteps), len(timesteps))
-
-        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._running.pop(transformer.name, None)
-
-        module = transformer.module
-        return (
-            module.register_forward_pre_hook(before, with_kwargs=True),
-            module.register_forward_hook(after, always_call=True),
-        )
-
-    def _replace_forward(self, transformer: TransformerSite, layer: LayerSite) -> None:
-        original: Forward = layer.module.forward
-        own_forward = layer.module.__dict__.get("forward")
-
-        def send(func: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-            running = self._running.get(transformer.name, (None, None, 0))
-            return self._attend(_read_call(layer, running, func, args, kwargs))
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if not self._active:
-                return original(*args, **kwargs)
-            with _AttentionMode(send):
-                return original(*args, **kwargs)
-
+    def _replace(self, module: nn.Module, wrap: Callable[[Forward], Forward]) -> None:
+        own_forward = module.__dict__.get("forward")
+        forward = functools.wraps(module.forward)(wrap(module.forward))
         forward.sparsetune_interception = self  # type: ignore[attr-defined]
-        layer.module.forward = forward
-        self._replaced.append((layer.module, own_forward, forward))
+        module.forward = forward
+        self._replaced.append((module, own_forward, forward))
 
+    def _watched(self, transformer: TransformerSite) -> Callable[[Forward], Forward]:
+        """Wrap a transformer's forward so that what it was called with is known below it."""
 
-class _AttentionMode(TorchFunctionMode):
-    def __init__(self, send: Callable[[Forward, tuple[Any, ...], dict[str, Any]], Tensor]) -> None:
-        super().__init__()
-        self._send = send
+        def wrap(original: Forward) -> Forward:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                if not self.active:
+                    return original(*args, **kwargs)
+                given = dict(zip(transformer.arguments, args, strict=False)) | kwargs
+                call = transformer.read_call(transformer.module, given)
+                # Reading a number off a GPU waits for it: once a call, not once a layer.
+                self._running[transformer.name] = call._replace(
+                    timestep=call.timestep.to("cpu"),
+                    positions=None if call.positions is None else call.positions.to("cpu"),
+                )
+                try:
+                    return original(*args, **kwargs)
+                finally:
+                    self._running.pop(transformer.name, None)
 
-    def __torch_function__(
-        self, func: Forward, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return self._send(func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+            return forward
 
+        return wrap
 
-def _read_call(
-    layer: LayerSite,
-    running: tuple[TransformerCall | None, int | None, int],
-    func: Forward,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> AttentionCall:
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    given = dict(zip(names, args, strict=False)) | kwargs
-    scale = given.get("scale")
-    transformer, step, num_steps = running
-    return AttentionCall(
-        layer=layer,
-        transformer=transformer,
-        step=step,
-        num_steps=num_steps,
-        q=given["query"],
-        k=given["key"],
-        v=given["value"],
-        mask=given.get("attn_mask"),
-        is_causal=given.get("is_causal", False),
-        dropout=given.get("dropout_p", 0.0),
-        scale=scale if scale is not None else given["query"].shape[-1] ** -0.5,
-        original=lambda: func(*args, **kwargs),
-    )
+    def _intercepted(self, transformer: TransformerSite, layer: LayerSite) -> Callable[[Forward], Forward]:
+        """Wrap an attention module's forward so that its attention calls come to us."""
+
+        def run(running: TransformerCall | None, dense: DenseCall, **call: Any) -> Tensor:
+            step, num_steps = (None, 0) if running is None else self._step(running.timestep)
+            return self._attend(
+                AttentionCall(layer=layer, transformer=running, step=step, num_steps=num_steps, dense=dense, **call)
+            )
+
+        send = Sender(run, layer)
+        self._senders.append(send)
+
+        def wrap(original: Forward) -> Forward:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                if not self.active:
+                    return original(*args, **kwargs)
+                send.running = self._running.get(transformer.name)
+                output = send.under(original, args, kwargs)
+                if not torch.compiler.is_compiling():
+                    self._check_seen(layer, send)
+                return output
+
+            return forward
+
+        return wrap
+
+    def _step(self, timestep: Tensor) -> tuple[int | None, int]:
+        if self._last is None or self._last[0] is not timestep:
+            timesteps = self._sites.timesteps()
+            rounding = torch.finfo(timestep.dtype).eps if timestep.is_floating_point() else 0.0
+            step = step_of(float(timestep), timesteps, rounding, self._sites.step_index())
+            self._last = (timestep, step, len(timesteps))
+        return self._last[1:]
+
+    def _check_seen(self, layer: LayerSite, send: Sender) -> None:
+        if not send.seen and layer.name not in self._silent:
+            self._silent.add(layer.name)
+            if len(self._silent) == 1:
+                processor = type(getattr(layer.module, "processor", layer.module)).__name__
+                logger.warning(
+                    "%s made no attention call that can be made sparse or counted: a cache skipped it, or its %s "
+                    "doesn't use PyTorch's scaled_dot_product_attention",
+                    layer.name,
+                    processor,
+                )
+        send.seen = False
 
 
 def _check_free(sites: AttentionSites) -> None:
-    for layer in sites.layers:
-        if hasattr(layer.module.__dict__.get("forward"), "sparsetune_interception"):
-            raise ModelError(
-                f"a pipeline can be made sparse once, but {layer.name} is sparse already; remove() it first"
-            )
-
-
-def refusal(call: AttentionCall) -> str | None:
-    """Say why a call can't run sparse on any backend, or None where it can."""
-    if call.transformer is None:
-        return "the attention ran outside of its transformer"
-    if call.step is None:
-        return "the timestep isn't in the scheduler's list"
-    if call.mask is not None and not _is_all_true(call.mask):
-        return "the call has an attention mask"
-    if call.is_causal:
-        return "the call is causal"
-    if call.dropout:
-        return "the call has dropout"
-    if call.k.shape[1] != call.q.shape[1]:
-        return "key heads are shared between query heads"
-    tokens = call.transformer.layout.num_tokens
-    if (call.q.shape[-2], call.k.shape[-2]) != (tokens, tokens):
-        return f"{call.q.shape[-2]} x {call.k.shape[-2]} tokens where the transformer's input has {tokens}"
-    return None
-
-
-def _is_all_true(mask: Tensor) -> bool:
-    return bool((mask if mask.dtype == torch.bool else mask == 0).all())
+    for transformer in sites.transformers:
+        for name, module in (
+            (transformer.name, transformer.module),
+            *((at.name, at.module) for at in transformer.layers),
+        ):
+            interception = getattr(module.__dict__.get("forward"), "sparsetune_interception", None)
+            if interception is not None and interception.active:
+                raise ModelError(f"a pipeline can be made sparse once, but {name} is sparse already; remove() it first")

@@ -6,6 +6,7 @@ and v are permuted before the attention and its output is permuted back, which c
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,17 +23,18 @@ class TokenLayout:
 
     Args:
         grid: latent frames, height and width in tokens; the video tokens lie in raster order over it.
-        text: positions of the text tokens; they come before or after all video tokens.
+        text: positions of the text tokens; they come before or after all others.
+        tail: further tokens right after the video's, e.g. of a conditioning image; they stay where they are.
     """
 
     grid: Grid
     text: range
+    tail: int = 0
 
     @property
     def num_tokens(self) -> int:
         """Length of the sequence that this layout describes."""
-        frames, height, width = self.grid
-        return frames * height * width + len(self.text)
+        return math.prod(self.grid) + self.tail + len(self.text)
 
 
 @dataclass(frozen=True)
@@ -59,18 +61,18 @@ def permutation(order: str, layout: TokenLayout, device: torch.device | str = "c
     """
     if ORDERS[order] is None:
         return None
-    return _permutation(order, layout.grid, layout.text.start, len(layout.text), str(device))
+    return _permutation(order, layout, str(device))
 
 
 @functools.lru_cache(maxsize=32)
-def _permutation(order: str, grid: Grid, text_start: int, num_text: int, device: str) -> Permutation:
+def _permutation(order: str, layout: TokenLayout, device: str) -> Permutation:
     key_of = ORDERS[order]
     if key_of is None:
         raise ValueError("raster has no permutation")
     with torch.inference_mode(False):  # what is kept must serve calls outside of inference mode too
-        video = torch.argsort(key_of(grid), stable=True)
-        text = torch.arange(text_start, text_start + num_text)
-        there = torch.cat([text, video + num_text] if text_start == 0 else [video, text])
+        first = len(layout.text) if layout.text.start == 0 else 0
+        there = torch.arange(layout.num_tokens)
+        there[first : first + math.prod(layout.grid)] = first + torch.argsort(key_of(layout.grid), stable=True)
         return Permutation(there.to(device), torch.argsort(there).to(device))
 
 

@@ -2,11 +2,48 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
-from sparsetune.attention.ordering import TokenLayout
+from sparsetune.attention.ordering import Grid
+
+TextPlace = Literal["start", "end"]
+
+
+class DenseCall(Protocol):
+    """Attends dense: q, k, v of (batch, heads, tokens, head_dim), mask, dropout, is_causal, scale, shared key heads."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        mask: Tensor | None,
+        dropout: float,
+        is_causal: bool,
+        scale: float,
+        enable_gqa: bool,
+    ) -> Tensor:
+        """Return (batch, heads, q tokens, head_dim)."""
+        ...
+
+
+class KernelSwitch(Protocol):
+    """A module's choice among dense kernels that don't all pass `scaled_dot_product_attention`."""
+
+    def dense(self) -> DenseCall | None:
+        """Give the kernel that is chosen now; None where it is PyTorch's."""
+        ...
+
+    def to_native(self) -> Any:
+        """Choose PyTorch's; return what `restore` needs."""
+        ...
+
+    def restore(self, before: Any) -> None:
+        """Choose again what was chosen before."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -18,45 +55,79 @@ class LayerSite:
         module: the module whose forward makes the attention call.
         num_heads: attention heads.
         head_dim: channels a head.
+        text: where the text tokens lie in q, k and v, before or after all others; None where there are none.
+        switch: its choice among dense kernels; None where it always calls PyTorch's.
     """
 
     name: str
     module: nn.Module
     num_heads: int
     head_dim: int
+    text: TextPlace | None = None
+    switch: KernelSwitch | None = None
 
 
-@dataclass(frozen=True)
-class TransformerCall:
-    """What one call of a transformer says about itself: the timestep's value and where its tokens lie."""
+class TransformerCall(NamedTuple):
+    """What one call of a transformer says about itself.
 
-    timestep: float
-    layout: TokenLayout
+    Args:
+        timestep: the value it was called with, a tensor of one element.
+        grid: latent frames, height and width in tokens; None where only `positions` tells.
+        tail: further tokens that follow those of the grid, e.g. of a conditioning image.
+        positions: (tokens, 3), frame, row and column of every token but text; None where `grid` is given.
+    """
+
+    timestep: Tensor
+    grid: Grid | None
+    tail: int = 0
+    positions: Tensor | None = None
+
+    def cut(self) -> tuple[Grid, int]:
+        """Give the grid and the number of tokens beyond it; of several images by positions, the first is the grid."""
+        if self.grid is not None:
+            return self.grid, self.tail
+        if self.positions is None:
+            raise AssertionError("a transformer call must tell its grid or its positions")
+        first = self.positions[self.positions[:, 0] == self.positions[0, 0]].long()
+        grid = (1, int(first[:, 1].max()) + 1, int(first[:, 2].max()) + 1)
+        if grid[1] * grid[2] != len(first):
+            grid = (1, 1, len(first))
+        return grid, len(self.positions) - len(first)
 
 
-ReadCall = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], TransformerCall]
-"""Reads a `TransformerCall` off a transformer's positional and keyword arguments."""
+ReadCall = Callable[[nn.Module, Mapping[str, Any]], TransformerCall]
+"""Reads a `TransformerCall` off a transformer's arguments by name."""
 
 
 @dataclass(frozen=True)
 class TransformerSite:
-    """One transformer of a pipeline with its self-attention layers, in the order in which they run."""
+    """One transformer of a pipeline with its self-attention layers, in the order in which they run.
+
+    `arguments` names its forward's positional arguments.
+    """
 
     name: str
     module: nn.Module
     layers: tuple[LayerSite, ...]
     read_call: ReadCall
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class AttentionSites:
-    """All transformers of a pipeline, and the scheduler's timesteps in the order in which they are run.
+    """All transformers of a pipeline, and what its scheduler says of the steps.
 
-    `timesteps` is asked at every transformer call, since a pipeline sets them when it starts.
+    Args:
+        transformers: in the order in which they run.
+        timesteps: gives what the transformers are called with at each denoising step, in the order of the steps; asked
+            at every call, since a pipeline sets them when it starts.
+        step_index: gives the scheduler's own count of the step, where it has one; it decides between steps whose
+            timesteps a low-precision dtype rounds to the same value.
     """
 
     transformers: tuple[TransformerSite, ...]
     timesteps: Callable[[], Sequence[float]]
+    step_index: Callable[[], int | None] = lambda: None
 
     @property
     def layers(self) -> tuple[LayerSite, ...]:

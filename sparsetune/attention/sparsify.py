@@ -9,9 +9,13 @@ from torch import Tensor
 
 from sparsetune.attention.backends import Attended, Backend
 from sparsetune.attention.blockmap import BlockShape
+from sparsetune.attention.breakeven import BreakEvenTable
 from sparsetune.attention.fit import check_fits
-from sparsetune.attention.interception import AttentionCall, Interception, refusal
+from sparsetune.attention.gain import GainWatch
+from sparsetune.attention.head_dim import attend_padded, head_dim_refusal
+from sparsetune.attention.interception import AttentionCall, Interception
 from sparsetune.attention.ordering import TokenLayout, permutation
+from sparsetune.attention.plain import PlainCall, plain_call
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.sites import AttentionSites
 from sparsetune.attention.stats import CallRecord, Kind, SparsityStats
@@ -30,14 +34,25 @@ class SparseHandle:
         sites: the pipeline's self-attention.
         policy: one entry for each of its layers.
         backend: the kernel for sparse calls.
+        break_even: break-evens measured on this machine; layers that wouldn't gain then run dense (see `GainWatch`).
+        chosen_because: why it is this backend, in a few words; kept for whoever reports it.
 
     Raises:
         ModelError: the pipeline is sparse already.
         CheckpointError: the policy's layers aren't the pipeline's; the message lists the differences.
     """
 
-    def __init__(self, sites: AttentionSites, policy: Policy, backend: Backend) -> None:
+    def __init__(
+        self,
+        sites: AttentionSites,
+        policy: Policy,
+        backend: Backend,
+        break_even: BreakEvenTable | None = None,
+        chosen_because: str = "asked for",
+    ) -> None:
         self.backend = backend
+        self.chosen_because = chosen_because
+        self.break_even = break_even
         self._sites = sites
         self._warned: set[str] = set()
         self.policy = policy
@@ -54,7 +69,8 @@ class SparseHandle:
         self._policy = policy
         self._counts: dict[_CountKey, _Count] = {}
         self._thresholds = {layer.name: layer for layer in policy.layers}
-        self._tensors: dict[tuple[str, torch.device], ThresholdTensors] = {}
+        self._tensors: dict[tuple[str, float, torch.device], ThresholdTensors] = {}
+        self._gain = None if self.break_even is None else GainWatch(self.break_even, self.backend.name)
 
     def stats(self) -> SparsityStats:
         """Tell what ran since the start or the last `reset`."""
@@ -79,28 +95,35 @@ class SparseHandle:
     def _attend(self, call: AttentionCall) -> Tensor:
         thresholds = self._thresholds[call.layer.name]
         if not thresholds.is_sparse or self._runs_dense(call):
-            self._count(call, "dense", None)
+            self._count(call, call.q, "dense", None)
             return call.original()
-        reason = refusal(call) or self.backend.refusal(call.q, call.k, call.v)
-        if reason is not None or call.transformer is None:
+        plain = plain_call(call)
+        reason = plain if isinstance(plain, str) else head_dim_refusal(self.backend, plain)
+        if isinstance(plain, str) or reason is not None:
             self._warn_once(call.layer.name, reason)
-            self._count(call, "fallback", reason)
+            self._count(call, call.q, "fallback", reason)
             return call.original()
-        attended = self._sparse(call, call.transformer.layout, thresholds)
-        self._count(call, "sparse", None, attended.computed)
-        return attended.output
+        if self._gain is not None and (loss := self._gain.loss(call.layer.name, call.step, plain.q)):
+            self._count(call, call.q, "fallback", loss)
+            return call.original()
+        attended = self._sparse(plain, thresholds, self._policy.schedule.scale(call.step, call.num_steps))
+        self._count(call, plain.q, "sparse", None, attended.computed)
+        if self._gain is not None:
+            num_q, num_k = self.backend.blocks.counts(plain.q.shape[-2], plain.q.shape[-2])
+            self._gain.ran(call.layer.name, attended.computed, float(num_q * num_k * plain.q.shape[:2].numel()))
+        return plain.whole(attended.output)
 
     def _runs_dense(self, call: AttentionCall) -> bool:
         return call.step is not None and self._policy.schedule.is_dense(call.step, call.num_steps)
 
-    def _sparse(self, call: AttentionCall, layout: TokenLayout, thresholds: LayerThresholds) -> Attended:
-        key = (thresholds.name, call.q.device)
+    def _sparse(self, plain: PlainCall, thresholds: LayerThresholds, drop_scale: float) -> Attended:
+        key = (thresholds.name, drop_scale, plain.q.device)
         if key not in self._tensors:
-            self._tensors[key] = thresholds.tensors(call.q.device)
-        keep = kept_blocks(self._policy.keep_text, layout, self.backend.blocks)
-        order = permutation(self._policy.order, layout, call.q.device)
-        q, k, v = (x if order is None else x[..., order.there, :] for x in (call.q, call.k, call.v))
-        attended = self.backend.attend(q, k, v, self._tensors[key], scale=call.scale, keep=keep)
+            self._tensors[key] = thresholds.tensors(plain.q.device, drop_scale, self._policy.select_partial)
+        keep = kept_blocks(self._policy.keep_text, plain.layout, self.backend.blocks)
+        order = permutation(thresholds.order or self._policy.order, plain.layout, plain.q.device)
+        q, k, v = (x if order is None else x[..., order.there, :] for x in (plain.q, plain.k, plain.v))
+        attended = attend_padded(self.backend, q, k, v, self._tensors[key], scale=plain.scale, keep=keep)
         if order is None:
             return attended
         return Attended(attended.output[..., order.back, :], attended.computed)
@@ -110,9 +133,11 @@ class SparseHandle:
             self._warned.add(reason)
             logger.warning("%s runs dense: %s (said once; the result counts such calls)", layer, reason)
 
-    def _count(self, call: AttentionCall, kind: Kind, reason: str | None, computed: Tensor | None = None) -> None:
-        num_q, num_k = self.backend.blocks.counts(call.q.shape[-2], call.k.shape[-2])
-        pairs = float(call.q.shape[0] * num_q * num_k)
+    def _count(
+        self, call: AttentionCall, q: Tensor, kind: Kind, reason: str | None, computed: Tensor | None = None
+    ) -> None:
+        num_q, num_k = self.backend.blocks.counts(q.shape[-2], q.shape[-2])
+        pairs = float(q.shape[0] * num_q * num_k)
         kernel = self.backend.name if kind == "sparse" else DENSE_KERNEL
         key = (call.layer.name, call.step, kind, kernel, reason, call.layer.num_heads)
         if computed is None:

@@ -1,6 +1,7 @@
 """A tuned policy on disk: safetensors beside a manifest, and SpargeAttn's `.pt` in and out."""
 
 from sparsetune.checkpoint.checkpoint import Checkpoint
+from sparsetune.checkpoint.difference import PolicyDifference, difference
 from sparsetune.checkpoint.environment import git_commit, versions
 from sparsetune.checkpoint.manifest import LayerShape, Manifest, hash_prompts
 from sparsetune.checkpoint.sparge_pt import read_sparge_pt, write_sparge_pt
@@ -12,7 +13,9 @@ __all__ = [
     "LayerShape",
     "LayerSummary",
     "Manifest",
+    "PolicyDifference",
     "convert",
+    "difference",
     "git_commit",
     "hash_prompts",
     "load_checkpoint",

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Protocol
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -20,9 +20,18 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def hash_prompts(prompts: Sequence[str]) -> str:
-    """Return the SHA-256 of a list of prompts, in hexadecimal; order and repetition count."""
-    return hashlib.sha256(json.dumps(list(prompts), ensure_ascii=False).encode()).hexdigest()
+class _Identified(Protocol):
+    @property
+    def identity(self) -> dict[str, Any]: ...
+
+
+def hash_prompts(prompts: Sequence[str | _Identified]) -> str:
+    """Return the SHA-256 of a list of prompts, in hexadecimal; order and repetition count.
+
+    A prompt that is more than a text counts with its `identity`.
+    """
+    text = json.dumps(list(prompts), ensure_ascii=False, default=lambda prompt: prompt.identity)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _in_utc(text: str) -> str:
@@ -57,6 +66,8 @@ class Manifest(BaseModel):
         num_frames, height, width, num_inference_steps, guidance_scale, dtype, scheduler: the generation tuned on.
         kernel, device: the attention kernel and the GPU or CPU it was tuned with.
         tuner_settings: the tuner's own settings, as JSON values.
+        search: the whole configuration of the search that found the policy, for `tune --from-manifest`.
+        eval_prompts_hash: `hash_prompts` of the prompts that judged the search's winner.
         prompts_hash, seeds: `hash_prompts` of the tune prompts and the seeds rendered.
         versions, git_commit: as `versions()` and `git_commit()` gave them.
         metrics: what was measured for this policy, e.g. `psnr` in dB and `sparsity` in [0, 1].
@@ -87,7 +98,9 @@ class Manifest(BaseModel):
     kernel: str | None = None
     device: str | None = None
     tuner_settings: dict[str, JsonValue] = Field(default_factory=dict)
+    search: dict[str, JsonValue] = Field(default_factory=dict)
     prompts_hash: str | None = None
+    eval_prompts_hash: str | None = None
     seeds: tuple[int, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
     git_commit: str | None = None

@@ -3,13 +3,17 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+
+from sparsetune.attention.policy import Policy
 from sparsetune.checkpoint.checkpoint import Checkpoint
+from sparsetune.checkpoint.difference import difference
 from sparsetune.checkpoint.folders import atomic_folder
 from sparsetune.checkpoint.manifest import Manifest, read_manifest
 from sparsetune.checkpoint.policy_file import read_policy, write_policy
-from sparsetune.checkpoint.sparge_pt import read_sparge_pt, write_sparge_pt
+from sparsetune.checkpoint.sparge_pt import check_expressible, read_sparge_pt, write_sparge_pt
 from sparsetune.errors import CheckpointError
-from sparsetune.files import write_text
+from sparsetune.files import atomic_path, write_text
 
 POLICY_FILE = "policy.safetensors"
 MANIFEST_FILE = "manifest.json"
@@ -18,7 +22,7 @@ MANIFEST_FILE = "manifest.json"
 def save_checkpoint(checkpoint: Checkpoint, folder: Path | str) -> Path:
     """Save a checkpoint as FOLDER/policy.safetensors and FOLDER/manifest.json.
 
-    An existing checkpoint there is replaced whole; one that couldn't be loaded again never takes its place.
+    An existing checkpoint there is replaced whole; one that isn't the same when loaded never takes its place.
     Thresholds are rounded to float32, as kernels take them.
 
     Returns:
@@ -33,7 +37,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path | str) -> Path:
     with atomic_folder(folder) as temporary:
         write_policy(checkpoint.policy, temporary / POLICY_FILE)
         write_text(temporary / MANIFEST_FILE, checkpoint.manifest.model_dump_json(indent=2) + "\n")
-        _load_folder(temporary)
+        _check_same(checkpoint.policy, _load_folder(temporary).policy, folder)
     return folder
 
 
@@ -70,7 +74,8 @@ def convert(source: Path | str, target: Path | str, *, allow_loss: bool = False)
     """Load a checkpoint in any form and save it in the form that the target's suffix names.
 
     `.pt` is SpargeAttn's, `.safetensors` a lone policy file, anything else a checkpoint folder. A manifest
-    only fits into a folder.
+    only fits into a folder; a policy.safetensors with a manifest.json beside it is its folder, whose manifest is
+    replaced too. What was written is read again and compared before it takes the target's place.
 
     Args:
         source: what `load_checkpoint` takes.
@@ -81,18 +86,50 @@ def convert(source: Path | str, target: Path | str, *, allow_loss: bool = False)
         The target.
 
     Raises:
-        CheckpointError: the source isn't a checkpoint, or the target's form can't hold it.
+        CheckpointError: the source isn't a checkpoint, the target's form can't hold it, or what was written isn't
+            what was read.
     """
     checkpoint, target = load_checkpoint(source), Path(target)
     if target.suffix not in (".pt", ".safetensors"):
         return save_checkpoint(checkpoint, target)
     if target.is_dir():
         raise CheckpointError(f"the target must be a file, but {target} is a folder; give another path")
+    if target.name == POLICY_FILE and (target.parent / MANIFEST_FILE).is_file():
+        save_checkpoint(checkpoint, target.parent)
+        return target
     if target.suffix == ".pt":
-        write_sparge_pt(checkpoint.policy, target, allow_loss=allow_loss)
-    else:
-        write_policy(checkpoint.policy, target)
+        check_expressible(checkpoint.policy, target, allow_loss=allow_loss)
+    with atomic_path(target) as temporary:
+        if target.suffix == ".pt":
+            write_sparge_pt(checkpoint.policy, temporary, allow_loss=allow_loss)
+            _check_thresholds(checkpoint.policy, read_sparge_pt(temporary), target)
+        else:
+            write_policy(checkpoint.policy, temporary)
+            _check_same(checkpoint.policy, read_policy(temporary), target)
     return target
+
+
+def _check_same(policy: Policy, written: Policy, target: Path) -> None:
+    """Compare all of two policies, their thresholds as kernels get them."""
+    orders = [layer.order for layer in policy.layers] == [layer.order for layer in written.layers]
+    if difference(policy, written).rules or not orders:
+        raise CheckpointError(f"what is written to {target} must be what was read, but its rules differ; save it anew")
+    _check_thresholds(policy, written, target)
+
+
+def _check_thresholds(policy: Policy, written: Policy, target: Path) -> None:
+    """Compare the thresholds that a kernel gets, in float32; a dense head's own are of no account."""
+    device = torch.device("cpu")
+    held, found = ([layer.tensors(device) for layer in one.layers] for one in (policy, written))
+    names = [layer.name for layer in policy.layers] == [layer.name for layer in written.layers]
+    columns = ("simthreshd1", "select", "pvthreshd")
+    same = names and all(
+        torch.equal(getattr(one, column), getattr(other, column))
+        for one, other in zip(held, found, strict=True)
+        for column in columns
+    )
+    if not same:
+        raise CheckpointError(f"what is written to {target} must be what was read, but differs; choose another form")
 
 
 def _load_folder(folder: Path) -> Checkpoint:

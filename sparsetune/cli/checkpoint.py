@@ -7,16 +7,19 @@ from pathlib import Path
 import click
 
 from sparsetune.cli.command import Command
+from sparsetune.cli.settings import build_config, config_options
 
 
-@click.group(name="checkpoint", short_help="Show or convert a tuned checkpoint.")
+@click.group(name="checkpoint", short_help="Show, convert, verify or compare tuned checkpoints.")
 def command() -> None:
-    """Show a tuned checkpoint, or convert it from or to SpargeAttn's form.
+    """Show a tuned checkpoint, convert it from or to SpargeAttn's form, verify it against a model, compare two.
 
     \b
     Examples:
       sparsetune checkpoint show results/demo/checkpoint
       sparsetune checkpoint convert CogVideoX-2b_0.06_0.07.pt results/upstream
+      sparsetune checkpoint verify tuned.pt --model cogvideox-2b
+      sparsetune checkpoint diff results/demo/checkpoint other.pt
     """
 
 
@@ -26,14 +29,17 @@ def command() -> None:
 def show(path: str, as_json: bool) -> None:
     """Print what the checkpoint PATH holds: its manifest, and each layer's thresholds.
 
-    PATH is a checkpoint folder, a .safetensors file or SpargeAttn's .pt.
+    PATH is a checkpoint folder, a .safetensors file or SpargeAttn's .pt, or one in MLflow: models:/NAME@ALIAS,
+    models:/NAME/VERSION, runs:/ID or a run id.
 
     \b
-    Example:
+    Examples:
       sparsetune checkpoint show results/demo/checkpoint --json
+      sparsetune checkpoint show models:/demo-sparse@champion
     """
-    from sparsetune.checkpoint import load_checkpoint, summarize
+    from sparsetune.checkpoint import summarize
     from sparsetune.cli.tables import checkpoint_table, print_table
+    from sparsetune.tracking.loading import load_checkpoint
 
     checkpoint = load_checkpoint(path)
     layers = summarize(checkpoint)
@@ -41,15 +47,17 @@ def show(path: str, as_json: bool) -> None:
     manifest = checkpoint.manifest.model_dump(mode="json")
     rules = {
         "dense_fraction": policy.schedule.dense_fraction,
-        "order": policy.order,
+        "drop_scale": policy.schedule.drop_scale,
+        "order": " and ".join(sorted(set(policy.orders))),
         "keep_text": policy.keep_text,
+        "select_partial": policy.select_partial,
     }
     if as_json:
         rows = [dataclasses.asdict(layer) for layer in layers]
         click.echo(json.dumps({"manifest": manifest, "policy": rules, "layers": rows}, indent=2, ensure_ascii=False))
         return
     for name, value in (manifest | rules).items():
-        if value not in (None, {}, []):
+        if value not in (None, {}, [], ()):
             click.echo(f"{name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
     print_table(checkpoint_table(layers))
 
@@ -65,12 +73,64 @@ def show(path: str, as_json: bool) -> None:
 def convert(source: str, target: Path, allow_loss: bool) -> None:
     """Write the checkpoint SOURCE as TARGET, in the form that TARGET's suffix names.
 
-    `.pt` is SpargeAttn's form, `.safetensors` a lone policy file, anything else a checkpoint folder.
+    SOURCE is anything that `show` takes. `.pt` is SpargeAttn's form, `.safetensors` a lone policy file, anything else
+    a checkpoint folder.
 
     \b
     Example:
       sparsetune checkpoint convert results/demo/checkpoint tuned.pt --allow-loss
     """
     from sparsetune.checkpoint import convert as convert_checkpoint
+    from sparsetune.tracking.references import resolve_checkpoint
 
-    click.echo(convert_checkpoint(source, target, allow_loss=allow_loss))
+    click.echo(convert_checkpoint(resolve_checkpoint(source), target, allow_loss=allow_loss))
+
+
+@command.command(cls=Command, name="verify")
+@click.argument("path")
+@config_options
+@click.pass_context
+def verify(ctx: click.Context, path: str) -> None:
+    """Check that the checkpoint PATH belongs to a model: its layers, heads and head dimensions.
+
+    A packaged model is built without its weights for that, so nothing is downloaded; another one is loaded.
+
+    \b
+    Example:
+      sparsetune checkpoint verify tuned.pt --model cogvideox-2b
+    """
+    from sparsetune.cli.terminal import results_alone
+    from sparsetune.models.loading import load_pipeline
+    from sparsetune.models.random_weights import blueprint, blueprints
+    from sparsetune.models.skeleton import skeleton
+    from sparsetune.models.sparse import policy_for
+    from sparsetune.tracking.loading import load_checkpoint
+
+    config = build_config(ctx)
+    with results_alone():
+        checkpoint = load_checkpoint(path)
+        published = {name: source for source in blueprints() for name in (source, blueprint(source).hub_id)}
+        known = published.get(config.model.source)
+        pipe = skeleton(blueprint(known)) if known else load_pipeline(config.model).pipe
+        policy = policy_for(pipe, checkpoint)
+    heads = sum(len(layer.heads) for layer in policy.layers)
+    click.echo(f"{path} fits {config.model.name}: {len(policy.layers)} layers, {heads} heads")
+
+
+@command.command(cls=Command, name="diff")
+@click.argument("first")
+@click.argument("second")
+@click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.  [default: off]")
+def diff(first: str, second: str, as_json: bool) -> None:
+    """Print what sets the policies of two checkpoints apart, layer by layer.
+
+    \b
+    Example:
+      sparsetune checkpoint diff results/demo/checkpoint tuned.pt
+    """
+    from sparsetune.checkpoint import difference
+    from sparsetune.cli.tables import difference_text
+    from sparsetune.tracking.loading import load_checkpoint
+
+    found = difference(load_checkpoint(first).policy, load_checkpoint(second).policy)
+    click.echo(json.dumps(dataclasses.asdict(found), indent=2) if as_json else difference_text(found))

@@ -18,6 +18,7 @@ from sparsetune.config import Config
 
 if TYPE_CHECKING:
     from sparsetune.models.generation import Frames
+    from sparsetune.models.prompts import Prompt
 
 
 @click.command(cls=Command, name="generate", short_help="Render one prompt, dense or sparse.")
@@ -29,28 +30,47 @@ if TYPE_CHECKING:
     "--tuned-path",
     "checkpoint",
     metavar="PATH",
-    help="Checkpoint to render under: a folder, a .safetensors file or SpargeAttn's .pt.  [default: none, dense]",
+    help="Checkpoint to render under: a folder or file, models:/NAME@ALIAS, runs:/ID or a run id.  "
+    "[default: none, dense]",
 )
+@click.option("--dense", is_flag=True, help="Render dense all the same, for comparison.  [default: off]")
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Video file to write.  [default: results/MODEL/generated.mp4]",
 )
+@click.option(
+    "--image",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Image that an image-to-video model starts from.  [default: none]",
+)
 @setting("eval.seed", "--seed", help="Seed of the video")
 @generation_options
 @model_options
+@setting("break_even")
 @click.pass_context
-def command(ctx: click.Context, prompt: str, use_tuned: bool, checkpoint: str | None, output: Path | None) -> None:
+def command(
+    ctx: click.Context,
+    prompt: str,
+    use_tuned: bool,
+    checkpoint: str | None,
+    dense: bool,
+    output: Path | None,
+    image: Path | None,
+) -> None:
     """Render PROMPT to a video file, dense or under a tuned checkpoint.
 
     \b
     Examples:
       sparsetune generate "a red circle moving right over a grey background"
       sparsetune generate "a panda eats bamboo" --model cogvideox-2b --use-tuned -o panda.mp4
+      sparsetune generate "a panda eats bamboo" --checkpoint models:/cogvideox-2b-sparse@champion --dense
     """
     from sparsetune.cli.progress import clock
+    from sparsetune.cli.stores import local_checkpoint
     from sparsetune.errors import PromptError
+    from sparsetune.models.prompts import Prompt
     from sparsetune.video import write_video
 
     if not prompt.strip():
@@ -59,19 +79,22 @@ def command(ctx: click.Context, prompt: str, use_tuned: bool, checkpoint: str | 
     if use_tuned and checkpoint is None:
         checkpoint = str(config.model.results_folder / "checkpoint")
     target = output or config.model.results_folder / "generated.mp4"
-    frames, seconds, sparsity = _render(config, prompt, checkpoint)
+    checkpoint = None if dense else local_checkpoint(checkpoint, config)
+    frames, seconds, sparsity = _render(config, Prompt(prompt, image), checkpoint)
     write_video(target, frames, config.generation.fps)
     how = "dense" if sparsity is None else f"at sparsity {sparsity:.3f}"
     click.echo(f"rendered {how} in {clock(seconds)}", err=True)
     click.echo(target)
 
 
-def _render(config: Config, prompt: str, checkpoint: str | None) -> "tuple[Frames, float, float | None]":
+def _render(config: Config, prompt: "Prompt", checkpoint: str | None) -> "tuple[Frames, float, float | None]":
+    from sparsetune.checkpoint import load_checkpoint
     from sparsetune.cli.progress import ProgressBar
     from sparsetune.cli.terminal import results_alone
     from sparsetune.models.generation import Renderer
     from sparsetune.models.loading import load_pipeline
     from sparsetune.models.sparse import sparsify
+    from sparsetune.models.tuned_for import warn_of_other_settings
 
     bar = ProgressBar()
     with results_alone(), contextlib.ExitStack() as stack:
@@ -79,7 +102,9 @@ def _render(config: Config, prompt: str, checkpoint: str | None) -> "tuple[Frame
         renderer = Renderer(load_pipeline(config.model), config.generation)
         handle = None
         if checkpoint is not None:
-            handle = stack.enter_context(sparsify(renderer.loaded.pipe, checkpoint, config.backend))
+            loaded = load_checkpoint(checkpoint)
+            warn_of_other_settings(loaded.manifest, config.generation)
+            handle = stack.enter_context(sparsify(renderer.loaded.pipe, loaded, config.backend, config.break_even))
         bar.start("rendering", config.generation.num_inference_steps)
         stack.callback(bar.stop)
         rendering = renderer.render(

@@ -97,9 +97,21 @@ def config_options(command: Decorated) -> Decorated:
     return model(file_options(command))
 
 
-model_options = settings(
-    "model.device", "model.dtype", "model.offload", "model.vae_tiling", "model.vae_slicing", "backend"
-)
+def model_options(command: Decorated) -> Decorated:
+    """Add how a model is loaded, or built with random weights."""
+    command = click.option(
+        "--tiny", is_flag=True, expose_value=False, callback=_remember_random,
+        help="Build the model with random weights and a few layers: what runs on any machine.  [default: off]",
+    )(command)  # fmt: skip
+    command = click.option(
+        "--random-weights", is_flag=True, expose_value=False, callback=_remember_random,
+        help="Build the model with random weights at full size, without a download.  [default: off]",
+    )(command)  # fmt: skip
+    return settings("model.device", "model.dtype", "model.offload", "model.vae_tiling", "model.vae_slicing", "backend")(
+        command
+    )
+
+
 generation_options = settings(
     "generation.num_inference_steps",
     "generation.num_frames",
@@ -146,6 +158,15 @@ def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     if ctx.get_parameter_source(param.name) is ParameterSource.COMMANDLINE:
         key = param.key if isinstance(param, SettingOption) else param.name
         ctx.meta.setdefault(_GIVEN, {})[key] = value
+
+
+def _remember_random(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Keep the size that was asked for; `--tiny` decides, given together with `--random-weights` or alone."""
+    given = ctx.meta.setdefault(_GIVEN, {})
+    if value and param.name == "tiny":
+        given["model.random_weights"] = "tiny"
+    elif value:
+        given.setdefault("model.random_weights", "full")
 
 
 def _click_type(annotation: Any) -> Any:

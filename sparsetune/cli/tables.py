@@ -8,7 +8,7 @@ import click
 from sparsetune.metrics import interval_caveat, registry
 
 if TYPE_CHECKING:
-    from sparsetune.checkpoint import LayerSummary
+    from sparsetune.checkpoint import LayerSummary, PolicyDifference
     from sparsetune.evaluation.comparison import Change, Comparison
     from sparsetune.evaluation.result import EvaluationResult, MetricStatistics
     from sparsetune.evaluation.videos import VideoComparison
@@ -155,6 +155,27 @@ def checkpoint_table(layers: Sequence["LayerSummary"]) -> Table:
         for layer in layers
     ]
     return ("layer", "rule", "sparse heads", "simthreshd1", "cdfthreshd", "topk", "pvthreshd"), rows
+
+
+def difference_text(found: "PolicyDifference") -> str:
+    """What sets two policies apart: their rules, layers of one alone, and each layer whose thresholds differ."""
+    if found.is_empty:
+        return "the policies are the same"
+    lines = [f"{name}: {first} -> {second}" for name, (first, second) in found.rules.items()]
+    lines += [f"only in the first: {name}" for name in found.only_first]
+    lines += [f"only in the second: {name}" for name in found.only_second]
+    rows = [
+        [
+            layer.name,
+            f"{layer.changed_heads}/{max(layer.num_heads)}",
+            f"{layer.sparse_heads[0]} -> {layer.sparse_heads[1]}",
+            ", ".join(f"{name} {_optional(one)} -> {_optional(two)}" for name, (one, two) in layer.means.items()),
+        ]
+        for layer in found.layers
+    ]
+    if rows:
+        lines.append(table_text((("layer", "heads changed", "sparse heads", "mean thresholds"), rows)))
+    return "\n".join(lines)
 
 
 def _optional(value: float | None) -> str:

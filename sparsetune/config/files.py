@@ -32,7 +32,7 @@ def find_config(config: str | Path) -> Path:
     Raises:
         ConfigError: there is no such file or name.
     """
-    text, path, named = str(config), Path(config), named_configs()
+    text, path, named = str(config), Path(config).expanduser(), named_configs()
     if text in named:
         return named[text]
     if path.is_file():
@@ -87,4 +87,4 @@ def _from_file(path: Path, key: str, value: Any) -> Any:
         return value
     if key == "model.source" and not value.startswith("."):
         return value  # a hub id, `demo`, or an absolute path
-    return str(path.resolve().parent / value)
+    return str(path.resolve().parent / Path(value).expanduser())

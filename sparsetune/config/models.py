@@ -1,22 +1,33 @@
 """The configuration's models: every setting with its type, range, unit and only default."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self, get_args
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from sparsetune.config.files import configs_folder
 
-Backend = Literal["auto", "reference", "sparge", "dense"]
+Backend = Literal["auto", "reference", "sparge", "flex", "dense"]
 Offload = Literal["none", "model", "sequential", "auto"]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-Tuner = Literal["optuna", "builtin"]
+Tuner = Literal["optuna", "calibrate", "builtin"]
+Sampler = Literal["tpe", "gp", "nsga2", "cmaes", "random"]
+Goal = Literal["sparsity", "speed", "pareto"]
+KeepText = Literal["always", "never", "search"]
 Space = Literal["budget", "raw"]
 Granularity = Literal["global", "group", "layer"]
 Rule = Literal["cdf", "topk"]
 Order = Literal["raster", "tiles", "cubes", "hilbert", "hilbert3d"]
 
+
+def _yaml_no(value: Any) -> Any:
+    return "no" if value is False else value  # which is what YAML makes of a bare `no`
+
+
+RandomWeights = Annotated[Literal["no", "full", "tiny"], BeforeValidator(_yaml_no)]
+LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]
+"""A path whose `~` is the user's home, wherever it was said."""
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 MetricNames = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -41,6 +52,9 @@ class ModelConfig(_Section):
         "demo", min_length=1, description="`demo` (embedded), a local folder in the hub's layout, or a hub id."
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
+    random_weights: RandomWeights = Field(
+        "no", description="Build the model with random weights, without a download: at full size, or tiny."
+    )
     dtype: Dtype = Field("auto", description="Weights' data type; auto is bfloat16 on a GPU, float32 on a CPU.")
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one.")
     offload: Offload = Field("none", description="Keep idle modules off the GPU; auto does when its memory is short.")
@@ -62,46 +76,86 @@ class GenerationConfig(_Section):
     num_inference_steps: int = Field(50, gt=0, description="Denoising steps.")
     guidance_scale: float = Field(6.0, ge=0.0, description="Classifier-free guidance; 1 or less turns it off.")
     fps: int = Field(8, gt=0, le=240, description="Frames a second of the video files.")
-    negative_prompt: str = Field("", description="What guidance steers away from.")
+    negative_prompt: str = Field("", description="What guidance steers away from; empty is the pipeline's own.")
     max_sequence_length: int | None = Field(None, gt=0, description="Text tokens; null is the pipeline's own.")
 
 
 class TuneConfig(_Section):
     """How thresholds are searched."""
 
-    tuner: Tuner = Field("optuna", description="optuna searches rendered videos; builtin is SpargeAttn's own search.")
+    tuner: Tuner = Field(
+        "optuna",
+        description="optuna searches on rendered videos; calibrate reads thresholds off measured attention errors; "
+        "builtin is SpargeAttn's own search.",
+    )
     n_trials: int = Field(30, gt=0, description="Trials of the study, those of earlier runs counted in.")
     num_prompts: int = Field(4, description="Prompts that a trial renders, from the top of the file.")
-    prompt_file: Path = Field(
+    prompt_file: LocalPath = Field(
         default_factory=lambda: configs_folder() / "prompts" / "tune.txt",
-        description="Prompts to search on, one a line.",
+        description="Prompts to search on: one a line, or YAML or JSONL with images.",
     )
     seed: int = Field(42, ge=0, le=2**31, description="Seed of the videos and of the search.")
+    sampler: Sampler = Field("tpe", description="Optuna's sampler.")
+    objective: Goal = Field(
+        "sparsity", description="What the gate's passers compete in: sparsity, measured speed, or sparsity and PSNR."
+    )
     space: Space = Field("budget", description="Search calibrated error budgets, or raw thresholds.")
     granularity: Granularity = Field("group", description="One choice for all layers, three groups, or each layer.")
+    schedule: bool = Field(True, description="Let steps that bear it drop more than others.")
     orders: Annotated[tuple[Order, ...], Field(min_length=1)] = Field(
-        ("raster", "tiles", "cubes"), description="Token orders to choose from."
+        ("raster", "tiles", "hilbert"), description="Token orders to choose from; `all` for every one."
     )
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)] = Field(("cdf",), description="Mask rules to choose from.")
+    keep_text: KeepText = Field(
+        "always", description="Compute the text's key blocks always, never (SpargeAttn's way), or search both."
+    )
+    skip_pv: bool = Field(False, description="Search pvthreshd too, which skips work that sparsity doesn't count.")
+    select_partial: bool = Field(
+        True, description="Choose a partial last block like any other; SpargeAttn always computes it."
+    )
     calibration_steps: int = Field(6, gt=0, description="Denoising steps that calibration samples.")
+    probe_prompts: int = Field(
+        2, ge=0, description="Prompts on which each part of the generation is tried alone; 0 treats all parts alike."
+    )
+    l1: float = Field(0.06, gt=0.0, le=1.0, description="calibrate, builtin: bound on each head's relative L1 error.")
+    pv_l1: float = Field(0.065, gt=0.0, le=1.0, description="The same with pvthreshd at work; must exceed l1.")
+    parallel_tune: bool = Field(False, description="builtin: search heads in parallel over the GPUs of this host.")
     margin_db: float = Field(
         2.5, ge=0.0, description="Raise the gate's PSNR bounds by so many dB while searching: eval prompts differ."
     )
     storage: str | None = Field(None, description="Optuna storage URL; null is SQLite beside the tracking store.")
     study_name: str | None = Field(None, description="Study to start or resume; null names it after its settings.")
-    max_minutes: float | None = Field(None, gt=0.0, description="Start no trial after so many minutes.")
+    max_minutes: float | None = Field(
+        None, gt=0.0, description="End after so many minutes, at the next prompt's end, with the best so far."
+    )
+
+    @field_validator("orders", mode="before")
+    @classmethod
+    def _all_orders(cls, value: Any) -> Any:
+        return get_args(Order) if value in ("all", ("all",), ["all"]) else value
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
+        if self.pv_l1 <= self.l1:
+            raise ValueError(
+                f"tune.pv_l1 must exceed tune.l1, since it bounds the error of both, but they are {self.pv_l1:g} and "
+                f"{self.l1:g}; raise --pv-l1"
+            )
+        return self
 
 
 class EvalConfig(_Section):
     """How a policy is judged against the dense model."""
 
     num_prompts: int = Field(5, description="Prompts to render, from the top of the file.")
-    prompt_file: Path = Field(
+    prompt_file: LocalPath = Field(
         default_factory=lambda: configs_folder() / "prompts" / "eval.txt",
-        description="Prompts to judge by, one a line.",
+        description="Prompts to judge by: one a line, or YAML or JSONL with images.",
     )
     seed: int = Field(42, ge=0, le=2**31, description="Seed of every video.")
-    output_dir: Path | None = Field(None, description="Folder of result, videos, report; null is results/MODEL/eval.")
+    output_dir: LocalPath | None = Field(
+        None, description="Folder of result, videos, report; null is results/MODEL/eval."
+    )
     save_videos: bool = Field(True, description="Write dense, sparse and side-by-side videos.")
     metrics: MetricNames = Field(
         DEFAULT_METRICS, description="Metrics to compute, by name; your own registered ones always are."
@@ -127,13 +181,13 @@ class TrackingConfig(_Section):
     enabled: bool = Field(True, description="Record runs in MLflow.")
     uri: str | None = Field(None, description="MLflow tracking URI; null is MLFLOW_TRACKING_URI, then SQLite in root.")
     experiment: str | None = Field(None, description="MLflow experiment; null names it after the model.")
-    root: Path = Field(Path("mlruns"), description="Folder of the default tracking store.")
+    root: LocalPath = Field(Path("mlruns"), description="Folder of the default tracking store.")
 
 
 class CacheConfig(_Section):
     """Where dense baselines are kept."""
 
-    dir: Path | None = Field(None, description="Folder of the dense baselines; null is the user's cache folder.")
+    dir: LocalPath | None = Field(None, description="Folder of the dense baselines; null is the user's cache folder.")
     max_gb: float = Field(20.0, gt=0.0, description="Size bound in GB; the least recently used baselines go first.")
 
     @property
@@ -152,4 +206,7 @@ class Config(_Section):
     gate: GateConfig = Field(default_factory=GateConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     cache: CacheConfig = Field(default_factory=CacheConfig)
-    backend: Backend = Field("auto", description="What computes sparse attention; auto is sparge where it runs.")
+    backend: Backend = Field("auto", description="What computes sparse attention; auto takes the fastest that runs.")
+    break_even: LocalPath | None = Field(
+        None, description="Table of `sparsetune bench`: layers that wouldn't gain run dense; null asks nothing of them."
+    )

@@ -55,7 +55,7 @@ def resolve(
     if "model.source" in upper:  # what the file says of its own model isn't meant for this one
         file = {key: given for key, given in file.items() if key not in ("model.name", "model.revision")}
     given = file | upper
-    return _validate(_base(given) | given)
+    return _validate(_random_weights(_base(given) | given, upper))
 
 
 def _base(given: _Layer) -> _Layer:
@@ -71,6 +71,24 @@ def _base(given: _Layer) -> _Layer:
     if text == path.stem:
         del given["model.source"]
     return _file(path)
+
+
+def _random_weights(given: _Layer, upper: _Layer) -> _Layer:
+    """Name a model with random weights apart, so that nothing of it is taken for the real one's.
+
+    A file's section `tiny` holds the generation settings that suit the tiny model, `facts` what is known of the model.
+    """
+    tiny = {f"generation{key.removeprefix('tiny')}": value for key, value in given.items() if key.startswith("tiny.")}
+    given = {key: value for key, value in given.items() if not key.startswith(("tiny.", "facts."))}
+    size = given.get("model.random_weights")
+    if size is None or size.value not in ("full", "tiny"):
+        return given
+    if size.value == "tiny":
+        given |= {key: value for key, value in tiny.items() if key not in upper}
+    if "model.name" in given and "model.name" not in upper:
+        name = given["model.name"]
+        given["model.name"] = _Given(f"{name.value}-{'tiny' if size.value == 'tiny' else 'random'}", name.origin)
+    return given
 
 
 def config_fields() -> dict[str, FieldInfo]:

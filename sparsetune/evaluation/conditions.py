@@ -5,17 +5,19 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparsetune.attention.device import device_name
 from sparsetune.attention.policy import Policy
 from sparsetune.checkpoint.environment import git_commit, versions
 from sparsetune.checkpoint.manifest import hash_prompts, utc_now
 from sparsetune.evaluation.entry import BaselineKey, canonical_hash
 from sparsetune.evaluation.result import ConfigSection, EnvironmentSection, ModelSection, PolicySection, Spread
+from sparsetune.models.prompts import AnyPrompt, as_prompt, image_digest, texts
 
 if TYPE_CHECKING:
     from sparsetune.models.generation import Renderer
@@ -24,17 +26,19 @@ _RENDERING_PACKAGES = ("torch", "diffusers", "transformers")
 """Packages whose version can change a dense video's pixels."""
 
 
-def baseline_key(renderer: "Renderer", prompt: str, seed: int) -> BaselineKey:
+def baseline_key(renderer: "Renderer", prompt: AnyPrompt, seed: int) -> BaselineKey:
     """Give the address of a prompt's dense video."""
     loaded, settings = renderer.loaded, renderer.settings
+    given = as_prompt(prompt)
+    negative_prompt = settings.negative_prompt if given.negative_prompt is None else given.negative_prompt
     return BaselineKey(
         source=loaded.identity.source,
         revision=loaded.identity.revision,
         fingerprint=loaded.identity.fingerprint,
         pipeline_class=loaded.identity.pipeline_class,
-        prompt=prompt,
-        negative_prompt=settings.negative_prompt,
-        seed=seed,
+        prompt=given.text,
+        negative_prompt=negative_prompt,
+        seed=seed if given.seed is None else given.seed,
         num_frames=settings.num_frames,
         height=settings.height,
         width=settings.width,
@@ -46,6 +50,7 @@ def baseline_key(renderer: "Renderer", prompt: str, seed: int) -> BaselineKey:
         device=device_kind(loaded.device),
         vae_tiling=vae_tiling(loaded.pipe),
         versions=_rendering_versions(),
+        image=None if given.image is None else image_digest(given.image),
     )
 
 
@@ -63,12 +68,21 @@ def model_section(renderer: "Renderer") -> ModelSection:
     )
 
 
+def policy_digest(policy: Policy) -> str:
+    """Hash a whole policy, in hexadecimal.
+
+    What has its default value is left out: a field that a later version adds leaves the hashes of the policies before
+    it as they were, and a registered checkpoint is still told from another.
+    """
+    return canonical_hash(_beyond_defaults(policy))
+
+
 def policy_section(policy: Policy) -> PolicySection:
     """Describe a policy in brief."""
     heads = [head for layer in policy.layers for head in layer.heads]
     sparse = [head for head in heads if head.is_sparse]
     return PolicySection(
-        digest=canonical_hash(asdict(policy)),
+        digest=policy_digest(policy),
         rule=" and ".join(sorted({layer.rule for layer in policy.layers})),
         num_layers=len(policy.layers),
         num_heads=len(heads),
@@ -78,24 +92,27 @@ def policy_section(policy: Policy) -> PolicySection:
         topk=_spread([head.topk for head in sparse if head.topk is not None]),
         pvthreshd=_spread([head.pvthreshd for head in sparse]),
         dense_fraction=policy.schedule.dense_fraction,
-        order=policy.order,
+        drop_scale=_spread(policy.schedule.drop_scale),
+        order=" and ".join(sorted(set(policy.orders))),
         keep_text=policy.keep_text,
+        select_partial=policy.select_partial,
     )
 
 
 def config_section(
     renderer: "Renderer",
     policy: Policy,
-    prompts: Sequence[str],
+    prompts: Sequence[AnyPrompt],
     *,
     seed: int,
     tuned: bool,
     checkpoint: str | None,
     tuner: str | None,
     backend: str,
+    break_even: Path | None,
     metrics: tuple[str, ...],
     prompt_file: Path | None,
-    tune_prompts: Sequence[str],
+    tune_prompts: Sequence[AnyPrompt],
 ) -> ConfigSection:
     """Put together everything that decides an evaluation's numbers; the arguments are those of `evaluate`."""
     loaded, settings = renderer.loaded, renderer.settings
@@ -121,20 +138,24 @@ def config_section(
         device=device_kind(loaded.device),
         vae_tiling=vae_tiling(loaded.pipe),
         backend=backend,
+        break_even=str(break_even) if break_even is not None else None,
         policy=policy_section(policy),
         metrics=metrics,
         prompt_file=str(prompt_file) if prompt_file is not None else None,
         prompts_hash=hash_prompts(prompts),
-        prompts_in_tune_set=tuple(prompt for prompt in dict.fromkeys(prompts) if prompt in tuned_on),
+        prompts_in_tune_set=texts([prompt for prompt in dict.fromkeys(prompts) if prompt in tuned_on]),
     )
 
 
-def environment_section(renderer: "Renderer", seconds_total: float, seconds_generation: float) -> EnvironmentSection:
+def environment_section(
+    renderer: "Renderer", backend_reason: str, seconds_total: float, seconds_generation: float
+) -> EnvironmentSection:
     """Describe the machine and the software."""
     return EnvironmentSection(
         created=utc_now(),
         platform=platform.platform(),
         device_name=device_name(renderer.loaded.device),
+        backend_reason=backend_reason,
         num_threads=torch.get_num_threads(),
         versions=versions(),
         git_commit=git_commit(),
@@ -169,17 +190,24 @@ def device_kind(device: torch.device) -> str:
     return f"{device.type} {device_name(device)}"
 
 
-def device_name(device: torch.device) -> str:
-    """Name the device as a person would, e.g. `NVIDIA H100 80GB HBM3`."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
-
-
 @functools.cache
 def _rendering_versions() -> tuple[tuple[str, str], ...]:
     installed = versions()
     return tuple((name, installed.get(name, "none")) for name in _RENDERING_PACKAGES)
+
+
+def _beyond_defaults(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_beyond_defaults(one) for one in value]
+    if not is_dataclass(value):
+        return value
+    found = {}
+    for field in fields(value):
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        own = getattr(value, field.name)
+        if own != default:
+            found[field.name] = _beyond_defaults(own)
+    return found
 
 
 def _spread(values: Sequence[float]) -> Spread | None:

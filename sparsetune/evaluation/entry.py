@@ -49,6 +49,7 @@ class BaselineKey:
         device: the kind of device, by name for an accelerator.
         vae_tiling: whether the VAE decodes in tiles, whose seams are blended.
         versions: (package, version) of all that computes: torch, diffusers, transformers.
+        image: hash of the image that the video starts from; None where there is none.
     """
 
     source: str
@@ -69,11 +70,15 @@ class BaselineKey:
     device: str
     vae_tiling: bool
     versions: tuple[tuple[str, str], ...]
+    image: str | None = None
 
     @property
     def digest(self) -> str:
         """SHA-256 of the key as canonical JSON, in hexadecimal: the entry's address."""
-        return canonical_hash({"format": _FORMAT, **asdict(self)})
+        fields = asdict(self)
+        if self.image is None:  # entries from before there were images keep their address
+            del fields["image"]
+        return canonical_hash({"format": _FORMAT, **fields})
 
 
 class EntryInfo(BaseModel):

@@ -9,6 +9,7 @@ from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
 from sparsetune.evaluation.pair import Frames, Watch, render, rendering_dense, running
 from sparsetune.evaluation.result import PromptRow, Rung
 from sparsetune.metrics import compute_available
+from sparsetune.models.prompts import AnyPrompt
 
 if TYPE_CHECKING:
     from sparsetune.attention.sparsify import SparseHandle
@@ -45,7 +46,7 @@ def full_density(policy: Policy) -> Policy:
 def climb(
     renderer: "Renderer",
     handle: "SparseHandle",
-    prompt: str,
+    prompt: AnyPrompt,
     seed: int,
     dense: Frames,
     metrics: Sequence[str],
@@ -56,7 +57,7 @@ def climb(
     Args:
         renderer: of the pipeline that the handle is installed on.
         handle: the policy at work; it is put back afterwards.
-        prompt: the text.
+        prompt: what is rendered.
         seed: of every rendering.
         dense: the dense baseline.
         metrics: names of registered metrics; those that can't be computed are left out.

@@ -14,6 +14,7 @@ from sparsetune.errors import GenerationError
 from sparsetune.evaluation.baseline import Baseline, BaselineCache
 from sparsetune.evaluation.conditions import baseline_key
 from sparsetune.metrics import compute_available
+from sparsetune.models.prompts import AnyPrompt, as_prompt
 
 if TYPE_CHECKING:
     from sparsetune.attention.sparsify import SparseHandle
@@ -70,7 +71,7 @@ class Pair:
 def evaluate_prompt(
     renderer: "Renderer",
     handle: "SparseHandle",
-    prompt: str,
+    prompt: AnyPrompt,
     seed: int,
     cache: BaselineCache,
     metrics: Sequence[str],
@@ -81,8 +82,8 @@ def evaluate_prompt(
     Args:
         renderer: of the pipeline that the handle is installed on.
         handle: the policy at work; its counters are reset.
-        prompt: the text.
-        seed: of both renderings.
+        prompt: what is rendered.
+        seed: of both renderings, where the prompt has none of its own.
         cache: where the dense video is read from, or kept in when it must be rendered.
         metrics: names of registered metrics.
         watch: told of every step.
@@ -100,13 +101,15 @@ def evaluate_prompt(
 def judge(
     renderer: "Renderer",
     handle: "SparseHandle",
-    prompt: str,
+    prompt: AnyPrompt,
     seed: int,
     cache: BaselineCache,
     metrics: Sequence[str],
     watch: Watch | None = None,
 ) -> tuple[PromptResult, Pair | None]:
     """Do as `evaluate_prompt`, and give the videos too; None where the prompt failed."""
+    given = as_prompt(prompt)
+    seed = seed if given.seed is None else given.seed
     try:
         dense = dense_baseline(renderer, handle, prompt, seed, cache, watch)
         handle.reset()
@@ -114,11 +117,11 @@ def judge(
     except GenerationError as error:
         if out_of_memory(error):
             raise
-        return PromptResult(prompt, seed, error=str(error)), None
+        return PromptResult(given.text, seed, error=str(error)), None
     stats = handle.stats()
     values, unavailable = compute_available(dense.frames, sparse.frames, metrics)
     result = PromptResult(
-        prompt=prompt,
+        prompt=given.text,
         seed=seed,
         metrics=values,
         unavailable=unavailable,
@@ -135,7 +138,7 @@ def judge(
 def dense_baseline(
     renderer: "Renderer",
     handle: "SparseHandle | None",
-    prompt: str,
+    prompt: AnyPrompt,
     seed: int,
     cache: BaselineCache,
     watch: Watch | None = None,
@@ -145,7 +148,7 @@ def dense_baseline(
     Args:
         renderer: of the pipeline.
         handle: the handle installed on it, kept from working meanwhile; None where none is.
-        prompt: the text.
+        prompt: what is rendered.
         seed: of the rendering.
         cache: the cache.
         watch: told of every step; once, as cached, where nothing was rendered.
@@ -179,16 +182,18 @@ def rendering_dense(handle: "SparseHandle | None") -> Iterator[None]:
 
 @contextlib.contextmanager
 def running(handle: "SparseHandle", policy: Policy) -> Iterator[None]:
-    """Put another policy to work while the block runs."""
-    before = handle.policy
+    """Put another policy to work while the block runs, in all its layers, whether that pays or not."""
+    before, break_even = handle.policy, handle.break_even
+    handle.break_even = None
     handle.policy = policy
     try:
         yield
     finally:
+        handle.break_even = break_even
         handle.policy = before
 
 
-def render(renderer: "Renderer", prompt: str, seed: int, side: "Side", watch: Watch | None) -> "Rendering":
+def render(renderer: "Renderer", prompt: AnyPrompt, seed: int, side: "Side", watch: Watch | None) -> "Rendering":
     """Render a prompt as the pipeline stands.
 
     Raises:

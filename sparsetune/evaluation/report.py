@@ -244,7 +244,9 @@ def _seconds(value: float | None) -> str:
 def _dense_steps(result: EvaluationResult) -> str:
     num_steps = result.config.num_inference_steps
     num_dense = DenseSchedule(result.config.policy.dense_fraction).num_dense_steps(num_steps)
-    return f"the first {num_dense} of {num_steps} steps dense" if num_dense else "no dense steps"
+    dense = f"the first {num_dense} of {num_steps} steps dense" if num_dense else "no dense steps"
+    scale = result.config.policy.drop_scale
+    return dense if scale is None else f"{dense}, {_spread(scale)} times what is left out by step"
 
 
 def _times(value: float | None) -> str:

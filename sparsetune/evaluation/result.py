@@ -65,8 +65,12 @@ class PolicySection(_Part):
     topk: Spread | None
     pvthreshd: Spread | None
     dense_fraction: Fraction = Field(description="Fraction of the denoising steps, at the start, that run dense.")
-    order: str = Field(description="Token order.")
+    drop_scale: Spread | None = Field(
+        None, description="Factors on what the thresholds leave out, by denoising step; null is 1 throughout."
+    )
+    order: str = Field(description="Token order; all of them where layers differ.")
     keep_text: bool = Field(description="Whether key blocks with text tokens are always computed.")
+    select_partial: bool = Field(False, description="Whether a partial last block is chosen like any other.")
 
 
 class ConfigSection(_Part):
@@ -92,6 +96,7 @@ class ConfigSection(_Part):
     device: str
     vae_tiling: bool
     backend: str = Field(description="The kernel that sparse calls were to run on.")
+    break_even: str | None = Field(None, description="Table by which layers that wouldn't gain ran dense.")
     policy: PolicySection
     metrics: tuple[str, ...]
     prompt_file: str | None
@@ -193,6 +198,7 @@ class EnvironmentSection(_Part):
     created: str = Field(description="UTC, ISO 8601.")
     platform: str
     device_name: str
+    backend_reason: str | None = Field(None, description="Why the sparse calls ran on that kernel.")
     num_threads: int = Field(description="Of PyTorch on the CPU.")
     versions: dict[str, str]
     git_commit: str | None

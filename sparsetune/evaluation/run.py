@@ -23,8 +23,9 @@ from sparsetune.files import write_text
 from sparsetune.metrics import BASE_METRICS, Gate, get, import_metrics, own_names, score, verdict
 from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import load_pipeline
-from sparsetune.models.prompts import load_prompts
+from sparsetune.models.prompts import AnyPrompt, load_prompts, texts
 from sparsetune.models.sparse import default_policy, policy_for, sparsify
+from sparsetune.models.tuned_for import warn_of_other_settings
 
 if TYPE_CHECKING:
     from sparsetune.config import Config
@@ -58,6 +59,8 @@ def evaluate_config(
     _metric_names(config.eval.metrics, gate)  # an unknown one fails before a large model is loaded
     prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
     loaded_checkpoint = load_checkpoint(checkpoint) if isinstance(checkpoint, Path | str) else checkpoint
+    if loaded_checkpoint is not None:
+        warn_of_other_settings(loaded_checkpoint.manifest, config.generation)
     renderer = Renderer(load_pipeline(config.model), config.generation)
     return evaluate(
         renderer,
@@ -68,6 +71,7 @@ def evaluate_config(
         metrics=config.eval.metrics,
         gate=gate,
         backend=config.backend,
+        break_even=config.break_even,
         listener=Listeners(listeners),
         output_dir=output_dir or config.eval.output_dir or Path("results") / config.model.name / "eval",
         save_videos=config.eval.save_videos,
@@ -83,13 +87,14 @@ def evaluate_config(
 def evaluate(
     renderer: Renderer,
     policy: Policy | None,
-    prompts: Sequence[str],
+    prompts: Sequence[AnyPrompt],
     *,
     cache: BaselineCache,
     seed: int = 42,
     metrics: Sequence[str] = DEFAULT_METRICS,
     gate: Gate | None = None,
     backend: str = "auto",
+    break_even: Path | None = None,
     listener: EvaluationListener | None = None,
     output_dir: Path | None = None,
     save_videos: bool = False,
@@ -99,7 +104,7 @@ def evaluate(
     tuner: str | None = None,
     ladder: bool = False,
     prompt_file: Path | None = None,
-    tune_prompts: Sequence[str] = (),
+    tune_prompts: Sequence[AnyPrompt] = (),
 ) -> EvaluationResult:
     """Judge a policy: render every prompt dense (or read it from the cache) and sparse with the same seed.
 
@@ -108,13 +113,14 @@ def evaluate(
     Args:
         renderer: the loaded model with its generation settings; no policy may be installed on it.
         policy: None is SpargeAttn's default thresholds.
-        prompts: the texts.
+        prompts: the texts, or what else a video is rendered from.
         cache: of dense videos.
         seed: of every rendering.
         metrics: names of registered metrics; `BASE_METRICS`, those that the gate needs and those that a user
             registered (`metrics.own_names()`) are always computed.
         gate: bounds to deploy; None is the default gate.
-        backend: `auto`, `sparge`, `reference` or `dense`.
+        backend: `auto`, `sparge`, `flex`, `reference` or `dense`.
+        break_even: table of `sparsetune bench`: layers whose sparsity wouldn't pay run dense.
         listener: told what happens.
         output_dir: where result, report, stills and videos go; None writes nothing.
         save_videos: write dense, sparse and side-by-side videos.
@@ -144,7 +150,7 @@ def evaluate(
     if output_dir is not None:
         outputs = OutputFolder(output_dir, renderer.loaded.family.name, tuned, renderer.settings.fps)
         outputs.check_writable()
-    with sparsify(renderer.loaded.pipe, policy, backend) as handle:
+    with sparsify(renderer.loaded.pipe, policy, backend, break_even) as handle:
         session = Session(
             renderer,
             handle,
@@ -167,6 +173,7 @@ def evaluate(
             checkpoint=checkpoint,
             tuner=tuner,
             backend=handle.backend.name,
+            break_even=break_even,
             metrics=names,
             prompt_file=prompt_file,
             tune_prompts=tune_prompts,
@@ -180,7 +187,7 @@ def _run(session: Session, config: ConfigSection, gate: Gate, started: float) ->
         listener.on_start(
             EvaluationStarted(
                 config=config.model_dump(mode="json"),
-                prompts=session.prompts,
+                prompts=texts(session.prompts),
                 num_steps=session.renderer.settings.num_inference_steps,
                 renderings=session.renderings,
                 metrics=session.metrics,
@@ -214,7 +221,10 @@ def _assemble(
         gate=gate_section(gate, rows),
         sparsity=sparsity_section([prompt.result for prompt in judged]),
         environment=environment_section(
-            session.renderer, time.perf_counter() - started, sum(prompt.seconds for prompt in judged)
+            session.renderer,
+            session.handle.chosen_because,
+            time.perf_counter() - started,
+            sum(prompt.seconds for prompt in judged),
         ),
     )
 
@@ -242,7 +252,9 @@ def _metric_names(metrics: Sequence[str], gate: Gate) -> tuple[str, ...]:
     return names
 
 
-def _tune_prompts(config: "Config", prompts: Sequence[str], checkpoint: Checkpoint | None) -> tuple[str, ...]:
+def _tune_prompts(
+    config: "Config", prompts: Sequence[AnyPrompt], checkpoint: Checkpoint | None
+) -> tuple[AnyPrompt, ...]:
     """Find the prompts that a policy may have been tuned on: the tune file's, or these if its hash is theirs."""
     if checkpoint is None:
         return ()

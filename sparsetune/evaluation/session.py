@@ -17,6 +17,7 @@ from sparsetune.evaluation.outputs import Moment, OutputFolder
 from sparsetune.evaluation.pair import Pair, PromptResult, Watch, judge, out_of_memory
 from sparsetune.evaluation.result import PromptRow, Rung
 from sparsetune.metrics import psnr_per_frame
+from sparsetune.models.prompts import AnyPrompt, as_prompt
 
 if TYPE_CHECKING:
     from sparsetune.attention.sparsify import SparseHandle
@@ -50,7 +51,7 @@ class Session:
 
     renderer: "Renderer"
     handle: "SparseHandle"
-    prompts: tuple[str, ...]
+    prompts: tuple[AnyPrompt, ...]
     seed: int
     cache: BaselineCache
     metrics: tuple[str, ...]
@@ -73,7 +74,10 @@ class Session:
             MetricError, CacheError, VideoError, SparsetuneError: as `evaluate` raises them.
         """
         prompt, total = self.prompts[index], len(self.prompts)
-        self.listener.on_prompt_start(PromptStarted(index, total, prompt, self.seed))
+        given = as_prompt(prompt)
+        self.listener.on_prompt_start(
+            PromptStarted(index, total, given.text, self.seed if given.seed is None else given.seed)
+        )
         watch = self._watch(index)
         result, pair = judge(self.renderer, self.handle, prompt, self.seed, self.cache, self.metrics, watch)
         if pair is None:
@@ -87,7 +91,7 @@ class Session:
         seconds = (result.seconds_sparse or 0.0) + (0.0 if result.dense_cached else result.seconds_dense or 0.0)
         rungs: dict[Rung, dict[str, float]] | None = None
         if self.ladder:
-            rungs, spent = self._climb(result, pair, watch)
+            rungs, spent = self._climb(self.prompts[index], result, pair, watch)
             seconds += spent
         worst = int(np.argmin(psnr_per_frame(pair.dense, pair.sparse)))
         videos: Mapping[str, Path] = {}
@@ -97,10 +101,10 @@ class Session:
         return JudgedPrompt(prompt_row(index, result, worst, rungs), result, moment, videos, seconds)
 
     def _climb(
-        self, result: PromptResult, pair: Pair, watch: Watch
+        self, prompt: AnyPrompt, result: PromptResult, pair: Pair, watch: Watch
     ) -> tuple[dict[Rung, dict[str, float]] | None, float]:
         try:
-            return climb(self.renderer, self.handle, result.prompt, self.seed, pair.dense, self.metrics, watch)
+            return climb(self.renderer, self.handle, prompt, result.seed, pair.dense, self.metrics, watch)
         except GenerationError as error:
             if out_of_memory(error):
                 raise

@@ -14,11 +14,13 @@ import torch
 
 from sparsetune.config import GenerationConfig
 from sparsetune.errors import GenerationError
-from sparsetune.models.families import family_of
+from sparsetune.models.calls import patch_of
+from sparsetune.models.families import family_of, main_transformer
 from sparsetune.models.loading import LoadedModel
+from sparsetune.models.prompts import AnyPrompt, Prompt, as_prompt, open_image
 
 Frames = npt.NDArray[np.uint8]
-"""RGB video, uint8 of shape (frames, height, width, 3)."""
+"""RGB video, uint8 of shape (frames, height, width, 3); a still image is a video of one frame."""
 
 OnStep = Callable[[int, int], None]
 """Called after each denoising step with the number of steps done, from 1, and of all steps."""
@@ -30,6 +32,10 @@ MEMORY_ADVICE = (
 
 
 _MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_SCALES = (
+    "vae_scale_factor_spatial", "vae_spatial_scale_factor", "vae_spatial_compression_ratio", "vae_scale_factor",
+)  # fmt: skip
+"""How diffusers' pipelines call the pixels in a side of a latent pixel."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Renderer:
 
     Args:
         loaded: the model; while a policy is installed on its pipeline, renderings are sparse.
-        settings: size, frames, steps and guidance.
+        settings: size, frames, steps and guidance; an image model renders one frame, whatever they say.
 
     Raises:
         GenerationError: the model can't do that size or number of frames; the message names the nearest it can.
@@ -55,40 +61,55 @@ class Renderer:
         check_size(loaded.pipe, settings)
         self.loaded = loaded
         self.settings = settings
+        self._takes = inspect.signature(loaded.pipe.__call__).parameters
 
-    def render(self, prompt: str, seed: int, on_step: OnStep | None = None) -> Rendering:
+    def render(self, prompt: AnyPrompt, seed: int, on_step: OnStep | None = None) -> Rendering:
         """Render one prompt.
 
         The noise is drawn on the CPU, so that a seed means the same video on every device.
 
+        Args:
+            prompt: what is rendered; what it says of seed and negative prompt goes before the rest.
+            seed: of the noise.
+            on_step: told of every denoising step.
+
         Raises:
-            GenerationError: out of memory, or frames that are NaN or black throughout.
+            GenerationError: the model needs an image and the prompt has none, or the other way around; out of memory;
+                or frames that are NaN or black throughout.
+            PromptError: the prompt's image can't be read.
         """
-        generator = torch.Generator("cpu").manual_seed(seed)
+        given = as_prompt(prompt)
+        generator = torch.Generator("cpu").manual_seed(seed if given.seed is None else given.seed)
+        arguments = self._arguments(given, generator, on_step)
+        if self.loaded.family.guidance == "guider":
+            self.loaded.pipe.guider.guidance_scale = self.settings.guidance_scale
         started = time.perf_counter()
         with _memory_errors(), torch.inference_mode():
-            output = self.loaded.pipe(**self._arguments(prompt, generator, on_step))
-            frames = np.asarray(output.frames[0])
+            output = self.loaded.pipe(**arguments)
+            frames = np.asarray(output.frames[0] if hasattr(output, "frames") else output.images[:1])
         return Rendering(to_uint8(frames), time.perf_counter() - started)
 
-    def _arguments(self, prompt: str, generator: torch.Generator, on_step: OnStep | None) -> dict[str, Any]:
+    def _arguments(self, prompt: Prompt, generator: torch.Generator, on_step: OnStep | None) -> dict[str, Any]:
+        """Gather what the pipeline takes of the settings."""
         settings = self.settings
+        negative = settings.negative_prompt if prompt.negative_prompt is None else prompt.negative_prompt
         arguments: dict[str, Any] = {
-            "prompt": prompt,
-            "negative_prompt": settings.negative_prompt,
+            "prompt": prompt.text,
+            "negative_prompt": negative or self.loaded.family.no_negative,
             "num_frames": settings.num_frames,
             "height": settings.height,
             "width": settings.width,
             "num_inference_steps": settings.num_inference_steps,
-            "guidance_scale": settings.guidance_scale,
+            self.loaded.family.guidance: settings.guidance_scale,
             "generator": generator,
             "output_type": "np",
         }
-        if settings.max_sequence_length is not None:
-            arguments["max_sequence_length"] = settings.max_sequence_length
-        elif "max_sequence_length" in inspect.signature(self.loaded.pipe.__call__).parameters:
-            arguments["max_sequence_length"] = self.loaded.pipe.transformer.config.max_text_seq_length
-        if on_step is not None:
+        arguments = {name: value for name, value in arguments.items() if name in self._takes and value is not None}
+        if (length := self._text_length()) is not None:
+            arguments["max_sequence_length"] = length
+        if (image := self._image(prompt)) is not None:
+            arguments["image"] = image
+        if on_step is not None and "callback_on_step_end" in self._takes:
 
             def on_step_end(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
                 on_step(step + 1, settings.num_inference_steps)
@@ -96,6 +117,34 @@ class Renderer:
 
             arguments["callback_on_step_end"] = on_step_end
         return arguments
+
+    def _text_length(self) -> int | None:
+        """Give the number of text tokens to ask for; None leaves it to the pipeline."""
+        if "max_sequence_length" not in self._takes:
+            return None
+        if self.settings.max_sequence_length is not None:
+            return self.settings.max_sequence_length
+        config: Any = main_transformer(self.loaded.pipe).config
+        length: int | None = getattr(config, "max_text_seq_length", None)
+        return length
+
+    def _image(self, prompt: Prompt) -> Any:
+        name = type(self.loaded.pipe).__name__
+        needed = "image" in self._takes and self._takes["image"].default is inspect.Parameter.empty
+        needed = needed or self.loaded.family.from_image.fullmatch(name) is not None
+        if prompt.image is None:
+            if needed:
+                raise GenerationError(
+                    f"{name} must be given an image with each prompt, but {prompt.text!r} has none; "
+                    "use --image, or a YAML or JSONL prompt file with `image`"
+                )
+            return None
+        if "image" not in self._takes:
+            raise GenerationError(
+                f"a prompt with an image must go to an image-to-video pipeline, but {name} takes none; "
+                "leave the image out or use another model"
+            )
+        return open_image(prompt.image).resize((self.settings.width, self.settings.height))
 
 
 def to_uint8(frames: npt.NDArray[Any]) -> Frames:
@@ -121,18 +170,27 @@ def check_size(pipe: Any, settings: GenerationConfig) -> None:
     Raises:
         GenerationError: it can't; the message names the nearest that it can.
     """
-    unit = family_of(pipe).frame_unit
-    if (settings.num_frames - 1) % unit:
-        nearest = round((settings.num_frames - 1) / unit) * unit + 1
+    family = family_of(pipe)
+    unit, first = family.frame_unit, family.first_frames
+    if not family.is_image and (settings.num_frames - first) % unit:
+        nearest = max(1 - first, round((settings.num_frames - first) / unit)) * unit + first
         raise GenerationError(
-            f"num_frames must be a multiple of {unit} plus 1, but is {settings.num_frames}; the nearest is {nearest}"
+            f"num_frames must be a multiple of {unit}{f' plus {first}' if first else ''}, but is "
+            f"{settings.num_frames}; the nearest is {nearest}"
         )
-    # The pipelines of diffusers refuse what 8 doesn't divide, also where the model itself could do it.
-    unit = math.lcm(8, pipe.vae_scale_factor_spatial * pipe.transformer.config.patch_size)
+    unit = size_unit(pipe)
     for name, value in (("height", settings.height), ("width", settings.width)):
         if value % unit:
             nearest = max(1, round(value / unit)) * unit
             raise GenerationError(f"{name} must be a multiple of {unit}, but is {value}; the nearest is {nearest}")
+
+
+def size_unit(pipe: Any) -> int:
+    """Give the number of pixels that must divide a frame's sides: those in a side of a token."""
+    scale = next(int(getattr(pipe, name)) for name in _SCALES if hasattr(pipe, name))
+    side = patch_of(main_transformer(pipe))[-1]
+    # The pipelines of diffusers refuse what 8 doesn't divide, also where the model itself could do it.
+    return math.lcm(8, scale * side * family_of(pipe).packing)
 
 
 @contextlib.contextmanager

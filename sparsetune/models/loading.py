@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from safetensors import SafetensorError
 from sparsetune.config import ModelConfig
 from sparsetune.errors import ModelError
 from sparsetune.models.demo import WEIGHTS
-from sparsetune.models.families import Family, attention_sites, family_of
+from sparsetune.models.families import Family, attention_sites, family_of, main_transformer
+from sparsetune.models.random_weights import blueprint, build_pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -65,19 +67,32 @@ def load_pipeline(config: ModelConfig) -> LoadedModel:
 
     Raises:
         ModelError: there is no such folder or hub model, the hub can't be reached, the files are damaged, the
-            family isn't supported, or the device isn't there.
+            family isn't supported, random weights were asked for and there is no blueprint, or the device isn't
+            there.
     """
     device = _device(config.device)
     dtype = _DTYPES.get(config.dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    source = _resolve(config.source)
-    pipe = _from_pretrained(source, config, dtype)
+    pipe, find_identity = _made(config, dtype)
     family = family_of(pipe)
     try:
         _place(pipe, config, device)
     except torch.cuda.OutOfMemoryError as error:
         raise ModelError(f"the model must fit into {device}'s memory, but it ran out; try --offload model") from error
     pipe.set_progress_bar_config(disable=True)
-    return LoadedModel(pipe, _identify(pipe, config, source), family, device, dtype)
+    return LoadedModel(pipe, find_identity(), family, device, dtype)
+
+
+def _made(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Callable[[], ModelIdentity]]:
+    """Load or build a pipeline; gives what tells its identity too."""
+    if config.random_weights == "no":
+        source = _resolve(config.source)
+        pipe = _from_pretrained(source, config, dtype)
+        return pipe, lambda: _identify(pipe, config, source)
+    plan, size = blueprint(config.source), config.random_weights
+    logger.info("building %s (%s) with random weights", plan.name, size)
+    built = build_pipeline(plan, size, dtype)
+    described = f"{size} {dtype} {torch.__version__} {plan}"
+    return built, lambda: _identity(built, config, None, hashlib.sha256(described.encode()).hexdigest())
 
 
 def _device(name: str) -> torch.device:
@@ -138,7 +153,7 @@ def _place(pipe: Any, config: ModelConfig, device: torch.device) -> None:
         pipe.enable_sequential_cpu_offload(device=device)
     else:
         pipe.to(device)
-    if config.vae_tiling:
+    if config.vae_tiling or family_of(pipe).tiled_vae:
         pipe.vae.enable_tiling()
     if config.vae_slicing:
         pipe.vae.enable_slicing()
@@ -154,18 +169,21 @@ def _free_memory(device: torch.device) -> int:
 
 
 def _identify(pipe: Any, config: ModelConfig, source: str) -> ModelIdentity:
-    layers = tuple((layer.name, layer.num_heads, layer.head_dim) for layer in attention_sites(pipe).layers)
     # A hub model's parts are loaded from the cache's snapshot folder, which is named after the commit.
-    folder = Path(source) if Path(source).is_dir() else Path(pipe.transformer.config._name_or_path).parent
+    folder = Path(source) if Path(source).is_dir() else Path(main_transformer(pipe).config._name_or_path).parent
     commit = folder.name if folder.parent.name == "snapshots" else None
+    return _identity(pipe, config, commit or config.revision, _fingerprint(folder))
+
+
+def _identity(pipe: Any, config: ModelConfig, revision: str | None, fingerprint: str) -> ModelIdentity:
     return ModelIdentity(
         name=config.name,
         source=config.source,
-        revision=commit or config.revision,
-        fingerprint=_fingerprint(folder),
+        revision=revision,
+        fingerprint=fingerprint,
         pipeline_class=type(pipe).__name__,
-        transformer_class=type(pipe.transformer).__name__,
-        layers=layers,
+        transformer_class=type(main_transformer(pipe)).__name__,
+        layers=tuple((layer.name, layer.num_heads, layer.head_dim) for layer in attention_sites(pipe).layers),
     )
 
 

@@ -13,6 +13,7 @@ from sparsetune.config import Config, GenerationConfig, resolve
 from sparsetune.errors import ConfigError
 from sparsetune.models.generation import Frames, Renderer
 from sparsetune.models.loading import LoadedModel, load_pipeline
+from sparsetune.models.prompts import AnyPrompt
 from sparsetune.models.sparse import default_policy, policy_for, sparsify
 
 
@@ -43,11 +44,11 @@ class VideoPipeline:
         self._config = config
         self._policy = policy
 
-    def __call__(self, prompt: str, *, seed: int | None = None, **settings: Any) -> VideoOutput:
+    def __call__(self, prompt: AnyPrompt, *, seed: int | None = None, **settings: Any) -> VideoOutput:
         """Render one prompt.
 
         Args:
-            prompt: the text.
+            prompt: the text, or a `Prompt` with an image, a seed or a negative prompt of its own.
             seed: of the noise; the configuration's `eval.seed` where None.
             settings: any of `GenerationConfig`'s fields, e.g. `num_inference_steps=30`.
 
@@ -59,7 +60,7 @@ class VideoPipeline:
         seed = self._config.eval.seed if seed is None else seed
         if self._policy is None:
             return VideoOutput((renderer.render(prompt, seed).frames,))
-        with sparsify(self._loaded.pipe, self._policy, self._config.backend) as handle:
+        with sparsify(self._loaded.pipe, self._policy, self._config.backend, self._config.break_even) as handle:
             frames = renderer.render(prompt, seed).frames
             return VideoOutput((frames,), handle.stats().sparsity)
 

@@ -1,28 +1,106 @@
-"""Prompt files."""
+"""Prompts: a text, and what else conditions a rendering; prompt files."""
 
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparsetune.errors import PromptError
 
 
-def load_prompts(path: str | Path, limit: int | None = None) -> tuple[str, ...]:
-    """Read a prompt file: one prompt a line, UTF-8; blank lines and lines that begin with `#` are skipped.
+@dataclass(frozen=True)
+class Prompt:
+    """What one video is rendered from. A plain `str` stands for a prompt that is nothing but its text.
+
+    Args:
+        text: the text.
+        image: file of the image that the video starts from; None for text-to-video.
+        seed: of the noise; None is the run's.
+        negative_prompt: what guidance steers away from; None is the configuration's.
+    """
+
+    text: str
+    image: Path | None = None
+    seed: int | None = None
+    negative_prompt: str | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells it from other prompts; an image by its content, wherever it lies."""
+        return {
+            "prompt": self.text,
+            "image": None if self.image is None else image_digest(self.image),
+            "seed": self.seed,
+            "negative_prompt": self.negative_prompt,
+        }
+
+
+AnyPrompt = str | Prompt
+
+
+def as_prompt(prompt: AnyPrompt) -> Prompt:
+    """Give a plain text as a prompt."""
+    return Prompt(prompt) if isinstance(prompt, str) else prompt
+
+
+def texts(prompts: Sequence[AnyPrompt]) -> tuple[str, ...]:
+    """Give the prompts' texts."""
+    return tuple(as_prompt(prompt).text for prompt in prompts)
+
+
+def open_image(path: Path) -> Image.Image:
+    """Read an image in RGB.
+
+    Raises:
+        PromptError: there is no such file, or it is no image.
+    """
+    try:
+        with Image.open(path) as opened:
+            return opened.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or "it is no image"
+        raise PromptError(f"a prompt's image must be an image file, but {path} can't be read: {reason}") from error
+
+
+@functools.lru_cache(maxsize=1024)
+def image_digest(path: Path) -> str:
+    """Return the SHA-256 of an image's pixels and size, in hexadecimal."""
+    image = open_image(path)
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+
+
+def load_prompts(path: str | Path, limit: int | None = None) -> tuple[AnyPrompt, ...]:
+    """Read a prompt file, UTF-8.
+
+    A text file has one prompt a line; blank lines and lines that begin with `#` are skipped. A `.yaml`, `.yml`
+    or `.jsonl` file has a list (JSONL: one a line) of texts and of mappings with `prompt`, and where wanted `image` (a
+    path, relative to the file), `seed` and `negative_prompt`.
 
     Args:
         path: the file.
         limit: take only the first `limit` prompts, at least 1.
 
+    Returns:
+        The prompts; a plain `str` for each that is only a text.
+
     Raises:
-        PromptError: the file can't be read or holds no prompt, or `limit` is less than 1 or more than it holds.
+        PromptError: the file can't be read, holds no prompt or something else than prompts, names an image that isn't
+            one, or `limit` is less than 1 or more than it holds.
     """
-    file = Path(path)
+    file = Path(path).expanduser()
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise PromptError(f"the prompt file must be readable UTF-8 text, but {file} is not: {reason}") from error
-    lines = (line.strip() for line in text.splitlines())
-    prompts = tuple(line for line in lines if line and not line.startswith("#"))
+    prompts = _parse(file, text)
     if not prompts:
         raise PromptError(f"the prompt file must hold at least one prompt, but {file} holds none; write one a line")
     if limit is None:
@@ -33,3 +111,64 @@ def load_prompts(path: str | Path, limit: int | None = None) -> tuple[str, ...]:
             "choose fewer or another file"
         )
     return prompts[:limit]
+
+
+def _parse(file: Path, text: str) -> tuple[AnyPrompt, ...]:
+    if file.suffix in (".yaml", ".yml"):
+        return _entries(file, _yaml(file, text))
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    if file.suffix == ".jsonl":
+        return _entries(file, [_json(file, number, line) for number, line in lines])
+    return tuple(line for _, line in lines)
+
+
+def _yaml(file: Path, text: str) -> list[Any]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise PromptError(f"{file} must be valid YAML, but isn't{where}; mend the file") from error
+    if content is None:
+        return []
+    if not isinstance(content, list):
+        raise PromptError(f"{file} must hold a list of prompts, but holds a {type(content).__name__}; begin with `- `")
+    return content
+
+
+def _json(file: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise PromptError(f"{file} must hold one JSON value a line, but line {number} is none: {error}") from error
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    prompt: str = Field(min_length=1)
+    image: str | None = None
+    seed: int | None = Field(default=None, ge=0, le=2**31)
+    negative_prompt: str | None = None
+
+
+def _entries(file: Path, entries: list[Any]) -> tuple[AnyPrompt, ...]:
+    return tuple(_entry(file, number, entry) for number, entry in enumerate(entries, 1))
+
+
+def _entry(file: Path, number: int, entry: Any) -> AnyPrompt:
+    try:
+        held = _Entry.model_validate({"prompt": entry} if isinstance(entry, str) else entry)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "entry"
+        raise PromptError(
+            f"{file}: prompt {number}: {where}: {first['msg']}; give a text, or a mapping of prompt, image, seed and "
+            "negative_prompt"
+        ) from error
+    image = None if held.image is None else file.parent / Path(held.image).expanduser()
+    if image is not None:
+        image_digest(image)  # one that can't be read is said before a model is loaded
+    prompt = Prompt(held.prompt.strip(), image, held.seed, held.negative_prompt)
+    return prompt.text if prompt == Prompt(prompt.text) else prompt

@@ -1,35 +1,53 @@
 """Making a pipeline sparse."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparsetune.attention.backends import choose_backend
+import torch
+
+from sparsetune.attention.backends import backend_choice
+from sparsetune.attention.breakeven import BreakEvenTable, load_table
+from sparsetune.attention.device import device_name
 from sparsetune.attention.fit import check_fits
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.sites import AttentionSites
 from sparsetune.attention.sparsify import SparseHandle
 from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint
-from sparsetune.errors import CheckpointError
-from sparsetune.models.families import attention_sites
+from sparsetune.errors import CheckpointError, ModelError
+from sparsetune.models.families import Family, attention_sites, family_of, main_transformer
 
 
-def sparsify(pipe: Any, policy: Policy | Checkpoint | str | Path, backend: str = "auto") -> SparseHandle:
+def sparsify(
+    pipe: Any,
+    policy: Policy | Checkpoint | str | Path,
+    backend: str = "auto",
+    break_even: BreakEvenTable | str | Path | None = None,
+) -> SparseHandle:
     """Install a policy on a pipeline; use it as a context manager, or call `remove()` on what it returns.
 
     Args:
         pipe: a diffusers pipeline of a supported family, loaded and placed as you like.
         policy: the policy, a checkpoint, or a checkpoint's folder or file.
-        backend: `auto`, `sparge`, `reference` or `dense`.
+        backend: `auto`, `sparge`, `flex`, `reference` or `dense`.
+        break_even: what `sparsetune bench` measured on this machine, or its file: layers whose sparsity wouldn't pay
+            then run dense. None runs every layer as the policy says.
 
     Returns:
         The handle, which counts what runs (`handle.stats()`) and restores the pipeline exactly (`handle.remove()`).
 
     Raises:
-        ModelError: the family is unknown or the pipeline is sparse already.
+        ModelError: the family is unknown, or the pipeline is sparse already or runs context-parallel.
         CheckpointError: the checkpoint can't be read, or is another model's; the message lists the differences.
-        BackendError: the backend can't run here.
+        BackendError: the backend can't run here, or the table is missing or another machine's.
     """
-    return SparseHandle(attention_sites(pipe), policy_for(pipe, policy), choose_backend(backend, _device(pipe)))
+    sites = attention_sites(pipe)
+    _check_undivided(sites)
+    device = torch.device(_device(pipe))
+    if isinstance(break_even, str | Path):
+        break_even = load_table(Path(break_even), device_name(device))
+    choice = backend_choice(backend, device)
+    return SparseHandle(sites, policy_for(pipe, policy), choice.backend, break_even, choice.reason)
 
 
 def policy_for(pipe: Any, policy: Policy | Checkpoint | str | Path) -> Policy:
@@ -44,13 +62,39 @@ def policy_for(pipe: Any, policy: Policy | Checkpoint | str | Path) -> Policy:
     if isinstance(policy, Checkpoint):
         _check_manifest(pipe, sites, policy.manifest)
         policy = policy.policy
+    policy = _named_as_here(policy, family_of(pipe))
     check_fits(policy, [(layer.name, layer.num_heads) for layer in sites.layers])
     return policy
 
 
+def _named_as_here(policy: Policy, family: Family) -> Policy:
+    """Call layers by diffusers' module paths that a policy calls by those of the model's own code."""
+
+    def renamed(name: str) -> str:
+        root, _, path = name.partition(".")
+        for pattern, here in family.upstream:
+            if match := pattern.fullmatch(path):
+                return f"{root}.{match.expand(here)}"
+        return name
+
+    layers = tuple(replace(layer, name=renamed(layer.name)) for layer in policy.layers)
+    return policy if layers == policy.layers else replace(policy, layers=layers)
+
+
+def _check_undivided(sites: AttentionSites) -> None:
+    """Refuse attention whose tokens lie on several devices: block maps need them all."""
+    for transformer in sites.transformers:
+        modules = [transformer.module, *(getattr(layer.module, "processor", None) for layer in transformer.layers)]
+        if any(getattr(module, "_parallel_config", None) is not None for module in modules):
+            raise ModelError(
+                f"a pipeline must have whole sequences on each device to be made sparse, but {transformer.name} runs "
+                "context-parallel, where a block map would see a part of the keys; don't call enable_parallelism"
+            )
+
+
 def _check_manifest(pipe: Any, sites: AttentionSites, manifest: Manifest) -> None:
     differing = []
-    found = type(pipe.transformer).__name__
+    found = type(main_transformer(pipe)).__name__
     if manifest.transformer_class not in (None, found):
         differing.append(f"transformer {manifest.transformer_class}, the model has {found}")
     tuned = {layer.name: layer.head_dim for layer in manifest.layers}

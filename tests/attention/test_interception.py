@@ -1,5 +1,7 @@
 """The interception on a small transformer of our own, whose attention calls can be anything."""
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,8 +43,13 @@ def model() -> Transformer:
 
 
 def sites(model: Transformer, layout: TokenLayout = LAYOUT) -> AttentionSites:
-    layers = (LayerSite("transformer.attn", model.attn, 3, 64),)
-    site = TransformerSite("transformer", model, layers, lambda module, args, kwargs: TransformerCall(args[0], layout))
+    layers = (LayerSite("transformer.attn", model.attn, 3, 64, "start"),)
+    names = tuple(inspect.signature(Transformer.forward).parameters)[1:]
+
+    def read(module: nn.Module, given: dict) -> TransformerCall:
+        return TransformerCall(torch.tensor(given["timestep"]), layout.grid)
+
+    site = TransformerSite("transformer", model, layers, read, names)
     return AttentionSites((site,), lambda: [900.0, 500.0, 100.0])
 
 
@@ -73,12 +80,12 @@ def test_plain_calls_run_sparse(model: Transformer, options: dict) -> None:
 @pytest.mark.parametrize(
     ("options", "tokens", "key_heads", "reason"),
     [
-        ({"attn_mask": mask(False)}, TOKENS, 3, "the call has an attention mask"),
+        ({"attn_mask": mask(False)}, TOKENS, 3, "the mask hides tokens of the video"),
         ({"attn_mask": torch.full((1, 1, 1, TOKENS), -0.5)}, TOKENS, 3, "the call has an attention mask"),
         ({"is_causal": True}, TOKENS, 3, "the call is causal"),
         ({"dropout_p": 0.5}, TOKENS, 3, "the call has dropout"),
         ({"enable_gqa": True}, TOKENS, 1, "key heads are shared between query heads"),
-        ({}, 300, 3, f"300 x 300 tokens where the transformer's input has {TOKENS}"),
+        ({}, 300, 3, "300 x 300 tokens where the transformer's input has 512"),
     ],
     ids=lambda value: str(value)[:40],
 )

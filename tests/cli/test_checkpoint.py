@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from sparsetune.attention.policy import Policy
@@ -35,7 +36,13 @@ def test_show_prints_manifest_rules_and_layers(folder: Path) -> None:
 def test_show_as_json(folder: Path) -> None:
     shown = json.loads(run("show", str(folder), "--json").stdout)
     assert shown["manifest"]["base_model"] == "tiny"
-    assert shown["policy"] == {"dense_fraction": 0.25, "order": "raster", "keep_text": False}
+    assert shown["policy"] == {
+        "dense_fraction": 0.25,
+        "drop_scale": [],
+        "order": "raster",
+        "keep_text": False,
+        "select_partial": False,
+    }
     assert [layer["name"] for layer in shown["layers"]] == [name for name, _ in LAYERS]
 
 
@@ -53,3 +60,50 @@ def test_missing_checkpoint_is_one_line(tmp_path: Path) -> None:
     assert printed.exit_code == 1
     assert printed.stderr.startswith("sparsetune: a checkpoint must be a folder")
     assert printed.stderr.count("\n") == 1
+
+
+def sparge_file(path: Path, modules: list[str], num_heads: int) -> Path:
+    columns = {"is_sparse": torch.ones(num_heads, dtype=torch.bool), "cdfthreshd": torch.full((num_heads,), 0.9)}
+    columns |= {"simthreshd1": torch.full((num_heads,), 0.5), "pvthreshd": torch.full((num_heads,), 50.0)}
+    torch.save(
+        {f"{module}.inner_attention.{name}": value for module in modules for name, value in columns.items()}, path
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("model", "modules", "num_heads"),
+    [
+        ("cogvideox-2b", [f"transformer_blocks.{i}.attn1" for i in range(30)], 30),
+        ("wan2.1-t2v-1.3b", [f"blocks.{i}.self_attn" for i in range(30)], 12),
+        (
+            "flux-dev",
+            [f"{kind}transformer_blocks.{i}.attn" for kind, n in (("", 19), ("single_", 38)) for i in range(n)],
+            24,
+        ),
+    ],
+)
+@pytest.mark.slow
+def test_spargeattns_file_of_a_published_model_is_verified(
+    tmp_path: Path, model: str, modules: list[str], num_heads: int
+) -> None:
+    file = sparge_file(tmp_path / "tuned.pt", modules, num_heads)
+    printed = run("verify", str(file), "--model", model)
+    assert printed.exit_code == 0, printed.stderr
+    assert printed.stdout == f"{file} fits {model}: {len(modules)} layers, {len(modules) * num_heads} heads\n"
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_model_fails_verification(tmp_path: Path) -> None:
+    file = sparge_file(tmp_path / "tuned.pt", [f"single_transformer_blocks.{i}.attn" for i in range(19)], 24)
+    printed = run("verify", str(file), "--model", "flux-dev")
+    assert printed.exit_code == 1
+    assert "38 missing: transformer.transformer_blocks.0.attn" in printed.stderr
+
+
+def test_diff_tells_what_sets_two_checkpoints_apart(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    save_checkpoint(Checkpoint(Policy.uniform(LAYERS), Manifest(tuner="manual")), other)
+    assert run("diff", str(folder), str(other)).stdout == "dense_fraction: 0.25 -> 0.0\n"
+    assert run("diff", str(folder), str(folder)).stdout == "the policies are the same\n"
+    assert json.loads(run("diff", str(folder), str(other), "--json").stdout)["layers"] == []

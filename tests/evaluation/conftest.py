@@ -40,6 +40,8 @@ class FakeHandle:
     num_resets: int = 0
     removed: bool = False
     backend: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(name="reference"))
+    break_even: Path | None = None
+    chosen_because: str = "asked for"
 
     @property
     def kind(self) -> str:
@@ -157,8 +159,8 @@ class Recorder(EvaluationListener):
 
 @pytest.fixture
 def evaluate(renderer: FakeRenderer, cache: BaselineCache, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
-    def sparsify(pipe: object, policy: Policy, backend: str) -> FakeHandle:
-        renderer.handle = FakeHandle(policy)
+    def sparsify(pipe: object, policy: Policy, backend: str, break_even: Path | None) -> FakeHandle:
+        renderer.handle = FakeHandle(policy, break_even=break_even)
         return renderer.handle
 
     monkeypatch.setattr(run, "sparsify", sparsify)

@@ -62,6 +62,7 @@ OTHERS: dict[str, Any] = {
     "device": "cuda X",
     "vae_tiling": True,
     "versions": (("torch", "0"),),
+    "image": "abc",
 }
 
 

@@ -288,3 +288,24 @@ def test_an_overlap_with_the_tune_set_is_said(evaluate: Evaluate, tmp_path: Path
 def test_the_default_thresholds_were_not_tuned_on_anything(evaluate: Evaluate) -> None:
     result = evaluate(None, tune_prompts=PROMPTS)
     assert (result.config.use_tuned, result.config.prompts_in_tune_set) == (False, ())
+
+
+def test_why_that_kernel_and_by_which_table_is_in_the_result(evaluate: Evaluate) -> None:
+    result = evaluate(break_even=Path("results/break-even.json"))
+    assert result.environment.backend_reason == "asked for"
+    assert result.config.break_even == "results/break-even.json"
+    assert evaluate().config.break_even is None
+
+
+def test_the_ladder_s_rungs_run_every_layer_on_the_kernel(evaluate: Evaluate, renderer: FakeRenderer) -> None:
+    seen = []
+    render = renderer.render
+
+    def watched(*args, **kwargs):
+        seen.append((renderer.handle.kind, renderer.handle.break_even))
+        return render(*args, **kwargs)
+
+    renderer.render = watched
+    table = Path("break-even.json")
+    evaluate(prompts=("a red circle",), ladder=True, break_even=table)
+    assert seen == [("dense", None), ("sparse", table), ("dense", None), ("kernel", None)]

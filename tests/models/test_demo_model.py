@@ -84,6 +84,7 @@ def test_prompts_are_captions_of_the_world_and_eval_is_held_out(monkeypatch: pyt
     assert not any(parse_caption(prompt) in held_out for prompt in prompts("tune"))
 
 
+@pytest.mark.slow
 def test_the_scorer_reads_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(REPOSITORY))
     from tools.demo_model.drawing import draw

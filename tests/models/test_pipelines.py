@@ -51,6 +51,7 @@ def test_a_metric_of_one_s_own_takes_five_lines(loaded: list[str], demo: LoadedM
     assert loaded == ["demo"]
 
 
+@pytest.mark.slow
 def test_dense_stays_dense_after_sparse_and_sparsity_is_told(loaded: list[str], demo: LoadedModel) -> None:
     dense, sparse = sparsetune.create_pipelines(checkpoint=half(demo))
     before, between, after = dense("a star", **FEW), sparse("a star", **FEW), dense("a star", **FEW)

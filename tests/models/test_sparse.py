@@ -49,9 +49,8 @@ def test_full_density_is_the_dense_video_bit_for_bit(demo: LoadedModel, renderer
         assert handle.stats().num_calls == {"sparse": 32, "dense": 0, "fallback": 0}
 
 
-@pytest.mark.parametrize(
-    "order", [order if order == "hilbert3d" else pytest.param(order, marks=pytest.mark.slow) for order in ORDERS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
 def test_a_token_order_at_full_density_changes_nothing_but_rounding(
     demo: LoadedModel, renderer: Renderer, dense: np.ndarray, order: str
 ) -> None:
@@ -78,6 +77,7 @@ def test_sparse_attention_changes_the_video_and_is_counted(
     assert stats.fallbacks == {}
 
 
+@pytest.mark.slow
 def test_guidance_renders_two_videos_in_each_call(demo: LoadedModel) -> None:
     settings = SMALL.model_copy(update={"guidance_scale": 2.0, "num_inference_steps": 2})
     with sparsify(demo.pipe, uniform(demo, HALF)) as handle:
@@ -123,6 +123,7 @@ def test_dense_steps_come_first_and_count(demo: LoadedModel, renderer: Renderer)
     assert stats.num_calls == {"sparse": 16, "dense": 16, "fallback": 0}
 
 
+@pytest.mark.slow
 def test_a_dense_layer_runs_on_the_pipelines_own_attention(demo: LoadedModel, renderer: Renderer) -> None:
     policy = uniform(demo, HALF)
     off = LayerThresholds.uniform(policy.layers[2].name, 3, HeadThresholds(1.0, cdfthreshd=1.0, is_sparse=False))
@@ -134,6 +135,7 @@ def test_a_dense_layer_runs_on_the_pipelines_own_attention(demo: LoadedModel, re
     assert stats.kernels[off.name] == "sdpa"
 
 
+@pytest.mark.slow
 def test_a_policy_can_be_changed_in_place(demo: LoadedModel, renderer: Renderer, dense: np.ndarray) -> None:
     with sparsify(demo.pipe, uniform(demo, HALF)) as handle:
         handle.policy = uniform(demo, DENSE)

@@ -1,0 +1,114 @@
+"""`sparsetune models`: the models that have a packaged configuration."""
+
+import json
+from typing import Any
+
+import click
+
+from sparsetune.cli.command import Command
+
+
+@click.group(name="models", short_help="List the packaged models, or show one.", invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.  [default: off]")
+@click.pass_context
+def command(ctx: click.Context, as_json: bool) -> None:
+    """List the models that have a packaged configuration; any other of a supported family works by its hub id.
+
+    \b
+    Examples:
+      sparsetune models
+      sparsetune models show wan2.1-t2v-1.3b
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    rows = [_row(name) for name in _names()]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    from sparsetune.cli.tables import print_table
+
+    cells = [[str(value) for value in row.values()] for row in rows]
+    print_table((tuple(key.replace("_", " ") for key in rows[0]), cells))
+
+
+@command.command(cls=Command, name="show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.  [default: off]")
+def show(name: str, as_json: bool) -> None:
+    """Print what the model NAME is made of: tokens, attention's share of the work, size of the weights.
+
+    NAME is one that `sparsetune models` lists. The model is built without its weights, so nothing is downloaded.
+
+    \b
+    Example:
+      sparsetune models show hunyuanvideo --json
+    """
+    shown = _shown(name)
+    if as_json:
+        click.echo(json.dumps(shown, indent=2))
+        return
+    for key, value in shown.items():
+        click.echo(f"{key.replace('_', ' ')}: {value}")
+
+
+def _names() -> list[str]:
+    from sparsetune.config.files import named_configs
+
+    return [name for name in named_configs() if name != "demo"]
+
+
+def _row(name: str) -> dict[str, Any]:
+    from sparsetune.config import resolve
+    from sparsetune.config.files import find_config, read_config
+
+    facts = read_config(find_config(name))
+    config = resolve(name, (), {})
+    size = config.generation
+    return {
+        "name": config.model.name,
+        "source": config.model.source,
+        "size": f"{size.num_frames} x {size.height} x {size.width}",
+        "steps": size.num_inference_steps,
+        "tokens": facts["facts.tokens"],
+        "layers": facts["facts.layers"],
+        "heads": facts["facts.heads"],
+        "head_dim": facts["facts.head_dim"],
+    }
+
+
+def _shown(name: str) -> dict[str, Any]:
+    from sparsetune.config import resolve
+    from sparsetune.config.files import nearest
+    from sparsetune.errors import UsageError
+    from sparsetune.models.random_weights import blueprint
+    from sparsetune.models.shapes import shape_of
+
+    if name not in _names():
+        hint = nearest(name, dict.fromkeys(_names()))
+        raise UsageError(
+            f"a model to show must be one of {', '.join(_names())}, but is {name!r}; "
+            + (f"did you mean {hint}?" if hint else "choose one of them")
+        )
+    config = resolve(name, (), {})
+    plan, size = blueprint(config.model.source), config.generation
+    shape = shape_of(plan, size)
+    frames, height, width = shape.grid
+    return {
+        "name": name,
+        "source": config.model.source,
+        "revision": config.model.revision or plan.revision,
+        "pipeline": plan.pipeline,
+        "transformers": shape.num_transformers,
+        "layers": shape.num_layers,
+        "heads": shape.num_heads,
+        "head_dim": shape.head_dim,
+        "video": f"{size.num_frames} x {size.height} x {size.width}, {size.num_inference_steps} steps, "
+        f"guidance {size.guidance_scale:g}",
+        "tokens": shape.num_tokens,
+        "token_grid": f"{frames} x {height} x {width}",
+        "text_tokens": shape.num_text_tokens,
+        "attention_share": round(shape.attention_share, 3),
+        "transformer_parameters": shape.num_parameters,
+        "transformer_gb": round(shape.transformer_gb, 2),
+        "vae_gb": round(shape.vae_gb, 2),
+    }

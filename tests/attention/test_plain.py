@@ -1,0 +1,101 @@
+"""Masks taken away exactly, or told apart."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsetune.attention.interception import AttentionCall
+from sparsetune.attention.plain import PlainCall, plain_call
+from sparsetune.attention.sites import LayerSite, TextPlace, TransformerCall
+from tests.attention.conftest import structured
+
+GRID = (2, 8, 8)
+TOKENS = 128 + 32
+HIDDEN = torch.arange(TOKENS) >= 150
+
+
+def call(mask: Tensor | None, text: TextPlace = "end", batch: int = 2) -> AttentionCall:
+    q, k, v = structured(tokens=TOKENS, batch=batch)
+    return AttentionCall(
+        layer=LayerSite("transformer.attn", nn.Identity(), 3, 64, text),
+        transformer=TransformerCall(torch.tensor(900.0), GRID),
+        step=0,
+        num_steps=3,
+        q=q,
+        k=k,
+        v=v,
+        mask=mask,
+        is_causal=False,
+        dropout=0.0,
+        enable_gqa=False,
+        scale=0.125,
+    )
+
+
+def keys(dtype: torch.dtype) -> Tensor:
+    mask = torch.ones(2, 1, 1, TOKENS, dtype=torch.bool).masked_fill(HIDDEN, False)
+    return mask if dtype == torch.bool else torch.zeros(mask.shape).masked_fill(~mask, -10000.0)
+
+
+def square() -> Tensor:
+    shown = ~HIDDEN
+    return (shown[:, None] & shown).expand(2, 1, TOKENS, TOKENS)
+
+
+@pytest.mark.parametrize(
+    "mask", [keys(torch.bool), keys(torch.float32), keys(torch.bool).expand(2, 3, 1, TOKENS), square()], ids=range(4)
+)
+def test_padding_at_the_end_is_cut_off_and_the_output_is_the_masked_one(mask: Tensor) -> None:
+    made = call(mask)
+    plain = plain_call(made)
+    assert isinstance(plain, PlainCall)
+    assert plain.q.shape[-2] == plain.k.shape[-2] == plain.layout.num_tokens == 150
+    assert plain.layout.text == range(128, 150)
+    output = plain.whole(F.scaled_dot_product_attention(plain.q, plain.k, plain.v, scale=plain.scale))
+    torch.testing.assert_close(output, made.original(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [None, torch.ones(2, 1, 1, TOKENS, dtype=torch.bool), torch.zeros(TOKENS, TOKENS)],
+    ids=["no", "bool", "add"],
+)
+def test_a_mask_that_hides_nothing_is_dropped(mask: Tensor | None) -> None:
+    plain = plain_call(call(mask))
+    assert isinstance(plain, PlainCall)
+    assert plain.q.shape[-2] == TOKENS
+    output = torch.zeros(2, 3, TOKENS, 64)
+    assert plain.whole(output) is output
+
+
+def different_lengths() -> Tensor:
+    mask = keys(torch.bool).clone()
+    mask[1, ..., 140:] = False
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("mask", "text", "reason"),
+    [
+        (different_lengths(), "end", "the mask pads the batch's sequences to different lengths"),
+        (keys(torch.bool).flip(-1), "end", "the call has an attention mask"),
+        (torch.full((TOKENS, TOKENS), -1.0), "end", "the call has an attention mask"),
+        (torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril(), "end", "the call has an attention mask"),
+        (torch.zeros(1, 1, 1, TOKENS, dtype=torch.bool), "end", "the call has an attention mask"),
+        (keys(torch.bool), "start", "the mask hides tokens of the video"),
+        ((torch.arange(TOKENS) < 100).expand(2, 1, 1, TOKENS), "end", "the mask hides tokens of the video"),
+    ],
+    ids=range(7),
+)
+def test_other_masks_are_told(mask: Tensor, text: TextPlace, reason: str) -> None:
+    assert plain_call(call(mask, text)) == reason
+
+
+def test_a_call_of_other_tokens_names_those_of_the_transformers_input() -> None:
+    """Also where positions tell them, as Flux's do."""
+    positions = torch.cartesian_prod(torch.arange(1), torch.arange(8), torch.arange(32))
+    made = replace(call(None), transformer=TransformerCall(torch.tensor(900.0), None, positions=positions))
+    assert plain_call(made) == f"{TOKENS} x {TOKENS} tokens where the transformer's input has 256"

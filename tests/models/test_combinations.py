@@ -1,0 +1,181 @@
+"""What people combine with a sparse pipeline: LoRAs, compiled blocks, offloading, casting, caches and more."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+from diffusers import ContextParallelConfig, FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
+from peft import LoraConfig, get_peft_model_state_dict
+
+from sparsetune.attention.schedule import DenseSchedule
+from sparsetune.errors import ModelError
+from sparsetune.models.random_weights import blueprint, build_pipeline
+from sparsetune.models.sparse import sparsify
+from tests.models import support
+from tests.models.support import CASES, HALF, policy
+
+WAN = next(case for case in CASES if case.blueprint == "wan2.1-t2v-1.3b")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def pipe() -> Iterator[Any]:
+    yield support.build(WAN)
+
+
+def sparse(pipe: Any, **rest: Any) -> tuple[torch.Tensor, Any]:
+    with sparsify(pipe, policy(pipe, HALF, **rest), "reference") as handle:
+        return support.rendered(pipe, WAN), handle.stats()
+
+
+def test_group_offload_renders_the_same(pipe: Any) -> None:
+    wanted, _ = sparse(pipe)
+    cpu = torch.device("cpu")
+    pipe.transformer.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    found, stats = sparse(pipe)
+    assert torch.equal(found, wanted)
+    assert stats.num_calls == {"sparse": 8, "dense": 0, "fallback": 0}
+
+
+@pytest.mark.filterwarnings("ignore")  # accelerate's own
+def test_sequential_offload_hooks_render_the_same(pipe: Any) -> None:
+    """What `enable_sequential_cpu_offload` does, with the CPU as the device that computes."""
+    wanted, _ = sparse(pipe)
+    accelerate.cpu_offload(pipe.transformer, execution_device=torch.device("cpu"))
+    found, stats = sparse(pipe)
+    assert torch.equal(found, wanted)
+    assert stats.num_calls["sparse"] == 8
+
+
+def test_float8_layerwise_casting_runs_sparse(pipe: Any) -> None:
+    pipe.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    dense = support.rendered(pipe, WAN)
+    found, stats = sparse(pipe)
+    assert stats.num_calls["sparse"] == 8
+    assert not torch.equal(found, dense)
+    assert torch.equal(support.rendered(pipe, WAN), dense)
+
+
+def test_vae_tiling_renders_the_same_latents(pipe: Any) -> None:
+    wanted, _ = sparse(pipe)
+    pipe.vae.enable_tiling()
+    assert torch.equal(sparse(pipe)[0], wanted)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_lora_is_at_work_dense_and_sparse(pipe: Any, before: bool, tmp_path: Path) -> None:
+    """Trained here as far as a test needs it, saved, and loaded as a person does: before `sparsify` or after."""
+    plain, (plain_sparse, _) = support.rendered(pipe, WAN), sparse(pipe)
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=32, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v"])
+    pipe.transformer.add_adapter(config)
+    pipe.save_lora_weights(tmp_path, transformer_lora_layers=get_peft_model_state_dict(pipe.transformer))
+    pipe.unload_lora_weights()
+    assert torch.equal(support.rendered(pipe, WAN), plain)
+    if before:
+        pipe.load_lora_weights(tmp_path)
+        found, stats = sparse(pipe)
+    else:
+        with sparsify(pipe, policy(pipe, HALF), "reference") as handle:
+            pipe.load_lora_weights(tmp_path)
+            found, stats = support.rendered(pipe, WAN), handle.stats()
+    assert stats.num_calls == {"sparse": 8, "dense": 0, "fallback": 0}
+    assert not torch.allclose(found, plain_sparse, atol=1e-3)
+    dense = support.rendered(pipe, WAN)
+    assert not torch.allclose(dense, found, atol=1e-3)
+    with sparsify(pipe, policy(pipe, support.DENSE), "reference"):
+        assert torch.equal(support.rendered(pipe, WAN), dense)
+    pipe.unload_lora_weights()
+    assert torch.equal(support.rendered(pipe, WAN), plain)
+    assert torch.equal(sparse(pipe)[0], plain_sparse)
+
+
+@pytest.mark.parametrize("first", ["sparsify", "compile"])
+@pytest.mark.filterwarnings("ignore")  # of torch.compile about the model's own code
+def test_blocks_compiled_one_by_one_are_one_graph(first: str) -> None:
+    """What `compile_repeated_blocks` is for: more blocks than PyTorch compiles anew, of which none is."""
+    plan = blueprint(WAN.blueprint)
+    parts = copy.deepcopy(plan.components)
+    parts["transformer"]["tiny"]["num_layers"] = 10
+    pipe = build_pipeline(replace(plan, components=parts), "tiny")
+    pipe.set_progress_bar_config(disable=True)
+    eager, _ = sparse(pipe)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    try:
+        if first == "compile":
+            pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+        with sparsify(pipe, policy(pipe, HALF), "reference") as handle:
+            if first == "sparsify":
+                pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+            found, stats = support.rendered(pipe, WAN), handle.stats()
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    finally:
+        torch._dynamo.reset()
+    assert stats.num_calls == {"sparse": 40, "dense": 0, "fallback": 0}
+    torch.testing.assert_close(found, eager, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_first_block_cache_skips_layers_and_the_rest_is_counted(pipe: Any, before: bool) -> None:
+    config = FirstBlockCacheConfig(threshold=10.0)  # so high that every step after the first is taken from the cache
+    if before:
+        pipe.transformer.enable_cache(config)
+        _, stats = sparse(pipe)
+    else:
+        with sparsify(pipe, policy(pipe, HALF), "reference") as handle:
+            pipe.transformer.enable_cache(config)
+            support.rendered(pipe, WAN)
+            stats = handle.stats()
+    assert stats.num_calls == {"sparse": 6, "dense": 0, "fallback": 0}
+
+
+def test_pyramid_attention_broadcast_skips_calls_and_the_rest_is_counted(pipe: Any) -> None:
+    pipe.transformer.enable_cache(
+        PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=2,
+            spatial_attention_timestep_skip_range=(-1, 1001),
+            current_timestep_callback=lambda: pipe.current_timestep,
+            spatial_attention_block_identifiers=("blocks",),
+        )
+    )
+    _, stats = sparse(pipe)
+    assert 0 < stats.num_calls["sparse"] < 8
+
+
+@pytest.mark.parametrize("kernel", ["_native_math", "flex"])
+@pytest.mark.filterwarnings("ignore")  # flex_attention says that it isn't compiled
+def test_another_attention_backend_runs_the_dense_calls(pipe: Any, kernel: str) -> None:
+    plain = support.rendered(pipe, WAN)
+    wanted, _ = sparse(pipe)
+    pipe.transformer.set_attention_backend(kernel)
+    processors = [block.attn1.processor._attention_backend for block in pipe.transformer.blocks]
+    dense = support.rendered(pipe, WAN)
+    found, stats = sparse(pipe)
+    assert stats.num_calls == {"sparse": 8, "dense": 0, "fallback": 0}
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
+    all_dense, _ = sparse(pipe, schedule=DenseSchedule(1.0))
+    assert torch.equal(all_dense, dense)
+    assert not np.array_equal(plain, dense)
+    assert [block.attn1.processor._attention_backend for block in pipe.transformer.blocks] == processors
+
+
+def test_context_parallel_is_refused_with_the_reason(pipe: Any) -> None:
+    pipe.transformer._parallel_config = ContextParallelConfig(ulysses_degree=2)
+    with pytest.raises(ModelError, match="runs context-parallel, where a block map would see a part of the keys"):
+        sparsify(pipe, policy(pipe, HALF))
+    pipe.transformer._parallel_config = None
+    sparsify(pipe, policy(pipe, HALF)).remove()
+
+
+def test_a_pipeline_without_self_attention_is_refused(pipe: Any) -> None:
+    wanted = policy(pipe, HALF)
+    pipe.transformer.blocks = torch.nn.ModuleList()
+    with pytest.raises(ModelError, match="must have self-attention modules to make sparse, but none was found"):
+        sparsify(pipe, wanted)

@@ -1,0 +1,76 @@
+"""The support table, docs/models.md, is what these tests found.
+
+`WRITE_DOCS=1 pytest tests/models/test_support.py` writes it anew.
+"""
+
+import importlib
+import inspect
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import diffusers
+import pytest
+from diffusers import DiffusionPipeline
+
+from tests.models import support
+from tests.models.support import CASES, Case
+from tests.models.support_table import UNTRIED, Table
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+QUICK = ("WanPipeline-wan2.1-t2v-1.3b", "FluxPipeline-flux-dev")
+PACKAGES = (
+    "cogvideo", "wan", "hunyuan_video", "hunyuan_video1_5", "ltx", "ltx2", "mochi", "allegro", "easyanimate",
+    "skyreels_v2", "cosmos", "flux", "stable_diffusion_3", "qwenimage",
+)  # fmt: skip
+ALL = [pytest.param(case, id=case.id, marks=() if case.id in QUICK else pytest.mark.slow) for case in CASES]
+
+
+@pytest.fixture(scope="session")
+def table() -> Iterator[Table]:
+    """The committed table; the page is written anew at the end where that is asked for."""
+    writing = bool(os.environ.get("WRITE_DOCS"))
+    held = Table.read(PAGE, writing)
+    yield held
+    if writing:
+        PAGE.write_text(held.page([case.id for case in CASES]), encoding="utf-8")
+
+
+@pytest.mark.parametrize("case", ALL)
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers on its scheduler's tensors
+@pytest.mark.filterwarnings("ignore:In CPU autocast")  # of Mochi, which asks for float32
+def test_sparsify_does_what_the_table_says(case: Case, table: Table) -> None:
+    pipe = support.build(case)
+    found = support.examine(pipe, lambda: support.rendered(pipe, case))
+    assert found.restored
+    assert found.verdict != "not", found
+    table.check(case.id, verdict=found.verdict, text=found.text, exactness=found.exactness, reason=found.reason)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in CASES])
+@pytest.mark.filterwarnings("ignore")  # of torch.compile about the models' own code
+def test_compilation_does_what_the_table_says(case: Case, table: Table) -> None:
+    pipe = support.build(case)
+    dense, sparse, difference = support.graph_breaks(pipe, lambda: support.rendered(pipe, case))
+    assert sparse <= dense
+    assert difference < 1e-3
+    table.check(case.id, compiled="only the model's own breaks" if sparse else "no break")
+
+
+def test_the_table_has_a_row_for_each_case_and_no_other(table: Table) -> None:
+    if not table.writing:
+        assert list(table.rows) == [case.id for case in CASES]
+
+
+def test_every_pipeline_of_these_families_is_tried_or_said_not_to_be() -> None:
+    tried = {case.pipeline for case in CASES}
+    known = set()
+    for package in PACKAGES:
+        for name in dir(importlib.import_module(f"diffusers.pipelines.{package}")):
+            found = getattr(diffusers, name, None)
+            if inspect.isclass(found) and issubclass(found, DiffusionPipeline) and found is not DiffusionPipeline:
+                known.add(name)
+    assert tried <= known
+    assert not tried & UNTRIED.keys()
+    assert known - tried == UNTRIED.keys()
