@@ -20,9 +20,8 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 class SpargeBackend:
     """A thin adapter over `spas_sage_attn` (SpargeAttn's SageAttention2 kernels).
 
-    Where the kept key blocks are none or just the first one, SpargeAttn's own call builds the block map
-    (`attention_sink` keeps that block) and tells its sparsity, which waits for the GPU; for any other set the map is
-    ours and `block_sparse_sage2_attn_cuda` runs it.
+    The block map is ours, by SpargeAttn's rule, and `block_sparse_sage2_attn_cuda` runs it: so every set of kept
+    blocks and every token order goes the same way, the blocks are counted by head, and nothing waits for the GPU.
 
     Args:
         device: the GPU; Hopper has another block shape than the rest.
@@ -34,7 +33,7 @@ class SpargeBackend:
     name = "sparge"
 
     def __init__(self, device: torch.device) -> None:
-        self._kernels: ModuleType = importlib.import_module("spas_sage_attn")
+        _package()
         hopper = torch.cuda.get_device_capability(device)[0] == 9
         self.blocks = SPARGE_BLOCKS_SM90 if hopper else SPARGE_BLOCKS
 
@@ -67,34 +66,37 @@ class SpargeBackend:
         self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, *, scale: float, keep: range
     ) -> Attended:
         """Attend with SpargeAttn's kernel; the output is quantised (int8 q and k, fp8 or fp16 v)."""
-        if keep not in (range(0), range(0, 1)):
-            return self._attend_own_map(q, k, v, thresholds, scale=scale, keep=keep)
-        shared = {
-            "is_causal": False,
-            "scale": scale,
-            "simthreshd1": thresholds.simthreshd1,
-            "pvthreshd": thresholds.pvthreshd,
-            "attention_sink": bool(keep),
-            "tensor_layout": "HND",
-            "return_sparsity": True,
-        }
-        if thresholds.rule == "cdf":
-            kernel = self._kernels.spas_sage2_attn_meansim_cuda
-            output, sparsity = kernel(q, k, v, cdfthreshd=thresholds.select, **shared)
-        else:
-            kernel = self._kernels.spas_sage2_attn_meansim_topk_cuda
-            output, sparsity = kernel(q, k, v, topk=thresholds.select, **shared)
-        num_q, num_k = self.blocks.counts(q.shape[-2], k.shape[-2])
-        pairs = q.shape[0] * q.shape[1] * num_q * num_k
-        # The kernel's figure is a float32 fraction; rounding gives back the whole number of pairs below 2^23.
-        computed = torch.tensor([round((1.0 - sparsity) * pairs)], dtype=torch.float64, device=q.device)
-        return Attended(output.to(q.dtype), computed)
-
-    def _attend_own_map(
-        self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, *, scale: float, keep: range
-    ) -> Attended:
         computed = block_map(q, k, thresholds, self.blocks, keep)
-        output = self._kernels.block_sparse_sage2_attn_cuda(
-            q, k, v, mask_id=computed.contiguous(), scale=scale, pvthreshd=thresholds.pvthreshd, tensor_layout="HND"
+        output = sparge_under_map(q, k, v, computed, thresholds.pvthreshd, scale)
+        return Attended(output, computed.sum(dim=(0, 2, 3), dtype=torch.float64))
+
+
+@torch.library.custom_op("sparsetune::sparge_under_map", mutates_args=())
+def sparge_under_map(q: Tensor, k: Tensor, v: Tensor, computed: Tensor, pvthreshd: Tensor, scale: float) -> Tensor:
+    """SpargeAttn's attention over the block pairs in `computed`.
+
+    Args:
+        q: (batch, heads, tokens, head_dim), float16, bfloat16 or float32 (which runs in float16).
+        k: see q.
+        v: see q.
+        computed: bool (batch, heads, q blocks, k blocks), in SpargeAttn's block shape on this GPU.
+        pvthreshd: float32 (heads,).
+        scale: softmax scale.
+
+    Returns:
+        (batch, heads, q tokens, head_dim), contiguous, in q's dtype.
+    """
+    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]  # SpargeAttn sets the current GPU and leaves it so
+        output: Tensor = _package().block_sparse_sage2_attn_cuda(
+            q, k, v, mask_id=computed.contiguous(), scale=scale, pvthreshd=pvthreshd, tensor_layout="HND"
         )
-        return Attended(output.to(q.dtype), computed.sum(dim=(0, 2, 3), dtype=torch.float64))
+    return output.to(q.dtype)
+
+
+@sparge_under_map.register_fake
+def _shape_of_output(q: Tensor, k: Tensor, v: Tensor, computed: Tensor, pvthreshd: Tensor, scale: float) -> Tensor:
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+def _package() -> ModuleType:
+    return importlib.import_module("spas_sage_attn")

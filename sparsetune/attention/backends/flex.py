@@ -1,0 +1,152 @@
+"""PyTorch's FlexAttention under our block map, for GPUs where SpargeAttn isn't built."""
+
+import functools
+import importlib.util
+import inspect
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from sparsetune.attention.backends.backend import Attended
+from sparsetune.attention.blockmap import SPARGE_BLOCKS, BlockShape, block_map
+from sparsetune.attention.thresholds import ThresholdTensors
+
+_FEWEST_TOKENS = 128
+_HEAD_DIMS = (16, 32, 64, 128, 256)
+_MOST_KERNELS = 64
+"""Compiled kernels kept at a time."""
+
+_COMPILER = "inductor"
+"""What `torch.compile` makes the kernels with."""
+
+
+class FlexBackend:
+    """Attention at the inputs' own precision, one compiled kernel a shape.
+
+    The kernel is PyTorch's; only the block map is ours. Outside of CUDA FlexAttention runs uncompiled, with the whole
+    score matrix in memory: for tests.
+
+    Args:
+        blocks: block shape; both sides multiples of 64 on a GPU. The default is SpargeAttn's on every GPU but Hopper,
+            and was the fastest of three on an H100 (docs/benchmarks.md).
+    """
+
+    name = "flex"
+
+    def __init__(self, blocks: BlockShape = SPARGE_BLOCKS) -> None:
+        self.blocks = blocks
+
+    @staticmethod
+    def missing(device: torch.device) -> str | None:
+        """Say why FlexAttention's compiled kernel can't run on `device`, or None where it can."""
+        if device.type != "cuda":
+            return f"the model is on {device.type}"
+        if importlib.util.find_spec("triton") is None:
+            return "triton, which compiles its kernel, is not installed"
+        if torch.cuda.get_device_capability(device)[0] < 8:
+            return f"{torch.cuda.get_device_name(device)} is older than Ampere"
+        return None
+
+    def refusal(self, q: Tensor, k: Tensor, v: Tensor) -> str | None:
+        """Refuse head dimensions that aren't powers of two, and sequences of less than one block."""
+        if q.shape[-1] not in _HEAD_DIMS or v.shape[-1] not in _HEAD_DIMS:
+            return f"head_dim {q.shape[-1]} isn't one of {', '.join(map(str, _HEAD_DIMS))}"
+        return f"fewer than {_FEWEST_TOKENS} tokens" if q.shape[-2] < _FEWEST_TOKENS else None
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, *, scale: float, keep: range
+    ) -> Attended:
+        """Attend under the block map of `thresholds`; `pvthreshd` skips nothing here."""
+        computed = block_map(q, k, thresholds, self.blocks, keep)
+        output = flex_under_map(q, k, v, computed, self.blocks, scale)
+        return Attended(output, computed.sum(dim=(0, 2, 3), dtype=torch.float64))
+
+
+def flex_under_map(q: Tensor, k: Tensor, v: Tensor, computed: Tensor, blocks: BlockShape, scale: float) -> Tensor:
+    """Softmax attention over the block pairs in `computed`, by FlexAttention.
+
+    Args:
+        q: (batch, heads, tokens, head_dim).
+        k: see q.
+        v: see q.
+        computed: bool (batch, heads, q blocks, k blocks), at least one True a row.
+        blocks: block shape.
+        scale: softmax scale.
+
+    Returns:
+        (batch, heads, q tokens, head_dim) in q's dtype.
+    """
+    mask = block_mask(computed, blocks, (q.shape[-2], k.shape[-2]), by_token=not q.is_cuda)
+    if not q.is_cuda:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "flex_attention called without torch.compile", UserWarning)
+            return _attend(q, k, v, mask, scale, None)
+    if torch.compiler.is_compiling():
+        return _attend(q, k, v, mask, scale, _tiles(blocks))
+    kernel = _compiled(tuple(q.shape), tuple(k.shape), q.dtype, q.device, blocks)
+    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
+        return kernel(q, k, v, mask, scale, _tiles(blocks))
+
+
+def block_mask(computed: Tensor, blocks: BlockShape, lengths: tuple[int, int], *, by_token: bool) -> BlockMask:
+    """Hand our block map to FlexAttention: every computed block is a full one.
+
+    Args:
+        computed: bool (batch, heads, q blocks, k blocks).
+        blocks: block shape.
+        lengths: query and key tokens.
+        by_token: also give the mask token by token, which is all that uncompiled FlexAttention looks at.
+    """
+    num_blocks, indices = ordered_blocks(computed)
+    none = torch.zeros_like(num_blocks)
+
+    def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return computed[batch, head, query // blocks.q, key // blocks.k]
+
+    # The lists by key block serve the backward pass alone; older versions of PyTorch always make them.
+    forward_only: dict[str, Any] = {"compute_q_blocks": False} if _CAN_SKIP_Q_BLOCKS else {}
+    return BlockMask.from_kv_blocks(
+        none, indices, num_blocks, indices, (blocks.q, blocks.k), allowed if by_token else None, lengths, **forward_only
+    )
+
+
+def ordered_blocks(computed: Tensor) -> tuple[Tensor, Tensor]:
+    """List each row's computed blocks.
+
+    Args:
+        computed: bool (batch, heads, q blocks, k blocks).
+
+    Returns:
+        Their number, int32 (batch, heads, q blocks), and their indices in ascending order, int32 like `computed`,
+        followed by those of the other blocks.
+    """
+    indices = computed.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    return computed.sum(dim=-1, dtype=torch.int32), indices.to(torch.int32)
+
+
+_CAN_SKIP_Q_BLOCKS = "compute_q_blocks" in inspect.signature(BlockMask.from_kv_blocks).parameters
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float, options: Any) -> Tensor:
+    return flex_attention(q, k, v, block_mask=mask, scale=scale, kernel_options=options)
+
+
+@functools.lru_cache(_MOST_KERNELS)
+def _compiled(*key: object) -> Callable[..., Tensor]:
+    """Give the kernel of one shape; `key` is what it is compiled for.
+
+    PyTorch counts recompilations by code object, and gives up after 8: so each shape gets a copy of its own.
+    """
+    own = types.FunctionType(_attend.__code__.replace(), _attend.__globals__)
+    # fullgraph: without it a shape too many would silently run uncompiled, with the whole score matrix in memory.
+    compiled: Callable[..., Tensor] = torch.compile(own, dynamic=False, fullgraph=True, backend=_COMPILER)
+    return compiled
+
+
+def _tiles(blocks: BlockShape) -> dict[str, int]:
+    return {"BLOCK_M": min(blocks.q, 128), "BLOCK_N": min(blocks.k, 128)}
