@@ -7,6 +7,7 @@ from sparsetune.cli.progress import ProgressBar, clock
 from sparsetune.evaluation.events import EvaluationListener
 from sparsetune.tuning.events import (
     CalibrationStep,
+    ProbeStep,
     StudyStarted,
     TrialPrompt,
     TrialResult,
@@ -41,6 +42,13 @@ class TuningDisplay(TuningListener):
             self._bar.line(f"calibrating on tune prompt {event.index + 1}/{event.num_prompts}")
         self._bar.advance(1, f"calibrating, prompt {event.index + 1}/{event.num_prompts}")
 
+    def on_probe_step(self, event: ProbeStep) -> None:
+        """Count a step of a sensitivity probe."""
+        self._enter("probing", event.num_renderings * event.num_steps)
+        if event.index == 0 and event.step == 1:
+            self._bar.line(f"probing which parts of the generation bear sparsity: {event.num_renderings} renderings")
+        self._bar.advance(1, f"probing, rendering {event.index + 1}/{event.num_renderings}")
+
     def on_trial_start(self, event: TrialStarted) -> None:
         """Begin the bar with the first trial: its steps are those of all trials that are left."""
         if self._study is not None:
@@ -69,7 +77,8 @@ class TuningDisplay(TuningListener):
     def on_winner(self, trial: TrialResult, checkpoint_path: Path) -> None:
         """End the bar; the winner's evaluation has its own."""
         self._bar.stop()
-        self._bar.line(f"winner: trial {trial.number + 1}, {trial_text(trial)}; judging it on the eval prompts")
+        self._bar.line(f"winner: trial {trial.number + 1}, {trial_text(trial)}")
+        self._bar.line("judging SpargeAttn's default thresholds, then the winner, on the eval prompts")
 
     def evaluation_listeners(self) -> tuple[EvaluationListener, ...]:
         """Show the winner's evaluation in the same place."""

@@ -3,9 +3,9 @@
 from typing import Any
 
 from sparsetune.cli.progress import clock
-from sparsetune.cli.tables import Table, evaluation_text, table_text
+from sparsetune.cli.tables import Table, before_after_text, evaluation_text, table_text
 from sparsetune.cli.tuning_display import trial_text
-from sparsetune.tuning.events import TrialResult, TuningResult
+from sparsetune.tuning.events import Insight, TrialResult, TuningResult
 
 
 def tuning_text(result: TuningResult) -> str:
@@ -18,10 +18,25 @@ def tuning_text(result: TuningResult) -> str:
         for name, value in result.best.params.items()
     )
     lines.append(f"winner: trial {result.best.number + 1}, {trial_text(result.best)}, on the tune prompts ({params})")
+    lines += _insight_lines(result.insight)
     if result.evaluation is not None:
         lines += ["", "the winner on the eval prompts:", evaluation_text(result.evaluation)]
+    if result.comparison is not None:
+        lines += ["", "SpargeAttn's default thresholds (before) and the winner (after) on the eval prompts:"]
+        lines.append(before_after_text(result.comparison))
     lines += ["", f"study {result.study_name}, {clock(result.seconds)}", f"checkpoint: {result.checkpoint_path}"]
     return "\n".join(lines)
+
+
+def _insight_lines(insight: Insight | None) -> list[str]:
+    """The search's own figures, as far as there are any."""
+    lines = []
+    if insight is not None and insight.rank_correlation is not None:
+        lines.append(f"calibrated error against PSNR over the trials: rank correlation {insight.rank_correlation:.2f}")
+    if insight is not None and insight.importances:
+        shares = ", ".join(f"{name} {share:.2f}" for name, share in list(insight.importances.items())[:5])
+        lines.append(f"what set the best trials apart: {shares}")
+    return lines
 
 
 def trials_table(result: TuningResult) -> Table:
@@ -50,9 +65,13 @@ def outcome_dict(result: TuningResult) -> dict[str, Any]:
         "best_trial": None if result.best is None else result.best.number,
         "closest_trial": None if result.closest is None else result.closest.number,
         "checkpoint_path": None if result.checkpoint_path is None else str(result.checkpoint_path),
-        "calibration_path": str(result.calibration_path),
+        "calibration_path": None if result.calibration_path is None else str(result.calibration_path),
         "trials": [_trial_dict(trial) for trial in result.trials],
+        "rank_correlation": None if result.insight is None else result.insight.rank_correlation,
+        "importances": {} if result.insight is None else dict(result.insight.importances),
+        "before": None if result.before is None else result.before.to_dict(),
         "evaluation": None if result.evaluation is None else result.evaluation.to_dict(),
+        "comparison": None if result.comparison is None else result.comparison.to_dict(),
     }
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from sparsetune.attention.backends import Backend
+from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.checkpoint import hash_prompts
 from sparsetune.config import Config
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.conditions import device_kind, dtype_name, scheduler
 from sparsetune.metrics import Gate
 from sparsetune.models.generation import Renderer
-from sparsetune.tuning.curves import grid
+from sparsetune.models.prompts import AnyPrompt
+from sparsetune.tuning.curves import Arrangement, grid
 from sparsetune.tuning.events import TuningListener
 
 
@@ -38,8 +40,8 @@ class Bench:
     config: Config
     renderer: Renderer
     backend: Backend
-    prompts: tuple[str, ...]
-    eval_prompts: tuple[str, ...]
+    prompts: tuple[AnyPrompt, ...]
+    eval_prompts: tuple[AnyPrompt, ...]
     cache: BaselineCache
     gate: Gate
     listeners: tuple[TuningListener, ...]
@@ -61,6 +63,25 @@ class Bench:
         )
 
     @property
+    def keep_text(self) -> tuple[bool, ...]:
+        """Text rules to choose from."""
+        return {"always": (True,), "never": (False,), "search": (True, False)}[self.config.tune.keep_text]
+
+    @property
+    def arrangements(self) -> tuple[Arrangement, ...]:
+        """Token orders and text rules to calibrate."""
+        return tuple(Arrangement(order, keep) for keep in self.keep_text for order in self.config.tune.orders)
+
+    @property
+    def points(self) -> tuple[HeadThresholds, ...]:
+        """The grid of thresholds to calibrate: the cdf rule's, which probes stand on, and others that are searched.
+
+        Only a bound of its own needs `pvthreshd` measured.
+        """
+        others = tuple(rule for rule in self.config.tune.rules if rule != "cdf")
+        return grid(("cdf", *others), skip_pv=self.config.tune.tuner == "calibrate")
+
+    @property
     def seconds_left(self) -> float | None:
         """Seconds until `tune.max_minutes` are over; None without that bound."""
         if self.config.tune.max_minutes is None:
@@ -71,11 +92,12 @@ class Bench:
 def signature(bench: Bench) -> dict[str, Any]:
     """Name all that the trials of one study share, as JSON values."""
     config = bench.config
-    return calibration_signature(bench) | {
-        "space": config.tune.space,
-        "granularity": config.tune.granularity,
-        "gate": asdict(bench.search_gate),
-    }
+    shared = ("space", "granularity", "objective", "schedule", "probe_prompts")
+    return (
+        calibration_signature(bench)
+        | {name: getattr(config.tune, name) for name in shared}
+        | {"gate": asdict(bench.search_gate)}
+    )
 
 
 def calibration_signature(bench: Bench) -> dict[str, Any]:
@@ -92,10 +114,10 @@ def calibration_signature(bench: Bench) -> dict[str, Any]:
         "blocks": asdict(bench.backend.blocks),
         "prompts": hash_prompts(bench.prompts),
         "seed": config.tune.seed,
-        "orders": list(config.tune.orders),
-        "rules": list(config.tune.rules),
-        "grid": [asdict(point) for point in grid(config.tune.rules)],
+        "arrangements": [list(arrangement) for arrangement in bench.arrangements],
+        "grid": [asdict(point) for point in bench.points],
         "calibration_steps": config.tune.calibration_steps,
+        "select_partial": config.tune.select_partial,
     }
 
 

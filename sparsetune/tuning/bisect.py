@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-NUM_TRIALS = 3
+NUM_TRIALS = 5
 """Trials that bisection may take; each halves the logarithm of the range, which begins at a factor of `STRIDE`."""
 
 CLOSE = 1.04

@@ -9,15 +9,21 @@ import torch
 from torch import Tensor
 
 from sparsetune.attention.backends import Backend
-from sparsetune.attention.interception import AttentionCall, Interception, refusal
+from sparsetune.attention.head_dim import head_dim_refusal
+from sparsetune.attention.interception import AttentionCall, Interception
 from sparsetune.attention.ordering import permutation
+from sparsetune.attention.plain import PlainCall, plain_call
 from sparsetune.attention.sparsify import kept_blocks
 from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.errors import TuningError
 from sparsetune.models.families import attention_sites
 from sparsetune.models.generation import Renderer, Rendering
-from sparsetune.tuning.curves import Curves
+from sparsetune.models.prompts import AnyPrompt
+from sparsetune.tuning.curves import Arrangement, Curves
 from sparsetune.tuning.measure import measure
+
+EVERY = 16
+"""Of each block's queries, every so many are measured: 8 of 128, or 4 of Hopper's 64."""
 
 OnStep = Callable[[int, int], None]
 
@@ -37,15 +43,15 @@ def sample_steps(num_steps: int, num_samples: int) -> tuple[int, ...]:
 
 def calibrate(
     renderer: Renderer,
-    prompt: str,
+    prompt: AnyPrompt,
     seed: int,
     *,
     steps: Sequence[int],
-    orders: Sequence[str],
+    arrangements: Sequence[Arrangement],
     points: Sequence[HeadThresholds],
     backend: Backend,
-    keep_text: bool = True,
-    every: int = 4,
+    select_partial: bool = True,
+    every: int = EVERY,
     on_step: OnStep | None = None,
 ) -> tuple[Curves, Rendering]:
     """Render one prompt dense and measure every layer at the sampled steps.
@@ -55,10 +61,10 @@ def calibrate(
         prompt: the text.
         seed: of the rendering.
         steps: denoising steps to measure at.
-        orders: token orders to measure in.
+        arrangements: token orders and text rules to measure.
         points: the grid of thresholds.
         backend: the kernel to calibrate for: its block shape, and what it refuses.
-        keep_text: whether the text's key blocks are always computed.
+        select_partial: whether partial last blocks are chosen like any other.
         every: measure the error on every so many query tokens of a block.
         on_step: called after each denoising step.
 
@@ -72,7 +78,7 @@ def calibrate(
     """
     sites = attention_sites(renderer.loaded.pipe)
     layers = tuple((layer.name, layer.num_heads) for layer in sites.layers)
-    probe = _Probe(layers, tuple(steps), tuple(orders), tuple(points), backend, keep_text, every)
+    probe = _Probe(layers, tuple(steps), tuple(arrangements), tuple(points), backend, select_partial, every)
     interception = Interception(sites, probe.attend)
     try:
         with torch.inference_mode():
@@ -90,17 +96,19 @@ class _Probe:
         self,
         layers: tuple[tuple[str, int], ...],
         steps: tuple[int, ...],
-        orders: tuple[str, ...],
+        arrangements: tuple[Arrangement, ...],
         points: tuple[HeadThresholds, ...],
         backend: Backend,
-        keep_text: bool,
+        select_partial: bool,
         every: int,
     ) -> None:
-        shape = (len(orders), len(layers), len(steps), max(heads for _, heads in layers), len(points))
+        per_head = (len(layers), len(steps), max(heads for _, heads in layers))
+        shape = (len(arrangements), *per_head, len(points))
         self.seconds = 0.0
-        self._layers, self._steps, self._orders, self._points = layers, steps, orders, points
-        self._backend, self._keep_text, self._every = backend, keep_text, every
+        self._layers, self._steps, self._arrangements, self._points = layers, steps, arrangements, points
+        self._backend, self._select_partial, self._every = backend, select_partial, every
         self._error, self._sparsity = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
+        self._size = np.full(per_head, np.nan, np.float32)
         self._seen = np.zeros((len(layers), len(steps)), bool)
         self._layer_index = {name: index for index, (name, _) in enumerate(layers)}
         self._step_index = {step: index for index, step in enumerate(steps)}
@@ -108,31 +116,34 @@ class _Probe:
 
     def attend(self, call: AttentionCall) -> Tensor:
         if call.step is None or call.step in self._step_index:
-            if reason := refusal(call) or self._backend.refusal(call.q, call.k, call.v):
-                self._refused.add(reason)
+            plain = plain_call(call)
+            reason = plain if isinstance(plain, str) else head_dim_refusal(self._backend, plain)
+            if isinstance(plain, str) or reason is not None:
+                self._refused.add(str(reason))
             else:
-                self._measure(call)
+                self._measure(call, plain)
         return call.original()
 
-    def _measure(self, call: AttentionCall) -> None:
-        if call.transformer is None or call.step is None:
+    def _measure(self, call: AttentionCall, plain: PlainCall) -> None:
+        if call.step is None:
             return
         if call.q.is_cuda:
             torch.cuda.synchronize(call.q.device)  # else the wait for earlier work would count as ours
         started = time.perf_counter()
-        layout = call.transformer.layout
-        keep = kept_blocks(self._keep_text, layout, self._backend.blocks)
         at = (self._layer_index[call.layer.name], self._step_index[call.step])
-        for number, order in enumerate(self._orders):
-            path = permutation(order, layout, call.q.device)
-            q, k, v = (x if path is None else x[..., path.there, :] for x in (call.q, call.k, call.v))
+        for number, (order, keep_text) in enumerate(self._arrangements):
+            keep = kept_blocks(keep_text, plain.layout, self._backend.blocks)
+            path = permutation(order, plain.layout, call.q.device)
+            q, k, v = (x if path is None else x[..., path.there, :] for x in (plain.q, plain.k, plain.v))
             measured = measure(
-                q, k, v, self._points, blocks=self._backend.blocks, keep=keep, scale=call.scale, every=self._every
-            )
+                q, k, v, self._points, blocks=self._backend.blocks, keep=keep, scale=call.scale,
+                every=self._every, select_partial=self._select_partial,
+            )  # fmt: skip
             target = (number, *at, slice(call.layer.num_heads))
             # A step may make two calls (guidance without batching): both must hold the bound.
             self._error[target] = np.fmax(self._error[target], measured.error.cpu().numpy())
             self._sparsity[target] = np.fmin(self._sparsity[target], measured.sparsity.cpu().numpy())
+            self._size[(*at, slice(call.layer.num_heads))] = measured.size.cpu().numpy()
         self._seen[at] = True
         self.seconds += time.perf_counter() - started
 
@@ -146,12 +157,14 @@ class _Probe:
             )
         return Curves(
             layers=self._layers,
-            orders=self._orders,
+            arrangements=self._arrangements,
             steps=self._steps,
             num_steps=num_steps,
             points=self._points,
             error=self._error,
+            error_rms=self._error,
             sparsity=self._sparsity,
+            size=self._size,
             num_inputs=1,
-            keep_text=self._keep_text,
+            select_partial=self._select_partial,
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sparsetune.attention.policy import Policy
+from sparsetune.evaluation.comparison import Comparison
 from sparsetune.evaluation.events import EvaluationListener
 from sparsetune.evaluation.pair import PromptResult
 from sparsetune.evaluation.result import EvaluationResult
@@ -45,6 +46,16 @@ class CalibrationStep:
 
     index: int
     num_prompts: int
+    step: int
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class ProbeStep:
+    """A denoising step of a sensitivity probe is done; `step` counts from 1, `index`, of the rendering, from 0."""
+
+    index: int
+    num_renderings: int
     step: int
     num_steps: int
 
@@ -95,8 +106,10 @@ class TrialResult:
         psnr_worst: of the worst prompt, in dB.
         frame_cosine: mean.
         feasible: whether it is complete and meets the gate on the tune prompts.
-        shortfalls: by how much it misses each bound of that gate, at most 0 where one is met; empty when it failed.
         seconds: wall-clock time.
+        shortfalls: by how much it misses each bound of that gate, at most 0 where one is met; empty when it failed.
+        seconds_sparse: mean of its renderings; None where there is none.
+        predicted_error: what calibration says of its policy's error; None where it wasn't calibrated.
     """
 
     number: int
@@ -112,6 +125,23 @@ class TrialResult:
     feasible: bool
     seconds: float
     shortfalls: Mapping[str, float] = field(default_factory=dict)
+    seconds_sparse: float | None = None
+    predicted_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Insight:
+    """What the trials of a search say of it.
+
+    Args:
+        rank_correlation: Spearman's, between the calibrated error of a policy and the PSNR of its videos, over the
+            complete trials; near -1 where calibration tells which policy will look better. None below four trials.
+        importances: share in [0, 1] of each parameter in what sets the best tenth of the trials apart (PED-ANOVA);
+            empty where there are too few trials to say.
+    """
+
+    rank_correlation: float | None
+    importances: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -121,13 +151,16 @@ class TuningResult:
     Args:
         study_name: its name in the storage.
         trials: all trials, earlier runs' included, in order.
-        best: the sparsest trial that meets the gate on the tune prompts; None where none does.
+        best: the best trial that meets the gate on the tune prompts; None where none does.
         closest: the sparse trial that misses the gate by the least; None where `best` is there, or nothing ran sparse.
         checkpoint_path: the winner's checkpoint; None without a winner.
         evaluation: the winner judged on the eval prompts; None without a winner.
-        calibration_path: the calibrated curves.
+        calibration_path: the calibrated curves; None where nothing was calibrated.
         seconds: wall-clock time of this run, from loaded model to judged winner.
         interrupted: whether Ctrl-C ended the search before its time.
+        before: SpargeAttn's default thresholds judged on the eval prompts; None without a winner.
+        comparison: `before` against `evaluation`, prompt by prompt; None without a winner.
+        insight: what the trials say of the search.
     """
 
     study_name: str
@@ -136,9 +169,12 @@ class TuningResult:
     closest: TrialResult | None
     checkpoint_path: Path | None
     evaluation: EvaluationResult | None
-    calibration_path: Path
+    calibration_path: Path | None
     seconds: float
     interrupted: bool = False
+    before: EvaluationResult | None = None
+    comparison: Comparison | None = None
+    insight: Insight | None = None
 
 
 class TuningListener:
@@ -153,6 +189,9 @@ class TuningListener:
 
     def on_calibration_step(self, event: CalibrationStep) -> None:
         """A denoising step of the calibration is done."""
+
+    def on_probe_step(self, event: ProbeStep) -> None:
+        """A denoising step of a sensitivity probe is done."""
 
     def on_trial_start(self, event: TrialStarted) -> None:
         """A trial begins."""

@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sparsetune.attention.blockmap import BlockShape, PooledBlocks, pool, select_blocks
-from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
+from sparsetune.attention.blockmap import SPARGE_BLOCKS_SM90, BlockShape, pool
+from sparsetune.attention.thresholds import PVTHRESHD_OFF, HeadThresholds
+from sparsetune.tuning.blocksums import BlockSums, block_sums
+from sparsetune.tuning.cuts import critical_cuts
 
-_SCORES_AT_ONCE = 1 << 25
-"""Most attention scores held at a time: 128 MiB in float32."""
+_FLOATS_AT_ONCE = 1 << 26
+"""Most floats of block sums held at a time: 256 MiB."""
+
+_POINTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,12 @@ class Measured:
         error: relative L1 error Σ|o − o'| / Σ|o| of each head's output, float32 (heads, points); sums run over the
             batch, the sampled queries and the channels.
         sparsity: fraction of block pairs not computed over all query blocks, float32 (heads, points).
+        size: mean |o| of each head's dense output, float32 (heads,).
     """
 
     error: Tensor
     sparsity: Tensor
+    size: Tensor
 
 
 def measure(
@@ -44,6 +49,7 @@ def measure(
     keep: range,
     scale: float,
     every: int = 1,
+    select_partial: bool = False,
 ) -> Measured:
     """Measure every point of a grid on one attention call.
 
@@ -51,71 +57,67 @@ def measure(
         q: (batch, heads, tokens, head_dim), in the token order to measure in; k and v alike.
         k: see q.
         v: see q.
-        points: the thresholds; `pvthreshd` is taken to skip nothing.
+        points: the thresholds. Whether `pvthreshd` skips a block is judged by the sampled queries alone, of which
+            each might have prevented it: the error is at least that of all queries.
         blocks: block shape.
         keep: key blocks that are always computed.
         scale: softmax scale.
         every: the error is measured on every so many query tokens of each query block.
+        select_partial: whether a partial last block is chosen like any other.
 
-    Memory: the pooled blocks, one bool map a point, and one slab of scores (`_SCORES_AT_ONCE`).
+    Memory: one slab of heads' block sums (`_FLOATS_AT_ONCE`), and their maps at `_POINTS_AT_ONCE` points.
     """
-    maps = _maps(q, k, points, blocks, keep)
-    num_heads = q.shape[1]
-    difference = torch.zeros(len(points), num_heads, device=q.device)
-    reference = torch.zeros(num_heads, device=q.device)
-    slab = max(1, _SCORES_AT_ONCE * every // (q.shape[0] * blocks.q * k.shape[-2]))
-    for row in range(maps.shape[-2]):
-        queries = q[..., row * blocks.q : (row + 1) * blocks.q : every, :]
-        for head in range(0, num_heads, slab):
-            heads = slice(head, head + slab)
-            parts = _block_parts(queries[:, heads], k[:, heads], v[:, heads], blocks.k, scale)
-            delta, size = _errors(*parts, maps[:, :, heads, row])
-            difference[:, heads] += delta
-            reference[heads] += size
-    # A map that drops all that weighs gives 0 / 0: no output, so no budget holds it.
-    error = (difference / reference.clamp(min=1e-12)).nan_to_num(nan=torch.inf).T
-    return Measured(error, 1.0 - maps.float().mean(dim=(1, 3, 4)).T)
+    num_q, num_k = blocks.counts(q.shape[-2], k.shape[-2])
+    floats = q.shape[0] * num_q * num_k * -(-blocks.q // every) * q.shape[-1]
+    slab = max(1, _FLOATS_AT_ONCE // floats)
+    parts = []
+    for head in range(0, q.shape[1], slab):
+        q_, k_, v_ = (x[:, head : head + slab] for x in (q, k, v))
+        sums = block_sums(q_, k_, v_, blocks=blocks, scale=scale, every=every)
+        parts.append(_measure_heads(q_, k_, sums, points, blocks, keep, select_partial))
+    return Measured(*(torch.cat([getattr(part, name) for part in parts]) for name in ("error", "sparsity", "size")))
 
 
-def _maps(q: Tensor, k: Tensor, points: Sequence[HeadThresholds], blocks: BlockShape, keep: range) -> Tensor:
-    """Block maps of all points, bool (points, batch, heads, q blocks, k blocks)."""
-    pooled_q = pool(q, blocks.q)
-    pooled_k = pool(k - k.mean(dim=-2, keepdim=True), blocks.k)
-    return torch.stack([_map(pooled_q, pooled_k, point, keep) for point in points])
+def _measure_heads(
+    q: Tensor,
+    k: Tensor,
+    sums: BlockSums,
+    points: Sequence[HeadThresholds],
+    blocks: BlockShape,
+    keep: range,
+    select_partial: bool,
+) -> Measured:
+    pooled_q = pool(q, blocks.q, None, select_partial)
+    pooled_k = pool(k, blocks.k, k.mean(dim=-2, keepdim=True), select_partial)
+    error = torch.empty(q.shape[1], len(points), device=q.device)
+    sparsity = torch.empty_like(error)
+    families = {(point.rule, point.simthreshd1, point.pvthreshd) for point in points}
+    for rule, sim, pv in sorted(families):
+        critical = critical_cuts(pooled_q, pooled_k, sim, keep, rule)
+        family = [
+            (index, point.cdfthreshd if rule == "cdf" else point.topk)
+            for index, point in enumerate(points)
+            if (point.rule, point.simthreshd1, point.pvthreshd) == (rule, sim, pv)
+        ]
+        for first in range(0, len(family), _POINTS_AT_ONCE):
+            indices, cuts = zip(*family[first : first + _POINTS_AT_ONCE], strict=True)
+            maps = critical.unsqueeze(2) <= torch.tensor(cuts, device=q.device)[:, None]
+            used = maps if pv == PVTHRESHD_OFF else _without_skipped(maps, sums, pv, blocks)
+            error[:, indices] = sums.errors(used)
+            sparsity[:, indices] = 1.0 - maps.float().mean(dim=(1, 3))
+    return Measured(error, sparsity, sums.size)
 
 
-def _map(pooled_q: PooledBlocks, pooled_k: PooledBlocks, point: HeadThresholds, keep: range) -> Tensor:
-    heads, device = pooled_q.similarity.shape[1], pooled_q.similarity.device
-    thresholds = LayerThresholds.uniform("measured", heads, point).tensors(device)
-    return select_blocks(pooled_q, pooled_k, thresholds, keep)
+def _without_skipped(maps: Tensor, sums: BlockSums, pvthreshd: float, blocks: BlockShape) -> Tensor:
+    """Take out what `blockmap.skip_pv` would, as far as the sampled queries tell.
 
-
-def _block_parts(q: Tensor, k: Tensor, v: Tensor, block: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Each key block's share of the softmax's numerator and denominator, for one query block.
-
-    Returns:
-        (batch, heads, k blocks, queries · head_dim) and (batch, heads, k blocks, queries), float32.
+    `maps` and the result are bool (heads, rows, points, k blocks).
     """
-    pad = -k.shape[-2] % block
-    scores = (q.float() @ k.float().transpose(-1, -2)) * scale
-    weights = torch.exp(scores - scores.amax(-1, keepdim=True))
-    weights = F.pad(weights, (0, pad)).view(*scores.shape[:-1], -1, block).transpose(-2, -3)
-    values = F.pad(v.float(), (0, 0, 0, pad)).view(*v.shape[:-2], -1, block, v.shape[-1])
-    return (weights @ values).flatten(-2), weights.sum(-1)
-
-
-def _errors(numerator: Tensor, denominator: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ|o − o'| of every point and head, (points, heads), and Σ|o| of every head, (heads,).
-
-    `maps` is bool (points, batch, heads, k blocks).
-    """
-    chosen = maps.permute(1, 2, 0, 3).float()  # (batch, heads, points, k blocks)
-    every = torch.ones_like(chosen[..., :1, :])
-
-    def output(blocks: Tensor) -> Tensor:
-        weight = blocks @ denominator
-        return (blocks @ numerator).view(*weight.shape, -1) / weight.unsqueeze(-1)
-
-    dense = output(every)  # (batch, heads, 1, queries, head_dim)
-    difference = (output(chosen) - dense).abs().sum(dim=(0, 3, 4)).T
-    return difference, dense.abs().sum(dim=(0, 2, 3, 4))
+    unchecked = 1 if blocks == SPARGE_BLOCKS_SM90 else 2
+    protected = maps & (maps.flip(-1).cumsum(-1).flip(-1) <= unchecked)
+    peaks = sums.peak.unsqueeze(2).masked_fill(~maps.unsqueeze(-1), -torch.inf)  # (..., k blocks, queries)
+    peaks = peaks.masked_fill(~sums.inside[:, None, None, :], -torch.inf)
+    before = torch.cat([torch.full_like(peaks[..., :1, :], -torch.inf), peaks.cummax(-2).values[..., :-1, :]], -2)
+    rise = torch.where(before == -torch.inf, torch.inf, peaks - before)
+    rise = rise.masked_fill(~sums.inside[:, None, None, :], -torch.inf).amax(-1)
+    return (maps & (rise + pvthreshd > 0)) | protected

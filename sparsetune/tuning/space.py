@@ -1,32 +1,46 @@
 """The search space: what a trial's parameters are, and the policy that they mean."""
 
-import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import optuna
 
 from sparsetune.attention.policy import Policy
-from sparsetune.attention.schedule import DenseSchedule
-from sparsetune.attention.thresholds import SPARGE_DEFAULTS, HeadThresholds, LayerThresholds
+from sparsetune.attention.schedule import DenseSchedule, phase
+from sparsetune.attention.thresholds import SPARGE_DEFAULTS, HeadThresholds, LayerThresholds, Rule
+from sparsetune.tuning.allocate import allocate, predict
 from sparsetune.tuning.curves import Curves
 from sparsetune.tuning.events import Parameter
+from sparsetune.tuning.sensitivity import Sensitivity
 
 Granularity = Literal["global", "group", "layer"]
 Kind = Literal["budget", "raw"]
 
-BUDGETS = (0.01, 0.4)
-"""Range of the error budget: relative L1 error of an attention output, searched on a logarithmic scale."""
+BUDGETS = (0.002, 0.4)
+"""Range of the error budget, the root mean square of relative L1 errors weighted by what they do to the video; searched
+on a logarithmic scale."""
+
+WEIGHTS = (0.25, 4.0)
+"""Range of the factor on a group's measured sensitivity, searched on a logarithmic scale."""
+
+STEEPNESS = 0.5
+"""Where the search begins with how far sensitive steps are spared; 0 spares none, see `Sensitivity.drop_scale`."""
 
 DENSE_FRACTIONS = (0.0, 0.6, 0.1)
 """Lowest, highest and step of the fraction of denoising steps that run dense."""
 
-_STARTS = ((0.05, 0.0), (0.1, 0.3))
-"""Budgets and dense fractions to start from."""
+PV = (50.0, 5.0)
+"""`pvthreshd` off, and a value that skips P·V where it hardly weighs."""
+
+STARTS = (0.01, 0.02, 0.04)
+"""Budgets of the calibrated policies to start from."""
 
 NUM_GROUPS = 3
 """Groups of consecutive layers at granularity `group`: early, middle and late layers bear sparsity differently."""
+
+BEST = "best"
+"""The token order that takes, for each layer, the one with the most sparsity at the price."""
 
 THRESHOLDS, CALIBRATED, DEFAULT = "thresholds", "calibrated", "default"
 """Where a trial's thresholds come from: the curves, or, in the first trial, SpargeAttn's defaults. The sampler doesn't
@@ -47,113 +61,136 @@ class SearchSpace:
 
     Args:
         curves: calibrated curves that budgets are read off.
-        kind: `budget` searches error budgets, `raw` the thresholds simthreshd1 and cdfthreshd themselves.
-        granularity: one budget (or pair of thresholds) for all layers, for each of three groups, or for each layer.
+        sensitivity: what errors do to the video.
+        kind: `budget` searches an error budget and how it is shared out, `raw` the thresholds themselves.
+        granularity: one choice for all layers, for each of three groups, or for each layer.
         orders: token orders to choose from; must be calibrated ones.
         rules: mask rules to choose from, `cdf` or `topk`; budgets only.
+        keep_text: text rules to choose from.
+        skip_pv: whether `pvthreshd` is searched: off, or on at a value that hardly shows.
+        schedule: whether what the steps drop is searched too; without it all steps drop alike, and none is dense.
     """
 
     curves: Curves
+    sensitivity: Sensitivity = field(default_factory=Sensitivity)
     kind: Kind = "budget"
     granularity: Granularity = "group"
     orders: tuple[str, ...] = ("raster",)
-    rules: tuple[str, ...] = ("cdf",)
+    rules: tuple[Rule, ...] = ("cdf",)
+    keep_text: tuple[bool, ...] = (True,)
+    skip_pv: bool = False
+    schedule: bool = True
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Parameter]:
-        """Ask the sampler for a trial's parameters."""
+        """Ask the sampler for a trial's parameters; what has one choice alone isn't asked for."""
         params: dict[str, Parameter] = {}
-        for group in self._groups():
-            if self.kind == "budget":
-                params[f"l1_{group}"] = trial.suggest_float(f"l1_{group}", *BUDGETS, log=True)
-            else:
+        if self.kind == "budget":
+            params["l1"] = trial.suggest_float("l1", *BUDGETS, log=True)
+            for group in self._groups()[1:]:
+                params[f"weight_{group}"] = trial.suggest_float(f"weight_{group}", *WEIGHTS, log=True)
+        else:
+            for group in self._groups():
                 params[f"simthreshd1_{group}"] = trial.suggest_float(f"simthreshd1_{group}", -1.0, 1.0)
                 params[f"cdfthreshd_{group}"] = trial.suggest_float(f"cdfthreshd_{group}", 0.3, 1.0)
-        low, high, step = DENSE_FRACTIONS
-        params["dense_fraction"] = trial.suggest_float("dense_fraction", low, high, step=step)
-        params["order"] = trial.suggest_categorical("order", self.orders)
-        if self.kind == "budget":
-            params["rule"] = trial.suggest_categorical("rule", self.rules)
-            params[THRESHOLDS] = trial.user_attrs.get(THRESHOLDS, CALIBRATED)
+        if self.schedule:
+            params["steepness"] = trial.suggest_float("steepness", 0.0, 1.0, step=0.05)
+            low, high, step = DENSE_FRACTIONS
+            params["dense_fraction"] = trial.suggest_float("dense_fraction", low, high, step=step)
+        for name, choices in self._choices().items():
+            chosen = choices[0] if len(choices) == 1 else trial.suggest_categorical(name, choices)
+            params[name] = choices[0] if chosen is None else chosen
+        params[THRESHOLDS] = trial.user_attrs.get(THRESHOLDS, CALIBRATED)
         return params
 
     def warm_start(self) -> list[Start]:
-        """List the trials to try first: SpargeAttn's defaults, then sensible settings of the space.
+        """List the trials to try first: SpargeAttn's defaults, then calibrated policies at three budgets.
 
-        Calibrated ones run in the order that the curves find best at a middle budget. The default thresholds stand
-        at the lowest budget for the sampler, which their error is nearest to.
+        The default thresholds stand at the lowest budget for the sampler, which their error is nearest to.
         """
         if self.kind == "raw":
-            first: dict[str, Parameter] = {"dense_fraction": 0.0, "order": self.orders[0]}
-            default = self._everywhere(SPARGE_DEFAULTS.simthreshd1, SPARGE_DEFAULTS.cdfthreshd)
-            tight = self._everywhere(-1.0, 0.98)
-            return [Start(first | default), Start(first | tight | {"dense_fraction": 0.2})]
-        default = self.at(BUDGETS[0]).params | {"order": self.orders[0]}
-        return [Start(default, DEFAULT), *(self.at(budget, dense) for budget, dense in _STARTS)]
+            default = self._raw(SPARGE_DEFAULTS.simthreshd1, SPARGE_DEFAULTS.cdfthreshd or 1.0)
+            return [Start(default, DEFAULT), Start(self._raw(-1.0, 0.98))]
+        return [Start(self.at(BUDGETS[0]).params, DEFAULT), *(self.at(budget) for budget in STARTS)]
 
-    def at(self, budget: float, dense_fraction: float = 0.0) -> Start:
-        """Give the trial with one budget for all layers, in the order that the curves find best."""
-        rest: dict[str, Parameter] = {"dense_fraction": dense_fraction, "order": self._order, "rule": self.rules[0]}
-        return Start(self._everywhere(budget) | rest)
+    def at(self, budget: float) -> Start:
+        """Give the trial with one budget and otherwise what was measured: the first choices, weights of 1."""
+        weights: dict[str, Parameter] = {f"weight_{group}": 1.0 for group in self._groups()[1:]}
+        return Start({"l1": budget} | weights | self._rest())
 
     def is_at(self, params: Mapping[str, Parameter]) -> float | None:
-        """Give the budget of a trial that is `at` one without dense steps; None for any other trial."""
+        """Give the budget of a trial that is `at` one; None for any other trial."""
         if self.kind == "raw" or params.get(THRESHOLDS) != CALIBRATED:
             return None
-        budget = float(params[f"l1_{self._groups()[0]}"])
-        start = self.at(budget).params | {THRESHOLDS: CALIBRATED}
-        return budget if all(params.get(name) == value for name, value in start.items()) else None
+        budget = float(params["l1"])
+        return budget if all(params.get(name) == value for name, value in self.at(budget).params.items()) else None
 
     def policy(self, params: Mapping[str, Parameter]) -> Policy:
         """Build the policy that a trial's parameters mean."""
-        order, dense_fraction = str(params["order"]), float(params["dense_fraction"])
         if params.get(THRESHOLDS) == DEFAULT:
-            return Policy.uniform(self.curves.layers, schedule=DenseSchedule(dense_fraction), order=order)
-        groups = self._groups()
-        of_layer = [groups[index * len(groups) // len(self.curves.layers)] for index in range(len(self.curves.layers))]
-        if self.kind == "budget":
-            budgets = [float(params[f"l1_{group}"]) for group in of_layer]
-            rule: Literal["cdf", "topk"] = "topk" if params["rule"] == "topk" else "cdf"
-            return self.curves.policy(budgets, order=order, rule=rule, dense_fraction=dense_fraction)
-        layers = tuple(
-            LayerThresholds.uniform(
-                name,
-                num_heads,
-                HeadThresholds(float(params[f"simthreshd1_{group}"]), float(params[f"cdfthreshd_{group}"])),
-            )
-            for (name, num_heads), group in zip(self.curves.layers, of_layer, strict=True)
+            return Policy.uniform(self.curves.layers)
+        steepness, dense_fraction = float(params.get("steepness", 0.0)), float(params.get("dense_fraction", 0.0))
+        keep_text, order = bool(params["keep_text"]), str(params["order"])
+        if self.kind == "raw":
+            schedule = DenseSchedule(dense_fraction, self.sensitivity.drop_scale(steepness) if steepness else ())
+            return Policy(self._raw_layers(params), schedule, order, keep_text, self.curves.select_partial)
+        policy = allocate(
+            self.curves,
+            self.sensitivity,
+            float(params["l1"]),
+            orders=self.orders if order == BEST else (order,),
+            keep_text=keep_text,
+            rule="topk" if params["rule"] == "topk" else "cdf",
+            dense_fraction=dense_fraction,
+            steepness=steepness,
+            weights=[1.0, *(float(params[f"weight_{group}"]) for group in self._groups()[1:])],
         )
-        return Policy(layers, DenseSchedule(dense_fraction), order, self.curves.keep_text)
+        return with_pv(policy, PV[1]) if params.get("pvthreshd") == PV[1] else policy
 
-    @functools.cached_property
-    def _order(self) -> str:
-        return best_order(self.curves, self.orders)
+    def predict(self, policy: Policy) -> float | None:
+        """Give the error that calibration predicts for a policy; None where it can't tell."""
+        return predict(self.curves, self.sensitivity, policy)
 
-    def _groups(self) -> list[str]:
-        num_layers = len(self.curves.layers)
-        count = {"global": 1, "group": min(NUM_GROUPS, num_layers), "layer": num_layers}[self.granularity]
-        return ["all"] if count == 1 else [f"{index:02d}" for index in range(count)]
-
-    def _everywhere(self, first: float, cdfthreshd: float | None = None) -> dict[str, Parameter]:
+    def _choices(self) -> dict[str, tuple[Parameter, ...]]:
+        several = self.kind == "budget" and len(self.orders) > 1
+        choices: dict[str, tuple[Parameter, ...]] = {"order": ((BEST,) if several else ()) + self.orders}
         if self.kind == "budget":
-            return {f"l1_{group}": first for group in self._groups()}
+            choices |= {"rule": self.rules, "pvthreshd": PV if self.skip_pv else PV[:1]}
+        return choices | {"keep_text": self.keep_text}
+
+    def _rest(self) -> dict[str, Parameter]:
+        steps: dict[str, Parameter] = {"steepness": STEEPNESS, "dense_fraction": 0.0} if self.schedule else {}
+        return steps | {name: choices[0] for name, choices in self._choices().items()}
+
+    def _raw(self, simthreshd1: float, cdfthreshd: float) -> dict[str, Parameter]:
         params: dict[str, Parameter] = {}
         for group in self._groups():
-            params |= {f"simthreshd1_{group}": first, f"cdfthreshd_{group}": cdfthreshd or 1.0}
-        return params
+            params |= {f"simthreshd1_{group}": simthreshd1, f"cdfthreshd_{group}": cdfthreshd}
+        return params | self._rest()
+
+    def _raw_layers(self, params: Mapping[str, Parameter]) -> tuple[LayerThresholds, ...]:
+        groups, layers = self._groups(), self.curves.layers
+        found = []
+        for index, (name, num_heads) in enumerate(layers):
+            group = groups[phase(index, len(layers), len(groups))]
+            head = HeadThresholds(float(params[f"simthreshd1_{group}"]), float(params[f"cdfthreshd_{group}"]))
+            found.append(LayerThresholds.uniform(name, num_heads, head))
+        return tuple(found)
+
+    def _groups(self) -> list[str]:
+        count = num_groups(self.granularity, len(self.curves.layers))
+        return ["all"] if count == 1 else [f"{index:02d}" for index in range(count)]
 
 
-def best_order(curves: Curves, orders: Sequence[str], budget: float = 0.1) -> str:
-    """Pick the token order that gives the most sparsity at the same error, averaged over layers and heads."""
+def num_groups(granularity: Granularity, num_layers: int) -> int:
+    """Count the groups of layers that a granularity tells apart."""
+    return {"global": 1, "group": min(NUM_GROUPS, num_layers), "layer": num_layers}[granularity]
 
-    def sparsity(order: str) -> float:
-        policy = curves.policy(budget, order=order)
-        place = {point: index for index, point in enumerate(curves.points)}
-        table = curves.sparsity[curves.orders.index(order)].mean(axis=1)  # (layers, heads, points)
-        found = [
-            float(table[index, head, place[thresholds]]) if thresholds.is_sparse else 0.0
-            for index, layer in enumerate(policy.layers)
-            for head, thresholds in enumerate(layer.heads)
-        ]
-        return sum(found) / len(found)
 
-    return max(orders, key=sparsity)
+def with_pv(policy: Policy, pvthreshd: float) -> Policy:
+    """Give every sparse head of a policy a `pvthreshd`."""
+    layers = tuple(
+        replace(layer, heads=tuple(replace(head, pvthreshd=pvthreshd) if head.is_sparse else head
+                                   for head in layer.heads))
+        for layer in policy.layers
+    )  # fmt: skip
+    return replace(policy, layers=layers)

@@ -5,13 +5,16 @@ import hashlib
 import json
 import os
 import socket
+import time
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -19,7 +22,10 @@ from sparsetune.errors import GenerationError, TuningError
 from sparsetune.metrics import Gate
 from sparsetune.tuning.bisect import NUM_TRIALS, Tried, next_budget
 from sparsetune.tuning.events import TrialResult
+from sparsetune.tuning.goal import Goal, directions
 from sparsetune.tuning.objective import OWNER, Objective
+from sparsetune.tuning.runner import TimeIsUp
+from sparsetune.tuning.samplers import make_sampler
 from sparsetune.tuning.space import BUDGETS, CALIBRATED, THRESHOLDS, SearchSpace
 
 _HEARTBEAT_SECONDS = 10
@@ -27,6 +33,10 @@ _GRACE_SECONDS = 60
 _SIGNATURE = "sparsetune"
 _BISECTION = "bisection"
 _SAME_FAILURES = 3
+_JOURNAL = "journal:"
+
+_P_WORSE = 0.05
+"""Significance at which a trial is given up as worse than the best on the same prompts."""
 
 
 @contextlib.contextmanager
@@ -46,24 +56,40 @@ def default_name(model: str, signature: Mapping[str, Any]) -> str:
     return f"{model}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def open_study(storage_url: str, name: str, signature: Mapping[str, Any], seed: int, n_trials: int) -> optuna.Study:
+def open_study(
+    storage_url: str,
+    name: str,
+    signature: Mapping[str, Any],
+    seed: int,
+    n_trials: int,
+    sampler: str = "tpe",
+    goal: Goal = "sparsity",
+) -> optuna.Study:
     """Create a study, or open the one of that name to go on with it.
 
     A trial whose process died is put in the queue again: at once where it ran on this host, and where it ran on
     another after a minute without a heartbeat.
 
     Args:
-        storage_url: any SQL database's URL, e.g. `sqlite:///mlruns/optuna.db`.
+        storage_url: any SQL database's URL, e.g. `sqlite:///mlruns/optuna.db`, or `journal:PATH` of a journal file.
         name: the study's name.
         signature: what its trials share, as JSON values.
         seed: of the sampler; trials that were done already move it on.
         n_trials: trials the study will have; a short one samples at random for fewer of them.
+        sampler: one of `samplers.SAMPLERS`.
+        goal: what trials compete in.
 
     Raises:
-        TuningError: the storage can't be opened, or the study of that name has another signature.
+        TuningError: the storage can't be opened, the sampler is unknown, or the study of that name has another
+            signature.
     """
     storage = _open_storage(storage_url)
-    study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # the pruner for paired instances, pinned
+        pruner = optuna.pruners.WilcoxonPruner(p_threshold=_P_WORSE)
+    study = optuna.create_study(
+        storage=storage, study_name=name, directions=directions(goal), pruner=pruner, load_if_exists=True
+    )
     given = json.loads(json.dumps(signature))
     known = study.user_attrs.get(_SIGNATURE)
     if known is None:
@@ -76,18 +102,15 @@ def open_study(storage_url: str, name: str, signature: Mapping[str, Any], seed: 
             "give another --study-name to begin a new one"
         )
     _requeue_dead(study)
-    study.sampler = optuna.samplers.TPESampler(
-        seed=seed + len(study.get_trials(deepcopy=False)),
-        multivariate=True,
-        n_startup_trials=max(4, min(10, n_trials // 4)),
-    )
+    study.sampler = make_sampler(sampler, seed + len(study.get_trials(deepcopy=False)), n_trials, goal)
     return study
 
 
 def search(study: optuna.Study, objective: Objective, n_trials: int, seconds: float | None) -> None:
-    """Run trials until the study has `n_trials`, or `seconds` are over; a trial that has begun is finished.
+    """Run trials until the study has `n_trials`, or `seconds` are over.
 
-    Trials that failed for want of memory or gave NaN are kept as failed, and the search goes on.
+    When time is up, the trial in hand ends after the prompt in hand, and a later run tries it again. Trials that failed
+    for want of memory or gave NaN are kept as failed, and the search goes on.
 
     Raises:
         TuningError: three trials in a row failed for the same reason.
@@ -100,17 +123,20 @@ def search(study: optuna.Study, objective: Objective, n_trials: int, seconds: fl
     objective.best_sparsity = max((result.sparsity or 0.0 for result in feasible(study, space)), default=0.0)
 
     def stop_on_repeated_failure(_: optuna.Study, __: FrozenTrial) -> None:
-        last = list(objective.results.values())[-_SAME_FAILURES:]
+        last = list(objective.runner.results.values())[-_SAME_FAILURES:]
         failed_alike = {trial.state for trial in last} == {"failed"} and len({trial.reason for trial in last}) == 1
         if len(last) == _SAME_FAILURES and failed_alike:
             raise TuningError(f"trials must not all fail, but the last {len(last)} failed alike: {last[0].reason}")
 
     def bisect(_: optuna.Study, __: FrozenTrial) -> None:
-        _enqueue_bisection(study, space, objective.gate)
+        if isinstance(study.sampler, optuna.samplers.RandomSampler):
+            return  # who asks for random trials gets them
+        _enqueue_bisection(study, space, objective.runner.gate)
 
     remaining = n_trials - num_done(study)
     if remaining <= 0:
         return
+    objective.runner.deadline = None if seconds is None else time.perf_counter() + seconds
     try:
         study.optimize(
             objective,
@@ -119,10 +145,11 @@ def search(study: optuna.Study, objective: Objective, n_trials: int, seconds: fl
             catch=(GenerationError,),
             callbacks=[stop_on_repeated_failure, bisect],
         )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, TimeIsUp) as cut_off:
         failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
         _enqueue_again(study, max(failed, key=lambda trial: trial.number))
-        raise
+        if isinstance(cut_off, KeyboardInterrupt):
+            raise
 
 
 def _enqueue_bisection(study: optuna.Study, space: SearchSpace, gate: Gate) -> None:
@@ -180,9 +207,9 @@ def results(study: optuna.Study, objective: Objective) -> tuple[TrialResult, ...
     ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
     trials = study.get_trials(deepcopy=False, states=ended)
     return tuple(
-        objective.results.get(trial.number) or _recalled(trial, objective.space)
+        objective.runner.results.get(trial.number) or _recalled(trial, objective.space)
         for trial in trials
-        if trial.number in objective.results or "state" in trial.user_attrs
+        if trial.number in objective.runner.results or "state" in trial.user_attrs
     )
 
 
@@ -208,12 +235,23 @@ def _recalled(trial: FrozenTrial, space: SearchSpace) -> TrialResult:
         feasible=known["feasible"],
         seconds=known["seconds"],
         shortfalls=known["shortfalls"],
+        seconds_sparse=known["seconds_sparse"],
+        predicted_error=known["predicted_error"],
     )
 
 
 def _open_storage(url: str) -> BaseStorage:
+    if not url.startswith(_JOURNAL) and "://" not in url:
+        raise TuningError(
+            f"the study's storage must be a database's URL or journal:PATH, but is {url}; give e.g. sqlite:///optuna.db"
+        )
     try:
         with warnings.catch_warnings():
+            if url.startswith(_JOURNAL):
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                path = Path(url.removeprefix(_JOURNAL).removeprefix("//"))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                return JournalStorage(JournalFileBackend(str(path)))
             warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats are Optuna's own way, and pinned
             return RDBStorage(
                 url,

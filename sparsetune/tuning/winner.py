@@ -1,35 +1,17 @@
-"""The winner of a search: picked, saved as a checkpoint, and judged."""
+"""The winner of a search, saved as a checkpoint and judged on other prompts."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
+from sparsetune.attention.device import device_name
+from sparsetune.attention.policy import Policy
 from sparsetune.checkpoint import Checkpoint, LayerShape, Manifest, git_commit, hash_prompts, save_checkpoint, versions
-from sparsetune.evaluation.conditions import device_name, dtype_name, scheduler
+from sparsetune.evaluation.conditions import dtype_name, scheduler
 from sparsetune.evaluation.events import Listeners
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.evaluation.run import evaluate
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.events import TrialResult
-
-
-def sparsest(trials: Sequence[TrialResult]) -> TrialResult | None:
-    """Pick the sparsest trial that met the gate; None where none did, or only with no sparsity at all."""
-    winners = [trial for trial in trials if trial.feasible and trial.sparsity]
-    return max(winners, key=lambda trial: trial.sparsity or 0.0, default=None)
-
-
-def closest(trials: Sequence[TrialResult]) -> TrialResult | None:
-    """Pick the sparse trial that misses the gate by the least, one that rendered all prompts where there is one.
-
-    Shortfalls are compared in dB, a hundredth of frame_cosine like one dB.
-    """
-
-    def largest(trial: TrialResult) -> float:
-        return max(missing * (100 if name == "frame_cosine" else 1) for name, missing in trial.shortfalls.items())
-
-    sparse = [trial for trial in trials if trial.state != "failed" and trial.sparsity and trial.shortfalls]
-    complete = [trial for trial in sparse if trial.state == "complete"]
-    return min(complete or sparse, key=largest, default=None)
+from sparsetune.tuning.rerun import recorded
 
 
 def save(bench: Bench, study_name: str, best: TrialResult) -> Path:
@@ -63,7 +45,9 @@ def save(bench: Bench, study_name: str, best: TrialResult) -> Path:
         device=device_name(loaded.device),
         tuner_settings=config.tune.model_dump(mode="json")
         | {"study_name": study_name, "trial": best.number, "params": dict(best.params)},
+        search=recorded(config),
         prompts_hash=hash_prompts(bench.prompts),
+        eval_prompts_hash=hash_prompts(bench.eval_prompts),
         seeds=(config.tune.seed,),
         versions=versions(),
         git_commit=git_commit(),
@@ -72,12 +56,19 @@ def save(bench: Bench, study_name: str, best: TrialResult) -> Path:
     return save_checkpoint(Checkpoint(best.policy, manifest), bench.output_dir / "checkpoint")
 
 
-def judge(bench: Bench, winner: TrialResult, checkpoint_path: Path) -> EvaluationResult:
-    """Judge the winner on the eval prompts, which the search never saw."""
+def judge(bench: Bench, policy: Policy | None, folder: str, checkpoint_path: Path | None = None) -> EvaluationResult:
+    """Judge a policy on the eval prompts, which the search never saw.
+
+    Args:
+        bench: what the search worked with.
+        policy: what to judge; None for SpargeAttn's default thresholds.
+        folder: name of the folder in the output folder that gets the result.
+        checkpoint_path: where the policy is saved, if it is.
+    """
     config = bench.config
     return evaluate(
         bench.renderer,
-        winner.policy,
+        policy,
         bench.eval_prompts,
         seed=config.eval.seed,
         cache=bench.cache,
@@ -85,10 +76,10 @@ def judge(bench: Bench, winner: TrialResult, checkpoint_path: Path) -> Evaluatio
         gate=bench.gate,
         backend=config.backend,
         listener=Listeners([each for listener in bench.listeners for each in listener.evaluation_listeners()]),
-        output_dir=bench.output_dir / "evaluation",
+        output_dir=bench.output_dir / folder,
         save_videos=config.eval.save_videos,
-        checkpoint=str(checkpoint_path),
-        tuner=config.tune.tuner,
+        checkpoint=None if checkpoint_path is None else str(checkpoint_path),
+        tuner=None if checkpoint_path is None else config.tune.tuner,
         prompt_file=config.eval.prompt_file,
         tune_prompts=bench.prompts,
     )

@@ -62,7 +62,8 @@ def test_plain_lines_tell_trial_best_sparsity_psnr_and_time_left() -> None:
         "calibrating on tune prompt 1/1",
         f"trial 2/3 (1:05): sparsity 0.300, psnr 36.00 dB (worst 35.00), meets the gate; {best}; 0:00 left",
         f"trial 3/3 (1:05): given up: psnr too low; {best}",
-        "winner: trial 2, sparsity 0.300, psnr 36.00 dB (worst 35.00); judging it on the eval prompts",
+        "winner: trial 2, sparsity 0.300, psnr 36.00 dB (worst 35.00)",
+        "judging SpargeAttn's default thresholds, then the winner, on the eval prompts",
     ]
 
 

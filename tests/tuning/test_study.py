@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import optuna
 import pytest
 
 from sparsetune.errors import GenerationError, TuningError
@@ -15,9 +14,11 @@ from sparsetune.evaluation.pair import PromptResult
 from sparsetune.metrics import Gate
 from sparsetune.tuning import study as studies
 from sparsetune.tuning.events import TrialResult, TuningListener
-from sparsetune.tuning.objective import Objective, shortfalls
+from sparsetune.tuning.objective import Objective
+from sparsetune.tuning.runner import TrialRunner, shortfalls
+from sparsetune.tuning.samplers import SAMPLERS
 from sparsetune.tuning.space import CALIBRATED, DEFAULT, SearchSpace
-from tests.tuning.test_curves import curves
+from tests.tuning.tables import curves
 
 GATE = Gate(min_frame_cosine=0.95, min_psnr=35.0, min_psnr_worst=30.0)
 
@@ -41,7 +42,7 @@ class Recorder(TuningListener):
         self.trials.append(result)
 
 
-class KnownObjective(Objective):
+class KnownRunner(TrialRunner):
     """PSNR falls by 2 dB for each 0.02 of budget and rises with dense steps; sparsity is the budget without them.
 
     So with the gate at 35 dB the best is l1 = 0.15 with no dense steps.
@@ -49,6 +50,10 @@ class KnownObjective(Objective):
 
     fail: tuple[int, ...] = ()
     stop_at: int | None = None
+
+    def run(self, number, params, policy, give_up=lambda _: None):
+        self.params = params
+        return super().run(number, params, policy, give_up)
 
     def _judge(self, number: int, index: int) -> PromptResult:
         if number in self.fail:
@@ -58,23 +63,22 @@ class KnownObjective(Objective):
         params = self.params
         if params["thresholds"] == DEFAULT:
             return judged(0.02, 45.0)
-        budget = float(params["l1_all"])
+        budget = float(params["l1"])
         return judged(budget * (1 - params["dense_fraction"]), 50.0 - 100 * budget + 5 * params["dense_fraction"])
-
-    def __call__(self, trial: optuna.Trial) -> float:
-        self.params = self.space.suggest(trial)
-        return super().__call__(trial)
 
 
 class Handle:
     policy = None
 
 
-def make(tmp_path: Path, listeners=(), num_prompts: int = 2, n_trials: int = 25, **settings):
+def make(tmp_path: Path, listeners=(), num_prompts: int = 2, n_trials: int = 25, url: str | None = None, **settings):
+    """A study with its objective; settings are those of `open_study` and of the objective."""
     space = SearchSpace(curves(), granularity="global", orders=("raster", "tiles"))
-    objective = KnownObjective(None, Handle(), space, ("a prompt",) * num_prompts, 0, None, GATE, listeners)
-    study = studies.open_study(f"sqlite:///{tmp_path / 'optuna.db'}", "known", {"space": 1}, 0, n_trials)
-    return study, objective
+    runner = KnownRunner(None, Handle(), ("a prompt",) * num_prompts, 0, None, GATE, listeners, space.predict)
+    sampler, goal = settings.get("sampler", "tpe"), settings.get("goal", "sparsity")
+    objective = Objective(runner, space, goal, penalised=sampler == "cmaes")
+    url = url or f"sqlite:///{tmp_path / 'optuna.db'}"
+    return studies.open_study(url, "known", {"space": 1}, 0, n_trials, sampler, goal), objective
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +146,7 @@ def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert [trial.number for trial in everything] == list(range(8))
     assert everything[0].prompts == () and everything[0].sparsity == 0.02
     studies.search(study, objective, 8, None)
-    assert len(study.trials) == 8
+    assert studies.num_done(study) == 8 and len(recorder.trials) == 3
 
 
 def test_a_study_with_other_settings_is_refused(tmp_path: Path) -> None:
@@ -152,14 +156,16 @@ def test_a_study_with_other_settings_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_storage_that_doesnt_open_is_said(tmp_path: Path) -> None:
-    with pytest.raises(TuningError, match="storage must be a database that opens, but nonsense"):
+    with pytest.raises(TuningError, match="storage must be a database's URL or journal:PATH, but is nonsense"):
         studies.open_study("nonsense", "known", {}, 0, 10)
+    with pytest.raises(TuningError, match="storage must be a database that opens, but nothing://here doesn't"):
+        studies.open_study("nothing://here", "known", {}, 0, 10)
 
 
 def test_a_failed_trial_is_kept_with_its_reason_and_the_search_goes_on(tmp_path: Path) -> None:
     recorder = Recorder()
     study, objective = make(tmp_path, (recorder,))
-    objective.fail = (1, 3)
+    objective.runner.fail = (1, 3)
     studies.search(study, objective, 6, None)
     assert [trial.state for trial in recorder.trials if trial.number in (1, 3)] == ["failed", "failed"]
     assert "ran out" in recorder.trials[1].reason
@@ -168,7 +174,7 @@ def test_a_failed_trial_is_kept_with_its_reason_and_the_search_goes_on(tmp_path:
 
 def test_three_failures_in_a_row_for_one_reason_stop_the_search(tmp_path: Path) -> None:
     study, objective = make(tmp_path)
-    objective.fail = (2, 3, 4)
+    objective.runner.fail = (2, 3, 4)
     with pytest.raises(TuningError, match="the last 3 failed alike: the video must fit into memory"):
         studies.search(study, objective, 20, None)
     assert len(study.trials) == 5
@@ -176,7 +182,7 @@ def test_three_failures_in_a_row_for_one_reason_stop_the_search(tmp_path: Path) 
 
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     study, objective = make(tmp_path)
-    objective.stop_at = 3
+    objective.runner.stop_at = 3
     with pytest.raises(KeyboardInterrupt):
         studies.search(study, objective, 20, None)
     assert len(studies.results(study, objective)) == 3
@@ -185,7 +191,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
 
 def test_the_trial_that_ctrl_c_cut_off_is_tried_again(tmp_path: Path) -> None:
     study, objective = make(tmp_path)
-    objective.stop_at = 0
+    objective.runner.stop_at = 0
     with pytest.raises(KeyboardInterrupt):
         studies.search(study, objective, 5, None)
     recorder = Recorder()
@@ -196,18 +202,72 @@ def test_the_trial_that_ctrl_c_cut_off_is_tried_again(tmp_path: Path) -> None:
     assert [trial.params["thresholds"] for trial in recorder.trials].count(DEFAULT) == 1
 
 
+def test_time_that_is_up_ends_the_trial_in_hand_and_a_later_run_tries_it_again(tmp_path: Path) -> None:
+    recorder = Recorder()
+    study, objective = make(tmp_path, (recorder,))
+    studies.search(study, objective, 3, None)
+    studies.search(study, objective, 8, -1.0)  # up before the first prompt
+    assert len(recorder.trials) == 3
+    waiting = [trial for trial in study.trials if trial.state.name == "WAITING"]
+    assert waiting and studies.num_done(study) == 3
+    studies.search(study, objective, 8, None)
+    assert studies.num_done(study) == 8
+    again = waiting[-1].system_attrs["fixed_params"]["l1"]
+    assert [trial.params["l1"] for trial in recorder.trials].count(again) == 1
+
+
+def test_a_journal_file_keeps_a_study_too(tmp_path: Path) -> None:
+    url = f"journal:{tmp_path / 'new' / 'study.log'}"
+    study, objective = make(tmp_path, url=url)
+    studies.search(study, objective, 5, None)
+    study, objective = make(tmp_path, url=url)
+    assert studies.num_done(study) == 5
+    studies.search(study, objective, 6, None)
+    assert [trial.number for trial in studies.results(study, objective)] == list(range(6))
+
+
+# The Gaussian process takes 10 s to import what it needs.
+@pytest.mark.parametrize(
+    "sampler", [pytest.param(name, marks=pytest.mark.slow if name == "gp" else ()) for name in sorted(SAMPLERS)]
+)
+def test_every_sampler_finds_a_feasible_policy_sparser_than_the_starts(tmp_path: Path, sampler: str) -> None:
+    study, objective = make(tmp_path, sampler=sampler)
+    studies.search(study, objective, 14, None)
+    best = max(trial.sparsity for trial in studies.feasible(study, objective.space))
+    # The others bisect first; random search has the starts, and what it draws.
+    assert (0.04 if sampler == "random" else 0.13) <= best <= 0.151
+
+
+def test_an_unknown_sampler_and_one_that_has_too_few_objectives_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match="sampler must be one of tpe, gp, nsga2, cmaes, random, but is 'grid'"):
+        make(tmp_path, sampler="grid")
+    with pytest.raises(TuningError, match="sampler cmaes must have one objective"):
+        make(tmp_path, sampler="cmaes", goal="pareto")
+
+
+@pytest.mark.parametrize("goal", ["speed", "pareto"])
+def test_other_goals_run_and_keep_the_gate(tmp_path: Path, goal: str) -> None:
+    study, objective = make(tmp_path, goal=goal)
+    studies.search(study, objective, 10, None)
+    trials = studies.results(study, objective)
+    assert len(trials) == 10 and any(trial.feasible for trial in trials)
+    assert all(trial.psnr >= 35.0 for trial in trials if trial.feasible)
+    complete = next(trial for trial in study.trials if trial.state.name == "COMPLETE")
+    assert len(complete.values) == (2 if goal == "pareto" else 1)
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tests.tuning.test_study import make
 from sparsetune.tuning import study as studies
 study, objective = make(Path(sys.argv[1]))
-judge = type(objective)._judge
+judge = type(objective.runner)._judge
 def die(self, number, index):
     if number == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return judge(self, number, index)
-type(objective)._judge = die
+type(objective.runner)._judge = die
 studies.search(study, objective, 6, None)
 """
 
@@ -221,7 +281,7 @@ def test_a_killed_run_loses_no_trial(tmp_path: Path) -> None:
     cut_off = study.trials[2]
     studies.search(study, objective, 6, None)
     assert studies.num_done(study) == 6
-    assert any(trial.params["l1_all"] == cut_off.params["l1_all"] for trial in recorder.trials)
+    assert any(trial.params["l1"] == cut_off.params["l1"] for trial in recorder.trials)
 
 
 def test_shortfalls_measure_every_bound_of_the_gate() -> None:

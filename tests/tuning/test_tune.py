@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.checkpoint import load_checkpoint
 from sparsetune.config import Config
 from sparsetune.errors import TuningError
@@ -11,7 +12,8 @@ from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.models.pipelines import demo_config
 from sparsetune.tuning import tune
 from sparsetune.tuning.calibrate import sample_steps
-from sparsetune.tuning.events import CalibrationStep, StudyStarted, TrialPrompt, TuningListener, TuningResult
+from sparsetune.tuning.curves import Arrangement, Curves
+from sparsetune.tuning.events import CalibrationStep, ProbeStep, StudyStarted, TrialPrompt, TuningListener, TuningResult
 
 
 def config(tmp_path: Path, **overrides) -> Config:
@@ -21,6 +23,8 @@ def config(tmp_path: Path, **overrides) -> Config:
         "tune.n_trials": 2,
         "tune.num_prompts": 1,
         "tune.calibration_steps": 2,
+        "tune.orders": ("raster", "tiles"),
+        "tune.granularity": "global",
         "tune.max_minutes": None,
         "eval.num_prompts": 1,
         "eval.save_videos": False,
@@ -44,6 +48,9 @@ class Recorder(TuningListener):
 
     def on_calibration_step(self, event: CalibrationStep) -> None:
         self.names.append("calibration")
+
+    def on_probe_step(self, event: ProbeStep) -> None:
+        self.names.append("probe")
 
     def on_prompt(self, event: TrialPrompt) -> None:
         self.names.append("prompt")
@@ -72,10 +79,20 @@ def test_the_winner_is_a_checkpoint_that_was_judged_on_eval_prompts(first) -> No
     assert (folder / "results" / "evaluation" / "cogvideo_accuracy_tuned.json").is_file()
 
 
+def test_the_defaults_are_judged_beside_the_winner(first) -> None:
+    folder, _, result = first
+    assert result.before is not None and result.comparison is not None
+    assert not result.before.config.use_tuned
+    assert result.comparison.after.sparsity == result.evaluation.sparsity.overall
+    assert result.comparison.before.sparsity == result.before.sparsity.overall
+    assert (folder / "results" / "before" / "cogvideo_accuracy_default.json").is_file()
+
+
 def test_listeners_are_told_in_order(first) -> None:
     _, recorder, result = first
     assert recorder.started.n_trials == 2
     assert recorder.names[:5] == ["start"] + ["calibration"] * 4
+    assert recorder.names[5:21] == ["probe"] * 16  # four steps, each alone, in four steps
     assert recorder.names[-1] == "end"
     assert recorder.names.count("prompt") == 2
     assert [trial.number for trial in result.trials] == [0, 1]
@@ -91,7 +108,7 @@ def test_the_same_command_goes_on_and_calibrates_only_once(first) -> None:
     recorder = Recorder()
     result = tune(config(folder, tune__n_trials=3), output_dir=folder / "again", listeners=(recorder,))
     assert recorder.started.num_done == 2
-    assert "calibration" not in recorder.names
+    assert "calibration" not in recorder.names and "probe" not in recorder.names
     assert [trial.number for trial in result.trials] == [0, 1, 2]
 
 
@@ -117,11 +134,32 @@ def test_builtin_says_what_it_needs(tmp_path: Path) -> None:
         tune(config(tmp_path, tune__tuner="builtin"), output_dir=tmp_path)
 
 
-def test_builtin_is_never_another_search_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    with pytest.raises(TuningError, match="this version of sparsetune can't run it yet"):
-        tune(config(tmp_path, tune__tuner="builtin"), output_dir=tmp_path)
+def test_calibrate_gives_the_policy_within_its_bounds(first, tmp_path: Path) -> None:
+    folder, _, _ = first
+    result = tune(config(folder, tune__tuner="calibrate", tune__l1=0.2, tune__pv_l1=0.25), output_dir=tmp_path)
+    assert [trial.params for trial in result.trials] == [{"l1": 0.2, "pv_l1": 0.25}]
+    policy = load_checkpoint(tmp_path / "checkpoint").policy
+    curves = Curves.load(result.calibration_path)
+    heads = [head for layer in policy.layers for head in layer.heads if head.is_sparse]
+    assert heads and result.best.sparsity > 0 and result.evaluation is not None
+    for index, layer in enumerate(policy.layers):
+        place = curves.arrangements.index(Arrangement(policy.orders[index], True))
+        for head, thresholds in enumerate(layer.heads):
+            if thresholds.is_sparse:
+                point = next(i for i, p in enumerate(curves.points) if isclose(p, thresholds))
+                assert curves.error[place, index, :, head, point].max() <= 0.25
+
+
+def isclose(one: HeadThresholds, two: HeadThresholds) -> bool:
+    """Whether two thresholds are the same but for float32's rounding in the checkpoint."""
+    return (one.simthreshd1, one.pvthreshd) == pytest.approx((two.simthreshd1, two.pvthreshd)) and (
+        one.cdfthreshd == pytest.approx(two.cdfthreshd, abs=1e-7)
+    )
+
+
+def test_no_time_is_no_trial_and_nothing_is_lost(tmp_path: Path) -> None:
+    result = tune(config(tmp_path, tune__max_minutes=1e-6), output_dir=tmp_path / "results")
+    assert result.trials == () and result.best is None
 
 
 def test_the_dense_backend_cant_be_tuned(tmp_path: Path) -> None:

@@ -1,0 +1,292 @@
+"""How much sparsity each way of choosing thresholds reaches at a given PSNR on eval prompts, on the demo model.
+
+    python benchmarks/frontier.py --seeds 0 1 2 --gates 35 30 --output frontier [--workers 3] [--device cuda]
+
+Every method spends at most as many renderings as the grid (20 pairs times the tune prompts), probes counted in; dense
+videos are shared. Of what a method tried, the sparsest policy counts whose eval prompts, which it never saw, hold
+the gate; the eight sparsest that came near it on tune prompts are judged. The ablation bisects one number per variant.
+"""
+
+import argparse
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsetune.attention.policy import Policy
+from sparsetune.attention.schedule import DenseSchedule
+from sparsetune.attention.thresholds import HeadThresholds
+from sparsetune.models.pipelines import demo_config
+from sparsetune.models.prompts import load_prompts
+from sparsetune.models.sparse import default_policy, sparsify
+from sparsetune.tuning.allocate import allocate, best_order
+from sparsetune.tuning.bench import Bench
+from sparsetune.tuning.bounds import bounded_policy
+from sparsetune.tuning.events import TrialResult
+from sparsetune.tuning.opening import open_bench
+from sparsetune.tuning.preparation import Prepared, prepare
+from sparsetune.tuning.runner import TrialRunner
+from sparsetune.tuning.search import search
+from sparsetune.tuning.sensitivity import NUM_PHASES
+
+SIMS, CDFS = (-1.0, 0.0, 0.3, 0.6, 0.8), (0.9, 0.95, 0.98, 0.99)
+MARGIN_DB = 1.0
+NEAR_DB = 1.0
+MOST_JUDGED = 8
+BISECTIONS = 6
+PROBE_PROMPTS = 2
+METHODS = ("defaults", "grid", "calibrate", "random", "optuna")
+
+
+@dataclass
+class Tries:
+    """What a method tried: policies with their results on the tune prompts."""
+
+    tried: list[tuple[Policy, TrialResult]] = field(default_factory=list)
+    extra: int = 0
+
+    @property
+    def renderings(self) -> int:
+        return self.extra + sum(len(result.prompts) for _, result in self.tried)
+
+
+@dataclass
+class Field:
+    """One seed's prompts, its bench and the way policies are judged on either set."""
+
+    bench: Bench
+    tune: TrialRunner
+    judge: TrialRunner
+    count: int = 0
+
+    @property
+    def pipe(self) -> Any:
+        return self.bench.renderer.loaded.pipe
+
+    def on_tune(self, policy: Policy) -> tuple[Policy, TrialResult]:
+        self.count += 1
+        return policy, self.tune.run(self.count, {}, policy)
+
+    def on_eval(self, policy: Policy) -> TrialResult:
+        self.count += 1
+        return self.judge.run(self.count, {}, policy)
+
+
+def open_field(options: argparse.Namespace, seed: int, gate: float, **tune: object) -> Field:
+    order = np.random.default_rng(seed).permutation(16)
+    settings = {
+        "model.device": options.device,
+        **(json.loads(os.environ["FRONTIER_SET"]) if "FRONTIER_SET" in os.environ else {}),
+        "tune.num_prompts": 16,
+        "eval.num_prompts": options.eval_prompts,
+        "eval.save_videos": False,
+        "tune.seed": 42 + seed,
+        "eval.seed": 42 + seed,
+        "tune.margin_db": MARGIN_DB,
+        "tune.probe_prompts": PROBE_PROMPTS,
+        "gate.min_psnr": gate,
+        "gate.min_psnr_worst": options.worst if gate >= 35 else None,
+        "gate.min_frame_cosine": 0.9,
+        "tracking.root": options.output / f"mlruns-{options.part}-{seed}-{gate:g}",
+        "cache.dir": options.output / "cache",
+    }
+    config = demo_config(settings | {f"tune.{key}": value for key, value in tune.items()})
+    bench = open_bench(config, options.output / "out")
+    bench = replace(bench, prompts=tuple(bench.prompts[index] for index in order[: options.tune_prompts]))
+
+    def runner(prompts: Sequence[object]) -> TrialRunner:
+        return TrialRunner(bench.renderer, None, tuple(prompts), 42 + seed, bench.cache, bench.search_gate)
+
+    return Field(bench, runner(bench.prompts), runner(bench.eval_prompts))
+
+
+def layers_of(place: Field) -> list[tuple[str, int]]:
+    return [(name, heads) for name, heads, _ in place.bench.renderer.loaded.identity.layers]
+
+
+def bisected(place: Field, policy_of: Callable[[float], Policy], low: float, high: float) -> Tries:
+    """Bisect the logarithm of one number that gives more sparsity and less quality the larger it is."""
+    tries = Tries()
+    for _ in range(BISECTIONS):
+        middle = float(np.sqrt(low * high))
+        tries.tried.append(place.on_tune(policy_of(middle)))
+        low, high = (middle, high) if tries.tried[-1][1].feasible else (low, middle)
+    return tries
+
+
+def grid(place: Field) -> Tries:
+    pairs = [HeadThresholds(sim, cdf) for sim in SIMS for cdf in CDFS]
+    return Tries([place.on_tune(Policy.uniform(layers_of(place), pair)) for pair in pairs])
+
+
+def defaults(place: Field) -> Tries:
+    return Tries([place.on_tune(default_policy(place.pipe))])
+
+
+def calibrate(place: Field, prepared: Prepared) -> Tries:
+    return bisected(place, lambda bound: bounded_policy(prepared.curves, bound), 0.01, 1.0)
+
+
+def searched(options: argparse.Namespace, seed: int, gate: float, sampler: str) -> tuple[Field, Tries]:
+    """Search as `sparsetune tune` does, within the grid's renderings."""
+    probes = PROBE_PROMPTS * (NUM_PHASES + 3)
+    n_trials = max(4, len(SIMS) * len(CDFS) - -(-probes // options.tune_prompts))
+    place = open_field(options, seed, gate, sampler=sampler, n_trials=n_trials, study_name=f"{sampler}-{seed}-{gate:g}")
+    trials = search(place.bench).trials
+    return place, Tries([(trial.policy, trial) for trial in trials if trial.state == "complete"], probes)
+
+
+def reached(place: Field, tries: Tries, gate: float, worst: float | None) -> dict[str, object]:
+    """The sparsest of what was tried whose eval prompts hold the gate."""
+    near = [(policy, result) for policy, result in tries.tried if (result.psnr or 0.0) >= gate - NEAR_DB]
+    for policy, result in sorted(near, key=lambda each: -(each[1].sparsity or 0.0))[:MOST_JUDGED]:
+        judged = place.on_eval(policy)
+        holds = judged.psnr >= gate and (worst is None or judged.psnr_worst >= worst)
+        if holds:
+            return {"sparsity": judged.sparsity, "psnr": judged.psnr, "worst": judged.psnr_worst,
+                    "tune_psnr": result.psnr, "renderings": tries.renderings}  # fmt: skip
+    return {"sparsity": None, "psnr": None, "worst": None, "renderings": tries.renderings}
+
+
+Variant = tuple[str, Callable[[float], Policy], float]
+
+
+def variants(place: Field, prepared: Prepared, plain: Prepared) -> Iterator[Variant]:
+    """Each part of the search alone, all together, and all but one; the number is the drop or the budget."""
+    layers, sensitivity = layers_of(place), prepared.sensitivity
+    scale = DenseSchedule(0.0, sensitivity.drop_scale(0.5))
+    order = best_order(prepared.curves, place.bench.config.tune.orders, True)
+
+    def pair(**how: object) -> Callable[[float], Policy]:
+        return lambda drop: Policy.uniform(layers, HeadThresholds(-1.0, 1.0 - drop), **how)
+
+    def shared(curves: object, **how: object) -> Callable[[float], Policy]:
+        return lambda budget: allocate(curves, sensitivity, budget, **how)
+
+    yield "one pair, raster", pair(), 0.5
+    yield "+ text kept", pair(keep_text=True), 0.5
+    yield "+ partial blocks chosen", pair(select_partial=True), 0.5
+    yield f"+ order ({order})", pair(order=order), 0.5
+    yield "+ steps", pair(schedule=scale), 0.5
+    yield "+ budgets by head", shared(plain.curves, orders=("raster",), steepness=0.0), 1.0
+    yield "all", shared(prepared.curves), 1.0
+    whole = shared(prepared.curves)
+    yield "all but text kept", lambda budget: replace(whole(budget), keep_text=False), 1.0
+    yield "all but partial blocks", shared(plain.curves), 1.0
+    yield "all but orders", shared(prepared.curves, orders=("raster",)), 1.0
+    yield "all but steps", shared(prepared.curves, steepness=0.0), 1.0
+    yield "all but budgets by head", pair(schedule=scale, order=order, select_partial=True, keep_text=True), 0.5
+
+
+def part(options: argparse.Namespace) -> None:
+    """One seed, gate and method; writes its rows."""
+    seed, gate, method = options.seeds[0], options.gates[0], options.part
+    worst = options.worst if gate >= 35 else None
+    rows: list[dict[str, object]] = []
+    started = time.perf_counter()
+
+    def add(name: str, row: dict[str, object]) -> None:
+        rows.append({"method": name} | row | {"seed": seed, "gate": gate, "seconds": time.perf_counter() - started})
+        (options.output / f"rows-{method}-{seed}-{gate:g}.json").write_text(json.dumps(rows))
+
+    if method in ("random", "optuna"):
+        place, tries = searched(options, seed, gate, "tpe" if method == "optuna" else "random")
+        add(method, found(place, lambda place: tries, gate, worst))
+    else:
+        place = open_field(options, seed, gate)
+        if method in ("grid", "defaults"):
+            add(method, found(place, {"grid": grid, "defaults": defaults}[method], gate, worst))
+        elif method == "calibrate":
+            prepared = prepare(place.bench, probe=False)
+            add(method, found(place, lambda place: calibrate(place, prepared), gate, worst))
+        else:
+            prepared = prepare(place.bench)
+            plain = prepare(open_field(options, seed, gate, select_partial=False).bench, probe=False)
+            for name, policy_of, high in variants(place, prepared, plain):
+                row = found(place, functools.partial(bisected, policy_of=policy_of, low=0.002, high=high), gate, worst)
+                add(f"ablation: {name}", row)
+
+
+def found(place: Field, work: Callable[[Field], Tries], gate: float, worst: float | None) -> dict[str, object]:
+    with sparsify(place.pipe, default_policy(place.pipe), "reference") as handle:
+        place.tune.handle = place.judge.handle = handle
+        return reached(place, work(place), gate, worst)
+
+
+def launch(options: argparse.Namespace) -> None:
+    """Run every part as a process of its own, `workers` at a time, spread over the visible GPUs."""
+    queue = [(seed, gate, method) for gate in options.gates for method in METHODS[::-1] for seed in options.seeds]
+    queue += [(seed, options.gates[0], "ablation") for seed in options.seeds]
+    running: list[subprocess.Popen[bytes]] = []
+    for number, (seed, gate, method) in enumerate(queue):
+        while sum(process.poll() is None for process in running) >= options.workers:
+            time.sleep(0.5)
+        command = [sys.executable, __file__, "--part", method, "--seeds", str(seed), "--gates", str(gate),
+                   "--output", str(options.output), "--device", options.device, "--worst", str(options.worst),
+                   "--tune-prompts", str(options.tune_prompts),
+                   "--eval-prompts", str(options.eval_prompts)]  # fmt: skip
+        environment = dict(os.environ)
+        if options.gpus > 1:
+            environment["CUDA_VISIBLE_DEVICES"] = str(number % options.gpus)
+        with (options.output / f"log-{method}-{seed}-{gate:g}.txt").open("w") as log:
+            running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    for process in running:
+        process.wait()
+
+
+def table(options: argparse.Namespace) -> None:
+    rows = [row for path in sorted(options.output.glob("rows-*.json")) for row in json.loads(path.read_text())]
+    for gate in options.gates:
+        of_gate = [row for row in rows if row["gate"] == gate]
+        grids = {row["seed"]: row["sparsity"] for row in of_gate if row["method"] == "grid"}
+        columns = ("sparsity (by seed)", "mean", "against the grid", "psnr", "worst prompt", "renderings")
+        print(f"\n| PSNR >= {gate:g} dB | {' | '.join(columns)} |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+        for method in dict.fromkeys([*METHODS, *(row["method"] for row in of_gate)]):
+            mine = sorted((row for row in of_gate if row["method"] == method), key=lambda row: row["seed"])
+            held = [row for row in mine if row["sparsity"] is not None]
+            if not mine:
+                continue
+            each = ", ".join("-" if row["sparsity"] is None else f"{row['sparsity']:.3f}" for row in mine)
+            if not held:
+                print(f"| {method} | {each} | - | - | - | - | |")
+                continue
+            ratios = [row["sparsity"] / grids[row["seed"]] for row in held if grids.get(row["seed"])]
+            mean = np.mean([row["sparsity"] for row in held])
+            print(f"| {method} | {each} | {mean:.3f} | {np.mean(ratios) if ratios else float('nan'):.2f}x | "
+                  f"{np.mean([row['psnr'] for row in held]):.1f} | {min(row['worst'] for row in held):.1f} | "
+                  f"{np.mean([row['renderings'] for row in held]):.0f} |")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--gates", type=float, nargs="+", default=[35.0, 30.0])
+    parser.add_argument("--tune-prompts", type=int, default=6)
+    parser.add_argument("--eval-prompts", type=int, default=12)
+    parser.add_argument("--worst", type=float, default=28.0, help="least PSNR of any prompt at gates from 35 dB, in dB")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--part", choices=[*METHODS, "ablation"])
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    if options.part:
+        part(options)
+        return
+    assert len(load_prompts(demo_config({}).tune.prompt_file, None)) >= 16
+    launch(options)
+    table(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""A search told again from the manifest of the checkpoint that it made."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import JsonValue, ValidationError
+
+from sparsetune.attention.backends import choose_backend
+from sparsetune.attention.device import device_name
+from sparsetune.checkpoint import Manifest, hash_prompts, load_checkpoint, versions
+from sparsetune.config import Config
+from sparsetune.config.files import configs_folder
+from sparsetune.errors import PromptError, TuningError
+from sparsetune.models.loading import DEMO
+from sparsetune.models.prompts import load_prompts
+
+logger = logging.getLogger(__name__)
+
+_SECTIONS = ("model", "generation", "tune", "eval", "gate", "backend")
+_CALLERS = {"tune": ("storage", "study_name"), "eval": ("output_dir",)}
+"""What is the caller's rather than the search's: where things are kept."""
+
+
+def recorded(config: Config) -> dict[str, JsonValue]:
+    """Give what a manifest must hold of a configuration for its search to be repeated, as JSON values.
+
+    That is all but where things are kept: tracking, cache, the study's storage and name, the folder of results. Prompt
+    files in the packaged configurations' folder are told relative to it, all other paths are absolute.
+    """
+    content: dict[str, Any] = config.model_dump(mode="json", include=set(_SECTIONS))
+    for section, names in _CALLERS.items():
+        for name in names:
+            del content[section][name]
+    for section in ("tune", "eval"):
+        content[section]["prompt_file"] = _portable(getattr(config, section).prompt_file)
+    if config.model.source != DEMO:
+        content["model"]["source"] = _absolute(config.model.source)
+    content["eval"]["metric_modules"] = [_absolute(module) for module in config.eval.metric_modules]
+    return content
+
+
+def config_from_manifest(path: Path | str, base: Config) -> Config:
+    """Read the configuration of the search that made a checkpoint, to run that search again.
+
+    Where this machine, its kernel or its packages aren't those of that search a warning names them, since the outcome
+    may differ then.
+
+    Args:
+        path: the checkpoint's folder.
+        base: the caller's own configuration: what it says of tracking, cache, the study's storage and name, and the
+            results' folder holds. A study without a name gets that of the first search with `-rerun`, so that the
+            trials of the first aren't taken for those of the second.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+        TuningError: the manifest doesn't tell the search, tells it in a way that this version doesn't know, or the
+            prompts aren't those that it was made with.
+    """
+    manifest = load_checkpoint(path).manifest
+    if not manifest.search:
+        raise TuningError(
+            f"the manifest must tell the whole search, but that of {path} (tuner {manifest.tuner}) doesn't: an older "
+            "sparsetune wrote it, or no search did; give a checkpoint of `sparsetune tune`, or the options themselves"
+        )
+    config = _config(path, manifest, base)
+    _check_prompts("tune", config.tune.prompt_file, config.tune.num_prompts, manifest.prompts_hash)
+    _check_prompts("eval", config.eval.prompt_file, config.eval.num_prompts, manifest.eval_prompts_hash)
+    _warn_of_differences(config, manifest)
+    return config
+
+
+def _config(path: Path | str, manifest: Manifest, base: Config) -> Config:
+    content = {name: dict(value) if isinstance(value, Mapping) else value for name, value in manifest.search.items()}
+    try:
+        told: dict[str, Any] = {name: content[name] for name in _SECTIONS}
+        for section, names in _CALLERS.items():
+            told[section] |= {name: getattr(getattr(base, section), name) for name in names}
+        for section in ("tune", "eval"):
+            told[section]["prompt_file"] = configs_folder() / told[section]["prompt_file"]
+        if manifest.base_revision is not None and not Path(told["model"]["source"]).exists():
+            told["model"]["revision"] = manifest.base_revision  # the commit that a branch was then
+        if told["tune"]["study_name"] is None:
+            told["tune"]["study_name"] = f"{manifest.tuner_settings.get('study_name', manifest.tuner)}-rerun"
+        return Config.model_validate(told | {"tracking": base.tracking, "cache": base.cache})
+    except (KeyError, TypeError, ValidationError) as error:
+        first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
+        cause = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else f"{type(error).__name__} {error}"
+        made_by = manifest.versions.get("sparsetune", "unknown")
+        raise TuningError(
+            f"the search of {path} must be one that this sparsetune knows, but {cause}; "
+            f"repeat it with sparsetune {made_by}, which made it"
+        ) from error
+
+
+def _check_prompts(kind: str, file: Path, num_prompts: int, expected: str | None) -> None:
+    if expected is None:
+        return
+    try:
+        found = hash_prompts(load_prompts(file, num_prompts))
+    except PromptError as error:
+        raise TuningError(f"the {kind} prompts must be those of the search, but {error}") from error
+    if found != expected:
+        raise TuningError(
+            f"the {kind} prompts must be those of the search, but the first {num_prompts} of {file} are others; "
+            "restore that file"
+        )
+
+
+def _warn_of_differences(config: Config, manifest: Manifest) -> None:
+    wanted, installed = config.model.device, versions()
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
+    compared = [
+        ("device", manifest.device, _device_name(device)),
+        ("kernel", manifest.kernel, choose_backend(config.backend, device).name),
+        *((name, version, installed.get(name, "none")) for name, version in manifest.versions.items()),
+    ]
+    differing = [f"{name} was {was} and is {now}" for name, was, now in compared if was is not None and was != now]
+    if differing:
+        logger.warning("the search is repeated elsewhere, so its outcome may differ: %s", "; ".join(differing))
+
+
+def _device_name(device: torch.device) -> str:
+    there = device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
+    return device_name(device) if there else "none"
+
+
+def _portable(path: Path) -> str:
+    resolved, configs = path.expanduser().resolve(), configs_folder().resolve()
+    return resolved.relative_to(configs).as_posix() if resolved.is_relative_to(configs) else str(resolved)
+
+
+def _absolute(text: str) -> str:
+    """Give the absolute path where `text` is a file's or folder's, and otherwise (a hub id, a module) itself."""
+    path = Path(text).expanduser()
+    return str(path.resolve()) if path.exists() else text

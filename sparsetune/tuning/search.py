@@ -1,0 +1,100 @@
+"""The search with Optuna: policies tried on rendered video until trials or time are used up."""
+
+import logging
+
+import optuna
+
+from sparsetune.errors import TuningError
+from sparsetune.models.prompts import texts
+from sparsetune.models.sparse import default_policy, sparsify
+from sparsetune.tuning import study as studies
+from sparsetune.tuning.bench import Bench, signature
+from sparsetune.tuning.events import StudyStarted, tell
+from sparsetune.tuning.found import Found
+from sparsetune.tuning.goal import winner
+from sparsetune.tuning.insight import insight
+from sparsetune.tuning.objective import Objective
+from sparsetune.tuning.preparation import prepare
+from sparsetune.tuning.runner import TimeIsUp, TrialRunner
+from sparsetune.tuning.space import SearchSpace
+
+logger = logging.getLogger(__name__)
+
+
+def search(bench: Bench) -> Found:
+    """Search with Optuna; a study of the same name and settings goes on where it ended.
+
+    Raises:
+        TuningError: the study can't be opened or is another one, or trials keep failing alike.
+        KeyboardInterrupt: Ctrl-C before any trial met the gate.
+    """
+    with studies.quiet():
+        return _search(bench)
+
+
+def _search(bench: Bench) -> Found:
+    config = bench.config
+    shared = signature(bench)
+    name = config.tune.study_name or studies.default_name(config.model.name, shared)
+    storage = config.tune.storage or f"sqlite:///{config.tracking.root / 'optuna.db'}"
+    config.tracking.root.mkdir(parents=True, exist_ok=True)
+    study = studies.open_study(
+        storage, name, shared, config.tune.seed, config.tune.n_trials, config.tune.sampler, config.tune.objective
+    )
+    start = StudyStarted(
+        name, storage, config.model_dump(mode="json"), config.tune.n_trials, studies.num_done(study),
+        texts(bench.prompts), config.generation.num_inference_steps, bench.output_dir,
+    )  # fmt: skip
+    tell(bench.listeners, lambda listener: listener.on_study_start(start))
+    try:
+        prepared = prepare(bench, probe=config.tune.space == "budget" or config.tune.schedule)
+    except TimeIsUp:
+        return Found(name, (), None)
+    space = SearchSpace(
+        prepared.curves,
+        prepared.sensitivity,
+        config.tune.space,
+        config.tune.granularity,
+        config.tune.orders,
+        config.tune.rules,
+        bench.keep_text,
+        config.tune.skip_pv,
+        config.tune.schedule,
+    )
+    objective, interrupted = _run_trials(bench, study, space)
+    trials = studies.results(study, objective)
+    best = winner(config.tune.objective, trials)
+    return Found(name, trials, best, prepared.path, interrupted, insight(study, trials, config.tune.objective))
+
+
+def _run_trials(bench: Bench, study: optuna.Study, space: SearchSpace) -> tuple[Objective, bool]:
+    config, pipe = bench.config, bench.renderer.loaded.pipe
+    with sparsify(pipe, default_policy(pipe), config.backend) as handle:
+        runner = TrialRunner(
+            bench.renderer, handle, bench.prompts, config.tune.seed, bench.cache, bench.search_gate, bench.listeners,
+            space.predict,
+        )  # fmt: skip
+        objective = Objective(runner, space, config.tune.objective, penalised=config.tune.sampler == "cmaes")
+        try:
+            studies.search(study, objective, config.tune.n_trials, bench.seconds_left)
+        except KeyboardInterrupt:
+            if not studies.feasible(study, space):
+                raise
+            return objective, True
+        except TuningError as error:
+            if not studies.feasible(study, space):
+                raise
+            logger.warning("the search stops with the best so far: %s", error)
+    _check_ran_sparse(objective)
+    return objective, False
+
+
+def _check_ran_sparse(objective: Objective) -> None:
+    """Check that not every call of this run's trials fell back to dense."""
+    stats = [prompt.stats for trial in objective.runner.results.values() for prompt in trial.prompts if prompt.stats]
+    reasons = sorted({reason for each in stats for reason in each.fallbacks})
+    if stats and reasons and not any(each.num_calls["sparse"] for each in stats):
+        raise TuningError(
+            f"some attention calls must run sparse, but all fell back to dense: {'; '.join(reasons)}; "
+            "try another --backend or --dtype"
+        )

@@ -1,0 +1,72 @@
+"""Tuners that give one policy: read off the calibrated curves, or found by SpargeAttn's own search."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from sparsetune.attention.policy import Policy
+from sparsetune.models.prompts import texts
+from sparsetune.models.sparse import default_policy, sparsify
+from sparsetune.tuning.allocate import predict
+from sparsetune.tuning.bench import Bench, calibration_signature, digest
+from sparsetune.tuning.bounds import bounded_policy
+from sparsetune.tuning.builtin import run_builtin
+from sparsetune.tuning.curves import Curves
+from sparsetune.tuning.events import Parameter, StudyStarted, TrialResult, tell
+from sparsetune.tuning.found import Found
+from sparsetune.tuning.preparation import prepare
+from sparsetune.tuning.runner import TimeIsUp, TrialRunner
+from sparsetune.tuning.sensitivity import Sensitivity
+
+
+def calibrated(bench: Bench) -> Found:
+    """Calibrate, and read off the sparsest policy with every head's error within `tune.l1` and `tune.pv_l1`."""
+    name = _start(bench)
+    tune = bench.config.tune
+    try:
+        prepared = prepare(bench, probe=False)
+        policy = bounded_policy(prepared.curves, tune.l1, tune.pv_l1, keep_text=bench.keep_text[0], rule=tune.rules[0])
+        trial = _tried(bench, policy, {"l1": tune.l1, "pv_l1": tune.pv_l1}, prepared.curves)
+    except TimeIsUp:
+        return Found(name, (), None)
+    return _found(name, trial, prepared.path)
+
+
+def built_in(bench: Bench) -> Found:
+    """Run SpargeAttn's own search with the bounds `tune.l1` and `tune.pv_l1`."""
+    name = _start(bench)
+    tune = bench.config.tune
+    trial = _tried(bench, run_builtin(bench), {"l1": tune.l1, "pv_l1": tune.pv_l1}, None)
+    return _found(name, trial, None)
+
+
+def _start(bench: Bench) -> str:
+    config = bench.config
+    bounds = {"l1": config.tune.l1, "pv_l1": config.tune.pv_l1}
+    name = f"{config.model.name}-{config.tune.tuner}-{digest(calibration_signature(bench) | bounds)[:8]}"
+    start = StudyStarted(
+        name, "", config.model_dump(mode="json"), 1, 0, texts(bench.prompts),
+        config.generation.num_inference_steps, bench.output_dir,
+    )  # fmt: skip
+    tell(bench.listeners, lambda listener: listener.on_study_start(start))
+    return name
+
+
+def _tried(bench: Bench, policy: Policy, params: Mapping[str, Parameter], curves: Curves | None) -> TrialResult:
+    """Render the tune prompts under the policy: its one trial."""
+
+    def predicted(policy: Policy) -> float | None:
+        return None if curves is None else predict(curves, Sensitivity(), policy)
+
+    pipe = bench.renderer.loaded.pipe
+    with sparsify(pipe, default_policy(pipe), bench.config.backend) as handle:
+        runner = TrialRunner(
+            bench.renderer, handle, bench.prompts, bench.config.tune.seed, bench.cache, bench.search_gate,
+            bench.listeners, predicted,
+        )  # fmt: skip
+        result = runner.run(0, params, policy)
+    tell(bench.listeners, lambda listener: listener.on_trial(result))
+    return result
+
+
+def _found(name: str, trial: TrialResult, path: Path | None) -> Found:
+    return Found(name, (trial,), trial if trial.state == "complete" and trial.sparsity else None, path)

@@ -1,0 +1,98 @@
+"""Allocation at one price, against what must hold at the best of all allocations."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sparsetune.attention.policy import Policy
+from sparsetune.tuning.allocate import allocate, best_order, predict
+from sparsetune.tuning.sensitivity import Sensitivity
+from tests.tuning.tables import LAYERS, POINTS, curves, smooth
+
+
+def shares(policy: Policy) -> list[float]:
+    return [1.0 - head.cdfthreshd for layer in policy.layers for head in layer.heads]
+
+
+@pytest.mark.parametrize("budget", [0.02, 0.1, 0.3])
+def test_the_whole_error_is_within_the_budget(budget: float) -> None:
+    for table in (smooth(), curves()):
+        policy = allocate(table, Sensitivity(), budget, steepness=0.0)
+        error = predict(table, Sensitivity(), policy)
+        assert error is not None and error <= budget * (1 + 1e-9)
+    assert predict(smooth(), Sensitivity(), allocate(smooth(), Sensitivity(), budget)) > 0.6 * budget
+
+
+def test_heads_alike_get_alike_and_a_larger_budget_gets_more() -> None:
+    tight, loose = (allocate(smooth(), Sensitivity(), budget, steepness=0.0) for budget in (0.02, 0.2))
+    assert len(set(shares(tight))) == len(set(shares(loose))) == 1
+    assert shares(tight)[0] < shares(loose)[0]
+
+
+def test_no_other_choice_within_the_error_is_sparser() -> None:
+    """Every allocation of one order's few points, tried out: none beats Lagrange's at the error that it has."""
+    table = curves(3)
+    few = [index for index, point in enumerate(POINTS) if point.rule == "topk"][:4]
+    table = replace(
+        table, layers=(LAYERS[0],), points=tuple(POINTS[index] for index in few),
+        error_rms=table.error[:, :1, ..., few], sparsity=table.sparsity[:, :1, ..., few], size=table.size[:1],
+    )  # fmt: skip
+    policy = allocate(table, Sensitivity(), 0.4, orders=("raster",), rule="topk", steepness=0.0)
+    place = {point: index for index, point in enumerate(table.points)}
+
+    def figures(choice: tuple[int, ...]) -> tuple[float, float]:
+        steps = [min(range(3), key=lambda index: abs(table.steps[index] - step)) for step in range(10)]
+        size = table.size[0, :, :2] / table.size[0, :, :2].sum(-1, keepdims=True)
+        error = sum(size[s, h] ** 2 * table.error[0, 0, s, h, c] ** 2
+                    for s in steps for h, c in enumerate(choice) if c >= 0)  # fmt: skip
+        return float(error), float(sum(table.sparsity[0, 0, s, h, c] for s in steps for h, c in enumerate(choice)
+                                       if c >= 0))  # fmt: skip
+
+    taken = tuple(place[head] if head.is_sparse else -1 for head in policy.layers[0].heads)
+    error, sparsity = figures(taken)
+    for choice in itertools.product(range(-1, len(few)), repeat=2):
+        other_error, other_sparsity = figures(choice)
+        assert other_error > error * (1 - 1e-6) or other_sparsity <= sparsity * (1 + 1e-6), choice
+
+
+def test_a_sensitive_step_drops_less_and_a_dense_one_nothing() -> None:
+    sensitivity = Sensitivity(phases=tuple(np.geomspace(0.01, 100.0, 10)))
+    policy = allocate(smooth(), sensitivity, 0.05, steepness=0.5, dense_fraction=0.2)
+    scale = [policy.schedule.scale(step, 10) for step in range(10)]
+    assert scale[:2] == [0.0, 0.0]
+    assert scale[2:] == sorted(scale[2:], reverse=True) and scale[2] > scale[-1]
+
+
+def test_layers_that_weigh_more_drop_less() -> None:
+    policy = allocate(smooth(), Sensitivity(groups=(4.0, 0.25)), 0.05)
+    assert shares(policy)[0] < shares(policy)[-1]
+    weighed = allocate(smooth(), Sensitivity(), 0.05, weights=(1.0, 0.1))
+    assert shares(weighed)[0] < shares(weighed)[-1]
+
+
+def test_each_layer_takes_the_order_that_is_worth_most() -> None:
+    table = smooth()
+    table.sparsity[0, 0] *= 0.5
+    table.sparsity[1, 1] *= 0.5
+    assert allocate(table, Sensitivity(), 0.05).orders == ("tiles", "raster")
+    table.sparsity[0] *= 0.5
+    assert best_order(table, ("raster", "tiles"), True) == "tiles"
+
+
+def test_thresholds_that_were_not_calibrated_have_no_prediction() -> None:
+    assert predict(smooth(), Sensitivity(), Policy.uniform(LAYERS)) is None
+    odd = Policy.uniform(LAYERS, order="raster", keep_text=True, select_partial=True)
+    assert predict(smooth(), Sensitivity(), odd) is None
+
+
+def test_what_a_step_drops_twice_as_much_of_is_read_off_the_curve() -> None:
+    table = smooth()
+    point = next(p for p in POINTS if p.cdfthreshd == 0.5 and p.simthreshd1 == -1.0)
+    double = next(p for p in POINTS if p.cdfthreshd == 0.75 and p.simthreshd1 == -1.0)
+    one = Policy.uniform(table.layers, point, keep_text=True, select_partial=True)
+    from sparsetune.attention.schedule import DenseSchedule
+
+    two = Policy.uniform(table.layers, double, keep_text=True, select_partial=True, schedule=DenseSchedule(0.0, (2.0,)))
+    assert predict(table, Sensitivity(), one) == pytest.approx(predict(table, Sensitivity(), two), rel=1e-6)

@@ -1,0 +1,305 @@
+"""SpargeAttn's own search in our interception, against a stand-in for its package."""
+
+import ast
+import contextlib
+import copy
+import importlib.util
+import io
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from sparsetune.attention.backends import choose_backend
+from sparsetune.attention.interception import AttentionCall
+from sparsetune.attention.policy import Policy
+from sparsetune.attention.schedule import DenseSchedule
+from sparsetune.checkpoint import load_checkpoint
+from sparsetune.config import Config
+from sparsetune.errors import TuningError
+from sparsetune.evaluation.baseline import BaselineCache
+from sparsetune.evaluation.conditions import baseline_key
+from sparsetune.metrics import Gate
+from sparsetune.models.generation import Renderer
+from sparsetune.models.loading import LoadedModel, load_pipeline
+from sparsetune.models.pipelines import demo_config
+from sparsetune.tuning import builtin
+from sparsetune.tuning.bench import Bench
+from sparsetune.tuning.builtin import CONTRACT, check_builtin, checkpoint_file, run_builtin
+from sparsetune.tuning.events import CalibrationStep, TuningListener
+from tests.tuning import sparge_package
+
+SMALL = {"generation.num_frames": 9, "generation.num_inference_steps": 2, "model.device": "cpu", "tune.num_prompts": 2}
+
+
+class Steps(TuningListener):
+    def __init__(self) -> None:
+        self.told: list[CalibrationStep] = []
+
+    def on_calibration_step(self, event: CalibrationStep) -> None:
+        self.told.append(event)
+
+
+@pytest.fixture(scope="module")
+def demo() -> LoadedModel:
+    return load_pipeline(demo_config(SMALL).model)
+
+
+@pytest.fixture
+def package(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return sparge_package.install(monkeypatch)
+
+
+MakeBench = Callable[..., Bench]
+
+
+@pytest.fixture
+def make_bench(demo: LoadedModel, tmp_path: Path) -> MakeBench:
+    return bench_maker(demo, tmp_path)
+
+
+def bench_maker(demo: LoadedModel, folder: Path) -> MakeBench:
+    def make(*listeners: TuningListener, **overrides: object) -> Bench:
+        config: Config = demo_config(SMALL | {key.replace("__", "."): value for key, value in overrides.items()})
+        return Bench(
+            config=config,
+            renderer=Renderer(demo, config.generation),
+            backend=choose_backend("reference", demo.device),
+            prompts=("a red ball", "a blue box")[: config.tune.num_prompts],
+            eval_prompts=("a green cone",),
+            cache=BaselineCache(folder / "cache", 1.0),
+            gate=Gate(),
+            listeners=listeners,
+            output_dir=folder / "results",
+            started=time.perf_counter(),
+        )
+
+    return make
+
+
+@dataclass(frozen=True)
+class Searched:
+    bench: Bench
+    policy: Policy
+    steps: list[CalibrationStep]
+    printed: str
+    made: tuple[sparge_package.SparseAttentionMeansim, ...]
+
+
+@pytest.fixture(scope="module")
+def searched(demo: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Searched:
+    """A sequential search over two prompts, by a user who has set SpargeAttn's variable."""
+    steps, printed = Steps(), io.StringIO()
+    bench = bench_maker(demo, tmp_path_factory.mktemp("builtin"))(steps)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("PARALLEL_TUNE", "mine")
+        made = watch(patch, sparge_package.install(patch))
+        policy = run_builtin(bench)
+        assert os.environ["PARALLEL_TUNE"] == "mine"
+    return Searched(bench, policy, steps.told, printed.getvalue(), tuple(made))
+
+
+def watch(patch: pytest.MonkeyPatch, package: ModuleType) -> list[sparge_package.SparseAttentionMeansim]:
+    """Collect the modules that are made."""
+    made = []
+
+    class Watched(package.SparseAttentionMeansim):
+        def __init__(self, l1: float, pv_l1: float) -> None:
+            super().__init__(l1=l1, pv_l1=pv_l1)
+            made.append(self)
+
+    patch.setattr(package, "SparseAttentionMeansim", Watched)
+    return made
+
+
+def test_the_search_ends_in_a_policy_and_its_own_file(searched: Searched) -> None:
+    path = searched.bench.output_dir / "demo_0.06_0.065.pt"
+    assert path == checkpoint_file(searched.bench)
+    assert load_checkpoint(path).policy == searched.policy
+    assert (searched.policy.order, searched.policy.keep_text) == ("raster", False)
+    assert searched.policy.schedule == DenseSchedule()
+    assert len(searched.policy.layers) == len(searched.bench.renderer.loaded.identity.layers)
+    for layer in searched.policy.layers:
+        assert [head.is_sparse for head in layer.heads] == [True, False, True]
+        assert [head.simthreshd1 for head in layer.heads] == [-0.5, 1.0, -0.375]
+        assert 0.1 < layer.heads[0].cdfthreshd < 1.0 and layer.heads[1].cdfthreshd == 1.0
+
+
+def test_every_call_of_every_layer_was_searched(searched: Searched) -> None:
+    assert searched.steps == [CalibrationStep(prompt, 2, step, 2) for prompt in (0, 1) for step in (1, 2)]
+    assert {(module.l1, module.pv_l1) for module in searched.made} == {(0.06, 0.065)}
+    assert {module.num_data_passed for module in searched.made} == {4}
+    assert not any(any(module.parallel) for module in searched.made)
+
+
+def test_the_videos_are_dense_and_kept(searched: Searched) -> None:
+    bench = searched.bench
+    dense = bench.renderer.render("a blue box", bench.config.tune.seed)
+    kept = bench.cache.get(baseline_key(bench.renderer, "a blue box", bench.config.tune.seed))
+    assert kept is not None
+    assert np.array_equal(kept.frames, dense.frames)
+
+
+def test_nothing_stays_behind(searched: Searched, demo: LoadedModel) -> None:
+    assert not any("inner_attention" in name for name, _ in demo.pipe.transformer.named_modules())
+    assert not any("forward" in vars(module) for module in demo.pipe.transformer.modules())
+    assert searched.printed == ""
+
+
+def test_the_file_loads_in_spargeattns_own_loader(searched: Searched) -> None:
+    keys = torch.load(checkpoint_file(searched.bench), weights_only=True)
+    assert list(keys)[:5] == [f"transformer_blocks.0.attn1.inner_attention.{column}" for column in builtin.COLUMNS]
+    model = copy.deepcopy(searched.bench.renderer.loaded.pipe.transformer)
+    for block in model.transformer_blocks:
+        block.attn1.inner_attention = sparge_package.SparseAttentionMeansim()
+    sparge_package.load_sparse_attention_state_dict(model, keys)
+    for block, layer in zip(model.transformer_blocks, searched.policy.layers, strict=True):
+        held = block.attn1.inner_attention
+        for name in ("is_sparse", "simthreshd1", "cdfthreshd", "pvthreshd"):
+            expected = torch.tensor([getattr(head, name) for head in layer.heads], dtype=torch.float32)
+            assert torch.equal(getattr(held, name), expected)
+
+
+def test_all_gpus_are_used_where_that_is_asked_and_their_processes_end(
+    package: ModuleType, make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PARALLEL_TUNE", raising=False)
+    made, before = watch(monkeypatch, package), package.executor
+    run_builtin(make_bench(tune__parallel_tune=True, tune__num_prompts=1, generation__num_inference_steps=1))
+    assert {used for module in made for used in module.parallel} == {True}
+    assert "PARALLEL_TUNE" not in os.environ
+    assert (before.open, package.executor.open) == (False, True)
+
+
+def test_when_time_is_over_every_layer_still_has_thresholds(package: ModuleType, make_bench: MakeBench) -> None:
+    steps = Steps()
+    bench = make_bench(steps, tune__max_minutes=1.0, generation__num_inference_steps=1)
+    policy = run_builtin(replace(bench, started=time.perf_counter() - 61.0))
+    assert len(policy.layers) == 8
+    assert {event.index for event in steps.told} == {0}
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        (lambda call: replace(call, scale=0.2), r"its softmax scale 0.2 isn't head_dim\^-0.5"),
+        (lambda call: replace(call, is_causal=True), "the call is causal"),
+        (
+            lambda call: replace(call, q=call.q.double(), k=call.k.double(), v=call.v.double()),
+            "dtype torch.float64 isn't float16",
+        ),
+    ],
+)
+def test_a_layer_that_it_cant_search_is_said_after_the_first_step(
+    package: ModuleType, make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, changed, reason: str
+) -> None:
+    attend = builtin._Search.attend
+
+    def altered(self: builtin._Search, call: AttentionCall) -> torch.Tensor:
+        if call.layer.name.endswith("blocks.3.attn1"):
+            attend(self, changed(call))
+            return call.original()
+        return attend(self, call)
+
+    monkeypatch.setattr(builtin._Search, "attend", altered)
+    steps = Steps()
+    with pytest.raises(TuningError, match=rf"transformer.transformer_blocks.3.attn1 isn't: {reason}"):
+        run_builtin(make_bench(steps))
+    assert steps.told == []
+
+
+@pytest.mark.parametrize(
+    ("is_there", "has_gpu", "reason"),
+    [
+        (False, False, "spas_sage_attn is not installed and there is no CUDA GPU"),
+        (False, True, "spas_sage_attn is not installed"),
+        (True, False, "there is no CUDA GPU"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(
+    package: ModuleType, monkeypatch: pytest.MonkeyPatch, is_there: bool, has_gpu: bool, reason: str
+) -> None:
+    if not is_there:
+        monkeypatch.delitem(sys.modules, "spas_sage_attn")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    with pytest.raises(TuningError) as raised:
+        check_builtin()
+    assert str(raised.value) == (
+        f"--tuner builtin must have SpargeAttn's package and a CUDA GPU, but {reason}; "
+        "use --tuner calibrate, which needs neither"
+    )
+
+
+def test_a_model_on_the_cpu_is_refused(package: ModuleType, make_bench: MakeBench, monkeypatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(TuningError, match="but the model is on cpu; use --tuner calibrate"):
+        run_builtin(make_bench())
+
+
+def test_a_tuner_that_cant_be_imported_leaves_logging_alone(
+    tmp_path: Path, package: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("spas_sage_attn", "spas_sage_attn.autotune"):
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "spas_sage_attn").mkdir()
+    (tmp_path / "spas_sage_attn" / "__init__.py").write_text("")
+    (tmp_path / "spas_sage_attn" / "autotune.py").write_text(
+        "import logging\nlogging.getLogger().addHandler(logging.NullHandler())\nfrom tools.gpu_process import nothing\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    before = list(logging.getLogger().handlers)
+    with pytest.raises(TuningError, match=r"spas_sage_attn.autotune can't be imported \(No module named 'tools"):
+        check_builtin()
+    assert logging.getLogger().handlers == before
+    sys.modules.pop("spas_sage_attn", None)
+
+
+def test_an_upstream_change_is_named(package: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package.SparseAttentionMeansim, "forward", lambda self, q, k, v: None)
+    monkeypatch.delattr(package, "extract_sparse_attention_state_dict")
+    changed = "its SparseAttentionMeansim.forward, extract_sparse_attention_state_dict isn't as in SpargeAttn's commit"
+    with pytest.raises(TuningError, match=changed):
+        check_builtin()
+
+
+def test_the_signatures_are_those_recorded() -> None:
+    found = {name: signature for file in sources() for name, signature in signatures(file).items()}
+    assert {name: found.get(name) for name in sparge_package.RECORDED} == sparge_package.RECORDED
+
+
+def test_what_is_used_is_part_of_what_is_recorded() -> None:
+    recorded = {name.removesuffix(".__init__"): text for name, text in sparge_package.RECORDED.items()}
+    for name, given in CONTRACT.items():
+        if name != "executor.shutdown":
+            assert set(given) <= {part.partition("=")[0] for part in recorded[name].split(", ")}
+
+
+def sources() -> list[Path]:
+    """SpargeAttn's own files where it is installed (it is only read, never imported), else the stand-in's."""
+    spec = importlib.util.find_spec("spas_sage_attn")
+    if spec is None or spec.origin is None:
+        return [Path(sparge_package.__file__)]
+    package = Path(spec.origin).parent
+    return [package / "autotune.py", package.parent / "tools" / "gpu_process.py"]
+
+
+def signatures(file: Path) -> dict[str, str]:
+    """The parameters of a file's functions and methods."""
+    functions = {}
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            functions[node.name] = ast.unparse(node.args)
+        elif isinstance(node, ast.ClassDef):
+            methods = (part for part in node.body if isinstance(part, ast.FunctionDef))
+            functions |= {f"{node.name}.{method.name}": ast.unparse(method.args) for method in methods}
+    return functions

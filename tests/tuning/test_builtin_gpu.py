@@ -1,0 +1,94 @@
+"""SpargeAttn's own search, the real one, on a tiny CogVideoX with random weights."""
+
+import inspect
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsetune.attention.backends import choose_backend
+from sparsetune.checkpoint import read_sparge_pt
+from sparsetune.config import Config
+from sparsetune.evaluation.baseline import BaselineCache
+from sparsetune.metrics import Gate
+from sparsetune.models import loading
+from sparsetune.models.generation import Renderer
+from sparsetune.models.random_weights import blueprint
+from sparsetune.tuning.bench import Bench
+from sparsetune.tuning.builtin import COLUMNS, checkpoint_file, run_builtin
+from tests.tuning.sparge_package import RECORDED
+
+# Whatever SpargeAttn's package warns of is its own matter.
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
+
+TINY = {
+    "model": {
+        "name": "tiny",
+        "source": "cogvideox-2b",
+        "random_weights": "tiny",
+        "dtype": "bfloat16",
+        "device": "cuda",
+    },
+    # 3 latent frames of 16 x 24 tokens and 32 of text.
+    "generation": {"num_frames": 9, "height": 256, "width": 384, "num_inference_steps": 2},
+}
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Bench:
+    pytest.importorskip("spas_sage_attn", reason="SpargeAttn's package isn't installed")
+    plan = blueprint("cogvideox-2b")
+    transformer = plan.components["transformer"]
+    wider = transformer | {"tiny": transformer["tiny"] | {"num_attention_heads": 4}}
+    wider_plan = replace(plan, components=plan.components | {"transformer": wider})
+    monkeypatch.setattr(loading, "blueprint", lambda name: wider_plan)
+    config = Config.model_validate(TINY | {"tune": {"l1": 0.06, "pv_l1": 0.065, "parallel_tune": request.param}})
+    loaded = loading.load_pipeline(config.model)
+    assert [(heads, dim) for _, heads, dim in loaded.identity.layers] == [(4, 64)] * 2
+    return Bench(
+        config=config,
+        renderer=Renderer(loaded, config.generation),
+        backend=choose_backend("sparge", loaded.device),
+        prompts=("a red ball",),
+        eval_prompts=("a blue box",),
+        cache=BaselineCache(tmp_path / "cache", 1.0),
+        gate=Gate(),
+        listeners=(),
+        output_dir=tmp_path / "results",
+        started=time.perf_counter(),
+    )
+
+
+@pytest.mark.parametrize("bench", [False, True], ids=["sequential", "parallel"], indirect=True)
+def test_its_file_loads_in_both_loaders_with_equal_thresholds(bench: Bench) -> None:
+    from spas_sage_attn import autotune
+
+    policy = run_builtin(bench)
+    path = checkpoint_file(bench)
+    assert read_sparge_pt(path) == policy
+    assert (policy.order, policy.keep_text) == ("raster", False)
+    transformer = bench.renderer.loaded.pipe.transformer
+    for block in transformer.transformer_blocks:
+        block.attn1.inner_attention = autotune.SparseAttentionMeansim(l1=0.06, pv_l1=0.065)
+    tensors = torch.load(path, weights_only=True)
+    autotune.load_sparse_attention_state_dict(transformer, tensors)
+    assert len(tensors) == 2 * len(COLUMNS)
+    for block, layer in zip(transformer.transformer_blocks, policy.layers, strict=True):
+        held = block.attn1.inner_attention
+        for name in ("is_sparse", "simthreshd1", "cdfthreshd", "pvthreshd"):
+            ours = torch.tensor([float(getattr(head, name)) for head in layer.heads], device="cuda")
+            # Its loader casts to the model's dtype.
+            assert torch.equal(getattr(held, name).float(), ours.to(torch.bfloat16).float()), name
+        searched = [head for head in layer.heads if head.is_sparse]
+        assert all(-1.0 <= head.simthreshd1 < 1.0 and 0.0 < head.pvthreshd < 50.0 for head in searched)
+
+
+def test_its_signatures_are_those_recorded() -> None:
+    autotune = pytest.importorskip("spas_sage_attn.autotune", reason="SpargeAttn's package isn't installed")
+    for name, recorded in RECORDED.items():
+        found = autotune
+        for part in name.split("."):
+            found = getattr(found, part)
+        assert list(inspect.signature(found).parameters) == [part.partition("=")[0] for part in recorded.split(", ")]

@@ -1,0 +1,181 @@
+"""What a search will cost: the arithmetic on known numbers, and the measuring on the demo model."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsetune.attention.interception import AttentionCall
+from sparsetune.cli.tuning_cost import cost_dict, cost_text
+from sparsetune.errors import PromptError, TuningError
+from sparsetune.evaluation.conditions import baseline_key
+from sparsetune.models.pipelines import demo_config
+from sparsetune.tuning import stepcosts
+from sparsetune.tuning.bench import Bench
+from sparsetune.tuning.cost import Cost, Phase, Workload, estimate, plan, workload
+from sparsetune.tuning.opening import open_bench
+from sparsetune.tuning.preparation import curves_path
+from sparsetune.tuning.stepcosts import StepCosts, measure_costs
+
+COSTS = StepCosts(
+    dense_step=2.0,
+    sparse_step=1.0,
+    fixed=10.0,
+    calls_per_step=30.0,
+    head_calls_per_step=900.0,
+    measure=0.5,
+    measure_with_pv=1.5,
+    peak_dense_gib=20.0,
+    peak_sparse_gib=21.0,
+    peak_measure_gib=23.0,
+    kernel_call=0.002,
+)
+WORK = Workload(
+    num_steps=50,
+    num_prompts=4,
+    num_eval_prompts=5,
+    n_trials=40,
+    num_groups=3,
+    calibration_steps=6,
+    probe_prompts=2,
+    eval_cached=2,
+)
+# A dense rendering takes 110 s, a sparse one 60 s; measuring a prompt 6 x 30 calls.
+EVALUATION = Phase("evaluation", 3 + 10, 3 * 110.0 + 10 * 60.0)
+
+
+def test_calibrate_renders_the_tune_prompts_dense_and_then_once_sparse() -> None:
+    calibrate = plan(COSTS, WORK)[0]
+    assert calibrate.tuner == "calibrate"
+    assert calibrate.phases == (
+        Phase("calibration", 4, 4 * (110.0 + 180 * 1.5)),
+        Phase("tune prompts", 4, 4 * 60.0),
+        EVALUATION,
+    )
+    assert calibrate.num_renderings == 21
+    assert calibrate.seconds == 1520.0 + 240.0 + 930.0
+    assert calibrate.peak_memory_gib == 23.0
+
+
+def test_optuna_probes_and_renders_every_trial() -> None:
+    optuna = plan(COSTS, WORK)[1]
+    assert optuna.phases == (
+        Phase("calibration", 4, 4 * (110.0 + 180 * 0.5)),
+        # 10 phases and 3 groups, each kind adding up to one sparse rendering a prompt.
+        Phase("sensitivity", 26, 4 * 60.0 + 22 * 110.0),
+        Phase("trials", 160, 160 * 60.0),
+        EVALUATION,
+    )
+    assert optuna.note == "this is the most, since hopeless trials are given up early"
+
+
+@pytest.mark.parametrize(
+    ("changed", "renderings", "seconds"),
+    [
+        ({"num_groups": 1}, 20, 2 * 60.0 + 18 * 110.0),
+        ({"num_groups": 30}, 80, 4 * 60.0 + 76 * 110.0),
+        ({"probe_prompts": 0}, 0, 0.0),
+    ],
+)
+def test_only_what_is_probed_costs(changed: dict[str, int], renderings: int, seconds: float) -> None:
+    assert plan(COSTS, replace(WORK, **changed))[1].phases[1] == Phase("sensitivity", renderings, seconds)
+
+
+def test_curves_that_are_kept_cost_nothing() -> None:
+    calibrate, optuna, _ = plan(COSTS, replace(WORK, curves_kept=("optuna",)))
+    assert calibrate.phases == plan(COSTS, WORK)[0].phases
+    assert optuna.phases == (Phase("calibration", 0, 0.0), *plan(COSTS, WORK)[1].phases[1:])
+
+
+def test_builtin_costs_its_kernel_calls() -> None:
+    builtin = plan(COSTS, WORK)[2]
+    calls = 465 * 900 * 50 * 4
+    assert builtin.phases[0] == Phase("SpargeAttn's search", 4, 4 * 110.0 + calls * 0.002)
+    assert 44 < builtin.seconds / 3600 < 48
+    assert builtin.note == "83,700,000 kernel calls for one head each"
+    assert builtin.peak_memory_gib == 21.0
+
+
+def test_where_the_kernel_cant_run_the_calls_are_told_and_not_their_time() -> None:
+    builtin = plan(replace(COSTS, kernel_call=None, no_kernel="the model is on cpu"), WORK)[2]
+    assert builtin.seconds is None
+    assert builtin.note == (
+        "83,700,000 kernel calls for one head each; their time can't be told here, since the model is on cpu"
+    )
+
+
+def test_the_text_has_a_line_for_each_tuner_and_phase() -> None:
+    measured = replace(COSTS, kernel_call=None, no_kernel="the model is on cpu")
+    cost = Cost("cogvideox-2b", "a GPU", "sparge", measured, WORK, plan(measured, WORK), max_minutes=90.0)
+    lines = cost_text(cost).splitlines()
+    assert lines[0] == (
+        "cogvideox-2b on a GPU, backend sparge: a dense step 2 s, a sparse one 1 s, 10 s a rendering besides; 50 steps"
+    )
+    cells = {line.split("  ")[0] if line[:1] != " " else line.strip().split("  ")[0]: line.split() for line in lines}
+    assert cells["optuna"][1:] == ["203", "3:53:10", "23.0", "GiB"]
+    assert cells["trials"][1:] == ["160", "2:40:00"]
+    assert cells["builtin"][1:] == ["21", "-", "21.0", "GiB"]
+    assert lines[-1] == "--max-minutes 90 ends a search sooner, with the best so far"
+    value = json.loads(json.dumps(cost_dict(cost)))
+    assert [tuner["seconds"] for tuner in value["tuners"]] == [2690.0, 13990.0, None]
+    assert value["measured"]["fixed"] == 10.0
+    assert value["workload"]["eval_cached"] == 2
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("cost")
+    small = {"generation.num_frames": 9, "generation.num_inference_steps": 3, "model.device": "cpu"}
+    few = {"tune.num_prompts": 2, "eval.num_prompts": 2, "tune.orders": ("raster",)}
+    places = {"cache.dir": folder / "cache", "tracking.root": folder / "mlruns"}
+    return open_bench(demo_config(small | few | places), folder)
+
+
+def test_steps_and_calls_of_the_demo_model_are_measured(bench: Bench) -> None:
+    started = time.perf_counter()
+    measured = measure_costs(bench)
+    spent = time.perf_counter() - started
+    assert measured.calls_per_step == 8.0
+    assert measured.head_calls_per_step == 24.0
+    for seconds in (measured.dense_step, measured.sparse_step, measured.measure):
+        assert 0.0 < seconds < spent
+    assert measured.dense(3) + measured.sparse(3) < 1.5 * spent
+    assert measured.measure < measured.measure_with_pv
+    assert 0.1 < measured.peak_dense_gib < 16.0
+    assert (measured.kernel_call, measured.no_kernel) == (None, "the model is on cpu")
+    assert not any("forward" in vars(module) for module in bench.renderer.loaded.pipe.transformer.modules())
+
+
+def test_what_earlier_runs_kept_is_found(bench: Bench) -> None:
+    before = workload(bench)
+    assert (before.num_eval_prompts, before.eval_cached) == (2, 0)
+    assert (before.num_steps, before.num_prompts, before.calibration_steps) == (3, 2, 3)
+    frames = torch.zeros(9, 64, 64, 3, dtype=torch.uint8).numpy()
+    bench.cache.put(baseline_key(bench.renderer, bench.eval_prompts[1], bench.config.eval.seed), frames, 1.0)
+    assert workload(bench).eval_cached == 1
+    assert before.curves_kept == ()
+    kept = curves_path(bench)
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"")
+    assert workload(bench).curves_kept == ("optuna",)
+
+
+def test_a_model_without_a_call_to_measure_is_said(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain_call = stepcosts.plain_call
+
+    def causal(call: AttentionCall) -> object:
+        return plain_call(replace(call, is_causal=True))
+
+    monkeypatch.setattr(stepcosts, "plain_call", causal)
+    with pytest.raises(TuningError, match="but none is: the call is causal"):
+        measure_costs(bench)
+
+
+def test_an_estimate_begins_as_a_search_does(tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match="backend is dense; use --backend auto"):
+        estimate(demo_config({"backend": "dense"}))
+    with pytest.raises(PromptError, match="the number of prompts must be from 1"):
+        estimate(demo_config({"tune.num_prompts": 0}))
