@@ -1,6 +1,8 @@
 # Every target sets itself up once: .venv with the versions of constraints.txt. `make help` lists the targets.
 
 MODEL ?= demo
+# A run's id or its first characters; latest is the newest tuning of MODEL that has a winner.
+RUN ?= latest
 PYTHON ?= python3
 RESULTS := results/$(MODEL)
 BIN := .venv/bin
@@ -10,10 +12,10 @@ INSTALLED := .venv/.installed
 MARKS := $(if $(filter true,$(CI)),not gpu,not gpu and not slow and not browser)
 
 .DEFAULT_GOAL := help
-.PHONY: help tune eval ui test check lint format clean
+.PHONY: help tune eval runs compare review promote rollback ui test check lint format clean
 
 help: ## list the targets
-	@echo 'make TARGET [MODEL=demo]'
+	@echo 'make TARGET [MODEL=demo] [RUN=latest]'
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 12
 
 tune: $(INSTALLED) ## search thresholds for MODEL; the best checkpoint goes to results/MODEL/checkpoint
@@ -25,6 +27,21 @@ eval: $(INSTALLED) ## judge SpargeAttn's default thresholds, then the tuned chec
 	$(BIN)/sparsetune eval --model $(MODEL) --output-dir $(RESULTS)/before
 	$(BIN)/sparsetune eval --model $(MODEL) --output-dir $(RESULTS)/after --checkpoint $(RESULTS)/checkpoint
 	$(BIN)/sparsetune compare $(RESULTS)/before $(RESULTS)/after
+
+runs: $(INSTALLED) ## list the recorded runs of MODEL, the best first
+	$(BIN)/sparsetune runs --model $(MODEL)
+
+compare: $(INSTALLED) ## compare before and after of RUN, or two runs: A=RUN_A B=RUN_B
+	$(BIN)/sparsetune compare --model $(MODEL) $(if $(A)$(B),$(A) $(B),--before-after $(RUN))
+
+review: $(INSTALLED) ## look at the videos of RUN, and record what you see
+	$(BIN)/sparsetune review $(RUN) --model $(MODEL)
+
+promote: $(INSTALLED) ## let the checkpoint of RUN serve, if gate, review and comparison permit
+	$(BIN)/sparsetune promote $(RUN) --model $(MODEL)
+
+rollback: $(INSTALLED) ## let the checkpoint before the last promotion serve again
+	$(BIN)/sparsetune rollback --model $(MODEL)
 
 ui: $(INSTALLED) ## open the MLflow UI on the recorded runs
 	$(BIN)/sparsetune ui

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparsetune import metrics
     from sparsetune.attention.policy import Policy
-    from sparsetune.checkpoint.storage import load_checkpoint, save_checkpoint
+    from sparsetune.checkpoint.storage import save_checkpoint
     from sparsetune.config import Config, resolve
     from sparsetune.errors import SparsetuneError
-    from sparsetune.evaluation.run import evaluate, evaluate_config
-    from sparsetune.models.pipelines import create_pipelines
+    from sparsetune.evaluation.run import evaluate
     from sparsetune.models.prompts import load_prompts
-    from sparsetune.models.sparse import sparsify
+    from sparsetune.tracking.loading import create_pipelines, evaluate_config, load_checkpoint, sparsify
     from sparsetune.tuning.tune import tune
 
 __version__ = "0.1.0"
@@ -41,14 +40,14 @@ _HOMES = {
     "Config": "sparsetune.config",
     "Policy": "sparsetune.attention.policy",
     "SparsetuneError": "sparsetune.errors",
-    "create_pipelines": "sparsetune.models.pipelines",
+    "create_pipelines": "sparsetune.tracking.loading",
     "evaluate": "sparsetune.evaluation.run",
-    "evaluate_config": "sparsetune.evaluation.run",
-    "load_checkpoint": "sparsetune.checkpoint.storage",
+    "evaluate_config": "sparsetune.tracking.loading",
+    "load_checkpoint": "sparsetune.tracking.loading",
     "load_prompts": "sparsetune.models.prompts",
     "resolve": "sparsetune.config",
     "save_checkpoint": "sparsetune.checkpoint.storage",
-    "sparsify": "sparsetune.models.sparse",
+    "sparsify": "sparsetune.tracking.loading",
     "tune": "sparsetune.tuning.tune",
 }
 

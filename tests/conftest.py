@@ -1,11 +1,17 @@
 """What every test starts from: no network, no user's settings, no user's folders."""
 
 import os
+import shutil
+import sqlite3
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from sparsetune.metrics import registry
+
+if TYPE_CHECKING:
+    from tests.tracking.recorded import Place, World
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -31,3 +37,61 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty SQLite store of MLflow's: making its tables takes seconds, copying the file does not."""
+    from sqlalchemy import Engine, event
+
+    from sparsetune.config import TrackingConfig
+    from sparsetune.tracking import connect, resolve_store
+
+    def in_a_hurry(connection: object, _record: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")  # a test's store needn't outlive a power cut
+
+    event.listen(Engine, "connect", in_a_hurry)
+    root = tmp_path_factory.mktemp("template")
+    connect(resolve_store(TrackingConfig(root=root), {}))
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def own_store(migrated_database: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The default store, mlruns/mlflow.db in an empty current folder, for one test alone; gives the database."""
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    # Downloaded checkpoints go beside the baselines.
+    monkeypatch.setenv("SPARSETUNE_CACHE__DIR", str(working_folder / "cache"))
+    database = working_folder / "mlruns" / "mlflow.db"
+    database.parent.mkdir()
+    shutil.copy(migrated_database, database)
+    return database
+
+
+@pytest.fixture(scope="session")
+def world(migrated_database: Path, tmp_path_factory: pytest.TempPathFactory) -> "World":
+    """Recorded runs, one of them promoted, in a store that tests copy: see `World`."""
+    from tests.tracking.recorded import make_world
+
+    return make_world(migrated_database, tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def shared_place(world: "World", working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> "Place":
+    """The world's runs in its own store, for tests that only read it: MLflow opens a store once a process."""
+    from tests.tracking.recorded import Place
+
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{world.database}")
+    monkeypatch.setenv("SPARSETUNE_CACHE__DIR", str(working_folder / "cache"))
+    return Place(world.database, working_folder)
+
+
+@pytest.fixture
+def place(world: "World", own_store: Path) -> "Place":
+    """The world's runs in a store of the test's own; only their artifacts are shared, so reviews go on new runs."""
+    from tests.tracking.recorded import Place
+
+    shutil.copy(world.database, own_store)
+    return Place(own_store, own_store.parent.parent)

@@ -7,14 +7,23 @@ from typing import TYPE_CHECKING
 import click
 
 from sparsetune.cli.command import Command
+from sparsetune.cli.settings import build_config
+from sparsetune.cli.stores import model_option, open_store, short_name, store_options
 
 if TYPE_CHECKING:
     from sparsetune.evaluation.comparison import Comparison
+    from sparsetune.evaluation.result import EvaluationResult
 
 
 @click.command(cls=Command, name="compare", short_help="Set two evaluations side by side.")
-@click.argument("before")
-@click.argument("after")
+@click.argument("before", required=False)
+@click.argument("after", required=False)
+@click.option(
+    "--before-after",
+    metavar="RUN",
+    help="Compare a tuning run's two evaluations: SpargeAttn's default thresholds, the winner.  [default: none]",
+)
+@model_option("any; matters for `latest` only")
 @click.option(
     "--force", is_flag=True, help="Compare results of different models, settings or prompts.  [default: off, refuse]"
 )
@@ -25,20 +34,35 @@ if TYPE_CHECKING:
 )
 @click.option("--markdown", is_flag=True, help="Print Markdown.  [default: off]")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON, alone on stdout.  [default: off]")
-def command(before: str, after: str, force: bool, output: Path | None, markdown: bool, as_json: bool) -> None:
+@store_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    before: str | None,
+    after: str | None,
+    before_after: str | None,
+    model: str | None,
+    force: bool,
+    output: Path | None,
+    markdown: bool,
+    as_json: bool,
+) -> None:
     """Compare the evaluations BEFORE and AFTER, paired by prompt and seed.
 
-    Each is the JSON file of a result, or the folder that `sparsetune eval` left it in.
+    Each is the JSON file of a result, the folder that `sparsetune eval` left it in, the id of a run or its first
+    characters, `latest`, or a registered model as models:/NAME@ALIAS.
 
     \b
     Examples:
       sparsetune compare results/demo/before results/demo/after
       sparsetune compare before.json after.json --output comparison.md
+      sparsetune compare models:/demo-sparse@champion 3f2a9c1b
+      sparsetune compare --before-after latest
     """
     from sparsetune.cli.tables import before_after_text
     from sparsetune.evaluation.compare import compare
 
-    comparison = compare(before, after, force=force)
+    comparison = compare(*_sides(ctx, before, after, before_after, model), force=force)
     if output is not None:
         _write(comparison, output)
     if as_json:
@@ -47,6 +71,27 @@ def command(before: str, after: str, force: bool, output: Path | None, markdown:
         click.echo(comparison.to_markdown(), nl=False)
     else:
         click.echo(before_after_text(comparison))
+
+
+def _sides(
+    ctx: click.Context, before: str | None, after: str | None, before_after: str | None, model: str | None
+) -> "tuple[EvaluationResult | str, EvaluationResult | str]":
+    """Give the two results, or their paths; the store is asked only where one of them is in it."""
+    from sparsetune.errors import UsageError
+    from sparsetune.tracking.results import before_and_after, is_run, result_of
+
+    if before_after is not None:
+        if before is not None:
+            raise UsageError("--before-after must stand alone, but BEFORE is given too; leave one out")
+        _, client = open_store(build_config(ctx))
+        return before_and_after(client, before_after, short_name(model))
+    if before is None or after is None:
+        raise UsageError("compare must have BEFORE and AFTER, or --before-after RUN, but lacks them; name two results")
+    if not is_run(before) and not is_run(after):
+        return before, after
+    _, client = open_store(build_config(ctx))
+    first, second = (result_of(client, side, short_name(model)) if is_run(side) else side for side in (before, after))
+    return first, second
 
 
 def _write(comparison: "Comparison", path: Path) -> None:

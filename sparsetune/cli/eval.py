@@ -36,13 +36,14 @@ if TYPE_CHECKING:
     "--tuned-path",
     "checkpoint",
     metavar="PATH",
-    help="Checkpoint to judge: a folder, a .safetensors file or SpargeAttn's .pt.  "
+    help="Checkpoint to judge: a folder or file, models:/NAME@ALIAS, runs:/ID or a run id.  "
     "[default: none; with --use-tuned results/MODEL/checkpoint]",
 )
 @settings("eval.num_prompts", "eval.prompt_file", "eval.seed", "eval.output_dir", "eval.save_videos", "eval.ladder")
 @metric_options
 @generation_options
 @model_options
+@settings("break_even")
 @gate_options
 @cache_options
 @tracking_options
@@ -68,7 +69,9 @@ def command(
       sparsetune eval --model demo --output-dir results/demo/before
       sparsetune eval --model demo --use-tuned --num-prompts 4
       sparsetune eval --checkpoint tuned.pt --metric-module my_metrics.py
+      sparsetune eval --checkpoint models:/demo-sparse@champion
     """
+    from sparsetune.cli.stores import local_checkpoint
     from sparsetune.cli.tables import evaluation_text
     from sparsetune.cli.terminal import results_alone
     from sparsetune.errors import GateError, GenerationError
@@ -78,6 +81,7 @@ def command(
     if use_tuned and checkpoint is None:
         checkpoint = str(config.model.results_folder / "checkpoint")
     output_dir = config.eval.output_dir or config.model.results_folder / "eval"
+    checkpoint = local_checkpoint(checkpoint, config)
     with results_alone():
         click.echo(f"loading {config.model.source} ...", err=True)
         result = evaluate_config(config, checkpoint, output_dir, _listeners(config), difference=difference)

@@ -1,39 +1,66 @@
 """An evaluation as one MLflow run."""
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsetune.attention.policy import Policy
+from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.checkpoint import load_checkpoint, save_checkpoint, summarize
 from sparsetune.evaluation.events import EvaluationEnded, EvaluationStarted, PromptDone
 from sparsetune.evaluation.pair import PromptResult
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
-from sparsetune.tracking.runs import Run, flatten
+from sparsetune.tracking.datasets import prompt_set
+from sparsetune.tracking.runs import Run, flatten, metric_entries
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
 
 
-def log_start(run: Run, event: EvaluationStarted) -> None:
-    """Write what was asked for: the result's `config` as parameters, and the checkpoint judged."""
+def log_start(run: Run, event: EvaluationStarted, *, with_model: bool) -> None:
+    """Write what was asked for: the result's `config` as parameters, the prompts, and the checkpoint judged.
+
+    Args:
+        run: the evaluation's.
+        event: of the evaluation.
+        with_model: whether to log the checkpoint as a model too; a tuning's run has its winner's already.
+    """
     run.log(params=flatten(event.config))
+    run.log_inputs([prompt_set(event.prompts, event.config.get("prompt_file"), "evaluation")])
     path = event.config.get("tuned_path")
     if path is not None and Path(path).exists():
-        log_checkpoint(run, Path(path))
+        log_checkpoint(run, Path(path), with_model=with_model)
 
 
-def log_prompt(run: Run, event: PromptDone) -> None:
-    """Write a prompt's metrics at its index as step, so that the UI draws them, and its side-by-side video."""
-    run.log(prompt_metrics(event.result), step=event.index)
+def log_prompt(run: Run, event: PromptDone, also: "Sequence[Metric]" = ()) -> None:
+    """Write a prompt's metrics at its index as step, so that the UI draws them, and its side-by-side video.
+
+    Args:
+        run: the evaluation's.
+        event: of the prompt.
+        also: metrics to write with them.
+    """
+    run.log([*metric_entries(prompt_metrics(event.result), event.index), *also])
     if "compare" in event.videos:
         run.log_file(event.videos["compare"], "videos")
 
 
-def log_end(run: Run, event: EvaluationEnded) -> None:
-    """Write the statistics, verdict, gate and sparsity, and the files of the evaluation."""
+def log_end(run: Run, event: EvaluationEnded, also: "Sequence[Metric]" = ()) -> None:
+    """Write the statistics, verdict, gate and sparsity, and the files of the evaluation.
+
+    Args:
+        run: the evaluation's.
+        event: of the evaluation.
+        also: metrics to write with them.
+    """
     result = event.result
+    tables = {"prompts.json": [_prompt_row(row) for row in result.detailed_results]}
+    if result.sparsity.by_layer:
+        tables["sparsity_by_layer.json"] = layer_rows(result.sparsity.by_layer)
     run.log(
-        result_metrics(result),
+        [*metric_entries(result_metrics(result)), *by_layer("sparsity", result.sparsity.by_layer.values()), *also],
         tags={
             "verdict": result.verdict,
             "gate": "passed" if result.gate.passed else "failed",
@@ -42,15 +69,9 @@ def log_end(run: Run, event: EvaluationEnded) -> None:
             "platform": result.environment.platform,
             "kernels": sorted(set(result.sparsity.kernels.values())),
         },
+        tables=tables,
     )
-    tables = {"prompts.json": [_prompt_row(row) for row in result.detailed_results]}
-    if result.sparsity.by_layer:
-        tables["sparsity_by_layer.json"] = layer_rows(result.sparsity.by_layer)
-    run.log_tables(tables)
-    if event.result_path is None:
-        run.log_json(result.to_dict(), "result.json")
-    else:
-        run.log_file(event.result_path)
+    run.log_json(result.to_dict(), "result.json")
     if event.report_path is not None:
         run.describe(event.report_path.read_text(encoding="utf-8"), event.report_path.name)
         run.log_file(event.report_path)
@@ -59,17 +80,50 @@ def log_end(run: Run, event: EvaluationEnded) -> None:
             run.log_file(path, "stills")
 
 
-def log_checkpoint(run: Run, path: Path) -> None:
-    """Write a checkpoint, whatever form it has, as the artifact folder `checkpoint` with a table of its layers."""
+def log_checkpoint(run: Run, path: Path, *, with_model: bool) -> None:
+    """Write a checkpoint, whatever form it has, as the artifact folder `checkpoint`, with its thresholds.
+
+    Args:
+        run: where it belongs.
+        path: the checkpoint.
+        with_model: whether to log it as one of MLflow's models too.
+    """
     checkpoint = load_checkpoint(path)
     with tempfile.TemporaryDirectory() as folder:
-        run.log_file(save_checkpoint(checkpoint, Path(folder) / "checkpoint"), "checkpoint")
-    run.log_tables({"thresholds.json": threshold_rows(checkpoint.policy)})
+        saved = save_checkpoint(checkpoint, Path(folder) / "checkpoint")
+        run.log_file(saved, "checkpoint")
+        if with_model:
+            run.log_model(saved)
+    tables = threshold_tables(checkpoint.policy) | {"thresholds_by_layer.json": summary_rows(checkpoint.policy)}
+    run.log(threshold_metrics(checkpoint.policy), tables=tables)
 
 
-def threshold_rows(policy: Policy) -> list[dict[str, Any]]:
+def threshold_tables(policy: Policy) -> dict[str, list[dict[str, Any]]]:
+    """Make the table of every threshold, a row a head."""
+    names = tuple(field.name for field in fields(HeadThresholds))  # asdict copies deeply: 40 ms for 900 heads
+    rows = [
+        {"index": index, "head": number, **{name: getattr(head, name) for name in names}, "layer": layer.name}
+        for index, layer in enumerate(policy.layers)
+        for number, head in enumerate(layer.heads)
+    ]
+    return {"thresholds.json": rows}
+
+
+def summary_rows(policy: Policy) -> list[dict[str, Any]]:
     """Make a table of a policy's layers, with mean thresholds."""
-    return [asdict(layer) for layer in summarize(policy)]
+    return [{"index": index, **asdict(layer)} for index, layer in enumerate(summarize(policy))]
+
+
+def threshold_metrics(policy: Policy) -> "list[Metric]":
+    """Name each layer's mean thresholds as metrics, e.g. `layers/cdfthreshd`, with the layer as step."""
+    rows = summary_rows(policy)
+    names = ("sparse_heads", "simthreshd1", "cdfthreshd", "topk", "pvthreshd")
+    return [entry for name in names for entry in by_layer(name, [row[name] for row in rows])]
+
+
+def by_layer(name: str, values: Iterable[float | None]) -> "list[Metric]":
+    """Make one metric `layers/NAME` with the layers, in the policy's order, as its steps: the UI draws a line."""
+    return [entry for step, value in enumerate(values) for entry in metric_entries({f"layers/{name}": value}, step)]
 
 
 def prompt_metrics(result: PromptResult) -> dict[str, float | None]:

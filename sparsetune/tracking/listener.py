@@ -1,12 +1,19 @@
 """The listener that records evaluations and tuning in MLflow."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from sparsetune.config import Config
 from sparsetune.evaluation.events import EvaluationEnded, EvaluationListener, EvaluationStarted, PromptDone, StepDone
 from sparsetune.tracking.evaluation import log_end, log_prompt, log_start
+from sparsetune.tracking.monitor import SystemMonitor
 from sparsetune.tracking.recorder import Recorder
-from sparsetune.tracking.runs import Run, study_tag
+from sparsetune.tracking.runs import MODEL, Run, study_tag
 from sparsetune.tracking.study import STATUS, log_study_end, log_study_start, log_trial, trial_runs, trial_started_ms
 from sparsetune.tuning.events import StudyStarted, TrialPrompt, TrialResult, TrialStep, TuningListener, TuningResult
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
 
 
 class TrackingListener(EvaluationListener, TuningListener):
@@ -30,6 +37,8 @@ class TrackingListener(EvaluationListener, TuningListener):
         self._evaluation: Run | None = None
         self._study: Run | None = None
         self._trials: dict[int, str] = {}
+        self._monitor: SystemMonitor | None = None
+        self._watched: Run | None = None
 
     def on_start(self, event: EvaluationStarted) -> None:
         """Begin an evaluation's run."""
@@ -44,13 +53,13 @@ class TrackingListener(EvaluationListener, TuningListener):
     def on_prompt(self, event: PromptDone | TrialPrompt) -> None:
         """Record a prompt of an evaluation; those of a trial are recorded with it."""
         if self._evaluation is not None and isinstance(event, PromptDone):
-            self.recorder.attempt(log_prompt, self._evaluation, event)
+            self.recorder.attempt(log_prompt, self._evaluation, event, self._samples(self._evaluation))
 
     def on_end(self, event: EvaluationEnded) -> None:
         """Record an evaluation's result and end its run."""
         run, self._evaluation = self._evaluation, None
         if run is not None:
-            self.recorder.attempt(log_end, run, event)
+            self.recorder.attempt(log_end, run, event, self._last_samples(run))
             self.recorder.attempt(self.recorder.end, run)
 
     def on_failure(self, error: BaseException) -> None:
@@ -60,6 +69,7 @@ class TrackingListener(EvaluationListener, TuningListener):
             self._study = None
         self._evaluation = None
         if run is not None:
+            self.recorder.attempt(run.log, self._last_samples(run))
             self.recorder.attempt(self.recorder.fail, run, error)
 
     def on_study_start(self, event: StudyStarted) -> None:
@@ -68,8 +78,10 @@ class TrackingListener(EvaluationListener, TuningListener):
         self._trials = trial_runs(study) if study else {}
         if study is None:
             name = event.study_name
-            study = self.recorder.begin(f"tune {name}", "tuning", tags={"study": study_tag(name)})
+            tags = {"study": study_tag(name), MODEL: event.config["model"]["name"]}
+            study = self.recorder.begin(f"tune {name}", "tuning", tags=tags)
         self._study, self.run_id = study, study.run_id
+        self._watch(study)
         log_study_start(study, event)
 
     def on_trial(self, result: TrialResult) -> None:
@@ -85,18 +97,33 @@ class TrackingListener(EvaluationListener, TuningListener):
         """Record the winner and end the tuning's run."""
         run, self._study = self._study, None
         if run is not None:
-            self.recorder.attempt(log_study_end, run, result, self._trials)
+            self.recorder.attempt(log_study_end, run, result, self._trials, self.recorder.page, self._last_samples(run))
             self.recorder.attempt(self.recorder.end, run)
 
     def _begin_evaluation(self, event: EvaluationStarted) -> None:
         kind = "tuned" if event.config.get("use_tuned") else "default"
-        tags = {"policy": kind, "tuner": event.config.get("tuner")}
+        tags = {"policy": kind, "tuner": event.config.get("tuner"), MODEL: event.config.get("model_name")}
         self._evaluation = self.recorder.begin(f"eval {kind}", "evaluation", self._study, tags)
         self.run_id = (self._study or self._evaluation).run_id
-        log_start(self._evaluation, event)
+        if self._study is None:
+            self._watch(self._evaluation)
+        log_start(self._evaluation, event, with_model=self._study is None)
 
     def _record_trial(self, study: Run, trial: TrialResult) -> None:
         run = self.recorder.begin(f"trial {trial.number}", "trial", study, start_ms=trial_started_ms(trial))
         self._trials[trial.number] = run.run_id
         log_trial(run, trial)
         self.recorder.end(run, STATUS[trial.state])
+        study.log(self._samples(study))
+
+    def _watch(self, run: Run) -> None:
+        """Note from here on what the machine does, in this run."""
+        self._monitor, self._watched = SystemMonitor(run.start_ms), run
+
+    def _samples(self, run: Run) -> "Sequence[Metric]":
+        return self._monitor.take() if self._monitor is not None and run is self._watched else ()
+
+    def _last_samples(self, run: Run) -> "Sequence[Metric]":
+        if self._monitor is not None and run is self._watched:
+            self._monitor.stop()
+        return self._samples(run)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVarTuple
 
 from sparsetune.config import Config
-from sparsetune.errors import SparsetuneError, TrackingError
+from sparsetune.errors import SparsetuneError
 from sparsetune.tracking.runs import Run, Status, find_study, start_run
+from sparsetune.tracking.spool import spool_folder
 from sparsetune.tracking.store import Store, check_answers, connect, experiment_id, resolve_store
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ class Recorder:
     """Begins and ends runs in a configuration's store and experiment.
 
     The store is connected to when the first run begins; a server is asked for a sign of life at once. What
-    fails up to then raises; what fails later is told in one warning, and nothing is recorded from then on:
-    the work itself goes on, and its files are on disk.
+    fails up to then raises. What fails later ends no work: a server that goes away has its writes kept in the
+    spool, see `Outbox`; any other failure is told in one warning, and nothing is recorded from then on.
 
     Args:
         config: the configuration; its `tracking` section and the model's name are read.
@@ -36,6 +37,7 @@ class Recorder:
     def __init__(self, config: Config) -> None:
         self.store: Store = resolve_store(config.tracking)
         self.experiment = experiment_name(config)
+        self.spool = spool_folder(config.tracking)
         self.problem: str | None = None
         self._client: MlflowClient | None = None
         self._experiment_id = ""
@@ -85,22 +87,23 @@ class Recorder:
         """End a run."""
         self._open.remove(run)
         run.finish(status)
+        self._settle()
 
     def fail(self, run: Run, error: BaseException) -> None:
         """End a run with the error that ended its work."""
         self._open.remove(run)
         run.fail(error)
+        self._settle()
 
     def abandon(self) -> None:
         """End every run that is still open: as KILLED, or as FAILED where recording it failed."""
         status: Status = "KILLED" if self.problem is None else "FAILED"
         left, self._open = self._open, []
         try:
-            if left and self.store.is_server:
-                check_answers(self.store.uri)
             for run in left:
                 run.finish(status)
-        except TrackingError as error:
+            self._settle()
+        except (SparsetuneError, OSError) as error:
             _LOG.warning("runs that were begun in MLflow stay open: %s", error)
 
     def attempt(self, work: Callable[[*Arguments], object], *arguments: *Arguments) -> None:
@@ -115,10 +118,32 @@ class Recorder:
 
     def _connected(self) -> "MlflowClient":
         if self._client is None:
-            self._client = connect(self.store)
-            self._experiment_id = experiment_id(self._client, self.store, self.experiment)
+            client = connect(self.store)
+            self._experiment_id = experiment_id(client, self.store, self.experiment)
+            if self.store.is_server:
+                client = self._outbox()
+            self._client = client
             atexit.register(self.abandon)
         return self._client
+
+    def _outbox(self) -> "MlflowClient":
+        """Send first what earlier processes left: it may be of the same runs."""
+        from sparsetune.tracking.outbox import Outbox
+        from sparsetune.tracking.sync import BUSY, sync
+
+        for session in sync(self.spool, self.store, only_this=True):
+            if session.left and session.reason != BUSY:
+                _LOG.warning("%d earlier writes still wait in %s: %s", session.left, session.folder, session.reason)
+            elif session.sent:
+                _LOG.warning("%d earlier writes were sent to the tracking server", session.sent)
+        return Outbox(self.store, self._experiment_id, self.spool)
+
+    def _settle(self) -> None:
+        if self._client is not None and self.store.is_server and not self._open:
+            from sparsetune.tracking.outbox import Outbox
+
+            assert isinstance(self._client, Outbox)
+            self._client.settle()
 
 
 def experiment_name(config: Config) -> str:

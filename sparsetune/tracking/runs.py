@@ -5,7 +5,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,7 @@ from sparsetune.tracking.store import tracking_errors
 if TYPE_CHECKING:
     import mlflow
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import DatasetInput, Metric
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -29,15 +29,25 @@ MAX_NAME = 250
 NOTE = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
 KIND = "sparsetune.kind"
+MODEL = "sparsetune.model"
 TABLES = "mlflow.loggedArtifacts"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a tracking store. Every method raises TrackingError when the store fails."""
+    """A run of a tracking store. Every method raises TrackingError when the store fails.
+
+    Args:
+        client: of the store.
+        run_id: the run's id.
+        start_ms: when it began, in milliseconds since 1970.
+        tables: names of the tables that it has; None where that must be read first.
+    """
 
     client: "MlflowClient"
     run_id: str
+    start_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000, compare=False)
+    tables: list[str] | None = field(default=None, compare=False)
 
     def log(
         self,
@@ -46,8 +56,9 @@ class Run:
         step: int = 0,
         params: Mapping[str, object] | None = None,
         tags: Mapping[str, object] | None = None,
+        tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     ) -> None:
-        """Write metrics, parameters and tags in as few calls as MLflow's limits allow.
+        """Write metrics, parameters, tags and tables in as few calls as MLflow's limits allow.
 
         What is None is left out. A parameter or tag that is too long for MLflow is cut, says so at its end,
         and is written whole as an artifact under `long/`.
@@ -57,15 +68,18 @@ class Run:
             step: of metrics given by name.
             params: value by name; sequences are joined by commas.
             tags: value by name.
+            tables: rows by artifact name, shown as tables by MLflow's UI and read by `mlflow.load_table`; the columns
+                are those of all rows, in order.
         """
         from mlflow.entities import Param, RunTag
 
+        listed = self._write_tables(tables) if tables else {}
         whole_params = {fit_name(key): text(value) for key, value in (params or {}).items() if value is not None}
         whole_tags = {fit_name(key): text(value) for key, value in (tags or {}).items() if value is not None}
         self.batch(
             metric_entries(metrics, step) if isinstance(metrics, Mapping) else metrics or (),
             [Param(key, self._fitted(key, value, MAX_PARAM)) for key, value in whole_params.items()],
-            [RunTag(key, self._fitted(key, value, MAX_TAG)) for key, value in whole_tags.items()],
+            [RunTag(key, self._fitted(key, value, MAX_TAG)) for key, value in (whole_tags | listed).items()],
         )
 
     def batch(self, metrics: "Sequence[Metric]", params: Sequence[Any] = (), tags: Sequence[Any] = ()) -> None:
@@ -95,29 +109,28 @@ class Run:
         with self._errors():
             self.client.log_dict(self.run_id, dict(value), name)
 
-    def log_tables(self, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        """Write rows as artifacts that MLflow's UI shows as tables and `mlflow.load_table` reads.
-
-        MLflow's own `log_table` isn't used: it goes through pandas, an import of its own for a few rows.
-
-        Args:
-            tables: rows by artifact name; the columns are those of all rows, in order.
-        """
-        with self._errors():
-            for name, rows in tables.items():
-                columns = list(dict.fromkeys(column for row in rows for column in row))
-                data = [[row.get(column) for column in columns] for row in rows]
-                self.client.log_dict(self.run_id, {"columns": columns, "data": data}, name)
-            known = json.loads(self.client.get_run(self.run_id).data.tags.get(TABLES, "[]"))
-            added = [{"path": name, "type": "table"} for name in tables]
-            self.client.set_tag(self.run_id, TABLES, json.dumps(known + [one for one in added if one not in known]))
-
     def describe(self, markdown: str, whole: str) -> None:
         """Set the run's description; what is too long is cut at a line and points to the artifact `whole`."""
         if len(markdown) > MAX_TAG:
             more = f"\n\n… the rest is in the artifact {whole}"
             markdown = markdown[: MAX_TAG - len(more)].rpartition("\n")[0] + more
         self.log(tags={NOTE: markdown})
+
+    def log_inputs(self, datasets: "Sequence[DatasetInput]") -> None:
+        """Name the data sets that the run uses."""
+        with self._errors():
+            self.client.log_inputs(self.run_id, list(datasets))
+
+    def log_model(self, checkpoint: Path) -> None:
+        """Log a checkpoint as a model of sparsetune's flavour that the run puts out."""
+        from sparsetune.tracking.logged import log_checkpoint_model
+        from sparsetune.tracking.outbox import Outbox
+
+        with self._errors():
+            if isinstance(self.client, Outbox):
+                self.client.log_checkpoint_model(self.run_id, checkpoint)
+            else:
+                log_checkpoint_model(self.client, self.run_id, checkpoint)
 
     def reopen(self) -> None:
         """Let a run that ended go on."""
@@ -153,6 +166,23 @@ class Run:
         cause = next(iter(str(error).splitlines()), "")
         self.log(tags={"error": f"{type(error).__name__}: {cause}" if cause else type(error).__name__})
         self.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+
+    def _write_tables(self, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
+        """Write tables and give the tag that lists all of the run's.
+
+        MLflow's own `log_table` isn't used: it goes through pandas, an import of its own for a few rows.
+        """
+        with self._errors():
+            for name, rows in tables.items():
+                columns = list(dict.fromkeys(column for row in rows for column in row))
+                data = [[row.get(column) for column in columns] for row in rows]
+                self.client.log_text(self.run_id, json.dumps({"columns": columns, "data": data}), name)
+            known = self._read_tables() if self.tables is None else self.tables
+        known += [name for name in tables if name not in known]
+        return {TABLES: json.dumps([{"path": name, "type": "table"} for name in known])}
+
+    def _read_tables(self) -> list[str]:
+        return table_names(self.client.get_run(self.run_id).data.tags)
 
     def _fitted(self, key: str, value: str, limit: int) -> str:
         if len(value) <= limit:
@@ -198,8 +228,9 @@ def start_run(
         written[PARENT] = parent.run_id
     fitting = {fit_name(key): text(value)[:MAX_TAG] for key, value in written.items() if value is not None}
     with tracking_errors("a run must be begun"):
+        start_ms = start_ms or time.time_ns() // 1_000_000
         created = client.create_run(experiment_id, start_time=start_ms, tags=fitting, run_name=name)
-    return Run(client, str(created.info.run_id))
+    return Run(client, str(created.info.run_id), start_ms, [])
 
 
 def find_study(client: "MlflowClient", experiment_id: str, study: str) -> Run | None:
@@ -215,7 +246,14 @@ def find_study(client: "MlflowClient", experiment_id: str, study: str) -> Run | 
             max_results=1,
             order_by=["attributes.start_time DESC"],
         )
-    return Run(client, str(found[0].info.run_id)) if found else None
+    if not found:
+        return None
+    return Run(client, str(found[0].info.run_id), found[0].info.start_time, table_names(found[0].data.tags))
+
+
+def table_names(tags: Mapping[str, str]) -> list[str]:
+    """Read the names of a run's tables from its tags."""
+    return [entry["path"] for entry in json.loads(tags.get(TABLES, "[]"))]
 
 
 def study_tag(study: str) -> str:
@@ -226,7 +264,7 @@ def study_tag(study: str) -> str:
 def environment_tags() -> dict[str, object]:
     """Tell who ran what, with MLflow's own tags and one a package version."""
     tags: dict[str, object] = {
-        "mlflow.user": _user(),
+        "mlflow.user": user_name(),
         "mlflow.source.name": "sparsetune",
         "mlflow.source.type": "LOCAL",
     }
@@ -271,7 +309,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Give the name of the user who runs this process."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # no such user in a container

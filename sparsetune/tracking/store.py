@@ -1,5 +1,6 @@
 """The MLflow store that runs are recorded in: which one, and a client to it."""
 
+import logging
 import os
 import re
 import urllib.error
@@ -8,7 +9,7 @@ import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,11 +26,23 @@ _ENVIRONMENT = {
     # Read when MLflow is imported or asks a server; what a user has set stays.
     # A tool that embeds MLflow mustn't send its users' usage anywhere; they can still turn this on.
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # MLflow's own 7 retries hold a search up for minutes when its server goes away.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    # MLflow's own 7 retries of 120 s each hold a search up for minutes when its server goes away.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    # It would write the link of every run that ends to stdout, where results go.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # It would draw a bar on stderr for every file that is read back.
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # It would tell of every table that it makes.
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
+
+_RETRIES = logging.getLogger("urllib3.connectionpool")
+
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
+_GATEWAY_ERRORS = (502, 503, 504)
+"""What a proxy says whose server is down."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,11 @@ class Store:
     def shown(self) -> str:
         """The URI without user and password, for messages."""
         return without_password(self.uri)
+
+    @property
+    def is_database(self) -> bool:
+        """Whether the store is a database that this process opens itself."""
+        return urllib.parse.urlsplit(self.uri).scheme.partition("+")[0] in _DATABASES
 
     @property
     def is_server(self) -> bool:
@@ -75,13 +93,13 @@ def resolve_store(config: TrackingConfig, environ: Mapping[str, str] | None = No
         uri, artifacts = f"sqlite:///{database.as_posix()}", database.parent / ARTIFACTS
     else:
         artifacts = root / ARTIFACTS
-    local = urllib.parse.urlsplit(uri).scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
-    return Store(uri, environ.get("MLFLOW_REGISTRY_URI") or uri, artifacts if local else None)
+    store = Store(uri, environ.get("MLFLOW_REGISTRY_URI") or uri, artifacts)
+    return store if store.is_database else replace(store, artifact_root=None)
 
 
 def without_password(uri: str) -> str:
     """Take user and password out of a URI."""
-    return re.sub(r"://[^/@]*@", "://", uri)
+    return re.sub(r"://[^/]*@", "://", uri)
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -108,9 +126,25 @@ def connect(store: Store) -> "MlflowClient":
             warnings.simplefilter("ignore", DeprecationWarning)  # of the libraries under MLflow, by one another
             from mlflow import MlflowClient
 
+            if store.is_database:
+                _check_opens(store.uri)
+            if not _RETRIES.level:  # it would tell of every one, in three lines; we tell of those that don't help
+                _RETRIES.setLevel(logging.ERROR)
             client = MlflowClient(tracking_uri=store.uri, registry_uri=store.registry_uri)
             client.search_experiments(max_results=1)
     return client
+
+
+def _check_opens(uri: str) -> None:
+    """Open a database once, before MLflow tries for minutes to open one that is damaged or away.
+
+    Raises:
+        Exception: whatever SQLAlchemy and the driver raise.
+    """
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+    sqlalchemy.inspect(engine)
 
 
 def experiment_id(client: "MlflowClient", store: Store, name: str) -> str:
@@ -140,13 +174,17 @@ def tracking_errors(must: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise TrackingError(
-            f"{must}, but mlflow can't be imported: {error}; install it or set tracking.enabled off"
+            f"{must}, but a package can't be imported: {error}; install it or set tracking.enabled off"
         ) from error
     except Exception as error:  # MLflow passes on whatever its stores raise: SQLAlchemy's, requests', OS errors
-        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise TrackingError(
-            f"{must}, but: {line[:300]}; check tracking.uri and MLFLOW_TRACKING_URI, or set tracking.enabled off"
+            f"{must}, but: {first_line(error)}; check tracking.uri and MLFLOW_TRACKING_URI, or set tracking.enabled off"
         ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of an error's text that says something, cut to 300 characters."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
 def _create_experiment(client: "MlflowClient", store: Store, name: str) -> str:
@@ -173,9 +211,9 @@ def check_answers(uri: str) -> None:
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
             pass
-    except urllib.error.HTTPError:
-        return  # it answers; what it says to us is MLflow's to find out, with the user's credentials
     except (OSError, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError) and error.code not in _GATEWAY_ERRORS:
+            return  # it answers; what it says to us is MLflow's to find out, with the user's credentials
         reason = getattr(error, "reason", None) or error
         raise TrackingError(
             f"the tracking server {without_password(uri)} must answer, but: {reason}; start it, "

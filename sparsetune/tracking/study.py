@@ -3,19 +3,29 @@
 import time
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
+
+from sparsetune.attention.device import device_name
 from sparsetune.evaluation.pair import PromptResult
+from sparsetune.tracking.datasets import prompt_set
 from sparsetune.tracking.evaluation import (
+    by_layer,
     log_checkpoint,
     prompt_metrics,
     result_metrics,
     sparsity_metrics,
-    threshold_rows,
+    threshold_metrics,
+    threshold_tables,
 )
 from sparsetune.tracking.runs import Run, Status, flatten, metric_entries, text
 from sparsetune.tracking.store import without_password
-from sparsetune.tuning.events import StudyStarted, TrialResult, TuningResult
+from sparsetune.tracking.summary import study_text
+from sparsetune.tuning.events import Insight, StudyStarted, TrialResult, TuningResult
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
 
 STATUS: Mapping[str, Status] = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 """How MLflow's UI shows a trial: one that was pruned was stopped on purpose."""
@@ -30,11 +40,13 @@ def log_study_start(run: Run, event: StudyStarted) -> None:
     params = {name: value for name, value in flatten(config).items() if name != "tune.storage"}
     params |= {"prompts": event.prompts, "num_inference_steps": event.num_steps}
     known = run.params() if event.num_done else {}
+    run.log_inputs([prompt_set(event.prompts, str(event.config["tune"].get("prompt_file")), "tuning")])
     run.log(
         params={name: value for name, value in params.items() if name not in known},
         tags={
             "storage": without_password(event.storage),
             "n_trials": event.n_trials,
+            "device": _device_name(event.config["model"]["device"]),
             "resumed_at": event.num_done or None,
         },
     )
@@ -52,19 +64,21 @@ def trial_runs(study: Run) -> dict[int, str]:
 
 def log_trial(run: Run, trial: TrialResult) -> None:
     """Write a trial, all at once: parameters, metrics a prompt as steps, their means, sparsity, state and reason."""
-    metrics = metric_entries(trial_metrics(trial))
+    metrics = metric_entries(trial_metrics(trial)) + threshold_metrics(trial.policy)
     for step, prompt in enumerate(trial.prompts):
         metrics += metric_entries(prompt_metrics(prompt), step)
     run.log(
-        metrics,
+        metrics + by_layer("sparsity", trial_sparsity(trial).values()),
         params={"trial": trial.number, **trial.params},
         tags={"state": trial.state, "reason": trial.reason, "feasible": trial.feasible},
+        tables=threshold_tables(trial.policy),
     )
-    run.log_tables({"thresholds.json": threshold_rows(trial.policy)})
 
 
-def log_study_end(run: Run, result: TuningResult, runs: Mapping[int, str]) -> None:
-    """Write the winner: its metrics and parameters, checkpoint, evaluation, and a table of all trials.
+def log_study_end(
+    run: Run, result: TuningResult, runs: Mapping[int, str], page: str, also: "Sequence[Metric]" = ()
+) -> None:
+    """Write the winner: its metrics and parameters, checkpoint, evaluation, and a table of all trials with their runs.
 
     The winner's parameters are tags, which may change when the study goes on.
 
@@ -72,6 +86,8 @@ def log_study_end(run: Run, result: TuningResult, runs: Mapping[int, str]) -> No
         run: the study's.
         result: of the study.
         runs: the run id of each recorded trial, by number.
+        page: the experiment's page in MLflow's UI.
+        also: metrics to write with them.
     """
     states: list[str] = [trial.state for trial in result.trials]
     metrics: dict[str, float | None] = {f"trials/{state}": float(states.count(state)) for state in STATUS}
@@ -85,14 +101,32 @@ def log_study_end(run: Run, result: TuningResult, runs: Mapping[int, str]) -> No
         metrics |= trial_metrics(result.best)
     if result.evaluation is not None:
         metrics |= {f"eval/{name}": value for name, value in result_metrics(result.evaluation).items()}
-        tags["eval.verdict"] = result.evaluation.verdict
-        tags["eval.gate"] = "passed" if result.evaluation.gate.passed else "failed"
-    run.log(metrics | {"seconds/total": result.seconds}, tags=tags)
-    run.log_tables({"trials.json": [_trial_row(trial) for trial in result.trials]})
+        metrics["score"] = result.evaluation.overall_score
+        # Without the prefix too: MLflow's table has one column for these tags of tunings and evaluations.
+        for prefix in ("", "eval."):
+            tags[f"{prefix}verdict"] = result.evaluation.verdict
+            tags[f"{prefix}gate"] = "passed" if result.evaluation.gate.passed else "failed"
+    if result.before is not None:
+        metrics |= {f"before/{name}": value for name, value in result_metrics(result.before).items()}
+    tables = {"trials.json": [_trial_row(trial, runs.get(trial.number)) for trial in result.trials]}
+    if result.insight is not None:
+        metrics |= insight_metrics(result.insight)
+        shares = sorted(result.insight.importances.items(), key=lambda share: -share[1])
+        tables |= {"importances.json": [{"parameter": name, "importance": share} for name, share in shares]}
+    run.log([*metric_entries(metrics | {"seconds/total": result.seconds}), *also], tags=tags, tables=tables)
+    run.describe(study_text(result, runs, page), "trials.json")
     if result.checkpoint_path is not None:
-        log_checkpoint(run, result.checkpoint_path)
-    if result.calibration_path.exists():
+        log_checkpoint(run, result.checkpoint_path, with_model=True)
+    if result.comparison is not None:
+        run.log_json(result.comparison.to_dict(), "comparison.json")
+    if result.calibration_path is not None and result.calibration_path.exists():
         run.log_file(result.calibration_path, "calibration")
+
+
+def insight_metrics(insight: Insight) -> dict[str, float | None]:
+    """Name what the trials say of the search, e.g. `insight/importance/dense_fraction`."""
+    metrics: dict[str, float | None] = {"insight/rank_correlation": insight.rank_correlation}
+    return metrics | {f"insight/importance/{name}": share for name, share in insight.importances.items()}
 
 
 def trial_metrics(trial: TrialResult) -> dict[str, float | None]:
@@ -108,10 +142,16 @@ def trial_metrics(trial: TrialResult) -> dict[str, float | None]:
         values = [prompt.metrics[name] for prompt in prompts if name in prompt.metrics]
         metrics |= {f"{name}/mean": fmean(values), f"{name}/min": min(values), f"{name}/max": max(values)}
     stats = [prompt.stats for prompt in prompts if prompt.stats is not None]
-    pooled = stats[0].merged(stats[1:]) if stats else None
-    active = pooled.sparsity_active if pooled else None
-    metrics |= sparsity_metrics(trial.sparsity, active, pooled.by_layer if pooled else {})
+    active = stats[0].merged(stats[1:]).sparsity_active if stats else None
+    metrics |= sparsity_metrics(trial.sparsity, active, trial_sparsity(trial))
+    metrics |= {"predicted_error": trial.predicted_error, "seconds/sparse": trial.seconds_sparse}
     return metrics | {"seconds/total": trial.seconds}
+
+
+def trial_sparsity(trial: TrialResult) -> Mapping[str, float]:
+    """Pool the sparsity of each layer over a trial's prompts; empty where none rendered."""
+    stats = [prompt.stats for prompt in trial.prompts if prompt.stats is not None]
+    return stats[0].merged(stats[1:]).by_layer if stats else {}
 
 
 def trial_started_ms(trial: TrialResult) -> int:
@@ -119,10 +159,11 @@ def trial_started_ms(trial: TrialResult) -> int:
     return int(1000 * (time.time() - trial.seconds))
 
 
-def _trial_row(trial: TrialResult) -> dict[str, Any]:
+def _trial_row(trial: TrialResult, run_id: str | None) -> dict[str, Any]:
     outcome = {name: getattr(trial, name) for name in ("sparsity", "psnr", "psnr_worst", "frame_cosine")}
     return {
         "trial": trial.number,
+        "run_id": run_id,
         "state": trial.state,
         "reason": trial.reason,
         "feasible": trial.feasible,
@@ -130,3 +171,8 @@ def _trial_row(trial: TrialResult) -> dict[str, Any]:
         "seconds": trial.seconds,
         **trial.params,
     }
+
+
+def _device_name(setting: str) -> str:
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    return device_name(torch.device(auto if setting == "auto" else setting))

@@ -25,7 +25,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 5000,
     *,
-    page: str = "",
+    page: Callable[[str], str] = lambda uri: "",
     say: Callable[[str], None] = print,
 ) -> None:
     """Show a store in MLflow's UI until it is stopped by Ctrl-C; a tracking server only has its link told.
@@ -34,17 +34,17 @@ def serve(
         uri: the store's tracking URI.
         host: address to listen on; 127.0.0.1 is reachable from this machine only.
         port: port to listen on.
-        page: what to add to the link, e.g. `#/experiments/1`.
+        page: gives what to add to the link, e.g. `#/experiments/1`; it is given the URI that the UI answers at.
         say: given each line for the user.
 
     Raises:
         TrackingError: the port is taken, or the UI doesn't start.
     """
     if uri.startswith(("http://", "https://")):
-        say(f"the tracking server shows its runs itself: {without_password(uri).rstrip('/')}/{page}")
+        say(f"the tracking server shows its runs itself: {without_password(uri).rstrip('/')}/{page(uri)}")
         return
     with running_ui(uri, host, port) as (link, process):
-        say(f"MLflow's UI is at {link}{page} (Ctrl-C stops it)")
+        say(f"MLflow's UI is at {link}{page(link)} (Ctrl-C stops it)")
         process.wait()
         raise TrackingError(
             f"MLflow's UI must run until it is stopped, but it ended with {process.returncode}; start it anew"
@@ -64,7 +64,7 @@ def running_ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> Iterator[
     with tempfile.TemporaryFile() as log:
         # A session of its own keeps Ctrl-C from reaching the workers before us, and lets all of them be stopped.
         process = subprocess.Popen(
-            _command(uri, host, port), stdout=log, stderr=log, env=_environment(), start_new_session=True
+            _command(uri, host, port), stdout=log, stderr=log, env=_environment(uri), start_new_session=True
         )
         previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
@@ -79,7 +79,7 @@ def running_ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> Iterator[
 
 
 def _command(uri: str, host: str, port: int) -> list[str]:
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port)]
     database = sqlite_path(uri)
     if database is not None:
         command += ["--default-artifact-root", (database.parent / ARTIFACTS).as_uri()]
@@ -87,13 +87,14 @@ def _command(uri: str, host: str, port: int) -> list[str]:
     return [*command, "--workers", "1"]
 
 
-def _environment() -> dict[str, str]:
+def _environment(uri: str) -> dict[str, str]:
     quiet = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # The job runner is for judging language models, and takes several processes.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    return quiet | dict(os.environ)
+    # Not an option of the command: everybody on the machine could read a database's password there.
+    return quiet | dict(os.environ) | {"MLFLOW_BACKEND_STORE_URI": uri}
 
 
 def _check_free(host: str, port: int) -> None:
@@ -135,7 +136,10 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     try:
         process.wait(timeout=10)
     except subprocess.TimeoutExpired:
-        process.kill()
+        if os.name == "posix":
+            os.killpg(process.pid, signal.SIGKILL)  # its workers too: they would keep the port
+        else:
+            process.kill()
         process.wait()
 
 

@@ -150,4 +150,4 @@ def test_choices_are_the_configuration_s() -> None:
     options = {param.name: param for param in eval_command.command.params}
     backend = options["backend"].type
     assert isinstance(backend, click.Choice)
-    assert tuple(backend.choices) == ("auto", "reference", "sparge", "dense")
+    assert tuple(backend.choices) == ("auto", "reference", "sparge", "flex", "dense")

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ LAYERS = tuple(f"transformer.transformer_blocks.{index}.attn1" for index in rang
 
 
 @pytest.fixture(scope="session")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The one store of the session: making its tables takes seconds."""
-    return tmp_path_factory.mktemp("mlruns")
+def root(migrated_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the session's one store."""
+    root = tmp_path_factory.mktemp("mlruns")
+    shutil.copy(migrated_database, root / "mlflow.db")
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ def test_an_evaluation_is_one_finished_run(
     assert run.data.params["metrics"] == "frame_cosine, frame_l1, psnr, frame_diff"
     assert "model.revision" not in run.data.params
     assert run.data.tags["sparsetune.kind"] == "evaluation"
+    assert run.data.tags["sparsetune.model"] == "demo"
     assert (run.data.tags["verdict"], run.data.tags["gate"]) == ("good", "failed")
     assert run.data.tags["gate.failures"] == "psnr is too low"
     assert run.data.tags["mlflow.note.content"].startswith("# demo, tuned")
@@ -52,6 +53,12 @@ def test_metrics_of_prompts_are_steps_and_statistics_metrics(
     assert (metrics["sparsity/overall"], metrics["sparsity/active"]) == (0.25, 0.5)
     assert [metrics[f"sparsity/layer_0{index}"] for index in range(3)] == pytest.approx([0.0, 0.1, 0.2])
     assert (metrics["score"], metrics["gate_passed"], metrics["failed_prompts"]) == (85, 0, 0)
+    layers = client.get_metric_history(run.info.run_id, "layers/sparsity")
+    assert [(point.step, point.value) for point in layers] == [
+        (index, pytest.approx(0.1 * index)) for index in range(3)
+    ]
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, [tag.value for tag in used.tags]) == ("evaluation prompts", ["evaluation"])
 
 
 def test_files_are_artifacts_and_tables_can_be_loaded(
@@ -60,7 +67,7 @@ def test_files_are_artifacts_and_tables_can_be_loaded(
     play(TrackingListener(config), evaluation)
     (run,) = runs_of(client, experiment)
     run_id = run.info.run_id
-    assert {"demo_accuracy_tuned.json", "report.md", "prompts.json"} <= set(artifacts_of(client, run_id))
+    assert {"result.json", "report.md", "prompts.json"} <= set(artifacts_of(client, run_id))
     assert artifacts_of(client, run_id, "videos") == ["videos/prompt_0_compare.mp4", "videos/prompt_1_compare.mp4"]
     assert artifacts_of(client, run_id, "stills") == ["stills/prompt_0_frame_3.png"]
     table = json.loads(Path(client.download_artifacts(run_id, "sparsity_by_layer.json")).read_text())
@@ -82,7 +89,9 @@ def test_the_judged_checkpoint_is_an_artifact_that_loads(
     (run,) = runs_of(client, experiment)
     loaded = load_checkpoint(client.download_artifacts(run.info.run_id, "checkpoint", str(tmp_path)))
     assert loaded.policy == policy
-    assert "thresholds.json" in artifacts_of(client, run.info.run_id)
+    assert {"thresholds.json", "thresholds_by_layer.json"} <= set(artifacts_of(client, run.info.run_id))
+    (output,) = client.get_run(run.info.run_id).outputs.model_outputs
+    assert str(client.get_logged_model(output.model_id).status) == "READY"
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ def test_a_child_names_its_parent_and_leaves_the_environment_to_it(start: Start)
     assert "version.torch" not in read(child).data.tags
 
 
+@pytest.mark.slow
 def test_more_than_a_batch_is_cut_into_several(start: Start) -> None:
     run = start()
     run.log(
@@ -80,9 +81,10 @@ def test_tables_of_several_calls_are_all_listed_and_load(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)  # load_table searches the default store
     run = start()
-    run.log_tables({"one.json": [{"a": 1, "b": "x"}, {"a": 2, "c": None}]})
-    run.log_tables({"two.json": [{"a": 1}]})
-    run.log_tables({"two.json": [{"a": 1}]})
+    run.log(tables={"one.json": [{"a": 1, "b": "x"}, {"a": 2, "c": None}]})
+    run.log(tables={"two.json": [{"a": 1}]})
+    Run(run.client, run.run_id).log(tables={"two.json": [{"a": 1}]})
+    assert read(run).data.tags["mlflow.loggedArtifacts"].count("one.json") == 1
     assert read(run).data.tags["mlflow.loggedArtifacts"].count("two.json") == 1
     (experiment,) = {read(run).info.experiment_id}
     table = run.client.load_table(experiment, "one.json", run_ids=[run.run_id])

@@ -74,6 +74,11 @@ def test_a_database_that_is_none_is_an_error_of_one_line(tmp_path: Path) -> None
     assert "\n" not in str(raised.value)
 
 
+def test_a_database_server_that_is_away_is_said_at_once() -> None:
+    with pytest.raises(TrackingError, match=r"postgresql\+psycopg2://127\.0\.0\.1:9/db must be usable.*refused"):
+        connect(resolve_store(tracking(uri="postgresql+psycopg2://me:secret@127.0.0.1:9/db"), {}))
+
+
 def test_a_server_that_is_down_is_said_at_once() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

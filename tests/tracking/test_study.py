@@ -10,10 +10,13 @@ import pytest
 from mlflow import MlflowClient
 
 from sparsetune.attention.policy import Policy
+from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
 from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint, save_checkpoint
+from sparsetune.checkpoint.manifest import hash_prompts
 from sparsetune.config import Config
+from sparsetune.evaluation.compare import compare
 from sparsetune.tracking import TrackingListener
-from sparsetune.tuning.events import StudyStarted, TrialPrompt, TrialResult, TuningResult
+from sparsetune.tuning.events import Insight, StudyStarted, TrialPrompt, TrialResult, TuningResult
 from tests.tracking.conftest import LAYERS, Evaluation, artifacts_of, make_prompt, make_result, runs_of
 
 STUDY_RUN = "tune demo's study"
@@ -93,13 +96,25 @@ def test_a_tuning_is_a_run_with_a_child_a_trial(
     assert parent.data.tags["best.params"] == "cdf/layer_00=0.98, dense_fraction=0"
     assert parent.data.tags["best.run_id"] == runs["trial 0"].info.run_id
     assert (parent.data.tags["eval.gate"], parent.data.tags["eval.verdict"]) == ("failed", "good")
+    assert (parent.data.tags["gate"], parent.data.tags["verdict"], parent.data.metrics["score"]) == (
+        "failed",
+        "good",
+        85,
+    )
     assert "secret" not in str(parent.to_dictionary())
     metrics = parent.data.metrics
     assert (metrics["trials/complete"], metrics["trials/pruned"], metrics["trials/failed"]) == (1, 1, 1)
     assert (metrics["psnr/mean"], metrics["sparsity/overall"], metrics["eval/psnr/min"]) == (38.0, 0.25, 36.0)
     assert load_checkpoint(client.download_artifacts(parent.info.run_id, "checkpoint", str(tmp_path))).policy == POLICY
     table = json.loads(Path(client.download_artifacts(parent.info.run_id, "trials.json")).read_text())
-    assert [row[:2] for row in table["data"]] == [[0, "complete"], [1, "pruned"], [2, "failed"]]
+    assert table["columns"][:3] == ["trial", "run_id", "state"]
+    found = [(row[0], row[1], row[2]) for row in table["data"]]
+    assert found == [(trial.number, runs[f"trial {trial.number}"].info.run_id, trial.state) for trial in TRIALS]
+    note = parent.data.tags["mlflow.note.content"]
+    link = f"[trial 0](#/experiments/{parent.info.experiment_id}/runs/{runs['trial 0'].info.run_id})"
+    assert f"Winner: {link}" in note
+    assert "On eval prompts: good, gate failed (psnr is too low), sparsity 0.25, PSNR 38.00 dB, worst 36.00." in note
+    assert f"/runs/{runs['trial 1'].info.run_id}) | pruned | 0.25 | 38 | 36 | prompt 1 at 21.0 dB |" in note
     for trial in TRIALS:
         assert runs[f"trial {trial.number}"].data.tags["mlflow.parentRunId"] == parent.info.run_id
 
@@ -120,7 +135,7 @@ def test_trials_keep_their_state_reason_time_and_prompts(config: Config, client:
     assert sorted((point.step, point.value) for point in history) == [(0, 36.0), (1, 40.0)]
     assert first.data.metrics["psnr/min"] == 36.0
     assert artifacts_of(client, first.info.run_id) == ["thresholds.json"]
-    assert runs["trial 2"].data.metrics == {"seconds/total": 10.0}
+    assert {name for name in runs["trial 2"].data.metrics if not name.startswith("layers/")} == {"seconds/total"}
 
 
 def test_an_evaluation_within_a_tuning_is_its_child(
@@ -166,6 +181,7 @@ def test_a_store_that_fails_in_a_trial_ends_no_tuning(
     listener.recorder.abandon()
 
 
+@pytest.mark.slow
 def test_thirty_trials_take_seconds_to_record(config: Config, client: MlflowClient) -> None:
     listener = TrackingListener(config)
     listener.on_study_start(started(config))
@@ -204,3 +220,68 @@ def test_a_study_that_goes_on_without_its_run_gets_a_new_one(
     (run,) = runs_of(client, experiment)
     assert (run.data.tags["closest.trial"], run.data.tags["resumed_at"]) == ("1", "7")
     assert run.data.tags["best.trial"] == "none"
+
+
+def test_every_threshold_is_in_a_table_and_every_layers_mean_a_metric_with_the_layer_as_step(
+    config: Config, client: MlflowClient, experiment: str, tmp_path: Path
+) -> None:
+    heads = (
+        HeadThresholds(0.5, cdfthreshd=0.9),
+        HeadThresholds(0.7, cdfthreshd=0.8),
+        HeadThresholds(0.1, 0.1, None, 1, False),
+    )
+    layers = (LayerThresholds(LAYERS[0], heads), LayerThresholds.uniform(LAYERS[1], 3, HeadThresholds(0.2, topk=0.3)))
+    listener = TrackingListener(config)
+    listener.on_study_start(started(config))
+    listener.on_trial(make_trial(0, policy=Policy(layers)))
+    run = next(run for run in runs_of(client, experiment) if run.info.run_name == "trial 0")
+    table = json.loads(Path(client.download_artifacts(run.info.run_id, "thresholds.json")).read_text())
+    columns = ["index", "head", "simthreshd1", "cdfthreshd", "topk", "pvthreshd", "is_sparse", "layer"]
+    assert table["columns"] == columns
+    assert table["data"][1] == [0, 1, 0.7, 0.8, None, 50.0, True, LAYERS[0]]
+    assert table["data"][2] == [0, 2, 0.1, 0.1, None, 1, False, LAYERS[0]]
+    assert table["data"][5] == [1, 2, 0.2, None, 0.3, 50.0, True, LAYERS[1]]
+    means = {
+        name: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, f"layers/{name}")]
+        for name in ("sparse_heads", "simthreshd1", "cdfthreshd", "topk")
+    }
+    assert means["sparse_heads"] == [(0, 2), (1, 3)]
+    assert means["simthreshd1"] == [(0, pytest.approx(0.6)), (1, pytest.approx(0.2))]
+    assert (means["cdfthreshd"], means["topk"]) == ([(0, pytest.approx(0.85))], [(1, pytest.approx(0.3))])
+
+
+def test_what_came_before_and_what_the_trials_say_are_recorded(
+    config: Config, client: MlflowClient, experiment: str
+) -> None:
+    before, after = make_result((30.0, 34.0)), make_result()
+    insight = Insight(-0.8, {"dense_fraction": 0.25, "cdf/layer_00": 0.75})
+    listener = TrackingListener(config)
+    listener.on_study_start(started(config))
+    listener.on_trial(replace(TRIALS[0], predicted_error=0.03, seconds_sparse=1.5))
+    found = {"before": before, "evaluation": after, "comparison": compare(before, after), "insight": insight}
+    listener.on_study_end(ended(TRIALS[:1], TRIALS[0], calibration_path=None, **found))
+    runs = {run.info.run_name: run for run in runs_of(client, experiment)}
+    parent, trial = runs[STUDY_RUN], runs["trial 0"]
+    metrics = parent.data.metrics
+    assert (metrics["insight/rank_correlation"], metrics["insight/importance/cdf/layer_00"]) == (-0.8, 0.75)
+    assert (metrics["before/sparsity/overall"], metrics["eval/sparsity/overall"]) == (0.25, 0.25)
+    assert (trial.data.metrics["predicted_error"], trial.data.metrics["seconds/sparse"]) == (0.03, 1.5)
+    table = json.loads(Path(client.download_artifacts(parent.info.run_id, "importances.json")).read_text())
+    assert table["data"] == [["cdf/layer_00", 0.75], ["dense_fraction", 0.25]]
+    changes = json.loads(Path(client.download_artifacts(parent.info.run_id, "comparison.json")).read_text())["changes"]
+    assert changes["psnr"]["after"] - changes["psnr"]["before"] == pytest.approx(6)
+
+
+def test_the_prompts_are_a_data_set_that_the_tuning_used(config: Config, client: MlflowClient, experiment: str) -> None:
+    listener = TrackingListener(config)
+    event = started(config)
+    listener.on_study_start(replace(event, config=event.config | {"tune": {"prompt_file": "prompts/tune.txt"}}))
+    (run,) = runs_of(client, experiment)
+    (used,) = run.inputs.dataset_inputs
+    whole = hash_prompts(event.prompts)
+    assert (used.dataset.name, used.dataset.digest) == ("tuning prompts", whole[:36])
+    assert json.loads(used.dataset.source) == {"uri": "prompts/tune.txt"}
+    assert json.loads(used.dataset.profile) == {"num_rows": 2, "prompts_hash": whole}
+    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "tuning")]
+    assert run.data.tags["sparsetune.model"] == "demo"
+    assert run.data.tags["device"]

@@ -42,7 +42,7 @@ def test_an_address_that_is_none_of_ours_is_an_error(store: Store, host: str, po
 
 def test_a_tracking_server_has_only_its_link_told() -> None:
     said: list[str] = []
-    serve("http://runs.example:5000/", page="#/experiments/1", say=said.append)
+    serve("http://runs.example:5000/", page=lambda uri: "#/experiments/1", say=said.append)
     assert said == ["the tracking server shows its runs itself: http://runs.example:5000/#/experiments/1"]
 
 

@@ -1,0 +1,151 @@
+"""`sparsetune bench`: what sparse attention saves on this machine, before anyone tunes."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sparsetune.cli.command import Command
+from sparsetune.cli.settings import build_config, config_options, generation_options, model_options
+
+if TYPE_CHECKING:
+    from sparsetune.attention.breakeven import BreakEvenTable
+    from sparsetune.models.step_time import StepTimes
+
+
+@click.command(cls=Command, name="bench", short_help="Time sparse attention on this machine; find the break-even.")
+@config_options
+@click.option("--e2e", is_flag=True, help="Time whole denoising steps too, at forced sparsities.  [default: off]")
+@click.option(
+    "--repeats", default=10, type=click.IntRange(1), help="Timings of which a median is taken.  [default: 10]"
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where the break-even table goes.  [default: results/MODEL/break-even.json]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.  [default: off]")
+@generation_options
+@model_options
+@click.pass_context
+def command(ctx: click.Context, e2e: bool, repeats: int, output: Path | None, as_json: bool) -> None:
+    """Time dense and sparse attention for the model's own shapes, and find from which sparsity on sparse pays.
+
+    The table that it writes can be given to `eval` and `generate` as --break-even: layers that wouldn't gain then run
+    dense. With --e2e it times whole steps, and tells the ceiling of any speed-up before anyone tunes.
+
+    \b
+    Examples:
+      sparsetune bench --model demo
+      sparsetune bench --model cogvideox-2b --random-weights --e2e
+      sparsetune eval --use-tuned --break-even results/demo/break-even.json
+    """
+    from sparsetune.attention.backends import backend_choice
+    from sparsetune.attention.breakeven import save_table
+    from sparsetune.models.bench import backends_to_time, time_table
+    from sparsetune.models.generation import Renderer
+    from sparsetune.models.loading import load_pipeline
+    from sparsetune.models.prompts import load_prompts
+    from sparsetune.models.step import capture_step
+    from sparsetune.models.step_time import StepTime, time_step
+
+    config = build_config(ctx)
+    click.echo(f"loading {config.model.source} ...", err=True)
+    loaded = load_pipeline(config.model)
+    choice = backend_choice(config.backend, loaded.device)
+    prompt = load_prompts(config.eval.prompt_file, 1)[0]
+    step = capture_step(Renderer(loaded, config.generation), prompt, config.eval.seed)
+    shapes = step.shapes()
+
+    def tell(name: str, milliseconds: float) -> None:
+        click.echo(f"  {name}: {milliseconds:.2f} ms", err=True)
+
+    def tell_step(row: StepTime) -> None:
+        tell(f"step, {row.name}", row.ms)
+
+    backends = backends_to_time(config.backend, loaded.device)
+    table = time_table(tuple(shapes), backends, loaded.device, repeats=repeats, on_time=tell)
+    times = time_step(step, choice.backend, loaded.device, repeats=repeats, on_time=tell_step) if e2e else None
+    path = output or config.model.results_folder / "break-even.json"
+    save_table(table, path)
+    if as_json:
+        click.echo(json.dumps(_figures(table, choice.backend.name, choice.reason, times), indent=2))
+        return
+    _print_table(table, list(shapes.values()))
+    if times is not None:
+        _print_steps(times)
+    click.echo(f"backend {choice.backend.name} ({choice.reason})")
+    if loaded.device.type != "cuda":
+        click.echo("mind: these are the plain PyTorch reference's times on a CPU; they say nothing of a GPU's kernels")
+    click.echo(f"break-even table: {path}")
+
+
+def _print_table(table: "BreakEvenTable", calls: list[int]) -> None:
+    from sparsetune.cli.tables import print_table
+
+    for shape, count in zip(table.shapes, calls, strict=True):
+        size = f"{shape.batch} x {shape.heads} heads x {shape.tokens} tokens x {shape.head_dim}"
+        click.echo(f"{table.device}: {size}, {shape.dtype}, {count} calls a step")
+        sdpa = shape.dense_ms["sdpa"]
+        rows = [[f"dense {name}", "-", f"{ms:.3f}", _ratio(sdpa, ms)] for name, ms in shape.dense_ms.items()]
+        rows += [
+            [
+                f"{one.kernel} {one.rule}",
+                f"{one.sparsity:.3f}",
+                f"{one.latency_ms:.3f}",
+                f"{sdpa / one.latency_ms:.2f}x",
+            ]
+            for one in sorted(shape.sparse, key=lambda one: (one.kernel, one.sparsity))
+        ]
+        print_table((("kernel", "sparsity", "ms", "against dense"), rows))
+        for kernel in shape.kernels:
+            limit = shape.break_even(kernel)
+            click.echo(f"{kernel}: {'never faster' if limit is None else f'faster from a sparsity of {limit:.3f} on'}")
+        click.echo()
+
+
+def _print_steps(times: "StepTimes") -> None:
+    from sparsetune.cli.tables import print_table
+
+    rows = [
+        [
+            row.name,
+            f"{row.sparsity:.3f}",
+            f"{row.ms:.1f}",
+            f"{row.fastest_ms:.1f} .. {row.slowest_ms:.1f}",
+            _ratio(times.dense.ms, row.ms),
+            "-" if row.peak_gib is None else f"{row.peak_gib:.2f}",
+        ]
+        for row in times.rows
+    ]
+    print_table((("one denoising step", "sparsity", "ms", "range", "speed-up", "peak GiB"), rows))
+    click.echo(
+        f"self-attention is {times.attention_share:.1%} of a dense step: no sparse attention can speed it up "
+        f"by more than {times.ceiling:.2f}x"
+    )
+    for reason, count in times.fallbacks.items():
+        click.echo(f"ran dense instead: {count} calls, {reason}")
+    click.echo()
+
+
+def _ratio(dense_ms: float, ms: float) -> str:
+    return f"{dense_ms / ms:.2f}x"
+
+
+def _figures(table: "BreakEvenTable", backend: str, reason: str, times: "StepTimes | None") -> dict[str, Any]:
+    shapes = [
+        shape.model_dump(mode="json") | {"break_even": {kernel: shape.break_even(kernel) for kernel in shape.kernels}}
+        for shape in table.shapes
+    ]
+    figures = table.model_dump(mode="json") | {"shapes": shapes, "backend": {"name": backend, "reason": reason}}
+    if times is not None:
+        figures["step"] = {
+            "rows": [asdict(row) for row in times.rows],
+            "attention_share": times.attention_share,
+            "ceiling": times.ceiling,
+            "fallbacks": times.fallbacks,
+        }
+    return figures

@@ -1,0 +1,103 @@
+"""`sparsetune review`: a person's look at a checkpoint's videos."""
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sparsetune.cli.command import Command
+from sparsetune.cli.settings import build_config
+from sparsetune.cli.stores import model_option, open_store, short_name, store_options
+
+if TYPE_CHECKING:
+    from sparsetune.evaluation.result import EvaluationResult
+    from sparsetune.tracking.review import VideoReview
+
+
+@click.command(cls=Command, name="review", short_help="Record a person's look at a run's videos.")
+@click.argument("run", metavar="RUN")
+@click.option(
+    "--ok/--reject", "ok", default=None, help="Answer every item of every video so.  [default: ask for each one]"
+)
+@click.option("--reviewer", metavar="NAME", help="Who looked.  [default: asked for]")
+@click.option("--note", default="", metavar="TEXT", help="Anything to add.  [default: none]")
+@click.option("--open/--no-open", "opens", default=True, help="Open the videos, at a terminal.  [default: open]")
+@model_option("any; matters for `latest` only")
+@store_options
+@click.pass_context
+def command(
+    ctx: click.Context, run: str, ok: bool | None, reviewer: str | None, note: str, opens: bool, model: str | None
+) -> None:
+    """Look at the side-by-side videos of RUN, and record what you see; `sparsetune promote` asks for it.
+
+    For each video: whether content, motion, detail, artifacts and colour are as in the dense one. RUN is the id of a
+    tuning or evaluation run, its first characters, or `latest`.
+
+    \b
+    Examples:
+      sparsetune review latest
+      sparsetune review 3f2a9c1b --ok --reviewer "Ada L." --note "slightly softer grass"
+    """
+    from sparsetune.errors import UsageError
+    from sparsetune.tracking.judging import find_candidate
+    from sparsetune.tracking.review import Review, answer_all, check_reviewer, record_review, video_names
+    from sparsetune.tracking.runs import user_name
+
+    terminal = _is_terminal()
+    if not terminal and (ok is None or reviewer is None):
+        raise UsageError(
+            "a review without a terminal must be given --ok or --reject and --reviewer NAME, but lacks one; add it"
+        )
+    reviewer = check_reviewer(reviewer) if reviewer is not None else None
+    _, client = open_store(build_config(ctx))
+    candidate = find_candidate(client, run, short_name(model))
+    if terminal and (opens or ok is None):
+        answers = _look(client, candidate.evaluation_id, candidate.result, ok, opens)
+    else:
+        answers = answer_all(video_names(client, candidate.evaluation_id), ok=bool(ok))
+    review = Review(
+        evaluation_id=candidate.evaluation_id,
+        policy_digest=candidate.result.config.policy.digest,
+        reviewer=reviewer or check_reviewer(click.prompt("reviewer", default=user_name(), err=True)),
+        note=note,
+        videos=answers,
+    )
+    record_review(client, review, list(dict.fromkeys((candidate.evaluation_id, candidate.run_id))))
+    click.echo(f"review of run {candidate.run_id}: {review.verdict} by {review.reviewer}, {len(answers)} videos")
+    for rejected in review.rejected:
+        click.echo(f"  {rejected}")
+    if review.ok:
+        click.echo(f"next: sparsetune promote {candidate.run_id[:8]}")
+
+
+def _look(
+    client: object, evaluation_id: str, result: "EvaluationResult", ok: bool | None, opens: bool
+) -> "tuple[VideoReview, ...]":
+    """Open the videos one after the other, and ask for what `ok` doesn't answer.
+
+    The files stay in the system's temporary folder: a player may still have them open.
+    """
+    from sparsetune.tracking.review import CHECKLIST, VideoReview, download_videos
+
+    folder = Path(tempfile.mkdtemp(prefix="sparsetune-review-"))
+    files: Mapping[str, Path] = download_videos(client, evaluation_id, folder)  # type: ignore[arg-type]
+    prompts = {f"prompt_{row.index}_compare.mp4": row.prompt for row in result.detailed_results}
+    click.echo("each video shows dense on the left, sparse on the right", err=True)
+    answers = []
+    for number, (name, path) in enumerate(files.items(), 1):
+        click.echo(f"\n{number}/{len(files)}  {prompts.get(path.name, '')}\n      {path}", err=True)
+        if opens:
+            click.launch(str(path))
+        given = {
+            item: ok if ok is not None else click.confirm(f"  {item}: {meaning}?", err=True)
+            for item, meaning in CHECKLIST.items()
+        }
+        answers.append(VideoReview(video=name, answers=given))
+    return tuple(answers)
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()

@@ -1,0 +1,182 @@
+"""The promotion of a run's checkpoint to a registered model's alias, and the way back."""
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsetune.errors import GateError, RegistryError, TrackingError, UsageError
+from sparsetune.tracking.asking import asking
+from sparsetune.tracking.judging import Candidate, Verdict
+from sparsetune.tracking.logged import DIGEST, log_checkpoint_model
+from sparsetune.tracking.references import download_run_checkpoint
+from sparsetune.tracking.registry import CHAMPION, EVALUATION, OVERRIDE, RUN, Registry, previous_alias
+from sparsetune.tracking.runs import user_name
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Move:
+    """An alias that was moved.
+
+    Args:
+        name: of the registered model.
+        alias: that was moved.
+        version: that it names now.
+        replaced: that it named before, and the previous alias names now; None where there was none.
+    """
+
+    name: str
+    alias: str
+    version: str
+    replaced: str | None
+
+    @property
+    def uri(self) -> str:
+        """The name that checkpoints are loaded by."""
+        return f"models:/{self.name}@{self.alias}"
+
+
+def promote(registry: Registry, verdict: Verdict, override: str | None = None) -> Move:
+    """Register a candidate's checkpoint, unless it is, and let the alias name it.
+
+    The steps are in an order that a crash between any two leaves in a state which the next call mends: a version
+    without its alias is found again, and `previous` is set before the alias moves.
+
+    Args:
+        registry: the registered model.
+        verdict: of `judge`; the alias must still name the champion of that time.
+        override: why it is promoted although a condition isn't met; kept on the version.
+
+    Raises:
+        UsageError: the override is blank.
+        GateError: a condition isn't met, and there is no override.
+        RegistryError: the champion changed meanwhile, somebody else is promoting, or a version
+            was made but couldn't get its alias.
+        TrackingError: the registry is away or refuses.
+    """
+    if override is not None and not override.strip():
+        raise UsageError("--override must give a reason, but is empty; say why")
+    if not verdict.passed and override is None:
+        raise GateError(
+            f"every condition must be met, but these aren't: {', '.join(verdict.unmet)}; mend them, or say why it is "
+            "promoted all the same with --override"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        model_id = _logged_model(registry.client, verdict.candidate, Path(folder))
+    digest = verdict.candidate.result.config.policy.digest
+    registry.make()
+    with registry.claimed():
+        registry.expect(verdict.alias, verdict.champion)
+        version = registry.find(verdict.candidate.run_id, digest)
+        if version is None:
+            tags = _tags(verdict, digest)
+            version = registry.create(verdict.candidate.run_id, model_id, tags, _description(verdict))
+        number = str(version.version)
+        try:
+            if not verdict.passed and override is not None:
+                _write_override(registry, version, override, verdict)
+            registry.link(model_id, number)
+            _move(registry, verdict, number)
+        except (TrackingError, RegistryError) as error:
+            raise RegistryError(
+                f"version {number} of {registry.name} was made, but couldn't get the alias {verdict.alias}: {error}; "
+                "promote the run again, which takes this version up"
+            ) from error
+    _tell_runs(registry.client, verdict.candidate, f"{registry.name}/{number}")
+    replaced = verdict.champion if verdict.champion != number else registry.aliased(previous_alias(verdict.alias))
+    return Move(registry.name, verdict.alias, number, replaced)
+
+
+def rollback(registry: Registry, alias: str = CHAMPION) -> Move:
+    """Swap what an alias names with what it named before; a second call swaps back.
+
+    Raises:
+        UsageError: MLflow refuses a name.
+        RegistryError: there is no such model or alias, nothing to go back to, or somebody else moves aliases.
+        TrackingError: the registry is away or refuses.
+    """
+    back = previous_alias(alias)
+    model = registry.model()
+    if model is None:
+        raise RegistryError(
+            f"a rollback must have a registered model, but there is no {registry.name}; `sparsetune promote RUN` makes "
+            "one, --name names another"
+        )
+    with registry.claimed():
+        now, before = registry.aliased(alias), registry.aliased(back)
+        if now is None:
+            there = ", ".join(sorted(model.aliases)) or "none"
+            raise RegistryError(f"{registry.name} must have the alias {alias}, but has {there}; promote a run first")
+        if before is None or before == now:
+            found = "there is none" if before is None else f"both are version {now}"
+            raise RegistryError(
+                f"{registry.name}@{alias} must have another version behind the alias {back} to go back to, but "
+                f"{found}; promote a run instead"
+            )
+        registry.set_alias(alias, before)
+        registry.set_alias(back, now)
+    return Move(registry.name, alias, before, now)
+
+
+def _logged_model(client: "MlflowClient", candidate: Candidate, folder: Path) -> str:
+    """Give the id of the logged model of what the evaluation judged, made where the run has none."""
+    with asking(f"run {candidate.evaluation_id} must be readable"):
+        evaluation = client.get_run(candidate.evaluation_id)
+    checkpoint = download_run_checkpoint(client, evaluation, folder / "run")
+    return log_checkpoint_model(client, candidate.run_id, checkpoint)
+
+
+def _tags(verdict: Verdict, digest: str) -> dict[str, str]:
+    candidate = verdict.candidate
+    return {
+        RUN: candidate.run_id,
+        EVALUATION: candidate.evaluation_id,
+        DIGEST: digest,
+        "sparsetune.model": candidate.model,
+        "promoted.by": user_name(),
+    }
+
+
+def _description(verdict: Verdict) -> str:
+    """Say in Markdown what the version is and why it was promoted."""
+    result = verdict.candidate.result
+    sparsity = result.sparsity.overall
+    lines = [
+        f"Sparse attention thresholds for {verdict.candidate.model}, "
+        f"sparsity {'unknown' if sparsity is None else f'{sparsity:.3f}'}, score {result.overall_score}/100.",
+        "",
+        *(f"- {'met' if one.met else '**not met**'}: {one.name}: {one.says}" for one in verdict.conditions),
+    ]
+    return "\n".join(lines)
+
+
+def _write_override(registry: Registry, version: "ModelVersion", reason: str, verdict: Verdict) -> None:
+    """Keep the reason on the version for good: behind earlier ones, never in their place."""
+    entry = f"{user_name()}, although not met: {', '.join(verdict.unmet)}: {' '.join(reason.split())}"
+    earlier = version.tags.get(OVERRIDE)
+    registry.set_tag(str(version.version), OVERRIDE, f"{earlier}\n{entry}" if earlier else entry)
+
+
+def _move(registry: Registry, verdict: Verdict, version: str) -> None:
+    registry.expect(verdict.alias, verdict.champion)
+    if verdict.champion == version:
+        return
+    if verdict.champion is not None:
+        registry.set_alias(previous_alias(verdict.alias), verdict.champion)
+    registry.set_alias(verdict.alias, version)
+
+
+def _tell_runs(client: "MlflowClient", candidate: Candidate, version: str) -> None:
+    for run_id in dict.fromkeys((candidate.run_id, candidate.evaluation_id)):
+        try:
+            with asking(f"run {run_id} must be writable"):
+                client.set_tag(run_id, "promoted", version)
+        except TrackingError as error:  # the promotion itself is done
+            _LOG.warning("the run isn't marked as promoted: %s", error)

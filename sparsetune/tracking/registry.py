@@ -1,0 +1,237 @@
+"""A registered model: its versions and aliases, moved by one person at a time."""
+
+import json
+import math
+import re
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sparsetune.errors import RegistryError, TrackingError, UsageError
+from sparsetune.tracking.asking import MissingError, asking
+from sparsetune.tracking.global_store import global_store
+from sparsetune.tracking.logged import DIGEST
+from sparsetune.tracking.store import Store, first_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+CHAMPION = "champion"
+PREVIOUS = "previous"
+RUN = "sparsetune.run_id"
+EVALUATION = "sparsetune.evaluation_run_id"
+OVERRIDE = "sparsetune.override"
+"""Tags of versions: the run that made the checkpoint, the evaluation it was promoted by, why against a refusal."""
+
+TOOL = "sparsetune.tool"
+"""Tag of registered models that hold versions of ours, which they are listed by."""
+
+CLAIM = "sparsetune.claim."
+CLAIM_SECONDS = 120.0
+"""How long a claim holds whose owner died without giving it back."""
+
+_VERSIONS_OF_MODEL = "mlflow.modelVersions"  # MLflow's own tag: its UI links a logged model to its versions by it
+
+
+class Registry:
+    """One registered model of a store.
+
+    Args:
+        client: of the store.
+        store: where runs and models are.
+        name: the registered model's.
+
+    Every method raises TrackingError where the registry is away or refuses.
+    """
+
+    def __init__(self, client: "MlflowClient", store: Store, name: str) -> None:
+        self.client, self.store, self.name = client, store, name
+
+    def model(self) -> "RegisteredModel | None":
+        """Read the registered model; None where there is none.
+
+        Raises:
+            UsageError: MLflow refuses the name.
+        """
+        try:
+            with asking(f"the registered model {self.name} must be readable"):
+                return self.client.get_registered_model(self.name)
+        except MissingError:
+            return None
+        except TrackingError as error:
+            if (refused := _refused_name(error, "--name", self.name)) is not None:
+                raise refused from error
+            raise
+
+    def aliased(self, alias: str) -> str | None:
+        """Read which version an alias names now; None where there is none.
+
+        Raises:
+            UsageError: MLflow refuses the name of the model or the alias.
+        """
+        model = self.model()
+        return None if model is None else _text(model.aliases.get(alias))
+
+    def version(self, version: str) -> "ModelVersion":
+        """Read a version."""
+        with asking(f"version {version} of {self.name} must be readable"):
+            return self.client.get_model_version(self.name, version)
+
+    def check_alias(self, alias: str) -> None:
+        """Check that MLflow takes an alias, before anything is registered for it.
+
+        Raises:
+            UsageError: it doesn't.
+        """
+        if alias.lower() == "latest":
+            raise UsageError("--alias must not be latest, which MLflow keeps for the newest version; choose another")
+        if re.fullmatch(r"[vV]\d+", alias):  # MLflow reads such an alias, but doesn't set it
+            raise UsageError(f"--alias must not look like a version's number, but is {alias}; choose another")
+        if alias == PREVIOUS or alias.startswith(f"{PREVIOUS}-"):
+            raise UsageError(
+                f"--alias must not be {alias}, which `sparsetune rollback` goes back to; move another, e.g. {CHAMPION}"
+            )
+        try:
+            with asking("the alias must be readable"):
+                self.client.get_model_version_by_alias(self.name, alias)
+        except MissingError:
+            return
+        except TrackingError as error:
+            refused = _refused_name(error, "--alias", alias)
+            if refused is None:
+                raise
+            if "not found" not in str(refused):  # MLflow has the same code for an alias that isn't there
+                raise refused from error
+
+    def find(self, run_id: str, digest: str) -> "ModelVersion | None":
+        """Find the version that was made of a run's policy, the newest of several."""
+        with asking(f"the versions of {self.name} must be readable"):
+            found = self.client.search_model_versions(f"name = '{self.name}'", max_results=1000)
+        made = [one for one in found if one.tags.get(RUN) == run_id and one.tags.get(DIGEST) == digest]
+        return max(made, key=lambda one: int(one.version), default=None)
+
+    def make(self) -> None:
+        """Register the model, unless it is registered."""
+        from mlflow.exceptions import MlflowException
+
+        with asking(f"the model {self.name} must be registered"):
+            try:
+                self.client.create_registered_model(self.name, tags={TOOL: "sparsetune"})
+            except MlflowException as error:
+                if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
+                    raise
+                self.client.set_registered_model_tag(self.name, TOOL, "sparsetune")
+
+    def create(self, run_id: str, model_id: str, tags: Mapping[str, str], description: str) -> "ModelVersion":
+        """Make a version of a logged model; with its tags, so that `find` sees it from the first moment."""
+        with asking(f"a version of {self.name} must be made"), global_store(self.store):
+            return self.client.create_model_version(
+                self.name,
+                source=f"models:/{model_id}",
+                run_id=run_id,
+                tags=dict(tags),
+                description=description,
+                model_id=model_id,
+            )
+
+    def link(self, model_id: str, version: str) -> None:
+        """Let a logged model's page name the version that was made of it."""
+        with asking(f"the logged model {model_id} must be writable"):
+            known = json.loads(self.client.get_logged_model(model_id).tags.get(_VERSIONS_OF_MODEL, "[]"))
+            entry = {"name": self.name, "version": version}
+            if entry not in known:
+                self.client.set_logged_model_tags(model_id, {_VERSIONS_OF_MODEL: json.dumps([*known, entry])})
+
+    def set_alias(self, alias: str, version: str) -> None:
+        """Let an alias name a version."""
+        with asking(f"version {version} of {self.name} must get the alias {alias}"):
+            self.client.set_registered_model_alias(self.name, alias, version)
+
+    def set_tag(self, version: str, key: str, value: str) -> None:
+        """Write a tag of a version."""
+        with asking(f"version {version} of {self.name} must get the tag {key}"):
+            self.client.set_model_version_tag(self.name, version, key, value)
+
+    def expect(self, alias: str, version: str | None) -> None:
+        """Check that an alias names what it named when the comparison was made.
+
+        Raises:
+            RegistryError: somebody moved it since.
+        """
+        now = self.aliased(alias)
+        if now != version:
+            raise RegistryError(
+                f"{self.name}@{alias} must still be {_named(version)}, which the comparison was made with, but is "
+                f"{_named(now)} by now: somebody else promoted or rolled back; compare again"
+            )
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the right to move aliases, which one process of all has at a time.
+
+        MLflow can't change an alias on the condition that it wasn't changed. So everybody first writes a tag of
+        their own to the registered model and then reads the others': of two at once at least one sees the other,
+        and who sees another gives way. A claim of one that died lapses after `CLAIM_SECONDS`.
+
+        Raises:
+            RegistryError: somebody else holds it.
+        """
+        mine = f"{CLAIM}{uuid.uuid4().hex}"
+        with asking(f"{self.name} must be writable"):
+            self.client.set_registered_model_tag(self.name, mine, f"{time.time():.0f}")
+        try:
+            model = self.model()
+            others = {key: value for key, value in (model.tags if model else {}).items() if key.startswith(CLAIM)}
+            if any(key != mine and _age(value) < CLAIM_SECONDS for key, value in others.items()):
+                raise RegistryError(
+                    f"one person at a time must move the aliases of {self.name}, but another promotion or rollback is "
+                    f"at it; compare again when it is done (the claim of one that died lapses in {CLAIM_SECONDS:g} s)"
+                )
+            yield
+            for key in others.keys() - {mine}:
+                self._give_back(key)
+        finally:
+            self._give_back(mine)
+
+    def _give_back(self, claim: str) -> None:
+        try:
+            with asking(f"{self.name} must be writable"):
+                self.client.delete_registered_model_tag(self.name, claim)
+        except MissingError:
+            pass  # another process took a lapsed claim away
+
+
+def open_registry(client: "MlflowClient", store: Store, model: str, name: str | None = None) -> Registry:
+    """Give the registered model of a model: `NAME-sparse` unless it is named otherwise."""
+    return Registry(client, store, name or f"{model}-sparse")
+
+
+def previous_alias(alias: str) -> str:
+    """Name the alias that keeps what another one named before: `previous` for `champion`."""
+    return PREVIOUS if alias == CHAMPION else f"{PREVIOUS}-{alias}"
+
+
+def _age(claim: str) -> float:
+    """Tell the seconds since a claim was made; one that isn't ours to read is long past."""
+    try:
+        return time.time() - float(claim)
+    except ValueError:
+        return math.inf
+
+
+def _refused_name(error: BaseException, option: str, name: str) -> UsageError | None:
+    cause = error.__cause__ or error
+    if getattr(cause, "error_code", None) != "INVALID_PARAMETER_VALUE":
+        return None
+    return UsageError(f"{option} must be a name that MLflow takes, but is {name!r}: {first_line(cause)} Choose another")
+
+
+def _text(version: object) -> str | None:
+    return None if version is None else str(version)
+
+
+def _named(version: str | None) -> str:
+    return "nothing" if version is None else f"version {version}"

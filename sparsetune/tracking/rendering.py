@@ -1,0 +1,149 @@
+"""What MLflow's python_function runs: a checkpoint's videos of prompts."""
+
+import logging
+import tempfile
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sparsetune.checkpoint import Checkpoint, Manifest
+from sparsetune.config import Config, resolve
+from sparsetune.errors import ConfigError, PromptError
+
+if TYPE_CHECKING:
+    from sparsetune.models.pipelines import VideoPipeline
+
+_LOG = logging.getLogger(__name__)
+
+ENGINE_DEFAULTS: Final[Mapping[str, str | None]] = {
+    "base_source": None,
+    "device": "auto",
+    "dtype": "auto",
+    "offload": "none",
+    "backend": "auto",
+    "output_dir": None,
+}
+"""What `mlflow.pyfunc.load_model(model_config=...)` may change: where the base model is and how it runs."""
+
+_GENERATION = ("num_frames", "height", "width", "num_inference_steps", "guidance_scale", "fps")
+
+
+class SparseVideoModel:
+    """Renders prompts under a checkpoint, loading the base model when it is first asked.
+
+    Args:
+        checkpoint: the policy, and in its manifest the base model and the generation it was tuned for.
+        model_config: any of `ENGINE_DEFAULTS`; `base_source` is for a base model that has moved, `output_dir` for
+            videos of calls that name no folder (None makes a temporary one).
+
+    Raises:
+        ConfigError: `model_config` has another key or a value out of range.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, model_config: Mapping[str, Any]) -> None:
+        unknown = sorted(set(model_config) - set(ENGINE_DEFAULTS))
+        if unknown:
+            raise ConfigError(
+                f"model_config must hold only {', '.join(ENGINE_DEFAULTS)}, but holds {', '.join(unknown)}; mend it"
+            )
+        self.checkpoint = checkpoint
+        self._output_dir = model_config.get("output_dir")
+        self._config = base_config(checkpoint.manifest, model_config)
+        self._pipeline: VideoPipeline | None = None
+
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[str]:
+        """Render each prompt to a video file.
+
+        Args:
+            model_input: prompts, as text, a list of texts, or a table with a column of them.
+            params: `seed`, `output_dir`, and generation settings; left out they are as tuned.
+
+        Returns:
+            Paths of the MP4 files, one a prompt, in order.
+
+        Raises:
+            PromptError: there is no prompt, or one is empty.
+            ConfigError, ModelError, CheckpointError, GenerationError: as loading and rendering raise them.
+        """
+        from sparsetune.video import write_video
+
+        prompts = _prompts(model_input)
+        given = {name: value for name, value in (params or {}).items() if value is not None}
+        seed, folder = given.pop("seed", None), given.pop("output_dir", None) or self._output_dir
+        fps = int(given.pop("fps", self._config.generation.fps))
+        pipeline = self._loaded()
+        target = Path(folder) if folder else Path(tempfile.mkdtemp(prefix="sparsetune-videos-"))
+        paths = []
+        for prompt in prompts:
+            frames = pipeline(prompt, seed=None if seed is None else int(seed), **given).frames[0]
+            # A server answers several calls at once, with one folder for all: no two files may have one name.
+            path = (target / f"{uuid.uuid4().hex}.mp4").absolute()
+            write_video(path, frames, fps)
+            paths.append(str(path))
+        return paths
+
+    def _loaded(self) -> "VideoPipeline":
+        from sparsetune.models.loading import load_pipeline
+        from sparsetune.models.pipelines import VideoPipeline
+        from sparsetune.models.sparse import policy_for
+
+        if self._pipeline is None:
+            loaded = load_pipeline(self._config.model)
+            tuned = self.checkpoint.manifest.base_fingerprint
+            if tuned not in (None, loaded.identity.fingerprint):
+                _LOG.warning("the base model's weights aren't those that the checkpoint was tuned for")
+            self._pipeline = VideoPipeline(loaded, self._config, policy_for(loaded.pipe, self.checkpoint))
+        return self._pipeline
+
+
+def base_config(manifest: Manifest, model_config: Mapping[str, Any]) -> Config:
+    """Resolve the configuration that a checkpoint was tuned for; environment and packaged files fill the rest.
+
+    Raises:
+        ConfigError: the manifest names no base model and `model_config` none either, or a value doesn't hold.
+    """
+    source = model_config.get("base_source") or manifest.base_source
+    if source is None:
+        raise ConfigError(
+            "the checkpoint must name its base model, but its manifest doesn't; give model_config a base_source"
+        )
+    flags: dict[str, Any] = {"model.source": source}
+    if manifest.base_model is not None:
+        flags["model.name"] = manifest.base_model
+    if manifest.base_revision is not None and source == manifest.base_source:
+        flags["model.revision"] = manifest.base_revision
+    for name in ("device", "dtype", "offload"):
+        flags[f"model.{name}"] = model_config.get(name) or ENGINE_DEFAULTS[name]
+    flags["backend"] = model_config.get("backend") or ENGINE_DEFAULTS["backend"]
+    tuned = {name: getattr(manifest, name, None) for name in _GENERATION}
+    flags |= {f"generation.{name}": value for name, value in tuned.items() if value is not None}
+    return resolve(flags=flags)
+
+
+def call_parameters(manifest: Manifest) -> dict[str, int | float | str]:
+    """Name what a call of predict may set, each with its default."""
+    if manifest.base_source is None:
+        return {"seed": Config().eval.seed, "output_dir": ""}
+    config = base_config(manifest, {})
+    generation = {name: getattr(config.generation, name) for name in _GENERATION}
+    return {"seed": config.eval.seed, "output_dir": "", **generation}
+
+
+def _prompts(model_input: Any) -> list[str]:
+    """Read prompts off what MLflow passes on: a text, a list, or a pandas table with one column or one named prompt."""
+    if isinstance(model_input, str):
+        prompts = [model_input]
+    elif hasattr(model_input, "columns"):
+        columns = list(model_input.columns)
+        if "prompt" not in columns and len(columns) != 1:
+            raise PromptError(f"the table must have a column prompt, but has {', '.join(map(str, columns))}; add one")
+        prompts = model_input["prompt" if "prompt" in columns else columns[0]].tolist()
+    else:
+        prompts = list(model_input)
+    if not prompts:
+        raise PromptError("predict must be given at least one prompt, but was given none; give a list of texts")
+    for prompt in prompts:
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise PromptError(f"each prompt must be a text that says something, but one is {prompt!r}; mend it")
+    return prompts

@@ -1,0 +1,129 @@
+"""The results of evaluations, read back from their runs."""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsetune.errors import ResultError, TrackingError
+from sparsetune.evaluation.result import RESULT_GLOB, EvaluationResult, load_result
+from sparsetune.tracking.asking import asking
+from sparsetune.tracking.lookup import LATEST, evaluations_of, find_run, kind_of, parent_of, search
+from sparsetune.tracking.references import ModelReference, find_version, is_reference
+from sparsetune.tracking.registry import EVALUATION
+from sparsetune.tracking.runs import KIND
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+RESULT = "result.json"
+
+
+def read_result(client: "MlflowClient", run_id: str) -> EvaluationResult:
+    """Read the result that an evaluation's run recorded.
+
+    Raises:
+        TrackingError: the run has none, or the store fails.
+        ResultError: it can't be read.
+    """
+    with asking(f"the artifacts of run {run_id} must be readable"):
+        names = [one.path for one in client.list_artifacts(run_id)]
+        found = [name for name in names if name == RESULT] or [name for name in names if fnmatch(name, RESULT_GLOB)]
+        if not found:
+            raise TrackingError(
+                f"run {run_id} must have a {RESULT}, but has none: its evaluation didn't come to its end; evaluate anew"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            return load_result(Path(client.download_artifacts(run_id, found[0], folder)))
+
+
+def evaluation_of(client: "MlflowClient", run: "Run", policy: str = "tuned") -> "Run":
+    """Give the evaluation that speaks for a run: itself, or a tuning's newest one.
+
+    Args:
+        client: of the run's store.
+        run: an evaluation or a tuning.
+        policy: which of a tuning's: `default` before it, `tuned` after it.
+
+    Raises:
+        TrackingError: the run is a trial or another tool's, or the tuning has no such evaluation.
+    """
+    run_id, kind = run.info.run_id, kind_of(run)
+    if kind == "evaluation":
+        return run
+    if kind == "trial":
+        raise TrackingError(
+            f"run {run_id} must be a tuning or an evaluation, but is a trial, which saw no eval prompt; "
+            f"give its tuning run {parent_of(run)}"
+        )
+    found = evaluations_of(client, str(run.info.run_id)).get(policy)
+    if found is None:
+        what = "the winner" if policy == "tuned" else "SpargeAttn's default thresholds"
+        raise TrackingError(
+            f"the tuning run {run_id} must have an evaluation of {what}, but has none; "
+            "evaluate with `sparsetune eval`, and give that run"
+        )
+    return found
+
+
+def is_run(reference: str) -> bool:
+    """Whether a text names a run, or a registered model, rather than a path; a path that exists is a path."""
+    return not Path(reference).exists() and (reference == LATEST or is_reference(reference))
+
+
+def result_of(client: "MlflowClient", reference: str, model: str | None = None) -> EvaluationResult:
+    """Read the result that speaks for a run, or for a registered model's version.
+
+    Args:
+        client: of the store.
+        reference: a run as `find_run` takes it, `runs:/ID`, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        model: see `find_run`.
+
+    Raises:
+        UsageError, TrackingError, ResultError: as those two and `read_result` raise them.
+    """
+    if reference.startswith("models:/"):
+        version = find_version(client, ModelReference.parse(reference))
+        if EVALUATION not in version.tags:
+            raise TrackingError(f"{reference} must have been promoted by sparsetune, but wasn't; give a run")
+        return read_result(client, version.tags[EVALUATION])
+    reference = re.sub("^runs:/+", "", reference).rstrip("/")
+    return read_result(client, str(evaluation_of(client, find_run(client, reference, model)).info.run_id))
+
+
+def before_and_after(
+    client: "MlflowClient", reference: str, model: str | None = None
+) -> tuple[EvaluationResult, EvaluationResult]:
+    """Read a tuning's two results: SpargeAttn's default thresholds, and the winner.
+
+    Args:
+        client: of the store.
+        reference: the tuning, or one of its evaluations, as `find_run` takes it.
+        model: see `find_run`.
+
+    Raises:
+        UsageError, TrackingError, ResultError: as `find_run`, `evaluation_of` and `read_result` raise them.
+    """
+    run = find_run(client, reference, model)
+    parent = parent_of(run)
+    tuning = run if parent is None else find_run(client, parent)
+    if kind_of(tuning) != "tuning":
+        raise TrackingError(
+            f"before and after must be a tuning's, but run {reference} is an evaluation of its own; "
+            "compare two: sparsetune compare RUN_A RUN_B"
+        )
+    sides = (evaluation_of(client, tuning, policy) for policy in ("default", "tuned"))
+    before, after = (read_result(client, str(side.info.run_id)) for side in sides)
+    return before, after
+
+
+def results_of_policy(client: "MlflowClient", digest: str) -> Iterator[EvaluationResult]:
+    """Read the results of every finished evaluation of a policy, the newest first; unreadable ones are left out."""
+    for run in search(client, f"params.`policy.digest` = '{digest}' and tags.`{KIND}` = 'evaluation'"):
+        try:
+            yield read_result(client, str(run.info.run_id))
+        except (TrackingError, ResultError):
+            continue

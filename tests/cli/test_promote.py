@@ -1,0 +1,154 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sparsetune.checkpoint import Checkpoint, Manifest, save_checkpoint
+from sparsetune.cli.main import main
+from sparsetune.models.loading import load_pipeline
+from sparsetune.models.pipelines import demo_config
+from sparsetune.models.sparse import default_policy
+from tests.tracking.recorded import Place, World
+
+
+def run(*args: str, status: int, answers: str | None = None) -> Result:
+    result = CliRunner().invoke(main, list(args), input=answers)
+    assert result.exit_code == status, result.output
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def test_dry_run_prints_each_condition_with_its_figures_and_changes_nothing(shared_place: Place, world: World) -> None:
+    printed = run("promote", world.sparser.tuning[:8], "--dry-run", status=0).stdout
+    head, gate, review, champion, end = printed.splitlines()
+    assert head == f"run {world.sparser.tuning} for demo-sparse@champion"
+    assert gate.startswith("  met      gate on eval prompts: mean psnr 38.5 > 35 dB")
+    assert review.startswith("  met      human review: ok by Ada")
+    assert champion.startswith(
+        "  met      at least as good as the champion: against demo-sparse version 1 over 6 paired"
+    )
+    assert end == "it may be promoted; nothing was changed"
+    assert shared_place.registry().aliased("champion") == "1"
+
+
+def test_refusal_is_status_3_with_the_command_that_records_the_review(shared_place: Place, world: World) -> None:
+    result = run("promote", "latest", "--model", "demo", status=3)
+    assert f"sparsetune review {world.unreviewed.tuning[:8]} --ok --reviewer NAME" in result.stdout
+    assert "but not met: human review; mend that, or give --override a reason" in result.stderr
+    assert run("promote", "latest", "--dry-run", status=3).stdout == result.stdout
+
+
+def test_reviewed_promoted_and_rolled_back(place: Place, world: World) -> None:
+    promoted = run("promote", world.sparser.tuning, status=0).stdout
+    assert promoted.splitlines()[-1] == "models:/demo-sparse@champion is version 2, before it version 1"
+    listed = {row["run_id"]: row["aliases"] for row in json.loads(run("runs", "--json", status=0).stdout)}
+    assert listed[world.sparser.tuning] == ["demo-sparse@champion"]
+    assert listed[world.champion.tuning] == ["demo-sparse@previous"]
+    back = run("rollback", status=0).stdout
+    assert back == "models:/demo-sparse@champion is version 1, before it version 2\n"
+    assert json.loads(run("rollback", "--json", status=0).stdout) == {
+        "uri": "models:/demo-sparse@champion", "version": "2", "replaced": "1",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_override_promotes_and_says_that_it_is_kept(place: Place, world: World) -> None:
+    result = run("promote", world.unreviewed.tuning, "--override", "for Monday", "--alias", "staging", status=0)
+    assert result.stdout.splitlines()[-2:] == [
+        "models:/demo-sparse@staging is version 2",
+        "the override is kept on it",
+    ]
+
+
+def test_json_is_alone_on_stdout(shared_place: Place, world: World) -> None:
+    verdict = json.loads(run("promote", "latest", "--json", status=3).stdout)
+    assert verdict["passed"] is False and verdict["promoted"] is None
+    assert [condition["met"] for condition in verdict["conditions"]] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "message"),
+    [
+        (("promote", "xyz"), 2, "a run must be named by its id"),
+        (("promote", "latest", "--name", "a:b"), 2, "--name must be a name that MLflow takes, but is 'a:b'"),
+        (("promote", "latest", "--model", "cogvideox-2b"), 1, "a tuning run of the model cogvideox-2b"),
+        (("rollback", "--model", "cogvideox-2b"), 1, "there is no cogvideox-2b-sparse"),
+        (("rollback",), 1, "behind the alias previous to go back to, but there is none"),
+        (("review", "latest"), 2, "a review without a terminal must be given --ok or --reject and --reviewer NAME"),
+        (("compare", "--before-after", "latest"), 1, "must have an evaluation of SpargeAttn's default thresholds"),
+        (("compare", "latest"), 2, "compare must have BEFORE and AFTER, or --before-after RUN"),
+        (("compare", "a", "b", "--before-after", "c"), 2, "--before-after must stand alone"),
+        (("checkpoint", "show", "models:/demo-sparse@none"), 1, "must have the alias none, but has champion"),
+        (("generate", "a circle", "--checkpoint", "runs:/" + "a" * 32), 1, "must be there, but:"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(shared_place: Place, args: tuple[str, ...], status: int, message: str) -> None:
+    said = run(*args, status=status).stderr
+    assert message in said and said.count("\n") == 1 and "unexpected" not in said
+
+
+def test_review_without_questions_answers_every_item(place: Place) -> None:
+    recorded = place.tuned(0.5, sparsity=0.6)
+    said = run("review", "latest", "--reject", "--reviewer", "Ada", "--note", "flickers", status=0).stdout
+    assert said.splitlines()[0] == f"review of run {recorded.tuning}: rejected by Ada, 2 videos"
+    assert "prompt_1_compare.mp4: content, motion, detail, artifacts, colour" in said
+    assert place.tags(recorded.tuning)["review.note"] == "flickers"
+    assert "next: sparsetune promote" in run("review", "latest", "--ok", "--reviewer", "Bo", status=0).stdout
+
+
+def test_review_at_a_terminal_asks_for_every_item_and_opens_every_video(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("sparsetune.cli.review._is_terminal", lambda: True)
+    monkeypatch.setattr("click.launch", lambda url: opened.append(Path(url).read_text()))
+    recorded = place.tuned(0.5, sparsity=0.6)
+    result = run("review", "latest", status=0, answers="y\ny\ny\ny\ny\ny\nn\ny\ny\ny\nAda\n")
+    assert opened == ["video 0", "video 1"]
+    assert "motion: they move the same way" in result.stderr
+    assert "a red circle, number 1" in result.stderr
+    assert result.stdout.splitlines() == [
+        f"review of run {recorded.tuning}: rejected by Ada, 2 videos",
+        "  prompt_1_compare.mp4: motion",
+    ]
+    run("review", "latest", "--no-open", status=0, answers="y\n" * 10 + "Bo\n")
+    assert len(opened) == 2
+    assert place.tags(recorded.evaluation)["review"] == "ok"
+
+
+def test_runs_are_a_table_best_first(shared_place: Place, world: World) -> None:
+    head, _, *rows = run("runs", "--limit", "3", status=0).stdout.splitlines()
+    assert head.split() == ["run", "name", "model", "sparsity", "psnr", "(dB)", "score", "gate", "review", "aliases"]
+    assert [row.split()[0] for row in rows] == [
+        one.tuning[:8] for one in (world.unreviewed, world.sparsest, world.sparser)
+    ]
+    assert "no runs are recorded" in run("runs", "--model", "cogvideox-2b", status=0).stderr
+
+
+def test_runs_and_registered_models_are_compared(shared_place: Place, world: World) -> None:
+    both = run("compare", "models:/demo-sparse@champion", world.sparsest.tuning, "--json", status=0).stdout
+    change = json.loads(both)["changes"]["sparsity"]
+    assert change["difference"]["mean"] == pytest.approx(0.15)
+    tuning = json.loads(run("compare", "--before-after", world.sparser.tuning[:10], "--json", status=0).stdout)
+    assert (tuning["before"]["use_tuned"], tuning["after"]["use_tuned"]) == (False, True)
+
+
+@pytest.mark.slow  # renders the demo model four times
+def test_real_evaluation_is_reviewed_promoted_evaluated_by_its_name_and_promoted_again(own_store: Path) -> None:
+    pipe = load_pipeline(demo_config().model).pipe
+    save_checkpoint(Checkpoint(default_policy(pipe), Manifest(tuner="manual", base_source="demo")), Path("mine"))
+    small = ("--num-prompts", "1", "--num-inference-steps", "4", "--output-dir", "out")
+    run("eval", "--checkpoint", "mine", *small, status=0)
+    (row,) = json.loads(run("runs", "--json", status=0).stdout)
+    assert (row["kind"], row["gate"], row["model"]) == ("evaluation", "passed", "demo")
+    run("promote", row["run_id"], status=3)
+    run("review", row["run_id"], "--ok", "--reviewer", "Ada", status=0)
+    assert "@champion is version 1" in run("promote", row["run_id"], status=0).stdout
+    run("eval", "--checkpoint", "models:/demo-sparse@champion", *small, status=0)
+    again = next(one for one in json.loads(run("runs", "--json", status=0).stdout) if one["run_id"] != row["run_id"])
+    assert again["sparsity"] == row["sparsity"] > 0
+    verdict = json.loads(run("promote", again["run_id"], "--json", status=3).stdout)
+    assert [condition["met"] for condition in verdict["conditions"]] == [True, False, True]
+    shown = json.loads(run("checkpoint", "show", "models:/demo-sparse@champion", "--json", status=0).stdout)
+    assert shown["manifest"]["tuner"] == "manual"

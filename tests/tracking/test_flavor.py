@@ -1,0 +1,124 @@
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+from mlflow.models import Model
+
+from sparsetune.checkpoint import Manifest, load_checkpoint, versions
+from sparsetune.errors import CheckpointError, ConfigError, PromptError
+from sparsetune.tracking import flavor
+from sparsetune.tracking.rendering import SparseVideoModel, base_config, call_parameters
+from tests.tracking.recorded import checkpoint_of, policy_of
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    flavor.save_model(checkpoint_of(0.9), tmp_path / "model", metadata={"team": "video"})
+    return tmp_path / "model"
+
+
+def test_model_is_the_policy_with_a_reference_to_its_base_and_no_weights(model: Path) -> None:
+    described = Model.load(str(model / "MLmodel"))
+    ours = described.flavors["sparsetune"]
+    assert (ours["base_source"], ours["base_revision"]) == ("demo", "0123abc")
+    assert described.flavors["python_function"]["loader_module"] == "sparsetune.tracking.flavor"
+    assert described.metadata == {"team": "video"}
+    assert sum(file.stat().st_size for file in model.rglob("*") if file.is_file()) < 20_000
+    assert load_checkpoint(model / "checkpoint").policy == policy_of(0.9)
+
+
+def test_model_names_what_it_needs_to_render(model: Path) -> None:
+    requirements = (model / "requirements.txt").read_text().split()
+    assert f"sparsetune=={versions()['sparsetune']}" in requirements
+    assert {line.partition("==")[0] for line in requirements} >= {"torch", "diffusers", "mlflow"}
+    assert yaml.safe_load((model / "conda.yaml").read_text())["dependencies"][-1] == {"pip": requirements}
+    assert yaml.safe_load((model / "python_env.yaml").read_text())["dependencies"] == ["-r requirements.txt"]
+
+
+def test_signature_takes_prompts_and_gives_the_tuned_generation_as_defaults(model: Path) -> None:
+    signature = Model.load(str(model / "MLmodel")).signature
+    defaults = {param["name"]: param["default"] for param in json.loads(signature.to_dict()["params"])}
+    assert defaults == {
+        "seed": 42, "output_dir": "", "num_frames": 17, "height": 64, "width": 64, "num_inference_steps": 10,
+        "guidance_scale": 1.0, "fps": 8,
+    }  # fmt: skip
+    assert signature.inputs.input_types() == [mlflow.types.DataType.string]
+
+
+def test_native_model_is_the_checkpoint(model: Path) -> None:
+    assert flavor.load_model(str(model)).policy == policy_of(0.9)
+
+
+def test_folder_that_holds_something_is_left_alone(model: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"must be saved in a new folder, but .* isn't empty"):
+        flavor.save_model(checkpoint_of(0.8), model)
+    assert load_checkpoint(model / "checkpoint").policy == policy_of(0.9)
+
+
+def test_logged_by_mlflow_s_own_means_it_loads_by_its_uri(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{own_store}")
+    experiment = mlflow.MlflowClient().create_experiment("mine", (own_store.parent / "artifacts").as_uri())
+    with mlflow.start_run(experiment_id=experiment) as run:
+        info = flavor.log_model(checkpoint_of(0.9), name="policy")
+    assert flavor.load_model(info.model_uri).policy == policy_of(0.9)
+    assert mlflow.MlflowClient().get_logged_model(info.model_id).source_run_id == run.info.run_id
+    loaded = mlflow.pyfunc.load_model(info.model_uri, model_config={"device": "cpu"})
+    assert loaded.metadata.run_id == run.info.run_id
+
+
+def test_base_model_is_loaded_as_it_was_tuned_unless_it_moved() -> None:
+    manifest = checkpoint_of(0.9, base_source="owner/name", base_model="name", num_frames=9).manifest
+    config = base_config(manifest, {})
+    assert (config.model.source, config.model.revision, config.model.name) == ("owner/name", "0123abc", "name")
+    assert config.generation.num_frames == 9
+    moved = base_config(manifest, {"base_source": "/models/name", "device": "cpu"})
+    assert (moved.model.source, moved.model.revision, moved.model.device) == ("/models/name", None, "cpu")
+
+
+def test_checkpoint_of_an_unknown_base_must_be_told_one() -> None:
+    manifest = Manifest(tuner="manual")
+    assert call_parameters(manifest) == {"seed": 42, "output_dir": ""}
+    with pytest.raises(ConfigError, match=r"must name its base model.*give model_config a base_source"):
+        base_config(manifest, {})
+
+
+def test_unknown_model_config_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model_config must hold only base_source, device, .*, but holds colour"):
+        SparseVideoModel(checkpoint_of(0.9), {"colour": 1})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [([], "at least one prompt"), (["a", " "], "one is ' '"), ([1], "one is 1"), ("", "one is ''")],
+)
+def test_prompts_that_say_nothing_are_refused_before_a_model_is_loaded(given: object, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        SparseVideoModel(checkpoint_of(0.9), {}).predict(given)
+
+
+@pytest.mark.slow  # loads the demo model and renders three videos
+def test_pyfunc_renders_prompts_of_every_form_to_videos(tmp_path: Path) -> None:
+    import pandas as pd
+
+    from sparsetune.checkpoint import Checkpoint
+    from sparsetune.models.loading import load_pipeline
+    from sparsetune.models.pipelines import create_pipelines, demo_config
+    from sparsetune.models.sparse import default_policy
+    from sparsetune.video import read_video
+
+    policy = default_policy(load_pipeline(demo_config().model).pipe)
+    manifest = checkpoint_of(0.9, layers=()).manifest
+    flavor.save_model(Checkpoint(policy, manifest), tmp_path / "model")
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "model"), model_config={"output_dir": str(tmp_path / "out")})
+    steps = {"num_inference_steps": 2}
+    prompts = ["a red circle", "a blue star"]
+    first, second = loaded.predict(prompts, params=steps)
+    (table,) = loaded.predict(pd.DataFrame({"prompt": prompts[:1]}), params=steps | {"output_dir": str(tmp_path / "b")})
+    assert Path(first).parent == tmp_path / "out" and Path(table).parent == tmp_path / "b"
+    assert Path(first).read_bytes() != Path(second).read_bytes()
+    assert Path(first).read_bytes() == Path(table).read_bytes()
+    _, sparse = create_pipelines("demo", policy)
+    expected = sparse(prompts[0], seed=42, num_inference_steps=2).frames[0]
+    assert read_video(Path(first)).frames.shape == expected.shape

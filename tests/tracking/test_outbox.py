@@ -1,0 +1,293 @@
+"""Recording against a real tracking server that is killed, hangs, and comes back."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from sparsetune.attention.policy import Policy
+from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint, save_checkpoint
+from sparsetune.config import Config, resolve
+from sparsetune.errors import TrackingError
+from sparsetune.tracking import TrackingListener, sender
+from sparsetune.tracking.spool import sessions
+from tests.tracking.conftest import LAYERS, artifacts_of, make_evaluation, make_result, runs_of
+from tests.tracking.servers import MlflowServer, postgres, postgres_binaries
+from tests.tracking.test_study import ended, make_trial, started
+
+pytestmark = pytest.mark.slow
+
+POLICY = Policy.uniform([(name, 3) for name in LAYERS])
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path_factory.mktemp('database')}/mlflow.db"
+        return
+    binaries = postgres_binaries()
+    if binaries is None:
+        assert not os.environ.get("CI"), "CI must have PostgreSQL"
+        pytest.skip("PostgreSQL isn't installed (Debian: apt-get install postgresql)")
+    with postgres(binaries) as uri:
+        yield uri
+
+
+@pytest.fixture(scope="module")
+def machine(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    server = MlflowServer(database, tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def server(machine: MlflowServer) -> Iterator[MlflowServer]:
+    """The server, running before and after each test."""
+    yield machine
+    if machine._process is None:
+        machine.start()
+
+
+@pytest.fixture
+def remote(server: MlflowServer, experiment: str, tmp_path: Path) -> Config:
+    settings = {"tracking.root": str(tmp_path / "mlruns"), "tracking.experiment": experiment}
+    return resolve(None, (), {}, settings | {"tracking.uri": server.uri})
+
+
+@pytest.fixture
+def reader(server: MlflowServer) -> MlflowClient:
+    return MlflowClient(server.uri)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "RETRY_SECONDS", 0.2)
+
+
+def spool(config: Config) -> Path:
+    return config.tracking.root / "spool"
+
+
+def sync(config: Config) -> "subprocess.Popen[str]":
+    sets = [f"--set=tracking.root={config.tracking.root}", f"--set=tracking.uri={config.tracking.uri}"]
+    command = [sys.executable, "-m", "sparsetune", "sync", "--json", *sets]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finished(process: "subprocess.Popen[str]") -> tuple[int, Any, str]:
+    out, error = process.communicate(timeout=120)
+    return process.returncode, json.loads(out) if out else None, error
+
+
+def snapshot(client: MlflowClient, experiment: str) -> dict[str, Any]:
+    """All that a server knows of an experiment's runs, ids and all."""
+    return {run.info.run_id: (run.to_dictionary(), _history(client, run)) for run in runs_of(client, experiment)}
+
+
+def _history(client: MlflowClient, run: Run) -> dict[str, list[tuple[int, float, int]]]:
+    points = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+    return {name: sorted((p.step, p.value, p.timestamp) for p in found) for name, found in points.items()}
+
+
+def test_a_tuning_whose_server_is_killed_and_comes_back_is_recorded_whole(
+    server: MlflowServer,
+    remote: Config,
+    reader: MlflowClient,
+    experiment: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    checkpoint = save_checkpoint(Checkpoint(POLICY, Manifest(tuner="optuna")), tmp_path / "tuned")
+    trials = tuple(make_trial(number) for number in range(4))
+    judged = make_evaluation(tmp_path / "results")
+    listener = TrackingListener(remote)
+    listener.on_study_start(started(remote))
+    listener.on_trial(trials[0])
+    server.kill()
+    listener.on_trial(trials[1])
+    listener.on_trial(trials[2])
+    server.start()
+    listener.on_trial(trials[3])
+    server.kill()
+    listener.on_start(judged.start)
+    for prompt in judged.prompts:
+        listener.on_prompt(prompt)
+    listener.on_end(judged.end)
+    shutil.rmtree(tmp_path / "results")  # what waits depends on nothing outside the spool
+    with caplog.at_level(logging.WARNING, "sparsetune"):
+        listener.on_study_end(ended(trials, trials[0], checkpoint_path=checkpoint, evaluation=make_result()))
+    assert listener.recorder.problem is None
+    assert "send them with `sparsetune sync`" in caplog.messages[-1]
+
+    status, _, error = finished(sync(remote))
+    assert status == 1 and "still wait: the tracking server" in error
+    server.start()
+    twice = shutil.copytree(spool(remote), tmp_path / "twice")
+    status, report, _ = finished(sync(remote))
+    assert status == 0 and [session["left"] for session in report] == [0]
+    assert report[0]["sent"] > 10
+    assert list(spool(remote).iterdir()) == []
+    before = snapshot(reader, experiment)
+    shutil.copytree(twice, spool(remote), dirs_exist_ok=True)
+    status, report, _ = finished(sync(remote))
+    assert (status, report[0]["left"]) == (0, 0)
+    assert snapshot(reader, experiment) == before
+
+    runs = {str(run.info.run_name): run for run in runs_of(reader, experiment)}
+    assert sorted(runs) == ["eval tuned", *(f"trial {number}" for number in range(4)), "tune demo's study"]
+    assert len(runs_of(reader, experiment)) == len(runs)
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    parent = runs.pop("tune demo's study")
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
+    assert parent.data.tags["best.run_id"] == runs["trial 0"].info.run_id
+    table = json.loads(Path(reader.download_artifacts(parent.info.run_id, "trials.json")).read_text())
+    assert [row[1] for row in table["data"]] == [runs[f"trial {number}"].info.run_id for number in range(4)]
+    assert f"/runs/{runs['trial 2'].info.run_id})" in parent.data.tags["mlflow.note.content"]
+    for number in range(4):
+        points = reader.get_metric_history(runs[f"trial {number}"].info.run_id, "prompt/psnr")
+        assert sorted((point.step, point.value) for point in points) == [(0, 36.0), (1, 40.0)]
+    evaluation = runs["eval tuned"].info.run_id
+    assert artifacts_of(reader, evaluation, "videos") == ["videos/prompt_0_compare.mp4", "videos/prompt_1_compare.mp4"]
+    video = reader.download_artifacts(evaluation, "videos/prompt_1_compare.mp4", str(tmp_path))
+    assert Path(video).read_bytes() == b"prompt_1_compare.mp4"
+    loaded = load_checkpoint(reader.download_artifacts(parent.info.run_id, "checkpoint", str(tmp_path)))
+    assert loaded.policy == POLICY
+    (output,) = reader.get_run(parent.info.run_id).outputs.model_outputs
+    assert str(reader.get_logged_model(output.model_id).status) == "READY"
+
+
+def test_a_server_that_comes_back_is_sent_what_waited_without_being_told(
+    server: MlflowServer, remote: Config, reader: MlflowClient, experiment: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener = TrackingListener(remote)
+    listener.on_study_start(started(remote))
+    server.kill()
+    with caplog.at_level(logging.WARNING, "sparsetune"):
+        for number in range(2):
+            listener.on_trial(make_trial(number))
+            time.sleep(1)
+        server.start()
+        time.sleep(2)
+        listener.on_trial(make_trial(2))
+        listener.on_study_end(ended(()))
+    assert len(caplog.messages) == 2
+    assert "must answer, but" in caplog.messages[0] and "what is recorded meanwhile waits in" in caplog.messages[0]
+    assert "answers again" in caplog.messages[1]
+    assert sessions(spool(remote)) == []
+    assert [run.info.status for run in runs_of(reader, experiment)] == ["FINISHED"] * 4
+
+
+def test_a_server_that_hangs_holds_no_trial_up(
+    server: MlflowServer, remote: Config, reader: MlflowClient, experiment: str
+) -> None:
+    listener = TrackingListener(remote)
+    listener.on_study_start(started(remote))
+    server.pause()
+    began = time.perf_counter()
+    for number in range(3):
+        listener.on_trial(make_trial(number))
+    took = time.perf_counter() - began
+    server.resume()
+    listener.on_study_end(ended(()))
+    assert took < 2
+    assert sessions(spool(remote)) == []
+    assert [run.info.status for run in runs_of(reader, experiment)] == ["FINISHED"] * 4
+
+
+def test_what_a_killed_process_left_is_sent_by_the_next_one(
+    server: MlflowServer, remote: Config, reader: MlflowClient, experiment: str
+) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from sparsetune.config import resolve\nfrom sparsetune.tracking import TrackingListener\n"
+        "from tests.tracking.test_study import make_trial, started\n"
+        "config = resolve(None, (), {}, dict(pair.split('=', 1) for pair in sys.argv[2:]))\n"
+        "listener = TrackingListener(config)\nlistener.on_study_start(started(config))\n"
+        "os.killpg(int(sys.argv[1]), signal.SIGKILL)\nlistener.on_trial(make_trial(0))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    tracking = {name: getattr(remote.tracking, name) for name in ("root", "experiment", "uri")}
+    pairs = [f"tracking.{name}={value}" for name, value in tracking.items()]
+    assert server._process is not None
+    command = [sys.executable, "-c", program, str(server._process.pid), *pairs]
+    assert subprocess.run(command, cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
+    server.kill()
+    (left,) = sessions(spool(remote))
+    assert left.pending()
+    server.start()
+    listener = TrackingListener(remote)
+    listener.on_study_start(started(remote, num_done=1))
+    listener.on_study_end(ended((make_trial(0),), make_trial(0)))
+    parent, trial = runs_of(reader, experiment)[::-1]
+    if parent.info.run_name == "trial 0":
+        parent, trial = trial, parent
+    assert parent.data.tags["best.run_id"] == trial.info.run_id
+    assert (parent.info.status, trial.info.status) == ("FINISHED", "FINISHED")
+    assert sessions(spool(remote)) == []
+
+
+def test_a_sync_that_is_killed_and_two_at_once_send_everything_once(
+    server: MlflowServer, remote: Config, reader: MlflowClient, experiment: str
+) -> None:
+    listener = TrackingListener(remote)
+    listener.on_study_start(started(remote))
+    server.kill()
+    for number in range(15):
+        listener.on_trial(make_trial(number))
+    listener.on_study_end(ended(()))
+    server.start()
+    (session,) = sessions(spool(remote))
+    waiting = len(session.pending())
+    killed = sync(remote)
+    while len(session.pending()) == waiting and killed.poll() is None:
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    left = len(session.pending())
+    assert 0 < left < waiting
+    reports = [finished(process) for process in (sync(remote), sync(remote))]
+    assert sum(session["sent"] for _, report, _ in reports for session in report) == left
+    assert sessions(spool(remote)) == []
+    assert len(runs_of(reader, experiment)) == 16
+    for run in runs_of(reader, experiment):
+        for name, points in _history(reader, run).items():
+            assert len(points) == len(set(points)), name
+
+
+def test_a_run_that_was_deleted_meanwhile_holds_no_other_up(
+    server: MlflowServer, remote: Config, reader: MlflowClient, experiment: str
+) -> None:
+    listener = TrackingListener(remote)
+    listener.on_study_start(started(remote))
+    assert listener.run_id is not None
+    reader.delete_run(listener.run_id)
+    listener.on_trial(make_trial(0))
+    listener.on_study_end(ended(()))
+    (trial,) = runs_of(reader, experiment)
+    assert (trial.info.run_name, trial.info.status) == ("trial 0", "FINISHED")
+    status, report, error = finished(sync(remote))
+    assert status == 1 and report[0]["left"] > 0
+    assert "to give them up" in error and "must be in the 'active' state" in report[0]["reason"]
+    reader.restore_run(listener.run_id)
+    assert finished(sync(remote))[0] == 0
+    assert {run.info.status for run in runs_of(reader, experiment)} == {"FINISHED"}
+
+
+def test_a_server_that_is_away_at_the_first_run_is_said_at_once(server: MlflowServer, remote: Config) -> None:
+    listener = TrackingListener(remote)
+    server.kill()
+    with pytest.raises(TrackingError, match=r"tracking server .* must answer"):
+        listener.on_study_start(started(remote))
+    assert not spool(remote).exists() or sessions(spool(remote)) == []

@@ -1,0 +1,287 @@
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from sparsetune.errors import GateError, RegistryError, TrackingError, UsageError
+from sparsetune.tracking.judging import Verdict, find_candidate, judge
+from sparsetune.tracking.promotion import Move, promote, rollback
+from sparsetune.tracking.registry import CLAIM, EVALUATION, OVERRIDE, RUN, Registry
+from tests.tracking.recorded import Place, Recorded, World
+
+
+def verdict_of(place: Place, recorded: Recorded, name: str = "demo-sparse", alias: str = "champion") -> Verdict:
+    return judge(place.registry(name), find_candidate(place.client, recorded.tuning), alias)
+
+
+def promoted(place: Place, recorded: Recorded, override: str | None = None) -> Move:
+    return promote(place.registry(), verdict_of(place, recorded), override)
+
+
+def met(verdict: Verdict) -> list[bool]:
+    return [condition.met for condition in verdict.conditions]
+
+
+def aliases(place: Place) -> dict[str, str]:
+    model = place.registry().model()
+    return {} if model is None else {alias: str(version) for alias, version in model.aliases.items()}
+
+
+def versions(place: Place) -> list[Any]:
+    return sorted(place.client.search_model_versions("name = 'demo-sparse'"), key=lambda one: int(one.version))
+
+
+def test_reviewed_winner_becomes_the_champion_and_its_version_tells_where_it_is_from(world: World) -> None:
+    place, recorded = Place(world.database, world.database.parent), world.champion
+    assert aliases(place) == {"champion": "1"}
+    (version,) = versions(place)
+    assert version.run_id == version.tags[RUN] == recorded.tuning
+    assert version.tags[EVALUATION] == recorded.evaluation
+    assert "- met: human review: ok by Ada" in version.description
+    assert place.tags(recorded.tuning)["promoted"] == "demo-sparse/1"
+    model = place.client.get_logged_model(version.source.removeprefix("models:/"))
+    assert model.source_run_id == recorded.tuning
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "demo-sparse", "version": "1"}]
+
+
+def test_without_a_review_or_with_a_rejection_it_is_refused(place: Place) -> None:
+    recorded = place.tuned(0.5, sparsity=0.5)
+    verdict = verdict_of(place, recorded)
+    assert met(verdict) == [True, False, True]
+    assert f"sparsetune review {recorded.tuning[:8]} --ok --reviewer NAME" in verdict.conditions[1].says
+    place.reviewed(recorded, ok=False)
+    rejected = verdict_of(place, recorded)
+    assert met(rejected) == [True, False, True]
+    assert "prompt_0_compare.mp4: content" in rejected.conditions[1].says
+    with pytest.raises(GateError, match="these aren't: human review"):
+        promote(place.registry(), rejected)
+    assert len(versions(place)) == 1
+
+
+@pytest.mark.slow
+def test_review_of_another_policy_does_not_count(place: Place, world: World) -> None:
+    recorded = place.tuned(0.5, sparsity=0.5)
+    place.reviewed(Recorded(recorded.tuning, recorded.evaluation, world.champion.result))
+    assert met(verdict_of(place, recorded)) == [True, False, True]
+
+
+@pytest.mark.slow
+def test_gate_that_does_not_hold_is_refused(place: Place) -> None:
+    recorded = place.tuned(psnrs=(30.0, 31.0))
+    assert verdict_of(place, recorded, name="other").unmet == ("gate on eval prompts", "human review")
+
+
+@pytest.mark.slow
+def test_sparser_one_replaces_the_champion_which_keeps_previous(place: Place, world: World) -> None:
+    assert promoted(place, world.sparser) == Move("demo-sparse", "champion", "2", "1")
+    assert aliases(place) == {"champion": "2", "previous": "1"}
+    assert rollback(place.registry()) == Move("demo-sparse", "champion", "1", "2")
+    assert aliases(place) == {"champion": "1", "previous": "2"}
+    assert rollback(place.registry()).version == "2"  # a second one swaps back
+
+
+@pytest.mark.slow
+def test_one_that_is_less_sparse_is_refused_with_the_figures(place: Place) -> None:
+    verdict = verdict_of(place, place.tuned(0.95, sparsity=0.20))
+    assert met(verdict) == [True, False, False]
+    assert verdict.champion == "1"
+    says = verdict.conditions[2].says
+    assert says.startswith("its sparsity is lower: against demo-sparse version 1 over 6 paired prompts")
+    assert "sparsity -0.0500 (-0.0500 .. -0.0500)" in says
+
+
+@pytest.mark.slow
+def test_champion_that_was_judged_otherwise_is_compared_by_a_newer_evaluation_of_its_policy(
+    place: Place, world: World
+) -> None:
+    candidate = place.tuned(0.5, sparsity=0.3, seed=7)
+    missing = verdict_of(place, candidate).conditions[2]
+    assert not missing.met and "not comparable with demo-sparse version 1" in missing.says
+    place.evaluated(0.9, seed=7)
+    assert verdict_of(place, candidate).conditions[2].met
+
+
+@pytest.mark.slow
+def test_override_is_kept_on_the_version_behind_earlier_ones(place: Place, world: World) -> None:
+    promoted(place, world.unreviewed, "demo on Monday")
+    promoted(place, world.unreviewed, "and on Tuesday")
+    version = versions(place)[-1]
+    first, second = version.tags[OVERRIDE].splitlines()
+    assert first.endswith("although not met: human review: demo on Monday")
+    assert second.endswith("and on Tuesday")
+    assert "**not met**: human review" in version.description
+
+
+@pytest.mark.slow
+def test_override_that_was_not_needed_is_not_kept(place: Place, world: World) -> None:
+    promoted(place, world.sparser, "just in case")
+    assert OVERRIDE not in versions(place)[-1].tags
+
+
+def test_override_must_give_a_reason(place: Place, world: World) -> None:
+    with pytest.raises(UsageError, match="--override must give a reason, but is empty"):
+        promoted(place, world.unreviewed, "  ")
+    assert len(versions(place)) == 1
+
+
+@pytest.mark.slow
+def test_promoting_the_champion_again_changes_nothing(place: Place, world: World) -> None:
+    verdict = verdict_of(place, world.champion)
+    assert verdict.conditions[2].says == "it is the champion, version 1"
+    assert promote(place.registry(), verdict) == Move("demo-sparse", "champion", "1", None)
+    assert len(versions(place)) == 1 and aliases(place) == {"champion": "1"}
+
+
+def test_second_of_two_who_promote_at_once_is_asked_to_compare_again(place: Place, world: World) -> None:
+    one, other = verdict_of(place, world.sparser), verdict_of(place, world.sparsest)
+    promote(place.registry(), one)
+    with pytest.raises(RegistryError, match=r"must still be version 1.*but is version 2 by now.*compare again"):
+        promote(place.registry(), other)
+    assert aliases(place) == {"champion": "2", "previous": "1"}
+    assert len(versions(place)) == 2  # nothing half-registered
+
+
+def test_claim_of_another_promotion_turns_away_and_that_of_a_dead_one_lapses(place: Place, world: World) -> None:
+    verdict, registry = verdict_of(place, world.sparser), place.registry()
+    place.client.set_registered_model_tag("demo-sparse", f"{CLAIM}other", f"{time.time():.0f}")
+    with pytest.raises(RegistryError, match="another promotion or rollback is at it; compare again"):
+        promote(registry, verdict)
+    assert len(versions(place)) == 1
+    place.client.set_registered_model_tag("demo-sparse", f"{CLAIM}other", f"{time.time() - 500:.0f}")
+    promote(registry, verdict)
+    model = registry.model()
+    assert model is not None and not [tag for tag in model.tags if tag.startswith(CLAIM)]
+
+
+def _promote_in_a_process(database: Path, folder: Path, run: str, start: Any, outcomes: Any) -> None:
+    place = Place(database, folder)
+    verdict = judge(place.registry(), find_candidate(place.client, run))
+    start.wait(60)
+    try:
+        outcomes.put(promote(place.registry(), verdict).version)
+    except RegistryError as error:
+        outcomes.put(str(error))
+
+
+@pytest.mark.slow  # two more processes import MLflow and PyTorch
+def test_of_two_processes_that_promote_at_the_same_moment_at_most_one_does(
+    place: Place, world: World, own_store: Path
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    start, outcomes = context.Barrier(2), context.Queue()
+    workers = [
+        context.Process(target=_promote_in_a_process, args=(own_store, place.folder, run, start, outcomes))
+        for run in (world.sparser.tuning, world.sparsest.tuning)
+    ]
+    for worker in workers:
+        worker.start()
+    said = [outcomes.get(timeout=90) for _ in workers]
+    for worker in workers:
+        worker.join(30)
+    done = [one for one in said if "compare again" not in one]
+    assert len(done) <= 1
+    assert len(versions(place)) == 1 + len(done)
+    assert aliases(place) == ({"champion": "2", "previous": "1"} if done else {"champion": "1"})
+
+
+@pytest.mark.parametrize(
+    "step", ["set_registered_model_alias", pytest.param("set_logged_model_tags", marks=pytest.mark.slow)]
+)
+def test_version_that_could_not_get_its_alias_is_named_and_the_next_call_takes_it_up(
+    place: Place, world: World, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ConnectionError("the server went away")
+
+    message = "version 2 of demo-sparse was made, but couldn't get the alias champion: .*the server went away"
+    with monkeypatch.context() as patch, pytest.raises(RegistryError, match=message):
+        patch.setattr(place.client, step, refuse)
+        promote(place.registry(), verdict_of(place, world.sparser))
+    assert aliases(place) == {"champion": "1"} and len(versions(place)) == 2
+    assert promoted(place, world.sparser).version == "2"
+    assert aliases(place) == {"champion": "2", "previous": "1"} and len(versions(place)) == 2
+
+
+@pytest.mark.slow
+def test_crash_between_version_and_alias_leaves_a_version_that_the_next_call_takes_up(
+    place: Place, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdict = verdict_of(place, world.sparser)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Registry, "set_alias", die)
+        promote(place.registry(), verdict)
+    assert len(versions(place)) == 2
+    assert promoted(place, world.sparser).version == "2"
+
+
+@pytest.mark.slow
+def test_new_winner_of_a_resumed_tuning_is_a_version_of_its_own(place: Place, world: World) -> None:
+    newer = place.reviewed(place.tuned(0.5, sparsity=0.3))
+    place.client.set_tag(newer.evaluation, "mlflow.parentRunId", world.champion.tuning)
+    assert promoted(place, world.champion).version == "2"
+    first, second = versions(place)
+    assert first.run_id == second.run_id == world.champion.tuning
+
+
+def test_rollback_without_anything_to_go_back_to_is_an_error(place: Place) -> None:
+    with pytest.raises(RegistryError, match="there is no other-sparse"):
+        rollback(place.registry("other-sparse"))
+    with pytest.raises(RegistryError, match="behind the alias previous to go back to, but there is none"):
+        rollback(place.registry())
+    with pytest.raises(RegistryError, match="must have the alias staging, but has champion"):
+        rollback(place.registry(), "staging")
+
+
+@pytest.mark.slow
+def test_other_aliases_keep_a_previous_of_their_own(place: Place, world: World) -> None:
+    for recorded in (world.champion, world.sparser):
+        promote(place.registry(), verdict_of(place, recorded, alias="staging"))
+    assert aliases(place) == {"champion": "1", "staging": "2", "previous-staging": "1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "alias", "message"),
+    [
+        ("a/b", "champion", r"--name must be a name that MLflow takes, but is 'a/b': .*cannot contain"),
+        ("demo-sparse", "no spaces", r"--alias must be a name that MLflow takes, but is 'no spaces'"),
+        ("another", "no spaces", r"--alias must be a name that MLflow takes, but is 'no spaces'"),
+        ("demo-sparse", "latest", "--alias must not be latest"),
+        ("demo-sparse", "v7", "--alias must not look like a version's number, but is v7"),
+        ("demo-sparse", "previous", "--alias must not be previous, which `sparsetune rollback` goes back to"),
+        ("demo-sparse", "previous-staging", "--alias must not be previous-staging"),
+    ],
+)
+def test_names_that_mlflow_refuses_are_told_before_anything_is_registered(
+    shared_place: Place, world: World, name: str, alias: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        verdict_of(shared_place, world.sparser, name=name, alias=alias)
+
+
+def test_candidates_that_are_none_say_so(place: Place, world: World) -> None:
+    with pytest.raises(TrackingError, match="another tool made it"):
+        find_candidate(place.client, place.foreign())
+    trial = place.run("trial", "trial 1", {"mlflow.parentRunId": world.champion.tuning})
+    with pytest.raises(TrackingError, match=f"but is a trial.*give its tuning run {world.champion.tuning}"):
+        find_candidate(place.client, trial)
+    bare = place.run("tuning", "tune", {"best.trial": "none"})
+    with pytest.raises(TrackingError, match="must have an evaluation of the winner, but has none"):
+        find_candidate(place.client, bare)
+
+
+@pytest.mark.slow
+def test_mlflow_s_global_state_is_as_it_was(place: Place, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    promoted(place, world.sparser)
+    assert os.environ["MLFLOW_TRACKING_URI"] == mlflow.get_tracking_uri() == "http://127.0.0.1:9"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert not mlflow.is_tracking_uri_set()

@@ -1,0 +1,117 @@
+import collections
+from pathlib import Path
+
+import pytest
+
+from sparsetune.checkpoint import load_checkpoint
+from sparsetune.errors import CheckpointError, TrackingError, UsageError
+from sparsetune.tracking.asking import MissingError
+from sparsetune.tracking.judging import find_candidate, judge
+from sparsetune.tracking.lookup import find_run
+from sparsetune.tracking.promotion import promote
+from sparsetune.tracking.references import is_reference, resolve_checkpoint
+from tests.tracking.recorded import Place, World, policy_of
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("results/demo/checkpoint", False),
+        ("deadbe", True),
+        ("deadb", False),  # too short for a run id
+        ("DEADBEEF", False),
+        ("runs:/x", True),
+        ("models:/demo-sparse@champion", True),
+        ("tuned.pt", False),
+    ],
+)
+def test_what_is_no_run_and_no_model_is_a_path(working_folder: Path, text: str, expected: bool) -> None:
+    assert is_reference(text) is expected
+
+
+def test_path_that_exists_is_a_path_even_where_it_could_be_a_run_id(working_folder: Path) -> None:
+    (working_folder / "deadbeef").mkdir()
+    assert resolve_checkpoint("deadbeef") == Path("deadbeef")
+
+
+def test_path_is_given_back_whether_it_exists_or_not() -> None:
+    assert resolve_checkpoint("no/such/path") == Path("no/such/path")
+
+
+def test_runs_and_models_are_downloaded(shared_place: Place, world: World) -> None:
+    run, policy = world.sparser.tuning, policy_of(0.8)
+    (logged,) = [output.model_id for output in shared_place.client.get_run(run).outputs.model_outputs]
+    evaluation = world.sparser.evaluation
+    names = [run, run[:12], f"runs:/{run}", f"runs:/{evaluation}/checkpoint", f"runs:/{run}/policy"]
+    names.append(f"models:/{logged}")
+    for reference in names:
+        assert load_checkpoint(resolve_checkpoint(reference)).policy == policy
+    for reference in ("models:/demo-sparse@champion", "models:/demo-sparse/1", "models:/demo-sparse/latest"):
+        path = resolve_checkpoint(reference)
+        assert load_checkpoint(path).policy == policy_of(0.9)
+        assert path.is_relative_to(shared_place.folder / "cache" / "checkpoints")
+
+
+@pytest.mark.slow
+def test_alias_that_moved_is_downloaded_anew(place: Place, world: World) -> None:
+    assert resolve_checkpoint("models:/demo-sparse@champion").parent.parent.name == "1"
+    registry = place.registry()
+    promote(registry, judge(registry, find_candidate(place.client, world.sparser.tuning)))
+    path = resolve_checkpoint("models:/demo-sparse@champion")
+    assert path.parent.parent.name == "2" and load_checkpoint(path).policy == policy_of(0.8)
+
+
+@pytest.mark.parametrize(
+    ("reference", "error", "message"),
+    [
+        ("a" * 32, MissingError, "run a{32} must be there, but: .*`sparsetune runs` lists them"),
+        ("aaaaaaaa", MissingError, "run aaaaaaaa must be there, but the store has none whose id begins so"),
+        ("runs:/nonsense", UsageError, "a run must be named by its id, its first 6 or more characters, or latest"),
+        ("models:/demo-sparse", UsageError, "must be named models:/NAME@ALIAS or models:/NAME/VERSION"),
+        ("models:/nobody@champion", MissingError, "the model nobody must be registered.*`sparsetune promote RUN`"),
+        ("models:/demo-sparse@staging", MissingError, r"alias staging, but has champion \(version 1\)"),
+        ("models:/demo-sparse/9", MissingError, "version 9 of the model demo-sparse must be there"),
+    ],
+)
+def test_what_is_not_there_is_said(shared_place: Place, reference: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as raised:
+        resolve_checkpoint(reference)
+    assert "\n" not in str(raised.value)
+
+
+def test_runs_that_have_no_checkpoint_say_why(place: Place, world: World) -> None:
+    with pytest.raises(TrackingError, match=r"must be one of sparsetune's, but has no tag sparsetune\.kind"):
+        resolve_checkpoint(place.foreign())
+    trial = place.run("trial", "trial 1", {})
+    with pytest.raises(TrackingError, match="must have the checkpoint checkpoint, but has none; give its tuning run"):
+        resolve_checkpoint(trial)
+    with pytest.raises(TrackingError, match="the search had no winner"):
+        resolve_checkpoint(place.run("tuning", "tune", {}))
+    with pytest.raises(TrackingError, match="must have the checkpoint other, but has none"):
+        resolve_checkpoint(f"runs:/{world.sparser.tuning}/other")
+
+
+def test_beginning_of_several_ids_lists_them(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsetune.tracking.lookup.SHORTEST_ID", 1)
+    first = collections.Counter(run.info.run_id[0] for run in place.runs(at_least=17)).most_common(1)[0][0]
+    with pytest.raises(UsageError, match=rf"{first} must begin the id of one run, but begins \d+: {first}.*give more"):
+        find_run(place.client, first)
+
+
+def test_model_of_another_flavour_is_refused(place: Place, tmp_path: Path) -> None:
+    model = tmp_path / "other"
+    model.mkdir()
+    (model / "MLmodel").write_text("flavors:\n  sklearn:\n    pickled_model: model.pkl\nmodel_uuid: x\n")
+    run = place.foreign()
+    place.client.log_artifacts(run, str(model), "model")
+    place.client.create_registered_model("other")
+    uri = place.client.get_run(run).info.artifact_uri
+    place.client.create_model_version("other", f"{uri}/model", run_id=run)
+    with pytest.raises(CheckpointError, match="must have been logged by sparsetune, but has the flavours sklearn"):
+        resolve_checkpoint("models:/other/1")
+
+
+def test_server_that_is_away_is_said_at_once(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(TrackingError, match=r"the tracking server http://127\.0\.0\.1:9 must answer"):
+        resolve_checkpoint("models:/demo-sparse@champion")
