@@ -1,0 +1,228 @@
+"""Whether sparsetune's work can be done on this machine: one finding for each thing it needs."""
+
+import importlib.util
+import os
+import platform
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from sparsetune import ffmpeg
+from sparsetune.config import CacheConfig, Config, TrackingConfig
+from sparsetune.errors import SparsetuneError
+
+Status = Literal["ok", "note", "fail"]
+
+_FILTERS = ("libvmaf", "xpsnr", "ssim", "psnr")
+_LIBRARIES = ("diffusers", "transformers", "accelerate", "safetensors", "optuna", "mlflow")
+_LEAST_PYTHON = (3, 11)
+_ENCODER = "libx264"
+_TOUCHED = "sparsetune.doctor"
+"""A tag whose writing shows that a tracking server can be written to."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about one thing.
+
+    Args:
+        name: the thing, e.g. `torch`.
+        status: `ok`; `note` where something is missing that the work can do without; `fail` where it can't.
+        text: one line.
+        facts: the same for programs, as JSON values.
+    """
+
+    name: str
+    status: Status
+    text: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def examine(config: Config) -> Iterator[Finding]:
+    """Look at everything, one thing after the other; nothing raises."""
+    checks: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
+        ("python", lambda: [_python()]),
+        ("libraries", lambda: [_library(name) for name in _LIBRARIES]),
+        ("torch", lambda: [_torch()]),
+        ("gpu", _gpus),
+        ("backend", _backends),
+        ("spas_sage_attn", lambda: [_sparge()]),
+        ("demo", lambda: [_demo()]),
+        ("ffmpeg", lambda: [_ffmpeg()]),
+        ("tracking", lambda: [_tracking(config.tracking)]),
+        ("cache", lambda: [_cache(config.cache)]),
+    )
+    for name, check in checks:
+        try:
+            yield from check()
+        except Exception as error:  # whatever is broken here must not hide the rest
+            yield Finding(name, "fail", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+
+def _python() -> Finding:
+    version, enough = platform.python_version(), sys.version_info >= _LEAST_PYTHON
+    text = f"{version} on {platform.platform()}" + ("" if enough else "; must be 3.11 or newer")
+    return Finding("python", "ok" if enough else "fail", text, {"version": version, "platform": platform.platform()})
+
+
+def _library(name: str) -> Finding:
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Finding(name, "fail", f"not installed; run: pip install {name}", {"version": None})
+    return Finding(name, "ok", version, {"version": version})
+
+
+def _torch() -> Finding:
+    import torch
+
+    cuda = torch.version.cuda
+    facts = {"version": torch.__version__, "cuda": cuda, "threads": torch.get_num_threads()}
+    built = f"built for CUDA {cuda}" if cuda else "built without CUDA"
+    return Finding("torch", "ok", f"{torch.__version__}, {built}, {torch.get_num_threads()} CPU threads", facts)
+
+
+def _gpus() -> list[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return [Finding("gpu", "note", "none that PyTorch can use; everything runs on the CPU, slowly", {"name": None})]
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        capability = f"{properties.major}.{properties.minor}"
+        text = f"{properties.name}, compute capability {capability}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        facts = {"name": properties.name, "capability": capability, "free_bytes": free, "total_bytes": total}
+        found.append(Finding(f"gpu {index}", "ok", text, facts))
+    return found
+
+
+def _backends() -> list[Finding]:
+    import torch
+
+    from sparsetune.attention.backends import backend_choice, missing_backends
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = []
+    for name, missing in missing_backends(device).items():
+        text = "runs here" if missing is None else f"can't run here: {missing}"
+        facts = {"runs": missing is None, "missing": missing}
+        found.append(Finding(f"backend {name}", "ok" if missing is None else "note", text, facts))
+    choice = backend_choice("auto", device)
+    facts = {"chosen": choice.backend.name, "reason": choice.reason}
+    return [*found, Finding("backend auto", "ok", f"{choice.backend.name} ({choice.reason})", facts)]
+
+
+def _sparge() -> Finding:
+    """Import SpargeAttn's package and run its kernel on a few tokens: a build for another GPU fails only then."""
+    import torch
+
+    from sparsetune.attention.backends import SpargeBackend
+    from sparsetune.attention.thresholds import SPARGE_DEFAULTS, LayerThresholds
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if missing := SpargeBackend.missing(device):
+        if device.type == "cpu":
+            installed = importlib.util.find_spec("spas_sage_attn") is not None
+            missing = f"{'installed, but' if installed else 'not installed, and'} there is no GPU to run it on"
+        return Finding("spas_sage_attn", "note", missing, {"runs": False, "missing": missing})
+    q, k, v = torch.randn(3, 1, 1, 256, 64, dtype=torch.bfloat16, device=device)
+    thresholds = LayerThresholds.uniform("doctor", 1, SPARGE_DEFAULTS).tensors(device)
+    try:
+        attended = SpargeBackend(device).attend(q, k, v, thresholds, scale=0.125, keep=range(1))
+        finite = bool(attended.output.isfinite().all())
+    except Exception as error:  # of its extension: whatever that raises
+        reason = " ".join(str(error).split())[:200]
+        text = f"is installed, but its kernels can't run: {reason}; build it for this GPU and PyTorch"
+        return Finding("spas_sage_attn", "fail", text, {"runs": False, "missing": reason})
+    if not finite:
+        text = "is installed, but its kernels gave values that aren't finite; build it for this GPU and PyTorch"
+        return Finding("spas_sage_attn", "fail", text, {"runs": False, "missing": "values that aren't finite"})
+    return Finding("spas_sage_attn", "ok", "its kernels load and run", {"runs": True, "missing": None})
+
+
+def _demo() -> Finding:
+    from sparsetune.models.demo import WEIGHTS
+
+    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    if not size:
+        return Finding("demo model", "fail", f"its weights are missing from {WEIGHTS}; install sparsetune again")
+    return Finding("demo model", "ok", f"{len(files)} files, {size / 1e6:.1f} MB", {"size_bytes": size})
+
+
+def _ffmpeg() -> Finding:
+    binary = ffmpeg.executable()
+    if binary is None:
+        text = "imageio-ffmpeg has none that can be run; run: pip install imageio-ffmpeg"
+        return Finding("ffmpeg", "fail", text, {"path": None})
+    words = ffmpeg.run(binary, ("-version",)).output.decode(errors="replace").split()
+    version = words[2] if len(words) > 2 else "of an unknown version"
+    encodes = _ENCODER in ffmpeg.run(binary, ("-encoders",)).output.decode(errors="replace")
+    missing = [name for name in _FILTERS if name not in ffmpeg.filters(binary)]
+    has = f"{_ENCODER} and the filters {', '.join(name for name in _FILTERS if name not in missing)}"
+    facts = {"path": binary, "version": version, "encodes": encodes, "missing_filters": missing}
+    if not encodes:
+        text = f"{version} lacks {_ENCODER}, so no video can be written; run: pip install --upgrade imageio-ffmpeg"
+        return Finding("ffmpeg", "fail", text, facts)
+    if missing:
+        return Finding("ffmpeg", "note", f"{version} with {has}; it lacks {', '.join(missing)}", facts)
+    return Finding("ffmpeg", "ok", f"{version} with {has}", facts)
+
+
+def _tracking(config: TrackingConfig) -> Finding:
+    from sparsetune.tracking.store import connect, resolve_store, sqlite_path
+
+    store = resolve_store(config)
+    facts: dict[str, Any] = {"uri": store.shown, "enabled": config.enabled}
+    failed: Status = "fail" if config.enabled else "note"
+    database = sqlite_path(store.uri)
+    if database is not None and not database.exists():
+        folder = _nearest(database.parent)
+        if not os.access(folder, os.W_OK):
+            return Finding("tracking", failed, f"{store.shown} can't be made: {folder} isn't writable", facts)
+        return Finding("tracking", "ok", f"{store.shown} will be made by the first run", facts)
+    try:
+        if database is not None:  # first: MLflow retries for minutes on a file that is no database
+            with closing(sqlite3.connect(database, timeout=5)) as held:
+                held.execute("BEGIN IMMEDIATE")
+                held.rollback()
+        client = connect(store)
+        if store.is_server and (experiments := client.search_experiments(max_results=1)):
+            client.set_experiment_tag(experiments[0].experiment_id, _TOUCHED, "can write")
+    except (sqlite3.Error, OSError) as error:
+        return Finding("tracking", failed, f"{store.shown} can't be written to: {error}", facts)
+    except SparsetuneError as error:
+        return Finding("tracking", failed, " ".join(str(error).split()), facts)
+    except Exception as error:  # MLflow passes on whatever its stores raise
+        line = " ".join(str(error).split())[:200]
+        return Finding("tracking", failed, f"{store.shown} can be read but not written to: {line}", facts)
+    return Finding("tracking", "ok", f"{store.shown} can be read and written to", facts)
+
+
+def _cache(config: CacheConfig) -> Finding:
+    from sparsetune.evaluation.baseline import BaselineCache
+
+    folder = _nearest(config.folder)
+    entries = BaselineCache(config.folder, config.max_gb).ls() if config.folder.is_dir() else ()
+    size, free = sum(entry.size_bytes for entry in entries), shutil.disk_usage(folder).free
+    facts = {"folder": str(config.folder), "entries": len(entries), "size_bytes": size, "free_bytes": free}
+    text = f"{len(entries)} dense baselines, {size / 1e9:.2f} of at most {config.max_gb:g} GB, in {config.folder}"
+    if not os.access(folder, os.W_OK):
+        return Finding("cache", "fail", f"{text}; {folder} isn't writable, set cache.dir to another folder", facts)
+    return Finding("cache", "ok", f"{text}; {free / 1e9:.1f} GB are free", facts)
+
+
+def _nearest(folder: Path) -> Path:
+    """Give the folder, or the nearest above it that there is."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
