@@ -8,9 +8,6 @@ RESULTS := results/$(MODEL)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-# CI runs the slow tests too.
-MARKS := $(if $(filter true,$(CI)),not gpu,not gpu and not slow and not browser)
-
 .DEFAULT_GOAL := help
 .PHONY: help tune eval runs compare review promote rollback ui test check lint format clean
 
@@ -47,7 +44,10 @@ ui: $(INSTALLED) ## open the MLflow UI on the recorded runs
 	$(BIN)/sparsetune ui
 
 test: $(INSTALLED) ## run the tests that need no GPU (CI=true: the slow ones too)
-	$(BIN)/pytest -m "$(MARKS)"
+	$(BIN)/pytest -m "not gpu and not slow and not browser"
+ifeq ($(CI),true)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "(slow or browser) and not gpu"
+endif
 
 check: lint test ## lint, types, layers, tests
 
