@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from sparsetune.attention.policy import Policy
-from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.models.pipelines import demo_config
 from sparsetune.models.prompts import load_prompts
@@ -35,7 +34,8 @@ from sparsetune.tuning.opening import open_bench
 from sparsetune.tuning.preparation import Prepared, prepare
 from sparsetune.tuning.runner import TrialRunner
 from sparsetune.tuning.search import search
-from sparsetune.tuning.sensitivity import NUM_PHASES
+from sparsetune.tuning.sensitivity import count_phases
+from sparsetune.tuning.space import NUM_GROUPS, STEEPNESS
 
 SIMS, CDFS = (-1.0, 0.0, 0.3, 0.6, 0.8), (0.9, 0.95, 0.98, 0.99)
 MARGIN_DB = 1.0
@@ -84,7 +84,6 @@ def open_field(options: argparse.Namespace, seed: int, gate: float, **tune: obje
     order = np.random.default_rng(seed).permutation(16)
     settings = {
         "model.device": options.device,
-        **(json.loads(os.environ["FRONTIER_SET"]) if "FRONTIER_SET" in os.environ else {}),
         "tune.num_prompts": 16,
         "eval.num_prompts": options.eval_prompts,
         "eval.save_videos": False,
@@ -137,7 +136,7 @@ def calibrate(place: Field, prepared: Prepared) -> Tries:
 
 def searched(options: argparse.Namespace, seed: int, gate: float, sampler: str) -> tuple[Field, Tries]:
     """Search as `sparsetune tune` does, within the grid's renderings."""
-    probes = PROBE_PROMPTS * (NUM_PHASES + 3)
+    probes = PROBE_PROMPTS * (count_phases(demo_config({}).generation.num_inference_steps) + NUM_GROUPS)
     n_trials = max(4, len(SIMS) * len(CDFS) - -(-probes // options.tune_prompts))
     place = open_field(options, seed, gate, sampler=sampler, n_trials=n_trials, study_name=f"{sampler}-{seed}-{gate:g}")
     trials = search(place.bench).trials
@@ -162,7 +161,7 @@ Variant = tuple[str, Callable[[float], Policy], float]
 def variants(place: Field, prepared: Prepared, plain: Prepared) -> Iterator[Variant]:
     """Each part of the search alone, all together, and all but one; the number is the drop or the budget."""
     layers, sensitivity = layers_of(place), prepared.sensitivity
-    scale = DenseSchedule(0.0, sensitivity.drop_scale(0.5))
+    scale = sensitivity.schedule(0.0, STEEPNESS)
     order = best_order(prepared.curves, place.bench.config.tune.orders, True)
 
     def pair(**how: object) -> Callable[[float], Policy]:

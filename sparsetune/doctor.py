@@ -105,11 +105,10 @@ def _gpus() -> list[Finding]:
 
 
 def _backends() -> list[Finding]:
-    import torch
-
     from sparsetune.attention.backends import backend_choice, missing_backends
+    from sparsetune.attention.device import device_of
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of("auto")
     found = []
     for name, missing in missing_backends(device).items():
         text = "runs here" if missing is None else f"can't run here: {missing}"
@@ -125,9 +124,10 @@ def _sparge() -> Finding:
     import torch
 
     from sparsetune.attention.backends import SpargeBackend
+    from sparsetune.attention.device import device_of
     from sparsetune.attention.thresholds import SPARGE_DEFAULTS, LayerThresholds
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of("auto")
     if missing := SpargeBackend.missing(device):
         if device.type == "cpu":
             installed = importlib.util.find_spec("spas_sage_attn") is not None

@@ -1,4 +1,4 @@
-"""What computes, by name."""
+"""What computes, by name and by setting."""
 
 import platform
 
@@ -10,3 +10,10 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return platform.processor() or platform.machine()
+
+
+def device_of(setting: str) -> torch.device:
+    """Give the device of a setting: `auto` is a GPU where there is one, else the CPU; others are PyTorch's names."""
+    if setting == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(setting)

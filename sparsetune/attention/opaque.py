@@ -48,25 +48,10 @@ def attend(
 
     q, k, v are (batch, heads, tokens, head_dim), the output too.
     """
-    call = _CALLS[int(key)]
-    output = call(q, k, v, mask, timestep, positions, grid, tail, dropout, is_causal, scale, enable_gqa)
-    return output.contiguous()
+    given = {"mask": mask, "dropout": dropout, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    return _CALLS[int(key)](timestep, positions, grid, tail, q=q, k=k, v=v, **given).contiguous()
 
 
 @attend.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    timestep: Tensor | None,
-    positions: Tensor | None,
-    grid: list[int],
-    tail: int,
-    key: Tensor,
-    dropout: float,
-    is_causal: bool,
-    scale: float,
-    enable_gqa: bool,
-) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, *_rest: object) -> Tensor:
     return q.new_empty((*q.shape[:-1], v.shape[-1]))

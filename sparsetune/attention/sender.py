@@ -118,37 +118,15 @@ class Sender:
         )
 
     def _opaque(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Tensor | None,
-        timestep: Tensor | None,
-        positions: Tensor | None,
-        grid: list[int],
-        tail: int,
-        dropout: float,
-        is_causal: bool,
-        scale: float,
-        enable_gqa: bool,
+        self, timestep: Tensor | None, positions: Tensor | None, grid: list[int], tail: int, **call: Any
     ) -> Tensor:
+        """Take up the call that a compiled graph made by the operator."""
         running = None
         if timestep is not None:
             given: Grid | None = (grid[0], grid[1], grid[2]) if grid else None
             running = TransformerCall(timestep, given, tail, positions)
         dense = None if self._switch is None else self._switch.dense()
-        return self._run(
-            running,
-            dense or native,
-            q=q,
-            k=k,
-            v=v,
-            mask=mask,
-            dropout=dropout,
-            is_causal=is_causal,
-            scale=scale,
-            enable_gqa=enable_gqa,
-        )
+        return self._run(running, dense or native, **call)
 
 
 class _AttentionMode(TorchFunctionMode):

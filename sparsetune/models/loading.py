@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from sparsetune.attention.device import device_of
 from sparsetune.config import ModelConfig
 from sparsetune.errors import ModelError
 from sparsetune.models.demo import WEIGHTS
@@ -96,9 +97,7 @@ def _made(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Callable[[], Mo
 
 
 def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    device = device_of(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ModelError(
             f"device {name} must be a GPU of this machine, but it has {torch.cuda.device_count()}; use --device cpu"

@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from sparsetune.attention.device import device_name
+from sparsetune.attention.device import device_name, device_of
 from sparsetune.evaluation.pair import PromptResult
 from sparsetune.tracking.datasets import prompt_set
 from sparsetune.tracking.evaluation import (
@@ -46,7 +44,7 @@ def log_study_start(run: Run, event: StudyStarted) -> None:
         tags={
             "storage": without_password(event.storage),
             "n_trials": event.n_trials,
-            "device": _device_name(event.config["model"]["device"]),
+            "device": device_name(device_of(event.config["model"]["device"])),
             "resumed_at": event.num_done or None,
         },
     )
@@ -171,8 +169,3 @@ def _trial_row(trial: TrialResult, run_id: str | None) -> dict[str, Any]:
         "seconds": trial.seconds,
         **trial.params,
     }
-
-
-def _device_name(setting: str) -> str:
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    return device_name(torch.device(auto if setting == "auto" else setting))

@@ -71,7 +71,7 @@ def allocate(
         TuningError: an order wasn't calibrated.
     """
     places = curves.places(orders, keep_text)
-    schedule = DenseSchedule(dense_fraction, sensitivity.drop_scale(steepness) if steepness else ())
+    schedule = sensitivity.schedule(dense_fraction, steepness)
     offers = _offers(curves, sensitivity, places, rule, schedule, weights)
     taken, order = _take(offers, _price(offers, budget))
     layers = []

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.checkpoint import hash_prompts
 from sparsetune.config import Config
 from sparsetune.evaluation.baseline import BaselineCache
-from sparsetune.evaluation.conditions import device_kind, dtype_name, scheduler
+from sparsetune.evaluation.conditions import baseline_key, device_kind, dtype_name, scheduler
 from sparsetune.metrics import Gate
-from sparsetune.models.generation import Renderer
-from sparsetune.models.prompts import AnyPrompt
+from sparsetune.models.generation import Frames, Renderer
+from sparsetune.models.prompts import AnyPrompt, texts
 from sparsetune.tuning.curves import Arrangement, grid
-from sparsetune.tuning.events import TuningListener
+from sparsetune.tuning.events import StudyStarted, TuningListener, tell
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,33 @@ class Bench:
 
     @property
     def points(self) -> tuple[HeadThresholds, ...]:
-        """The grid of thresholds to calibrate: the cdf rule's, which probes stand on, and others that are searched.
+        """The grid of thresholds to calibrate; only a bound of its own needs `pvthreshd` measured."""
+        return grid(self.config.tune.rules, skip_pv=self.config.tune.tuner == "calibrate")
 
-        Only a bound of its own needs `pvthreshd` measured.
-        """
-        others = tuple(rule for rule in self.config.tune.rules if rule != "cdf")
-        return grid(("cdf", *others), skip_pv=self.config.tune.tuner == "calibrate")
+    @property
+    def probe_prompts(self) -> tuple[AnyPrompt, ...]:
+        """Prompts that sensitivity is measured on; none where a search tells neither steps nor layers apart."""
+        tune = self.config.tune
+        wanted = tune.schedule or (tune.space == "budget" and tune.granularity != "global")
+        return self.prompts[: tune.probe_prompts] if wanted else ()
+
+    def start(self, study_name: str, storage: str, n_trials: int, num_done: int = 0) -> None:
+        """Tell the listeners that a study of these trials begins, or goes on."""
+        event = StudyStarted(
+            study_name=study_name,
+            storage=storage,
+            config=self.config.model_dump(mode="json"),
+            n_trials=n_trials,
+            num_done=num_done,
+            prompts=texts(self.prompts),
+            num_steps=self.config.generation.num_inference_steps,
+            output_dir=self.output_dir,
+        )
+        tell(self.listeners, lambda listener: listener.on_study_start(event))
+
+    def keep_dense(self, prompt: AnyPrompt, frames: Frames, seconds: float) -> None:
+        """Put a dense video that was rendered on the way into the cache, unless it is there."""
+        self.cache.get_or_render(baseline_key(self.renderer, prompt, self.config.tune.seed), lambda: (frames, seconds))
 
     @property
     def seconds_left(self) -> float | None:
@@ -121,6 +143,6 @@ def calibration_signature(bench: Bench) -> dict[str, Any]:
     }
 
 
-def digest(value: dict[str, Any]) -> str:
+def digest(value: Mapping[str, Any]) -> str:
     """Shorten JSON values to 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

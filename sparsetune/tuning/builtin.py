@@ -26,10 +26,8 @@ from sparsetune.attention.thresholds import LayerThresholds
 from sparsetune.checkpoint import read_sparge_pt
 from sparsetune.checkpoint.columns import from_columns
 from sparsetune.errors import TuningError
-from sparsetune.evaluation.conditions import baseline_key
 from sparsetune.files import atomic_path
 from sparsetune.models.families import attention_sites
-from sparsetune.models.generation import Frames
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.events import CalibrationStep, tell
 
@@ -145,10 +143,7 @@ class _Search:
         rendering = bench.renderer.render(prompt, seed, on_step)
         self._check(self._modules)
 
-        def rendered() -> tuple[Frames, float]:
-            return rendering.frames, rendering.seconds - self._seconds
-
-        bench.cache.get_or_render(baseline_key(bench.renderer, prompt, seed), rendered)
+        bench.keep_dense(prompt, rendering.frames, rendering.seconds - self._seconds)
 
     def attend(self, call: AttentionCall) -> Tensor:
         """Search on a call, and run it as the pipeline made it."""

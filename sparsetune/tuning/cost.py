@@ -1,20 +1,18 @@
 """What a search will cost, known before it is begun."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from sparsetune.attention.device import device_name
 from sparsetune.config import Config
+from sparsetune.config.models import Tuner
 from sparsetune.evaluation.conditions import baseline_key
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.calibrate import sample_steps
 from sparsetune.tuning.opening import open_bench
 from sparsetune.tuning.preparation import curves_path
-from sparsetune.tuning.sensitivity import NUM_PHASES
+from sparsetune.tuning.sensitivity import count_phases
 from sparsetune.tuning.space import num_groups
 from sparsetune.tuning.stepcosts import StepCosts, measure_costs
-
-Tuner = Literal["calibrate", "optuna", "builtin"]
 
 CALIBRATING: tuple[Tuner, ...] = ("calibrate", "optuna")
 """Tuners that begin with calibrated curves."""
@@ -136,7 +134,6 @@ def workload(bench: Bench) -> Workload:
     kept = {entry.digest for entry in bench.cache.ls() if entry.info is not None}
     keys = [baseline_key(bench.renderer, prompt, config.eval.seed) for prompt in bench.eval_prompts]
     num_steps = config.generation.num_inference_steps
-    probed = config.tune.schedule or config.tune.granularity != "global"
     return Workload(
         num_steps=num_steps,
         num_prompts=len(bench.prompts),
@@ -144,7 +141,7 @@ def workload(bench: Bench) -> Workload:
         n_trials=config.tune.n_trials,
         num_groups=num_groups(config.tune.granularity, len(bench.renderer.loaded.identity.layers)),
         calibration_steps=len(sample_steps(num_steps, config.tune.calibration_steps)),
-        probe_prompts=min(config.tune.probe_prompts, len(bench.prompts)) if probed else 0,
+        probe_prompts=len(bench.probe_prompts),
         eval_cached=sum(key.digest in kept for key in keys),
         curves_kept=tuple(tuner for tuner in CALIBRATING if curves_path(_for_tuner(bench, tuner)).is_file()),
     )
@@ -202,7 +199,8 @@ def _calibration(costs: StepCosts, work: Workload, tuner: Tuner, measure: float)
 
 
 def _sensitivity(costs: StepCosts, work: Workload) -> Phase:
-    kinds = [NUM_PHASES, work.num_groups] if work.num_groups > 1 else [NUM_PHASES]
+    phases = count_phases(work.num_steps)
+    kinds = [phases, work.num_groups] if work.num_groups > 1 else [phases]
     sparse = work.probe_prompts * len(kinds)
     total = work.probe_prompts * sum(kinds)
     seconds = sparse * costs.sparse(work.num_steps) + (total - sparse) * costs.dense(work.num_steps)

@@ -38,15 +38,18 @@ _PVS = (7.0, 5.0, 3.5, 2.5, 1.75, 1.0)
 def grid(rules: Sequence[Rule], skip_pv: bool = False) -> tuple[HeadThresholds, ...]:
     """List the thresholds to measure: every simthreshd1 with every cdfthreshd, and topk without a similarity rule.
 
+    The cdf rule's come first, whether it is asked for or not: sensitivity is probed with one of them.
+
     Args:
-        rules: mask rules.
+        rules: mask rules that are searched.
         skip_pv: with each of them, some values of `pvthreshd` too.
     """
     points = {
         "cdf": [HeadThresholds(simthreshd1=sim, cdfthreshd=cdf) for sim in _SIMS for cdf in _CDFS],
         "topk": [HeadThresholds(simthreshd1=-1.0, topk=topk) for topk in _TOPKS],
     }
-    plain = tuple(point for rule in rules for point in points[rule])
+    wanted: list[Rule] = ["cdf", *(rule for rule in rules if rule != "cdf")]
+    plain = tuple(point for rule in wanted for point in points[rule])
     return plain + tuple(replace(point, pvthreshd=pv) for pv in _PVS for point in plain if skip_pv)
 
 

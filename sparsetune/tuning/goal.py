@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from sparsetune.config.models import Goal
 from sparsetune.tuning.events import TrialResult
-
-Goal = Literal["sparsity", "speed", "pareto"]
 
 _DB_PER_SPARSITY = 20.0
 

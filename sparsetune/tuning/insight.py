@@ -8,8 +8,8 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 from scipy.stats import spearmanr
 
+from sparsetune.config.models import Goal
 from sparsetune.tuning.events import Insight, TrialResult
-from sparsetune.tuning.goal import Goal
 
 _FEWEST = 4
 """Trials below which neither figure means anything."""

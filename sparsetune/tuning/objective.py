@@ -2,20 +2,27 @@
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
 
+from sparsetune.config.models import Goal
 from sparsetune.errors import GenerationError
 from sparsetune.evaluation.pair import PromptResult
 from sparsetune.tuning.events import TrialResult, tell
-from sparsetune.tuning.goal import Goal, values
+from sparsetune.tuning.goal import values
 from sparsetune.tuning.runner import TrialRunner, mean, mean_sparsity
 from sparsetune.tuning.space import SearchSpace
 
 OWNER = "owner"
 """User attribute of a trial: the host and process that runs it, so that a process that died is recognised."""
+
+KEPT = (
+    "params", "state", "reason", "sparsity", "psnr", "psnr_worst", "frame_cosine", "feasible", "seconds", "shortfalls",
+    "seconds_sparse", "predicted_error",
+)  # fmt: skip
+"""What the storage keeps of a `TrialResult`, by the names of its fields."""
 
 HOPELESS_DB = 6.0
 """A trial whose mean PSNR over the prompts so far misses the gate by more than this is given up."""
@@ -97,10 +104,6 @@ class Objective:
 
 def _record(trial: optuna.Trial, outcome: TrialResult) -> None:
     """Keep what a later run of the study needs to know of a trial."""
-    for name in ("sparsity", "psnr", "psnr_worst", "frame_cosine", "seconds", "seconds_sparse", "predicted_error"):
-        trial.set_user_attr(name, getattr(outcome, name))
-    trial.set_user_attr("params", dict(outcome.params))
-    trial.set_user_attr("state", outcome.state)
-    trial.set_user_attr("reason", outcome.reason)
-    trial.set_user_attr("feasible", outcome.feasible)
-    trial.set_user_attr("shortfalls", dict(outcome.shortfalls))
+    for name in KEPT:
+        value = getattr(outcome, name)
+        trial.set_user_attr(name, dict(value) if isinstance(value, Mapping) else value)

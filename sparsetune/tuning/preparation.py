@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsetune.errors import GenerationError, TuningError
-from sparsetune.evaluation.conditions import baseline_key
 from sparsetune.evaluation.events import Side
 from sparsetune.evaluation.pair import evaluate_prompt
 from sparsetune.files import write_json
-from sparsetune.models.generation import Frames
 from sparsetune.models.sparse import default_policy, sparsify
 from sparsetune.tuning.allocate import best_order
 from sparsetune.tuning.bench import Bench, calibration_signature, digest
@@ -35,7 +33,7 @@ def prepare(bench: Bench, probe: bool = True) -> Prepared:
 
     Args:
         bench: what the search works with.
-        probe: whether the sensitivity is needed too.
+        probe: whether the policies will be a search's, which needs the sensitivity too.
 
     Raises:
         TuningError: nothing could be measured, or a file of an earlier run is damaged.
@@ -79,11 +77,7 @@ def _calibrate(bench: Bench, path: Path) -> Curves:
                 select_partial=config.tune.select_partial,
                 on_step=on_step,
             )
-
-            def rendered(frames: Frames = rendering.frames, seconds: float = rendering.seconds) -> tuple[Frames, float]:
-                return frames, seconds
-
-            bench.cache.get_or_render(baseline_key(renderer, prompt, config.tune.seed), rendered)
+            bench.keep_dense(prompt, rendering.frames, rendering.seconds)
             curves.save(part)
         merged = curves if merged is None else merged.merged(curves)
     if merged is None:
@@ -96,8 +90,8 @@ def _calibrate(bench: Bench, path: Path) -> Curves:
 
 def _sensitivity(bench: Bench, curves: Curves, of_curves: Path) -> Sensitivity:
     """Render every probe that an earlier run hasn't; each result is written before the next begins."""
-    prompts = bench.prompts[: bench.config.tune.probe_prompts]
-    if not prompts or not (bench.config.tune.schedule or bench.config.tune.granularity != "global"):
+    prompts = bench.probe_prompts
+    if not prompts:
         return Sensitivity()
     keep_text = bench.keep_text[0]
     order = best_order(curves, bench.config.tune.orders, keep_text)

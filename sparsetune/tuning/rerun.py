@@ -9,7 +9,7 @@ import torch
 from pydantic import JsonValue, ValidationError
 
 from sparsetune.attention.backends import choose_backend
-from sparsetune.attention.device import device_name
+from sparsetune.attention.device import device_name, device_of
 from sparsetune.checkpoint import Manifest, hash_prompts, load_checkpoint, versions
 from sparsetune.config import Config
 from sparsetune.config.files import configs_folder
@@ -110,8 +110,7 @@ def _check_prompts(kind: str, file: Path, num_prompts: int, expected: str | None
 
 
 def _warn_of_differences(config: Config, manifest: Manifest) -> None:
-    wanted, installed = config.model.device, versions()
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
+    device, installed = device_of(config.model.device), versions()
     compared = [
         ("device", manifest.device, _device_name(device)),
         ("kernel", manifest.kernel, choose_backend(config.backend, device).name),

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.sparsify import SparseHandle
@@ -14,6 +15,7 @@ from sparsetune.evaluation.pair import PromptResult, evaluate_prompt
 from sparsetune.metrics import Gate
 from sparsetune.models.generation import Renderer
 from sparsetune.models.prompts import AnyPrompt
+from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.events import (
     Parameter,
     TrialPrompt,
@@ -63,6 +65,20 @@ class TrialRunner:
     predict: Callable[[Policy], float | None] = lambda _: None
     deadline: float | None = None
     results: dict[int, TrialResult] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, bench: Bench, handle: SparseHandle, predict: Callable[[Policy], float | None]) -> Self:
+        """Run the trials of a search on its tune prompts."""
+        return cls(
+            renderer=bench.renderer,
+            handle=handle,
+            prompts=bench.prompts,
+            seed=bench.config.tune.seed,
+            cache=bench.cache,
+            gate=bench.search_gate,
+            listeners=bench.listeners,
+            predict=predict,
+        )
 
     def run(
         self, number: int, params: Mapping[str, Parameter], policy: Policy, give_up: GiveUp = lambda _: None

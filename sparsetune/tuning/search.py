@@ -5,11 +5,9 @@ import logging
 import optuna
 
 from sparsetune.errors import TuningError
-from sparsetune.models.prompts import texts
 from sparsetune.models.sparse import default_policy, sparsify
 from sparsetune.tuning import study as studies
 from sparsetune.tuning.bench import Bench, signature
-from sparsetune.tuning.events import StudyStarted, tell
 from sparsetune.tuning.found import Found
 from sparsetune.tuning.goal import winner
 from sparsetune.tuning.insight import insight
@@ -41,13 +39,9 @@ def _search(bench: Bench) -> Found:
     study = studies.open_study(
         storage, name, shared, config.tune.seed, config.tune.n_trials, config.tune.sampler, config.tune.objective
     )
-    start = StudyStarted(
-        name, storage, config.model_dump(mode="json"), config.tune.n_trials, studies.num_done(study),
-        texts(bench.prompts), config.generation.num_inference_steps, bench.output_dir,
-    )  # fmt: skip
-    tell(bench.listeners, lambda listener: listener.on_study_start(start))
+    bench.start(name, storage, config.tune.n_trials, studies.num_done(study))
     try:
-        prepared = prepare(bench, probe=config.tune.space == "budget" or config.tune.schedule)
+        prepared = prepare(bench)
     except TimeIsUp:
         return Found(name, (), None)
     space = SearchSpace(
@@ -70,10 +64,7 @@ def _search(bench: Bench) -> Found:
 def _run_trials(bench: Bench, study: optuna.Study, space: SearchSpace) -> tuple[Objective, bool]:
     config, pipe = bench.config, bench.renderer.loaded.pipe
     with sparsify(pipe, default_policy(pipe), config.backend) as handle:
-        runner = TrialRunner(
-            bench.renderer, handle, bench.prompts, config.tune.seed, bench.cache, bench.search_gate, bench.listeners,
-            space.predict,
-        )  # fmt: skip
+        runner = TrialRunner.of(bench, handle, space.predict)
         objective = Objective(runner, space, config.tune.objective, penalised=config.tune.sampler == "cmaes")
         try:
             studies.search(study, objective, config.tune.n_trials, bench.seconds_left)

@@ -59,12 +59,21 @@ class Sensitivity:
         """
         return tuple(float(np.clip(value**-steepness, 1 / limit, limit)) for value in self.phases)
 
+    def schedule(self, dense_fraction: float, steepness: float) -> DenseSchedule:
+        """Give the schedule with these factors; with steepness 0 there are none."""
+        return DenseSchedule(dense_fraction, self.drop_scale(steepness) if steepness else ())
+
     def of_layers(self, num_layers: int) -> npt.NDArray[np.float64]:
         """The sensitivity of each layer, that of its group, drawn halfway to 1 on a logarithmic scale.
 
         A group's figure rests on few renderings, and its layers differ.
         """
         return np.array([self.groups[phase(index, num_layers, len(self.groups))] ** 0.5 for index in range(num_layers)])
+
+
+def count_phases(num_steps: int) -> int:
+    """Count the parts that a generation is told apart in."""
+    return min(NUM_PHASES, num_steps)
 
 
 def probes(curves: Curves, order: str, keep_text: bool, num_groups: int) -> tuple[Probe, ...]:
@@ -84,7 +93,7 @@ def probes(curves: Curves, order: str, keep_text: bool, num_groups: int) -> tupl
         )
         return Policy(layers, schedule, order, keep_text, curves.select_partial)
 
-    num_layers, num_phases = len(curves.layers), min(NUM_PHASES, curves.num_steps)
+    num_layers, num_phases = len(curves.layers), count_phases(curves.num_steps)
     found = []
     for index in range(num_phases):
         only = tuple(float(index == place) for place in range(num_phases))

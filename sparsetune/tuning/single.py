@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sparsetune.attention.policy import Policy
-from sparsetune.models.prompts import texts
 from sparsetune.models.sparse import default_policy, sparsify
 from sparsetune.tuning.allocate import predict
 from sparsetune.tuning.bench import Bench, calibration_signature, digest
 from sparsetune.tuning.bounds import bounded_policy
 from sparsetune.tuning.builtin import run_builtin
 from sparsetune.tuning.curves import Curves
-from sparsetune.tuning.events import Parameter, StudyStarted, TrialResult, tell
+from sparsetune.tuning.events import Parameter, TrialResult, tell
 from sparsetune.tuning.found import Found
 from sparsetune.tuning.preparation import prepare
 from sparsetune.tuning.runner import TimeIsUp, TrialRunner
@@ -43,11 +42,7 @@ def _start(bench: Bench) -> str:
     config = bench.config
     bounds = {"l1": config.tune.l1, "pv_l1": config.tune.pv_l1}
     name = f"{config.model.name}-{config.tune.tuner}-{digest(calibration_signature(bench) | bounds)[:8]}"
-    start = StudyStarted(
-        name, "", config.model_dump(mode="json"), 1, 0, texts(bench.prompts),
-        config.generation.num_inference_steps, bench.output_dir,
-    )  # fmt: skip
-    tell(bench.listeners, lambda listener: listener.on_study_start(start))
+    bench.start(name, storage="", n_trials=1)
     return name
 
 
@@ -59,11 +54,7 @@ def _tried(bench: Bench, policy: Policy, params: Mapping[str, Parameter], curves
 
     pipe = bench.renderer.loaded.pipe
     with sparsify(pipe, default_policy(pipe), bench.config.backend) as handle:
-        runner = TrialRunner(
-            bench.renderer, handle, bench.prompts, bench.config.tune.seed, bench.cache, bench.search_gate,
-            bench.listeners, predicted,
-        )  # fmt: skip
-        result = runner.run(0, params, policy)
+        result = TrialRunner.of(bench, handle, predicted).run(0, params, policy)
     tell(bench.listeners, lambda listener: listener.on_trial(result))
     return result
 

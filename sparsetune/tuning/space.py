@@ -2,20 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import optuna
 
 from sparsetune.attention.policy import Policy
-from sparsetune.attention.schedule import DenseSchedule, phase
+from sparsetune.attention.schedule import phase
 from sparsetune.attention.thresholds import SPARGE_DEFAULTS, HeadThresholds, LayerThresholds, Rule
+from sparsetune.config.models import Granularity, Space
 from sparsetune.tuning.allocate import allocate, predict
 from sparsetune.tuning.curves import Curves
 from sparsetune.tuning.events import Parameter
 from sparsetune.tuning.sensitivity import Sensitivity
-
-Granularity = Literal["global", "group", "layer"]
-Kind = Literal["budget", "raw"]
 
 BUDGETS = (0.002, 0.4)
 """Range of the error budget, the root mean square of relative L1 errors weighted by what they do to the video; searched
@@ -73,7 +70,7 @@ class SearchSpace:
 
     curves: Curves
     sensitivity: Sensitivity = field(default_factory=Sensitivity)
-    kind: Kind = "budget"
+    kind: Space = "budget"
     granularity: Granularity = "group"
     orders: tuple[str, ...] = ("raster",)
     rules: tuple[Rule, ...] = ("cdf",)
@@ -131,7 +128,7 @@ class SearchSpace:
         steepness, dense_fraction = float(params.get("steepness", 0.0)), float(params.get("dense_fraction", 0.0))
         keep_text, order = bool(params["keep_text"]), str(params["order"])
         if self.kind == "raw":
-            schedule = DenseSchedule(dense_fraction, self.sensitivity.drop_scale(steepness) if steepness else ())
+            schedule = self.sensitivity.schedule(dense_fraction, steepness)
             return Policy(self._raw_layers(params), schedule, order, keep_text, self.curves.select_partial)
         policy = allocate(
             self.curves,

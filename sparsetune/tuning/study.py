@@ -1,7 +1,6 @@
 """The Optuna study: where trials are kept, how it is resumed, and what it found."""
 
 import contextlib
-import hashlib
 import json
 import os
 import socket
@@ -18,12 +17,14 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from sparsetune.config.models import Goal
 from sparsetune.errors import GenerationError, TuningError
 from sparsetune.metrics import Gate
+from sparsetune.tuning.bench import digest
 from sparsetune.tuning.bisect import NUM_TRIALS, Tried, next_budget
 from sparsetune.tuning.events import TrialResult
-from sparsetune.tuning.goal import Goal, directions
-from sparsetune.tuning.objective import OWNER, Objective
+from sparsetune.tuning.goal import directions
+from sparsetune.tuning.objective import KEPT, OWNER, Objective
 from sparsetune.tuning.runner import TimeIsUp
 from sparsetune.tuning.samplers import make_sampler
 from sparsetune.tuning.space import BUDGETS, CALIBRATED, THRESHOLDS, SearchSpace
@@ -52,8 +53,7 @@ def quiet() -> Iterator[None]:
 
 def default_name(model: str, signature: Mapping[str, Any]) -> str:
     """Name a study after the model and all that its trials share, so that the same command finds it again."""
-    text = json.dumps(signature, sort_keys=True)
-    return f"{model}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{model}-{digest(signature)[:8]}"
 
 
 def open_study(
@@ -223,20 +223,9 @@ def _recalled(trial: FrozenTrial, space: SearchSpace) -> TrialResult:
     known = trial.user_attrs
     return TrialResult(
         number=trial.number,
-        params=known["params"],
-        state=known["state"],
-        reason=known["reason"],
         policy=space.policy(known["params"]),
         prompts=(),
-        sparsity=known["sparsity"],
-        psnr=known["psnr"],
-        psnr_worst=known["psnr_worst"],
-        frame_cosine=known["frame_cosine"],
-        feasible=known["feasible"],
-        seconds=known["seconds"],
-        shortfalls=known["shortfalls"],
-        seconds_sparse=known["seconds_sparse"],
-        predicted_error=known["predicted_error"],
+        **{name: known[name] for name in KEPT},
     )
 
 
@@ -247,12 +236,11 @@ def _open_storage(url: str) -> BaseStorage:
         )
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # journals, and heartbeats, which are pinned
             if url.startswith(_JOURNAL):
-                warnings.simplefilter("ignore", ExperimentalWarning)
                 path = Path(url.removeprefix(_JOURNAL).removeprefix("//"))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 return JournalStorage(JournalFileBackend(str(path)))
-            warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats are Optuna's own way, and pinned
             return RDBStorage(
                 url,
                 heartbeat_interval=_HEARTBEAT_SECONDS,

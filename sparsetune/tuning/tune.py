@@ -1,4 +1,4 @@
-"""A whole search: calibrate, try policies on rendered video, save the winner and judge it on other prompts."""
+"""A whole tuning: policies found by one of the tuners, the winner saved and judged on other prompts."""
 
 import time
 from collections.abc import Sequence
@@ -20,20 +20,21 @@ _TUNERS = {"optuna": search, "calibrate": calibrated, "builtin": built_in}
 
 
 def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener] = ()) -> TuningResult:
-    """Search for the sparsest policy whose videos pass the gate, save it as a checkpoint and judge it.
+    """Find a policy with the configuration's tuner, save it as a checkpoint and judge it.
 
-    Calibrated curves tell what each error budget allows every head; Optuna searches budgets, dense steps and token
-    order on rendered tune prompts; the winner is judged on the eval prompts, which the search never saw.
+    `optuna` searches for the sparsest policy whose videos pass the gate on the tune prompts; `calibrate` and `builtin`
+    give the policy within `tune.l1` and `tune.pv_l1`. The winner and SpargeAttn's default thresholds are judged on the
+    eval prompts, which no tuner saw.
 
     Args:
         config: the configuration; its `tune` section says how to search.
-        output_dir: gets `checkpoint/` and the winner's evaluation in `evaluation/`.
+        output_dir: gets `checkpoint/`, the winner's evaluation in `evaluation/`, the defaults' in `before/`.
         listeners: told what happens, in order.
 
     Returns:
-        All trials and the winner. Without a trial that meets the gate there is no winner and nothing is saved;
-        `closest` is then the complete trial that misses it by the least. Ctrl-C while trials run ends the search
-        with the best so far.
+        All trials and the winner. Where no trial of a search meets the gate there is no winner and nothing is saved;
+        `closest` is then the trial that misses it by the least. Ctrl-C while trials run ends the search with the best
+        so far. The one policy of the other tuners is the winner whatever the gate says.
 
     Raises:
         PromptError, ModelError, BackendError, TuningError, GenerationError: what was asked for can't be done.

@@ -20,19 +20,20 @@ from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
 from tests.attention.conftest import structured
 
 
-def thresholds(*heads: HeadThresholds):
-    return LayerThresholds("layer", heads).tensors(torch.device("cpu"))
+def thresholds(*heads: HeadThresholds, select_partial: bool = False):
+    return LayerThresholds("layer", heads).tensors(torch.device("cpu"), select_partial=select_partial)
 
 
-def literal_map(q: Tensor, k: Tensor, sim: float, cdf: float | None, topk: float | None, blocks: BlockShape) -> Tensor:
+def literal_map(q: Tensor, k: Tensor, head: HeadThresholds, blocks: BlockShape, select_partial: bool = False) -> Tensor:
     """The map of one head (tokens, dim), block by block and pair by pair, in float64."""
+    sim, cdf, topk = head.simthreshd1, head.cdfthreshd, head.topk
     q, k = q.double(), k.double() - k.double().mean(0)
 
     def cut(x: Tensor, size: int) -> list[Tensor]:
         return list(x.split(size))
 
     def similar(block: Tensor, size: int) -> bool:
-        if len(block) < size:
+        if len(block) < size and not select_partial:
             return False
         unit = block / block.norm(dim=1, keepdim=True)
         return float((unit @ unit.T).mean()) > sim
@@ -73,13 +74,23 @@ def literal_map(q: Tensor, k: Tensor, sim: float, cdf: float | None, topk: float
     ],
     ids=str,
 )
-def test_map_is_the_literal_rule(blocks: BlockShape, tokens: int, head: HeadThresholds) -> None:
+@pytest.mark.parametrize("select_partial", [False, True])
+def test_map_is_the_literal_rule(blocks: BlockShape, tokens: int, head: HeadThresholds, select_partial: bool) -> None:
     q, k, _ = structured(heads=2, tokens=tokens, batch=1, seed=tokens)
-    found = block_map(q, k, thresholds(head, head), blocks)[0]
+    found = block_map(q, k, thresholds(head, head, select_partial=select_partial), blocks)[0]
     for index in range(2):
-        wanted = literal_map(q[0, index], k[0, index], head.simthreshd1, head.cdfthreshd, head.topk, blocks)
+        wanted = literal_map(q[0, index], k[0, index], head, blocks, select_partial)
         assert (found[index] != wanted).float().mean() < 0.005  # a sum that lies at the threshold may round either way
     assert 0.0 < found.float().mean() < 1.0
+
+
+def test_a_partial_last_block_is_computed_throughout_unless_it_is_selected() -> None:
+    q, k, _ = structured(heads=2, tokens=1000)
+    head = HeadThresholds(-1.0, cdfthreshd=0.3)
+    always = block_map(q, k, thresholds(head, head), SPARGE_BLOCKS)
+    assert always[..., -1, :].all() and always[..., -1].all()
+    chosen = block_map(q, k, thresholds(head, head, select_partial=True), SPARGE_BLOCKS)
+    assert not chosen[..., -1, :].all() and not chosen[..., -1].all()
 
 
 def test_each_head_has_its_own_thresholds() -> None:

@@ -1,6 +1,7 @@
 """The interception on a small transformer of our own, whose attention calls can be anything."""
 
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.sites import AttentionSites, LayerSite, TransformerCall, TransformerSite
 from sparsetune.attention.sparsify import SparseHandle, kept_blocks
-from sparsetune.attention.thresholds import HeadThresholds
+from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
 from tests.attention.conftest import structured
 
 LAYOUT = TokenLayout((2, 16, 16), range(100))
@@ -117,6 +118,40 @@ def test_two_calls_a_step_are_one_step(model: Transformer) -> None:
             model(timestep, q, k, v, {})
         assert handle.stats().num_calls == {"sparse": 4, "dense": 2, "fallback": 0}
         assert handle.stats().by_step[0] == 0.0
+
+
+def test_each_step_drops_its_own_multiple(model: Transformer) -> None:
+    q, k, v = structured(tokens=TOKENS)
+    with sparse(model, schedule=DenseSchedule(0.0, (0.0, 0.5, 1.0))) as handle:
+        outputs = [model(timestep, q, k, v, {}) for timestep in (900.0, 500.0, 100.0)]
+        by_step = handle.stats().by_step
+    assert torch.equal(outputs[0], F.scaled_dot_product_attention(q, k, v)) and by_step[0] == 0.0
+    for step, cdf in ((1, 0.65), (2, 0.3)):  # half of what 0.3 leaves out, and all of it
+        policy = Policy.uniform([("transformer.attn", 3)], HeadThresholds(-1.0, cdfthreshd=cdf))
+        with SparseHandle(sites(model), policy, ReferenceBackend()) as handle:
+            torch.testing.assert_close(outputs[step], model(500.0, q, k, v, {}))
+            assert by_step[step] == handle.stats().sparsity > 0.0
+
+
+def test_a_layer_may_have_a_token_order_of_its_own(model: Transformer) -> None:
+    q, k, v = structured(tokens=TOKENS)
+    layer = LayerThresholds.uniform("transformer.attn", 3, HeadThresholds(-1.0, cdfthreshd=0.3))
+    outputs = []
+    for own, policys in (("hilbert", "raster"), (None, "hilbert"), (None, "raster")):
+        with SparseHandle(sites(model), Policy((replace(layer, order=own),), order=policys), ReferenceBackend()):
+            outputs.append(model(500.0, q, k, v, {}))
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+
+
+def test_partial_last_blocks_are_chosen_where_the_policy_says_so(model: Transformer) -> None:
+    q, k, v = structured(tokens=TOKENS)
+    sparsities = []
+    for select_partial in (False, True):
+        with sparse(model, select_partial=select_partial) as handle:
+            model(500.0, q, k, v, {})
+            sparsities.append(handle.stats().sparsity)
+    assert sparsities[1] > sparsities[0] > 0.0
 
 
 def test_an_error_in_the_transformer_is_forgotten(model: Transformer) -> None:

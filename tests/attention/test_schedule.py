@@ -1,6 +1,6 @@
 import pytest
 
-from sparsetune.attention.schedule import DenseSchedule, step_of
+from sparsetune.attention.schedule import DenseSchedule, phase, step_of
 from sparsetune.errors import ThresholdError
 
 
@@ -17,6 +17,25 @@ def test_dense_steps_are_the_fraction_rounded_up(fraction: float, steps: int, de
 def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
     with pytest.raises(ThresholdError, match=r"dense_fraction must be in \[0, 1\]"):
         DenseSchedule(fraction)
+
+
+def test_factors_are_spread_over_the_steps_after_the_dense_ones() -> None:
+    schedule = DenseSchedule(0.2, (1.0, 0.5, 0.0, 2.0))
+    assert [schedule.scale(step, 10) for step in range(10)] == [0.0, 0.0, 1.0, 0.5, 0.5, 0.0, 0.0, 0.0, 2.0, 2.0]
+    assert [step for step in range(10) if schedule.is_dense(step, 10)] == [0, 1, 5, 6, 7]
+    assert schedule.scale(None, 10) == 1.0
+    assert [DenseSchedule().scale(step, 10) for step in range(10)] == [1.0] * 10
+
+
+def test_every_phase_has_its_share_of_the_steps() -> None:
+    assert [phase(step, 50, 10) for step in range(50)] == [step // 5 for step in range(50)]
+    assert [phase(step, 3, 10) for step in range(3)] == [0, 3, 6]
+
+
+@pytest.mark.parametrize("factor", [-0.1, float("nan"), float("inf")])
+def test_a_factor_out_of_range_is_refused(factor: float) -> None:
+    with pytest.raises(ThresholdError, match="drop_scale must be factors of at least 0"):
+        DenseSchedule(0.0, (1.0, factor))
 
 
 def test_a_step_is_found_by_its_timestep() -> None:

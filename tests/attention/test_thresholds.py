@@ -39,6 +39,16 @@ def test_a_dense_head_lets_no_block_be_similar() -> None:
     torch.testing.assert_close(tensors.pvthreshd, torch.tensor([50.0, 50.0]))
 
 
+@pytest.mark.parametrize(
+    ("drop_scale", "select"), [(1.0, [0.98, 0.5]), (2.0, [0.96, 0.0]), (0.5, [0.99, 0.75]), (100.0, [0.0, 0.0])]
+)
+def test_a_drop_scale_multiplies_what_is_left_out(drop_scale: float, select: list[float]) -> None:
+    layer = LayerThresholds("a", (SPARGE_DEFAULTS, HeadThresholds(0.1, cdfthreshd=0.5)))
+    torch.testing.assert_close(layer.tensors(torch.device("cpu"), drop_scale).select, torch.tensor(select))
+    blocks = LayerThresholds("a", (HeadThresholds(0.1, topk=0.98), HeadThresholds(0.1, topk=0.5)))
+    torch.testing.assert_close(blocks.tensors(torch.device("cpu"), drop_scale).select, torch.tensor(select))
+
+
 def test_a_policy_names_each_layer_once() -> None:
     with pytest.raises(ThresholdError, match="must name each layer once"):
         Policy.uniform([("a", 1), ("a", 1)])
