@@ -207,3 +207,8 @@ def test_every_setting_is_described() -> None:
     assert all(field.description for field in config_fields().values())
     assert "gate.min_psnr" in config_fields()
     assert set(Config.model_fields) - {key.partition(".")[0] for key in config_fields()} == set()
+
+
+def test_a_rule_over_several_settings_is_told_in_its_own_words() -> None:
+    with pytest.raises(ConfigError, match=r"^tune.pv_l1 must exceed tune.l1, .* are 0.065 and 0.2; raise --pv-l1$"):
+        resolve(None, ["tune.l1=0.2"], {}, {})

@@ -6,6 +6,7 @@ from sparsetune.cli.progress import clock
 from sparsetune.cli.tables import Table, before_after_text, evaluation_text, table_text
 from sparsetune.cli.tuning_display import trial_text
 from sparsetune.tuning.events import Insight, TrialResult, TuningResult
+from sparsetune.tuning.goal import pareto_front
 
 
 def tuning_text(result: TuningResult) -> str:
@@ -18,6 +19,8 @@ def tuning_text(result: TuningResult) -> str:
         for name, value in result.best.params.items()
     )
     lines.append(f"winner: trial {result.best.number + 1}, {trial_text(result.best)}, on the tune prompts ({params})")
+    front = ", ".join(str(trial.number + 1) for trial in pareto_front(result.trials))
+    lines.append(f"Pareto front of sparsity and psnr, sparsest first: trials {front}")
     lines += _insight_lines(result.insight)
     if result.evaluation is not None:
         lines += ["", "the winner on the eval prompts:", evaluation_text(result.evaluation)]
@@ -65,6 +68,7 @@ def outcome_dict(result: TuningResult) -> dict[str, Any]:
         "best_trial": None if result.best is None else result.best.number,
         "closest_trial": None if result.closest is None else result.closest.number,
         "checkpoint_path": None if result.checkpoint_path is None else str(result.checkpoint_path),
+        "pareto_front": [trial.number for trial in pareto_front(result.trials)],
         "calibration_path": None if result.calibration_path is None else str(result.calibration_path),
         "trials": [_trial_dict(trial) for trial in result.trials],
         "rank_correlation": None if result.insight is None else result.insight.rank_correlation,

@@ -162,6 +162,10 @@ def _validate(given: _Layer) -> Config:
 
 def _explain(error: ValidationError, given: _Layer, fields: Mapping[str, FieldInfo]) -> ConfigError:
     first = error.errors()[0]
+    if (
+        first["type"] == "value_error" and len(first["loc"]) < 2
+    ):  # a rule of ours over several settings, whole in itself
+        return ConfigError(str(first["ctx"]["error"]))
     places = [".".join(map(str, first["loc"][:depth])) for depth in (2, 1)]
     key = next((place for place in places if place in fields), places[0])
     origin = f" ({given[key].origin})" if key in given else ""

@@ -47,27 +47,6 @@ class Found:
     sparsity: tuple[float, ...]
 
 
-def search_layer(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    bound: float,
-    backend: Backend,
-    scale: float,
-    keep: range = range(0),
-    rule: Rule = "cdf",
-    pv_bound: float | None = None,
-    sims: Sequence[float] = SIMS,
-    every: int = 16,
-) -> Found:
-    """Find each head's sparsest thresholds with an error of at most `bound` on one input; see `search_inputs`."""
-    return search_inputs(
-        [(q, k, v)], bound=bound, backend=backend, scale=scale, keep=keep, rule=rule, pv_bound=pv_bound, sims=sims,
-        every=every,
-    )  # fmt: skip
-
-
 def search_inputs(
     inputs: Sequence[tuple[Tensor, Tensor, Tensor]],
     *,

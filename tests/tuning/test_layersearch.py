@@ -11,7 +11,7 @@ from sparsetune.attention.ordering import TokenLayout
 from sparsetune.attention.synthetic import video_like
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
 from sparsetune.tuning import layersearch
-from sparsetune.tuning.layersearch import Found, search_inputs, search_layer
+from sparsetune.tuning.layersearch import Found, search_inputs
 
 BLOCKS = BlockShape(q=32, k=16)
 BACKEND = ReferenceBackend(BLOCKS)
@@ -63,22 +63,20 @@ def test_no_lower_cut_of_the_same_similarity_holds(inputs: tuple[Input, ...], fo
 
 
 def test_pvthreshd_is_lowered_to_its_own_bound(inputs: tuple[Input, ...], found: Found) -> None:
-    with_pv = search_layer(*inputs[0], bound=BOUND, pv_bound=0.08, backend=BACKEND, scale=0.125, every=4)
+    with_pv = search_inputs(inputs[:1], bound=BOUND, pv_bound=0.08, backend=BACKEND, scale=0.125, every=4)
     assert all(head.pvthreshd < 50 for head in with_pv.heads)
     assert run(with_pv.heads, inputs[0])[0].max() <= 0.08 * 1.0001
     assert all(head.pvthreshd == 50 for head in found.heads)
 
 
 def test_the_topk_rule_is_searched_too(inputs: tuple[Input, ...]) -> None:
-    q, k, v = inputs[0]
-    found = search_layer(q, k, v, bound=BOUND, backend=BACKEND, scale=0.125, rule="topk", every=4)
+    found = search_inputs(inputs[:1], bound=BOUND, backend=BACKEND, scale=0.125, rule="topk", every=4)
     assert {head.rule for head in found.heads} == {"topk"}
     assert max(found.error) <= BOUND
 
 
 def test_a_bound_that_no_thresholds_meet_leaves_heads_dense(inputs: tuple[Input, ...]) -> None:
-    q, k, v = inputs[0]
-    found = search_layer(q, k, v, bound=-1.0, backend=BACKEND, scale=0.125, every=4)
+    found = search_inputs(inputs[:1], bound=-1.0, backend=BACKEND, scale=0.125, every=4)
     assert not any(head.is_sparse for head in found.heads)
     assert found.sparsity == (0.0, 0.0, 0.0)
 
