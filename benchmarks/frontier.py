@@ -4,11 +4,12 @@
 
 Every method spends at most as many renderings as the grid (20 pairs times the tune prompts), probes counted in; dense
 videos are shared. Of what a method tried, the sparsest policy counts whose eval prompts, which it never saw, hold
-the gate; the eight sparsest that came near it on tune prompts are judged. The ablation bisects one number per variant.
+the gate; the sparsest that came near it on tune prompts are judged, as many for each method. The ablation bisects one
+number per variant, at the first gate.
 """
 
 import argparse
-import functools
+import contextlib
 import json
 import os
 import subprocess
@@ -17,12 +18,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import HeadThresholds
+from sparsetune.evaluation.pair import PromptResult
+from sparsetune.files import write_json
 from sparsetune.models.pipelines import demo_config
 from sparsetune.models.prompts import load_prompts
 from sparsetune.models.sparse import default_policy, sparsify
@@ -32,7 +34,7 @@ from sparsetune.tuning.bounds import bounded_policy
 from sparsetune.tuning.events import TrialResult
 from sparsetune.tuning.opening import open_bench
 from sparsetune.tuning.preparation import Prepared, prepare
-from sparsetune.tuning.runner import TrialRunner
+from sparsetune.tuning.runner import TrialRunner, shortfalls
 from sparsetune.tuning.search import search
 from sparsetune.tuning.sensitivity import count_phases
 from sparsetune.tuning.space import NUM_GROUPS, STEEPNESS
@@ -40,17 +42,17 @@ from sparsetune.tuning.space import NUM_GROUPS, STEEPNESS
 SIMS, CDFS = (-1.0, 0.0, 0.3, 0.6, 0.8), (0.9, 0.95, 0.98, 0.99)
 MARGIN_DB = 1.0
 NEAR_DB = 1.0
-MOST_JUDGED = 8
+MOST_JUDGED = 6
 BISECTIONS = 6
 PROBE_PROMPTS = 2
-METHODS = ("defaults", "grid", "calibrate", "random", "optuna")
+WORST_FROM = 35.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tries:
-    """What a method tried: policies with their results on the tune prompts."""
+    """What a method tried: policies with their results on the tune prompts, and renderings spent on anything else."""
 
-    tried: list[tuple[Policy, TrialResult]] = field(default_factory=list)
+    tried: tuple[tuple[Policy, TrialResult], ...]
     extra: int = 0
 
     @property
@@ -60,27 +62,46 @@ class Tries:
 
 @dataclass
 class Field:
-    """One seed's prompts, its bench and the way policies are judged on either set."""
+    """One seed's prompts and a gate, and how policies are judged on the tune and on the eval prompts, once each."""
 
     bench: Bench
     tune: TrialRunner
     judge: TrialRunner
-    count: int = 0
+    tuned: dict[Policy, TrialResult] = field(default_factory=dict)
+    judged: dict[tuple[Policy, float | None], TrialResult] = field(default_factory=dict)
 
     @property
-    def pipe(self) -> Any:
-        return self.bench.renderer.loaded.pipe
+    def layers(self) -> list[tuple[str, int]]:
+        return [(name, heads) for name, heads, _ in self.bench.renderer.loaded.identity.layers]
+
+    def at(self, options: argparse.Namespace, gate: float) -> "Field":
+        """The same prompts under another gate."""
+        worst = options.worst if gate >= WORST_FROM else None
+        bench = replace(self.bench, gate=replace(self.bench.gate, min_psnr=gate, min_psnr_worst=worst))
+        return replace(self, bench=bench)
 
     def on_tune(self, policy: Policy) -> tuple[Policy, TrialResult]:
-        self.count += 1
-        return policy, self.tune.run(self.count, {}, policy)
+        if policy not in self.tuned:
+            self.tuned[policy] = self.tune.run(len(self.tuned), {}, policy)
+        return policy, self.tuned[policy]
+
+    def passes(self, result: TrialResult) -> bool:
+        """Whether a policy's tune prompts meet the gate that the search asks."""
+        return all(missing <= 0 for missing in shortfalls(result.prompts, self.bench.search_gate).values())
 
     def on_eval(self, policy: Policy) -> TrialResult:
-        self.count += 1
-        return self.judge.run(self.count, {}, policy)
+        """Judge a policy; it is given up at the first prompt under the bound, since it can't hold any more."""
+        worst = self.bench.gate.min_psnr_worst
+
+        def fails(results: Sequence[PromptResult]) -> str | None:
+            return "a prompt under the bound" if worst is not None and results[-1].metrics["psnr"] < worst else None
+
+        if (policy, worst) not in self.judged:
+            self.judged[policy, worst] = self.judge.run(len(self.judged), {}, policy, fails)
+        return self.judged[policy, worst]
 
 
-def open_field(options: argparse.Namespace, seed: int, gate: float, **tune: object) -> Field:
+def open_field(options: argparse.Namespace, seed: int, **tune: object) -> Field:
     order = np.random.default_rng(seed).permutation(16)
     settings = {
         "model.device": options.device,
@@ -91,10 +112,8 @@ def open_field(options: argparse.Namespace, seed: int, gate: float, **tune: obje
         "eval.seed": 42 + seed,
         "tune.margin_db": MARGIN_DB,
         "tune.probe_prompts": PROBE_PROMPTS,
-        "gate.min_psnr": gate,
-        "gate.min_psnr_worst": options.worst if gate >= 35 else None,
         "gate.min_frame_cosine": 0.9,
-        "tracking.root": options.output / f"mlruns-{options.part}-{seed}-{gate:g}",
+        "tracking.root": options.output / f"mlruns-{seed}",
         "cache.dir": options.output / "cache",
     }
     config = demo_config(settings | {f"tune.{key}": value for key, value in tune.items()})
@@ -107,52 +126,74 @@ def open_field(options: argparse.Namespace, seed: int, gate: float, **tune: obje
     return Field(bench, runner(bench.prompts), runner(bench.eval_prompts))
 
 
-def layers_of(place: Field) -> list[tuple[str, int]]:
-    return [(name, heads) for name, heads, _ in place.bench.renderer.loaded.identity.layers]
-
-
 def bisected(place: Field, policy_of: Callable[[float], Policy], low: float, high: float) -> Tries:
     """Bisect the logarithm of one number that gives more sparsity and less quality the larger it is."""
-    tries = Tries()
-    for _ in range(BISECTIONS):
-        middle = float(np.sqrt(low * high))
-        tries.tried.append(place.on_tune(policy_of(middle)))
-        low, high = (middle, high) if tries.tried[-1][1].feasible else (low, middle)
-    return tries
+    tried = []
+    with sparse(place):
+        for _ in range(BISECTIONS):
+            middle = float(np.sqrt(low * high))
+            tried.append(place.on_tune(policy_of(middle)))
+            low, high = (middle, high) if place.passes(tried[-1][1]) else (low, middle)
+    return Tries(tuple(tried))
 
 
 def grid(place: Field) -> Tries:
     pairs = [HeadThresholds(sim, cdf) for sim in SIMS for cdf in CDFS]
-    return Tries([place.on_tune(Policy.uniform(layers_of(place), pair)) for pair in pairs])
+    with sparse(place):
+        return Tries(tuple(place.on_tune(Policy.uniform(place.layers, pair)) for pair in pairs))
 
 
 def defaults(place: Field) -> Tries:
-    return Tries([place.on_tune(default_policy(place.pipe))])
+    with sparse(place):
+        return Tries((place.on_tune(default_policy(place.bench.renderer.loaded.pipe)),))
 
 
-def calibrate(place: Field, prepared: Prepared) -> Tries:
-    return bisected(place, lambda bound: bounded_policy(prepared.curves, bound), 0.01, 1.0)
+def calibrate(place: Field) -> Tries:
+    curves = prepare(place.bench, probe=False).curves
+    return bisected(place, lambda bound: bounded_policy(curves, bound), 0.01, 1.0)
 
 
-def searched(options: argparse.Namespace, seed: int, gate: float, sampler: str) -> tuple[Field, Tries]:
+def searched(place: Field, seed: int, sampler: str) -> Tries:
     """Search as `sparsetune tune` does, within the grid's renderings."""
+    gate = place.bench.gate.min_psnr
     probes = PROBE_PROMPTS * (count_phases(demo_config({}).generation.num_inference_steps) + NUM_GROUPS)
-    n_trials = max(4, len(SIMS) * len(CDFS) - -(-probes // options.tune_prompts))
-    place = open_field(options, seed, gate, sampler=sampler, n_trials=n_trials, study_name=f"{sampler}-{seed}-{gate:g}")
-    trials = search(place.bench).trials
-    return place, Tries([(trial.policy, trial) for trial in trials if trial.state == "complete"], probes)
+    n_trials = max(4, len(SIMS) * len(CDFS) - -(-probes // len(place.bench.prompts)))
+    changes = {"sampler": sampler, "n_trials": n_trials, "study_name": f"{sampler}-{seed}-{gate:g}"}
+    config = place.bench.config
+    bench = replace(place.bench, config=config.model_copy(update={"tune": config.tune.model_copy(update=changes)}))
+    trials = search(bench).trials
+    return Tries(tuple((trial.policy, trial) for trial in trials if trial.state == "complete"), probes)
 
 
-def reached(place: Field, tries: Tries, gate: float, worst: float | None) -> dict[str, object]:
+METHODS: dict[str, Callable[[Field, int], Tries]] = {
+    "defaults": lambda place, _: defaults(place),
+    "grid": lambda place, _: grid(place),
+    "calibrate": lambda place, _: calibrate(place),
+    "random": lambda place, seed: searched(place, seed, "random"),
+    "optuna": lambda place, seed: searched(place, seed, "tpe"),
+}
+
+
+def reached(place: Field, tries: Tries) -> dict[str, object]:
     """The sparsest of what was tried whose eval prompts hold the gate."""
+    gate = place.bench.gate.min_psnr
     near = [(policy, result) for policy, result in tries.tried if (result.psnr or 0.0) >= gate - NEAR_DB]
-    for policy, result in sorted(near, key=lambda each: -(each[1].sparsity or 0.0))[:MOST_JUDGED]:
-        judged = place.on_eval(policy)
-        holds = judged.psnr >= gate and (worst is None or judged.psnr_worst >= worst)
-        if holds:
-            return {"sparsity": judged.sparsity, "psnr": judged.psnr, "worst": judged.psnr_worst,
-                    "tune_psnr": result.psnr, "renderings": tries.renderings}  # fmt: skip
+    with sparse(place):
+        for policy, result in sorted(near, key=lambda each: -(each[1].sparsity or 0.0))[:MOST_JUDGED]:
+            judged = place.on_eval(policy)
+            if judged.state == "complete" and judged.psnr >= gate:
+                return {"sparsity": judged.sparsity, "psnr": judged.psnr, "worst": judged.psnr_worst,
+                        "tune_psnr": result.psnr, "renderings": tries.renderings}  # fmt: skip
     return {"sparsity": None, "psnr": None, "worst": None, "renderings": tries.renderings}
+
+
+@contextlib.contextmanager
+def sparse(place: Field) -> Iterator[None]:
+    """Install what the runners set their policies on."""
+    pipe = place.bench.renderer.loaded.pipe
+    with sparsify(pipe, default_policy(pipe), "reference") as handle:
+        place.tune.handle = place.judge.handle = handle
+        yield
 
 
 Variant = tuple[str, Callable[[float], Policy], float]
@@ -160,7 +201,7 @@ Variant = tuple[str, Callable[[float], Policy], float]
 
 def variants(place: Field, prepared: Prepared, plain: Prepared) -> Iterator[Variant]:
     """Each part of the search alone, all together, and all but one; the number is the drop or the budget."""
-    layers, sensitivity = layers_of(place), prepared.sensitivity
+    layers, sensitivity = place.layers, prepared.sensitivity
     scale = sensitivity.schedule(0.0, STEEPNESS)
     order = best_order(prepared.curves, place.bench.config.tune.orders, True)
 
@@ -186,56 +227,43 @@ def variants(place: Field, prepared: Prepared, plain: Prepared) -> Iterator[Vari
 
 
 def part(options: argparse.Namespace) -> None:
-    """One seed, gate and method; writes its rows."""
-    seed, gate, method = options.seeds[0], options.gates[0], options.part
-    worst = options.worst if gate >= 35 else None
+    """One seed and method at every gate, or the ablation at the first; writes its rows as they come."""
+    seed, started = options.seeds[0], time.perf_counter()
     rows: list[dict[str, object]] = []
-    started = time.perf_counter()
+    place = open_field(options, seed)
 
-    def add(name: str, row: dict[str, object]) -> None:
-        rows.append({"method": name} | row | {"seed": seed, "gate": gate, "seconds": time.perf_counter() - started})
-        (options.output / f"rows-{method}-{seed}-{gate:g}.json").write_text(json.dumps(rows))
+    def add(name: str, here: Field, tries: Tries) -> None:
+        row = {"method": name} | reached(here, tries) | {"seed": seed, "gate": here.bench.gate.min_psnr}
+        rows.append(row | {"seconds": time.perf_counter() - started})
+        write_json(options.output / f"rows-{options.part}-{seed}.json", rows)
 
-    if method in ("random", "optuna"):
-        place, tries = searched(options, seed, gate, "tpe" if method == "optuna" else "random")
-        add(method, found(place, lambda place: tries, gate, worst))
-    else:
-        place = open_field(options, seed, gate)
-        if method in ("grid", "defaults"):
-            add(method, found(place, {"grid": grid, "defaults": defaults}[method], gate, worst))
-        elif method == "calibrate":
-            prepared = prepare(place.bench, probe=False)
-            add(method, found(place, lambda place: calibrate(place, prepared), gate, worst))
-        else:
-            prepared = prepare(place.bench)
-            plain = prepare(open_field(options, seed, gate, select_partial=False).bench, probe=False)
-            for name, policy_of, high in variants(place, prepared, plain):
-                row = found(place, functools.partial(bisected, policy_of=policy_of, low=0.002, high=high), gate, worst)
-                add(f"ablation: {name}", row)
-
-
-def found(place: Field, work: Callable[[Field], Tries], gate: float, worst: float | None) -> dict[str, object]:
-    with sparsify(place.pipe, default_policy(place.pipe), "reference") as handle:
-        place.tune.handle = place.judge.handle = handle
-        return reached(place, work(place), gate, worst)
+    if options.part in METHODS:
+        for here in [place.at(options, gate) for gate in options.gates]:
+            add(options.part, here, METHODS[options.part](here, seed))
+        return
+    here = place.at(options, options.gates[0])
+    prepared = prepare(here.bench)
+    plain = prepare(open_field(options, seed, select_partial=False).bench, probe=False)
+    for name, policy_of, high in variants(here, prepared, plain):
+        add(f"ablation: {name}", here, bisected(here, policy_of, 0.002, high))
 
 
 def launch(options: argparse.Namespace) -> None:
     """Run every part as a process of its own, `workers` at a time, spread over the visible GPUs."""
-    queue = [(seed, gate, method) for gate in options.gates for method in METHODS[::-1] for seed in options.seeds]
-    queue += [(seed, options.gates[0], "ablation") for seed in options.seeds]
+    queue = [(seed, method) for seed in options.seeds for method in options.methods]
     running: list[subprocess.Popen[bytes]] = []
-    for number, (seed, gate, method) in enumerate(queue):
+    for number, (seed, method) in enumerate(queue):
         while sum(process.poll() is None for process in running) >= options.workers:
             time.sleep(0.5)
-        command = [sys.executable, __file__, "--part", method, "--seeds", str(seed), "--gates", str(gate),
-                   "--output", str(options.output), "--device", options.device, "--worst", str(options.worst),
+        command = [sys.executable, __file__, "--part", method, "--seeds", str(seed),
+                   "--gates", *map(str, options.gates), "--output", str(options.output),
+                   "--device", options.device, "--worst", str(options.worst),
                    "--tune-prompts", str(options.tune_prompts),
                    "--eval-prompts", str(options.eval_prompts)]  # fmt: skip
         environment = dict(os.environ)
         if options.gpus > 1:
             environment["CUDA_VISIBLE_DEVICES"] = str(number % options.gpus)
-        with (options.output / f"log-{method}-{seed}-{gate:g}.txt").open("w") as log:
+        with (options.output / f"log-{method}-{seed}.txt").open("w") as log:
             running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
     for process in running:
         process.wait()
@@ -269,14 +297,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--gates", type=float, nargs="+", default=[35.0, 30.0])
-    parser.add_argument("--tune-prompts", type=int, default=6)
-    parser.add_argument("--eval-prompts", type=int, default=12)
+    parser.add_argument("--tune-prompts", type=int, default=4)
+    parser.add_argument("--eval-prompts", type=int, default=8)
     parser.add_argument("--worst", type=float, default=28.0, help="least PSNR of any prompt at gates from 35 dB, in dB")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--part", choices=[*METHODS, "ablation"])
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, "ablation"], default=[*METHODS, "ablation"])
+    parser.add_argument("--part", choices=[*METHODS, "ablation"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     if options.part:
