@@ -68,7 +68,7 @@ class Field:
     tune: TrialRunner
     judge: TrialRunner
     tuned: dict[Policy, TrialResult] = field(default_factory=dict)
-    judged: dict[tuple[Policy, float | None], TrialResult] = field(default_factory=dict)
+    judged: dict[Policy, TrialResult] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[tuple[str, int]]:
@@ -96,9 +96,10 @@ class Field:
         def fails(results: Sequence[PromptResult]) -> str | None:
             return "a prompt under the bound" if worst is not None and results[-1].metrics["psnr"] < worst else None
 
-        if (policy, worst) not in self.judged:
-            self.judged[policy, worst] = self.judge.run(len(self.judged), {}, policy, fails)
-        return self.judged[policy, worst]
+        known = self.judged.get(policy)
+        if known is None or (known.state == "pruned" and worst is None):
+            self.judged[policy] = self.judge.run(len(self.judged), {}, policy, fails)
+        return self.judged[policy]
 
 
 def open_field(options: argparse.Namespace, seed: int, **tune: object) -> Field:
@@ -181,7 +182,8 @@ def reached(place: Field, tries: Tries) -> dict[str, object]:
     with sparse(place):
         for policy, result in sorted(near, key=lambda each: -(each[1].sparsity or 0.0))[:MOST_JUDGED]:
             judged = place.on_eval(policy)
-            if judged.state == "complete" and judged.psnr >= gate:
+            worst = place.bench.gate.min_psnr_worst
+            if judged.state == "complete" and judged.psnr >= gate and (worst is None or judged.psnr_worst >= worst):
                 return {"sparsity": judged.sparsity, "psnr": judged.psnr, "worst": judged.psnr_worst,
                         "tune_psnr": result.psnr, "renderings": tries.renderings}  # fmt: skip
     return {"sparsity": None, "psnr": None, "worst": None, "renderings": tries.renderings}

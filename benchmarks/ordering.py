@@ -1,0 +1,61 @@
+"""Times what a token order costs: q, k and v put in the order and the output put back, beside the attention itself.
+
+    python benchmarks/ordering.py [--heads 2] [--repeats 10]
+
+One call of the demo model's shape and one of CogVideoX-2b's with `--heads` of its 30 heads (every head costs alike), on
+the GPU in bfloat16 where there is one, else on the CPU in float32. Attention is PyTorch's dense one.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparsetune.attention.latency import time_calls
+from sparsetune.attention.ordering import ORDERS, TokenLayout, permutation
+
+SHAPES = {
+    "demo": TokenLayout(grid=(5, 16, 16), text=range(32)),
+    "cogvideox-2b": TokenLayout(grid=(13, 30, 45), text=range(226)),
+}
+HEAD_DIM = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--heads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=10)
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    print(
+        f"{device.type}, torch {torch.__version__}, {torch.get_num_threads()} threads, {dtype}, {options.heads} heads"
+    )
+    print("| shape | order | permuting, ms | dense attention, ms | share |\n| --- | --- | --- | --- | --- |")
+    for name, layout in SHAPES.items():
+        torch.manual_seed(0)
+        qkv = torch.randn(3, 1, options.heads, layout.num_tokens, HEAD_DIM, device=device, dtype=dtype)
+        attention = timed(lambda qkv=qkv: F.scaled_dot_product_attention(*qkv), device, options.repeats)
+        for order in ORDERS:
+            path = permutation(order, layout, device)
+            if path is None:
+                continue
+            cost = timed(lambda qkv=qkv, path=path: permuted(*qkv, path.there, path.back), device, options.repeats)
+            print(f"| {name} | {order} | {cost:.2f} | {attention:.2f} | {cost / attention:.1%} |", flush=True)
+
+
+def permuted(q: Tensor, k: Tensor, v: Tensor, there: Tensor, back: Tensor) -> Tensor:
+    """Do what `sparsify` does around a kernel, with v in the place of the output."""
+    _, _, out = (x[..., there, :] for x in (q, k, v))
+    return out[..., back, :]
+
+
+def timed(call: Callable[[], object], device: torch.device, repeats: int) -> float:
+    return statistics.median(time_calls(call, device, repeats=repeats, at_once=1))
+
+
+if __name__ == "__main__":
+    main()
