@@ -40,8 +40,8 @@ from sparsetune.tuning.sensitivity import count_phases
 from sparsetune.tuning.space import NUM_GROUPS, STEEPNESS
 
 SIMS, CDFS = (-1.0, 0.0, 0.3, 0.6, 0.8), (0.9, 0.95, 0.98, 0.99)
-MARGIN_DB = 1.0
-NEAR_DB = 1.0
+MARGIN_DB = 0.0
+NEAR_DB = 1.5
 MOST_JUDGED = 6
 BISECTIONS = 6
 PROBE_PROMPTS = 2
