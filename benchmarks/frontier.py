@@ -155,15 +155,17 @@ def calibrate(place: Field) -> Tries:
 
 
 def searched(place: Field, seed: int, sampler: str) -> Tries:
-    """Search as `sparsetune tune` does, within the grid's renderings."""
-    gate = place.bench.gate.min_psnr
-    probes = PROBE_PROMPTS * (count_phases(demo_config({}).generation.num_inference_steps) + NUM_GROUPS)
-    n_trials = max(4, len(SIMS) * len(CDFS) - -(-probes // len(place.bench.prompts)))
-    changes = {"sampler": sampler, "n_trials": n_trials, "study_name": f"{sampler}-{seed}-{gate:g}"}
-    config = place.bench.config
+    """Search as `sparsetune tune` does, as far as the grid's renderings go."""
+    gate, config = place.bench.gate.min_psnr, place.bench.config
+    spent = probes = PROBE_PROMPTS * (count_phases(config.generation.num_inference_steps) + NUM_GROUPS)
+    changes = {"sampler": sampler, "n_trials": len(SIMS) * len(CDFS), "study_name": f"{sampler}-{seed}-{gate:g}"}
     bench = replace(place.bench, config=config.model_copy(update={"tune": config.tune.model_copy(update=changes)}))
-    trials = search(bench).trials
-    return Tries(tuple((trial.policy, trial) for trial in trials if trial.state == "complete"), probes)
+    tried = []
+    for trial in search(bench).trials:  # one that is given up after a prompt or two costs just these
+        spent += len(trial.prompts)
+        if spent <= len(SIMS) * len(CDFS) * len(place.bench.prompts):
+            tried.append((trial.policy, trial))
+    return Tries(tuple(tried), probes)
 
 
 METHODS: dict[str, Callable[[Field, int], Tries]] = {
@@ -178,7 +180,8 @@ METHODS: dict[str, Callable[[Field, int], Tries]] = {
 def reached(place: Field, tries: Tries) -> dict[str, object]:
     """The sparsest of what was tried whose eval prompts hold the gate."""
     gate = place.bench.gate.min_psnr
-    near = [(policy, result) for policy, result in tries.tried if (result.psnr or 0.0) >= gate - NEAR_DB]
+    complete = [(policy, result) for policy, result in tries.tried if result.state == "complete"]
+    near = [(policy, result) for policy, result in complete if (result.psnr or 0.0) >= gate - NEAR_DB]
     with sparse(place):
         for policy, result in sorted(near, key=lambda each: -(each[1].sparsity or 0.0))[:MOST_JUDGED]:
             judged = place.on_eval(policy)

@@ -5,6 +5,7 @@ At the best allocation no head could trade with another: each stands at the poin
 price, with one price for all (Lagrange), and the price is set so that the whole error is the budget.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -33,19 +34,22 @@ class Offers:
         cost: squared error, weighted by sensitivity, float64 (orders, layers, heads, points).
         gain: sparsity, the same shape.
         unit: the cost if every head's relative error were 1.
+        num_heads: of all layers.
     """
 
     points: tuple[HeadThresholds, ...]
     cost: Floats
     gain: Floats
     unit: float
+    num_heads: int
 
 
 def allocate(
     curves: Curves,
     sensitivity: Sensitivity,
-    budget: float,
+    budget: float = math.inf,
     *,
+    sparsity: float = 1.0,
     orders: Sequence[str] | None = None,
     keep_text: bool = True,
     rule: Rule = "cdf",
@@ -53,13 +57,14 @@ def allocate(
     steepness: float = 0.5,
     weights: Sequence[float] = (1.0,),
 ) -> Policy:
-    """Read off the policy that gets the most sparsity within an error budget.
+    """Read off the policy that gets the most sparsity within an error budget, or a sparsity at the least error.
 
     Args:
         curves: the calibration.
         sensitivity: what an error does to the video, by part of the generation and layer.
         budget: root mean square of the heads' relative L1 errors, weighted by sensitivity and by the head's share of
             its layer's output. With the same error everywhere it is that error.
+        sparsity: as much as is wanted, in [0, 1], over a whole generation as calibration predicts it.
         orders: token orders to choose from, a layer at a time; None for all that were calibrated.
         keep_text: whether the text's key blocks are always computed.
         rule: cdf or topk.
@@ -73,7 +78,7 @@ def allocate(
     places = curves.places(orders, keep_text)
     schedule = sensitivity.schedule(dense_fraction, steepness)
     offers = _offers(curves, sensitivity, places, rule, schedule, weights)
-    taken, order = _take(offers, _price(offers, budget))
+    taken, order = _take(offers, _price(offers, budget, sparsity))
     layers = []
     for index, (name, num_heads) in enumerate(curves.layers):
         chosen = taken[order[index], index, :num_heads]
@@ -125,13 +130,15 @@ def _take(offers: Offers, price: float) -> tuple[npt.NDArray[np.int64], npt.NDAr
     return np.where(most > 0, best, -1), order
 
 
-def _price(offers: Offers, budget: float) -> float:
-    """The highest price at which the whole error is within the budget."""
+def _price(offers: Offers, budget: float, sparsity: float = 1.0) -> float:
+    """The highest price at which neither the whole error exceeds the budget nor the sparsity what is wanted."""
     low, high = np.log(_CHEAPEST), np.log(_DEAREST)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        spent = _sum(offers.cost, *_take(offers, float(np.exp(middle))))
-        low, high = (middle, high) if np.sqrt(spent / offers.unit) <= budget else (low, middle)
+        taken = _take(offers, float(np.exp(middle)))
+        error = np.sqrt(_sum(offers.cost, *taken) / offers.unit)
+        within = error <= budget and _sum(offers.gain, *taken) <= sparsity * offers.num_heads
+        low, high = (middle, high) if within else (low, middle)
     return float(np.exp(low))
 
 
@@ -173,7 +180,7 @@ def _offers(
         sparsity = np.nan_to_num(curves.sparsity[places, :, place][..., usable].astype(np.float64))
         cost += power[..., None] * (error @ shifted) ** 2
         gain += sparsity @ shifted / curves.num_steps
-    return Offers(points, cost, gain, unit)
+    return Offers(points, cost, gain, unit, sum(num_heads for _, num_heads in curves.layers))
 
 
 def _shift(points: Sequence[HeadThresholds], factor: float) -> Floats:

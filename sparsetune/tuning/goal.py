@@ -1,6 +1,6 @@
 """What trials that meet the gate compete in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from sparsetune.config.models import Goal
@@ -46,17 +46,15 @@ def winner(goal: Goal, trials: Sequence[TrialResult]) -> TrialResult | None:
 
 
 def closest(trials: Sequence[TrialResult]) -> TrialResult | None:
-    """Pick the sparse trial that misses the gate by the least, one that rendered all prompts where there is one.
-
-    Shortfalls are compared in dB, a hundredth of frame_cosine like one dB.
-    """
-
-    def largest(trial: TrialResult) -> float:
-        return max(missing * (100 if name == "frame_cosine" else 1) for name, missing in trial.shortfalls.items())
-
+    """Pick the sparse trial that misses the gate by the least, one that rendered all prompts where there is one."""
     sparse = [trial for trial in trials if trial.state != "failed" and trial.sparsity and trial.shortfalls]
     complete = [trial for trial in sparse if trial.state == "complete"]
-    return min(complete or sparse, key=largest, default=None)
+    return min(complete or sparse, key=lambda trial: largest_shortfall(trial.shortfalls), default=None)
+
+
+def largest_shortfall(shortfalls: Mapping[str, float]) -> float:
+    """Say by how many dB the bound that is missed most is missed, a hundredth of frame_cosine like one dB."""
+    return max(missing * (100 if name == "frame_cosine" else 1) for name, missing in shortfalls.items())
 
 
 def pareto_front(trials: Sequence[TrialResult]) -> tuple[TrialResult, ...]:

@@ -41,6 +41,7 @@ class Objective:
         space: what a trial's parameters mean.
         goal: what trials that meet the gate compete in.
         penalised: whether the sampler knows no constraints, see `goal.values`.
+        aimed: whether the sampler looks around the best that met the gate, rather than over the whole range.
         best_sparsity: of the trials that met the gate so far.
     """
 
@@ -48,6 +49,7 @@ class Objective:
     space: SearchSpace
     goal: Goal = "sparsity"
     penalised: bool = False
+    aimed: bool = False
     best_sparsity: float = 0.0
 
     def __call__(self, trial: optuna.Trial) -> float | tuple[float, float]:
@@ -59,7 +61,7 @@ class Objective:
             TimeIsUp: the deadline passed before all prompts were rendered; the trial has no outcome.
         """
         trial.set_user_attr(OWNER, [socket.gethostname(), os.getpid()])
-        params = self.space.suggest(trial)
+        params = self.space.suggest(trial, self.best_sparsity if self.aimed else 0.0)
 
         def give_up(results: Sequence[PromptResult]) -> str | None:
             return self._give_up(results) or self._beaten(trial, results)

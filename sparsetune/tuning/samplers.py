@@ -11,7 +11,8 @@ from sparsetune.errors import TuningError
 
 
 def _tpe(seed: int, num_startup: int) -> BaseSampler:
-    return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=num_startup)
+    # Groups: trials of a budget and those of a reach have some parameters of their own, and share the others.
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=num_startup)
 
 
 def _gp(seed: int, num_startup: int) -> BaseSampler:

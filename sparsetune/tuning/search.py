@@ -65,7 +65,14 @@ def _run_trials(bench: Bench, study: optuna.Study, space: SearchSpace) -> tuple[
     config, pipe = bench.config, bench.renderer.loaded.pipe
     with sparsify(pipe, default_policy(pipe), config.backend) as handle:
         runner = TrialRunner.of(bench, handle, space.predict)
-        objective = Objective(runner, space, config.tune.objective, penalised=config.tune.sampler == "cmaes")
+        objective = Objective(
+            runner,
+            space,
+            config.tune.objective,
+            penalised=config.tune.sampler == "cmaes",
+            # A Pareto front is wanted over all sparsities, and who asks for random trials gets them.
+            aimed=config.tune.objective != "pareto" and config.tune.sampler != "random",
+        )
         try:
             studies.search(study, objective, config.tune.n_trials, bench.seconds_left)
         except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """The search space: what a trial's parameters are, and the policy that they mean."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -18,13 +19,20 @@ BUDGETS = (0.002, 0.4)
 """Range of the error budget, the root mean square of relative L1 errors weighted by what they do to the video; searched
 on a logarithmic scale."""
 
-WEIGHTS = (0.25, 4.0)
+REACH = (0.97, 1.15)
+"""Range of the sparsity that a trial goes for, relative to the best that met the gate when it was asked for. Anything
+far from that would teach nothing: sparsity is known before a rendering, what its video looks like isn't."""
+
+WEIGHTS = (0.5, 2.0)
 """Range of the factor on a group's measured sensitivity, searched on a logarithmic scale."""
 
-STEEPNESS = 0.5
-"""Where the search begins with how far sensitive steps are spared; 0 spares none, see `Sensitivity.drop_scale`."""
+STEEPNESSES = (0.2, 0.8, 0.05)
+"""Lowest, highest and step of how far sensitive steps are spared, see `Sensitivity.drop_scale`."""
 
-DENSE_FRACTIONS = (0.0, 0.6, 0.1)
+STEEPNESS = 0.5
+"""The steepness that the search begins with."""
+
+DENSE_FRACTIONS = (0.0, 0.4, 0.1)
 """Lowest, highest and step of the fraction of denoising steps that run dense."""
 
 PV = (50.0, 5.0)
@@ -42,6 +50,9 @@ BEST = "best"
 THRESHOLDS, CALIBRATED, DEFAULT = "thresholds", "calibrated", "default"
 """Where a trial's thresholds come from: the curves, or, in the first trial, SpargeAttn's defaults. The sampler doesn't
 choose it; it is enqueued with the trial as a user attribute."""
+
+AIM = "aim"
+"""Sparsity that a trial's reach is relative to; a user attribute of the trial, and among its parameters."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +89,22 @@ class SearchSpace:
     skip_pv: bool = False
     schedule: bool = True
 
-    def suggest(self, trial: optuna.Trial) -> dict[str, Parameter]:
-        """Ask the sampler for a trial's parameters; what has one choice alone isn't asked for."""
+    def suggest(self, trial: optuna.Trial, aim: float = 0.0) -> dict[str, Parameter]:
+        """Ask the sampler for a trial's parameters; what has one choice alone isn't asked for.
+
+        Args:
+            trial: one that the sampler fills, or that waited with parameters of its own.
+            aim: the best sparsity that met the gate so far; 0 where none did, or where the whole range of budgets is to
+                be searched.
+        """
         params: dict[str, Parameter] = {}
         if self.kind == "budget":
-            params["l1"] = trial.suggest_float("l1", *BUDGETS, log=True)
+            if THRESHOLDS not in trial.user_attrs and aim:
+                trial.set_user_attr(AIM, aim)
+            if AIM in trial.user_attrs:
+                params |= {"reach": trial.suggest_float("reach", *REACH), AIM: trial.user_attrs[AIM]}
+            else:
+                params["l1"] = trial.suggest_float("l1", *BUDGETS, log=True)
             for group in self._groups()[1:]:
                 params[f"weight_{group}"] = trial.suggest_float(f"weight_{group}", *WEIGHTS, log=True)
         else:
@@ -90,7 +112,8 @@ class SearchSpace:
                 params[f"simthreshd1_{group}"] = trial.suggest_float(f"simthreshd1_{group}", -1.0, 1.0)
                 params[f"cdfthreshd_{group}"] = trial.suggest_float(f"cdfthreshd_{group}", 0.3, 1.0)
         if self.schedule:
-            params["steepness"] = trial.suggest_float("steepness", 0.0, 1.0, step=0.05)
+            low, high, step = STEEPNESSES
+            params["steepness"] = trial.suggest_float("steepness", low, high, step=step)
             low, high, step = DENSE_FRACTIONS
             params["dense_fraction"] = trial.suggest_float("dense_fraction", low, high, step=step)
         for name, choices in self._choices().items():
@@ -116,7 +139,7 @@ class SearchSpace:
 
     def is_at(self, params: Mapping[str, Parameter]) -> float | None:
         """Give the budget of a trial that is `at` one; None for any other trial."""
-        if self.kind == "raw" or params.get(THRESHOLDS) != CALIBRATED:
+        if self.kind == "raw" or params.get(THRESHOLDS) != CALIBRATED or "l1" not in params:
             return None
         budget = float(params["l1"])
         return budget if all(params.get(name) == value for name, value in self.at(budget).params.items()) else None
@@ -133,7 +156,8 @@ class SearchSpace:
         policy = allocate(
             self.curves,
             self.sensitivity,
-            float(params["l1"]),
+            float(params.get("l1", math.inf)),
+            sparsity=float(params["reach"]) * float(params[AIM]) if "reach" in params else 1.0,
             orders=self.orders if order == BEST else (order,),
             keep_text=keep_text,
             rule="topk" if params["rule"] == "topk" else "cdf",

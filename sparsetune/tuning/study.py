@@ -23,11 +23,11 @@ from sparsetune.metrics import Gate
 from sparsetune.tuning.bench import digest
 from sparsetune.tuning.bisect import NUM_TRIALS, Tried, next_budget
 from sparsetune.tuning.events import TrialResult
-from sparsetune.tuning.goal import directions
+from sparsetune.tuning.goal import directions, largest_shortfall
 from sparsetune.tuning.objective import KEPT, OWNER, Objective
 from sparsetune.tuning.runner import TimeIsUp
 from sparsetune.tuning.samplers import make_sampler
-from sparsetune.tuning.space import BUDGETS, CALIBRATED, THRESHOLDS, SearchSpace
+from sparsetune.tuning.space import AIM, BUDGETS, CALIBRATED, THRESHOLDS, SearchSpace
 
 _HEARTBEAT_SECONDS = 10
 _GRACE_SECONDS = 60
@@ -165,7 +165,7 @@ def _enqueue_bisection(study: optuna.Study, space: SearchSpace, gate: Gate) -> N
         psnr = trial.user_attrs.get("psnr")
         # One that was given up because another is sparser says nothing about the gate.
         if budget is not None and psnr is not None and (trial.state == TrialState.COMPLETE or psnr < gate.min_psnr):
-            tried.append(Tried(budget, bool(trial.user_attrs["feasible"])))
+            tried.append(Tried(budget, -largest_shortfall(trial.user_attrs["shortfalls"])))
     budget = next_budget(tried, *BUDGETS)
     if budget is not None:
         study.enqueue_trial(space.at(budget).params, user_attrs={THRESHOLDS: CALIBRATED, _BISECTION: True})
@@ -189,7 +189,8 @@ def _enqueue_again(study: optuna.Study, trial: FrozenTrial) -> None:
     if "state" in trial.user_attrs:
         return
     asked = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-    study.enqueue_trial(asked, user_attrs={THRESHOLDS: trial.user_attrs.get(THRESHOLDS, CALIBRATED)})
+    aim = {AIM: trial.user_attrs[AIM]} if AIM in trial.user_attrs else {}
+    study.enqueue_trial(asked, user_attrs={THRESHOLDS: trial.user_attrs.get(THRESHOLDS, CALIBRATED)} | aim)
 
 
 def _is_alive(process: int) -> bool:

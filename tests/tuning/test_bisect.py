@@ -1,31 +1,45 @@
+import math
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 
 from sparsetune.tuning.bisect import CLOSE, Tried, next_budget
 
+STARTS = (0.01, 0.02, 0.04)
 
-def run(best: float, start: float, trials: int = 12) -> list[Tried]:
-    """Bisect for a known best budget."""
-    tried = [Tried(start, start <= best)]
-    while len(tried) < trials and (budget := next_budget(tried, 0.01, 0.4)) is not None:
-        tried.append(Tried(budget, budget <= best))
+
+def run(excess_db: Callable[[float], float], trials: int = 12) -> list[Tried]:
+    """Go to the gate where a budget's excess is known."""
+    tried = [Tried(start, excess_db(start)) for start in STARTS]
+    while len(tried) < trials and (budget := next_budget(tried, 0.002, 0.4)) is not None:
+        tried.append(Tried(budget, excess_db(budget)))
     return tried
 
 
-@pytest.mark.parametrize("best", [0.02, 0.05, 0.066, 0.1, 0.3])
-@pytest.mark.parametrize("start", [0.05, 0.1])
-def test_the_best_budget_is_found(best: float, start: float) -> None:
-    tried = run(best, start)
-    held = max(each.budget for each in tried if each.feasible)
-    assert best / CLOSE <= held <= best
+@pytest.mark.parametrize("best", [0.004, 0.0123, 0.0172, 0.03, 0.1, 0.3])
+def test_the_budget_that_just_meets_the_gate_is_found_in_few_trials(best: float) -> None:
+    tried = run(lambda budget: -7.0 * math.log2(budget / best) - math.log2(budget / best) ** 2)
+    nearest = min(tried, key=lambda each: abs(each.excess_db))
+    assert 1 / CLOSE < nearest.budget / best < CLOSE
+    assert len(tried) <= len(STARTS) + 5
+
+
+def test_noise_of_the_prompts_moves_it_by_little() -> None:
+    noise = np.random.default_rng(0)
+    off = []
+    for _ in range(50):
+        tried = run(lambda budget: -6.0 * math.log2(budget / 0.017) + noise.normal(0, 0.7), trials=6)
+        off.append(abs(math.log2(min(tried, key=lambda each: abs(each.excess_db)).budget / 0.017)))
+    assert np.mean(off) < 0.7 / 6.0  # less than what one trial's noise would
 
 
 def test_nothing_known_and_the_ends_of_the_range_end_it() -> None:
     assert next_budget([], 0.01, 0.4) is None
-    assert run(1.0, 0.3)[-1] == Tried(0.4, True)
-    assert run(0.001, 0.012)[-1] == Tried(0.01, False)
-    assert next_budget([Tried(0.05, True), Tried(0.051, False)], 0.01, 0.4) is None
+    assert run(lambda _: 1.0)[-1].budget == 0.4
+    assert run(lambda _: -1.0)[-1].budget == 0.002
+    assert next_budget([Tried(0.05, 1.0), Tried(0.051, -1.0)], 0.01, 0.4) is None
 
 
-def test_a_budget_that_failed_below_one_that_held_is_noise() -> None:
-    tried = [Tried(0.04, False), Tried(0.05, True), Tried(0.0722, False)]
-    assert next_budget(tried, 0.01, 0.4) == pytest.approx(0.06008, abs=1e-4)
+def test_where_more_seems_to_look_better_the_middle_is_tried() -> None:
+    assert next_budget([Tried(0.01, -1.0), Tried(0.04, 1.0)], 0.002, 0.4) == pytest.approx(0.02)
