@@ -10,7 +10,7 @@ NUM_TRIALS = 4
 """Trials that the way may take beyond those that the search begins with."""
 
 CLOSE = 1.05
-"""Budgets within this factor are the same: their videos differ by no more than prompts' noise."""
+"""Budgets within about this factor are the same: their videos differ by no more than prompts' noise."""
 
 STRIDE = 2.0
 """Factor to step by while only budgets that hold, or only ones that fail, are known."""
@@ -40,16 +40,18 @@ def next_budget(tried: Sequence[Tried], lowest: float, highest: float) -> float 
     """
     if not tried:
         return None
-    known = [each.budget for each in tried]
-    if all(each.excess_db >= 0 for each in tried):
-        wanted = max(known) * STRIDE
-    elif all(each.excess_db < 0 for each in tried):
-        wanted = min(known) / STRIDE
-    else:
-        wanted = _crossing(tried)
-    wanted = min(max(wanted, lowest), highest)
-    close = any(1 / CLOSE < wanted / budget < CLOSE for budget in known)
-    return None if close else wanted
+    known, held = [each.budget for each in tried], [each.budget for each in tried if each.excess_db >= 0]
+    if not held or max(held) == max(known):
+        wanted = max(known) * STRIDE if held else min(known) / STRIDE
+        wanted = min(max(wanted, lowest), highest)
+        return None if wanted in known else wanted
+    crossing = _crossing(tried)
+    for wanted in (crossing, crossing / CLOSE, crossing / CLOSE**2):  # lower where that one missed
+        if max(held) * math.sqrt(CLOSE) > wanted:
+            return None
+        if all(abs(math.log(wanted / budget)) > math.log(CLOSE) / 2 for budget in known):
+            return wanted
+    return None
 
 
 def _crossing(tried: Sequence[Tried]) -> float:

@@ -22,6 +22,7 @@ def test_the_budget_that_just_meets_the_gate_is_found_in_few_trials(best: float)
     tried = run(lambda budget: -7.0 * math.log2(budget / best) - math.log2(budget / best) ** 2)
     nearest = min(tried, key=lambda each: abs(each.excess_db))
     assert 1 / CLOSE < nearest.budget / best < CLOSE
+    assert best / CLOSE**2 < max(each.budget for each in tried if each.excess_db >= 0) <= best
     assert len(tried) <= len(STARTS) + 5
 
 
@@ -41,5 +42,10 @@ def test_nothing_known_and_the_ends_of_the_range_end_it() -> None:
     assert next_budget([Tried(0.05, 1.0), Tried(0.051, -1.0)], 0.01, 0.4) is None
 
 
-def test_where_more_seems_to_look_better_the_middle_is_tried() -> None:
-    assert next_budget([Tried(0.01, -1.0), Tried(0.04, 1.0)], 0.002, 0.4) == pytest.approx(0.02)
+def test_a_budget_that_misses_by_a_hair_leads_to_one_below_it() -> None:
+    tried = [Tried(0.01, 5.0), Tried(0.02, -0.1), Tried(0.04, -6.5)]
+    assert 0.018 < (next_budget(tried, 0.002, 0.4) or 0.0) < 0.0195
+
+
+def test_one_that_misses_below_one_that_holds_is_noise() -> None:
+    assert next_budget([Tried(0.01, -0.1), Tried(0.04, 1.0)], 0.002, 0.4) == pytest.approx(0.08)
