@@ -23,6 +23,9 @@ REACH = (0.97, 1.15)
 """Range of the sparsity that a trial goes for, relative to the best that met the gate when it was asked for. Anything
 far from that would teach nothing: sparsity is known before a rendering, what its video looks like isn't."""
 
+REACHES = (1.05, 1.1)
+"""Reaches to try first, with all else as measured: which videos hold just beyond the gate is a matter of chance."""
+
 WEIGHTS = (0.5, 2.0)
 """Range of the factor on a group's measured sensitivity, searched on a logarithmic scale."""
 
@@ -136,6 +139,10 @@ class SearchSpace:
         """Give the trial with one budget and otherwise what was measured: the first choices, weights of 1."""
         weights: dict[str, Parameter] = {f"weight_{group}": 1.0 for group in self._groups()[1:]}
         return Start({"l1": budget} | weights | self._rest())
+
+    def beyond(self, reach: float) -> Start:
+        """Give the trial that goes for `reach` times the best sparsity and otherwise for what `at` does."""
+        return Start({"reach": reach} | {name: value for name, value in self.at(0.0).params.items() if name != "l1"})
 
     def is_at(self, params: Mapping[str, Parameter]) -> float | None:
         """Give the budget of a trial that is `at` one; None for any other trial."""

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,12 @@ from sparsetune.tuning.goal import directions, largest_shortfall
 from sparsetune.tuning.objective import KEPT, OWNER, Objective
 from sparsetune.tuning.runner import TimeIsUp
 from sparsetune.tuning.samplers import make_sampler
-from sparsetune.tuning.space import AIM, BUDGETS, CALIBRATED, THRESHOLDS, SearchSpace
+from sparsetune.tuning.space import AIM, BUDGETS, CALIBRATED, REACHES, THRESHOLDS, SearchSpace
 
 _HEARTBEAT_SECONDS = 10
 _GRACE_SECONDS = 60
 _SIGNATURE = "sparsetune"
-_BISECTION = "bisection"
+_LEADS, _BEYOND = "leads", "beyond"
 _SAME_FAILURES = 3
 _JOURNAL = "journal:"
 
@@ -128,10 +128,10 @@ def search(study: optuna.Study, objective: Objective, n_trials: int, seconds: fl
         if len(last) == _SAME_FAILURES and failed_alike:
             raise TuningError(f"trials must not all fail, but the last {len(last)} failed alike: {last[0].reason}")
 
-    def bisect(_: optuna.Study, __: FrozenTrial) -> None:
+    def lead(_: optuna.Study, __: FrozenTrial) -> None:
         if isinstance(study.sampler, optuna.samplers.RandomSampler):
             return  # who asks for random trials gets them
-        _enqueue_bisection(study, space, objective.runner.gate)
+        _enqueue_lead(study, objective)
 
     remaining = n_trials - num_done(study)
     if remaining <= 0:
@@ -143,7 +143,7 @@ def search(study: optuna.Study, objective: Objective, n_trials: int, seconds: fl
             n_trials=remaining,
             timeout=seconds,
             catch=(GenerationError,),
-            callbacks=[stop_on_repeated_failure, bisect],
+            callbacks=[stop_on_repeated_failure, lead],
         )
     except (KeyboardInterrupt, TimeIsUp) as cut_off:
         failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
@@ -152,13 +152,27 @@ def search(study: optuna.Study, objective: Objective, n_trials: int, seconds: fl
             raise
 
 
-def _enqueue_bisection(study: optuna.Study, space: SearchSpace, gate: Gate) -> None:
-    """Enqueue the next budget of the bisection, where nothing else waits and bisection has trials left."""
-    trials = study.get_trials(deepcopy=False)
+def _enqueue_lead(study: optuna.Study, objective: Objective) -> None:
+    """Enqueue what is known to be worth a trial before the sampler is asked, where nothing else waits.
+
+    First the budgets that lead to the gate, then what lies just beyond the best.
+    """
+    space, trials = objective.space, study.get_trials(deepcopy=False)
     if any(trial.state == TrialState.WAITING for trial in trials):
         return
-    if sum(_BISECTION in trial.user_attrs for trial in trials) >= NUM_TRIALS:
-        return
+    if sum(_LEADS in trial.user_attrs for trial in trials) < NUM_TRIALS:
+        budget = next_budget(_tried(trials, space, objective.runner.gate), *BUDGETS)
+        if budget is not None:
+            study.enqueue_trial(space.at(budget).params, user_attrs={THRESHOLDS: CALIBRATED, _LEADS: True})
+            return
+    num_beyond = sum(_BEYOND in trial.user_attrs for trial in trials)
+    if objective.aimed and objective.best_sparsity and space.kind == "budget" and num_beyond < len(REACHES):
+        marks = {THRESHOLDS: CALIBRATED, AIM: objective.best_sparsity, _BEYOND: True}
+        study.enqueue_trial(space.beyond(REACHES[num_beyond]).params, user_attrs=marks)
+
+
+def _tried(trials: Sequence[FrozenTrial], space: SearchSpace, gate: Gate) -> list[Tried]:
+    """The budgets that were tried for all layers, with what their videos came to."""
     tried = []
     for trial in trials:
         budget = space.is_at(trial.user_attrs.get("params", {}))
@@ -166,9 +180,7 @@ def _enqueue_bisection(study: optuna.Study, space: SearchSpace, gate: Gate) -> N
         # One that was given up because another is sparser says nothing about the gate.
         if budget is not None and psnr is not None and (trial.state == TrialState.COMPLETE or psnr < gate.min_psnr):
             tried.append(Tried(budget, -largest_shortfall(trial.user_attrs["shortfalls"])))
-    budget = next_budget(tried, *BUDGETS)
-    if budget is not None:
-        study.enqueue_trial(space.at(budget).params, user_attrs={THRESHOLDS: CALIBRATED, _BISECTION: True})
+    return tried
 
 
 def num_done(study: optuna.Study) -> int:
