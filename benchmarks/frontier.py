@@ -158,7 +158,8 @@ def searched(place: Field, seed: int, sampler: str) -> Tries:
     """Search as `sparsetune tune` does, as far as the grid's renderings go."""
     gate, config = place.bench.gate.min_psnr, place.bench.config
     spent = probes = PROBE_PROMPTS * (count_phases(config.generation.num_inference_steps) + NUM_GROUPS)
-    changes = {"sampler": sampler, "n_trials": len(SIMS) * len(CDFS), "study_name": f"{sampler}-{seed}-{gate:g}"}
+    n_trials = len(SIMS) * len(CDFS) - spent // len(place.bench.prompts)
+    changes = {"sampler": sampler, "n_trials": n_trials, "study_name": f"{sampler}-{seed}-{gate:g}"}
     bench = replace(place.bench, config=config.model_copy(update={"tune": config.tune.model_copy(update=changes)}))
     tried = []
     for trial in search(bench).trials:  # one that is given up after a prompt or two costs just these
