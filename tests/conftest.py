@@ -23,6 +23,8 @@ def isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyte
     for variable in list(os.environ):
         if variable.startswith("SPARSETUNE_") or variable in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
             monkeypatch.delenv(variable)
+    for variable in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("SPARSETUNE_CACHE__DIR", str(tmp_path_factory.getbasetemp() / "baselines"))
 
 

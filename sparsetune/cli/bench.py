@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparsetune.cli.command import Command
+from sparsetune.cli.failures import current_log, say_loading
 from sparsetune.cli.settings import build_config, config_options, generation_options, model_options
 
 if TYPE_CHECKING:
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
     from sparsetune.models.step_time import StepTimes
 
 
-@click.command(cls=Command, name="bench", short_help="Time sparse attention on this machine; find the break-even.")
+@click.command(
+    cls=Command,
+    name="bench",
+    shows_progress=True,
+    short_help="Time sparse attention on this machine; find the break-even.",
+)
 @config_options
 @click.option("--e2e", is_flag=True, help="Time whole denoising steps too, at forced sparsities.  [default: off]")
 @click.option(
@@ -53,7 +59,7 @@ def command(ctx: click.Context, e2e: bool, repeats: int, output: Path | None, as
     from sparsetune.models.step_time import StepTime, time_step
 
     config = build_config(ctx)
-    click.echo(f"loading {config.model.source} ...", err=True)
+    say_loading(config.model.source)
     loaded = load_pipeline(config.model)
     choice = backend_choice(config.backend, loaded.device)
     prompt = load_prompts(config.eval.prompt_file, 1)[0]
@@ -61,7 +67,7 @@ def command(ctx: click.Context, e2e: bool, repeats: int, output: Path | None, as
     shapes = step.shapes()
 
     def tell(name: str, milliseconds: float) -> None:
-        click.echo(f"  {name}: {milliseconds:.2f} ms", err=True)
+        current_log().say("timing", f"  {name}: {milliseconds:.2f} ms", name=name, milliseconds=milliseconds)
 
     def tell_step(row: StepTime) -> None:
         tell(f"step, {row.name}", row.ms)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sparsetune.cli.command import Command
+from sparsetune.cli.failures import say
 from sparsetune.cli.settings import build_config, cache_options, file_options
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def ls(ctx: click.Context, as_json: bool) -> None:
         row = _as_dict(entry)
         click.echo(f"{entry.digest[:12]}  {_size(entry.size_bytes):>9}  {row['last_used']}  {row['prompt']}")
     total = sum(entry.size_bytes for entry in entries)
-    click.echo(f"{len(entries)} baselines, {_size(total)}, in {cache.folder}", err=True)
+    say(f"{len(entries)} baselines, {_size(total)}, in {cache.folder}")
 
 
 @command.command(cls=Command, name="clear")

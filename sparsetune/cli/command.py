@@ -6,17 +6,31 @@ from typing import Any
 import click
 
 from sparsetune.cli.failures import Session
+from sparsetune.cli.log import LogFormat
+from sparsetune.cli.output_options import log_format_option, quiet_option
 from sparsetune.cli.terminal import quiet_libraries
 
 
 class Command(click.Command):
-    """A command whose options may also be spelled with underscores, as SpargeAttn-style scripts spell theirs."""
+    """A command whose options may also be spelled with underscores, as SpargeAttn-style scripts spell theirs.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    It takes the options of the whole program after its name too.
+
+    Args:
+        args: see `click.Command`.
+        shows_progress: list --quiet and --log-format in its help.
+        kwargs: see `click.Command`.
+    """
+
+    def __init__(self, *args: Any, shows_progress: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.params.append(
-            click.Option(["--debug"], is_flag=True, hidden=True, expose_value=False, callback=_set_debug)
-        )
+        self.shows_progress = shows_progress
+        shared: dict[str, Any] = {"expose_value": False}
+        self.params += [
+            quiet_option(callback=_set_quiet, hidden=not shows_progress, **shared),
+            log_format_option(callback=_set_log_format, hidden=not shows_progress, **shared),
+            click.Option(["--debug"], is_flag=True, hidden=True, callback=_set_debug, **shared),
+        ]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, after `--num_prompts` and the like became `--num-prompts`."""
@@ -26,9 +40,19 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run with the libraries underneath kept quiet, unless debugging."""
-        session = ctx.find_object(Session)
-        with contextlib.nullcontext() if session is not None and session.debug else quiet_libraries():
+        session = ctx.find_object(Session) or Session()
+        if self.shows_progress:
+            _say_start(ctx, session)
+        with contextlib.nullcontext() if session.debug else quiet_libraries(session.log):
             return super().invoke(ctx)
+
+
+def _say_start(ctx: click.Context, session: Session) -> None:
+    from sparsetune import __version__
+    from sparsetune.cli.log_events import SCHEMA_VERSION
+
+    name = str(ctx.info_name)
+    session.log.say("start", f"sparsetune {name}", command=name, version=__version__, schema_version=SCHEMA_VERSION)
 
 
 def _dashed(arg: str, known: set[str]) -> str:
@@ -41,3 +65,15 @@ def _set_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None
     session = ctx.find_object(Session)
     if value and session is not None:
         session.debug = True
+
+
+def _set_quiet(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    session = ctx.find_object(Session)
+    if value and session is not None:
+        session.quiet = True
+
+
+def _set_log_format(ctx: click.Context, _param: click.Parameter, value: LogFormat | None) -> None:
+    session = ctx.find_object(Session)
+    if value is not None and session is not None:
+        session.log_format = value

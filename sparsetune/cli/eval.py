@@ -1,12 +1,14 @@
 """`sparsetune eval`: a policy judged on rendered video."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from sparsetune.cli.command import Command
+from sparsetune.cli.failures import current_log, say_loading
 from sparsetune.cli.settings import (
     build_config,
     cache_options,
@@ -24,7 +26,12 @@ if TYPE_CHECKING:
     from sparsetune.evaluation.events import EvaluationListener
 
 
-@click.command(cls=Command, name="eval", short_help="Render prompts dense and sparse, and judge the difference.")
+@click.command(
+    cls=Command,
+    name="eval",
+    shows_progress=True,
+    short_help="Render prompts dense and sparse, and judge the difference.",
+)
 @config_options
 @click.option(
     "--use-tuned",
@@ -83,8 +90,9 @@ def command(
     output_dir = config.eval.output_dir or config.model.results_folder / "eval"
     checkpoint = local_checkpoint(checkpoint, config)
     with results_alone():
-        click.echo(f"loading {config.model.source} ...", err=True)
-        result = evaluate_config(config, checkpoint, output_dir, _listeners(config), difference=difference)
+        say_loading(config.model.source)
+        with _listeners(config) as listeners:
+            result = evaluate_config(config, checkpoint, output_dir, listeners, difference=difference)
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
     else:
@@ -99,12 +107,14 @@ def command(
         raise GateError(f"the gate must be met, but: {'; '.join(result.gate.failures)}; tune for less sparsity")
 
 
-def _listeners(config: Config) -> "Sequence[EvaluationListener]":
+@contextlib.contextmanager
+def _listeners(config: Config) -> "Iterator[Sequence[EvaluationListener]]":
     from sparsetune.cli.display import EvaluationDisplay
 
-    display = EvaluationDisplay()
-    if not config.tracking.enabled:
-        return (display,)
-    from sparsetune.tracking import TrackingListener
+    with contextlib.closing(EvaluationDisplay(current_log(), f"eval {config.model.name}")) as display:
+        if not config.tracking.enabled:
+            yield (display,)
+            return
+        from sparsetune.tracking import TrackingListener
 
-    return (display, TrackingListener(config))
+        yield (display, TrackingListener(config))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sparsetune.cli.command import Command
+from sparsetune.cli.failures import current_log, say, say_loading
 from sparsetune.cli.settings import (
     build_config,
     config_options,
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
     from sparsetune.models.prompts import Prompt
 
 
-@click.command(cls=Command, name="generate", short_help="Render one prompt, dense or sparse.")
+@click.command(
+    cls=Command,
+    name="generate",
+    shows_progress=True,
+    short_help="Render one prompt, dense or sparse.",
+)
 @click.argument("prompt")
 @config_options
 @click.option("--use-tuned", is_flag=True, help="Render under results/MODEL/checkpoint.  [default: off, dense]")
@@ -67,7 +73,7 @@ def command(
       sparsetune generate "a panda eats bamboo" --model cogvideox-2b --use-tuned -o panda.mp4
       sparsetune generate "a panda eats bamboo" --checkpoint models:/cogvideox-2b-sparse@champion --dense
     """
-    from sparsetune.cli.progress import clock
+    from sparsetune.cli.clock import clock
     from sparsetune.cli.stores import local_checkpoint
     from sparsetune.errors import PromptError
     from sparsetune.models.prompts import Prompt
@@ -83,31 +89,29 @@ def command(
     frames, seconds, sparsity = _render(config, Prompt(prompt, image), checkpoint)
     write_video(target, frames, config.generation.fps)
     how = "dense" if sparsity is None else f"at sparsity {sparsity:.3f}"
-    click.echo(f"rendered {how} in {clock(seconds)}", err=True)
+    say(f"rendered {how} in {clock(seconds)}")
     click.echo(target)
 
 
 def _render(config: Config, prompt: "Prompt", checkpoint: str | None) -> "tuple[Frames, float, float | None]":
     from sparsetune.checkpoint import load_checkpoint
-    from sparsetune.cli.progress import ProgressBar
+    from sparsetune.cli.progress import RenderingProgress
     from sparsetune.cli.terminal import results_alone
     from sparsetune.models.generation import Renderer
     from sparsetune.models.loading import load_pipeline
     from sparsetune.models.sparse import sparsify
     from sparsetune.models.tuned_for import warn_of_other_settings
 
-    bar = ProgressBar()
     with results_alone(), contextlib.ExitStack() as stack:
-        bar.line(f"loading {config.model.source} ...")
+        say_loading(config.model.source)
         renderer = Renderer(load_pipeline(config.model), config.generation)
         handle = None
         if checkpoint is not None:
             loaded = load_checkpoint(checkpoint)
             warn_of_other_settings(loaded.manifest, config.generation)
             handle = stack.enter_context(sparsify(renderer.loaded.pipe, loaded, config.backend, config.break_even))
-        bar.start("rendering", config.generation.num_inference_steps)
-        stack.callback(bar.stop)
-        rendering = renderer.render(
-            prompt, config.eval.seed, lambda step, count: bar.advance(1, f"step {step}/{count}")
-        )
+        progress = RenderingProgress(current_log(), config.generation.num_inference_steps)
+        stack.enter_context(contextlib.closing(progress))
+        progress.start()
+        rendering = renderer.render(prompt, config.eval.seed, progress.step)
         return rendering.frames, rendering.seconds, None if handle is None else handle.stats().sparsity

@@ -7,10 +7,16 @@ from typing import cast
 import click
 
 from sparsetune.cli.command import Command
+from sparsetune.cli.failures import current_log
 from sparsetune.cli.settings import build_config, file_options, gate_options, metric_options
 
 
-@click.command(cls=Command, name="metrics", short_help="Compare existing videos, with no model.")
+@click.command(
+    cls=Command,
+    name="metrics",
+    shows_progress=True,
+    short_help="Compare existing videos, with no model.",
+)
 @click.argument("dense", type=click.Path(path_type=Path))
 @click.argument("sparse", type=click.Path(path_type=Path))
 @click.option(
@@ -42,7 +48,7 @@ def command(ctx: click.Context, dense: Path, sparse: Path, align: str, require_g
     def on_pair(number: int, count: int, pair: VideoPair) -> None:
         if count > 1:
             values = ", ".join(metric_text(name, value) for name, value in pair.metrics.items())
-            click.echo(f"{number}/{count} {pair.name}: {values}", err=True)
+            current_log().say("pair", f"{number}/{count} {pair.name}: {values}", name=pair.name, metrics=pair.metrics)
 
     config = build_config(ctx)
     import_metrics(config.eval.metric_modules)

@@ -1,80 +1,58 @@
-"""Progress on stderr: a bar with time left on a terminal, plain lines elsewhere."""
+"""The progress of one rendering."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.text import Text
 
-from sparsetune.cli.terminal import stderr_console
+from sparsetune.cli.clock import clock as clock_text
+from sparsetune.cli.live.memory import read_memory
+from sparsetune.cli.live.outlet import Clock, Outlet
+from sparsetune.cli.live.parts import BarLine, Labelled, left_text, line, memory_rows, percent
+from sparsetune.cli.live.phase import Phase
+from sparsetune.cli.live.time_left import TimeLeft, pace_text
+from sparsetune.cli.log import Log
 
 
-class ProgressBar:
-    """A bar that counts steps of work, and lines above it.
+class RenderingProgress:
+    """Shows the denoising steps of a rendering, with the time left.
 
     Args:
-        console: where to draw; stderr where None.
+        log: of the command.
+        num_steps: that it will have.
+        console: of stderr; None makes one.
+        clock: gives seconds.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or stderr_console()
-        self._progress: Progress | None = None
-        self._task = TaskID(0)
-        self._started = time.monotonic()
-        self._done = 0
-        self._total: int | None = None
+    def __init__(self, log: Log, num_steps: int, console: Console | None = None, clock: Clock = time.monotonic) -> None:
+        self.outlet = Outlet(log, self._draw, console, clock)
+        self.phase = Phase("render", float(num_steps))
 
-    def start(self, text: str, total: int | None) -> None:
-        """Begin with `total` steps; None where nobody knows."""
-        self._started, self._done, self._total = time.monotonic(), 0, total
-        if self.console.is_terminal and not self.console.is_dumb_terminal:
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=30),
-                TextColumn("{task.percentage:>3.0f} %"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-            )
-            self._task = self._progress.add_task(escape(text), total=total)
-            self._progress.start()
+    def start(self) -> None:
+        """Begin."""
+        self.phase = self.phase.begin(self.outlet.clock(), self.phase.total)
+        self.outlet.start()
 
-    def advance(self, steps: int = 1, text: str | None = None) -> None:
-        """Count steps that were worked on, and say what is being done."""
-        self._done += steps
-        if self._progress is not None:
-            self._progress.update(self._task, advance=steps, description=escape(text) if text else None)
+    def step(self, step: int, _num_steps: int) -> None:
+        """Count a step, from 1."""
+        self.phase = replace(self.phase, done=float(step))
+        self.outlet.pulse(self.phase, self._left)
 
-    def skip(self, steps: int) -> None:
-        """Take steps out that cost no time (a cached video), so that the time left stays honest."""
-        if self._total is not None:
-            self._total -= steps
-            if self._progress is not None:
-                self._progress.update(self._task, total=self._total)
+    def close(self) -> None:
+        """End the view."""
+        self.outlet.stop()
 
-    def line(self, text: str) -> None:
-        """Print a line that stays, above the bar."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def _left(self, now: float) -> TimeLeft:
+        left = self.phase.seconds_left(now)
+        return TimeLeft(left, left, pace_text(self.phase, now, "step"))
 
-    def stop(self) -> None:
-        """End the bar; nothing of it stays on the screen."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-
-    @property
-    def time_left(self) -> str:
-        """The time left at the pace so far, e.g. `2:05`; empty where it can't be told."""
-        if not self._done or self._total is None or self._total <= self._done:
-            return ""
-        seconds = (time.monotonic() - self._started) / self._done * (self._total - self._done)
-        return clock(seconds)
-
-
-def clock(seconds: float) -> str:
-    """Write seconds as `m:ss` or `h:mm:ss`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    def _draw(self, width: int, height: int) -> Sequence[RenderableType]:
+        now, phase = self.outlet.clock(), self.phase
+        text = line(f"{percent(phase.fraction)}, step {phase.done:.0f}/{phase.total or 0:.0f}")
+        return [
+            Labelled("render", BarLine(phase.fraction, max(4, min(40, width - 30)), Text(), text)),
+            Labelled("left", line(left_text(self._left(now)), f", {clock_text(phase.seconds(now))} so far")),
+            *memory_rows(read_memory()),
+        ]

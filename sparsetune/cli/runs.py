@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sparsetune.cli.command import Command
+from sparsetune.cli.failures import say
 from sparsetune.cli.settings import build_config
 from sparsetune.cli.stores import model_option, open_store, short_name, store_options
 
@@ -39,12 +40,12 @@ def command(ctx: click.Context, model: str | None, limit: int, as_json: bool) ->
         click.echo(json.dumps([dataclasses.asdict(row) for row in rows[:limit]], indent=2, ensure_ascii=False))
         return
     if not rows:
-        click.echo("no runs are recorded; make one: sparsetune tune", err=True)
+        say("no runs are recorded; make one: sparsetune tune")
         return
     heads = ("run", "name", "model", "sparsity", "psnr (dB)", "score", "gate", "review", "aliases")
     print_table((heads, [_cells(row) for row in rows[:limit]]))
     if len(rows) > limit:
-        click.echo(f"{len(rows) - limit} more; see them with --limit {len(rows)}", err=True)
+        say(f"{len(rows) - limit} more; see them with --limit {len(rows)}")
 
 
 def _cells(row: "RunRow") -> list[str]:

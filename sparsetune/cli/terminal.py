@@ -1,15 +1,18 @@
 """What reaches the terminal: our own lines on stderr, results on stdout, other libraries' chatter nowhere."""
 
 import contextlib
+import functools
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
-import click
 from rich.console import Console
+
+from sparsetune.cli.failures import current_log
+from sparsetune.cli.log import Log
+from sparsetune.cli.log_events import Level
 
 QUIET_ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -24,6 +27,9 @@ QUIET_ENVIRONMENT = {
 """Set, where the user set nothing else, before the libraries are imported: they read them only then."""
 
 
+_LEVELS: Final[tuple[tuple[int, Level], ...]] = ((logging.ERROR, "error"), (logging.WARNING, "warning"))
+
+
 class _OursOnly(logging.Filter):
     """Lets sparsetune's records pass, and of others only errors."""
 
@@ -31,30 +37,42 @@ class _OursOnly(logging.Filter):
         return record.name.partition(".")[0] == "sparsetune" or record.levelno >= logging.ERROR
 
 
-class _StderrHandler(logging.Handler):
-    """Writes a record as one plain line, at stderr as it is then (a test or progress display may replace it)."""
+class _LogHandler(logging.Handler):
+    """Says a record as one line."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        click.echo(f"{level}{record.getMessage()}", err=True)
+        level: Level = next((name for number, name in _LEVELS if record.levelno >= number), "info")
+        self._log.say("log", record.getMessage(), level, logger=record.name)
+
+
+class SteadyConsole(Console):
+    """A console that never hides the cursor: a process that is killed could not bring it back."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        """Leave it as it is."""
+        return False
 
 
 def stderr_console() -> Console:
     """Give a console on stderr; without colours where `NO_COLOR` is set or stderr is no terminal."""
-    return Console(stderr=True, soft_wrap=True, highlight=False)
-
-
-def stdout_console() -> Console:
-    """Give a console on stdout, for results."""
-    return Console(soft_wrap=True, highlight=False)
+    return SteadyConsole(stderr=True, soft_wrap=True, highlight=False)
 
 
 @contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Let only sparsetune's own warnings and log records through, as one line each on stderr."""
+def quiet_libraries(log: Log | None = None) -> Iterator[None]:
+    """Let only sparsetune's own warnings and log records through, as one line each.
+
+    Args:
+        log: what says them; None is that of the command that is running.
+    """
+    log = log or current_log()
     for variable, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    handler = _StderrHandler()
+    handler = _LogHandler(log)
     handler.addFilter(_OursOnly())
     root, ours = logging.getLogger(), logging.getLogger("sparsetune")
     level = ours.level
@@ -65,7 +83,7 @@ def quiet_libraries() -> Iterator[None]:
         warnings.filterwarnings("default", module=r"sparsetune(\.|$)")
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", category)  # of a library about our call: the developer's matter
-        warnings.showwarning = _show_warning
+        warnings.showwarning = functools.partial(_show_warning, log)
         try:
             yield
         finally:
@@ -75,12 +93,12 @@ def quiet_libraries() -> Iterator[None]:
 
 @contextlib.contextmanager
 def results_alone() -> Iterator[None]:
-    """Send to stderr what libraries print to stdout meanwhile, so that stdout holds the result and nothing else."""
-    with contextlib.redirect_stdout(sys.stderr):
+    """Say on stderr what libraries print to stdout meanwhile, so that stdout holds the result and nothing else."""
+    with current_log().gathered():
         yield
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_args: Any, **_kwargs: Any) -> None:
+def _show_warning(log: Log, message: Warning | str, category: type[Warning], *_args: Any, **_kwargs: Any) -> None:
     if category.__module__.partition(".")[0] not in ("builtins", "sparsetune"):
         return  # a library's own kind of warning, laid at our door by its stack level
-    click.echo(f"warning: {' '.join(str(message).split())}", err=True)
+    log.say("log", " ".join(str(message).split()), "warning", logger="sparsetune")

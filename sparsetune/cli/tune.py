@@ -1,13 +1,15 @@
 """`sparsetune tune`: thresholds searched for a model."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from sparsetune.cli.command import Command
+from sparsetune.cli.failures import current_log, say, say_loading
 from sparsetune.cli.settings import (
     build_config,
     cache_options,
@@ -26,7 +28,12 @@ if TYPE_CHECKING:
     from sparsetune.tuning.events import TrialResult, TuningListener, TuningResult
 
 
-@click.command(cls=Command, name="tune", short_help="Search thresholds for a model; leave the best as a checkpoint.")
+@click.command(
+    cls=Command,
+    name="tune",
+    shows_progress=True,
+    short_help="Search thresholds for a model; leave the best as a checkpoint.",
+)
 @config_options
 @settings("tune.tuner", "tune.n_trials", "tune.max_minutes", "tune.num_prompts", "tune.prompt_file", "tune.seed")
 @setting("eval.num_prompts", "--num-eval-prompts", help="Prompts to judge the winner by, from the top of the file")
@@ -98,8 +105,9 @@ def command(
         return
     folder = output_dir or config.model.results_folder
     with results_alone():
-        click.echo(f"loading {config.model.source} ...", err=True)
-        result = tune(config, output_dir=folder, listeners=_listeners(config))
+        say_loading(config.model.source)
+        with _listeners(config) as listeners:
+            result = tune(config, output_dir=folder, listeners=listeners)
     click.echo(json.dumps(outcome_dict(result), indent=2, ensure_ascii=False) if as_json else tuning_text(result))
     if result.interrupted:
         raise click.Abort
@@ -112,7 +120,8 @@ def _print_cost(config: Config, as_json: bool) -> None:
     from sparsetune.tuning.cost import estimate
 
     with results_alone():
-        click.echo(f"loading {config.model.source} and measuring some steps ...", err=True)
+        say_loading(config.model.source)
+        say("measuring some steps of it ...")
         cost = estimate(config)
     click.echo(json.dumps(cost_dict(cost), indent=2) if as_json else cost_text(cost))
 
@@ -143,12 +152,14 @@ def _missed(trial: "TrialResult | None") -> str:
     return f", which misses {' and '.join(missed)}" if missed else ""
 
 
-def _listeners(config: Config) -> "Sequence[TuningListener]":
+@contextlib.contextmanager
+def _listeners(config: Config) -> "Iterator[Sequence[TuningListener]]":
     from sparsetune.cli.tuning_display import TuningDisplay
 
-    display = TuningDisplay()
-    if not config.tracking.enabled:
-        return (display,)
-    from sparsetune.tracking import TrackingListener
+    with contextlib.closing(TuningDisplay(current_log())) as display:
+        if not config.tracking.enabled:
+            yield (display,)
+            return
+        from sparsetune.tracking import TrackingListener
 
-    return (display, TrackingListener(config))
+        yield (display, TrackingListener(config))

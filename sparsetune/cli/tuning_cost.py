@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sparsetune.cli.progress import clock
+from sparsetune.cli.clock import clock
 from sparsetune.cli.tables import table_text
 
 if TYPE_CHECKING:

@@ -1,10 +1,22 @@
-"""A listener that shows a search's progress: trials with the best so far, sparsity, PSNR and time left."""
+"""A listener that shows how a search goes on: its phases, trials in hand, the best so far and the time left."""
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from sparsetune.cli.display import EvaluationDisplay
-from sparsetune.cli.progress import ProgressBar, clock
-from sparsetune.evaluation.events import EvaluationListener
+from rich.console import Console, RenderableType
+
+from sparsetune.cli.clock import clock as clock_text
+from sparsetune.cli.display import EvaluationFollower
+from sparsetune.cli.live.evaluation import EvaluationState
+from sparsetune.cli.live.memory import read_memory
+from sparsetune.cli.live.outlet import Clock, Outlet
+from sparsetune.cli.live.phase import Phase
+from sparsetune.cli.live.search import SearchState
+from sparsetune.cli.live.search_view import search_rows
+from sparsetune.cli.live.time_left import TimeLeft, search_time_left
+from sparsetune.cli.log import Log
+from sparsetune.evaluation.events import EvaluationListener, EvaluationStarted
 from sparsetune.tuning.events import (
     CalibrationStep,
     ProbeStep,
@@ -17,93 +29,191 @@ from sparsetune.tuning.events import (
     TuningResult,
 )
 
+_PHASES = {
+    "calibrate": "calibrating on the tune prompts",
+    "search": "running SpargeAttn's own search on the tune prompts",
+    "probe": "probing which parts of the generation bear sparsity",
+    "trials": "trying policies on the tune prompts",
+    "judge": "judging SpargeAttn's default thresholds, then the winner, on the eval prompts",
+}
+
 
 class TuningDisplay(TuningListener):
-    """Shows calibration, trials and the winner's evaluation, one bar after the other, and a line for each trial."""
+    """Shows a search, trials that run at once included, and the judging of its winner.
 
-    def __init__(self, bar: ProgressBar | None = None) -> None:
-        self._bar = bar or ProgressBar()
-        self._study: StudyStarted | None = None
-        self._best: TrialResult | None = None
-        self._trial_steps = 0
-        self._phase = ""
+    Args:
+        log: of the command.
+        console: of stderr; None makes one.
+        clock: gives seconds.
+    """
+
+    def __init__(self, log: Log, console: Console | None = None, clock: Clock = time.monotonic) -> None:
+        self.outlet = Outlet(log, self._draw, console, clock)
+        self.state: SearchState | None = None
+        self._said_phase = ""
 
     def on_study_start(self, event: StudyStarted) -> None:
         """Say what is searched, and where it can be taken up again."""
-        self._study = event
         done = f", {event.num_done} of them done earlier" if event.num_done else ""
         prompts = "1 prompt" if len(event.prompts) == 1 else f"{len(event.prompts)} prompts"
-        self._bar.line(f"study {event.study_name}: {event.n_trials} trials{done}, on {prompts}")
+        self.outlet.say(
+            "study_start",
+            f"study {event.study_name}: {event.n_trials} trials{done}, on {prompts}",
+            study_name=event.study_name,
+            n_trials=event.n_trials,
+            num_done=event.num_done,
+            num_prompts=len(event.prompts),
+            num_steps=event.num_steps,
+        )
+        self.state = SearchState.begun(event, self.outlet.clock())
+        self.outlet.start()
 
     def on_calibration_step(self, event: CalibrationStep) -> None:
         """Count a step of the calibration."""
-        self._enter("calibrating", event.num_prompts * event.num_steps)
-        if event.step == 1:
-            self._bar.line(f"calibrating on tune prompt {event.index + 1}/{event.num_prompts}")
-        self._bar.advance(1, f"calibrating, prompt {event.index + 1}/{event.num_prompts}")
+        if self.state is not None:
+            self.keep(self.state.calibrated(event, self.outlet.clock()))
 
     def on_probe_step(self, event: ProbeStep) -> None:
         """Count a step of a sensitivity probe."""
-        self._enter("probing", event.num_renderings * event.num_steps)
-        if event.index == 0 and event.step == 1:
-            self._bar.line(f"probing which parts of the generation bear sparsity: {event.num_renderings} renderings")
-        self._bar.advance(1, f"probing, rendering {event.index + 1}/{event.num_renderings}")
+        if self.state is not None:
+            self.keep(self.state.probed(event, self.outlet.clock()))
 
     def on_trial_start(self, event: TrialStarted) -> None:
-        """Begin the bar with the first trial: its steps are those of all trials that are left."""
-        if self._study is not None:
-            left = max(1, self._study.n_trials - self._study.num_done)
-            self._enter("trials", left * self._steps_of_a_trial)
-        self._trial_steps = 0
-        self._bar.advance(0, self._where(event.number))
+        """Take a trial up."""
+        if self.state is None:
+            return
+        self.keep(self.state.trial_started(event, self.outlet.clock()))
+        self.outlet.say(
+            "trial_start",
+            f"{self._where(event.number)} begins",
+            trial=event.number,
+            params=dict(event.params),
+            worker=event.worker,
+        )
 
     def on_step(self, event: TrialStep) -> None:
-        """Count a step."""
-        self._trial_steps += 1
-        self._bar.advance(1, f"{self._where(event.number)}, prompt {event.index + 1}/{event.num_prompts}")
+        """Count a step of a trial."""
+        if self.state is not None:
+            self.keep(self.state.trial_stepped(event, self.outlet.clock()))
 
     def on_prompt(self, event: TrialPrompt) -> None:
-        """Nothing beyond the bar: a trial's line follows when all its prompts are judged."""
+        """Keep what a prompt of a trial came to."""
+        if self.state is None:
+            return
+        self.keep(self.state.trial_judged(event, self.outlet.clock()))
+        psnr, sparsity = event.result.metrics.get("psnr"), event.result.sparsity
+        self.outlet.say(
+            "trial_prompt",
+            f"{self._where(event.number)}, prompt {event.index + 1}/{event.num_prompts}: psnr {psnr} dB",
+            trial=event.number,
+            prompt_index=event.index,
+            num_prompts=event.num_prompts,
+            psnr=psnr,
+            sparsity=sparsity,
+        )
 
     def on_trial(self, result: TrialResult) -> None:
-        """Print the trial's outcome, the best so far and the time left."""
-        self._bar.skip(max(0, self._steps_of_a_trial - self._trial_steps))
-        if result.feasible and (self._best is None or (result.sparsity or 0.0) > (self._best.sparsity or 0.0)):
-            self._best = result
-        best = f"; best: trial {self._best.number + 1}, {trial_text(self._best)}" if self._best else ""
-        left = f"; {self._bar.time_left} left" if self._bar.time_left else ""
-        self._bar.line(f"{self._where(result.number)} ({clock(result.seconds)}): {outcome_text(result)}{best}{left}")
+        """Say a trial's outcome, the best so far and the time left."""
+        if self.state is None:
+            return
+        self.keep(self.state.trial_ended(result, self.outlet.clock()))
+        best, left = self.state.best, self._time_left(self.outlet.clock())
+        said = f"{self._where(result.number)} ({clock_text(result.seconds)}): {outcome_text(result)}"
+        said += f"; best: trial {best.number + 1}, {trial_text(best)}" if best else ""
+        said += f"; {clock_text(left.phase)} of trials left" if left.phase else ""
+        names = ("state", "reason", "sparsity", "psnr", "psnr_worst", "frame_cosine", "feasible", "seconds")
+        fields = {name: getattr(result, name) for name in names}
+        self.outlet.say(
+            "trial_end", said, trial=result.number, best_trial=None if best is None else best.number, **fields
+        )
 
     def on_winner(self, trial: TrialResult, checkpoint_path: Path) -> None:
-        """End the bar; the winner's evaluation has its own."""
-        self._bar.stop()
-        self._bar.line(f"winner: trial {trial.number + 1}, {trial_text(trial)}")
-        self._bar.line("judging SpargeAttn's default thresholds, then the winner, on the eval prompts")
+        """Say who won; the judging follows."""
+        if self.state is None:
+            return
+        self.outlet.say(
+            "winner",
+            f"winner: trial {trial.number + 1}, {trial_text(trial)}",
+            trial=trial.number,
+            sparsity=trial.sparsity,
+            psnr=trial.psnr,
+            checkpoint_path=checkpoint_path,
+        )
+        self.keep(self.state.won(self.outlet.clock()))
 
     def evaluation_listeners(self) -> tuple[EvaluationListener, ...]:
-        """Show the winner's evaluation in the same place."""
-        return (EvaluationDisplay(self._bar),)
+        """Show the judging in the same place."""
+        return (_Judging(self),)
 
     def on_study_end(self, result: TuningResult) -> None:
-        """End the bar."""
-        self._bar.stop()
+        """End the view: the result follows."""
+        self.outlet.stop()
+        best = None if result.best is None else result.best.number
+        self.outlet.say(
+            "study_end",
+            f"study {result.study_name}, {clock_text(result.seconds)}",
+            best_trial=best,
+            seconds=result.seconds,
+            interrupted=result.interrupted,
+        )
 
     def on_failure(self, error: BaseException) -> None:
-        """End the bar."""
-        self._bar.stop()
+        """End the view, and leave what it showed last: no result tells it."""
+        self.outlet.stop(keep=True)
 
-    @property
-    def _steps_of_a_trial(self) -> int:
-        return len(self._study.prompts) * self._study.num_steps if self._study is not None else 0
+    def close(self) -> None:
+        """End the view, however the command ended."""
+        self.outlet.stop()
 
-    def _enter(self, phase: str, total: int) -> None:
-        if phase != self._phase:
-            self._bar.stop()
-            self._bar.start(phase, total)
-            self._phase = phase
+    def keep(self, state: SearchState) -> None:
+        """Keep the next state; a phase that begins is said, and now and then how far it has come."""
+        self.state = state
+        phase = state.phase
+        if phase is not None and phase.name != self._said_phase:
+            self._said_phase = phase.name
+            self.outlet.say("phase", _PHASES[phase.name], phase=phase.name)
+        self.outlet.pulse(phase, self._time_left)
+
+    def _time_left(self, now: float) -> TimeLeft:
+        return TimeLeft() if self.state is None else search_time_left(self.state, now)
 
     def _where(self, number: int) -> str:
-        return f"trial {number + 1}" + (f"/{self._study.n_trials}" if self._study is not None else "")
+        return f"trial {number + 1}" + (f"/{self.state.study.n_trials}" if self.state is not None else "")
+
+    def _draw(self, width: int, height: int) -> Sequence[RenderableType]:
+        if self.state is None:
+            return ()
+        return search_rows(self.state, self.outlet.clock(), read_memory(), width, height)
+
+
+class _Judging(EvaluationFollower):
+    """Shows an evaluation within its search."""
+
+    def __init__(self, display: TuningDisplay) -> None:
+        super().__init__(display.outlet)
+        self._display = display
+
+    def begun(self, event: EvaluationStarted) -> EvaluationState:
+        """Begin it in the search's state, which knows what is cached by now."""
+        assert self._display.state is not None
+        state = self._display.state.evaluation_begun(event, self.outlet.clock())
+        self._display.keep(state)
+        return state.evaluations[-1]
+
+    def keep(self, state: EvaluationState) -> None:
+        """Keep the next state in the search's."""
+        super().keep(state)
+        if self._display.state is not None:
+            self._display.keep(self._display.state.evaluation_went_on(state, self.outlet.clock()))
+
+    @property
+    def phase(self) -> Phase | None:
+        """The judging as a whole."""
+        return None if self._display.state is None else self._display.state.phase
+
+    def left(self, now: float) -> TimeLeft:
+        """Estimate what is left of the search."""
+        return TimeLeft() if self._display.state is None else search_time_left(self._display.state, now)
 
 
 def trial_text(trial: TrialResult) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sparsetune.cli.progress import clock
+from sparsetune.cli.clock import clock
 from sparsetune.cli.tables import Table, before_after_text, evaluation_text, table_text
 from sparsetune.cli.tuning_display import trial_text
 from sparsetune.tuning.events import Insight, TrialResult, TuningResult

@@ -3,6 +3,7 @@
 import click
 
 from sparsetune.cli.command import Command
+from sparsetune.cli.failures import say
 from sparsetune.cli.settings import build_config, file_options, setting
 
 
@@ -25,9 +26,6 @@ def command(ctx: click.Context, host: str, port: int) -> None:
 
     from sparsetune.tracking import resolve_store, serve
     from sparsetune.tracking.view import page_of
-
-    def say(line: str) -> None:
-        click.echo(line, err=True)
 
     tracking = build_config(ctx).tracking
     store = resolve_store(tracking)

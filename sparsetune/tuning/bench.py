@@ -96,6 +96,7 @@ class Bench:
             prompts=texts(self.prompts),
             num_steps=self.config.generation.num_inference_steps,
             output_dir=self.output_dir,
+            num_eval_prompts=len(self.eval_prompts),
         )
         tell(self.listeners, lambda listener: listener.on_study_start(event))
 

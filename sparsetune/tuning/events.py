@@ -28,6 +28,7 @@ class StudyStarted:
         prompts: tune prompts, in order.
         num_steps: denoising steps of one rendering.
         output_dir: where the winner goes.
+        num_eval_prompts: prompts that will judge the winner.
     """
 
     study_name: str
@@ -38,6 +39,7 @@ class StudyStarted:
     prompts: tuple[str, ...]
     num_steps: int
     output_dir: Path
+    num_eval_prompts: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,16 @@ class ProbeStep:
 
 @dataclass(frozen=True)
 class TrialStarted:
-    """Trial `number` begins with these parameters."""
+    """Trial `number` begins with these parameters.
+
+    Several may be in hand at once, each with events of its own; `worker` is the host and device that runs it, None
+    where that is this process.
+    """
 
     number: int
     params: Mapping[str, Parameter]
     policy: Policy
+    worker: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,72 +1,120 @@
 import io
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from sparsetune.cli.clock import clock
 from sparsetune.cli.display import EvaluationDisplay
-from sparsetune.cli.progress import ProgressBar, clock
-from sparsetune.evaluation.events import EvaluationStarted, PromptDone, PromptStarted, StepDone
+from sparsetune.cli.live.outlet import can_be_live
+from sparsetune.cli.log import JsonLog, Log, TextLog
+from sparsetune.cli.terminal import SteadyConsole
+from sparsetune.evaluation.events import EvaluationEnded, EvaluationStarted, PromptDone, PromptStarted, StepDone
 from sparsetune.evaluation.pair import PromptResult
-
-GOOD = PromptResult(
-    prompt="a red circle",
-    seed=1,
-    metrics={"frame_cosine": 0.9871, "psnr": 38.453},
-    sparsity=0.25,
-    seconds_dense=4.0,
-    seconds_sparse=3.0,
-    dense_cached=True,
-)
+from tests.cli.live.events import FakeClock, judged
+from tests.cli.live.screen import PseudoTerminal
+from tests.tracking.conftest import make_result
 
 
-def watch(console: Console, result: PromptResult) -> str:
-    display = EvaluationDisplay(ProgressBar(console))
-    display.on_start(EvaluationStarted({}, ("a red circle",), 10, ("dense", "sparse"), ("psnr",)))
-    display.on_prompt_start(PromptStarted(0, 1, "a red circle", 1))
+class Terminal(io.StringIO):
+    """A file that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def watch(log: Log, result: PromptResult, seconds: float = 1.0, console: Console | None = None) -> None:
+    time = FakeClock()
+    display = EvaluationDisplay(log, "eval demo", console or Console(file=io.StringIO()), time)
+    display.on_start(EvaluationStarted({}, ("a red circle", "b"), 10, ("dense", "sparse"), ("psnr",)))
+    display.on_prompt_start(PromptStarted(0, 2, "a red circle", 1))
     display.on_step(StepDone(0, "dense", 10, 10, cached=True))
     for step in range(1, 11):
+        time.now += seconds
         display.on_step(StepDone(0, "sparse", step, 10))
-    display.on_prompt(PromptDone(0, 1, result, {"dense": Path("x.mp4")}))
-    display.on_failure(KeyboardInterrupt())
-    file = console.file
-    assert isinstance(file, io.StringIO)
-    return file.getvalue()
+    display.on_prompt(PromptDone(0, 2, result, {"dense": Path("x.mp4")}))
+    display.on_prompt_start(PromptStarted(1, 2, "b", 1))
+    display.on_end(EvaluationEnded(make_result(), (result,)))
+    display.close()
 
 
-def test_plain_lines_where_stderr_is_no_terminal() -> None:
-    text = watch(Console(file=io.StringIO(), force_terminal=False), GOOD)
-    assert text.splitlines() == [
-        "prompt 1/1: a red circle",
-        "  frame_cosine 0.987100, psnr 38.45 dB, sparsity 0.250, dense cached, sparse 3.0 s",
+def test_plain_lines_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    watch(TextLog(), judged(38.453))
+    assert capsys.readouterr().err.splitlines() == [
+        "prompt 1/2: a red circle",
+        "  frame_cosine 0.990000, psnr 38.45 dB, sparsity 0.250, dense cached, sparse 3.0 s",
+        "prompt 2/2: b (0:20 left)",
     ]
 
 
-def test_failed_prompt_is_shown_as_such() -> None:
-    failed = PromptResult(prompt="a red circle", seed=1, error="all frames are black")
-    assert "  failed: all frames are black\n" in watch(Console(file=io.StringIO(), force_terminal=False), failed)
+def test_failed_prompt_is_shown_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    watch(TextLog(), judged(error="all frames are black"))
+    assert "  failed: all frames are black\n" in capsys.readouterr().err
 
 
-def test_terminal_gets_a_bar_with_step_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    text = watch(Console(file=io.StringIO(), force_terminal=True, width=120, color_system="standard"), GOOD)
-    assert "prompt 1/1, sparse, step 10/10" in text
-    assert "left" in text
-    assert "\x1b[3" in text
+def test_long_work_says_every_minute_how_far_it_has_come(capsys: pytest.CaptureFixture[str]) -> None:
+    watch(TextLog(), judged(), seconds=40.0)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("judge")]
+    assert said[:2] == [
+        "judge 7 %, left: 18:40 (40 s a step over 2 steps)",
+        "judge 13 %, left: 17:20 (40 s a step over 4 steps)",
+    ]
+    assert len(said) == 5
 
 
-def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    text = watch(Console(file=io.StringIO(), force_terminal=True, width=120), GOOD)
-    assert "\x1b[3" not in text.replace("\x1b[?25", "")
+def test_json_has_every_event_of_an_evaluation() -> None:
+    stream = io.StringIO()
+    watch(JsonLog(stream=stream), judged(38.453), seconds=6.0)
+    said = [json.loads(line) for line in stream.getvalue().splitlines()]
+    start, first, *progress, end, second, ended = said
+    assert [one["event"] for one in (start, first, end, second, ended)] == [
+        "evaluation_start", "prompt_start", "prompt_end", "prompt_start", "evaluation_end",
+    ]  # fmt: skip
+    assert [one["event"] for one in progress] == ["progress"] * 5
+    assert (progress[0]["phase"], progress[0]["seconds_left"]) == ("judge", 168.0)
+    assert end["metrics"] == {"frame_cosine": 0.99, "psnr": 38.453}
+    assert (ended["score"], ended["verdict"], ended["gate_passed"]) == (85, "good", False)
 
 
-def test_cached_video_takes_no_part_in_the_time_left() -> None:
-    bar = ProgressBar(Console(file=io.StringIO()))
-    bar.start("", 20)
-    bar.skip(10)
-    bar.advance(10)
-    assert bar.time_left == ""
+def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    watch(TextLog(quiet=True), judged(), seconds=40.0)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "environ", "log", "live"),
+    [
+        (Terminal, {"TERM": "xterm"}, TextLog(), True),
+        (Terminal, {"TERM": "xterm", "NO_COLOR": "1"}, TextLog(), True),
+        (Terminal, {"TERM": "dumb"}, TextLog(), False),
+        (Terminal, {"TERM": "xterm"}, TextLog(quiet=True), False),
+        (Terminal, {"TERM": "xterm"}, JsonLog(stream=io.StringIO()), False),
+        (io.StringIO, {"TERM": "xterm"}, TextLog(), False),
+        (io.StringIO, {"TERM": "xterm", "FORCE_COLOR": "1"}, TextLog(), False),
+    ],
+)
+def test_a_view_is_drawn_on_terminals_for_people_only(
+    file: Callable[[], io.StringIO], environ: dict[str, str], log: Log, live: bool
+) -> None:
+    assert can_be_live(log, Console(file=file(), _environ=environ)) is live
+
+
+@pytest.mark.parametrize(("variable", "coloured"), [("SOMETHING", True), ("NO_COLOR", False)])
+def test_a_terminal_gets_the_view_in_colours_unless_told_not_to(variable: str, coloured: bool) -> None:
+    terminal = PseudoTerminal()
+    environ = {"TERM": "xterm-256color", variable: "1"}
+    watch(
+        TextLog(quiet=False),
+        judged(),
+        console=SteadyConsole(file=terminal.stream, width=80, height=24, _environ=environ),
+    )
+    screen = terminal.read()
+    terminal.close()
+    assert "prompt  1/2  a red circle" in screen.raw.replace("\x1b[2m", "").replace("\x1b[0m", "")
+    assert ("\x1b[36m" in screen.raw or "\x1b[1;36m" in screen.raw) is coloured
+    assert screen.text == []
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (65, "1:05"), (3725, "1:02:05")])
