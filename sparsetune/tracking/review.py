@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,9 +26,16 @@ CHECKLIST: Final[Mapping[str, str]] = {
 }
 """What is looked at in every video."""
 
-ARTIFACT: Final = "review.json"
+FOLDER: Final = "reviews"
+"""The artifacts' folder with a file a review."""
+
+EARLIER: Final = "review.json"
+"""The artifact in which earlier versions kept all reviews of a run."""
+
 TAG: Final = "review"
 VIDEOS: Final = "videos"
+
+_TRIES = 20
 
 _COMPARED = re.compile(r"(?:.*/)?prompt_(\d+)_compare\.mp4")
 
@@ -131,7 +139,10 @@ def video_names(client: "MlflowClient", evaluation_id: str) -> tuple[str, ...]:
 
 
 def record_review(client: "MlflowClient", review: Review, run_ids: Sequence[str]) -> None:
-    """Keep a review as tags and, behind earlier ones, in the artifact review.json of each run.
+    """Keep a review as an artifact of its own on each run, and the last one's verdict as the run's tags.
+
+    Nobody writes where another does, so that of reviewers at one moment none is lost. The tags are read again after
+    they were written: they end as those of the last review, whoever wrote them last.
 
     Args:
         client: of the runs' store.
@@ -139,9 +150,67 @@ def record_review(client: "MlflowClient", review: Review, run_ids: Sequence[str]
         run_ids: the evaluation's first, then its tuning's.
 
     Raises:
-        TrackingError: the store fails.
+        TrackingError: the store fails, or others keep reviewing the run.
     """
-    tags = {
+    name = f"{re.sub('[^0-9T]', '', review.at)[:15]}-{uuid.uuid4().hex}.json"
+    for run_id in run_ids:
+        with asking(f"the review must be written to run {run_id}"), tempfile.TemporaryDirectory() as folder:
+            write_text(Path(folder) / name, review.model_dump_json(indent=2) + "\n")
+            client.log_artifact(run_id, str(Path(folder) / name), FOLDER)
+    for run_id in run_ids:
+        _tag(client, run_id)
+
+
+def read_reviews(client: "MlflowClient", run_id: str) -> tuple[Review, ...]:
+    """Read the reviews of a run, the first one first; of several in one second a rejection is the last.
+
+    Raises:
+        TrackingError: one is damaged, or the store fails.
+    """
+    with (
+        asking(f"the artifacts of run {run_id} must be readable"),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        names = [one.path for one in client.list_artifacts(run_id, FOLDER)]
+        names += [one.path for one in client.list_artifacts(run_id) if one.path == EARLIER]
+        texts = {
+            name: Path(client.download_artifacts(run_id, name, folder)).read_text(encoding="utf-8") for name in names
+        }
+    reviews = [review for name, text in texts.items() for review in _parsed(run_id, name, text)]
+    return tuple(sorted(reviews, key=lambda review: (review.at, not review.ok)))
+
+
+def _parsed(run_id: str, name: str, text: str) -> tuple[Review, ...]:
+    try:
+        if name == EARLIER:
+            return _Reviews.model_validate_json(text).reviews
+        return (Review.model_validate_json(text),)
+    except ValidationError as error:
+        first: Any = error.errors(include_url=False)[0]
+        raise TrackingError(
+            f"{name} of run {run_id} must be as `sparsetune review` wrote it, but: {first['msg']}; review anew "
+            "after removing it"
+        ) from error
+
+
+def _tag(client: "MlflowClient", run_id: str) -> None:
+    """Write the last review as the run's tags, until it still is the last once they are there."""
+    from mlflow.entities import RunTag
+
+    for _ in range(_TRIES):
+        last = read_reviews(client, run_id)[-1]
+        with asking(f"the review must be written to run {run_id}"):
+            client.log_batch(run_id, tags=[RunTag(name, value) for name, value in _tags(last).items()])
+        if read_reviews(client, run_id)[-1] == last:
+            return
+    raise TrackingError(
+        f"the tags of run {run_id} must tell its last review, but others reviewed it {_TRIES} times meanwhile; the "
+        "review itself is kept, review again to have the tags right"
+    )
+
+
+def _tags(review: Review) -> dict[str, str]:
+    return {
         "review.by": review.reviewer,
         "review.at": review.at,
         "review.note": review.note,
@@ -149,35 +218,6 @@ def record_review(client: "MlflowClient", review: Review, run_ids: Sequence[str]
         "review.run_id": review.evaluation_id,
         TAG: review.verdict,
     }
-    for run_id in run_ids:
-        earlier = read_reviews(client, run_id)
-        whole = _Reviews(reviews=(*earlier, review))
-        with asking(f"the review must be written to run {run_id}"), tempfile.TemporaryDirectory() as folder:
-            write_text(Path(folder) / ARTIFACT, whole.model_dump_json(indent=2) + "\n")
-            client.log_artifact(run_id, str(Path(folder) / ARTIFACT))
-            for name, value in tags.items():  # the verdict last: what it rests on is there before it
-                client.set_tag(run_id, name, value)
-
-
-def read_reviews(client: "MlflowClient", run_id: str) -> tuple[Review, ...]:
-    """Read the reviews of a run, the first one first.
-
-    Raises:
-        TrackingError: the artifact is damaged, or the store fails.
-    """
-    with asking(f"the artifacts of run {run_id} must be readable"):
-        if not any(one.path == ARTIFACT for one in client.list_artifacts(run_id)):
-            return ()
-        with tempfile.TemporaryDirectory() as folder:
-            content = Path(client.download_artifacts(run_id, ARTIFACT, folder)).read_text(encoding="utf-8")
-    try:
-        return _Reviews.model_validate_json(content).reviews
-    except ValidationError as error:
-        first: Any = error.errors(include_url=False)[0]
-        raise TrackingError(
-            f"{ARTIFACT} of run {run_id} must be as `sparsetune review` wrote it, but: {first['msg']}; review anew "
-            "after removing it"
-        ) from error
 
 
 def check_reviewer(reviewer: str) -> str:

@@ -1,4 +1,7 @@
+import json
+import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,9 +14,20 @@ from sparsetune.tracking.review import (
     check_reviewer,
     download_videos,
     read_reviews,
+    record_review,
     video_names,
 )
-from tests.tracking.recorded import Place
+from tests.tracking.recorded import Place, Recorded
+
+
+def review_of(recorded: Recorded, reviewer: str, *, ok: bool = True, **fields: str) -> Review:
+    return Review(
+        evaluation_id=recorded.evaluation,
+        policy_digest=recorded.result.config.policy.digest,
+        reviewer=reviewer,
+        videos=answer_all(["videos/prompt_0_compare.mp4"], ok=ok),
+        **fields,
+    )
 
 
 def test_review_is_kept_as_tags_and_behind_earlier_ones_on_both_runs(place: Place) -> None:
@@ -54,9 +68,75 @@ def test_evaluation_without_videos_cannot_be_reviewed(place: Place) -> None:
 
 def test_damaged_review_is_said(place: Place) -> None:
     recorded = place.tuned(0.5)
-    place.client.log_text(recorded.evaluation, "{}x", "review.json")
-    with pytest.raises(TrackingError, match=r"review\.json of run .* must be as `sparsetune review` wrote it"):
+    place.client.log_text(recorded.evaluation, "{}x", "reviews/20261122T101637-1.json")
+    with pytest.raises(TrackingError, match=r"reviews/.*\.json of run .* must be as `sparsetune review` wrote it"):
         read_reviews(place.client, recorded.evaluation)
+
+
+def test_reviews_of_earlier_versions_come_before_newer_ones(place: Place) -> None:
+    recorded = place.tuned(0.5)
+    earlier = review_of(recorded, "Ada", at="2026-11-01T00:00:00+00:00")
+    whole = {"schema_version": 1, "reviews": [earlier.model_dump(mode="json")]}
+    place.client.log_text(recorded.evaluation, json.dumps(whole), "review.json")
+    place.reviewed(recorded, ok=False)
+    assert [one.verdict for one in read_reviews(place.client, recorded.evaluation)] == ["ok", "rejected"]
+
+
+def test_of_two_reviews_in_one_second_the_rejection_is_the_last(place: Place) -> None:
+    recorded, now = place.tuned(0.5), "2026-11-25T12:00:00+00:00"
+    for reviewer, ok in (("Ada", False), ("Bo", True)):
+        record_review(place.client, review_of(recorded, reviewer, ok=ok, at=now), [recorded.evaluation])
+    assert [one.reviewer for one in read_reviews(place.client, recorded.evaluation)] == ["Bo", "Ada"]
+    assert place.tags(recorded.evaluation)["review"] == "rejected"
+
+
+def test_a_review_that_another_one_overtakes_while_it_is_tagged_leaves_the_last_one_s_tags(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded, write = place.tuned(0.5), place.client.log_batch
+    overtaking = review_of(recorded, "Bo", ok=False, at="2026-11-25T12:00:01+00:00")
+
+    def overtaken(*args: Any, **options: Any) -> None:
+        """Between reading the reviews and writing the tags, another process records one, whole."""
+        monkeypatch.setattr(place.client, "log_batch", write)
+        record_review(place.client, overtaking, [recorded.evaluation])
+        write(*args, **options)
+
+    monkeypatch.setattr(place.client, "log_batch", overtaken)
+    first = review_of(recorded, "Ada", at="2026-11-25T12:00:00+00:00")
+    record_review(place.client, first, [recorded.evaluation])
+    assert read_reviews(place.client, recorded.evaluation) == (first, overtaking)
+    tags = place.tags(recorded.evaluation)
+    assert (tags["review"], tags["review.by"]) == ("rejected", "Bo")
+
+
+def _review_in_a_process(database: Path, folder: Path, review: Review, run_ids: list[str], start: Any) -> None:
+    place = Place(database, folder)
+    start.wait(90)
+    record_review(place.client, review, run_ids)
+
+
+@pytest.mark.slow  # two more processes import MLflow and PyTorch
+def test_of_two_processes_that_review_at_the_same_moment_both_are_kept(place: Place, own_store: Path) -> None:
+    recorded = place.tuned(0.5)
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(2)
+    reviews = [review_of(recorded, name, ok=name == "Ada") for name in ("Ada", "Bo")]
+    run_ids = [recorded.evaluation, recorded.tuning]
+    workers = [
+        context.Process(target=_review_in_a_process, args=(own_store, place.folder, review, run_ids, start))
+        for review in reviews
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    for run_id in run_ids:
+        kept = read_reviews(place.client, run_id)
+        assert sorted(one.reviewer for one in kept) == ["Ada", "Bo"]
+        tags = place.tags(run_id)
+        assert (tags["review"], tags["review.by"]) == (kept[-1].verdict, kept[-1].reviewer)
 
 
 def test_review_of_nobody_is_refused() -> None:
