@@ -21,7 +21,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     """Send what waits in mlruns/spool because its tracking server was away.
 
     Each write is sent to the server that it was meant for, and forgotten when that has it. It may be interrupted,
-    and run as often as you like: nothing is recorded twice.
+    and run as often as you like: nothing is recorded twice. What is damaged is set aside in mlruns/spool/damaged.
 
     \b
     Examples:
@@ -44,6 +44,12 @@ def command(ctx: click.Context, as_json: bool) -> None:
             click.echo(_line(session))
         if not done:
             click.echo(f"nothing waits in {spool}")
+    damaged = [path for session in done for path in session.damaged]
+    if damaged and not left:
+        raise TrackingError(
+            f"all writes must be readable, but {len(damaged)} are damaged and were set aside, the first as "
+            f"{damaged[0]}; all others were sent: look at them, or delete them"
+        )
     if left:
         raise TrackingError(
             f"all writes must reach their server, but {sum(session.left for session in left)} still wait: "
@@ -58,9 +64,11 @@ def _row(session: "SessionSent") -> dict[str, object]:
         "sent": session.sent,
         "left": session.left,
         "reason": session.reason,
+        "damaged": [str(path) for path in session.damaged],
     }
 
 
 def _line(session: "SessionSent") -> str:
     line = f"{session.folder.name}: {session.sent} writes sent to {session.server}"
+    line += f", {len(session.damaged)} damaged and set aside" if session.damaged else ""
     return f"{line}, {session.left} left ({session.reason})" if session.left else line

@@ -5,15 +5,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsetune.tracking.operations import STAND_IN, Begin, Operation, Status, read_operation
+from pydantic import ValidationError
+
+from sparsetune.errors import CheckpointError
+from sparsetune.tracking.operations import STAND_IN, Begin, Files, Model, Operation, Status, read_operation
 from sparsetune.tracking.sending import delete_twins, find_runs, perform, refused
-from sparsetune.tracking.spool import Session, files_of, forget
+from sparsetune.tracking.spool import Session, files_of, forget, set_aside
 from sparsetune.tracking.store import first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _LOG = logging.getLogger(__name__)
+
+
+class DamagedError(Exception):
+    """An operation on disk is not what was written there."""
 
 
 class Delivery:
@@ -33,6 +40,8 @@ class Delivery:
         self.ids: dict[str, str] = {}
         self.refusals: dict[str, str] = {}
         """Why the server refused, by run."""
+        self.damaged: list[Path] = []
+        """Operations that can't be read, where they were set aside."""
         self.num_sent = 0
         self._client = client
         self._repeated = repeated
@@ -51,10 +60,12 @@ class Delivery:
         while waiting:
             path, run = waiting[0], ""
             try:
-                operation = read_operation(path.read_text(encoding="utf-8"), {})
+                operation = _readable(path)
                 run = self.ids.get(operation.run, operation.run)
                 if run not in self.refusals:
                     self._send(path, operation)
+            except DamagedError as error:
+                self._set_aside(path, error)
             except Exception as error:  # MLflow passes on whatever lies under it: requests', urllib3's, OS errors
                 reason = first_line(error)
                 if not refused(error):
@@ -80,6 +91,11 @@ class Delivery:
             self._doubtful[found[0]] = name
         return self.ids[name]
 
+    def _set_aside(self, path: Path, error: DamagedError) -> None:
+        kept = set_aside(path)
+        self.damaged.append(kept)
+        _LOG.warning("a write that waited is damaged (%s); it is set aside as %s, the rest is sent", error, kept)
+
     def _send(self, path: Path, raw: Operation) -> None:
         own = raw.run if isinstance(raw, Begin) else None
         text = path.read_text(encoding="utf-8")
@@ -87,7 +103,10 @@ class Delivery:
         operation = read_operation(text, {name: found for name, found in ids.items() if found is not None})
         repeated = self._repeated or path in self._tried
         self._tried.add(path)
-        done = perform(self._client, operation, files_of(path), repeated=repeated)
+        try:
+            done = perform(self._client, operation, files_of(path), repeated=repeated)
+        except CheckpointError as error:  # of the copy that was kept
+            raise DamagedError(first_line(error)) from error
         if own is not None:
             self.ids[own] = done
             if repeated:
@@ -96,3 +115,18 @@ class Delivery:
             delete_twins(self._client, self.session.experiment_id, self._doubtful[done], done)
         forget(path)
         self.num_sent += 1
+
+
+def _readable(path: Path) -> Operation:
+    """Read an operation.
+
+    Raises:
+        DamagedError: it isn't what was written, or its files are gone.
+    """
+    try:
+        operation = read_operation(path.read_text(encoding="utf-8"), {})
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise DamagedError(f"{path.name}: {first_line(error)}") from error
+    if isinstance(operation, Files | Model) and not files_of(path).is_dir():
+        raise DamagedError(f"{path.name}: its files are gone")
+    return operation

@@ -14,9 +14,13 @@ from sparsetune.errors import TrackingError
 from sparsetune.evaluation.lock import exclusive_if_free
 from sparsetune.files import atomic_path, write_json, write_text
 from sparsetune.tracking.operations import Operation
+from sparsetune.tracking.store import first_line
 
 SPOOL = "spool"
 """The folder of all sessions, in `tracking.root`."""
+
+DAMAGED = "damaged"
+"""The folder, in the spool, of what was set aside because it can't be read."""
 
 _STORE = "store.json"
 _LOCK = ".lock"
@@ -93,24 +97,61 @@ def new_session(spool: Path, uri: str, experiment_id: str) -> Session:
 
 
 def sessions(spool: Path) -> list[Session]:
-    """Read the sessions of a spool, the oldest first.
+    """Read the sessions of a spool, the oldest first; those whose description can't be read are left out.
 
     Raises:
-        TrackingError: a session's description can't be read.
+        TrackingError: the disk fails.
     """
-    found = []
+    return [session for path in sorted(spool.glob(f"*/{_STORE}")) if isinstance(session := _read(path), Session)]
+
+
+def set_damaged_aside(spool: Path) -> list[tuple[Path, str]]:
+    """Move the sessions whose description can't be read to `spool/damaged`, unless a process holds them.
+
+    Returns:
+        The new folder of each, and what is wrong with it.
+
+    Raises:
+        TrackingError: the disk fails.
+    """
+    moved = []
     for path in sorted(spool.glob(f"*/{_STORE}")):
-        try:
-            store = json.loads(path.read_text(encoding="utf-8"))
-            found.append(Session(path.parent, store["uri"], store["experiment_id"]))
-        except FileNotFoundError:
-            continue  # another process sent the last of it just now
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TrackingError(
-                f"{path} must say which server the operations beside it are for, but: {error}; mend it or "
-                f"delete {path.parent}"
-            ) from error
-    return found
+        problem = _read(path)
+        if not isinstance(problem, str):
+            continue
+        with exclusive_if_free(path.parent / _LOCK) as free:
+            if free:
+                moved.append((_moved(path.parent, spool / DAMAGED / path.parent.name), problem))
+    return moved
+
+
+def set_aside(path: Path) -> Path:
+    """Move an operation that can't be read to `spool/damaged`, with its files, and give its new place."""
+    session = path.parent
+    kept = session.parent / DAMAGED / f"{session.name}-{path.name}"
+    if files_of(path).exists():
+        _moved(files_of(path), kept.with_suffix(""))
+    return _moved(path, kept)
+
+
+def _moved(source: Path, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        target = target.with_name(f"{target.stem}-{uuid.uuid4().hex[:8]}{target.suffix}")
+    return source.rename(target)
+
+
+def _read(path: Path) -> "Session | str | None":
+    """Read a session by its description; what is wrong with that where something is, None where it is gone."""
+    try:
+        store = json.loads(path.read_text(encoding="utf-8"))
+        return Session(path.parent, str(store["uri"]), str(store["experiment_id"]))
+    except FileNotFoundError:
+        return None  # another process sent the last of it just now
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{_STORE} doesn't say which server it is for ({type(error).__name__}: {first_line(error)})"
+    except OSError as error:
+        raise TrackingError(f"{path} must be readable, but: {error}; mend the disk or its permissions") from error
 
 
 def files_of(path: Path) -> Path:

@@ -1,13 +1,17 @@
 """Sending what waits in the spool."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sparsetune.errors import TrackingError
 from sparsetune.tracking.delivery import Delivery
-from sparsetune.tracking.spool import Session, sessions
+from sparsetune.tracking.spool import Session, sessions, set_damaged_aside
 from sparsetune.tracking.store import Store, check_answers, connect
 
+_LOG = logging.getLogger(__name__)
+
+UNKNOWN = "an unknown server"
 BUSY = "another process is recording or sending it"
 
 
@@ -21,6 +25,7 @@ class SessionSent:
         sent: operations that the server has taken now.
         left: operations that still wait.
         reason: why; None where none do.
+        damaged: files or folders that can't be read, where they were set aside.
     """
 
     folder: Path
@@ -28,12 +33,14 @@ class SessionSent:
     sent: int
     left: int
     reason: str | None = None
+    damaged: tuple[Path, ...] = ()
 
 
 def sync(spool: Path, store: Store, *, only_this: bool = False) -> list[SessionSent]:
     """Send all that waits in a spool; what a server already has isn't changed by having it sent again.
 
-    A session that a living process holds is left to that process.
+    A session that a living process holds is left to that process. What is damaged is set aside, told, and holds nothing
+    else up.
 
     Args:
         spool: the folder of all sessions.
@@ -45,10 +52,14 @@ def sync(spool: Path, store: Store, *, only_this: bool = False) -> list[SessionS
         Each session, the oldest first.
 
     Raises:
-        TrackingError: the spool can't be read, or MLflow isn't installed.
+        TrackingError: the disk fails, or MLflow isn't installed.
     """
+    damaged = []
+    for folder, problem in set_damaged_aside(spool):
+        _LOG.warning("a session that waited is damaged (%s); it is set aside as %s", problem, folder)
+        damaged.append(SessionSent(folder, UNKNOWN, 0, 0, None, (folder,)))
     found = [session for session in sessions(spool) if not only_this or session.uri == store.shown]
-    return [_send(session, _server(session, store)) for session in found]
+    return damaged + [_send(session, _server(session, store)) for session in found]
 
 
 def _server(session: Session, store: Store) -> Store:
@@ -72,4 +83,5 @@ def _send(session: Session, store: Store) -> SessionSent:
         reason = delivery.send(pending)[1]
         session.remove_if_empty()
         reason = reason or next(iter(delivery.refusals.values()), None)
-        return SessionSent(session.folder, session.uri, delivery.num_sent, len(session.pending()), reason)
+        left, aside = len(session.pending()), tuple(delivery.damaged)
+        return SessionSent(session.folder, session.uri, delivery.num_sent, left, reason, aside)

@@ -37,7 +37,9 @@ def test_a_server_that_is_away_leaves_everything_where_it_is(session: Session) -
     assert len(session.pending()) == 2
     (row,) = json.loads(result.stdout)
     assert row["reason"].startswith(f"the tracking server {session.uri} must answer")
-    expected = {"folder": str(session.folder), "server": session.uri, "sent": 0, "left": 2, "reason": row["reason"]}
+    expected = {"folder": str(session.folder), "server": session.uri, "sent": 0, "left": 2, "reason": row["reason"]} | {
+        "damaged": []
+    }
     assert row == expected
     assert "all writes must reach their server, but 2 still wait: the tracking server" in result.stderr
     assert f"delete {session.folder} to give them up" in result.stderr
@@ -60,11 +62,32 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(spool: Path) ->
     assert not session.folder.exists()
 
 
-def test_a_session_without_its_server_is_named(session: Session) -> None:
-    (session.folder / "store.json").write_text("{}")
-    result = CliRunner().invoke(main, ["sync"])
+@pytest.mark.parametrize("description", ["{}", "", "[1]", '{"uri": "http'])
+def test_a_session_without_its_server_is_set_aside_and_holds_no_other_up(
+    spool: Path, session: Session, description: str
+) -> None:
+    (session.folder / "store.json").write_text(description)
+    other = new_session(spool, "http://127.0.0.1:9", "1")
+    result = CliRunner().invoke(main, ["sync", "--json"])
     assert result.exit_code == 1
-    assert "store.json must say which server the operations beside it are for" in result.stderr
+    aside = spool / "damaged" / session.folder.name
+    damaged, sent = json.loads(result.stdout)
+    assert (damaged["damaged"], damaged["server"], sent["folder"]) == (
+        [str(aside)], "an unknown server", str(other.folder),
+    )  # fmt: skip
+    assert "store.json doesn't say which server it is for" in result.stderr
+    assert f"1 are damaged and were set aside, the first as {aside}" in result.stderr
+    assert len(list(aside.glob("0*.json"))) == 2
+    assert not other.folder.exists()
+    assert CliRunner().invoke(main, ["sync"]).stdout == f"nothing waits in {spool}\n"
+
+
+def test_a_damaged_session_that_a_process_holds_is_left_to_it(session: Session) -> None:
+    (session.folder / "store.json").write_text("{}")
+    with session.held() as ours:
+        assert ours
+        assert CliRunner().invoke(main, ["sync"]).exit_code == 0
+    assert len(session.pending()) == 2
 
 
 def test_files_are_copied_into_the_session(spool: Path, working_folder: Path) -> None:
