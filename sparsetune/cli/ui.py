@@ -31,4 +31,5 @@ def command(ctx: click.Context, host: str, port: int) -> None:
     store = resolve_store(tracking)
     if not store.is_server:
         say("starting MLflow's UI, which takes some seconds ...")
-    serve(store.uri, host, port, page=partial(page_of, config=tracking), say=say)
+    registry = store.registry_uri if store.registry_is_apart and not store.registry_is_server else None
+    serve(store.uri, host, port, registry_uri=registry, page=partial(page_of, config=tracking), say=say)

@@ -13,12 +13,12 @@ _lock = threading.Lock()
 
 @contextmanager
 def global_store(store: Store) -> Iterator[None]:
-    """Let MLflow's global tracking URI be a database's meanwhile, one thread at a time; afterwards it is as it was.
+    """Let MLflow's global tracking URI be the store's meanwhile, one thread at a time; afterwards it is as it was.
 
     MLflow's SQL registry asks the global store, not its client's, for the logged model that a version is made of. A
-    server asks its own, so nothing is set for one.
+    registry that is a server asks its own, so nothing is set for one.
     """
-    if store.is_server:
+    if store.registry_is_server:
         yield
         return
     import mlflow

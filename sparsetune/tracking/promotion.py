@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sparsetune.errors import GateError, RegistryError, TrackingError, UsageError
 from sparsetune.tracking.asking import asking
+from sparsetune.tracking.copies import LoggedIn, copy_checkpoint
 from sparsetune.tracking.judging import Candidate, Verdict
 from sparsetune.tracking.logged import DIGEST, log_checkpoint_model
 from sparsetune.tracking.references import download_run_checkpoint
@@ -69,7 +70,7 @@ def promote(registry: Registry, verdict: Verdict, override: str | None = None) -
             "promoted all the same with --override"
         )
     with tempfile.TemporaryDirectory() as folder:
-        model_id = _logged_model(registry.client, verdict.candidate, Path(folder))
+        made_of = _logged_model(registry, verdict.candidate, Path(folder))
     digest = verdict.candidate.result.config.policy.digest
     registry.make()
     with registry.claimed():
@@ -77,12 +78,12 @@ def promote(registry: Registry, verdict: Verdict, override: str | None = None) -
         version = registry.find(verdict.candidate.run_id, digest)
         if version is None:
             tags = _tags(verdict, digest)
-            version = registry.create(verdict.candidate.run_id, model_id, tags, _description(verdict))
+            version = registry.create(made_of.run_id, made_of.model_id, tags, _description(verdict))
         number = str(version.version)
         try:
             if not verdict.passed and override is not None:
                 _write_override(registry, version, override, verdict)
-            registry.link(model_id, number)
+            registry.link(made_of.model_id, number)
             _move(registry, verdict, number)
         except (TrackingError, RegistryError) as error:
             raise RegistryError(
@@ -125,12 +126,16 @@ def rollback(registry: Registry, alias: str = CHAMPION) -> Move:
     return Move(registry.name, alias, before, now)
 
 
-def _logged_model(client: "MlflowClient", candidate: Candidate, folder: Path) -> str:
-    """Give the id of the logged model of what the evaluation judged, made where the run has none."""
+def _logged_model(registry: Registry, candidate: Candidate, folder: Path) -> LoggedIn:
+    """Give the logged model of what the evaluation judged, made where the run, or the registry's side, has none."""
+    client = registry.client
     with asking(f"run {candidate.evaluation_id} must be readable"):
         evaluation = client.get_run(candidate.evaluation_id)
     checkpoint = download_run_checkpoint(client, evaluation, folder / "run")
-    return log_checkpoint_model(client, candidate.run_id, checkpoint)
+    model_id = log_checkpoint_model(client, candidate.run_id, checkpoint)
+    if not registry.store.copies_models:
+        return LoggedIn(candidate.run_id, model_id)
+    return copy_checkpoint(registry.home, registry.store, candidate.model, candidate.run_id, checkpoint)
 
 
 def _tags(verdict: Verdict, digest: str) -> dict[str, str]:

@@ -79,7 +79,8 @@ def resolve_checkpoint(checkpoint: Path | str, config: Config | None = None) -> 
     config = config or resolve()
     store = resolve_store(config.tracking)
     client = connect(store)
-    cache = config.cache.folder / "checkpoints" / hashlib.sha256(store.uri.encode()).hexdigest()[:8]
+    stores = f"{store.uri} {store.registry_uri}" if store.registry_is_apart else store.uri
+    cache = config.cache.folder / "checkpoints" / hashlib.sha256(stores.encode()).hexdigest()[:8]
     if text.startswith("models:/"):
         return _download_model(client, store, text, cache)
     run_id, _, path = re.sub("^runs:/+", "", text).partition("/")
@@ -151,7 +152,7 @@ def download_run_checkpoint(client: "MlflowClient", run: "Run", target: Path, pa
 def _download_model(client: "MlflowClient", store: Store, text: str, cache: Path) -> Path:
     import mlflow.artifacts
 
-    model_id = text.removeprefix("models:").strip("/")
+    model_id, home = text.removeprefix("models:").strip("/"), store.uri
     if _MODEL_ID.fullmatch(model_id):
         with asking(f"the logged model {model_id} must be readable"):
             target, source = cache / model_id, client.get_logged_model(model_id).artifact_location
@@ -160,10 +161,11 @@ def _download_model(client: "MlflowClient", store: Store, text: str, cache: Path
         target = cache / version.name / str(version.version)
         with asking(f"{text} must be readable"):
             source = client.get_model_version_download_uri(version.name, str(version.version))
+        home = store.registry_uri if store.copies_models else store.uri
     with asking(f"the files of {text} must be readable"), atomic_folder(target) as temporary:
         # Not by its models:/ name, which MLflow would look up in its global stores.
         downloaded = mlflow.artifacts.download_artifacts(
-            artifact_uri=source, dst_path=str(temporary / "files"), tracking_uri=store.uri
+            artifact_uri=source, dst_path=str(temporary / "files"), tracking_uri=home
         )
         shutil.copytree(downloaded, temporary / "model")
         shutil.rmtree(temporary / "files")

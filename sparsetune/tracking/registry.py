@@ -49,6 +49,12 @@ class Registry:
 
     def __init__(self, client: "MlflowClient", store: Store, name: str) -> None:
         self.client, self.store, self.name = client, store, name
+        self.home = client
+        """Client of the store that has the logged models which versions are made of."""
+        if store.copies_models:
+            from mlflow import MlflowClient
+
+            self.home = MlflowClient(tracking_uri=store.registry_uri, registry_uri=store.registry_uri)
 
     def model(self) -> "RegisteredModel | None":
         """Read the registered model; None where there is none.
@@ -140,10 +146,10 @@ class Registry:
     def link(self, model_id: str, version: str) -> None:
         """Let a logged model's page name the version that was made of it."""
         with asking(f"the logged model {model_id} must be writable"):
-            known = json.loads(self.client.get_logged_model(model_id).tags.get(_VERSIONS_OF_MODEL, "[]"))
+            known = json.loads(self.home.get_logged_model(model_id).tags.get(_VERSIONS_OF_MODEL, "[]"))
             entry = {"name": self.name, "version": version}
             if entry not in known:
-                self.client.set_logged_model_tags(model_id, {_VERSIONS_OF_MODEL: json.dumps([*known, entry])})
+                self.home.set_logged_model_tags(model_id, {_VERSIONS_OF_MODEL: json.dumps([*known, entry])})
 
     def set_alias(self, alias: str, version: str) -> None:
         """Let an alias name a version."""

@@ -72,7 +72,25 @@ class Store:
     @property
     def is_server(self) -> bool:
         """Whether the store is reached over HTTP."""
-        return urllib.parse.urlsplit(self.uri).scheme in ("http", "https")
+        return _is_server(self.uri)
+
+    @property
+    def registry_is_apart(self) -> bool:
+        """Whether the registry is elsewhere."""
+        return self.registry_uri.rstrip("/") != self.uri.rstrip("/")
+
+    @property
+    def registry_is_server(self) -> bool:
+        """Whether the registry is reached over HTTP."""
+        return _is_server(self.registry_uri)
+
+    @property
+    def copies_models(self) -> bool:
+        """Whether a registered model's files go to the registry's side.
+
+        A server makes versions only of logged models that it has itself.
+        """
+        return self.registry_is_apart and self.registry_is_server
 
 
 def resolve_store(config: TrackingConfig, environ: Mapping[str, str] | None = None) -> Store:
@@ -93,8 +111,14 @@ def resolve_store(config: TrackingConfig, environ: Mapping[str, str] | None = No
         uri, artifacts = f"sqlite:///{database.as_posix()}", database.parent / ARTIFACTS
     else:
         artifacts = root / ARTIFACTS
-    store = Store(uri, environ.get("MLFLOW_REGISTRY_URI") or uri, artifacts)
+    registry = environ.get("MLFLOW_REGISTRY_URI") or uri
+    registered = sqlite_path(registry)
+    store = Store(uri, registry if registered is None else f"sqlite:///{registered.as_posix()}", artifacts)
     return store if store.is_database else replace(store, artifact_root=None)
+
+
+def _is_server(uri: str) -> bool:
+    return urllib.parse.urlsplit(uri).scheme in ("http", "https")
 
 
 def without_password(uri: str) -> str:
@@ -118,9 +142,10 @@ def connect(store: Store) -> "MlflowClient":
         os.environ.setdefault(name, value)
     if store.is_server:
         check_answers(store.uri)
-    database = sqlite_path(store.uri)
+    if store.copies_models:
+        check_answers(store.registry_uri, "registry", "MLFLOW_REGISTRY_URI")
     with tracking_errors(f"the tracking store {store.shown} must be usable"):
-        if database is not None:
+        for database in filter(None, (sqlite_path(store.uri), sqlite_path(store.registry_uri))):
             database.parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of the libraries under MLflow, by one another
@@ -202,8 +227,13 @@ def _create_experiment(client: "MlflowClient", store: Store, name: str) -> str:
         return str(found.experiment_id)  # another process made it just now
 
 
-def check_answers(uri: str) -> None:
+def check_answers(uri: str, kind: str = "tracking", variable: str = "MLFLOW_TRACKING_URI") -> None:
     """Ask a server for a sign of life, before MLflow asks with minutes of retries.
+
+    Args:
+        uri: the server's.
+        kind: what it serves as.
+        variable: the environment variable that may name it.
 
     Raises:
         TrackingError: there is no answer.
@@ -216,6 +246,6 @@ def check_answers(uri: str) -> None:
             return  # it answers; what it says to us is MLflow's to find out, with the user's credentials
         reason = getattr(error, "reason", None) or error
         raise TrackingError(
-            f"the tracking server {without_password(uri)} must answer, but: {reason}; start it, "
-            "mend MLFLOW_TRACKING_URI, or set tracking.enabled off"
+            f"the {kind} server {without_password(uri)} must answer, but: {reason}; start it, "
+            f"mend {variable}, or set tracking.enabled off"
         ) from error

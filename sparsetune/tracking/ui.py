@@ -25,6 +25,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 5000,
     *,
+    registry_uri: str | None = None,
     page: Callable[[str], str] = lambda uri: "",
     say: Callable[[str], None] = print,
 ) -> None:
@@ -34,6 +35,7 @@ def serve(
         uri: the store's tracking URI.
         host: address to listen on; 127.0.0.1 is reachable from this machine only.
         port: port to listen on.
+        registry_uri: of a model registry that is a database apart from the store; None is the store's own.
         page: gives what to add to the link, e.g. `#/experiments/1`; it is given the URI that the UI answers at.
         say: given each line for the user.
 
@@ -43,7 +45,7 @@ def serve(
     if uri.startswith(("http://", "https://")):
         say(f"the tracking server shows its runs itself: {without_password(uri).rstrip('/')}/{page(uri)}")
         return
-    with running_ui(uri, host, port) as (link, process):
+    with running_ui(uri, host, port, registry_uri) as (link, process):
         say(f"MLflow's UI is at {link}{page(link)} (Ctrl-C stops it)")
         process.wait()
         raise TrackingError(
@@ -52,7 +54,9 @@ def serve(
 
 
 @contextmanager
-def running_ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+def running_ui(
+    uri: str, host: str = "127.0.0.1", port: int = 5000, registry_uri: str | None = None
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """Run MLflow's UI as a process of its own; give its link and the process once it answers, stop it at the end.
 
     Ctrl-C ends the block quietly.
@@ -64,7 +68,11 @@ def running_ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> Iterator[
     with tempfile.TemporaryFile() as log:
         # A session of its own keeps Ctrl-C from reaching the workers before us, and lets all of them be stopped.
         process = subprocess.Popen(
-            _command(uri, host, port), stdout=log, stderr=log, env=_environment(uri), start_new_session=True
+            _command(uri, host, port),
+            stdout=log,
+            stderr=log,
+            env=_environment(uri, registry_uri),
+            start_new_session=True,
         )
         previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
@@ -87,14 +95,15 @@ def _command(uri: str, host: str, port: int) -> list[str]:
     return [*command, "--workers", "1"]
 
 
-def _environment(uri: str) -> dict[str, str]:
+def _environment(uri: str, registry_uri: str | None) -> dict[str, str]:
     quiet = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # The job runner is for judging language models, and takes several processes.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     # Not an option of the command: everybody on the machine could read a database's password there.
-    return quiet | dict(os.environ) | {"MLFLOW_BACKEND_STORE_URI": uri}
+    stores = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_REGISTRY_STORE_URI": registry_uri or uri}
+    return quiet | dict(os.environ) | stores
 
 
 def _check_free(host: str, port: int) -> None:

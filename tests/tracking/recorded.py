@@ -115,11 +115,12 @@ class Place:
     Args:
         store: a SQLite file, or a tracking server's URI.
         folder: where checkpoints, and artifacts of a SQLite file, are kept.
+        registry: the model registry's URI; None is the store's own.
     """
 
-    def __init__(self, store: Path | str, folder: Path) -> None:
+    def __init__(self, store: Path | str, folder: Path, registry: str | None = None) -> None:
         uri = store if isinstance(store, str) else f"sqlite:///{store}"
-        self.store: Store = resolve_store(TrackingConfig(uri=uri), {})
+        self.store: Store = resolve_store(TrackingConfig(uri=uri), {"MLFLOW_REGISTRY_URI": registry or uri})
         self.client: MlflowClient = connect(self.store)
         self.folder = folder
         self._number = 0
