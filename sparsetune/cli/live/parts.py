@@ -94,7 +94,7 @@ def left_text(left: TimeLeft, phase: str | None = None) -> str:
     if phase is None or left.total == left.phase:
         return f"{clock(left.phase)} ({left.basis})"
     if left.total is None:
-        return f"{clock(left.phase)} for {phase} ({left.basis}), what follows isn't timed yet"
+        return f"{clock(left.phase)} for {phase} ({left.basis}), more follows"
     at_most = " at most" if left.at_most else ""
     return f"{clock(left.phase)} for {phase}, {clock(left.total)} in all{at_most} ({left.basis})"
 
