@@ -6,8 +6,7 @@ from typing import Any
 import click
 
 from sparsetune.cli.failures import Session
-from sparsetune.cli.log import LogFormat
-from sparsetune.cli.output_options import log_format_option, quiet_option
+from sparsetune.cli.output_options import output_options
 from sparsetune.cli.terminal import quiet_libraries
 
 
@@ -25,12 +24,10 @@ class Command(click.Command):
     def __init__(self, *args: Any, shows_progress: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.shows_progress = shows_progress
-        shared: dict[str, Any] = {"expose_value": False}
-        self.params += [
-            quiet_option(callback=_set_quiet, hidden=not shows_progress, **shared),
-            log_format_option(callback=_set_log_format, hidden=not shows_progress, **shared),
-            click.Option(["--debug"], is_flag=True, hidden=True, callback=_set_debug, **shared),
-        ]
+        self.params += output_options(hidden=not shows_progress)
+        self.params.append(
+            click.Option(["--debug"], is_flag=True, hidden=True, expose_value=False, callback=_set_debug)
+        )
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, after `--num_prompts` and the like became `--num-prompts`."""
@@ -65,15 +62,3 @@ def _set_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None
     session = ctx.find_object(Session)
     if value and session is not None:
         session.debug = True
-
-
-def _set_quiet(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    session = ctx.find_object(Session)
-    if value and session is not None:
-        session.quiet = True
-
-
-def _set_log_format(ctx: click.Context, _param: click.Parameter, value: LogFormat | None) -> None:
-    session = ctx.find_object(Session)
-    if value is not None and session is not None:
-        session.log_format = value

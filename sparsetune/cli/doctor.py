@@ -4,6 +4,7 @@ import json
 
 import click
 
+from sparsetune.cli.colour import outcome
 from sparsetune.cli.command import Command
 from sparsetune.cli.settings import build_config, cache_options, file_options, tracking_options
 
@@ -32,7 +33,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     for finding in examine(build_config(ctx)):
         findings.append(finding)
         if not as_json:
-            click.echo(f"{finding.status:<4}  {finding.name:<17}  {finding.text}")
+            click.echo(f"{outcome(f'{finding.status:<4}')}  {finding.name:<17}  {finding.text}")
     failed = [finding.name for finding in findings if finding.status == "fail"]
     if as_json:
         click.echo(json.dumps({"ok": not failed, "findings": [asdict(finding) for finding in findings]}, indent=2))

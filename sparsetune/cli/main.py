@@ -10,8 +10,7 @@ from click.exceptions import NoSuchCommand
 
 from sparsetune.cli.colour import colour_wanted
 from sparsetune.cli.failures import Session, exit_status
-from sparsetune.cli.log import LogFormat
-from sparsetune.cli.output_options import log_format_option, quiet_option
+from sparsetune.cli.output_options import output_options
 
 # The one-line helps stand here so that `sparsetune --help` imports no command.
 COMMANDS = {
@@ -92,7 +91,7 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries underneath say. [default: off]")
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version")
 @click.pass_context
-def main(ctx: click.Context, debug: bool, quiet: bool, log_format: LogFormat | None) -> None:
+def main(ctx: click.Context, debug: bool) -> None:
     """Tune sparse attention for video diffusion models, and measure what it does to the videos.
 
     \b
@@ -104,8 +103,6 @@ def main(ctx: click.Context, debug: bool, quiet: bool, log_format: LogFormat | N
     ctx.color = colour_wanted()
     session = ctx.ensure_object(Session)
     session.debug = session.debug or debug
-    session.quiet = session.quiet or quiet
-    session.log_format = log_format or session.log_format
 
 
-main.params += [quiet_option(), log_format_option()]  # as after a command's name, see Command
+main.params += output_options()

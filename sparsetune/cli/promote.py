@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparsetune.cli.colour import outcome
 from sparsetune.cli.command import Command
 from sparsetune.cli.settings import build_config
 from sparsetune.cli.stores import model_option, open_store, short_name, store_options
@@ -87,7 +88,8 @@ def _print(verdict: "Verdict") -> None:
     candidate = verdict.candidate
     click.echo(f"run {candidate.run_id} for {verdict.name}@{verdict.alias}")
     for condition in verdict.conditions:
-        click.echo(f"  {'met    ' if condition.met else 'NOT MET'}  {condition.name}: {condition.says}")
+        met = outcome("met    " if condition.met else "NOT MET")
+        click.echo(f"  {met}  {condition.name}: {condition.says}")
 
 
 def _as_json(verdict: "Verdict", move: "Move | None") -> dict[str, Any]:

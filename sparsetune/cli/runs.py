@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sparsetune.cli.colour import outcome
 from sparsetune.cli.command import Command
 from sparsetune.cli.failures import say
 from sparsetune.cli.settings import build_config
@@ -57,7 +58,7 @@ def _cells(row: "RunRow") -> list[str]:
         "-" if row.sparsity is None else f"{row.sparsity:.3f}",
         "-" if row.psnr is None else f"{row.psnr:.2f}",
         "-" if row.score is None else f"{row.score:.0f}",
-        row.gate or "-",
-        row.review or "-",
+        outcome(row.gate or "-"),
+        outcome(row.review or "-"),
         ", ".join(row.aliases) or "-",
     ]

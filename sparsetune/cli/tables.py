@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
+from rich.cells import cell_len
 
+from sparsetune.cli.colour import outcome
 from sparsetune.metrics import interval_caveat, registry
 
 if TYPE_CHECKING:
@@ -25,17 +27,23 @@ def print_table(table: Table) -> None:
 
 
 def table_text(table: Table) -> str:
-    """Lay a table out in columns; the first is aligned left, the others right."""
+    """Lay a table out in columns; the first is aligned left, the others right. Cells may be coloured."""
     head, rows = table
     lines = [head, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    widths = [max(_width(line[column]) for line in lines) for column in range(len(head))]
 
     def layout(line: Sequence[str]) -> str:
-        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        return "  ".join([line[0].ljust(widths[0]), *cells[1:]]).rstrip()
+        blanks = [" " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)]
+        cells = [line[0] + blanks[0], *(blank + cell for blank, cell in zip(blanks[1:], line[1:], strict=True))]
+        return "  ".join(cells).rstrip()
 
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     return "\n".join([layout(head), rule, *(layout(row) for row in rows)])
+
+
+def _width(cell: str) -> int:
+    """Columns that a cell takes: none for colours, two for a Chinese character."""
+    return cell_len(click.unstyle(cell))
 
 
 def unit_of(name: str) -> str:
@@ -85,7 +93,7 @@ def evaluation_text(result: "EvaluationResult") -> str:
         reasons = ", ".join(f"{count} calls, {reason}" for reason, count in sparsity.fallbacks.items())
         lines.append(f"ran dense instead: {reasons}")
     lines += ladder_lines(result)
-    lines += [f"score {verdict_text(result)}", gate_line(result.gate.failures)]
+    lines += [f"score {outcome(result.verdict, verdict_text(result))}", gate_line(result.gate.failures)]
     lines += [f"failed: prompt {row.index} ({row.prompt}): {row.error}" for row in result.failed]
     lines += unavailable_lines(row.unavailable for row in result.detailed_results)
     lines += caveat_lines(len(result.detailed_results) - len(result.failed))
@@ -98,7 +106,7 @@ def evaluation_text(result: "EvaluationResult") -> str:
 def comparison_text(comparison: "VideoComparison") -> str:
     """The comparison of video files: table, score with its verdict, and the gate with what it fails by."""
     lines = [table_text(statistics_table(comparison.statistics)), ""]
-    lines += [f"score {comparison.score}/100, {comparison.verdict}", gate_line(comparison.gate.failures)]
+    lines += [f"score {comparison.score}/100, {outcome(comparison.verdict)}", gate_line(comparison.gate.failures)]
     lines += unavailable_lines(pair.unavailable for pair in comparison.pairs)
     lines += caveat_lines(len(comparison.pairs))
     lines += [
@@ -134,8 +142,8 @@ def caveat_lines(num_prompts: int) -> list[str]:
 def gate_line(failures: Sequence[str]) -> str:
     """Whether the gate to deploy is met, and by what it isn't."""
     if failures:
-        return f"gate to deploy: not met: {'; '.join(failures)}"
-    return "gate to deploy: met by the numbers; a person's look at the videos comes on top"
+        return f"gate to deploy: {outcome('not met')}: {'; '.join(failures)}"
+    return f"gate to deploy: {outcome('met')} by the numbers; a person's look at the videos comes on top"
 
 
 def unavailable_lines(rows: Iterable[Mapping[str, str]]) -> list[str]:
@@ -187,8 +195,8 @@ def before_after_text(comparison: "Comparison") -> str:
     sides = comparison.before, comparison.after
     brief = [
         ["score", *("-" if side.score is None else f"{side.score}/100" for side in sides)],
-        ["verdict", *(side.verdict for side in sides)],
-        ["gate to deploy", *("met" if side.gate_passed else "not met" for side in sides)],
+        ["verdict", *(outcome(side.verdict) for side in sides)],
+        ["gate to deploy", *(outcome("met" if side.gate_passed else "not met") for side in sides)],
         ["sparsity", *(_figure(side.sparsity, "{:.3f}") for side in sides)],
         ["theoretical attention speed-up", *(_figure(side.theoretical_speedup, "{:.2f}x") for side in sides)],
         ["measured speed-up", *(_figure(side.measured_speedup, "{:.2f}x") for side in sides)],

@@ -23,7 +23,7 @@ def cost_text(cost: "Cost") -> str:
         memory = f"{tuner.peak_memory_gib:.1f} GiB"
         rows.append([tuner.tuner, str(tuner.num_renderings), _time(tuner.seconds), memory])
         rows += [[f"  {phase.name}", str(phase.num_renderings), _time(phase.seconds), ""] for phase in tuner.phases]
-    lines.append(table_text((("tuner and its phases", "renderings", "time", "peak memory"), rows)))
+    lines.append(table_text((("tuner and its phases", "renderings", "time (m:ss)", "peak memory"), rows)))
     lines += ["", *(f"{tuner.tuner}: {tuner.note}" for tuner in cost.tuners if tuner.note)]
     if cost.max_minutes is not None:
         lines.append(f"--max-minutes {cost.max_minutes:g} ends a search sooner, with the best so far")

@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import click
+
 from sparsetune.cli.clock import clock
+from sparsetune.cli.colour import outcome
 from sparsetune.cli.tables import Table, before_after_text, evaluation_text, table_text
 from sparsetune.cli.tuning_display import trial_text
 from sparsetune.tuning.events import Insight, TrialResult, TuningResult
@@ -54,8 +57,11 @@ def trials_table(result: TuningResult) -> Table:
             _figure(trial.psnr_worst, 2),
             _figure(trial.frame_cosine, 4),
         ]
-        rows.append([f"{trial.number + 1}{mark}", trial.state, *figures, gate, clock(trial.seconds)])
-    return ("trial", "state", "sparsity", "psnr (dB)", "worst psnr", "frame_cosine", "gate", "time"), rows
+        row = [f"{trial.number + 1}{mark}", outcome(trial.state), *figures, outcome(gate), clock(trial.seconds)]
+        rows.append([click.style(row[0], bold=True), *row[1:]] if mark else row)
+    return (
+        "trial", "state", "sparsity", "psnr (dB)", "worst psnr (dB)", "frame_cosine", "gate", "time (m:ss)"
+    ), rows  # fmt: skip
 
 
 def outcome_dict(result: TuningResult) -> dict[str, Any]:

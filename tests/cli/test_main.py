@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import signal
@@ -5,13 +6,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from sparsetune.cli.main import COMMANDS, main
+from sparsetune.doctor import Finding
 from sparsetune.errors import CheckpointError, ConfigError, GateError, SparsetuneError
+
+if TYPE_CHECKING:
+    from tests.tracking.recorded import Place
 
 
 def run(*args: str) -> tuple[int, str, str]:
@@ -139,6 +145,52 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, args: tuple[
     assert status == 1
     assert "Traceback (most recent call last)" in err
     assert err.endswith("sparsetune: unexpected ValueError: odd\n")
+
+
+@pytest.mark.parametrize("args", [("--quiet", "runs"), ("runs", "--quiet"), ("runs", "-q")])
+def test_quiet_may_stand_before_a_command_and_after_it(shared_place: "Place", args: tuple[str, ...]) -> None:
+    assert "no runs are recorded" in run("runs", "--model", "nobody")[2]
+    assert run(*args, "--model", "nobody") == (0, "", "")
+
+
+@pytest.mark.parametrize("args", [("--log-format", "json", "cache", "ls"), ("cache", "ls", "--log-format=json")])
+def test_json_log_tells_failures_too(monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]) -> None:
+    fail_with(monkeypatch, GateError("not met"))
+    status, out, err = run(*args)
+    said = json.loads(err)
+    assert (status, out) == (3, "")
+    assert (said["event"], said["message"], said["error_type"], said["exit_code"]) == (
+        "error",
+        "not met",
+        "GateError",
+        3,
+    )
+
+
+def test_json_log_tells_wrong_usage_and_interruptions(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = json.loads(run("--log-format", "json", "metric")[2])
+    assert (said["exit_code"], said["level"]) == (2, "error") and "metrics" in said["message"]
+    fail_with(monkeypatch, KeyboardInterrupt())
+    assert json.loads(run("--log-format", "json", "--quiet", "cache", "ls")[2])["exit_code"] == 130
+
+
+def test_debug_and_json_keep_to_one_object_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, ValueError("odd"))
+    trace, said = map(json.loads, run("--debug", "--log-format", "json", "cache", "ls")[2].splitlines())
+    assert trace["message"].startswith("Traceback") and said["error_type"] == "ValueError"
+
+
+@pytest.mark.parametrize(
+    ("environ", "coloured"), [({"FORCE_COLOR": "1"}, True), ({"NO_COLOR": "1"}, False), ({}, False)]
+)
+def test_results_are_coloured_as_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], coloured: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sparsetune.doctor.examine", lambda _: [Finding("python", "ok", "3.12")])
+    assert ("\x1b[32mok  \x1b[0m" in run("doctor")[1]) is coloured
 
 
 def test_unknown_setting_is_a_usage_error_that_names_the_nearest() -> None:

@@ -1,5 +1,8 @@
 from types import SimpleNamespace
 
+import click
+
+from sparsetune.cli.colour import outcome
 from sparsetune.cli.tables import caveat_lines, ladder_lines, metric_text, statistics_table, table_text, value_text
 from sparsetune.evaluation.result import PromptRow
 from sparsetune.metrics import summarize
@@ -11,6 +14,18 @@ def test_columns_are_as_wide_as_their_widest_cell_and_numbers_end_together() -> 
         "----------------",
         "psnr (dB)  37.82",
         "ssim         0.9",
+    ]
+
+
+def test_colours_and_wide_characters_leave_columns_where_they_are() -> None:
+    rows = [["一只熊猫", outcome("met"), "1"], ["panda", outcome("not met"), "2"]]
+    text = table_text((("prompt", "gate", "time"), rows))
+    assert "\x1b[32mmet\x1b[0m" in text and "\x1b[31mnot met\x1b[0m" in text
+    assert click.unstyle(text).splitlines() == [
+        "prompt       gate  time",
+        "-----------------------",
+        "一只熊猫      met     1",
+        "panda     not met     2",
     ]
 
 

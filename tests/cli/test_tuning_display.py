@@ -2,6 +2,7 @@ import io
 import json
 from pathlib import Path
 
+import click
 import pytest
 from rich.console import Console
 
@@ -106,7 +107,7 @@ def test_failed_trial_says_why() -> None:
 
 def test_outcome_marks_the_winner_and_names_its_checkpoint() -> None:
     winner = trial(1, 0.3, 36.0)
-    text = tuning_text(outcome(trial(0, 0.1, 34.0), winner, best=winner))
+    text = click.unstyle(tuning_text(outcome(trial(0, 0.1, 34.0), winner, best=winner)))
     rows = [line.split() for line in text.splitlines()]
     assert ["1", "complete", "0.100", "34.00", "33.00", "0.9900", "missed", "1:05"] in rows
     assert ["2", "*", "complete", "0.300", "36.00", "35.00", "0.9900", "met", "1:05"] in rows
