@@ -89,7 +89,7 @@ class JsonLog(Log):
 
     def _write(self, event: str, message: str, level: Level, fields: Mapping[str, Any]) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = {"time": now, "level": level, "event": event, "message": message, **fields}
+        line = {"time": now, "level": level, "event": event, "message": message.strip(), **fields}
         text = json.dumps(_finite(line), ensure_ascii=False, allow_nan=False, default=str)
         with self._lock:
             self._stream.write(f"{text}\n")

@@ -139,7 +139,7 @@ class TuningDisplay(TuningListener):
             psnr=trial.psnr,
             checkpoint_path=checkpoint_path,
         )
-        self.keep(self.state.won(self.outlet.clock()))
+        self.keep(self.state.won(trial, self.outlet.clock()))
 
     def evaluation_listeners(self) -> tuple[EvaluationListener, ...]:
         """Show the judging in the same place."""

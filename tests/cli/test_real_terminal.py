@@ -56,7 +56,7 @@ def test_results_go_to_a_file_while_the_view_is_drawn(terminal: PseudoTerminal, 
 def test_ctrl_c_leaves_the_last_view_and_the_terminal_as_it_was(terminal: PseudoTerminal, working_folder: Path) -> None:
     before = termios.tcgetattr(terminal.slave)
     process = start(terminal, "eval", *SMALL)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not any(line.startswith("now ") and "step" in line for line in terminal.read(0.2).text):
         assert time.monotonic() < end and process.poll() is None, terminal.screen.text
     os.write(terminal.master, b"\x03")

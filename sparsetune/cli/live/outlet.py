@@ -65,14 +65,16 @@ class Outlet:
             left: estimates what is left at a time.
         """
         now = self.clock()
-        if self._view is not None or now - self._pulsed < PULSE_SECONDS[self._log.format]:
+        if phase is None or phase.pace(now) is None or self._view is not None:
+            return
+        if now - self._pulsed < PULSE_SECONDS[self._log.format]:
             return
         self._pulsed = now
         estimate, memory = left(now), read_memory()
-        name, fraction = (None, None) if phase is None else (phase.name, phase.fraction)
+        name, fraction = phase.name, phase.fraction
         self._log.say(
             "progress",
-            f"{name or 'work'} {percent(fraction)}, left: {left_text(estimate, name)}",
+            f"{name} {percent(fraction)}, left: {left_text(estimate, name)}",
             phase=name,
             fraction=fraction,
             seconds_left_phase=estimate.phase,

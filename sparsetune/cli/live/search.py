@@ -77,6 +77,7 @@ class SearchState:
         running: the trials in hand, by number, in the order in which they began.
         ended: the trials that ended in this run, in that order.
         evaluations: of the defaults and of the winner, as far as they have begun.
+        winner: of the whole search, trials of earlier runs included; None before its end.
     """
 
     model: str
@@ -89,6 +90,7 @@ class SearchState:
     running: Mapping[int, Running] = field(default_factory=dict)
     ended: tuple[TrialResult, ...] = ()
     evaluations: tuple[EvaluationState, ...] = ()
+    winner: TrialResult | None = None
 
     @classmethod
     def begun(cls, event: StudyStarted, now: float) -> Self:
@@ -145,9 +147,9 @@ class SearchState:
         left = {number: trial for number, trial in self.running.items() if number != result.number}
         return replace(self, ended=(*self.ended, result))._with_running(left, now)
 
-    def won(self, now: float) -> Self:
-        """Go on to the judging: no trial is in hand any more."""
-        return replace(self, running={}, moment=now)._entered(JUDGE, now, now, None)
+    def won(self, trial: TrialResult, now: float) -> Self:
+        """Go on to the judging of the winner: no trial is in hand any more."""
+        return replace(self, running={}, winner=trial, moment=now)._entered(JUDGE, now, now, None)
 
     def evaluation_begun(self, event: EvaluationStarted, now: float) -> Self:
         """Begin the next evaluation; the second finds the dense videos that the first has rendered."""
@@ -165,8 +167,8 @@ class SearchState:
 
     @property
     def best(self) -> TrialResult | None:
-        """The best trial of this run so far that meets the gate on the tune prompts."""
-        return winner(self.goal, self.ended)
+        """The winner; before there is one, the best trial of this run that meets the gate on the tune prompts."""
+        return self.winner or winner(self.goal, self.ended)
 
     @property
     def num_pruned(self) -> int:

@@ -106,7 +106,8 @@ def _done(state: SearchState, phase: Phase, width: int) -> RenderableType:
 def _best(state: SearchState) -> Text:
     best = state.best
     if best is None:
-        return line(("no trial meets the gate yet", "yellow"))
+        of_this_run = " of this run" if state.study.num_done else ""
+        return line((f"no trial{of_this_run} meets the gate yet", "yellow"))
     return line((f"trial {best.number + 1}", "bold green"), f"  {figures(best.sparsity, best.psnr, best.psnr_worst)}")
 
 

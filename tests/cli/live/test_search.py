@@ -24,7 +24,7 @@ def test_phases_follow_one_another_as_their_events_come() -> None:
     assert state.phases[1].started == 20.0  # its first step took the time since the last event
     state = state.trial_started(start(0), 50.0)
     assert phases(state) == {"calibrate": "ended", "probe": "ended", "trials": "running", "judge": "none"}
-    assert phases(state.won(60.0))["judge"] == "running"
+    assert phases(state.won(result(0), 60.0))["judge"] == "running"
 
 
 def test_phases_that_an_earlier_run_has_measured_never_begin() -> None:
@@ -78,8 +78,13 @@ def test_the_best_is_what_the_search_would_choose() -> None:
     assert (state.num_failed, state.num_pruned) == (1, 0)
 
 
+def test_a_winner_of_an_earlier_run_is_the_best() -> None:
+    state = begun(num_done=12).won(result(4, 0.4, 37.0), 1.0)
+    assert state.best is not None and state.best.number == 4
+
+
 def test_the_judging_foresees_that_the_second_evaluation_renders_no_dense_video() -> None:
-    state = begun().won(0.0).evaluation_begun(evaluation(use_tuned=False), 0.0)
+    state = begun().won(result(0), 0.0).evaluation_begun(evaluation(use_tuned=False), 0.0)
     assert state.named("judge").total == 4 * 2 * 10 + 4 * 10
     first = state.evaluations[0].stepped(StepDone(0, "dense", 10, 10, cached=True))
     state = state.evaluation_went_on(first, 1.0)

@@ -37,7 +37,7 @@ def searching(running: int = 1) -> SearchState:
 
 
 def judging() -> SearchState:
-    state = searching(0).won(70.0).evaluation_begun(evaluation(use_tuned=False), 70.0)
+    state = searching(0).won(result(1, 0.218, 40.85), 70.0).evaluation_begun(evaluation(use_tuned=False), 70.0)
     first = state.evaluations[0].prompt_started(PromptStarted(0, 4, "a red\ncircle", 1)).prompt_done(done(0, 37.0))
     first = first.prompt_started(PromptStarted(1, 4, "a blue square", 1)).stepped(StepDone(1, "sparse", 6, 10))
     return state.evaluation_went_on(first, 75.0)
@@ -106,7 +106,7 @@ STATES = [
     searching(1),
     searching(9),
     judging(),
-    searching(0).won(70.0),
+    searching(0).won(result(1, 0.218, 40.85), 70.0),
 ]
 
 
