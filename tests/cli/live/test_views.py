@@ -7,7 +7,7 @@ from rich.console import Console, RenderableType
 from sparsetune.cli.live.evaluation import EvaluationState
 from sparsetune.cli.live.evaluation_view import evaluation_rows
 from sparsetune.cli.live.frame import Frame
-from sparsetune.cli.live.memory import Memory, read_memory
+from sparsetune.cli.live.memory import Memory
 from sparsetune.cli.live.search import SearchState
 from sparsetune.cli.live.search_view import search_rows
 from sparsetune.evaluation.events import PromptStarted, StepDone
@@ -127,13 +127,3 @@ def test_a_terminal_without_unicode_gets_plain_bars() -> None:
     console.print(Frame(search_rows(searching(), 70.0, MEMORY, 79, 24)))
     file.flush()
     assert b"----" in file.buffer.getvalue()  # type: ignore[attr-defined]
-
-
-def test_without_a_gpu_the_memory_is_the_process_s() -> None:
-    import torch
-
-    memory = read_memory()
-    assert memory.process is None or 0.05 < memory.process < 500
-    if not torch.cuda.is_available():
-        assert memory.gpu is None
-        assert memory.text == ("" if memory.process is None else f"process {memory.process:.1f} GiB")
