@@ -142,7 +142,9 @@ class SearchSpace:
 
     def beyond(self, reach: float) -> Start:
         """Give the trial that goes for `reach` times the best sparsity and otherwise for what `at` does."""
-        return Start({"reach": reach} | {name: value for name, value in self.at(0.0).params.items() if name != "l1"})
+        params = self.at(0.0).params
+        del params["l1"]
+        return Start(params | {"reach": reach})
 
     def is_at(self, params: Mapping[str, Parameter]) -> float | None:
         """Give the budget of a trial that is `at` one; None for any other trial."""
