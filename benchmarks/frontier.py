@@ -9,7 +9,7 @@ number per variant, at the first gate.
 """
 
 import argparse
-import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -27,14 +27,14 @@ from sparsetune.evaluation.pair import PromptResult
 from sparsetune.files import write_json
 from sparsetune.models.pipelines import demo_config
 from sparsetune.models.prompts import load_prompts
-from sparsetune.models.sparse import default_policy, sparsify
+from sparsetune.models.sparse import default_policy
 from sparsetune.tuning.allocate import allocate, best_order
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.bounds import bounded_policy
 from sparsetune.tuning.events import TrialResult
 from sparsetune.tuning.opening import open_bench
 from sparsetune.tuning.preparation import Prepared, prepare
-from sparsetune.tuning.runner import TrialRunner, shortfalls
+from sparsetune.tuning.runner import METRICS, TrialRunner, shortfalls
 from sparsetune.tuning.search import search
 from sparsetune.tuning.sensitivity import count_phases
 from sparsetune.tuning.space import NUM_GROUPS, STEEPNESS
@@ -106,6 +106,7 @@ def open_field(options: argparse.Namespace, seed: int, **tune: object) -> Field:
     order = np.random.default_rng(seed).permutation(16)
     settings = {
         "model.device": options.device,
+        "backend": "reference",
         "tune.num_prompts": 16,
         "eval.num_prompts": options.eval_prompts,
         "eval.save_videos": False,
@@ -122,7 +123,9 @@ def open_field(options: argparse.Namespace, seed: int, **tune: object) -> Field:
     bench = replace(bench, prompts=tuple(bench.prompts[index] for index in order[: options.tune_prompts]))
 
     def runner(prompts: Sequence[object]) -> TrialRunner:
-        return TrialRunner(bench.renderer, None, tuple(prompts), 42 + seed, bench.cache, bench.search_gate)
+        return TrialRunner(
+            bench.engine, tuple(prompts), functools.partial(bench.score, metrics=METRICS), bench.search_gate
+        )
 
     return Field(bench, runner(bench.prompts), runner(bench.eval_prompts))
 
@@ -130,23 +133,20 @@ def open_field(options: argparse.Namespace, seed: int, **tune: object) -> Field:
 def bisected(place: Field, policy_of: Callable[[float], Policy], low: float, high: float) -> Tries:
     """Bisect the logarithm of one number that gives more sparsity and less quality the larger it is."""
     tried = []
-    with sparse(place):
-        for _ in range(BISECTIONS):
-            middle = float(np.sqrt(low * high))
-            tried.append(place.on_tune(policy_of(middle)))
-            low, high = (middle, high) if place.passes(tried[-1][1]) else (low, middle)
+    for _ in range(BISECTIONS):
+        middle = float(np.sqrt(low * high))
+        tried.append(place.on_tune(policy_of(middle)))
+        low, high = (middle, high) if place.passes(tried[-1][1]) else (low, middle)
     return Tries(tuple(tried))
 
 
 def grid(place: Field) -> Tries:
     pairs = [HeadThresholds(sim, cdf) for sim in SIMS for cdf in CDFS]
-    with sparse(place):
-        return Tries(tuple(place.on_tune(Policy.uniform(place.layers, pair)) for pair in pairs))
+    return Tries(tuple(place.on_tune(Policy.uniform(place.layers, pair)) for pair in pairs))
 
 
 def defaults(place: Field) -> Tries:
-    with sparse(place):
-        return Tries((place.on_tune(default_policy(place.bench.renderer.loaded.pipe)),))
+    return Tries((place.on_tune(default_policy(place.bench.renderer.loaded.pipe)),))
 
 
 def calibrate(place: Field) -> Tries:
@@ -183,23 +183,13 @@ def reached(place: Field, tries: Tries) -> dict[str, object]:
     gate = place.bench.gate.min_psnr
     complete = [(policy, result) for policy, result in tries.tried if result.state == "complete"]
     near = [(policy, result) for policy, result in complete if (result.psnr or 0.0) >= gate - NEAR_DB]
-    with sparse(place):
-        for policy, result in sorted(near, key=lambda each: -(each[1].sparsity or 0.0))[:MOST_JUDGED]:
-            judged = place.on_eval(policy)
-            worst = place.bench.gate.min_psnr_worst
-            if judged.state == "complete" and judged.psnr >= gate and (worst is None or judged.psnr_worst >= worst):
-                return {"sparsity": judged.sparsity, "psnr": judged.psnr, "worst": judged.psnr_worst,
-                        "tune_psnr": result.psnr, "renderings": tries.renderings}  # fmt: skip
+    for policy, result in sorted(near, key=lambda each: -(each[1].sparsity or 0.0))[:MOST_JUDGED]:
+        judged = place.on_eval(policy)
+        worst = place.bench.gate.min_psnr_worst
+        if judged.state == "complete" and judged.psnr >= gate and (worst is None or judged.psnr_worst >= worst):
+            return {"sparsity": judged.sparsity, "psnr": judged.psnr, "worst": judged.psnr_worst,
+                    "tune_psnr": result.psnr, "renderings": tries.renderings}  # fmt: skip
     return {"sparsity": None, "psnr": None, "worst": None, "renderings": tries.renderings}
-
-
-@contextlib.contextmanager
-def sparse(place: Field) -> Iterator[None]:
-    """Install what the runners set their policies on."""
-    pipe = place.bench.renderer.loaded.pipe
-    with sparsify(pipe, default_policy(pipe), "reference") as handle:
-        place.tune.handle = place.judge.handle = handle
-        yield
 
 
 Variant = tuple[str, Callable[[float], Policy], float]

@@ -39,6 +39,14 @@ class GenerationError(SparsetuneError):
     """Rendering failed: out of memory, frames that the model can't do, NaN or black frames."""
 
 
+class OutOfMemoryError(GenerationError):
+    """Rendering failed for want of memory: the machine's failing, not the prompt's."""
+
+
+class EngineError(SparsetuneError):
+    """Workers that can't be had, or can't work together."""
+
+
 class CheckpointError(SparsetuneError):
     """A checkpoint that can't be read or written, or belongs to another model."""
 

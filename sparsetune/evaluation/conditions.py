@@ -1,23 +1,22 @@
 """The conditions of an evaluation: all that decides its numbers, read off what renders."""
 
 import functools
-import hashlib
-import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from sparsetune.attention.device import device_name
+from sparsetune.attention.gain import dtype_name
 from sparsetune.attention.policy import Policy
 from sparsetune.checkpoint.environment import git_commit, versions
 from sparsetune.checkpoint.manifest import hash_prompts, utc_now
+from sparsetune.engine import Engine
 from sparsetune.evaluation.entry import BaselineKey, canonical_hash
 from sparsetune.evaluation.result import ConfigSection, EnvironmentSection, ModelSection, PolicySection, Spread
+from sparsetune.models.loading import ModelIdentity
 from sparsetune.models.prompts import AnyPrompt, as_prompt, image_digest, texts
+from sparsetune.models.rig import Rig, device_kind, scheduler, vae_tiling
 
 if TYPE_CHECKING:
     from sparsetune.models.generation import Renderer
@@ -54,9 +53,8 @@ def baseline_key(renderer: "Renderer", prompt: AnyPrompt, seed: int) -> Baseline
     )
 
 
-def model_section(renderer: "Renderer") -> ModelSection:
+def model_section(identity: ModelIdentity) -> ModelSection:
     """Describe the model."""
-    identity = renderer.loaded.identity
     return ModelSection(
         source=identity.source,
         revision=identity.revision,
@@ -100,7 +98,7 @@ def policy_section(policy: Policy) -> PolicySection:
 
 
 def config_section(
-    renderer: "Renderer",
+    rig: Rig,
     policy: Policy,
     prompts: Sequence[AnyPrompt],
     *,
@@ -108,23 +106,22 @@ def config_section(
     tuned: bool,
     checkpoint: str | None,
     tuner: str | None,
-    backend: str,
     break_even: Path | None,
     metrics: tuple[str, ...],
     prompt_file: Path | None,
     tune_prompts: Sequence[AnyPrompt],
 ) -> ConfigSection:
     """Put together everything that decides an evaluation's numbers; the arguments are those of `evaluate`."""
-    loaded, settings = renderer.loaded, renderer.settings
+    settings = rig.settings
     tuned_on = set(tune_prompts) if tuned else set()
     return ConfigSection(
-        model_name=loaded.identity.name,
+        model_name=rig.identity.name,
         use_tuned=tuned,
         num_prompts=len(prompts),
         seed=seed,
         tuned_path=checkpoint,
         tuner=tuner,
-        model=model_section(renderer),
+        model=model_section(rig.identity),
         height=settings.height,
         width=settings.width,
         num_frames=settings.num_frames,
@@ -133,11 +130,11 @@ def config_section(
         guidance_scale=settings.guidance_scale,
         negative_prompt=settings.negative_prompt,
         max_sequence_length=settings.max_sequence_length,
-        scheduler=scheduler(loaded.pipe),
-        dtype=dtype_name(loaded.dtype),
-        device=device_kind(loaded.device),
-        vae_tiling=vae_tiling(loaded.pipe),
-        backend=backend,
+        scheduler=rig.scheduler,
+        dtype=rig.dtype,
+        device=rig.device,
+        vae_tiling=rig.vae_tiling,
+        backend=rig.kernel,
         break_even=str(break_even) if break_even is not None else None,
         policy=policy_section(policy),
         metrics=metrics,
@@ -148,46 +145,22 @@ def config_section(
 
 
 def environment_section(
-    renderer: "Renderer", backend_reason: str, seconds_total: float, seconds_generation: float
+    rig: Rig, engine: Engine, seconds_total: float, seconds_generation: float
 ) -> EnvironmentSection:
-    """Describe the machine and the software."""
+    """Describe the machines and the software, and what befell the workers."""
     return EnvironmentSection(
         created=utc_now(),
         platform=platform.platform(),
-        device_name=device_name(renderer.loaded.device),
-        backend_reason=backend_reason,
-        num_threads=torch.get_num_threads(),
+        device_name=rig.device_name,
+        backend_reason=rig.chosen_because,
+        num_threads=rig.num_threads,
         versions=versions(),
         git_commit=git_commit(),
         seconds_total=seconds_total,
         seconds_generation=seconds_generation,
+        workers=tuple(f"{worker.label}, {worker.device}" for worker in engine.workers),
+        incidents=tuple(incident.text for incident in engine.incidents),
     )
-
-
-def scheduler(pipe: Any) -> str:
-    """Name a pipeline's scheduler by its class and a hash of its configuration, e.g. `DDIMScheduler-1f0c...`."""
-    config: Mapping[str, Any] = pipe.scheduler.config
-    # Keys with an underscore say where the configuration came from, not what it does.
-    deciding = {name: value for name, value in config.items() if not name.startswith("_")}
-    text = json.dumps(deciding, sort_keys=True, default=str)
-    return f"{type(pipe.scheduler).__name__}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-def vae_tiling(pipe: Any) -> bool:
-    """Whether the VAE decodes in tiles."""
-    return bool(getattr(getattr(pipe, "vae", None), "use_tiling", False))
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Name a dtype without its package, e.g. `bfloat16`."""
-    return str(dtype).removeprefix("torch.")
-
-
-def device_kind(device: torch.device) -> str:
-    """Name what computes: `cpu` with its vector instructions, or the accelerator."""
-    if device.type == "cpu":
-        return f"cpu {torch.backends.cpu.get_cpu_capability()}"
-    return f"{device.type} {device_name(device)}"
 
 
 @functools.cache

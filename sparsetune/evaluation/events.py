@@ -3,14 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsetune.engine import Incident, Side, Worker
     from sparsetune.evaluation.pair import PromptResult
     from sparsetune.evaluation.result import EvaluationResult
-
-Side = Literal["dense", "sparse", "dense_again", "kernel"]
-"""What is being rendered; the last two are rungs of the attribution ladder."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +27,23 @@ class EvaluationStarted:
     config: Mapping[str, Any]
     prompts: tuple[str, ...]
     num_steps: int
-    renderings: tuple[Side, ...]
+    renderings: "tuple[Side, ...]"
     metrics: tuple[str, ...]
     output_dir: Path | None = None
 
 
 @dataclass(frozen=True)
 class PromptStarted:
-    """Prompt `index` of `num_prompts` begins; `index` counts from 0."""
+    """Prompt `index` of `num_prompts` begins; `index` counts from 0.
+
+    It begins once more, with other steps to come, where the worker that had it was lost.
+    """
 
     index: int
     num_prompts: int
     prompt: str
     seed: int
+    worker: "Worker | None" = None
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,11 @@ class StepDone:
     """
 
     index: int
-    side: Side
+    side: "Side"
     step: int
     num_steps: int
     cached: bool = False
+    worker: "Worker | None" = None
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,14 @@ class PromptDone:
         num_prompts: how many there are.
         result: its metrics, sparsity and seconds.
         videos: files written for it by kind, `dense`, `sparse` and `compare`; empty when none were.
+        worker: who judged it.
     """
 
     index: int
     num_prompts: int
     result: "PromptResult"
     videos: Mapping[str, Path] = field(default_factory=dict)
+    worker: "Worker | None" = None
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,9 @@ class EvaluationEnded:
 class EvaluationListener:
     """Watches an evaluation; every method does nothing until a subclass says otherwise.
 
-    Methods are called on the evaluating thread. What a listener raises ends the evaluation, so one that can
-    fail for reasons of its own (a full disk, a lost server) handles that itself.
+    Methods are called on the thread that called for the evaluation, however many workers there are; the prompts' events
+    mix where there are several. What a listener raises ends the evaluation, so one that can fail for reasons of its own
+    (a full disk, a lost server) handles that itself.
     """
 
     def on_start(self, event: EvaluationStarted) -> None:
@@ -112,6 +118,9 @@ class EvaluationListener:
 
     def on_prompt(self, event: PromptDone) -> None:
         """A prompt is judged and its videos are written."""
+
+    def on_incident(self, incident: "Incident") -> None:
+        """A worker was lost, say; the work goes on."""
 
     def on_end(self, event: EvaluationEnded) -> None:
         """The last call of an evaluation that came to its end."""
@@ -145,6 +154,11 @@ class Listeners(EvaluationListener):
         """Tell every listener."""
         for listener in self._listeners:
             listener.on_prompt(event)
+
+    def on_incident(self, incident: "Incident") -> None:
+        """Tell every listener."""
+        for listener in self._listeners:
+            listener.on_incident(incident)
 
     def on_end(self, event: EvaluationEnded) -> None:
         """Tell every listener."""

@@ -1,7 +1,7 @@
 """The folder that an evaluation writes: result, report, videos, stills."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +82,7 @@ class OutputFolder:
             VideoError: encoding failed.
             SparsetuneError: the folder can't be written.
         """
-        paths = {kind: self.folder / "videos" / f"prompt_{index}_{kind}.mp4" for kind in ("dense", "sparse", "compare")}
+        paths = {kind: self._video_path(index, kind) for kind in ("dense", "sparse", "compare")}
         beside = side_by_side(pair.dense, pair.sparse, difference=difference)
         with ThreadPoolExecutor(len(paths)) as pool:  # the encoder is a process of its own: three run at once
             videos = zip(paths.values(), (pair.dense, pair.sparse, beside), strict=True)
@@ -90,6 +90,23 @@ class OutputFolder:
             for video in encoding:
                 video.result()
         return paths
+
+    def keep_videos(self, index: int, videos: Mapping[str, Path | bytes]) -> dict[str, Path]:
+        """Give a prompt's video files by kind; those whose contents a worker sent are written first.
+
+        Raises:
+            SparsetuneError: the folder can't be written.
+        """
+        kept = {}
+        for kind, video in videos.items():
+            kept[kind] = video if isinstance(video, Path) else self._video_path(index, kind)
+            if isinstance(video, bytes):
+                with atomic_path(kept[kind]) as temporary:
+                    temporary.write_bytes(video)
+        return kept
+
+    def _video_path(self, index: int, kind: str) -> Path:
+        return self.folder / "videos" / f"prompt_{index}_{kind}.mp4"
 
     def remove_stale(self, written: Collection[Path]) -> None:
         """Remove the stills, and the videos where there are new ones, that an earlier evaluation left here."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
-from sparsetune.errors import GenerationError
+from sparsetune.errors import GenerationError, OutOfMemoryError
 from sparsetune.evaluation.baseline import Baseline, BaselineCache
 from sparsetune.evaluation.conditions import baseline_key
 from sparsetune.metrics import compute_available
@@ -19,7 +19,7 @@ from sparsetune.models.prompts import AnyPrompt, as_prompt
 if TYPE_CHECKING:
     from sparsetune.attention.sparsify import SparseHandle
     from sparsetune.attention.stats import SparsityStats
-    from sparsetune.evaluation.events import Side
+    from sparsetune.engine import Side
     from sparsetune.models.generation import OnStep, Renderer, Rendering
 
 Frames = NDArray[np.uint8]
@@ -92,7 +92,7 @@ def evaluate_prompt(
         The result; one without numbers but with `error` where NaN or black frames came out.
 
     Raises:
-        GenerationError: out of memory, which no other prompt would escape.
+        OutOfMemoryError: which no other prompt would escape.
         MetricError: a metric is unknown, or gave no finite number.
     """
     return judge(renderer, handle, prompt, seed, cache, metrics, watch)[0]
@@ -114,9 +114,9 @@ def judge(
         dense = dense_baseline(renderer, handle, prompt, seed, cache, watch)
         handle.reset()
         sparse = render(renderer, prompt, seed, "sparse", watch)
+    except OutOfMemoryError:
+        raise
     except GenerationError as error:
-        if out_of_memory(error):
-            raise
         return PromptResult(given.text, seed, error=str(error)), None
     stats = handle.stats()
     values, unavailable = compute_available(dense.frames, sparse.frames, metrics)
@@ -206,8 +206,3 @@ def render(renderer: "Renderer", prompt: AnyPrompt, seed: int, side: "Side", wat
             watch(side, step, num_steps, False)
 
     return renderer.render(prompt, seed, on_step)
-
-
-def out_of_memory(error: GenerationError) -> bool:
-    """Whether rendering failed for want of memory: the machine's failing, not the prompt's."""
-    return isinstance(error.__cause__, MemoryError | RuntimeError)

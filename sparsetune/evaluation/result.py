@@ -203,7 +203,11 @@ class EnvironmentSection(_Part):
     versions: dict[str, str]
     git_commit: str | None
     seconds_total: Seconds = Field(description="The whole evaluation.")
-    seconds_generation: Seconds = Field(description="Of those, the ones spent rendering.")
+    seconds_generation: Seconds = Field(
+        description="Of those, the ones spent rendering; added up over the workers, so more where there are several."
+    )
+    workers: tuple[str, ...] = Field((), description="Who rendered: host, GPU and device of each worker.")
+    incidents: tuple[str, ...] = Field((), description="What happened to workers: one lost, one joined.")
 
 
 class EvaluationResult(_Part):

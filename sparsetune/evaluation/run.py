@@ -1,30 +1,54 @@
 """The evaluation: every prompt dense and sparse, judged, written and reported."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsetune.attention.fit import check_fits
 from sparsetune.attention.policy import Policy
 from sparsetune.checkpoint import Checkpoint, load_checkpoint
 from sparsetune.checkpoint.manifest import hash_prompts
 from sparsetune.config import DEFAULT_METRICS
+from sparsetune.engine import (
+    Engine,
+    Event,
+    Incident,
+    LocalEngine,
+    Side,
+    Started,
+    Stepped,
+    Workplace,
+    hand_out,
+    open_engine,
+    run_one,
+)
+from sparsetune.engine.describe import Describe
 from sparsetune.errors import MetricError, PromptError
 from sparsetune.evaluation.aggregate import gate_section, sparsity_section, statistics
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.conditions import config_section, environment_section
-from sparsetune.evaluation.events import EvaluationEnded, EvaluationListener, EvaluationStarted, Listeners
+from sparsetune.evaluation.events import (
+    EvaluationEnded,
+    EvaluationListener,
+    EvaluationStarted,
+    Listeners,
+    PromptDone,
+    PromptStarted,
+    StepDone,
+)
+from sparsetune.evaluation.judging import JudgedPrompt, JudgePrompt
 from sparsetune.evaluation.outputs import OutputFolder, telling_prompts
 from sparsetune.evaluation.report import report_markdown
 from sparsetune.evaluation.result import ConfigSection, EvaluationResult, PromptRow, save_result
-from sparsetune.evaluation.session import JudgedPrompt, Session
 from sparsetune.files import write_text
 from sparsetune.metrics import BASE_METRICS, Gate, get, import_metrics, own_names, score, verdict
 from sparsetune.models.generation import Renderer
-from sparsetune.models.loading import load_pipeline
-from sparsetune.models.prompts import AnyPrompt, load_prompts, texts
-from sparsetune.models.sparse import default_policy, policy_for, sparsify
+from sparsetune.models.prompts import AnyPrompt, as_prompt, load_prompts, texts
+from sparsetune.models.rig import Rig
 from sparsetune.models.tuned_for import warn_of_other_settings
 
 if TYPE_CHECKING:
@@ -61,31 +85,32 @@ def evaluate_config(
     loaded_checkpoint = load_checkpoint(checkpoint) if isinstance(checkpoint, Path | str) else checkpoint
     if loaded_checkpoint is not None:
         warn_of_other_settings(loaded_checkpoint.manifest, config.generation)
-    renderer = Renderer(load_pipeline(config.model), config.generation)
-    return evaluate(
-        renderer,
-        policy_for(renderer.loaded.pipe, loaded_checkpoint) if loaded_checkpoint else None,
-        prompts,
-        seed=config.eval.seed,
-        cache=BaselineCache(config.cache.folder, config.cache.max_gb),
-        metrics=config.eval.metrics,
-        gate=gate,
-        backend=config.backend,
-        break_even=config.break_even,
-        listener=Listeners(listeners),
-        output_dir=output_dir or config.eval.output_dir or Path("results") / config.model.name / "eval",
-        save_videos=config.eval.save_videos,
-        difference=difference,
-        checkpoint=str(checkpoint) if isinstance(checkpoint, Path | str) else None,
-        tuner=loaded_checkpoint.manifest.tuner if loaded_checkpoint else None,
-        ladder=config.eval.ladder,
-        prompt_file=config.eval.prompt_file,
-        tune_prompts=_tune_prompts(config, prompts, loaded_checkpoint),
-    )
+    with open_engine(config) as engine:
+        found = run_one(engine, Describe(config.backend, loaded_checkpoint)) if loaded_checkpoint else None
+        return evaluate(
+            engine,
+            found.policy if found else None,
+            prompts,
+            seed=config.eval.seed,
+            cache=BaselineCache(config.cache.folder, config.cache.max_gb),
+            metrics=config.eval.metrics,
+            gate=gate,
+            backend=config.backend,
+            break_even=config.break_even,
+            listener=Listeners(listeners),
+            output_dir=output_dir or config.eval.output_dir or Path("results") / config.model.name / "eval",
+            save_videos=config.eval.save_videos,
+            difference=difference,
+            checkpoint=str(checkpoint) if isinstance(checkpoint, Path | str) else None,
+            tuner=loaded_checkpoint.manifest.tuner if loaded_checkpoint else None,
+            ladder=config.eval.ladder,
+            prompt_file=config.eval.prompt_file,
+            tune_prompts=_tune_prompts(config, prompts, loaded_checkpoint),
+        )
 
 
 def evaluate(
-    renderer: Renderer,
+    renderer: Renderer | Engine,
     policy: Policy | None,
     prompts: Sequence[AnyPrompt],
     *,
@@ -111,7 +136,8 @@ def evaluate(
     Prompts whose frames are NaN or black are failed prompts in the result, without a number.
 
     Args:
-        renderer: the loaded model with its generation settings; no policy may be installed on it.
+        renderer: the loaded model with its generation settings, on which no policy may be installed; or an engine,
+            whose workers have it.
         policy: None is SpargeAttn's default thresholds.
         prompts: the texts, or what else a video is rendered from.
         cache: of dense videos.
@@ -134,6 +160,7 @@ def evaluate(
 
     Raises:
         PromptError: there are no prompts.
+        EngineError: no worker is left.
         MetricError: a metric is unknown or gave no finite number.
         CheckpointError: the policy is for another model.
         GenerationError: out of memory.
@@ -143,90 +170,118 @@ def evaluate(
     if not prompts:
         raise PromptError("an evaluation must have at least one prompt, but was given none; give prompts")
     tuned = policy is not None if tuned is None else tuned
-    policy = policy or default_policy(renderer.loaded.pipe)
     gate = gate or Gate()
     names = _metric_names(metrics, gate)
-    outputs = None
-    if output_dir is not None:
-        outputs = OutputFolder(output_dir, renderer.loaded.family.name, tuned, renderer.settings.fps)
-        outputs.check_writable()
-    with sparsify(renderer.loaded.pipe, policy, backend, break_even) as handle:
-        session = Session(
-            renderer,
-            handle,
-            tuple(prompts),
-            seed,
-            cache,
-            names,
-            listener or EvaluationListener(),
-            outputs,
-            save_videos=save_videos,
-            difference=difference,
-            ladder=ladder,
-        )
+    with _as_engine(renderer) as engine:
+        described = run_one(engine, Describe(backend, break_even=break_even))
+        rig, policy = described.rig, policy or described.policy
+        check_fits(policy, rig.layers)
+        outputs = None
+        if output_dir is not None:
+            outputs = OutputFolder(output_dir, rig.family, tuned, rig.settings.fps)
+            outputs.check_writable()
         config = config_section(
-            renderer,
+            rig,
             policy,
-            session.prompts,
+            prompts,
             seed=seed,
             tuned=tuned,
             checkpoint=checkpoint,
             tuner=tuner,
-            backend=handle.backend.name,
             break_even=break_even,
             metrics=names,
             prompt_file=prompt_file,
             tune_prompts=tune_prompts,
         )
-        return _run(session, config, gate, started)
-
-
-def _run(session: Session, config: ConfigSection, gate: Gate, started: float) -> EvaluationResult:
-    listener = session.listener
-    try:
-        listener.on_start(
-            EvaluationStarted(
-                config=config.model_dump(mode="json"),
-                prompts=texts(session.prompts),
-                num_steps=session.renderer.settings.num_inference_steps,
-                renderings=session.renderings,
-                metrics=session.metrics,
-                output_dir=session.outputs.folder if session.outputs else None,
+        tasks = [
+            JudgePrompt(
+                index, prompt, policy, backend, break_even, seed, cache, names, outputs, save_videos, difference, ladder
             )
+            for index, prompt in enumerate(prompts)
+        ]
+        return _Run(engine, rig, tasks, config, gate, listener or EvaluationListener(), started).result()
+
+
+def _as_engine(renderer: Renderer | Engine) -> contextlib.AbstractContextManager[Engine]:
+    return contextlib.nullcontext(renderer) if isinstance(renderer, Engine) else LocalEngine(Workplace(renderer))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """An evaluation that is ready to begin: its tasks, one a prompt, and what judges and tells of them."""
+
+    engine: Engine
+    rig: Rig
+    tasks: Sequence[JudgePrompt]
+    config: ConfigSection
+    gate: Gate
+    listener: EvaluationListener
+    started: float
+
+    def result(self) -> EvaluationResult:
+        """Judge every prompt, put the result together, write it, and tell the listener of all that."""
+        first = self.tasks[0]
+        ladder: tuple[Side, ...] = ("dense_again", "kernel") if first.ladder else ()
+        try:
+            self.listener.on_start(
+                EvaluationStarted(
+                    config=self.config.model_dump(mode="json"),
+                    prompts=texts([task.prompt for task in self.tasks]),
+                    num_steps=self.rig.settings.num_inference_steps,
+                    renderings=("dense", "sparse", *ladder),
+                    metrics=first.metrics,
+                    output_dir=first.outputs.folder if first.outputs else None,
+                )
+            )
+            judged = self._judged()
+            result = self._assembled(judged)
+            ended = _write(first.outputs, result, judged)
+        except BaseException as error:
+            self.engine.abandon()
+            self.listener.on_failure(error)
+            raise
+        self.listener.on_end(ended)
+        return result
+
+    def _judged(self) -> list[JudgedPrompt]:
+        """Hand the prompts out; the order in which they come back doesn't show in what is given."""
+        judged: dict[int, JudgedPrompt] = {}
+        for index, outcome in hand_out(self.engine, self.tasks, self._tell):
+            prompt: JudgedPrompt = outcome.get()
+            outputs = self.tasks[index].outputs
+            videos = outputs.keep_videos(index, prompt.videos) if outputs is not None else {}
+            judged[index] = replace(prompt, videos=videos)
+            self.listener.on_prompt(PromptDone(index, len(self.tasks), prompt.result, videos, outcome.worker))
+        return [judged[index] for index in range(len(self.tasks))]
+
+    def _tell(self, index: int, event: Event) -> None:
+        what = event.what
+        if isinstance(what, Incident):
+            self.listener.on_incident(what)
+        elif isinstance(what, Started):
+            given, seed = as_prompt(self.tasks[index].prompt), self.tasks[index].seed
+            seed = seed if given.seed is None else given.seed
+            self.listener.on_prompt_start(PromptStarted(index, len(self.tasks), given.text, seed, event.worker))
+        elif isinstance(what, Stepped):
+            self.listener.on_step(StepDone(index, what.side, what.step, what.num_steps, what.cached, event.worker))
+
+    def _assembled(self, judged: Sequence[JudgedPrompt]) -> EvaluationResult:
+        rows = tuple(prompt.row for prompt in judged)
+        summary = statistics(rows)
+        points = None
+        if summary:
+            points = score(summary["frame_cosine"].mean, summary["psnr"].mean, summary["frame_l1"].mean)
+        generation = sum(prompt.seconds for prompt in judged)
+        return EvaluationResult(
+            config=self.config,
+            statistics=summary,
+            detailed_results=rows,
+            overall_score=points,
+            verdict="failed" if points is None else verdict(points),
+            gate=gate_section(self.gate, rows),
+            sparsity=sparsity_section([prompt.result for prompt in judged]),
+            environment=environment_section(self.rig, self.engine, time.perf_counter() - self.started, generation),
         )
-        judged = [session.judge(index) for index in range(len(session.prompts))]
-        result = _assemble(session, config, gate, judged, started)
-        ended = _write(session.outputs, result, judged)
-    except BaseException as error:
-        listener.on_failure(error)
-        raise
-    listener.on_end(ended)
-    return result
-
-
-def _assemble(
-    session: Session, config: ConfigSection, gate: Gate, judged: Sequence[JudgedPrompt], started: float
-) -> EvaluationResult:
-    rows = tuple(prompt.row for prompt in judged)
-    summary = statistics(rows)
-    points = None
-    if summary:
-        points = score(summary["frame_cosine"].mean, summary["psnr"].mean, summary["frame_l1"].mean)
-    return EvaluationResult(
-        config=config,
-        statistics=summary,
-        detailed_results=rows,
-        overall_score=points,
-        verdict="failed" if points is None else verdict(points),
-        gate=gate_section(gate, rows),
-        sparsity=sparsity_section([prompt.result for prompt in judged]),
-        environment=environment_section(
-            session.renderer,
-            session.handle.chosen_because,
-            time.perf_counter() - started,
-            sum(prompt.seconds for prompt in judged),
-        ),
-    )
 
 
 def _write(outputs: OutputFolder | None, result: EvaluationResult, judged: Sequence[JudgedPrompt]) -> EvaluationEnded:
@@ -235,7 +290,8 @@ def _write(outputs: OutputFolder | None, result: EvaluationResult, judged: Seque
         return EvaluationEnded(result, prompts)
     moments = {prompt.row.index: prompt.moment for prompt in judged if prompt.moment is not None}
     stills = {index: outputs.write_still(moments[index]) for index in telling_prompts(result.detailed_results)}
-    videos = {prompt.row.index: prompt.videos for prompt in judged if prompt.videos}
+    videos = {prompt.row.index: outputs.keep_videos(prompt.row.index, prompt.videos) for prompt in judged}
+    videos = {index: kinds for index, kinds in videos.items() if kinds}
     write_text(outputs.report_path, report_markdown(result, outputs.folder, videos, stills))
     save_result(result, outputs.result_path)
     files = (*(path for kinds in videos.values() for path in kinds.values()), *stills.values())

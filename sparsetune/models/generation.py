@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from sparsetune.config import GenerationConfig
-from sparsetune.errors import GenerationError
+from sparsetune.errors import GenerationError, OutOfMemoryError
 from sparsetune.models.calls import patch_of
 from sparsetune.models.families import family_of, main_transformer
 from sparsetune.models.loading import LoadedModel
@@ -198,8 +198,8 @@ def _memory_errors() -> Iterator[None]:
     try:
         yield
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-        raise GenerationError(f"the video must fit into memory, but it ran out; {MEMORY_ADVICE}") from error
+        raise OutOfMemoryError(f"the video must fit into memory, but it ran out; {MEMORY_ADVICE}") from error
     except RuntimeError as error:
         if not any(text in str(error) for text in _MEMORY_TEXTS):
             raise
-        raise GenerationError(f"the video must fit into memory, but it ran out; {MEMORY_ADVICE}") from error
+        raise OutOfMemoryError(f"the video must fit into memory, but it ran out; {MEMORY_ADVICE}") from error

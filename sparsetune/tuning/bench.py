@@ -8,15 +8,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sparsetune.attention.backends import Backend
+from sparsetune.attention.backends import Backend, choose_backend
+from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.checkpoint import hash_prompts
 from sparsetune.config import Config
+from sparsetune.engine import Engine, Incident, LocalEngine
+from sparsetune.errors import EngineError
 from sparsetune.evaluation.baseline import BaselineCache
-from sparsetune.evaluation.conditions import baseline_key, device_kind, dtype_name, scheduler
+from sparsetune.evaluation.conditions import baseline_key
+from sparsetune.evaluation.scoring import ScorePrompt
 from sparsetune.metrics import Gate
 from sparsetune.models.generation import Frames, Renderer
 from sparsetune.models.prompts import AnyPrompt, texts
+from sparsetune.models.rig import Rig
 from sparsetune.tuning.curves import Arrangement, grid
 from sparsetune.tuning.events import StudyStarted, TuningListener, tell
 
@@ -27,8 +32,8 @@ class Bench:
 
     Args:
         config: the configuration.
-        renderer: of the model, with nothing installed on its pipeline.
-        backend: the kernel that trials run on.
+        engine: does the work.
+        rig: what its workers render with.
         prompts: tune prompts.
         eval_prompts: prompts that judge the winner.
         cache: the dense baselines.
@@ -39,8 +44,8 @@ class Bench:
     """
 
     config: Config
-    renderer: Renderer
-    backend: Backend
+    engine: Engine
+    rig: Rig
     prompts: tuple[AnyPrompt, ...]
     eval_prompts: tuple[AnyPrompt, ...]
     cache: BaselineCache
@@ -48,6 +53,25 @@ class Bench:
     listeners: tuple[TuningListener, ...]
     output_dir: Path
     started: float
+
+    @property
+    def renderer(self) -> Renderer:
+        """The model of this process, with nothing installed on its pipeline.
+
+        Raises:
+            EngineError: other processes have it.
+        """
+        if not isinstance(self.engine, LocalEngine):
+            raise EngineError(
+                f"--tuner {self.config.tune.tuner} must have the model in this process, but Ray's workers have it; "
+                "use --engine local"
+            )
+        return self.engine.place.renderer
+
+    @property
+    def backend(self) -> Backend:
+        """The kernel that trials run on, in this process."""
+        return choose_backend(self.config.backend, self.renderer.loaded.device)
 
     @property
     def search_gate(self) -> Gate:
@@ -100,6 +124,20 @@ class Bench:
         )
         tell(self.listeners, lambda listener: listener.on_study_start(event))
 
+    def score(self, prompt: AnyPrompt, policy: Policy, metrics: tuple[str, ...]) -> ScorePrompt:
+        """Make the task that renders and measures a prompt under a policy."""
+        return ScorePrompt(prompt, policy, self.config.backend, self.config.tune.seed, self.cache, metrics)
+
+    def tell_incident(self, what: object) -> None:
+        """Tell the listeners of an incident; anything else is none of theirs."""
+        if isinstance(what, Incident):
+            incident = what
+            tell(self.listeners, lambda listener: listener.on_incident(incident))
+
+    def has_time(self) -> bool:
+        """Whether `tune.max_minutes` aren't over."""
+        return self.seconds_left != 0.0
+
     def keep_dense(self, prompt: AnyPrompt, frames: Frames, seconds: float) -> None:
         """Put a dense video that was rendered on the way into the cache, unless it is there."""
         self.cache.get_or_render(baseline_key(self.renderer, prompt, self.config.tune.seed), lambda: (frames, seconds))
@@ -125,16 +163,16 @@ def signature(bench: Bench) -> dict[str, Any]:
 
 def calibration_signature(bench: Bench) -> dict[str, Any]:
     """Name all that decides the calibrated curves, as JSON values."""
-    config, loaded = bench.config, bench.renderer.loaded
+    config, rig = bench.config, bench.rig
     return {
-        "model": loaded.identity.fingerprint,
-        "layers": [[name, heads] for name, heads, _ in loaded.identity.layers],
+        "model": rig.identity.fingerprint,
+        "layers": [[name, heads] for name, heads in rig.layers],
         "generation": config.generation.model_dump(mode="json"),
-        "scheduler": scheduler(loaded.pipe),
-        "dtype": dtype_name(loaded.dtype),
-        "device": device_kind(loaded.device),
-        "kernel": bench.backend.name,
-        "blocks": asdict(bench.backend.blocks),
+        "scheduler": rig.scheduler,
+        "dtype": rig.dtype,
+        "device": rig.device,
+        "kernel": rig.kernel,
+        "blocks": asdict(rig.blocks),
         "prompts": hash_prompts(bench.prompts),
         "seed": config.tune.seed,
         "arrangements": [list(arrangement) for arrangement in bench.arrangements],

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sparsetune.attention.policy import Policy
+from sparsetune.engine import Incident, Worker
 from sparsetune.evaluation.comparison import Comparison
 from sparsetune.evaluation.events import EvaluationListener
 from sparsetune.evaluation.pair import PromptResult
@@ -50,6 +51,7 @@ class CalibrationStep:
     num_prompts: int
     step: int
     num_steps: int
+    worker: Worker | None = None
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,20 @@ class ProbeStep:
     num_renderings: int
     step: int
     num_steps: int
+    worker: Worker | None = None
 
 
 @dataclass(frozen=True)
 class TrialStarted:
     """Trial `number` begins with these parameters.
 
-    Several may be in hand at once, each with events of its own; `worker` is the host and device that runs it, None
-    where that is this process.
+    Several may be in hand at once, each with events of its own; `worker` is who runs it.
     """
 
     number: int
     params: Mapping[str, Parameter]
     policy: Policy
-    worker: str | None = None
+    worker: Worker | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class TrialStep:
     num_prompts: int
     step: int
     num_steps: int
+    worker: Worker | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class TrialPrompt:
     index: int
     num_prompts: int
     result: PromptResult
+    worker: Worker | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,7 @@ class TrialResult:
         shortfalls: by how much it misses each bound of that gate, at most 0 where one is met; empty when it failed.
         seconds_sparse: mean of its renderings; None where there is none.
         predicted_error: what calibration says of its policy's error; None where it wasn't calibrated.
+        worker: who rendered its last prompt; None for a trial of an earlier run.
     """
 
     number: int
@@ -134,6 +139,7 @@ class TrialResult:
     shortfalls: Mapping[str, float] = field(default_factory=dict)
     seconds_sparse: float | None = None
     predicted_error: float | None = None
+    worker: Worker | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,7 @@ class TuningResult:
         before: SpargeAttn's default thresholds judged on the eval prompts; None without a winner.
         comparison: `before` against `evaluation`, prompt by prompt; None without a winner.
         insight: what the trials say of the search.
+        incidents: what happened to workers: one lost, one joined.
     """
 
     study_name: str
@@ -182,13 +189,15 @@ class TuningResult:
     before: EvaluationResult | None = None
     comparison: Comparison | None = None
     insight: Insight | None = None
+    incidents: tuple[Incident, ...] = ()
 
 
 class TuningListener:
     """Watches a search; every method does nothing until a subclass says otherwise.
 
-    Methods are called on the tuning thread. What a listener raises ends the search, so one that can fail for
-    reasons of its own (a full disk, a lost server) handles that itself.
+    Methods are called on the thread that called for the search, however many workers there are; the events of trials
+    mix where there are several. What a listener raises ends the search, so one that can fail for reasons of its own (a
+    full disk, a lost server) handles that itself.
     """
 
     def on_study_start(self, event: StudyStarted) -> None:
@@ -211,6 +220,9 @@ class TuningListener:
 
     def on_trial(self, result: TrialResult) -> None:
         """A trial ended."""
+
+    def on_incident(self, incident: Incident) -> None:
+        """A worker was lost, say; the search goes on."""
 
     def on_winner(self, trial: TrialResult, checkpoint_path: Path) -> None:
         """The search is over and the winner is saved; it is judged next."""

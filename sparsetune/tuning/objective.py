@@ -1,4 +1,4 @@
-"""What a trial is worth to Optuna: its parameters asked for, its policy run, its value and constraints told."""
+"""What a trial is worth to Optuna: its parameters asked for, its policy begun, its value and constraints told."""
 
 import os
 import socket
@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
+from optuna.trial import TrialState
 
 from sparsetune.config.models import Goal
-from sparsetune.errors import GenerationError
 from sparsetune.evaluation.pair import PromptResult
 from sparsetune.tuning.events import TrialResult, tell
 from sparsetune.tuning.goal import values
@@ -18,11 +18,14 @@ from sparsetune.tuning.space import SearchSpace
 OWNER = "owner"
 """User attribute of a trial: the host and process that runs it, so that a process that died is recognised."""
 
-KEPT = (
+OUTCOME = "outcome"
+"""User attribute of a trial that ended: what a later run of the study needs to know of its `TrialResult`. It is one,
+since each is a transaction of the database."""
+
+_KEPT = (
     "params", "state", "reason", "sparsity", "psnr", "psnr_worst", "frame_cosine", "feasible", "seconds", "shortfalls",
     "seconds_sparse", "predicted_error",
 )  # fmt: skip
-"""What the storage keeps of a `TrialResult`, by the names of its fields."""
 
 HOPELESS_DB = 6.0
 """A trial whose mean PSNR over the prompts so far misses the gate by more than this is given up."""
@@ -34,10 +37,10 @@ sparsity hardly differs from prompt to prompt."""
 
 @dataclass
 class Objective:
-    """Runs the trials that Optuna asks for.
+    """Begins the trials that Optuna asks for, and says what they came to.
 
     Args:
-        runner: renders and judges them.
+        runner: has them rendered and judges them.
         space: what a trial's parameters mean.
         goal: what trials that meet the gate compete in.
         penalised: whether the sampler knows no constraints, see `goal.values`.
@@ -52,21 +55,18 @@ class Objective:
     aimed: bool = False
     best_sparsity: float = 0.0
 
-    def __call__(self, trial: optuna.Trial) -> float | tuple[float, float]:
-        """Run a trial and give its value.
-
-        Raises:
-            optuna.TrialPruned: it was given up.
-            GenerationError: a rendering failed; Optuna marks the trial failed.
-            TimeIsUp: the deadline passed before all prompts were rendered; the trial has no outcome.
-        """
+    def begin(self, trial: optuna.Trial) -> None:
+        """Ask for a trial's parameters and begin it."""
         trial.set_user_attr(OWNER, [socket.gethostname(), os.getpid()])
         params = self.space.suggest(trial, self.best_sparsity if self.aimed else 0.0)
 
         def give_up(results: Sequence[PromptResult]) -> str | None:
             return self._give_up(results) or self._beaten(trial, results)
 
-        outcome = self.runner.run(trial.number, params, self.space.policy(params), give_up)
+        self.runner.begin(trial.number, params, self.space.policy(params), give_up)
+
+    def end(self, trial: optuna.Trial, outcome: TrialResult) -> float | tuple[float, float] | TrialState:
+        """Keep a trial's outcome and tell the listeners; gives its value, or how else it ended."""
         if outcome.feasible and outcome.sparsity is not None:
             self.best_sparsity = max(self.best_sparsity, outcome.sparsity)
         _record(trial, outcome)
@@ -74,11 +74,9 @@ class Objective:
             for name, missing in outcome.shortfalls.items():
                 trial.set_constraint(name, missing)
         tell(self.runner.listeners, lambda listener: listener.on_trial(outcome))
-        if outcome.state == "pruned":
-            raise optuna.TrialPruned(outcome.reason)
-        if outcome.state == "failed" or outcome.sparsity is None:
-            raise GenerationError(outcome.reason or "the trial rendered nothing")
-        return values(self.goal, outcome, self.penalised)
+        if outcome.state == "complete":
+            return values(self.goal, outcome, self.penalised)
+        return TrialState.PRUNED if outcome.state == "pruned" else TrialState.FAIL
 
     def _give_up(self, results: Sequence[PromptResult]) -> str | None:
         """Say why a trial that has prompts left isn't worth them, or None where it is."""
@@ -105,7 +103,7 @@ class Objective:
 
 
 def _record(trial: optuna.Trial, outcome: TrialResult) -> None:
-    """Keep what a later run of the study needs to know of a trial."""
-    for name in KEPT:
-        value = getattr(outcome, name)
-        trial.set_user_attr(name, dict(value) if isinstance(value, Mapping) else value)
+    kept = {name: getattr(outcome, name) for name in _KEPT}
+    trial.set_user_attr(
+        OUTCOME, {name: dict(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
+    )

@@ -4,40 +4,47 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparsetune.attention.backends import choose_backend
 from sparsetune.config import Config
+from sparsetune.engine import Engine, open_engine, run_one
+from sparsetune.engine.describe import Describe
 from sparsetune.errors import TuningError
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.metrics import Gate, import_metrics
-from sparsetune.models.generation import Renderer
-from sparsetune.models.loading import load_pipeline
 from sparsetune.models.prompts import load_prompts
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.events import TuningListener
 
 
-def open_bench(config: Config, output_dir: Path, listeners: Sequence[TuningListener] = ()) -> Bench:
-    """Check a configuration, load the model and give what a search works with.
+def open_bench(
+    config: Config, output_dir: Path, listeners: Sequence[TuningListener] = (), engine: Engine | None = None
+) -> Bench:
+    """Check a configuration, load the model and give what a search works with; its engine is the caller's to close.
 
     Args:
         config: the configuration.
         output_dir: where the winner goes.
         listeners: told what happens.
+        engine: does the work; None opens the configuration's.
 
     Raises:
-        PromptError, MetricError, ModelError, BackendError, TuningError, GenerationError: what was asked for can't be
-            done.
+        PromptError, MetricError, ModelError, BackendError, EngineError, TuningError, GenerationError: what was asked
+            for can't be done.
     """
     if config.backend == "dense":
         raise TuningError("tuning must have a backend that can run sparse, but backend is dense; use --backend auto")
     import_metrics(config.eval.metric_modules)
     prompts = load_prompts(config.tune.prompt_file, config.tune.num_prompts)
     eval_prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
-    loaded = load_pipeline(config.model)
+    engine = engine or open_engine(config)
+    try:
+        rig = run_one(engine, Describe(config.backend)).rig
+    except BaseException:
+        engine.close()
+        raise
     return Bench(
         config=config,
-        renderer=Renderer(loaded, config.generation),
-        backend=choose_backend(config.backend, loaded.device),
+        engine=engine,
+        rig=rig,
         prompts=prompts,
         eval_prompts=eval_prompts,
         cache=BaselineCache(config.cache.folder, config.cache.max_gb),

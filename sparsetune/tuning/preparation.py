@@ -1,17 +1,19 @@
 """What a search measures before its first trial, kept on disk: calibrated curves and the video's sensitivity."""
 
+import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsetune.errors import GenerationError, TuningError
-from sparsetune.evaluation.events import Side
-from sparsetune.evaluation.pair import evaluate_prompt
+from sparsetune.engine import Event, Stepped, hand_out
+from sparsetune.errors import TuningError
+from sparsetune.evaluation.scoring import ScorePrompt
 from sparsetune.files import write_json
-from sparsetune.models.sparse import default_policy, sparsify
 from sparsetune.tuning.allocate import best_order
 from sparsetune.tuning.bench import Bench, calibration_signature, digest
-from sparsetune.tuning.calibrate import calibrate, sample_steps
+from sparsetune.tuning.calibrate import sample_steps
+from sparsetune.tuning.calibration import CalibratePrompt
 from sparsetune.tuning.curves import Curves
 from sparsetune.tuning.events import CalibrationStep, ProbeStep, tell
 from sparsetune.tuning.runner import TimeIsUp
@@ -50,46 +52,51 @@ def curves_path(bench: Bench) -> Path:
 
 
 def _calibrate(bench: Bench, path: Path) -> Curves:
-    """Calibrate on every tune prompt; the dense videos that this renders go to the cache."""
-    config, renderer = bench.config, bench.renderer
-    steps = sample_steps(config.generation.num_inference_steps, config.tune.calibration_steps)
-    merged: Curves | None = None
-    for index, prompt in enumerate(bench.prompts):
-        part = path.with_suffix(f".{index}.npz")
-        if part.is_file():
-            curves = Curves.load(part)
+    """Calibrate on every tune prompt; the dense videos that this renders go to the cache.
+
+    Prompts may come back in any order; they are merged in their own, so that the curves are the same to the last bit.
+    """
+    parts = [path.with_suffix(f".{index}.npz") for index in range(len(bench.prompts))]
+    missing = [index for index, part in enumerate(parts) if not part.is_file()]
+
+    def tell_step(place: int, event: Event) -> None:
+        what = event.what
+        if isinstance(what, Stepped):
+            step = CalibrationStep(missing[place], len(parts), what.step, what.num_steps, event.worker)
+            tell(bench.listeners, lambda listener: listener.on_calibration_step(step))
         else:
-            if bench.seconds_left == 0.0:
-                raise TimeIsUp
+            bench.tell_incident(what)
 
-            def on_step(step: int, num_steps: int, index: int = index) -> None:
-                event = CalibrationStep(index, len(bench.prompts), step, num_steps)
-                tell(bench.listeners, lambda listener: listener.on_calibration_step(event))
-
-            curves, rendering = calibrate(
-                renderer,
-                prompt,
-                config.tune.seed,
-                steps=steps,
-                arrangements=bench.arrangements,
-                points=bench.points,
-                backend=bench.backend,
-                select_partial=config.tune.select_partial,
-                on_step=on_step,
-            )
-            bench.keep_dense(prompt, rendering.frames, rendering.seconds)
-            curves.save(part)
-        merged = curves if merged is None else merged.merged(curves)
-    if merged is None:
-        raise ValueError("load_prompts gives at least one prompt")
+    tasks = [_calibration(bench, index) for index in missing]
+    done = 0
+    for place, outcome in hand_out(bench.engine, tasks, tell_step, bench.has_time):
+        outcome.get().save(parts[missing[place]])
+        done += 1
+    if done < len(missing):
+        raise TimeIsUp
+    merged = functools.reduce(Curves.merged, [Curves.load(part) for part in parts])
     merged.save(path)
-    for index in range(len(bench.prompts)):
-        path.with_suffix(f".{index}.npz").unlink(missing_ok=True)
+    for part in parts:
+        part.unlink(missing_ok=True)
     return merged
 
 
+def _calibration(bench: Bench, index: int) -> CalibratePrompt:
+    config = bench.config
+    return CalibratePrompt(
+        prompt=bench.prompts[index],
+        seed=config.tune.seed,
+        steps=sample_steps(config.generation.num_inference_steps, config.tune.calibration_steps),
+        arrangements=bench.arrangements,
+        points=bench.points,
+        backend=config.backend,
+        select_partial=config.tune.select_partial,
+        cache=bench.cache,
+    )
+
+
 def _sensitivity(bench: Bench, curves: Curves, of_curves: Path) -> Sensitivity:
-    """Render every probe that an earlier run hasn't; each result is written before the next begins."""
+    """Render every probe that an earlier run hasn't; each result is written when it comes."""
     prompts = bench.probe_prompts
     if not prompts:
         return Sensitivity()
@@ -98,34 +105,38 @@ def _sensitivity(bench: Bench, curves: Curves, of_curves: Path) -> Sensitivity:
     listed = probes(curves, order, keep_text, num_groups(bench.config.tune.granularity, len(curves.layers)))
     path = of_curves.with_name(f"{of_curves.stem}-sensitivity.json")
     known, kind = _known(path), f"{len(listed)} probes in {order}"
-    work = [(probe, index) for probe in listed for index in range(len(prompts))]
-    pipe = bench.renderer.loaded.pipe
-    with sparsify(pipe, default_policy(pipe), bench.config.backend) as handle:
-        for number, (probe, index) in enumerate(work):
-            key = f"{kind}, {probe.name}, prompt {index}"
-            if key in known:
-                continue
-            if bench.seconds_left == 0.0:
-                raise TimeIsUp
-            handle.policy = probe.policy
-
-            def watch(side: Side, step: int, num_steps: int, cached: bool, number: int = number) -> None:
-                if side == "sparse":
-                    event = ProbeStep(number, len(work), step, num_steps)
-                    tell(bench.listeners, lambda listener: listener.on_probe_step(event))
-
-            result = evaluate_prompt(
-                bench.renderer, handle, prompts[index], bench.config.tune.seed, bench.cache, ("psnr",), watch
-            )
-            if result.error is not None:
-                raise GenerationError(result.error)
-            known[key] = result.metrics["psnr"]
-            write_json(path, known)
+    work = {
+        f"{kind}, {probe.name}, prompt {index}": bench.score(prompt, probe.policy, ("psnr",))
+        for probe in listed
+        for index, prompt in enumerate(prompts)
+    }
+    _probe(bench, work, known, path)
     psnr = {
         probe.name: [known[f"{kind}, {probe.name}, prompt {index}"] for index in range(len(prompts))]
         for probe in listed
     }
     return fit(curves, psnr, order, keep_text)
+
+
+def _probe(bench: Bench, work: Mapping[str, ScorePrompt], known: dict[str, float], path: Path) -> None:
+    """Have those probes rendered that aren't known."""
+    numbers = {key: number for number, key in enumerate(work)}
+    missing = [key for key in work if key not in known]
+
+    def tell_step(place: int, event: Event) -> None:
+        what = event.what
+        if isinstance(what, Stepped):
+            if what.side == "sparse":
+                step = ProbeStep(numbers[missing[place]], len(work), what.step, what.num_steps, event.worker)
+                tell(bench.listeners, lambda listener: listener.on_probe_step(step))
+        else:
+            bench.tell_incident(what)
+
+    for place, outcome in hand_out(bench.engine, [work[key] for key in missing], tell_step, bench.has_time):
+        known[missing[place]] = outcome.get().metrics["psnr"]
+        write_json(path, known)
+    if any(key not in known for key in work):
+        raise TimeIsUp
 
 
 def _known(path: Path) -> dict[str, float]:

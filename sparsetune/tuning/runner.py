@@ -1,4 +1,4 @@
-"""One trial: a policy rendered on the tune prompts and judged against dense video."""
+"""Trials: policies rendered on the tune prompts, prompt by prompt, and judged against dense video."""
 
 import math
 import time
@@ -7,13 +7,10 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from sparsetune.attention.policy import Policy
-from sparsetune.attention.sparsify import SparseHandle
+from sparsetune.engine import Engine, Event, Incident, Outcome, Started, Stepped, Task, Worker
 from sparsetune.errors import GenerationError
-from sparsetune.evaluation.baseline import BaselineCache
-from sparsetune.evaluation.events import Side
-from sparsetune.evaluation.pair import PromptResult, evaluate_prompt
+from sparsetune.evaluation.pair import PromptResult
 from sparsetune.metrics import Gate
-from sparsetune.models.generation import Renderer
 from sparsetune.models.prompts import AnyPrompt
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.events import (
@@ -33,130 +30,189 @@ METRICS = ("frame_cosine", "frame_l1", "psnr", "frame_diff", "psnr_frame_min")
 GiveUp = Callable[[Sequence[PromptResult]], str | None]
 """Says why a trial isn't worth further prompts, or None where it is."""
 
+Score = Callable[[AnyPrompt, Policy], Task[PromptResult]]
+"""Makes the task that renders and measures a prompt under a policy."""
+
 
 class TimeIsUp(Exception):
     """The search's time ended in the middle of its work."""
 
 
 @dataclass
+class _Running:
+    """A trial that is under way: what it is, and how far it got."""
+
+    number: int
+    params: Mapping[str, Parameter]
+    policy: Policy
+    give_up: GiveUp
+    began: float
+    results: dict[int, PromptResult] = field(default_factory=dict)
+    submitted: int = 0
+    told: bool = False
+    ended: bool = False
+
+    @property
+    def in_order(self) -> list[PromptResult]:
+        return [self.results[index] for index in sorted(self.results)]
+
+
+@dataclass
 class TrialRunner:
-    """Renders and judges trials, one after the other, on one pipeline.
+    """Has trials rendered and judges them; as many at a time as were begun.
+
+    A trial's next prompt is handed out when its last one was judged: whether it is worth it is decided here, where all
+    trials are known.
 
     Args:
-        renderer: of the pipeline.
-        handle: installed on it; its policy is set for each trial.
+        engine: renders.
         prompts: tune prompts.
-        seed: of every rendering.
-        cache: the dense baselines.
+        score: makes the task of a prompt.
         gate: constraints of the search.
         listeners: told what happens.
         predict: says what error calibration expects of a policy, None where it can't tell.
         deadline: `time.perf_counter()` after which no further prompt begins; None is never.
-        results: the trials of this run, by number.
+        results: the trials of this run, by number, in the order in which they ended.
     """
 
-    renderer: Renderer
-    handle: SparseHandle
+    engine: Engine
     prompts: tuple[AnyPrompt, ...]
-    seed: int
-    cache: BaselineCache
+    score: Score
     gate: Gate
     listeners: Sequence[TuningListener] = ()
     predict: Callable[[Policy], float | None] = lambda _: None
     deadline: float | None = None
     results: dict[int, TrialResult] = field(default_factory=dict)
+    _tickets: dict[int, tuple[_Running, int]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, bench: Bench, handle: SparseHandle, predict: Callable[[Policy], float | None]) -> Self:
+    def of(cls, bench: Bench, predict: Callable[[Policy], float | None] = lambda _: None) -> Self:
         """Run the trials of a search on its tune prompts."""
         return cls(
-            renderer=bench.renderer,
-            handle=handle,
+            engine=bench.engine,
             prompts=bench.prompts,
-            seed=bench.config.tune.seed,
-            cache=bench.cache,
+            score=lambda prompt, policy: bench.score(prompt, policy, METRICS),
             gate=bench.search_gate,
             listeners=bench.listeners,
             predict=predict,
         )
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the deadline passed."""
+        return self.deadline is not None and time.perf_counter() > self.deadline
+
     def run(
-        self, number: int, params: Mapping[str, Parameter], policy: Policy, give_up: GiveUp = lambda _: None
+        self, number: int, params: Mapping[str, Parameter], policy: Policy, give_up: GiveUp | None = None
     ) -> TrialResult:
-        """Render the tune prompts under a policy and judge them.
+        """Have one trial rendered and give its outcome; all its prompts at once, unless it may be given up."""
+        if give_up is None:
+            self.begin(number, params, policy, num_at_once=len(self.prompts))
+        else:
+            self.begin(number, params, policy, give_up)
+        return self.next()
+
+    def begin(
+        self,
+        number: int,
+        params: Mapping[str, Parameter],
+        policy: Policy,
+        give_up: GiveUp = lambda _: None,
+        num_at_once: int = 1,
+    ) -> None:
+        """Begin a trial.
 
         Args:
             number: the trial's number.
             params: what led to the policy.
             policy: what to run.
             give_up: asked after each prompt with the results so far; a reason ends the trial as pruned.
+            num_at_once: prompts handed out at a time; more than one are in vain where the trial is given up.
+        """
+        running = _Running(number, params, policy, give_up, time.perf_counter())
+        for _ in range(min(num_at_once, len(self.prompts))):
+            self._submit(running)
+
+    def next(self) -> TrialResult:
+        """Wait until a trial ends, and give its outcome.
 
         Raises:
-            TimeIsUp: the deadline passed before all prompts were rendered.
+            TimeIsUp: the deadline passed, and no trial ended with the prompts in hand.
         """
-        started = time.perf_counter()
-        tell(self.listeners, lambda listener: listener.on_trial_start(TrialStarted(number, params, policy)))
-        self.handle.policy = policy
-        results: list[PromptResult] = []
-        state: TrialState = "complete"
-        reason: str | None = None
+        while self._tickets:
+            outcome = self.engine.wait(self._tell)
+            running, index = self._tickets.pop(outcome.ticket)
+            ended = None if running.ended else self._took(running, index, outcome)
+            if ended is not None:
+                running.ended = True
+                self.results[running.number] = ended
+                return ended
+        raise TimeIsUp
+
+    def abandon(self) -> None:
+        """Forget the trials that are under way."""
+        self._tickets.clear()
+        self.engine.abandon()
+
+    def _submit(self, running: _Running) -> None:
+        ticket = self.engine.submit(self.score(self.prompts[running.submitted], running.policy))
+        self._tickets[ticket] = (running, running.submitted)
+        running.submitted += 1
+
+    def _took(self, running: _Running, index: int, outcome: Outcome) -> TrialResult | None:
+        """Take in what a prompt came to; gives the trial's outcome where that ends it."""
         try:
-            for index in range(len(self.prompts)):
-                if self.deadline is not None and time.perf_counter() > self.deadline:
-                    raise TimeIsUp
-                results.append(self._judge(number, index))
-                reason = give_up(results)
-                if reason is not None:
-                    state = "pruned"
-                    break
+            result: PromptResult = outcome.get()
         except GenerationError as error:
-            state, reason = "failed", str(error)
-        outcome = self._outcome(number, params, policy, results, state, reason, time.perf_counter() - started)
-        self.results[number] = outcome
-        return outcome
+            return self._outcome(running, "failed", str(error), outcome.worker)
+        running.results[index] = result
+        event = TrialPrompt(running.number, index, len(self.prompts), result, outcome.worker)
+        tell(self.listeners, lambda listener: listener.on_prompt(event))
+        if (reason := running.give_up(running.in_order)) is not None:
+            return self._outcome(running, "pruned", reason, outcome.worker)
+        if len(running.results) == len(self.prompts):
+            return self._outcome(running, "complete", None, outcome.worker)
+        if running.submitted < len(self.prompts) and not self.is_over:
+            self._submit(running)
+        return None
 
-    def _judge(self, number: int, index: int) -> PromptResult:
-        total = len(self.prompts)
+    def _tell(self, event: Event) -> None:
+        what, worker = event.what, event.worker
+        if isinstance(what, Incident):
+            incident = what
+            tell(self.listeners, lambda listener: listener.on_incident(incident))
+        if event.ticket not in self._tickets:
+            return
+        running, index = self._tickets[event.ticket]
+        if isinstance(what, Started) and not running.told:
+            running.told = True
+            started = TrialStarted(running.number, running.params, running.policy, worker)
+            tell(self.listeners, lambda listener: listener.on_trial_start(started))
+        elif isinstance(what, Stepped) and what.side == "sparse":
+            step = TrialStep(running.number, index, len(self.prompts), what.step, what.num_steps, worker)
+            tell(self.listeners, lambda listener: listener.on_step(step))
 
-        def watch(side: Side, step: int, num_steps: int, cached: bool) -> None:
-            if side == "sparse":
-                event = TrialStep(number, index, total, step, num_steps)
-                tell(self.listeners, lambda listener: listener.on_step(event))
-
-        result = evaluate_prompt(self.renderer, self.handle, self.prompts[index], self.seed, self.cache, METRICS, watch)
-        if result.error is not None:
-            raise GenerationError(result.error)
-        tell(self.listeners, lambda listener: listener.on_prompt(TrialPrompt(number, index, total, result)))
-        return result
-
-    def _outcome(
-        self,
-        number: int,
-        params: Mapping[str, Parameter],
-        policy: Policy,
-        results: Sequence[PromptResult],
-        state: TrialState,
-        reason: str | None,
-        seconds: float,
-    ) -> TrialResult:
+    def _outcome(self, running: _Running, state: TrialState, reason: str | None, worker: Worker) -> TrialResult:
+        results = running.in_order
         measured = bool(results)
         missing = shortfalls(results, self.gate) if measured else {}
         return TrialResult(
-            number=number,
-            params=dict(params),
+            number=running.number,
+            params=dict(running.params),
             state=state,
             reason=reason,
-            policy=policy,
+            policy=running.policy,
             prompts=tuple(results),
             sparsity=mean_sparsity(results) if measured else None,
             psnr=mean(results, "psnr") if measured else None,
             psnr_worst=min(result.metrics["psnr"] for result in results) if measured else None,
             frame_cosine=mean(results, "frame_cosine") if measured else None,
             feasible=state == "complete" and all(shortfall <= 0 for shortfall in missing.values()),
-            seconds=seconds,
+            seconds=time.perf_counter() - running.began,
             shortfalls=missing,
             seconds_sparse=sum(result.seconds_sparse or 0.0 for result in results) / len(results) if measured else None,
-            predicted_error=self.predict(policy),
+            predicted_error=self.predict(running.policy),
+            worker=worker,
         )
 
 

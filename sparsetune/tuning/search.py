@@ -5,7 +5,6 @@ import logging
 import optuna
 
 from sparsetune.errors import TuningError
-from sparsetune.models.sparse import default_policy, sparsify
 from sparsetune.tuning import study as studies
 from sparsetune.tuning.bench import Bench, signature
 from sparsetune.tuning.found import Found
@@ -37,7 +36,14 @@ def _search(bench: Bench) -> Found:
     storage = config.tune.storage or f"sqlite:///{config.tracking.root / 'optuna.db'}"
     config.tracking.root.mkdir(parents=True, exist_ok=True)
     study = studies.open_study(
-        storage, name, shared, config.tune.seed, config.tune.n_trials, config.tune.sampler, config.tune.objective
+        storage,
+        name,
+        shared,
+        config.tune.seed,
+        config.tune.n_trials,
+        config.tune.sampler,
+        config.tune.objective,
+        bench.engine.num_workers,
     )
     bench.start(name, storage, config.tune.n_trials, studies.num_done(study))
     try:
@@ -62,27 +68,25 @@ def _search(bench: Bench) -> Found:
 
 
 def _run_trials(bench: Bench, study: optuna.Study, space: SearchSpace) -> tuple[Objective, bool]:
-    config, pipe = bench.config, bench.renderer.loaded.pipe
-    with sparsify(pipe, default_policy(pipe), config.backend) as handle:
-        runner = TrialRunner.of(bench, handle, space.predict)
-        objective = Objective(
-            runner,
-            space,
-            config.tune.objective,
-            penalised=config.tune.sampler == "cmaes",
-            # A Pareto front is wanted over all sparsities, and who asks for random trials gets them.
-            aimed=config.tune.objective != "pareto" and config.tune.sampler != "random",
-        )
-        try:
-            studies.search(study, objective, config.tune.n_trials, bench.seconds_left)
-        except KeyboardInterrupt:
-            if not studies.feasible(study, space):
-                raise
-            return objective, True
-        except TuningError as error:
-            if not studies.feasible(study, space):
-                raise
-            logger.warning("the search stops with the best so far: %s", error)
+    tune, runner = bench.config.tune, TrialRunner.of(bench, space.predict)
+    objective = Objective(
+        runner,
+        space,
+        tune.objective,
+        penalised=tune.sampler == "cmaes",
+        # A Pareto front is wanted over all sparsities, and who asks for random trials gets them.
+        aimed=tune.objective != "pareto" and tune.sampler != "random",
+    )
+    try:
+        studies.search(study, objective, tune.n_trials, bench.seconds_left)
+    except KeyboardInterrupt:
+        if not studies.feasible(study, space):
+            raise
+        return objective, True
+    except TuningError as error:
+        if not studies.feasible(study, space):
+            raise
+        logger.warning("the search stops with the best so far: %s", error)
     _check_ran_sparse(objective)
     return objective, False
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sparsetune.attention.policy import Policy
-from sparsetune.models.sparse import default_policy, sparsify
 from sparsetune.tuning.allocate import predict
 from sparsetune.tuning.bench import Bench, calibration_signature, digest
 from sparsetune.tuning.bounds import bounded_policy
@@ -52,9 +51,7 @@ def _tried(bench: Bench, policy: Policy, params: Mapping[str, Parameter], curves
     def predicted(policy: Policy) -> float | None:
         return None if curves is None else predict(curves, Sensitivity(), policy)
 
-    pipe = bench.renderer.loaded.pipe
-    with sparsify(pipe, default_policy(pipe), bench.config.backend) as handle:
-        result = TrialRunner.of(bench, handle, predicted).run(0, params, policy)
+    result = TrialRunner.of(bench, predicted).run(0, params, policy)
     tell(bench.listeners, lambda listener: listener.on_trial(result))
     return result
 

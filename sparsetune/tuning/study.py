@@ -18,13 +18,14 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from sparsetune.config.models import Goal
-from sparsetune.errors import GenerationError, TuningError
+from sparsetune.errors import TuningError
 from sparsetune.metrics import Gate
+from sparsetune.tuning.asktell import AskTell
 from sparsetune.tuning.bench import digest
 from sparsetune.tuning.bisect import NUM_TRIALS, Tried, next_budget
 from sparsetune.tuning.events import TrialResult
 from sparsetune.tuning.goal import directions, largest_shortfall
-from sparsetune.tuning.objective import KEPT, OWNER, Objective
+from sparsetune.tuning.objective import OUTCOME, OWNER, Objective
 from sparsetune.tuning.runner import TimeIsUp
 from sparsetune.tuning.samplers import make_sampler
 from sparsetune.tuning.space import AIM, BUDGETS, CALIBRATED, REACHES, THRESHOLDS, SearchSpace
@@ -64,6 +65,7 @@ def open_study(
     n_trials: int,
     sampler: str = "tpe",
     goal: Goal = "sparsity",
+    num_workers: int = 1,
 ) -> optuna.Study:
     """Create a study, or open the one of that name to go on with it.
 
@@ -78,6 +80,7 @@ def open_study(
         n_trials: trials the study will have; a short one samples at random for fewer of them.
         sampler: one of `samplers.SAMPLERS`.
         goal: what trials compete in.
+        num_workers: trials that run at a time.
 
     Raises:
         TuningError: the storage can't be opened, the sampler is unknown, or the study of that name has another
@@ -102,66 +105,71 @@ def open_study(
             "give another --study-name to begin a new one"
         )
     _requeue_dead(study)
-    study.sampler = make_sampler(sampler, seed + len(study.get_trials(deepcopy=False)), n_trials, goal)
+    study.sampler = make_sampler(sampler, seed + len(study.get_trials(deepcopy=False)), n_trials, goal, num_workers)
     return study
 
 
 def search(study: optuna.Study, objective: Objective, n_trials: int, seconds: float | None) -> None:
-    """Run trials until the study has `n_trials`, or `seconds` are over.
+    """Run trials until the study has `n_trials`, or `seconds` are over; as many at a time as the engine has workers.
 
-    When time is up, the trial in hand ends after the prompt in hand, and a later run tries it again. Trials that failed
-    for want of memory or gave NaN are kept as failed, and the search goes on.
+    When time is up, the trials in hand end after the prompts in hand, and a later run tries them again. Trials that
+    failed for want of memory or gave NaN are kept as failed, and the search goes on.
 
     Raises:
         TuningError: three trials in a row failed for the same reason.
-        KeyboardInterrupt: Ctrl-C; what is done is kept, and the trial that ran is put in the queue again.
+        EngineError: no worker is left.
+        KeyboardInterrupt: Ctrl-C; what is done is kept, and the trials that ran are put in the queue again.
     """
-    space = objective.space
+    space, runner = objective.space, objective.runner
     if not study.get_trials(deepcopy=False):
         for start in space.warm_start():
             study.enqueue_trial(start.params, user_attrs={THRESHOLDS: start.thresholds})
     objective.best_sparsity = max((result.sparsity or 0.0 for result in feasible(study, space)), default=0.0)
+    left = n_trials - num_done(study)
+    runner.deadline = None if seconds is None else time.perf_counter() + seconds
+    with AskTell(study, objective) as under_way:
+        try:
+            while True:
+                while left > 0 and len(under_way) < runner.engine.num_workers and not runner.is_over:
+                    under_way.ask()
+                    left -= 1
+                if not len(under_way):
+                    return
+                under_way.tell_next()
+                _check_failures(list(runner.results.values()))
+                if not isinstance(study.sampler, optuna.samplers.RandomSampler):  # who asks for those gets them
+                    _enqueue_lead(study, objective)
+        except BaseException as cut_off:
+            for trial in under_way.cut_off():
+                _enqueue_again(study, trial)
+            if not isinstance(cut_off, TimeIsUp):
+                raise
 
-    def stop_on_repeated_failure(_: optuna.Study, __: FrozenTrial) -> None:
-        last = list(objective.runner.results.values())[-_SAME_FAILURES:]
-        failed_alike = {trial.state for trial in last} == {"failed"} and len({trial.reason for trial in last}) == 1
-        if len(last) == _SAME_FAILURES and failed_alike:
-            raise TuningError(f"trials must not all fail, but the last {len(last)} failed alike: {last[0].reason}")
 
-    def lead(_: optuna.Study, __: FrozenTrial) -> None:
-        if isinstance(study.sampler, optuna.samplers.RandomSampler):
-            return  # who asks for random trials gets them
-        _enqueue_lead(study, objective)
-
-    remaining = n_trials - num_done(study)
-    if remaining <= 0:
-        return
-    objective.runner.deadline = None if seconds is None else time.perf_counter() + seconds
-    try:
-        study.optimize(
-            objective,
-            n_trials=remaining,
-            timeout=seconds,
-            catch=(GenerationError,),
-            callbacks=[stop_on_repeated_failure, lead],
-        )
-    except (KeyboardInterrupt, TimeIsUp) as cut_off:
-        failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        _enqueue_again(study, max(failed, key=lambda trial: trial.number))
-        if isinstance(cut_off, KeyboardInterrupt):
-            raise
+def _check_failures(results: Sequence[TrialResult]) -> None:
+    """Check that the last trials to end didn't all fail for one reason."""
+    last = results[-_SAME_FAILURES:]
+    failed_alike = {trial.state for trial in last} == {"failed"} and len({trial.reason for trial in last}) == 1
+    if len(last) == _SAME_FAILURES and failed_alike:
+        raise TuningError(f"trials must not all fail, but the last {len(last)} failed alike: {last[0].reason}")
 
 
 def _enqueue_lead(study: optuna.Study, objective: Objective) -> None:
     """Enqueue what is known to be worth a trial before the sampler is asked, where nothing else waits.
 
-    First the budgets that lead to the gate, then what lies just beyond the best.
+    First the budgets that lead to the gate, then what lies just beyond the best. Budgets one at a time, since the next
+    depends on how the last one fared; other workers meanwhile get what the sampler asks.
     """
     space, trials = objective.space, study.get_trials(deepcopy=False)
     if any(trial.state == TrialState.WAITING for trial in trials):
         return
+    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+    if any(_LEADS in trial.user_attrs for trial in running):
+        return
     if sum(_LEADS in trial.user_attrs for trial in trials) < NUM_TRIALS:
         budget = next_budget(_tried(trials, space, objective.runner.gate), *BUDGETS)
+        if budget is not None and any(trial.params.get("l1") == budget for trial in running):
+            return
         if budget is not None:
             study.enqueue_trial(space.at(budget).params, user_attrs={THRESHOLDS: CALIBRATED, _LEADS: True})
             return
@@ -175,17 +183,17 @@ def _tried(trials: Sequence[FrozenTrial], space: SearchSpace, gate: Gate) -> lis
     """The budgets that were tried for all layers, with what their videos came to."""
     tried = []
     for trial in trials:
-        budget = space.is_at(trial.user_attrs.get("params", {}))
-        psnr = trial.user_attrs.get("psnr")
+        outcome = trial.user_attrs.get(OUTCOME, {})
+        budget, psnr = space.is_at(outcome.get("params", {})), outcome.get("psnr")
         # One that was given up because another is sparser says nothing about the gate.
         if budget is not None and psnr is not None and (trial.state == TrialState.COMPLETE or psnr < gate.min_psnr):
-            tried.append(Tried(budget, -largest_shortfall(trial.user_attrs["shortfalls"])))
+            tried.append(Tried(budget, -largest_shortfall(outcome["shortfalls"])))
     return tried
 
 
 def num_done(study: optuna.Study) -> int:
     """Count the trials that ended with an outcome, failed ones included; one that was cut off has none."""
-    return sum("state" in trial.user_attrs for trial in study.get_trials(deepcopy=False))
+    return sum(OUTCOME in trial.user_attrs for trial in study.get_trials(deepcopy=False))
 
 
 def _requeue_dead(study: optuna.Study) -> None:
@@ -198,7 +206,7 @@ def _requeue_dead(study: optuna.Study) -> None:
 
 
 def _enqueue_again(study: optuna.Study, trial: FrozenTrial) -> None:
-    if "state" in trial.user_attrs:
+    if OUTCOME in trial.user_attrs:
         return
     asked = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
     aim = {AIM: trial.user_attrs[AIM]} if AIM in trial.user_attrs else {}
@@ -222,24 +230,19 @@ def results(study: optuna.Study, objective: Objective) -> tuple[TrialResult, ...
     return tuple(
         objective.runner.results.get(trial.number) or _recalled(trial, objective.space)
         for trial in trials
-        if trial.number in objective.runner.results or "state" in trial.user_attrs
+        if trial.number in objective.runner.results or OUTCOME in trial.user_attrs
     )
 
 
 def feasible(study: optuna.Study, space: SearchSpace) -> tuple[TrialResult, ...]:
     """Give the complete trials that met the gate."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return tuple(_recalled(trial, space) for trial in trials if trial.user_attrs.get("feasible"))
+    return tuple(_recalled(trial, space) for trial in trials if trial.user_attrs[OUTCOME]["feasible"])
 
 
 def _recalled(trial: FrozenTrial, space: SearchSpace) -> TrialResult:
-    known = trial.user_attrs
-    return TrialResult(
-        number=trial.number,
-        policy=space.policy(known["params"]),
-        prompts=(),
-        **{name: known[name] for name in KEPT},
-    )
+    known = trial.user_attrs[OUTCOME]
+    return TrialResult(number=trial.number, policy=space.policy(known["params"]), prompts=(), **known)
 
 
 def _open_storage(url: str) -> BaseStorage:

@@ -37,7 +37,8 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
         so far. The one policy of the other tuners is the winner whatever the gate says.
 
     Raises:
-        PromptError, ModelError, BackendError, TuningError, GenerationError: what was asked for can't be done.
+        PromptError, ModelError, BackendError, EngineError, TuningError, GenerationError: what was asked for can't be
+            done.
     """
     if config.tune.tuner == "builtin":
         check_builtin()
@@ -46,8 +47,11 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
         result = _judged(bench, _TUNERS[config.tune.tuner](bench))
     except BaseException as error:
         failure = error
+        bench.engine.abandon()
         tell(bench.listeners, lambda listener: listener.on_failure(failure))
         raise
+    finally:
+        bench.engine.close()
     tell(bench.listeners, lambda listener: listener.on_study_end(result))
     return result
 
@@ -56,7 +60,7 @@ def _judged(bench: Bench, found: Found) -> TuningResult:
     """Save the winner, and judge it and SpargeAttn's default thresholds on the eval prompts."""
     best, result = found.best, found.result(time.perf_counter() - bench.started)
     if best is None:
-        return result
+        return replace(result, incidents=bench.engine.incidents)
     saved = save(bench, found.study_name, best)
     tell(bench.listeners, lambda listener: listener.on_winner(best, saved))
     before = judge(bench, None, "before")
@@ -68,4 +72,5 @@ def _judged(bench: Bench, found: Found) -> TuningResult:
         evaluation=after,
         comparison=compare(before, after),
         seconds=time.perf_counter() - bench.started,
+        incidents=bench.engine.incidents,
     )

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from sparsetune.attention.device import device_name
 from sparsetune.attention.policy import Policy
 from sparsetune.checkpoint import Checkpoint, LayerShape, Manifest, git_commit, hash_prompts, save_checkpoint, versions
-from sparsetune.evaluation.conditions import dtype_name, scheduler
 from sparsetune.evaluation.events import Listeners
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.evaluation.run import evaluate
@@ -20,8 +18,8 @@ def save(bench: Bench, study_name: str, best: TrialResult) -> Path:
     Returns:
         The checkpoint's folder.
     """
-    config, loaded = bench.config, bench.renderer.loaded
-    identity = loaded.identity
+    config, rig = bench.config, bench.rig
+    identity = rig.identity
     measured = {
         "sparsity": best.sparsity, "psnr": best.psnr, "psnr_worst": best.psnr_worst, "frame_cosine": best.frame_cosine
     }  # fmt: skip
@@ -39,10 +37,10 @@ def save(bench: Bench, study_name: str, best: TrialResult) -> Path:
         width=config.generation.width,
         num_inference_steps=config.generation.num_inference_steps,
         guidance_scale=config.generation.guidance_scale,
-        dtype=dtype_name(loaded.dtype),
-        scheduler=scheduler(loaded.pipe),
-        kernel=bench.backend.name,
-        device=device_name(loaded.device),
+        dtype=rig.dtype,
+        scheduler=rig.scheduler,
+        kernel=rig.kernel,
+        device=rig.device_name,
         tuner_settings=config.tune.model_dump(mode="json")
         | {"study_name": study_name, "trial": best.number, "params": dict(best.params)},
         search=recorded(config),
@@ -67,7 +65,7 @@ def judge(bench: Bench, policy: Policy | None, folder: str, checkpoint_path: Pat
     """
     config = bench.config
     return evaluate(
-        bench.renderer,
+        bench.engine,
         policy,
         bench.eval_prompts,
         seed=config.eval.seed,

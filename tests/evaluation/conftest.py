@@ -15,6 +15,7 @@ from sparsetune.attention.policy import Policy
 from sparsetune.attention.stats import CallRecord, SparsityStats
 from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.config import GenerationConfig
+from sparsetune.engine import describe, workplace
 from sparsetune.errors import GenerationError
 from sparsetune.evaluation import run
 from sparsetune.evaluation.baseline import BaselineCache
@@ -69,6 +70,9 @@ class FakeHandle:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
         self.removed = True
 
 
@@ -163,8 +167,8 @@ def evaluate(renderer: FakeRenderer, cache: BaselineCache, monkeypatch: pytest.M
         renderer.handle = FakeHandle(policy, break_even=break_even)
         return renderer.handle
 
-    monkeypatch.setattr(run, "sparsify", sparsify)
-    monkeypatch.setattr(run, "default_policy", lambda pipe: POLICY)
+    monkeypatch.setattr(workplace, "sparsify", sparsify)
+    monkeypatch.setattr(describe, "default_policy", lambda pipe: POLICY)
 
     def call(policy: Policy | None = POLICY, prompts: tuple[str, ...] = PROMPTS, **options: Any) -> EvaluationResult:
         return run.evaluate(renderer, policy, prompts, **({"cache": cache, "metrics": BASE_METRICS} | options))

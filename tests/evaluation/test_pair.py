@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sparsetune import metrics
-from sparsetune.errors import GenerationError, MetricError
+from sparsetune.errors import GenerationError, MetricError, OutOfMemoryError
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.pair import evaluate_prompt, judge
 from tests.evaluation.conftest import POLICY, FakeHandle, FakeRenderer
@@ -66,10 +66,9 @@ def test_black_or_nan_frames_are_a_failed_prompt_without_a_number(
 
 
 def test_out_of_memory_ends_the_evaluation(renderer: FakeRenderer, handle: FakeHandle, cache: BaselineCache) -> None:
-    error = GenerationError("the video must fit into memory, but it ran out; try --vae-tiling")
-    error.__cause__ = MemoryError()
+    error = OutOfMemoryError("the video must fit into memory, but it ran out; try --vae-tiling")
     renderer.failing["sparse", "a"] = error
-    with pytest.raises(GenerationError, match="try --vae-tiling"):
+    with pytest.raises(OutOfMemoryError, match="try --vae-tiling"):
         evaluate_prompt(renderer, handle, "a", 42, cache, NAMES)
 
 

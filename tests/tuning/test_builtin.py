@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from sparsetune.attention.backends import choose_backend
 from sparsetune.attention.interception import AttentionCall
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.checkpoint import load_checkpoint
 from sparsetune.config import Config
+from sparsetune.engine import LocalEngine, Workplace
 from sparsetune.errors import TuningError
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.conditions import baseline_key
@@ -31,6 +31,7 @@ from sparsetune.metrics import Gate
 from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import LoadedModel, load_pipeline
 from sparsetune.models.pipelines import demo_config
+from sparsetune.models.rig import describe
 from sparsetune.tuning import builtin
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.builtin import CONTRACT, check_builtin, checkpoint_file, run_builtin
@@ -69,10 +70,11 @@ def make_bench(demo: LoadedModel, tmp_path: Path) -> MakeBench:
 def bench_maker(demo: LoadedModel, folder: Path) -> MakeBench:
     def make(*listeners: TuningListener, **overrides: object) -> Bench:
         config: Config = demo_config(SMALL | {key.replace("__", "."): value for key, value in overrides.items()})
+        renderer = Renderer(demo, config.generation)
         return Bench(
             config=config,
-            renderer=Renderer(demo, config.generation),
-            backend=choose_backend("reference", demo.device),
+            engine=LocalEngine(Workplace(renderer)),
+            rig=describe(renderer, "reference"),
             prompts=("a red ball", "a blue box")[: config.tune.num_prompts],
             eval_prompts=("a green cone",),
             cache=BaselineCache(folder / "cache", 1.0),

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsetune.attention.backends import choose_backend
 from sparsetune.checkpoint import read_sparge_pt
 from sparsetune.config import Config
+from sparsetune.engine import LocalEngine, Workplace
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.metrics import Gate
 from sparsetune.models import loading
 from sparsetune.models.generation import Renderer
 from sparsetune.models.random_weights import blueprint
+from sparsetune.models.rig import describe
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.builtin import COLUMNS, checkpoint_file, run_builtin
 from tests.tuning.sparge_package import RECORDED
@@ -47,10 +48,11 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
     config = Config.model_validate(TINY | {"tune": {"l1": 0.06, "pv_l1": 0.065, "parallel_tune": request.param}})
     loaded = loading.load_pipeline(config.model)
     assert [(heads, dim) for _, heads, dim in loaded.identity.layers] == [(4, 64)] * 2
+    renderer = Renderer(loaded, config.generation)
     return Bench(
         config=config,
-        renderer=Renderer(loaded, config.generation),
-        backend=choose_backend("sparge", loaded.device),
+        engine=LocalEngine(Workplace(renderer)),
+        rig=describe(renderer, "sparge"),
         prompts=("a red ball",),
         eval_prompts=("a blue box",),
         cache=BaselineCache(tmp_path / "cache", 1.0),

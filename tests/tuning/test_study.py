@@ -2,13 +2,21 @@
 
 import dataclasses
 import signal
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
+import sqlalchemy
+from optuna.trial import TrialState
+from sqlalchemy import event
 
+from sparsetune.engine import Engine
 from sparsetune.errors import GenerationError, TuningError
 from sparsetune.evaluation.pair import PromptResult
 from sparsetune.metrics import Gate
@@ -18,6 +26,7 @@ from sparsetune.tuning.objective import Objective
 from sparsetune.tuning.runner import TrialRunner, shortfalls
 from sparsetune.tuning.samplers import SAMPLERS
 from sparsetune.tuning.space import CALIBRATED, DEFAULT, SearchSpace
+from tests.engine.engines import PretendEngine
 from tests.tuning.tables import curves
 
 GATE = Gate(min_frame_cosine=0.95, min_psnr=35.0, min_psnr_worst=30.0)
@@ -42,45 +51,75 @@ class Recorder(TuningListener):
         self.trials.append(result)
 
 
-class KnownRunner(TrialRunner):
-    """PSNR falls by 2 dB for each 0.02 of budget and rises with dense steps; sparsity is the budget without them.
+@dataclass(frozen=True)
+class Known:
+    """A prompt of a trial whose outcome is known from its parameters.
 
-    So with the gate at 35 dB the best is l1 = 0.15 with no dense steps.
+    PSNR falls by 2 dB for each 0.02 of budget and rises with dense steps; sparsity is the budget without them. So with
+    the gate at 35 dB the best is l1 = 0.15 with no dense steps.
     """
 
+    params: Mapping[str, object]
+    problem: type[BaseException] | None = None
+
+    def run(self, place: object, emit: object) -> PromptResult:
+        if self.problem is not None:
+            raise self.problem("the video must fit into memory, but it ran out")
+        if self.params["thresholds"] == DEFAULT:
+            return judged(0.02, 45.0)
+        dense, params = float(self.params["dense_fraction"]), self.params
+        budget = params["l1"] if "l1" in params else params["reach"] * params["aim"] / (1.0 - dense)
+        return judged(budget * (1.0 - dense), 50.0 - 100 * budget + 5 * dense)
+
+
+class KnownRunner(TrialRunner):
     fail: tuple[int, ...] = ()
     stop_at: int | None = None
 
-    def run(self, number, params, policy, give_up=lambda _: None):
-        self.params = params
-        return super().run(number, params, policy, give_up)
+    def begin(self, number, params, policy, *rest, **more):
+        problem = GenerationError if number in self.fail else KeyboardInterrupt if number == self.stop_at else None
+        self.score = lambda prompt, policy, known=Known(params, problem): known
+        self.scores = {**getattr(self, "scores", {}), number: self.score}
+        super().begin(number, params, policy, *rest, **more)
 
-    def _judge(self, number: int, index: int) -> PromptResult:
-        if number in self.fail:
-            raise GenerationError("the video must fit into memory, but it ran out")
-        if number == self.stop_at:
-            raise KeyboardInterrupt
-        params = self.params
-        if params["thresholds"] == DEFAULT:
-            return judged(0.02, 45.0)
-        sparse_steps = 1.0 - params["dense_fraction"]
-        budget = params["l1"] if "l1" in params else params["reach"] * params["aim"] / sparse_steps
-        return judged(budget * sparse_steps, 50.0 - 100 * budget + 5 * params["dense_fraction"])
+    def _submit(self, running):
+        self.score = self.scores[running.number]
+        super()._submit(running)
 
 
-class Handle:
-    policy = None
-
-
-def make(tmp_path: Path, listeners=(), num_prompts: int = 2, n_trials: int = 25, url: str | None = None, **settings):
+def make(
+    tmp_path: Path,
+    listeners=(),
+    num_prompts: int = 2,
+    n_trials: int = 25,
+    url: str | None = None,
+    engine: Engine | None = None,
+    **settings,
+):
     """A study with its objective; settings are those of `open_study` and of the objective."""
     space = SearchSpace(curves(), granularity="global", orders=("raster", "tiles"))
-    runner = KnownRunner(None, Handle(), ("a prompt",) * num_prompts, 0, None, GATE, listeners, space.predict)
+    engine = engine or PretendEngine()
+    prompts = ("a prompt",) * num_prompts
+    runner = KnownRunner(engine, prompts, lambda prompt, policy: None, GATE, listeners, space.predict)
     sampler, goal = settings.get("sampler", "tpe"), settings.get("goal", "sparsity")
     aimed = sampler != "random" and goal != "pareto"
     objective = Objective(runner, space, goal, penalised=sampler == "cmaes", aimed=aimed)
     url = url or f"sqlite:///{tmp_path / 'optuna.db'}"
-    return studies.open_study(url, "known", {"space": 1}, 0, n_trials, sampler, goal), objective
+    study = studies.open_study(url, "known", {"space": 1}, 0, n_trials, sampler, goal, engine.num_workers)
+    return study, objective
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_a_hurry():
+    """A test's store needn't outlive a power cut; waiting for the disk at each commit takes minutes."""
+
+    def set_pragma(connection: object, _: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(sqlalchemy.Engine, "connect", set_pragma)
+    yield
+    event.remove(sqlalchemy.Engine, "connect", set_pragma)
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +173,66 @@ def test_the_same_seed_gives_the_same_trials(tmp_path: Path) -> None:
         studies.search(study, objective, 8, None)
         outcomes.append([(trial.params, trial.sparsity) for trial in recorder.trials])
     assert outcomes[0] == outcomes[1]
+
+
+def test_the_trials_are_those_that_optimize_would_run(tmp_path: Path) -> None:
+    recorder = Recorder()
+    study, objective = make(tmp_path, (recorder,))
+    studies.search(study, objective, 6, None)
+
+    (tmp_path / "optimize").mkdir()
+    other, objective = make(tmp_path / "optimize")
+    for start in objective.space.warm_start():
+        other.enqueue_trial(start.params, user_attrs={"thresholds": start.thresholds})
+
+    def run(trial: optuna.Trial) -> float:
+        objective.begin(trial)
+        value = objective.end(trial, objective.runner.next())
+        if value is TrialState.PRUNED:
+            raise optuna.TrialPruned
+        return value
+
+    def bisect(*_: object) -> None:
+        studies._enqueue_lead(other, objective)
+
+    other.optimize(run, 6, callbacks=[bisect])
+    assert [(trial.params, trial.state, trial.value) for trial in other.trials if trial.state.is_finished()] == [
+        (trial.params, trial.state, trial.value) for trial in study.trials if trial.state.is_finished()
+    ]
+
+
+def test_several_workers_run_as_many_trials_and_find_as_much(tmp_path: Path) -> None:
+    engine = PretendEngine(2, lambda in_hand: in_hand - 1)
+    recorder = Recorder()
+    study, objective = make(tmp_path, (recorder,), engine=engine)
+    studies.search(study, objective, 15, None)
+    assert engine.most_in_hand == 2
+    assert sorted(trial.number for trial in recorder.trials) == list(range(15))
+    assert [trial.number for trial in studies.results(study, objective)] == list(range(15))
+    assert {trial.worker.index for trial in recorder.trials} == {0, 1}
+    best = max(trial.sparsity for trial in recorder.trials if trial.feasible)
+    assert 0.12 < best <= 0.17
+
+
+def test_workers_differ_in_speed_and_the_same_asks_give_the_same_outcomes(tmp_path: Path) -> None:
+    outcomes = []
+    for folder, choose in (("even", lambda in_hand: 0), ("uneven", lambda in_hand: in_hand - 1)):
+        (tmp_path / folder).mkdir()
+        recorder = Recorder()
+        study, objective = make(tmp_path / folder, (recorder,), engine=PretendEngine(3, choose))
+        studies.search(study, objective, 4, None)  # the four starts: what is asked is the same whoever is faster
+        outcomes.append({trial.number: (trial.params, trial.sparsity, trial.psnr) for trial in recorder.trials})
+    assert outcomes[0] == outcomes[1]
+
+
+def test_no_budget_is_bisected_twice_by_workers_at_a_time(tmp_path: Path) -> None:
+    study, objective = make(tmp_path, engine=PretendEngine(4))
+    studies.search(study, objective, 12, None)
+    bisected = [trial for trial in study.trials if "leads" in trial.user_attrs]
+    budgets = [trial.system_attrs["fixed_params"]["l1"] for trial in bisected]
+    assert len(budgets) > 1
+    starts = [trial.params["l1"] for trial in study.trials[:4]]
+    assert len({*budgets, *starts}) == len(budgets) + len(starts)
 
 
 def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -264,12 +363,12 @@ from pathlib import Path
 from tests.tuning.test_study import make
 from sparsetune.tuning import study as studies
 study, objective = make(Path(sys.argv[1]))
-judge = type(objective.runner)._judge
-def die(self, number, index):
-    if number == 2:
+submit = type(objective.runner)._submit
+def die(self, running):
+    if running.number == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    return judge(self, number, index)
-type(objective.runner)._judge = die
+    submit(self, running)
+type(objective.runner)._submit = die
 studies.search(study, objective, 6, None)
 """
 

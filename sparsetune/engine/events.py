@@ -1,0 +1,69 @@
+"""What workers tell while they work."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from sparsetune.engine.worker import Worker
+
+Emit = Callable[[object], None]
+"""What a task tells of its work by; the values reach the engine's caller in order, in its own thread."""
+
+Side = Literal["dense", "sparse", "dense_again", "kernel"]
+"""What is being rendered; the last two are rungs of the attribution ladder."""
+
+Change = Literal["lost", "joined", "refused", "out of memory"]
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker began a task: the first time, or once more after another was lost with it."""
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """A denoising step is done.
+
+    Args:
+        side: what is rendered; calibration renders dense.
+        step: steps done, from 1.
+        num_steps: of the rendering.
+        cached: whether the video came from the cache instead, in one step.
+    """
+
+    side: Side
+    step: int
+    num_steps: int
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class Incident:
+    """Something that happened to a worker, and what came of it.
+
+    Args:
+        change: a worker was lost or joined, or was refused; or a task ran out of memory on it.
+        worker: its label.
+        text: the whole in one sentence, for people.
+        time: UTC, ISO 8601.
+    """
+
+    change: Change
+    worker: str
+    text: str
+    time: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a worker told.
+
+    Args:
+        ticket: of the task that it works on; None where it is about no task.
+        worker: who.
+        what: `Started`, `Stepped`, `Incident`, or a task's own value.
+    """
+
+    ticket: int | None
+    worker: Worker
+    what: object
