@@ -14,6 +14,7 @@ from sparsetune.cli.live.phase import Phase
 from sparsetune.cli.live.time_left import TimeLeft, evaluation_time_left
 from sparsetune.cli.log import Log
 from sparsetune.cli.tables import metric_text
+from sparsetune.engine import Incident
 from sparsetune.evaluation.events import (
     EvaluationEnded,
     EvaluationListener,
@@ -65,6 +66,10 @@ class EvaluationFollower(EvaluationListener):
         """Count a step."""
         self._went_on(lambda state: state.stepped(event))
         self.outlet.pulse(self.phase, self.left)
+
+    def on_incident(self, incident: Incident) -> None:
+        """Say what happened to a worker."""
+        self.outlet.say("incident", incident.text, change=incident.change, worker=incident.worker)
 
     def on_prompt(self, event: PromptDone) -> None:
         """Say the prompt's metrics, or why it has none."""

@@ -13,6 +13,7 @@ from sparsetune.cli.settings import (
     build_config,
     cache_options,
     config_options,
+    engine_options,
     gate_options,
     generation_options,
     metric_options,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 @settings("break_even")
 @gate_options
 @cache_options
+@engine_options
 @tracking_options
 @click.option("--difference", is_flag=True, help="Add the amplified difference to side-by-side videos.  [default: off]")
 @click.option("--require-gate", is_flag=True, help="Exit with status 3 where the gate isn't met.  [default: off]")

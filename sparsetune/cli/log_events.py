@@ -58,6 +58,10 @@ EVENTS: Final[Mapping[str, Mapping[str, str]]] = {
         "seconds": "that it took",
         "best_trial": "number of the best trial of this run so far; null while none meets the gate",
     },
+    "incident": {
+        "change": "what happened to a worker: lost, joined, refused or out of memory",
+        "worker": "its number, host and GPU",
+    },
     "winner": _TRIAL
     | {"sparsity": "see trial_end", "psnr": "see trial_end", "checkpoint_path": "folder of its checkpoint"},
     "study_end": {

@@ -138,6 +138,14 @@ def cache_options(command: Decorated) -> Decorated:
     return setting("cache.dir", "--cache-dir")(command)
 
 
+def engine_options(command: Decorated) -> Decorated:
+    """Add where work is done, and by how many."""
+    command = settings("engine.workers", "engine.gpus_per_worker", "engine.threads_per_worker", "engine.ray_address")(
+        command
+    )
+    return setting("engine.name", "--engine")(command)
+
+
 def tracking_options(command: Decorated) -> Decorated:
     """Add whether and where runs are recorded."""
     command = setting("tracking.experiment", "--experiment")(command)

@@ -14,6 +14,7 @@ from sparsetune.cli.settings import (
     build_config,
     cache_options,
     config_options,
+    engine_options,
     gate_options,
     generation_options,
     metric_options,
@@ -52,7 +53,9 @@ if TYPE_CHECKING:
 @model_options
 @gate_options
 @cache_options
+@engine_options
 @tracking_options
+@setting("engine.mixed_gpus")
 @click.option(
     "--require-gate",
     is_flag=True,
@@ -90,6 +93,7 @@ def command(
       sparsetune tune --model cogvideox-2b --dry-run
       sparsetune tune --model cogvideox-2b --n-trials 60 --max-minutes 600
       sparsetune tune --model cogvideox-2b --tuner calibrate --l1 0.06
+      sparsetune tune --model cogvideox-2b --engine ray --workers 8
     """
     from sparsetune.cli.terminal import results_alone
     from sparsetune.cli.tuning_text import outcome_dict, tuning_text

@@ -16,6 +16,7 @@ from sparsetune.cli.live.search import SearchState
 from sparsetune.cli.live.search_view import search_rows
 from sparsetune.cli.live.time_left import TimeLeft, search_time_left
 from sparsetune.cli.log import Log
+from sparsetune.engine import Incident
 from sparsetune.evaluation.events import EvaluationListener, EvaluationStarted
 from sparsetune.tuning.events import (
     CalibrationStep,
@@ -126,6 +127,10 @@ class TuningDisplay(TuningListener):
         self.outlet.say(
             "trial_end", said, trial=result.number, best_trial=None if best is None else best.number, **fields
         )
+
+    def on_incident(self, incident: Incident) -> None:
+        """Say what happened to a worker."""
+        self.outlet.say("incident", incident.text, change=incident.change, worker=incident.worker)
 
     def on_winner(self, trial: TrialResult, checkpoint_path: Path) -> None:
         """Say who won; the judging follows."""

@@ -1,5 +1,6 @@
 """What a search came to, as text and as JSON."""
 
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -15,6 +16,8 @@ from sparsetune.tuning.goal import pareto_front
 def tuning_text(result: TuningResult) -> str:
     """Every trial in a line, the winner with its thresholds' parameters, and its evaluation."""
     lines = [table_text(trials_table(result)), ""] if result.trials else []
+    if result.incidents:
+        lines += ["what happened to workers:", *(f"  {one.time}: {one.text}" for one in result.incidents), ""]
     if result.best is None:
         return "\n".join([*lines, f"study {result.study_name}, {clock(result.seconds)}; no trial meets the gate"])
     params = ", ".join(
@@ -75,6 +78,7 @@ def outcome_dict(result: TuningResult) -> dict[str, Any]:
         "closest_trial": None if result.closest is None else result.closest.number,
         "checkpoint_path": None if result.checkpoint_path is None else str(result.checkpoint_path),
         "pareto_front": [trial.number for trial in pareto_front(result.trials)],
+        "incidents": [asdict(incident) for incident in result.incidents],
         "calibration_path": None if result.calibration_path is None else str(result.calibration_path),
         "trials": [_trial_dict(trial) for trial in result.trials],
         "rank_correlation": None if result.insight is None else result.insight.rank_correlation,

@@ -11,6 +11,7 @@ from sparsetune.config.files import configs_folder
 Backend = Literal["auto", "reference", "sparge", "flex", "dense"]
 Offload = Literal["none", "model", "sequential", "auto"]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+EngineName = Literal["local", "ray"]
 Tuner = Literal["optuna", "calibrate", "builtin"]
 Sampler = Literal["tpe", "gp", "nsga2", "cmaes", "random"]
 Goal = Literal["sparsity", "speed", "pareto"]
@@ -30,6 +31,8 @@ LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]
 """A path whose `~` is the user's home, wherever it was said."""
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+Workers = Annotated[str, BeforeValidator(str), Field(pattern=r"^(auto|[1-9]\d*)$")]
+"""A number of workers, or auto."""
 MetricNames = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -184,6 +187,30 @@ class TrackingConfig(_Section):
     root: LocalPath = Field(Path("mlruns"), description="Folder of the default tracking store.")
 
 
+class EngineConfig(_Section):
+    """Where work is done: in this process, or by Ray's workers, each of which keeps a model."""
+
+    name: EngineName = Field("local", description="local works in this process, ray on many (sparsetune[ray]).")
+    workers: Workers = Field(
+        "auto", description="ray: workers; auto is one a GPU, or a core up to 8 a host, and more as hosts join."
+    )
+    gpus_per_worker: float | None = Field(
+        None, gt=0.0, description="ray: GPUs of a worker; null is 1, or none where the model goes to the CPU."
+    )
+    threads_per_worker: int | None = Field(
+        None, gt=0, description="ray: CPU threads of a worker; null shares a host's cores among its workers."
+    )
+    ray_address: str | None = Field(
+        None, description="ray: HOST:PORT of a cluster, or auto for the one on this host; null starts Ray here."
+    )
+    mixed_gpus: bool = Field(
+        False, description="ray: let trials compete in measured speed on GPUs of several kinds, which is unfair."
+    )
+    start_seconds: float = Field(
+        120.0, gt=0.0, description="ray: seconds in which a cluster answers and workers start."
+    )
+
+
 class CacheConfig(_Section):
     """Where dense baselines are kept."""
 
@@ -206,6 +233,7 @@ class Config(_Section):
     gate: GateConfig = Field(default_factory=GateConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     cache: CacheConfig = Field(default_factory=CacheConfig)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
     backend: Backend = Field("auto", description="What computes sparse attention; auto takes the fastest that runs.")
     break_even: LocalPath | None = Field(
         None, description="Table of `sparsetune bench`: layers that wouldn't gain run dense; null asks nothing of them."

@@ -92,7 +92,7 @@ def evaluate_config(
             found.policy if found else None,
             prompts,
             seed=config.eval.seed,
-            cache=BaselineCache(config.cache.folder, config.cache.max_gb),
+            cache=BaselineCache(config.cache.folder.absolute(), config.cache.max_gb),
             metrics=config.eval.metrics,
             gate=gate,
             backend=config.backend,
@@ -172,6 +172,7 @@ def evaluate(
     tuned = policy is not None if tuned is None else tuned
     gate = gate or Gate()
     names = _metric_names(metrics, gate)
+    break_even = None if break_even is None else break_even.absolute()  # workers have other working folders
     with _as_engine(renderer) as engine:
         described = run_one(engine, Describe(backend, break_even=break_even))
         rig, policy = described.rig, policy or described.policy

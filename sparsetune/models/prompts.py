@@ -167,7 +167,7 @@ def _entry(file: Path, number: int, entry: Any) -> AnyPrompt:
             f"{file}: prompt {number}: {where}: {first['msg']}; give a text, or a mapping of prompt, image, seed and "
             "negative_prompt"
         ) from error
-    image = None if held.image is None else file.parent / Path(held.image).expanduser()
+    image = None if held.image is None else file.absolute().parent / Path(held.image).expanduser()
     if image is not None:
         image_digest(image)  # one that can't be read is said before a model is loaded
     prompt = Prompt(held.prompt.strip(), image, held.seed, held.negative_prompt)

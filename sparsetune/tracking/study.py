@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,9 @@ def log_study_start(run: Run, event: StudyStarted) -> None:
 
     Of a study that goes on, only parameters that weren't written before are: MLflow lets none of them change.
     """
-    config = {section: values for section, values in event.config.items() if section not in ("tracking", "cache")}
+    config = {
+        section: values for section, values in event.config.items() if section not in ("tracking", "cache", "engine")
+    }
     params = {name: value for name, value in flatten(config).items() if name != "tune.storage"}
     params |= {"prompts": event.prompts, "num_inference_steps": event.num_steps}
     known = run.params() if event.num_done else {}
@@ -68,7 +71,7 @@ def log_trial(run: Run, trial: TrialResult) -> None:
     run.log(
         metrics + by_layer("sparsity", trial_sparsity(trial).values()),
         params={"trial": trial.number, **trial.params},
-        tags={"state": trial.state, "reason": trial.reason, "feasible": trial.feasible},
+        tags={"state": trial.state, "reason": trial.reason, "feasible": trial.feasible, **_worker_tags(trial)},
         tables=threshold_tables(trial.policy),
     )
 
@@ -89,7 +92,7 @@ def log_study_end(
     """
     states: list[str] = [trial.state for trial in result.trials]
     metrics: dict[str, float | None] = {f"trials/{state}": float(states.count(state)) for state in STATUS}
-    tags: dict[str, object] = {"interrupted": result.interrupted}
+    tags: dict[str, object] = {"interrupted": result.interrupted, "incidents": len(result.incidents) or None}
     for word, trial in (("best", result.best), ("closest", result.closest)):
         # Written even where there is none: the study may have had one when it was interrupted.
         tags[f"{word}.trial"] = "none" if trial is None else trial.number
@@ -107,6 +110,8 @@ def log_study_end(
     if result.before is not None:
         metrics |= {f"before/{name}": value for name, value in result_metrics(result.before).items()}
     tables = {"trials.json": [_trial_row(trial, runs.get(trial.number)) for trial in result.trials]}
+    if result.incidents:
+        tables["incidents.json"] = [asdict(incident) for incident in result.incidents]
     if result.insight is not None:
         metrics |= insight_metrics(result.insight)
         shares = sorted(result.insight.importances.items(), key=lambda share: -share[1])
@@ -144,6 +149,15 @@ def trial_metrics(trial: TrialResult) -> dict[str, float | None]:
     metrics |= sparsity_metrics(trial.sparsity, active, trial_sparsity(trial))
     metrics |= {"predicted_error": trial.predicted_error, "seconds/sparse": trial.seconds_sparse}
     return metrics | {"seconds/total": trial.seconds}
+
+
+def _worker_tags(trial: TrialResult) -> dict[str, object]:
+    """Tell who rendered a trial; nothing of one that an earlier process ran."""
+    worker = trial.worker
+    if worker is None:
+        return {}
+    gpus = worker.gpus or None
+    return {"worker": worker.index, "worker.host": worker.host, "worker.device": worker.device, "worker.gpu": gpus}
 
 
 def trial_sparsity(trial: TrialResult) -> Mapping[str, float]:

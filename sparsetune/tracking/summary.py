@@ -18,6 +18,8 @@ def study_text(result: TuningResult, runs: Mapping[int, str], page: str) -> str:
     lines = [f"# {result.study_name}", "", _headline(result, runs, page), ""]
     if result.evaluation is not None:
         lines += [_verdict(result.evaluation), ""]
+    if result.incidents:
+        lines += ["What happened to workers:", "", *(f"- {one.time}: {one.text}" for one in result.incidents), ""]
     lines += ["| trial | state | sparsity | PSNR, dB | worst | parameters or reason |", "| --- " * 6 + "|"]
     ranked = sorted(result.trials, key=lambda trial: (not trial.feasible, -(trial.sparsity or 0.0)))
     return "\n".join(lines + [_row(trial, runs, page) for trial in ranked]) + "\n"

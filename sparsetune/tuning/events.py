@@ -69,13 +69,14 @@ class ProbeStep:
 class TrialStarted:
     """Trial `number` begins with these parameters.
 
-    Several may be in hand at once, each with events of its own; `worker` is who runs it.
+    Several may be in hand at once, each with events of its own; `worker` names who runs it, None where that is this
+    process. It begins once more, with another worker, where the one that ran it was lost.
     """
 
     number: int
     params: Mapping[str, Parameter]
     policy: Policy
-    worker: Worker | None = None
+    worker: str | None = None
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def open_bench(
     import_metrics(config.eval.metric_modules)
     prompts = load_prompts(config.tune.prompt_file, config.tune.num_prompts)
     eval_prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
-    engine = engine or open_engine(config)
+    engine = engine or open_engine(config, measures_speed=config.tune.objective == "speed")
     try:
         rig = run_one(engine, Describe(config.backend)).rig
     except BaseException:
@@ -47,7 +47,7 @@ def open_bench(
         rig=rig,
         prompts=prompts,
         eval_prompts=eval_prompts,
-        cache=BaselineCache(config.cache.folder, config.cache.max_gb),
+        cache=BaselineCache(config.cache.folder.absolute(), config.cache.max_gb),
         gate=Gate(**config.gate.model_dump()),
         listeners=tuple(listeners),
         output_dir=output_dir,

@@ -50,9 +50,9 @@ def config_from_manifest(path: Path | str, base: Config) -> Config:
 
     Args:
         path: the checkpoint's folder.
-        base: the caller's own configuration: what it says of tracking, cache, the study's storage and name, and the
-            results' folder holds. A study without a name gets that of the first search with `-rerun`, so that the
-            trials of the first aren't taken for those of the second.
+        base: the caller's own configuration: what it says of tracking, cache, engine, the study's storage and name,
+            and the results' folder holds. A study without a name gets that of the first search with `-rerun`, so that
+            the trials of the first aren't taken for those of the second.
 
     Raises:
         CheckpointError: there is no checkpoint.
@@ -84,7 +84,7 @@ def _config(path: Path | str, manifest: Manifest, base: Config) -> Config:
             told["model"]["revision"] = manifest.base_revision  # the commit that a branch was then
         if told["tune"]["study_name"] is None:
             told["tune"]["study_name"] = f"{manifest.tuner_settings.get('study_name', manifest.tuner)}-rerun"
-        return Config.model_validate(told | {"tracking": base.tracking, "cache": base.cache})
+        return Config.model_validate(told | {"tracking": base.tracking, "cache": base.cache, "engine": base.engine})
     except (KeyError, TypeError, ValidationError) as error:
         first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
         cause = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else f"{type(error).__name__} {error}"

@@ -1,6 +1,7 @@
 """Trials: policies rendered on the tune prompts, prompt by prompt, and judged against dense video."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,7 +50,8 @@ class _Running:
     began: float
     results: dict[int, PromptResult] = field(default_factory=dict)
     submitted: int = 0
-    told: bool = False
+    in_turns: bool = True
+    told: Worker | None = None
     ended: bool = False
 
     @property
@@ -129,7 +131,7 @@ class TrialRunner:
             give_up: asked after each prompt with the results so far; a reason ends the trial as pruned.
             num_at_once: prompts handed out at a time; more than one are in vain where the trial is given up.
         """
-        running = _Running(number, params, policy, give_up, time.perf_counter())
+        running = _Running(number, params, policy, give_up, time.perf_counter(), in_turns=num_at_once == 1)
         for _ in range(min(num_at_once, len(self.prompts))):
             self._submit(running)
 
@@ -184,9 +186,10 @@ class TrialRunner:
         if event.ticket not in self._tickets:
             return
         running, index = self._tickets[event.ticket]
-        if isinstance(what, Started) and not running.told:
-            running.told = True
-            started = TrialStarted(running.number, running.params, running.policy, worker)
+        if isinstance(what, Started) and (running.told is None or (running.told != worker and running.in_turns)):
+            running.told = worker
+            name = None if worker.pid == os.getpid() else worker.label
+            started = TrialStarted(running.number, running.params, running.policy, name)
             tell(self.listeners, lambda listener: listener.on_trial_start(started))
         elif isinstance(what, Stepped) and what.side == "sparse":
             step = TrialStep(running.number, index, len(self.prompts), what.step, what.num_steps, worker)

@@ -1,0 +1,115 @@
+"""The Ray cluster that workers run on: the one at an address, or one of our own on this host."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+from typing import Any
+
+import ray
+
+from sparsetune.engine.staffing import Node
+from sparsetune.errors import EngineError
+
+# Nothing is reported to Ray's makers, and workers without a GPU keep the variable that hides GPUs.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+class Cluster:
+    """A connection to Ray; whoever opened it closes it.
+
+    Args:
+        address: `HOST:PORT`, `auto`, or None for a Ray on this host that ends with this process. Where this process is
+            connected already, that connection is used, and outlives the cluster.
+        seconds: within which it must answer.
+
+    Raises:
+        EngineError: nothing answers there, or it isn't Ray.
+    """
+
+    def __init__(self, address: str | None, seconds: float) -> None:
+        self._ours = not ray.is_initialized()
+        if self._ours and address is not None:
+            _connect(address, seconds)
+        elif self._ours:
+            _start()
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """What its living hosts have."""
+        held = [node["Resources"] for node in _hosts() if node["Alive"]]
+        return tuple(Node(int(each.get("CPU", 0)), int(each.get("GPU", 0))) for each in held)
+
+    def is_alive(self, host: str) -> bool:
+        """Whether a host is still one of it."""
+        return any(node["Alive"] and node["NodeManagerHostname"] == host for node in _hosts())
+
+    def close(self) -> None:
+        """End the connection, and the Ray of our own."""
+        if self._ours and ray.is_initialized():
+            ray.shutdown()
+
+
+def _hosts() -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return listed
+
+
+def _connect(address: str, seconds: float) -> None:
+    _check_address(address, seconds)
+    problem: list[BaseException] = []
+
+    def connect() -> None:
+        try:
+            _init(address)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            problem.append(error)
+
+    # On a thread of its own, since it may never return: something else than Ray may listen there.
+    thread = threading.Thread(target=connect, name="ray-init", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise EngineError(
+            f"the Ray at {address} must answer within {seconds:g} s, but didn't; mend --ray-address, or leave it out"
+        )
+    if problem:
+        cause = " ".join(str(problem[0]).split())[:200]
+        raise EngineError(f"the Ray at {address} must take connections, but: {cause}") from problem[0]
+
+
+def _start() -> None:
+    # Not on another thread: the kernel ends these processes with the thread that began them.
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        _init("local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise EngineError(f"a Ray on this host must start, but: {' '.join(str(error).split())[:200]}") from error
+    finally:
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGTERM, handler)  # Ray takes it for itself
+
+
+def _init(address: str, **options: Any) -> None:
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    ray.init(address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **options)
+
+
+def _check_address(address: str, seconds: float) -> None:
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in address:
+        raise EngineError(
+            f"--ray-address must be HOST:PORT or auto, but is {address}; give that of the head, port 6379"
+        )
+    try:
+        # Ray itself ends the whole process where nobody answers.
+        socket.create_connection((host.strip("[]"), int(port)), timeout=min(seconds, 10.0)).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise EngineError(
+            f"the Ray at {address} must answer, but: {reason}; start it with `ray start --head`, or mend --ray-address"
+        ) from error

@@ -1,0 +1,164 @@
+"""How many workers a cluster can have, what each of them gets, and whether those that came suit each other."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sparsetune.config import EngineConfig
+from sparsetune.engine.worker import Worker
+from sparsetune.errors import EngineError
+
+logger = logging.getLogger(__name__)
+
+_MOST_ON_A_CPU_HOST = 8
+"""Each worker keeps a model in memory: more than a few on a host are asked for by number."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a host of the cluster has."""
+
+    cpus: int
+    gpus: int = 0
+
+
+@dataclass(frozen=True)
+class Staffing:
+    """How work is spread over a cluster.
+
+    Args:
+        num_workers: how many workers there are to be.
+        threads: CPU threads of each.
+        gpus: GPUs of each; a part of one where several share it, 0 on CPUs.
+        grows: whether hosts that join later get workers too.
+    """
+
+    num_workers: int
+    threads: int
+    gpus: float
+    grows: bool
+
+    def capacity(self, nodes: Sequence[Node]) -> int:
+        """Count the workers that hosts have room for, where the number isn't fixed."""
+        return sum(_share(node, self.threads, self.gpus) for node in nodes)
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a worker says of itself before it loads the model.
+
+    Args:
+        worker: who it is.
+        kind: what computes, as baselines tell devices apart.
+        versions: of the packages that decide results, by name.
+    """
+
+    worker: Worker
+    kind: str
+    versions: Mapping[str, str]
+
+
+def plan(engine: EngineConfig, device: str, nodes: Sequence[Node]) -> Staffing:
+    """Decide how many workers there are and what each gets.
+
+    Args:
+        engine: what was asked for.
+        device: the model's, as the configuration names it.
+        nodes: the hosts.
+
+    Raises:
+        EngineError: the cluster has too little for that, or the settings contradict each other.
+    """
+    gpus = _gpus_per_worker(engine, device, nodes)
+    room = sum(_room(node, engine.threads_per_worker or 1, gpus) for node in nodes)
+    asked = None if engine.workers == "auto" else int(engine.workers)
+    if (asked or 1) > room:
+        each = f"{gpus:g} GPU each" if gpus else f"{engine.threads_per_worker or 1} CPU thread each"
+        has = f"{sum(node.gpus for node in nodes)} GPUs" if gpus else f"{sum(node.cpus for node in nodes)} CPUs"
+        raise EngineError(
+            f"workers must be at most what the cluster has room for, {room} of {each} ({has}), but are {asked or 1}; "
+            f"lower --workers{' or --gpus-per-worker' if gpus else ''}"
+        )
+    if gpus:
+        cores = min(node.cpus // max(1, int(node.gpus / gpus)) for node in nodes if node.gpus)
+        return Staffing(asked or room, engine.threads_per_worker or max(1, cores), gpus, asked is None)
+    if asked is None:
+        threads = engine.threads_per_worker or 1
+        return Staffing(sum(_share(node, threads, 0.0) for node in nodes), threads, 0.0, True)
+    return Staffing(asked, engine.threads_per_worker or _shared_threads(asked, nodes), 0.0, False)
+
+
+def check_workers(
+    hellos: Sequence[Hello], versions: Mapping[str, str], *, measures_speed: bool, mixed_gpus: bool
+) -> None:
+    """Check that workers suit each other and this process.
+
+    Args:
+        hellos: of all workers.
+        versions: this process's, of the same packages.
+        measures_speed: whether policies compete in measured speed.
+        mixed_gpus: whether several kinds of device are wanted all the same.
+
+    Raises:
+        EngineError: versions differ, or speeds would be measured on different devices.
+    """
+    for hello in hellos:
+        differing = [
+            f"{name} {hello.versions.get(name, 'none')} there and {version} here"
+            for name, version in versions.items()
+            if hello.versions.get(name) != version
+        ]
+        if differing:
+            raise EngineError(
+                f"workers must have the versions of this process, but {hello.worker.label} has "
+                f"{', '.join(differing)}; install the same everywhere"
+            )
+    kinds = sorted({hello.kind for hello in hellos})
+    if len(kinds) < 2:
+        return
+    if measures_speed and not mixed_gpus:
+        raise EngineError(
+            f"trials that compete in measured speed must run on one kind of device, but have {', '.join(kinds)}; "
+            "use fewer hosts, or --mixed-gpus"
+        )
+    logger.warning(
+        "workers have devices of several kinds (%s): measured speeds and, in their last bits, pixels depend on "
+        "which of them renders a prompt",
+        ", ".join(kinds),
+    )
+
+
+def _gpus_per_worker(engine: EngineConfig, device: str, nodes: Sequence[Node]) -> float:
+    if ":" in device:
+        raise EngineError(f"Ray chooses each worker's GPU, but --device is {device}; use --device cuda, auto or cpu")
+    has_gpus = any(node.gpus for node in nodes)
+    if device == "cpu":
+        if engine.gpus_per_worker is not None:
+            raise EngineError(
+                f"workers on the CPU have no GPU, but --gpus-per-worker is {engine.gpus_per_worker:g}; leave it out"
+            )
+        return 0.0
+    if not has_gpus and (device == "cuda" or engine.gpus_per_worker is not None):
+        raise EngineError("the cluster must have a GPU, but it has none; use --device cpu without --gpus-per-worker")
+    return (engine.gpus_per_worker or 1.0) if has_gpus else 0.0
+
+
+def _room(node: Node, threads: int, gpus: float) -> int:
+    if gpus:
+        # Ray gives parts of one GPU or whole ones: half of each of two is none of its offers.
+        return node.gpus * int(1 / gpus) if gpus < 1 else int(node.gpus // gpus)
+    return node.cpus // threads
+
+
+def _share(node: Node, threads: int, gpus: float) -> int:
+    """Give the workers that a host gets where their number isn't fixed."""
+    room = _room(node, threads, gpus)
+    return room if gpus else min(room, _MOST_ON_A_CPU_HOST)
+
+
+def _shared_threads(num_workers: int, nodes: Sequence[Node]) -> int:
+    """Give the most threads with which so many workers still fit on the hosts."""
+    for threads in range(max(node.cpus for node in nodes), 1, -1):
+        if sum(node.cpus // threads for node in nodes) >= num_workers:
+            return threads
+    return 1
