@@ -90,6 +90,8 @@ def _configuration(result: EvaluationResult) -> str:
         ),
         ("Computed with", f"{config.dtype} on {config.device}, backend {config.backend}"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in result.environment.versions.items())),
+        *([("Workers", "; ".join(result.environment.workers))] if len(result.environment.workers) > 1 else []),
+        *([("What happened to them", "; ".join(happened))] if (happened := result.environment.incidents) else []),
         (
             "Made",
             result.environment.created
