@@ -4,6 +4,8 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -15,6 +17,8 @@ from sparsetune.errors import EngineError
 # Nothing is reported to Ray's makers, and workers without a GPU keep the variable that hides GPUs.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+_PROBLEMS = (ConnectionError, RuntimeError, ValueError, OSError)
 
 
 class Cluster:
@@ -58,58 +62,52 @@ def _hosts() -> list[dict[str, Any]]:
 
 
 def _connect(address: str, seconds: float) -> None:
-    _check_address(address, seconds)
-    problem: list[BaseException] = []
-
-    def connect() -> None:
-        try:
-            _init(address)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            problem.append(error)
-
-    # On a thread of its own, since it may never return: something else than Ray may listen there.
-    thread = threading.Thread(target=connect, name="ray-init", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise EngineError(
-            f"the Ray at {address} must answer within {seconds:g} s, but didn't; mend --ray-address, or leave it out"
-        )
-    if problem:
-        cause = " ".join(str(problem[0]).split())[:200]
-        raise EngineError(f"the Ray at {address} must take connections, but: {cause}") from problem[0]
+    if address != "auto":
+        _check_address(address, seconds)
+    try:
+        _init(address)
+    except _PROBLEMS as error:
+        raise EngineError(f"the Ray at {address} must take connections, but: {_brief(error)}") from error
 
 
 def _start() -> None:
-    # Not on another thread: the kernel ends these processes with the thread that began them.
-    handler = signal.getsignal(signal.SIGTERM)
     try:
         _init("local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise EngineError(f"a Ray on this host must start, but: {' '.join(str(error).split())[:200]}") from error
+    except _PROBLEMS as error:
+        raise EngineError(f"a Ray on this host must start, but: {_brief(error)}") from error
+
+
+def _init(address: str, **options: Any) -> None:
+    """Have Ray begin on this thread: with another, its processes would end when that does."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **options)
     finally:
         if threading.current_thread() is threading.main_thread() and handler is not None:
             signal.signal(signal.SIGTERM, handler)  # Ray takes it for itself
 
 
-def _init(address: str, **options: Any) -> None:
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    ray.init(address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **options)
-
-
 def _check_address(address: str, seconds: float) -> None:
-    if address == "auto":
-        return
+    """Find out in a process of its own whether Ray answers: where it doesn't, Ray ends the process that asks."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in address:
-        raise EngineError(
-            f"--ray-address must be HOST:PORT or auto, but is {address}; give that of the head, port 6379"
-        )
+        raise EngineError(f"--ray-address must be HOST:PORT or auto, but is {address}; give that of the cluster's head")
+    remedy = "start it with `ray start --head`, or mend --ray-address"
     try:
-        # Ray itself ends the whole process where nobody answers.
         socket.create_connection((host.strip("[]"), int(port)), timeout=min(seconds, 10.0)).close()
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise EngineError(
-            f"the Ray at {address} must answer, but: {reason}; start it with `ray start --head`, or mend --ray-address"
-        ) from error
+        raise EngineError(f"the Ray at {address} must answer, but: {reason}; {remedy}") from error
+    program = "from ray.scripts.scripts import main; main()"
+    command = [sys.executable, "-c", program, "health-check", "--address", address]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(f"the Ray at {address} must answer within {seconds:g} s, but didn't; {remedy}") from error
+    except subprocess.CalledProcessError as error:
+        raise EngineError(f"a Ray must answer at {address}, but something else or a sick one does; {remedy}") from error
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -267,8 +267,8 @@ class RayEngine(Engine):
 
 def _why(error: Exception, host_is_there: bool) -> str:
     """Say in a few words why a worker is no more."""
-    text = str(error).lower()
-    if "out of memory" in text or "oom" in text or "low on memory" in text:
+    # Of any death Ray says that the kernel may have been short of memory; these are its own monitor's words.
+    if isinstance(error, ray.exceptions.OutOfMemoryError) or "running low on memory" in str(error):
         return "its host ran out of memory"
     return "its process ended" if host_is_there else "its host left"
 

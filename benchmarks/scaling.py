@@ -1,0 +1,310 @@
+"""How evaluation and search speed up with workers, and how many workers one driver can keep busy.
+
+    python benchmarks/scaling.py --workers 1 2 4 [--model demo|cogvideox] [--prompts 16] [--trials 32]
+    python benchmarks/scaling.py --driver [--trials 2000] [--storage postgresql+psycopg2://...]
+
+The first measures on Ray: 16 prompts judged, and a study of 32 trials, calibration and judging of the winner counted
+in; `cogvideox` is CogVideoX-2b at full width with random weights and 4 of its 30 layers, tiny where there is no GPU.
+
+The second has no model: 64 simulated workers take 30 s for a trial of 4 prompts. What the driver does (asking, telling,
+reading policies off the curves of a model of 30 layers x 30 heads, the database) is real and is charged second for
+second, only the waiting for workers is skipped; so what is left idle is what a real cluster would leave idle.
+"""
+
+import argparse
+import contextlib
+import heapq
+import itertools
+import random
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from sparsetune.attention.policy import Policy
+from sparsetune.config import Config, resolve
+from sparsetune.engine import Engine, Outcome, Started, Task, Worker
+from sparsetune.engine.engine import OnEvent
+from sparsetune.engine.events import Event, Incident
+from sparsetune.evaluation.pair import PromptResult
+from sparsetune.evaluation.run import evaluate_config
+from sparsetune.metrics import Gate
+from sparsetune.tuning import study as studies
+from sparsetune.tuning import tune
+from sparsetune.tuning.curves import Arrangement, Curves, grid
+from sparsetune.tuning.objective import Objective
+from sparsetune.tuning.runner import TrialRunner
+from sparsetune.tuning.space import SearchSpace
+from tests.tracking.servers import postgres, postgres_binaries
+
+TRIAL_SECONDS, TRIAL_PROMPTS, NUM_WORKERS = 30.0, 4, 64
+SHALLOW = """
+from dataclasses import replace
+from sparsetune.models import loading, random_weights
+def shallow(name, whole=random_weights.blueprint):
+    plan = whole(name)
+    part = plan.components["transformer"]
+    part = part | {"config": part["config"] | {"num_layers": 4}}
+    return replace(plan, components=plan.components | {"transformer": part})
+loading.blueprint = shallow
+"""
+"""A module that every worker imports before it loads the model."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--driver", action="store_true", help="the driver alone, with simulated workers")
+    parser.add_argument("--storage", help="of the simulated study; a PostgreSQL of its own where left out")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--model", choices=["demo", "cogvideox"], default="demo")
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--trials", type=int)
+    parser.add_argument("--frames", type=int, help="of a video; the model's own where left out")
+    parser.add_argument("--steps", type=int, help="denoising steps; the model's own where left out")
+    options = parser.parse_args()
+    print(driver(options) if options.driver else scaling(options))
+
+
+# The driver alone
+
+
+@dataclass(frozen=True)
+class SimulatedPrompt:
+    """A prompt that is never rendered: the sparser the policy, the worse, and never twice quite the same."""
+
+    policy: Policy
+    noise: float
+
+    def run(self, place: object, emit: object) -> PromptResult:
+        kept = [head.cdfthreshd or 1.0 for layer in self.policy.layers for head in layer.heads]
+        sparsity = 1.0 - statistics.fmean(kept)
+        psnr = 60.0 - 80.0 * sparsity + self.noise
+        metrics = {"psnr": psnr, "frame_cosine": 0.99, "frame_l1": 0.01, "frame_diff": 0.01, "psnr_frame_min": psnr - 2}
+        return PromptResult("a prompt", 0, metrics=metrics, sparsity=sparsity, seconds_sparse=1.0)
+
+
+class SimulatedEngine(Engine):
+    """Workers that take their time on a clock of their own, to which the driver's real time is added."""
+
+    def __init__(self, num_workers: int, seconds: float) -> None:
+        self._workers = tuple(Worker(index, f"host{index // 8}", "simulated", index) for index in range(num_workers))
+        self._seconds = seconds
+        self._random = random.Random(0)
+        self._now, self._left_at = 0.0, time.perf_counter()
+        self._idle = list(self._workers)
+        self._waiting: list[tuple[int, Task[Any]]] = []
+        self._busy: list[tuple[float, int, float, Task[Any], Worker]] = []
+        self._tickets = itertools.count(1)
+        self.rendered = 0.0
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        return self._workers
+
+    @property
+    def incidents(self) -> tuple[Incident, ...]:
+        return ()
+
+    @property
+    def now(self) -> float:
+        return self._now + time.perf_counter() - self._left_at
+
+    def submit(self, task: Task[Any]) -> int:
+        ticket = next(self._tickets)
+        self._waiting.append((ticket, task))
+        self._assign()
+        return ticket
+
+    def wait(self, on_event: OnEvent) -> Outcome:
+        self._now = self.now
+        self._left_at = time.perf_counter()
+        ended, ticket, took, task, worker = heapq.heappop(self._busy)
+        self.rendered += took
+        self._now = max(self.now, ended)
+        self._left_at = time.perf_counter()
+        on_event(Event(ticket, worker, Started()))
+        self._idle.append(worker)
+        return Outcome(ticket, worker, task.run(None, lambda what: None))  # type: ignore[arg-type]
+
+    def abandon(self) -> None:
+        self._waiting.clear()
+        self._busy.clear()
+
+    def _assign(self) -> None:
+        while self._waiting and self._idle:
+            (ticket, task), worker = self._waiting.pop(0), self._idle.pop()
+            took = self._seconds * self._random.uniform(0.8, 1.2)
+            heapq.heappush(self._busy, (self.now + took, ticket, took, task, worker))
+
+
+@dataclass
+class Stretch:
+    """Some trials of the simulated study, one after the other."""
+
+    until: int
+    use: float
+    milliseconds: float
+    cpu_milliseconds: float
+    megabytes: float
+
+
+@dataclass
+class Watch:
+    """Notes, at some numbers of trials, the use of the workers, the driver's time a trial, and its memory."""
+
+    engine: SimulatedEngine
+    marks: list[int]
+    stretches: list[Stretch] = field(default_factory=list)
+    ended: int = 0
+    before: tuple[int, float, float, float, float] | None = None
+
+    def trial(self) -> None:
+        self.ended += 1
+        if self.ended not in self.marks:
+            return
+        here = (self.ended, self.engine.now, self.engine.rendered, time.perf_counter(), time.process_time())
+        if self.before is not None:
+            ended, now, rendered, worked, computed = (
+                after - before for after, before in zip(here, self.before, strict=True)
+            )
+            use = rendered / (len(self.engine.workers) * now)
+            stretch = Stretch(self.ended, use, 1000 * worked / ended, 1000 * computed / ended, megabytes())
+            self.stretches.append(stretch)
+            print(stretch, file=sys.stderr, flush=True)
+        self.before = here
+
+
+def driver(options: argparse.Namespace) -> str:
+    trials = options.trials or 2000
+    marks = [mark for mark in (10, 64, 100, 200, 500, 1000, 1500, 2000, 5000) if mark <= trials]
+    engine = SimulatedEngine(NUM_WORKERS, TRIAL_SECONDS / TRIAL_PROMPTS)
+    watch = Watch(engine, marks)
+    space = SearchSpace(large_curves(), orders=("raster", "tiles"))
+    noise = random.Random(1)
+    prompts = ("a prompt",) * TRIAL_PROMPTS
+
+    def score(prompt: object, policy: Policy) -> SimulatedPrompt:
+        return SimulatedPrompt(policy, noise.gauss(0.0, 1.0))
+
+    runner = TrialRunner(engine, prompts, score, Gate(), predict=space.predict)
+    ending = runner.next
+
+    def noted() -> Any:
+        outcome = ending()
+        watch.trial()
+        return outcome
+
+    runner.next = noted  # type: ignore[method-assign]
+    with storage(options.storage) as url, studies.quiet():
+        study = studies.open_study(url, "scaling", {}, 0, trials, num_workers=NUM_WORKERS)
+        studies.search(study, Objective(runner, space), trials, None)
+        kind = url.partition(":")[0]
+    lines = [f"{NUM_WORKERS} simulated workers, {TRIAL_SECONDS:g} s a trial of {TRIAL_PROMPTS} prompts, {kind}", ""]
+    lines += ["| trials | workers' use | driver, ms a trial | of them CPU | driver's memory, MB |", "| --- " * 5 + "|"]
+    for one in watch.stretches:
+        figures = f"{one.use:.1%} | {one.milliseconds:.0f} | {one.cpu_milliseconds:.0f} | {one.megabytes:.0f}"
+        lines.append(f"| to {one.until} | {figures} |")
+    return "\n".join(lines)
+
+
+def large_curves() -> Curves:
+    """Curves of CogVideoX-2b's shape: error falls and sparsity with it, by head a little differently."""
+    points = grid(("cdf",))
+    layers = tuple((f"transformer.transformer_blocks.{index}.attn1", 30) for index in range(30))
+    arrangements = (Arrangement("raster", True), Arrangement("tiles", True))
+    left_out = np.array([1.0 - (point.cdfthreshd or 1.0) for point in points])
+    scale = np.random.default_rng(0).uniform(0.5, 2.0, (2, 30, 6, 30, 1))
+    error = (left_out * scale).astype(np.float32)
+    sparsity = np.broadcast_to(np.sqrt(left_out), error.shape).astype(np.float32)
+    size = np.ones((30, 6, 30), np.float32)
+    return Curves(
+        layers, arrangements, (0, 10, 20, 29, 39, 49), 50, points, error, error, sparsity, size, num_inputs=4,
+        select_partial=True,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def storage(url: str | None) -> Iterator[str]:
+    if url is not None:
+        yield url
+        return
+    binaries = postgres_binaries()
+    if binaries is None:
+        sys.exit("PostgreSQL must be installed as Debian does, but isn't; install it, or give --storage")
+    with postgres(binaries) as started:
+        yield started
+
+
+def megabytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+# On Ray
+
+
+def scaling(options: argparse.Namespace) -> str:
+    trials = options.trials or 32
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
+    lines = [f"{options.model} on {device}: {options.prompts} prompts judged, a study of {trials} trials", ""]
+    lines += ["| workers | evaluation, s | times | study, s | times |", "| --- | --- | --- | --- | --- |"]
+    first: tuple[float, float] | None = None
+    for number in options.workers:
+        with tempfile.TemporaryDirectory() as folder:
+            config = configured(options, number, trials, Path(folder))
+            evaluated = timed(evaluate_config, config, Path(folder) / "evaluation")
+            tuned = timed(tune, config, Path(folder) / "tuning")
+        first = first or (evaluated, tuned)
+        times = [f"{first[0] / evaluated:.2f}", f"{first[1] / tuned:.2f}"]
+        lines.append(f"| {number} | {evaluated:.1f} | {times[0]} | {tuned:.1f} | {times[1]} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    return "\n".join(lines)
+
+
+def configured(options: argparse.Namespace, workers: int, trials: int, folder: Path) -> Config:
+    settings: dict[str, Any] = {
+        "engine.name": "ray",
+        "engine.workers": str(workers),
+        "engine.threads_per_worker": 1 if not torch.cuda.is_available() else None,
+        "engine.start_seconds": 300.0,
+        "eval.num_prompts": options.prompts,
+        "eval.save_videos": False,
+        "tune.n_trials": trials,
+        "tune.max_minutes": None,
+        "tracking.root": folder / "mlruns",
+        "cache.dir": folder / "cache",
+    }
+    if options.model == "cogvideox":
+        module = folder / "shallow.py"
+        module.write_text(SHALLOW)
+        gpu = torch.cuda.is_available()
+        settings |= {"model.source": "cogvideox-2b", "model.random_weights": "full" if gpu else "tiny"}
+        settings |= {"eval.metric_modules": (str(module),)} if gpu else {}
+    if options.frames:
+        settings["generation.num_frames"] = options.frames
+    if options.steps:
+        settings["generation.num_inference_steps"] = options.steps
+    return resolve(None, (), {}, settings)
+
+
+def timed(work: Any, config: Config, folder: Path) -> float:
+    """Time an evaluation or search from first event to last: Ray's start and the loading of models are left out."""
+    began = time.perf_counter()
+    result = work(config, output_dir=folder)
+    seconds = getattr(result, "seconds", None) or result.environment.seconds_total
+    print(f"{time.perf_counter() - began:.1f} s with the start of Ray", file=sys.stderr)
+    return float(seconds)
+
+
+if __name__ == "__main__":
+    main()
