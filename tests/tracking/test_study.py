@@ -14,6 +14,7 @@ from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
 from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint, save_checkpoint
 from sparsetune.checkpoint.manifest import hash_prompts
 from sparsetune.config import Config
+from sparsetune.engine import Incident, Worker
 from sparsetune.evaluation.compare import compare
 from sparsetune.tracking import TrackingListener
 from sparsetune.tuning.events import Insight, StudyStarted, TrialPrompt, TrialResult, TuningResult
@@ -117,6 +118,25 @@ def test_a_tuning_is_a_run_with_a_child_a_trial(
     assert f"/runs/{runs['trial 1'].info.run_id}) | pruned | 0.25 | 38 | 36 | prompt 1 at 21.0 dB |" in note
     for trial in TRIALS:
         assert runs[f"trial {trial.number}"].data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+def test_trials_tell_who_rendered_them_and_the_study_what_befell_workers(
+    config: Config, client: MlflowClient, experiment: str
+) -> None:
+    listener = TrackingListener(config)
+    listener.on_study_start(started(config))
+    trials = (make_trial(0, worker=Worker(5, "node7", "NVIDIA H100", 99, ("2",))), make_trial(1))
+    for trial in trials:
+        listener.on_trial(trial)
+    lost = Incident("lost", "worker 4", "worker 4 (node7) was lost", "2026-11-25T12:00:00+00:00")
+    listener.on_study_end(ended(trials, trials[0], incidents=(lost,)))
+    runs = {run.info.run_name: run for run in runs_of(client, experiment)}
+    tags = runs["trial 0"].data.tags
+    assert [tags[f"worker{part}"] for part in ("", ".host", ".device", ".gpu")] == ["5", "node7", "NVIDIA H100", "2"]
+    assert "worker" not in runs["trial 1"].data.tags
+    assert runs[STUDY_RUN].data.tags["incidents"] == "1"
+    assert lost.text in runs[STUDY_RUN].data.tags["mlflow.note.content"]
+    assert "incidents.json" in artifacts_of(client, runs[STUDY_RUN].info.run_id)
 
 
 def test_trials_keep_their_state_reason_time_and_prompts(config: Config, client: MlflowClient, experiment: str) -> None:

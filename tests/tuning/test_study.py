@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -362,7 +363,8 @@ import os, signal, sys
 from pathlib import Path
 from tests.tuning.test_study import make
 from sparsetune.tuning import study as studies
-study, objective = make(Path(sys.argv[1]))
+from tests.engine.engines import PretendEngine
+study, objective = make(Path(sys.argv[1]), engine=PretendEngine(int(sys.argv[2])))
 submit = type(objective.runner)._submit
 def die(self, running):
     if running.number == 2:
@@ -374,7 +376,7 @@ studies.search(study, objective, 6, None)
 
 
 def test_a_killed_run_loses_no_trial(tmp_path: Path) -> None:
-    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)], check=False)
+    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path), "1"], check=False)
     assert killed.returncode == -signal.SIGKILL
     recorder = Recorder()
     study, objective = make(tmp_path, (recorder,))
@@ -383,6 +385,35 @@ def test_a_killed_run_loses_no_trial(tmp_path: Path) -> None:
     studies.search(study, objective, 6, None)
     assert studies.num_done(study) == 6
     assert any(trial.params["l1"] == cut_off.params["l1"] for trial in recorder.trials)
+
+
+def test_a_killed_run_loses_none_of_the_trials_that_were_under_way(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path), "3"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    recorder = Recorder()
+    study, objective = make(tmp_path, (recorder,), engine=PretendEngine(3))
+    assert studies.num_done(study) == 0
+    cut_off = [trial.params["l1"] for trial in study.trials[:3]]
+    studies.search(study, objective, 6, None)
+    assert studies.num_done(study) == 6 == len(recorder.trials)
+    assert set(cut_off) <= {trial.params["l1"] for trial in recorder.trials}
+    assert [trial.params["thresholds"] for trial in recorder.trials].count(DEFAULT) == 1
+
+
+def test_time_that_is_up_cuts_off_all_trials_in_hand_and_all_are_tried_again(tmp_path: Path) -> None:
+    study, objective = make(tmp_path, engine=PretendEngine(3))
+    studies.search(study, objective, 6, 0.0)
+    assert studies.num_done(study) == 0
+    begin = objective.runner.begin
+
+    def too_late(*given, **more) -> None:
+        begin(*given, **more)
+        objective.runner.deadline = time.perf_counter()
+
+    objective.runner.begin = too_late
+    studies.search(study, objective, 6, 60.0)
+    waiting = [trial for trial in study.trials if trial.state == TrialState.WAITING]
+    assert studies.num_done(study) == 0 and len(waiting) == 4  # the starts, the one in hand among them
 
 
 def test_shortfalls_measure_every_bound_of_the_gate() -> None:
