@@ -8,20 +8,22 @@ in; `cogvideox` is CogVideoX-2b at full width with random weights and 4 of its 3
 
 The second has no model: 64 simulated workers take 30 s for a trial of 4 prompts. What the driver does (asking, telling,
 reading policies off the curves of a model of 30 layers x 30 heads, the database) is real and is charged second for
-second, only the waiting for workers is skipped; so what is left idle is what a real cluster would leave idle.
+second, only the waiting for workers is skipped; so what is left idle is what a real cluster would leave idle. On a
+machine that does other things too, `--charge cpu` charges the CPU time of driver and database instead.
 """
 
 import argparse
 import contextlib
 import heapq
 import itertools
+import os
 import random
 import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ from sparsetune.metrics import Gate
 from sparsetune.tuning import study as studies
 from sparsetune.tuning import tune
 from sparsetune.tuning.curves import Arrangement, Curves, grid
+from sparsetune.tuning.events import TrialResult
 from sparsetune.tuning.objective import Objective
 from sparsetune.tuning.runner import TrialRunner
 from sparsetune.tuning.space import SearchSpace
@@ -65,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--driver", action="store_true", help="the driver alone, with simulated workers")
     parser.add_argument("--storage", help="of the simulated study; a PostgreSQL of its own where left out")
+    parser.add_argument("--charge", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--model", choices=["demo", "cogvideox"], default="demo")
     parser.add_argument("--prompts", type=int, default=16)
@@ -94,13 +98,14 @@ class SimulatedPrompt:
 
 
 class SimulatedEngine(Engine):
-    """Workers that take their time on a clock of their own, to which the driver's real time is added."""
+    """Workers that take their time on a clock of their own, to which what the driver took is added."""
 
-    def __init__(self, num_workers: int, seconds: float) -> None:
+    def __init__(self, num_workers: int, seconds: float, spent: Callable[[], float]) -> None:
+        self._spent = spent
         self._workers = tuple(Worker(index, f"host{index // 8}", "simulated", index) for index in range(num_workers))
         self._seconds = seconds
         self._random = random.Random(0)
-        self._now, self._left_at = 0.0, time.perf_counter()
+        self._now, self._left_at = 0.0, spent()
         self._idle = list(self._workers)
         self._waiting: list[tuple[int, Task[Any]]] = []
         self._busy: list[tuple[float, int, float, Task[Any], Worker]] = []
@@ -117,7 +122,7 @@ class SimulatedEngine(Engine):
 
     @property
     def now(self) -> float:
-        return self._now + time.perf_counter() - self._left_at
+        return self._now + self._spent() - self._left_at
 
     def submit(self, task: Task[Any]) -> int:
         ticket = next(self._tickets)
@@ -126,12 +131,9 @@ class SimulatedEngine(Engine):
         return ticket
 
     def wait(self, on_event: OnEvent) -> Outcome:
-        self._now = self.now
-        self._left_at = time.perf_counter()
         ended, ticket, took, task, worker = heapq.heappop(self._busy)
         self.rendered += took
-        self._now = max(self.now, ended)
-        self._left_at = time.perf_counter()
+        self._now, self._left_at = max(self.now, ended), self._spent()
         on_event(Event(ticket, worker, Started()))
         self._idle.append(worker)
         return Outcome(ticket, worker, task.run(None, lambda what: None))  # type: ignore[arg-type]
@@ -154,7 +156,6 @@ class Stretch:
     until: int
     use: float
     milliseconds: float
-    cpu_milliseconds: float
     megabytes: float
 
 
@@ -163,32 +164,38 @@ class Watch:
     """Notes, at some numbers of trials, the use of the workers, the driver's time a trial, and its memory."""
 
     engine: SimulatedEngine
+    spent: Callable[[], float]
     marks: list[int]
     stretches: list[Stretch] = field(default_factory=list)
     ended: int = 0
-    before: tuple[int, float, float, float, float] | None = None
+    before: tuple[int, float, float, float] | None = None
 
     def trial(self) -> None:
         self.ended += 1
         if self.ended not in self.marks:
             return
-        here = (self.ended, self.engine.now, self.engine.rendered, time.perf_counter(), time.process_time())
+        here = (self.ended, self.engine.now, self.engine.rendered, self.spent())
         if self.before is not None:
-            ended, now, rendered, worked, computed = (
-                after - before for after, before in zip(here, self.before, strict=True)
-            )
+            ended, now, rendered, spent = (after - before for after, before in zip(here, self.before, strict=True))
             use = rendered / (len(self.engine.workers) * now)
-            stretch = Stretch(self.ended, use, 1000 * worked / ended, 1000 * computed / ended, megabytes())
+            stretch = Stretch(self.ended, use, 1000 * spent / ended, megabytes())
             self.stretches.append(stretch)
             print(stretch, file=sys.stderr, flush=True)
         self.before = here
 
 
+class SimulatedRunner(TrialRunner):
+    watch: Watch
+
+    def next(self) -> TrialResult:
+        outcome = super().next()
+        self.watch.trial()
+        return outcome
+
+
 def driver(options: argparse.Namespace) -> str:
     trials = options.trials or 2000
     marks = [mark for mark in (10, 64, 100, 200, 500, 1000, 1500, 2000, 5000) if mark <= trials]
-    engine = SimulatedEngine(NUM_WORKERS, TRIAL_SECONDS / TRIAL_PROMPTS)
-    watch = Watch(engine, marks)
     space = SearchSpace(large_curves(), orders=("raster", "tiles"))
     noise = random.Random(1)
     prompts = ("a prompt",) * TRIAL_PROMPTS
@@ -196,24 +203,20 @@ def driver(options: argparse.Namespace) -> str:
     def score(prompt: object, policy: Policy) -> SimulatedPrompt:
         return SimulatedPrompt(policy, noise.gauss(0.0, 1.0))
 
-    runner = TrialRunner(engine, prompts, score, Gate(), predict=space.predict)
-    ending = runner.next
-
-    def noted() -> Any:
-        outcome = ending()
-        watch.trial()
-        return outcome
-
-    runner.next = noted  # type: ignore[method-assign]
     with storage(options.storage) as url, studies.quiet():
+        database = [] if options.charge == "wall" else processes_of(url)
+        spent = time.perf_counter if options.charge == "wall" else lambda: time.process_time() + cpu_seconds(database)
+        engine = SimulatedEngine(NUM_WORKERS, TRIAL_SECONDS / TRIAL_PROMPTS, spent)
+        watch = Watch(engine, spent, marks)
+        runner = SimulatedRunner(engine, prompts, score, Gate(), predict=space.predict)
+        runner.watch = watch
         study = studies.open_study(url, "scaling", {}, 0, trials, num_workers=NUM_WORKERS)
         studies.search(study, Objective(runner, space), trials, None)
         kind = url.partition(":")[0]
     lines = [f"{NUM_WORKERS} simulated workers, {TRIAL_SECONDS:g} s a trial of {TRIAL_PROMPTS} prompts, {kind}", ""]
-    lines += ["| trials | workers' use | driver, ms a trial | of them CPU | driver's memory, MB |", "| --- " * 5 + "|"]
+    lines += [f"| trials | workers' use | driver, {options.charge} ms a trial | memory, MB |", "| --- " * 4 + "|"]
     for one in watch.stretches:
-        figures = f"{one.use:.1%} | {one.milliseconds:.0f} | {one.cpu_milliseconds:.0f} | {one.megabytes:.0f}"
-        lines.append(f"| to {one.until} | {figures} |")
+        lines.append(f"| to {one.until} | {one.use:.1%} | {one.milliseconds:.0f} | {one.megabytes:.0f} |")
     return "\n".join(lines)
 
 
@@ -243,6 +246,27 @@ def storage(url: str | None) -> Iterator[str]:
         sys.exit("PostgreSQL must be installed as Debian does, but isn't; install it, or give --storage")
     with postgres(binaries) as started:
         yield started
+
+
+def processes_of(url: str) -> list[Path]:
+    """Find the PostgreSQL that listens on a URL's port: its first process, whose children are found as they come."""
+    port = url.rpartition(":")[2].partition("/")[0].encode()
+    lines = {path: (path / "cmdline").read_bytes().split(b"\0") for path in Path("/proc").glob("[0-9]*")}
+    return [path for path, words in lines.items() if b"-D" in words and port in words and b"postgres" in words[0]]
+
+
+def cpu_seconds(leaders: list[Path]) -> float:
+    """Add up the CPU time of processes and their children, living and dead."""
+    ticks = 0
+    wanted = {path.name for path in leaders}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            if path.name in wanted:
+                ticks += sum(map(int, fields[11:15]))
+            elif fields[1] in wanted:
+                ticks += sum(map(int, fields[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def megabytes() -> float:

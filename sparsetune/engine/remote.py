@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,9 +67,11 @@ class RemoteWorker:
         index: the worker's number.
         config: which model it loads and what it renders; paths in it are absolute.
         num_threads: CPU threads for PyTorch.
+        mark: a file that the leader put into its folder of dense baselines.
     """
 
-    def __init__(self, index: int, config: Config, num_threads: int) -> None:
+    def __init__(self, index: int, config: Config, num_threads: int, mark: Path | None = None) -> None:
+        self._mark = mark
         self._index = index
         self._config = config
         self._num_threads = num_threads
@@ -89,7 +92,8 @@ class RemoteWorker:
             gpus=gpus if device.type == "cuda" else (),
             num_threads=torch.get_num_threads(),
         )
-        return Hello(worker, device_kind(device), deciding_versions())
+        sees_cache = self._mark is None or self._mark.exists()
+        return Hello(worker, device_kind(device), deciding_versions(), sees_cache)
 
     def load(self) -> SparsetuneError | None:
         """Load the model; gives what was wrong, or None."""
@@ -173,5 +177,6 @@ def absolute(config: Config) -> Config:
         update={
             "model": config.model.model_copy(update={"source": whole(config.model.source)}),
             "eval": config.eval.model_copy(update={"metric_modules": modules}),
+            "cache": config.cache.model_copy(update={"dir": config.cache.folder.absolute()}),
         }
     )

@@ -51,11 +51,13 @@ class Hello:
         worker: who it is.
         kind: what computes, as baselines tell devices apart.
         versions: of the packages that decide results, by name.
+        sees_cache: whether the folder of dense baselines is the leader's.
     """
 
     worker: Worker
     kind: str
     versions: Mapping[str, str]
+    sees_cache: bool = True
 
 
 def plan(engine: EngineConfig, device: str, nodes: Sequence[Node]) -> Staffing:
@@ -113,6 +115,12 @@ def check_workers(
                 f"workers must have the versions of this process, but {hello.worker.label} has "
                 f"{', '.join(differing)}; install the same everywhere"
             )
+    if apart := sorted({hello.worker.host for hello in hellos if not hello.sees_cache}):
+        logger.warning(
+            "the folder of dense videos isn't shared with %s, so each of these hosts renders its own; give one that all "
+            "see with --cache-dir",
+            ", ".join(apart),
+        )
     kinds = sorted({hello.kind for hello in hellos})
     if len(kinds) < 2:
         return

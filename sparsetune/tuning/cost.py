@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from sparsetune.attention.device import device_name
-from sparsetune.config import Config
+from sparsetune.config import Config, EngineConfig
 from sparsetune.config.models import Tuner
 from sparsetune.evaluation.conditions import baseline_key
 from sparsetune.tuning.bench import Bench
@@ -114,7 +114,8 @@ def estimate(config: Config) -> Cost:
     Raises:
         PromptError, ModelError, BackendError, TuningError, GenerationError: what was asked for can't be done.
     """
-    bench = open_bench(config, config.model.results_folder)
+    alone = config.model_copy(update={"engine": EngineConfig()})  # one worker's steps are measured, in this process
+    bench = open_bench(alone, config.model.results_folder)
     measured = measure_costs(bench)
     work = workload(bench)
     return Cost(

@@ -65,10 +65,14 @@ class Heartbeat:
             self._thread.join()
 
     def _beat(self, storage: _Beating, interval: int) -> None:
+        warned = False
         while not self._stopped.wait(interval):
-            for trial_id in tuple(self._ids.values()):
-                try:
+            try:
+                for trial_id in tuple(self._ids.values()):
                     storage.record_heartbeat(trial_id)
-                except StorageInternalError as error:  # a database that was busy may answer the next time
+                warned = False
+            except StorageInternalError as error:  # a database that was busy may answer the next time
+                if not warned:
                     logger.warning("no sign of life could be left in the study's storage: %s", error)
+                warned = True
         storage.remove_session()

@@ -7,7 +7,7 @@ from pathlib import Path
 from sparsetune.config import Config
 from sparsetune.engine import Engine, open_engine, run_one
 from sparsetune.engine.describe import Describe
-from sparsetune.errors import TuningError
+from sparsetune.errors import EngineError, TuningError
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.metrics import Gate, import_metrics
 from sparsetune.models.prompts import load_prompts
@@ -32,6 +32,11 @@ def open_bench(
     """
     if config.backend == "dense":
         raise TuningError("tuning must have a backend that can run sparse, but backend is dense; use --backend auto")
+    if config.tune.tuner == "builtin" and config.engine.name != "local":
+        raise EngineError(
+            "--tuner builtin must have the model in this process, but --engine is ray; use --engine local, and "
+            "--parallel-tune for the GPUs of this host"
+        )
     import_metrics(config.eval.metric_modules)
     prompts = load_prompts(config.tune.prompt_file, config.tune.num_prompts)
     eval_prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)

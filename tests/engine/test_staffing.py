@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 
 import pytest
@@ -65,6 +66,13 @@ def test_workers_alike_are_taken(caplog: pytest.LogCaptureFixture) -> None:
 def test_another_version_is_refused_with_both() -> None:
     with pytest.raises(EngineError, match=r"but worker 1 \(node7\) has torch 2.9 there and 2.13 here; install"):
         check_workers([hello(0), hello(1, torch="2.9")], OURS, measures_speed=False, mixed_gpus=False)
+
+
+def test_hosts_that_dont_see_the_cache_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    apart = dataclasses.replace(hello(1), sees_cache=False)
+    with caplog.at_level(logging.WARNING):
+        check_workers([hello(0), apart], OURS, measures_speed=False, mixed_gpus=False)
+    assert "isn't shared with node7, so each of these hosts renders its own" in caplog.text
 
 
 def test_devices_of_several_kinds_are_said_and_refused_where_speed_counts(caplog: pytest.LogCaptureFixture) -> None:

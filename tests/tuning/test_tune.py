@@ -7,13 +7,14 @@ import pytest
 from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.checkpoint import load_checkpoint
 from sparsetune.config import Config
-from sparsetune.errors import TuningError
+from sparsetune.errors import EngineError, TuningError
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.models.pipelines import demo_config
 from sparsetune.tuning import tune
 from sparsetune.tuning.calibrate import sample_steps
 from sparsetune.tuning.curves import Arrangement, Curves
 from sparsetune.tuning.events import CalibrationStep, ProbeStep, StudyStarted, TrialPrompt, TuningListener, TuningResult
+from sparsetune.tuning.opening import open_bench
 
 
 def config(tmp_path: Path, **overrides) -> Config:
@@ -132,6 +133,13 @@ def test_the_margin_is_asked_of_trials_and_not_of_the_winner(first) -> None:
 def test_builtin_says_what_it_needs(tmp_path: Path) -> None:
     with pytest.raises(TuningError, match=r"must have SpargeAttn's package and a CUDA GPU, but .*not installed"):
         tune(config(tmp_path, tune__tuner="builtin"), output_dir=tmp_path)
+
+
+def test_builtin_stays_in_this_process(tmp_path: Path) -> None:
+    with pytest.raises(
+        EngineError, match="must have the model in this process, but --engine is ray; use --engine local"
+    ):
+        open_bench(config(tmp_path, tune__tuner="builtin", engine__name="ray"), tmp_path)
 
 
 def test_calibrate_gives_the_policy_within_its_bounds(first, tmp_path: Path) -> None:

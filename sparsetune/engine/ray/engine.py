@@ -2,6 +2,7 @@
 
 import logging
 import time
+import uuid
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from sparsetune.engine.remote import Ended, Said, deciding_versions
 from sparsetune.engine.staffing import Hello, Staffing, check_workers
 from sparsetune.engine.worker import Worker
 from sparsetune.errors import EngineError, GenerationError, OutOfMemoryError, SparsetuneError
+from sparsetune.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ class RayEngine(Engine):
         self._untold: list[tuple[Worker, Incident]] = []
         self._said: set[tuple[str, str]] = set()
         self._alive_at = self._looked_at = time.monotonic()
+        self._mark = config.cache.folder / f".{uuid.uuid4().hex}.mark"  # which hosts share the folder?
+        write_text(self._mark, "")
         for _ in range(staffing.num_workers):
             self._hire()
 
@@ -130,10 +134,11 @@ class RayEngine(Engine):
         for hand in self._hands:
             hand.dismiss()
         self._hands.clear()
+        self._mark.unlink(missing_ok=True)
         self._cluster.close()
 
     def _hire(self) -> None:
-        self._hands.append(Hand.hire(self._hired, self._config, self._staffing))
+        self._hands.append(Hand.hire(self._hired, self._config, self._staffing, self._mark))
         self._hired += 1
 
     def _assign(self) -> None:

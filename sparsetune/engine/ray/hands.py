@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -36,7 +37,7 @@ class Hand:
     ticket: int | None = None
 
     @classmethod
-    def hire(cls, index: int, config: Config, staffing: Staffing) -> "Hand":
+    def hire(cls, index: int, config: Config, staffing: Staffing, mark: Path) -> "Hand":
         """Ask Ray for a process; it starts when there is room."""
         variables = {name: value for name in _KEPT_VARIABLES if (value := os.environ.get(name)) is not None}
         threads = str(staffing.threads)
@@ -48,7 +49,7 @@ class Hand:
             max_concurrency=4,  # it must hear `stop` while it works
             scheduling_strategy="SPREAD",
             runtime_env={"env_vars": variables | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
-        ).remote(index, config, staffing.threads)
+        ).remote(index, config, staffing.threads, mark)
         return cls(index, actor, actor.hello.remote())
 
     @property
