@@ -117,8 +117,8 @@ def check_workers(
             )
     if apart := sorted({hello.worker.host for hello in hellos if not hello.sees_cache}):
         logger.warning(
-            "the folder of dense videos isn't shared with %s, so each of these hosts renders its own; give one that all "
-            "see with --cache-dir",
+            "the folder of dense videos isn't shared with %s, so each of these hosts renders its own; give one that "
+            "all see with --cache-dir",
             ", ".join(apart),
         )
     kinds = sorted({hello.kind for hello in hellos})
