@@ -396,7 +396,7 @@ def test_a_killed_run_loses_none_of_the_trials_that_were_under_way(tmp_path: Pat
     cut_off = [trial.params["l1"] for trial in study.trials[:3]]
     studies.search(study, objective, 6, None)
     assert studies.num_done(study) == 6 == len(recorder.trials)
-    assert set(cut_off) <= {trial.params["l1"] for trial in recorder.trials}
+    assert set(cut_off) <= {trial.params.get("l1") for trial in recorder.trials}
     assert [trial.params["thresholds"] for trial in recorder.trials].count(DEFAULT) == 1
 
 
