@@ -6,9 +6,7 @@ import importlib.util
 import inspect
 import io
 import logging
-import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from types import ModuleType
@@ -30,12 +28,15 @@ from sparsetune.files import atomic_path
 from sparsetune.models.families import attention_sites
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.events import CalibrationStep, tell
+from sparsetune.tuning.sparge_pool import check_gpus, parallel_tuning
 
 CONTRACT = {
     "SparseAttentionMeansim": ("l1", "pv_l1"),
     "SparseAttentionMeansim.forward": ("q", "k", "v", "tune_mode"),
+    "SparseAttentionMeansim.autotune": ("head_idx",),
     "extract_sparse_attention_state_dict": ("model",),
     "GPUProcessPoolExecutor": (),
+    "executor.submit": (),
     "executor.shutdown": (),
 }
 """What is used of `spas_sage_attn.autotune`, as of SpargeAttn's commit bfd980b: names, and the parameters given."""
@@ -46,16 +47,20 @@ COLUMNS = ("is_sparse", "cdfthreshd", "simthreshd1", "simthreshd2", "pvthreshd")
 _PACKAGE = "spas_sage_attn"
 
 
-def check_builtin(device: torch.device | str = "cuda") -> None:
+def check_builtin(device: torch.device | str = "cuda", *, parallel: bool = False) -> None:
     """Check that SpargeAttn's own search can run, before a model is loaded for it.
 
     Args:
         device: where the model will be.
+        parallel: whether heads are to be searched on several GPUs.
 
     Raises:
-        TuningError: the package or a GPU is missing, or the package isn't one that this search knows.
+        TuningError: the package or a GPU is missing, the package isn't one that this search knows, or heads can't be
+            shared among the GPUs there are.
     """
     _autotune(torch.device(device))
+    if parallel:
+        check_gpus()
 
 
 def checkpoint_file(bench: Bench, transformer: str = "transformer") -> Path:
@@ -83,21 +88,24 @@ def run_builtin(bench: Bench) -> Policy:
 
     Args:
         bench: what the search works with; `tune.l1` and `tune.pv_l1` bound the relative L1 error of a head's output,
-            `tune.parallel_tune` spreads heads over all GPUs.
+            `tune.parallel_tune` spreads heads over all GPUs, and finds the same.
 
     Returns:
         The thresholds: raster order, no dense steps, keep_text False.
 
     Raises:
-        TuningError: the package or a GPU is missing, or a layer's calls are none that it can search.
+        TuningError: the package or a GPU is missing, heads can't be shared among the GPUs, or a layer's calls are none
+            that it can search.
         GenerationError: a rendering failed.
     """
+    if bench.config.tune.parallel_tune:
+        check_gpus()
     package = _autotune(bench.renderer.loaded.device)
     sites = attention_sites(bench.renderer.loaded.pipe)
     search = _Search(bench, package, sites)
     interception = Interception(sites, search.attend)
     try:
-        with _tune_environment(package, bench.config.tune.parallel_tune):
+        with parallel_tuning(package, bench.config.tune.parallel_tune):
             for index in range(len(bench.prompts)):
                 search.prompt(index)
                 policy = search.save()
@@ -216,23 +224,6 @@ def _skeleton(transformer: TransformerSite, modules: dict[str, Any]) -> nn.Modul
             parent = parent.get_submodule(part)
         parent.add_module("inner_attention", modules[layer.name])
     return skeleton
-
-
-@contextlib.contextmanager
-def _tune_environment(package: Any, parallel: bool) -> Iterator[None]:
-    """Tell SpargeAttn, by the variable that it reads at every call, whether to use all GPUs; end its processes."""
-    before = os.environ.pop("PARALLEL_TUNE", None)
-    if parallel:
-        os.environ["PARALLEL_TUNE"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop("PARALLEL_TUNE", None)
-        if before is not None:
-            os.environ["PARALLEL_TUNE"] = before
-        if parallel:  # they would hold memory on every GPU until the program ends
-            package.executor.shutdown()
-            package.executor = package.GPUProcessPoolExecutor()
 
 
 def _autotune(device: torch.device) -> ModuleType:

@@ -41,7 +41,7 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
             done.
     """
     if config.tune.tuner == "builtin":
-        check_builtin()
+        check_builtin(parallel=config.tune.parallel_tune)
     bench = open_bench(config, output_dir, listeners)
     try:
         result = _judged(bench, _TUNERS[config.tune.tuner](bench))

@@ -4,7 +4,9 @@ What it does differently: a head's thresholds come from a formula over the data 
 """
 
 import os
+import pickle
 import sys
+from concurrent.futures import Future
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -23,6 +25,8 @@ RECORDED = {
         "self, q, k, v, mask=None, is_causal=False, scale=None, tensor_layout='HND', tune_mode=False, smooth_k=True, "
         "return_sparsity=False"
     ),
+    "SparseAttentionMeansim.autotune": "self, qi, ki, vi, head_idx, mask=None, is_causal=False, smooth_k=True",
+    "SparseAttentionMeansim.fill_results": "self, rtdict",
     "extract_sparse_attention_state_dict": "model, verbose=False",
     "load_sparse_attention_state_dict": "model, saved_state_dict, multigpu=False, verbose=False",
     "GPUProcessPoolExecutor.__init__": (
@@ -50,7 +54,25 @@ class SparseAttentionMeansim(nn.Module):
         self.l1, self.pv_l1 = l1, pv_l1
         self.is_sparse = self.cdfthreshd = self.simthreshd1 = self.simthreshd2 = self.pvthreshd = None
         self.num_data_passed = 0
+        self.hyperparams_cache = {}
         self.parallel = []
+
+    @torch.no_grad()
+    def autotune(self, qi, ki, vi, head_idx, mask=None, is_causal=False, smooth_k=True):
+        """The head's largest spread so far, of which its module keeps every one."""
+        spreads = [qi.float().std().item(), *self.hyperparams_cache.get(head_idx, [])]
+        self.hyperparams_cache[head_idx] = spreads
+        return {"spread": max(spreads), "head_idx": head_idx}
+
+    def fill_results(self, rtdict):
+        head, spread = rtdict["head_idx"], rtdict["spread"]
+        self.cdfthreshd[head] = 1 - 1 / (2 + spread)
+        self.simthreshd1[head] = (head - 8) / 16
+        self.pvthreshd[head] = 10 + spread
+        if head == 1:  # as a head with less than a tenth of sparsity
+            self.is_sparse[head] = False
+            self.cdfthreshd[head] = 1
+            self.simthreshd1[head] = 1
 
     @torch.no_grad()
     def forward(
@@ -76,18 +98,17 @@ class SparseAttentionMeansim(nn.Module):
             self.simthreshd2 = nn.Parameter(torch.zeros(heads), requires_grad=False)
             self.pvthreshd = nn.Parameter(torch.ones(heads) * 20, requires_grad=False)
         self.parallel.append(os.environ.get("PARALLEL_TUNE", "") != "")
+        open_heads = [head for head in range(q.shape[1]) if self.is_sparse[head].item()]
+        split = {head: [x[:, head : head + 1] for x in (q, k, v)] for head in open_heads}
+        if self.parallel[-1]:
+            executor = sys.modules["spas_sage_attn.autotune"].executor
+            futures = [executor.submit(self.autotune, *split[head], head_idx=head) for head in open_heads]
+            for future in futures:
+                self.fill_results(future.result())
+        else:
+            for head in open_heads:
+                self.fill_results(self.autotune(*split[head], head_idx=head))
         self.num_data_passed += 1
-        for head in range(q.shape[1]):
-            if not self.is_sparse[head].item():
-                continue
-            spread = q[:, head].float().std().item()
-            self.cdfthreshd[head] = 1 - 1 / (2 + spread)
-            self.simthreshd1[head] = (head - 8) / 16
-            self.pvthreshd[head] = 10 + spread
-            if head == 1:  # as a head with less than a tenth of sparsity
-                self.is_sparse[head] = False
-                self.cdfthreshd[head] = 1
-                self.simthreshd1[head] = 1
         print(f"{self.cdfthreshd=}")
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal)
 
@@ -131,6 +152,13 @@ class GPUProcessPoolExecutor:
     ):
         self.open = True
 
+    def submit(self, fn, *args, **kwargs):
+        """Run a call as another process would: on copies, and the outcome comes back as a copy."""
+        fn, args, kwargs = pickle.loads(pickle.dumps((fn, args, kwargs)))
+        future = Future()
+        future.set_result(pickle.loads(pickle.dumps(fn(*args, **kwargs))))
+        return future
+
     def shutdown(self):
         self.open = False
 
@@ -151,6 +179,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, "spas_sage_attn", package)
     monkeypatch.setitem(sys.modules, "spas_sage_attn.autotune", autotune)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H100")
     monkeypatch.setattr(SpargeBackend, "missing", staticmethod(lambda device: None))
     return autotune

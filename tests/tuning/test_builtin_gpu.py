@@ -40,12 +40,18 @@ TINY = {
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Bench:
     pytest.importorskip("spas_sage_attn", reason="SpargeAttn's package isn't installed")
+    if request.param and torch.cuda.device_count() < 2:
+        pytest.skip("searching in parallel needs two GPUs")
+    return make_bench(tmp_path, monkeypatch, parallel=request.param)
+
+
+def make_bench(folder: Path, monkeypatch: pytest.MonkeyPatch, parallel: bool) -> Bench:
     plan = blueprint("cogvideox-2b")
     transformer = plan.components["transformer"]
     wider = transformer | {"tiny": transformer["tiny"] | {"num_attention_heads": 4}}
     wider_plan = replace(plan, components=plan.components | {"transformer": wider})
     monkeypatch.setattr(loading, "blueprint", lambda name: wider_plan)
-    config = Config.model_validate(TINY | {"tune": {"l1": 0.06, "pv_l1": 0.065, "parallel_tune": request.param}})
+    config = Config.model_validate(TINY | {"tune": {"l1": 0.06, "pv_l1": 0.065, "parallel_tune": parallel}})
     loaded = loading.load_pipeline(config.model)
     assert [(heads, dim) for _, heads, dim in loaded.identity.layers] == [(4, 64)] * 2
     renderer = Renderer(loaded, config.generation)
@@ -55,10 +61,10 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
         rig=describe(renderer, "sparge"),
         prompts=("a red ball",),
         eval_prompts=("a blue box",),
-        cache=BaselineCache(tmp_path / "cache", 1.0),
+        cache=BaselineCache(folder / "cache", 1.0),
         gate=Gate(),
         listeners=(),
-        output_dir=tmp_path / "results",
+        output_dir=folder / "results",
         started=time.perf_counter(),
     )
 
@@ -85,6 +91,19 @@ def test_its_file_loads_in_both_loaders_with_equal_thresholds(bench: Bench) -> N
             assert torch.equal(getattr(held, name).float(), ours.to(torch.bfloat16).float()), name
         searched = [head for head in layer.heads if head.is_sparse]
         assert all(-1.0 <= head.simthreshd1 < 1.0 and 0.0 < head.pvthreshd < 50.0 for head in searched)
+
+
+def test_on_several_gpus_it_finds_what_it_finds_on_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("spas_sage_attn", reason="SpargeAttn's package isn't installed")
+    if torch.cuda.device_count() < 2:
+        pytest.skip("searching in parallel needs two GPUs")
+    one = run_builtin(make_bench(tmp_path / "one", monkeypatch, parallel=False))
+    free_before = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
+    several = run_builtin(make_bench(tmp_path / "several", monkeypatch, parallel=True))
+    for index, before in enumerate(free_before[1:], start=1):
+        assert torch.cuda.mem_get_info(index)[0] >= before - 2**28, f"GPU {index} still holds a process's memory"
+    # The second of the two steps is joined with the first on both ways; each kernel gives the same on like GPUs.
+    assert several == one
 
 
 def test_its_signatures_are_those_recorded() -> None:
