@@ -18,7 +18,7 @@ _POLL_SECONDS = 0.05
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, *, what: str) -> Iterator[None]:
+def exclusive(path: Path, *, what: str, setting: str = "cache.dir") -> Iterator[None]:
     """Hold the lock file `path`; wait while another process (or thread) holds it.
 
     The lock is the operating system's (flock, or a byte-range lock on Windows): it ends with its process,
@@ -28,16 +28,17 @@ def exclusive(path: Path, *, what: str) -> Iterator[None]:
     Args:
         path: the lock file; made, with its folder, where missing, and removed in the end.
         what: what is waited for, for the log.
+        setting: the setting that says where the folder is, for the error.
 
     Raises:
         CacheError: the lock file can't be made.
     """
-    handle = _try_acquire(path)
+    handle = _try_acquire(path, setting)
     if handle is None:
         _LOG.info("another process holds %s; waiting for it", what)
     while handle is None:
         time.sleep(_POLL_SECONDS)
-        handle = _try_acquire(path)
+        handle = _try_acquire(path, setting)
     try:
         yield
     finally:
@@ -45,13 +46,17 @@ def exclusive(path: Path, *, what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def exclusive_if_free(path: Path) -> Iterator[bool]:
+def exclusive_if_free(path: Path, *, setting: str = "cache.dir") -> Iterator[bool]:
     """Hold the lock file `path` where nobody else does, and give whether that was so; never waits.
+
+    Args:
+        path: the lock file, as for `exclusive`.
+        setting: the setting that says where the folder is, for the error.
 
     Raises:
         CacheError: the lock file can't be made.
     """
-    handle = _try_acquire(path)
+    handle = _try_acquire(path, setting)
     try:
         yield handle is not None
     finally:
@@ -59,14 +64,14 @@ def exclusive_if_free(path: Path) -> Iterator[bool]:
             _release(handle, path)
 
 
-def _try_acquire(path: Path) -> int | None:
+def _try_acquire(path: Path, setting: str) -> int | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise CacheError(
-            f"the cache folder must be writable, but {path.parent} is not: {error.strerror or error}; "
-            "choose another one with the setting cache.dir"
+            f"the folder must be writable, but {path.parent} is not: {error.strerror or error}; "
+            f"choose another one with the setting {setting}"
         ) from error
     got = False
     try:
@@ -118,4 +123,4 @@ else:
 
 @functools.cache
 def _warn_unlocked(reason: str) -> None:
-    _LOG.warning("this file system has no locks (%s): two processes at once may both render a baseline", reason)
+    _LOG.warning("this file system has no locks (%s): two processes at once may do the same work twice", reason)

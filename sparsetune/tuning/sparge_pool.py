@@ -61,8 +61,8 @@ def parallel_tuning(package: Any, wanted: bool) -> Iterator[None]:
         if wanted:
             pool.shutdown()
             package.executor = package.GPUProcessPoolExecutor()  # a pool that was shut down takes nothing more
-            if torch.cuda.is_initialized():
-                torch.cuda.ipc_collect()  # tensors that the processes had open are kept until this
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]  # frees what the processes had open
                 torch.cuda.empty_cache()
 
 
