@@ -212,7 +212,7 @@ def driver(options: argparse.Namespace) -> str:
         watch = Watch(engine, spent, marks)
         runner = SimulatedRunner(engine, prompts, score, Gate(), predict=space.predict)
         runner.watch = watch
-        study = studies.open_study(url, "scaling", {}, 0, trials, num_workers=NUM_WORKERS)
+        study = studies.open_study(url, "scaling", {}, 0, trials)
         studies.search(study, Objective(runner, space, aimed=True), trials, None)
         kind = url.partition(":")[0]
     lines = [f"{NUM_WORKERS} simulated workers, {TRIAL_SECONDS:g} s a trial of {TRIAL_PROMPTS} prompts, {kind}", ""]

@@ -132,6 +132,10 @@ class TuningDisplay(TuningListener):
         """Say what happened to a worker."""
         self.outlet.say("incident", incident.text, change=incident.change, worker=incident.worker)
 
+    def on_wait(self, what: str) -> None:
+        """Say what other processes are waited for."""
+        self._bar.line(f"nothing is left to begin; waiting for {what}, in other processes of this study")
+
     def on_winner(self, trial: TrialResult, checkpoint_path: Path) -> None:
         """Say who won; the judging follows."""
         if self.state is None:

@@ -19,12 +19,14 @@ def tuning_text(result: TuningResult) -> str:
     if result.incidents:
         lines += ["what happened to workers:", *(f"  {one.time}: {one.text}" for one in result.incidents), ""]
     if result.best is None:
-        return "\n".join([*lines, f"study {result.study_name}, {clock(result.seconds)}; no trial meets the gate"])
+        left = result.left_to or "no trial meets the gate"
+        return "\n".join([*lines, f"study {result.study_name}, {clock(result.seconds)}; {left}"])
     params = ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in result.best.params.items()
     )
-    lines.append(f"winner: trial {result.best.number + 1}, {trial_text(result.best)}, on the tune prompts ({params})")
+    word = "winner" if result.left_to is None else "best so far"
+    lines.append(f"{word}: trial {result.best.number + 1}, {trial_text(result.best)}, on the tune prompts ({params})")
     front = ", ".join(str(trial.number + 1) for trial in pareto_front(result.trials))
     lines.append(f"Pareto front of sparsity and psnr, sparsest first: trials {front}")
     lines += _insight_lines(result.insight)
@@ -33,7 +35,8 @@ def tuning_text(result: TuningResult) -> str:
     if result.comparison is not None:
         lines += ["", "SpargeAttn's default thresholds (before) and the winner (after) on the eval prompts:"]
         lines.append(before_after_text(result.comparison))
-    lines += ["", f"study {result.study_name}, {clock(result.seconds)}", f"checkpoint: {result.checkpoint_path}"]
+    lines += ["", f"study {result.study_name}, {clock(result.seconds)}"]
+    lines.append(result.left_to or f"checkpoint: {result.checkpoint_path}")
     return "\n".join(lines)
 
 
@@ -76,6 +79,7 @@ def outcome_dict(result: TuningResult) -> dict[str, Any]:
         "interrupted": result.interrupted,
         "best_trial": None if result.best is None else result.best.number,
         "closest_trial": None if result.closest is None else result.closest.number,
+        "left_to": result.left_to,
         "checkpoint_path": None if result.checkpoint_path is None else str(result.checkpoint_path),
         "pareto_front": [trial.number for trial in pareto_front(result.trials)],
         "incidents": [asdict(incident) for incident in result.incidents],

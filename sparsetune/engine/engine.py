@@ -1,7 +1,7 @@
 """The interface by which evaluation, calibration and studies hand out work."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
@@ -101,7 +101,7 @@ class Engine(ABC):
 
 def hand_out(
     engine: Engine,
-    tasks: Sequence[Task[Result]],
+    tasks: Iterable[Task[Result]],
     on_event: Callable[[int, Event], None] = lambda place, event: None,
     more: Callable[[], bool] = lambda: True,
 ) -> Iterator[tuple[int, Outcome]]:
@@ -109,7 +109,7 @@ def hand_out(
 
     Args:
         engine: does them.
-        tasks: what is to be done.
+        tasks: what is to be done; each is asked for when there is a worker for it.
         on_event: told of events with the place of the task that they are about.
         more: asked before each task is handed out; once it says no, those that run are the last.
     """

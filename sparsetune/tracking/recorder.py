@@ -68,20 +68,26 @@ class Recorder:
         self._open.append(run)
         return run
 
-    def take_up(self, study: str) -> Run | None:
-        """Open the run of an interrupted tuning again; None where there is none.
+    def take_up(self, study: str, run_id: str | None = None) -> Run | None:
+        """Open the run of a tuning again, one that was interrupted or that other processes write to; None without one.
 
         Args:
             study: the study's name.
+            run_id: the run; None is the newest of the study.
 
         Raises:
             TrackingError: the store fails.
         """
-        run = find_study(self._connected(), self._experiment_id, study)
+        run = find_study(self._connected(), self._experiment_id, study, run_id)
         if run is not None:
             run.reopen()
             self._open.append(run)
         return run
+
+    def release(self, run: Run) -> None:
+        """Leave a run as it is, for the other processes that write to it."""
+        self._open.remove(run)
+        self.attempt(self._settle)
 
     def end(self, run: Run, status: Status = "FINISHED") -> None:
         """End a run."""

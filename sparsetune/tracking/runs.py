@@ -233,8 +233,8 @@ def start_run(
     return Run(client, str(created.info.run_id), start_ms, [])
 
 
-def find_study(client: "MlflowClient", experiment_id: str, study: str) -> Run | None:
-    """Find the newest tuning run of a study in an experiment; None where there is none.
+def find_study(client: "MlflowClient", experiment_id: str, study: str, run_id: str | None = None) -> Run | None:
+    """Find the newest tuning run of a study in an experiment, or the one of an id; None where there is none.
 
     Raises:
         TrackingError: the store fails.
@@ -242,7 +242,8 @@ def find_study(client: "MlflowClient", experiment_id: str, study: str) -> Run | 
     with tracking_errors("runs must be readable"):
         found = client.search_runs(
             [experiment_id],
-            f"tags.`{KIND}` = 'tuning' and tags.study = \"{study_tag(study)}\"",
+            f"tags.`{KIND}` = 'tuning' and tags.study = \"{study_tag(study)}\""
+            + ("" if run_id is None else f" and attributes.run_id = '{run_id}'"),
             max_results=1,
             order_by=["attributes.start_time DESC"],
         )

@@ -30,17 +30,21 @@ STATUS: Mapping[str, Status] = {"complete": "FINISHED", "pruned": "KILLED", "fai
 """How MLflow's UI shows a trial: one that was pruned was stopped on purpose."""
 
 
-def log_study_start(run: Run, event: StudyStarted) -> None:
+def log_study_start(run: Run, event: StudyStarted, *, goes_on: bool) -> None:
     """Write what is searched: the configuration as parameters, without where things are kept.
 
-    Of a study that goes on, only parameters that weren't written before are: MLflow lets none of them change.
+    Args:
+        run: the study's.
+        event: its start.
+        goes_on: whether the run was begun before, here or by another process: only parameters that weren't written
+            then are, since MLflow lets none of them change.
     """
     config = {
         section: values for section, values in event.config.items() if section not in ("tracking", "cache", "engine")
     }
     params = {name: value for name, value in flatten(config).items() if name != "tune.storage"}
     params |= {"prompts": event.prompts, "num_inference_steps": event.num_steps}
-    known = run.params() if event.num_done else {}
+    known = run.params() if goes_on else {}
     run.log_inputs([prompt_set(event.prompts, str(event.config["tune"].get("prompt_file")), "tuning")])
     run.log(
         params={name: value for name, value in params.items() if name not in known},

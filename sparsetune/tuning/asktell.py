@@ -1,16 +1,20 @@
-"""Trials under way: asked of an Optuna study, told to it when they end."""
+"""Trials under way: asked of a study, told to it when they end."""
 
-import warnings
+import logging
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from sparsetune.tuning.events import TrialResult
-from sparsetune.tuning.heartbeat import Heartbeat
+from sparsetune.tuning.events import tell
 from sparsetune.tuning.objective import Objective
+from sparsetune.tuning.owner import pulsing
+from sparsetune.tuning.plan import plan
+from sparsetune.tuning.shared import LostTrialError, SharedStudy
+
+logger = logging.getLogger(__name__)
 
 
 class AskTell:
@@ -19,29 +23,34 @@ class AskTell:
     Args:
         study: the study.
         objective: begins its trials and says what they came to.
+        n_trials: trials that the study shall have in all.
     """
 
-    def __init__(self, study: optuna.Study, objective: Objective) -> None:
+    def __init__(self, study: SharedStudy, objective: Objective, n_trials: int) -> None:
         self._study = study
         self._objective = objective
+        self._n_trials = n_trials
         self._trials: dict[int, optuna.Trial] = {}
-        self._heartbeat = Heartbeat(study.study_name)
+        self._pulsing = ExitStack()
 
     def __len__(self) -> int:
         return len(self._trials)
 
-    def ask(self) -> None:
-        """Ask for a trial and begin it; one that waits in the queue goes first."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            optuna.storages.fail_stale_trials(self._study)
-            warnings.filterwarnings("ignore", message="Heartbeat of storage")  # it is ours, see `Heartbeat`
-            trial = self._study.ask()
-        self._trials[trial.number] = trial
-        self._heartbeat.add(trial)
-        self._objective.begin(trial)
+    def ask(self) -> bool:
+        """Ask for a trial and begin it, and say whether there was one; one that waits in the queue goes first."""
+        space, gate = self._objective.space, self._objective.runner.gate
 
-    def tell_next(self) -> TrialResult:
+        def ahead(trials: list[FrozenTrial]) -> None:
+            plan(self._study, trials, space, gate)
+
+        trial = self._study.take(self._n_trials, ahead, self._objective.prepare)
+        if trial is None:
+            return False
+        self._trials[trial.number] = trial
+        self._objective.begin(trial)
+        return True
+
+    def tell_next(self) -> None:
         """Wait until a trial ends, and tell the study.
 
         Raises:
@@ -49,28 +58,29 @@ class AskTell:
         """
         outcome = self._objective.runner.next()
         trial = self._trials[outcome.number]
-        told = self._objective.end(trial, outcome)
-        if isinstance(told, TrialState):
-            self._study.tell(trial, state=told)
-        else:
-            self._study.tell(trial, told)
+        try:
+            self._study.conclude(trial, self._objective.end(trial, outcome))
+            # Not before: others count on what has an outcome, and listeners may take seconds.
+            tell(self._objective.runner.listeners, lambda listener: listener.on_trial(outcome))
+        except LostTrialError:
+            del self._objective.runner.results[outcome.number]
+            logger.warning(
+                "trial %d is dropped: this process gave no sign of life for so long that another tries it again",
+                outcome.number + 1,
+            )
         del self._trials[outcome.number]
-        self._heartbeat.remove(trial)
-        return outcome
 
-    def cut_off(self) -> tuple[FrozenTrial, ...]:
-        """Stop all trials that are under way; they end as failed and are given, in order."""
+    def cut_off(self) -> None:
+        """Stop all trials that are under way, and put them in the queue again."""
         self._objective.runner.abandon()
-        ended = tuple(
-            self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True) for trial in self._trials.values()
-        )
-        self._trials.clear()
-        return ended
+        while self._trials:
+            self._study.give_back(self._trials.pop(min(self._trials)))
 
     def __enter__(self) -> Self:
+        self._pulsing.enter_context(pulsing(self._study))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._heartbeat.stop()
+        self._pulsing.close()

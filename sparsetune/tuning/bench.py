@@ -24,6 +24,8 @@ from sparsetune.models.prompts import AnyPrompt, texts
 from sparsetune.models.rig import Rig
 from sparsetune.tuning.curves import Arrangement, grid
 from sparsetune.tuning.events import StudyStarted, TuningListener, tell
+from sparsetune.tuning.others import Alone
+from sparsetune.tuning.shared import SharedStudy
 
 
 @dataclass(frozen=True)
@@ -109,18 +111,19 @@ class Bench:
         wanted = tune.schedule or (tune.space == "budget" and tune.granularity != "global")
         return self.prompts[: tune.probe_prompts] if wanted else ()
 
-    def start(self, study_name: str, storage: str, n_trials: int, num_done: int = 0) -> None:
-        """Tell the listeners that a study of these trials begins, or goes on."""
+    def start(self, study_name: str, storage: str, n_trials: int, study: SharedStudy | None = None) -> None:
+        """Tell the listeners that a study of these trials begins, or goes on; None is one that no other can work on."""
         event = StudyStarted(
             study_name=study_name,
             storage=storage,
             config=self.config.model_dump(mode="json"),
             n_trials=n_trials,
-            num_done=num_done,
+            num_done=0 if study is None else study.num_done(),
             prompts=texts(self.prompts),
             num_steps=self.config.generation.num_inference_steps,
             output_dir=self.output_dir,
             num_eval_prompts=len(self.eval_prompts),
+            others=Alone() if study is None else study,
         )
         tell(self.listeners, lambda listener: listener.on_study_start(event))
 

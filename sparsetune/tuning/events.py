@@ -11,6 +11,7 @@ from sparsetune.evaluation.comparison import Comparison
 from sparsetune.evaluation.events import EvaluationListener
 from sparsetune.evaluation.pair import PromptResult
 from sparsetune.evaluation.result import EvaluationResult
+from sparsetune.tuning.others import Alone, Others
 
 Parameter = float | int | str | bool
 TrialState = Literal["complete", "pruned", "failed"]
@@ -30,6 +31,7 @@ class StudyStarted:
         num_steps: denoising steps of one rendering.
         output_dir: where the winner goes.
         num_eval_prompts: prompts that will judge the winner.
+        others: the processes that work on the same study.
     """
 
     study_name: str
@@ -41,6 +43,7 @@ class StudyStarted:
     num_steps: int
     output_dir: Path
     num_eval_prompts: int = 0
+    others: Others = field(default_factory=Alone, compare=False)
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,7 @@ class TuningResult:
         comparison: `before` against `evaluation`, prompt by prompt; None without a winner.
         insight: what the trials say of the search.
         incidents: what happened to workers: one lost, one joined.
+        left_to: who saves and judges the winner where this process doesn't, as a sentence; None where it does.
     """
 
     study_name: str
@@ -191,6 +195,7 @@ class TuningResult:
     comparison: Comparison | None = None
     insight: Insight | None = None
     incidents: tuple[Incident, ...] = ()
+    left_to: str | None = None
 
 
 class TuningListener:
@@ -221,6 +226,9 @@ class TuningListener:
 
     def on_trial(self, result: TrialResult) -> None:
         """A trial ended."""
+
+    def on_wait(self, what: str) -> None:
+        """Nothing is left to begin, and what other processes have in hand is waited for, e.g. `3 trials`."""
 
     def on_incident(self, incident: Incident) -> None:
         """A worker was lost, say; the search goes on."""

@@ -19,6 +19,7 @@ class Found:
         calibration_path: the calibrated curves; None where nothing was calibrated.
         interrupted: whether Ctrl-C ended it before its time.
         insight: what the trials say of the search.
+        num_elsewhere: trials that other processes still run.
     """
 
     study_name: str
@@ -27,6 +28,7 @@ class Found:
     calibration_path: Path | None = None
     interrupted: bool = False
     insight: Insight | None = None
+    num_elsewhere: int = 0
 
     def result(self, seconds: float) -> TuningResult:
         """Give the result without what judging adds."""

@@ -1,26 +1,19 @@
 """What a trial is worth to Optuna: its parameters asked for, its policy begun, its value and constraints told."""
 
-import os
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from sparsetune.config.models import Goal
 from sparsetune.evaluation.pair import PromptResult
-from sparsetune.tuning.events import TrialResult, tell
+from sparsetune.tuning.events import TrialResult
 from sparsetune.tuning.goal import values
 from sparsetune.tuning.runner import TrialRunner, mean, mean_sparsity
+from sparsetune.tuning.shared import OUTCOME, LostTrialError
 from sparsetune.tuning.space import SearchSpace
-
-OWNER = "owner"
-"""User attribute of a trial: the host and process that runs it, so that a process that died is recognised."""
-
-OUTCOME = "outcome"
-"""User attribute of a trial that ended: what a later run of the study needs to know of its `TrialResult`. It is one,
-since each is a transaction of the database."""
 
 _KEPT = (
     "params", "state", "reason", "sparsity", "psnr", "psnr_worst", "frame_cosine", "feasible", "seconds", "shortfalls",
@@ -45,7 +38,6 @@ class Objective:
         goal: what trials that meet the gate compete in.
         penalised: whether the sampler knows no constraints, see `goal.values`.
         aimed: whether the sampler looks around the best that met the gate, rather than over the whole range.
-        best_sparsity: of the trials that met the gate so far.
     """
 
     runner: TrialRunner
@@ -53,32 +45,41 @@ class Objective:
     goal: Goal = "sparsity"
     penalised: bool = False
     aimed: bool = False
-    best_sparsity: float = 0.0
+
+    def prepare(self, trial: optuna.Trial) -> None:
+        """Ask for a trial's parameters, and let other processes see what is tried."""
+        trial.set_user_attr("params", self.space.suggest(trial))
 
     def begin(self, trial: optuna.Trial) -> None:
-        """Ask for a trial's parameters and begin it."""
-        trial.set_user_attr(OWNER, [socket.gethostname(), os.getpid()])
-        params = self.space.suggest(trial, self.best_sparsity if self.aimed else 0.0)
+        """Begin a trial that was prepared."""
+        params = self.space.suggest(trial)
 
         def give_up(results: Sequence[PromptResult]) -> str | None:
-            return self._give_up(results) or self._beaten(trial, results)
+            try:
+                return self._give_up(trial, results) or self._beaten(trial, results)
+            except UpdateFinishedTrialError:
+                return "another process tries it again"  # which `end` will find
 
         self.runner.begin(trial.number, params, self.space.policy(params), give_up)
 
     def end(self, trial: optuna.Trial, outcome: TrialResult) -> float | tuple[float, float] | TrialState:
-        """Keep a trial's outcome and tell the listeners; gives its value, or how else it ended."""
-        if outcome.feasible and outcome.sparsity is not None:
-            self.best_sparsity = max(self.best_sparsity, outcome.sparsity)
-        _record(trial, outcome)
-        if outcome.sparsity is not None and not self.penalised:  # CMA-ES warns of constraints that it won't use
-            for name, missing in outcome.shortfalls.items():
-                trial.set_constraint(name, missing)
-        tell(self.runner.listeners, lambda listener: listener.on_trial(outcome))
+        """Keep a trial's outcome; gives its value, or how else it ended.
+
+        Raises:
+            LostTrialError: another process took the trial over.
+        """
+        try:
+            if outcome.sparsity is not None and not self.penalised:  # CMA-ES warns of constraints that it won't use
+                for name, missing in outcome.shortfalls.items():
+                    trial.set_constraint(name, missing)
+            _record(trial, outcome)
+        except UpdateFinishedTrialError as error:
+            raise LostTrialError from error
         if outcome.state == "complete":
             return values(self.goal, outcome, self.penalised)
         return TrialState.PRUNED if outcome.state == "pruned" else TrialState.FAIL
 
-    def _give_up(self, results: Sequence[PromptResult]) -> str | None:
+    def _give_up(self, trial: optuna.Trial, results: Sequence[PromptResult]) -> str | None:
         """Say why a trial that has prompts left isn't worth them, or None where it is."""
         if len(results) == len(self.runner.prompts):
             return None
@@ -86,9 +87,8 @@ class Objective:
         after = f"after {len(results)} of {len(self.runner.prompts)} prompts"
         if psnr < self.runner.gate.min_psnr - HOPELESS_DB:
             return f"psnr {psnr:.1f} dB {after}, the gate is {self.runner.gate.min_psnr:g} dB"
-        if self.goal == "sparsity" and sparsity < BEATEN * self.best_sparsity:
-            return f"sparsity {sparsity:.3f} {after}, the best has {self.best_sparsity:.3f}"
-        return None
+        best = best_sparsity(trial.study) if self.goal == "sparsity" else 0.0
+        return f"sparsity {sparsity:.3f} {after}, the best has {best:.3f}" if sparsity < BEATEN * best else None
 
     def _beaten(self, trial: optuna.Trial, results: Sequence[PromptResult]) -> str | None:
         """Say that a trial is worse than the best one on the same prompts, where Wilcoxon's test finds it so."""
@@ -100,6 +100,12 @@ class Objective:
         if len(results) == len(self.runner.prompts) or not trial.should_prune():
             return None
         return f"worse than the best trial on the first {len(results)} prompts (Wilcoxon's test)"
+
+
+def best_sparsity(study: optuna.Study) -> float:
+    """Give the sparsity of the sparsest trial that met the gate, whichever process ran it; 0 where none did."""
+    outcomes = [trial.user_attrs.get(OUTCOME, {}) for trial in study.get_trials(deepcopy=False)]
+    return max((outcome["sparsity"] or 0.0 for outcome in outcomes if outcome.get("feasible")), default=0.0)
 
 
 def _record(trial: optuna.Trial, outcome: TrialResult) -> None:

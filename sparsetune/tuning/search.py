@@ -2,8 +2,6 @@
 
 import logging
 
-import optuna
-
 from sparsetune.errors import TuningError
 from sparsetune.tuning import study as studies
 from sparsetune.tuning.bench import Bench, signature
@@ -13,6 +11,7 @@ from sparsetune.tuning.insight import insight
 from sparsetune.tuning.objective import Objective
 from sparsetune.tuning.preparation import prepare
 from sparsetune.tuning.runner import TimeIsUp, TrialRunner
+from sparsetune.tuning.shared import SharedStudy
 from sparsetune.tuning.space import SearchSpace
 
 logger = logging.getLogger(__name__)
@@ -36,16 +35,9 @@ def _search(bench: Bench) -> Found:
     storage = config.tune.storage or f"sqlite:///{config.tracking.root / 'optuna.db'}"
     config.tracking.root.mkdir(parents=True, exist_ok=True)
     study = studies.open_study(
-        storage,
-        name,
-        shared,
-        config.tune.seed,
-        config.tune.n_trials,
-        config.tune.sampler,
-        config.tune.objective,
-        bench.engine.num_workers,
+        storage, name, shared, config.tune.seed, config.tune.n_trials, config.tune.sampler, config.tune.objective
     )
-    bench.start(name, storage, config.tune.n_trials, studies.num_done(study))
+    bench.start(name, storage, config.tune.n_trials, study)
     try:
         prepared = prepare(bench)
     except TimeIsUp:
@@ -63,11 +55,18 @@ def _search(bench: Bench) -> Found:
     )
     objective, interrupted = _run_trials(bench, study, space)
     trials = studies.results(study, objective)
-    best = winner(config.tune.objective, trials)
-    return Found(name, trials, best, prepared.path, interrupted, insight(study, trials, config.tune.objective))
+    return Found(
+        name,
+        trials,
+        winner(config.tune.objective, trials),
+        prepared.path,
+        interrupted,
+        insight(study, trials, config.tune.objective),
+        study.num_running(),
+    )
 
 
-def _run_trials(bench: Bench, study: optuna.Study, space: SearchSpace) -> tuple[Objective, bool]:
+def _run_trials(bench: Bench, study: SharedStudy, space: SearchSpace) -> tuple[Objective, bool]:
     tune, runner = bench.config.tune, TrialRunner.of(bench, space.predict)
     objective = Objective(
         runner,

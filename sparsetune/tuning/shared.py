@@ -1,157 +1,161 @@
-"""A study that several processes work on at once: which trial is next, and who ends it."""
+"""An Optuna study that several processes work on at once: which trial is next, and who ends it."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import OptunaError, UpdateFinishedTrialError
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from sparsetune.tuning.owner import OWNER, Watch, is_ours, this_process
-from sparsetune.tuning.space import CALIBRATED, THRESHOLDS
 from sparsetune.tuning.turn import turn
 
 POLL_SECONDS = 1.0
 """How often a process that has nothing to do looks whether a trial was left behind, or all are done."""
 
-STATE = "state"
-"""User attribute of a trial that has an outcome; the last one written of it."""
+OUTCOME = "outcome"
+"""User attribute of a trial that ended: what a later run of the study needs to know of its `TrialResult`. One
+attribute, since each one is a transaction of the database, and so that it is there whole or not at all."""
 
-
-class Others(Protocol):
-    """The processes that work on the same study, as listeners may ask of them."""
-
-    def num_running(self) -> int:
-        """Count the trials that other processes run."""
-
-    def note(self, key: str, change: Callable[[str | None], str]) -> str:
-        """Change what all processes of a study keep under a key, one at a time; gives what it is now.
-
-        Args:
-            key: a name.
-            change: given what is kept (None where nothing is), gives what shall be.
-        """
-
-
-class Alone:
-    """What a search that no other process can work on has for others."""
-
-    def num_running(self) -> int:
-        """None."""
-        return 0
-
-    def note(self, key: str, change: Callable[[str | None], str]) -> str:
-        """Nothing was kept before."""
-        return change(None)
+QUEUED = "queued_with"
+"""User attribute of a trial: names of those that it was put in the queue with, and keeps when it is tried again."""
 
 
 class LostTrialError(Exception):
-    """Another process took this one for dead, and its trial was put in the queue again."""
+    """Another process took this one for dead, and put its trial in the queue again."""
 
 
-@dataclass
-class SharedStudy:
+class SharedStudy(optuna.Study):
     """Hands out the trials of a study to this process, as if no other did.
 
-    Whatever decides something that two processes must not both decide is done in the study's turn: a trial is taken,
-    given its parameters and marked with its process in one, so others see it whole.
+    Whatever two processes must not both decide is done in the study's turn: a trial is taken, given its parameters and
+    marked with its process in one, so that others see it whole.
 
     Args:
-        study: the study.
-        url: its storage, as `tune.storage`.
-        n_trials: trials with an outcome that it shall have in all, whoever runs them.
+        url: the storage, as `tune.storage`.
+        name: the study's.
+        storage: the opened storage; the study must be in it.
+        pruner: of its trials.
+        make_sampler: makes the sampler that asks for the parameters of the trial with a number. They then depend on
+            what is in the storage alone: not on the process that asks, nor on what it asked for before.
         watch: tells which processes live.
     """
 
-    study: optuna.Study
-    url: str
-    n_trials: int
-    watch: Watch = field(default_factory=Watch)
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        storage: BaseStorage,
+        pruner: BasePruner,
+        make_sampler: Callable[[int], BaseSampler],
+        watch: Watch | None = None,
+    ) -> None:
+        super().__init__(study_name=name, storage=storage, sampler=make_sampler(0), pruner=pruner)
+        self.url = url
+        self.watch = watch or Watch()
+        self._make_sampler = make_sampler
 
-    def take(self, plan: Callable[[], None], prepare: Callable[[optuna.Trial], None]) -> optuna.Trial | None:
-        """Give the next trial; None while all that are left run elsewhere, and in the end.
+    def take(
+        self,
+        n_trials: int,
+        plan: Callable[[list[FrozenTrial]], None],
+        prepare: Callable[[optuna.Trial], object],
+    ) -> optuna.Trial | None:
+        """Give the next trial; None while all that are left run, here or elsewhere, and in the end.
 
         Args:
-            plan: called first, with the turn taken: it may put trials in the queue and choose the sampler.
-            prepare: called with the new trial before others may see it: it asks for the parameters.
+            n_trials: trials with an outcome that the study shall have in all, whoever runs them.
+            plan: called first, with all trials, in the turn; it may put trials in the queue.
+            prepare: called with the new trial before others see it; it asks for the parameters.
         """
-        with turn(self.url, self.study.study_name):
-            self.revive()
-            taken = self.num_done() + len(self._running())
-            if taken >= self.n_trials:
+        with turn(self.url, self.study_name):
+            trials = self.revive()  # read once: each reading is some ten queries, and others wait meanwhile
+            if _num_done(trials) + len(_running(trials)) >= n_trials:
                 return None
-            plan()
-            trial = self.study.ask()
+            plan(trials)
+            self.sampler = self._make_sampler(len(trials))
+            trial = self.ask()
             trial.set_user_attr(OWNER, this_process())
             prepare(trial)
             return trial
 
-    def end(self, trial: optuna.Trial, values: float | tuple[float, ...] | None, state: TrialState) -> None:
-        """End a trial.
-
-        Raises:
-            LostTrialError: it isn't this process's any more.
-        """
-        try:
-            self.study.tell(trial, values, state)
-        except (UpdateFinishedTrialError, ValueError) as error:  # ValueError: what tell makes of a finished trial
-            raise LostTrialError from error
-
     def give_back(self, trial: optuna.Trial) -> None:
         """Put a trial without an outcome in the queue again, for whoever is next."""
-        with turn(self.url, self.study.study_name):
-            frozen = self._frozen(trial.number)
-            if not frozen.state.is_finished():
-                self._requeue(frozen)
+        with turn(self.url, self.study_name):
+            for running in _running(self.get_trials(deepcopy=False)):
+                if running.number == trial.number and is_ours(running):
+                    self._requeue(running)
 
-    def revive(self) -> None:
-        """Put trials that dead processes left behind in the queue again; to be called in the turn."""
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if self.watch.is_dead(trial):
-                self._requeue(trial)
+    def put(self, params: Mapping[str, object], **marks: object) -> None:
+        """Put a trial in the queue, with user attributes that it keeps when it has to be tried again."""
+        self.enqueue_trial(dict(params), user_attrs={**marks, QUEUED: sorted(marks)})
 
-    def is_complete(self) -> bool:
-        """Whether all trials have an outcome."""
-        return self.num_done() >= self.n_trials
+    def revive(self) -> list[FrozenTrial]:
+        """Put the trials that dead processes left behind in the queue again, and give all; called in the turn."""
+        trials = self.get_trials(deepcopy=False)
+        left = [trial for trial in trials if trial.state == TrialState.RUNNING and self.watch.is_dead(trial)]
+        for trial in left:
+            self._requeue(trial)
+        return self.get_trials(deepcopy=False) if left else trials
 
     def num_done(self) -> int:
         """Count the trials that have an outcome, failed ones included; one that was cut off has none."""
-        return sum(STATE in trial.user_attrs for trial in self.study.get_trials(deepcopy=False))
+        return _num_done(self.get_trials(deepcopy=False))
 
     def num_running(self) -> int:
-        """Count the trials that other processes run, as far as is known."""
-        return sum(not is_ours(trial) and not self.watch.is_dead(trial) for trial in self._running())
+        """Count the trials that other processes run, as far as is known; none where the storage doesn't answer."""
+        try:
+            running = _running(self.get_trials(deepcopy=False))
+        except (OptunaError, SQLAlchemyError, OSError):
+            return 0
+        return sum(not is_ours(trial) and not self.watch.is_dead(trial) for trial in running)
 
     def note(self, key: str, change: Callable[[str | None], str]) -> str:
         """Change what all processes of the study keep under a key, see `Others`."""
-        with turn(self.url, self.study.study_name):
-            known = self.study.user_attrs.get(key)
+        with turn(self.url, self.study_name):
+            known = self.user_attrs.get(key)
             value = change(known)
             if value != known:
-                self.study.set_user_attr(key, value)
+                self.set_user_attr(key, value)
             return value
 
     def wait(self) -> None:
         """Let the others work for a moment."""
         time.sleep(POLL_SECONDS)
 
-    def _running(self) -> list[FrozenTrial]:
-        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return [trial for trial in running if STATE not in trial.user_attrs]
+    def conclude(self, trial: optuna.Trial, told: float | Sequence[float] | TrialState) -> None:
+        """End a trial of this process with its value, or as pruned or failed.
 
-    def _frozen(self, number: int) -> FrozenTrial:
-        return next(trial for trial in self.study.get_trials(deepcopy=False) if trial.number == number)
+        Raises:
+            LostTrialError: it isn't this process's any more.
+        """
+        try:
+            if isinstance(told, TrialState):
+                self.tell(trial, state=told)
+            else:
+                self.tell(trial, told)
+        except (UpdateFinishedTrialError, ValueError) as error:  # ValueError: what `tell` makes of one that ended
+            known = next(each for each in self.get_trials(deepcopy=False) if each.number == trial.number)
+            if not known.state.is_finished():
+                raise
+            raise LostTrialError from error
 
     def _requeue(self, trial: FrozenTrial) -> None:
-        self.study.tell(trial.number, state=TrialState.FAIL)
-        if STATE in trial.user_attrs:  # it was recorded, and cut off before Optuna was told
+        self.tell(trial.number, state=TrialState.FAIL)
+        if OUTCOME in trial.user_attrs:  # it was recorded, and cut off before Optuna was told
             return
         asked = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        # Of what it began with, only what was put in the queue with it holds for the next try too.
-        kept = {key: trial.user_attrs[key] for key in KEPT_IN_QUEUE if key in trial.user_attrs}
-        self.study.enqueue_trial(asked, user_attrs={THRESHOLDS: CALIBRATED} | kept)
+        kept = {name: trial.user_attrs[name] for name in trial.user_attrs.get(QUEUED, ()) if name in trial.user_attrs}
+        self.put(asked, **kept)
 
 
-KEPT_IN_QUEUE = (THRESHOLDS, "bisection")
+def _num_done(trials: list[FrozenTrial]) -> int:
+    return sum(OUTCOME in trial.user_attrs for trial in trials)
+
+
+def _running(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.state == TrialState.RUNNING and OUTCOME not in trial.user_attrs]

@@ -9,8 +9,9 @@ from sparsetune.config import Config
 from sparsetune.evaluation.compare import compare
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.builtin import check_builtin
-from sparsetune.tuning.events import TuningListener, TuningResult, tell
+from sparsetune.tuning.events import TrialResult, TuningListener, TuningResult, tell
 from sparsetune.tuning.found import Found
+from sparsetune.tuning.once import EVALUATION, WinnersFolder
 from sparsetune.tuning.opening import open_bench
 from sparsetune.tuning.search import search
 from sparsetune.tuning.single import built_in, calibrated
@@ -34,7 +35,8 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
     Returns:
         All trials and the winner. Where no trial of a search meets the gate there is no winner and nothing is saved;
         `closest` is then the trial that misses it by the least. Ctrl-C while trials run ends the search with the best
-        so far. The one policy of the other tuners is the winner whatever the gate says.
+        so far. The one policy of the other tuners is the winner whatever the gate says. Of several processes on one
+        study that write to one folder, one saves and judges the winner; `left_to` says so in the others' results.
 
     Raises:
         PromptError, ModelError, BackendError, EngineError, TuningError, GenerationError: what was asked for can't be
@@ -42,9 +44,9 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
     """
     if config.tune.tuner == "builtin":
         check_builtin(parallel=config.tune.parallel_tune)
-    bench = open_bench(config, output_dir, listeners)
+    bench, folder = open_bench(config, output_dir, listeners), WinnersFolder(output_dir)
     try:
-        result = _judged(bench, _TUNERS[config.tune.tuner](bench))
+        result = _result(bench, _TUNERS[config.tune.tuner](bench), folder)
     except BaseException as error:
         failure = error
         bench.engine.abandon()
@@ -56,15 +58,26 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
     return result
 
 
-def _judged(bench: Bench, found: Found) -> TuningResult:
+def _result(bench: Bench, found: Found, folder: WinnersFolder) -> TuningResult:
+    """Give what a tuner found, judged where no other process of the study does that."""
+    result = replace(found.result(time.perf_counter() - bench.started), incidents=bench.engine.incidents)
+    if found.num_elsewhere:
+        trials = "1 trial still runs" if found.num_elsewhere == 1 else f"{found.num_elsewhere} trials still run"
+        return replace(result, left_to=f"{trials} in other processes of the study, the last of which judges the winner")
+    if found.best is None:
+        return result
+    with folder.take(found.study_name, found.best.number) as ours:
+        if not ours:
+            return replace(result, left_to=f"another process of the study saves and judges it in {bench.output_dir}")
+        return _judged(bench, found.study_name, found.best, result)
+
+
+def _judged(bench: Bench, study_name: str, best: TrialResult, result: TuningResult) -> TuningResult:
     """Save the winner, and judge it and SpargeAttn's default thresholds on the eval prompts."""
-    best, result = found.best, found.result(time.perf_counter() - bench.started)
-    if best is None:
-        return replace(result, incidents=bench.engine.incidents)
-    saved = save(bench, found.study_name, best)
+    saved = save(bench, study_name, best)
     tell(bench.listeners, lambda listener: listener.on_winner(best, saved))
     before = judge(bench, None, "before")
-    after = judge(bench, best.policy, "evaluation", saved)
+    after = judge(bench, best.policy, EVALUATION, saved)
     return replace(
         result,
         checkpoint_path=saved,

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +39,10 @@ def turn(url: str, name: str) -> Iterator[None]:
         TuningError: the storage can't be reached, or its folder can't be written to.
     """
     path = journal_path(url)
-    database = None if path is not None else sqlalchemy.make_url(url)
+    try:
+        database = None if path is not None else sqlalchemy.make_url(url)
+    except SQLAlchemyError as error:
+        raise unreachable(url, error) from error
     if database is not None and database.get_backend_name() == "sqlite":
         path = None if database.database in (None, "", ":memory:") else Path(str(database.database))
         database = None
@@ -67,28 +71,37 @@ def _database_lock(url: URL, key: int) -> Iterator[None]:
     elif url.get_backend_name() in ("mysql", "mariadb"):
         asked = [f"SET SESSION wait_timeout = {_FROZEN_SECONDS}", f"SELECT GET_LOCK('sparsetune-{key:016x}', -1)"]
     else:
+        try:
+            url.get_dialect()
+        except SQLAlchemyError as error:
+            raise unreachable(str(url), error) from error
         _warn_unlocked(url.get_backend_name())
         yield
         return
-    # A connection of its own each time: one that idles through an hour's trial may be cut off by a firewall.
-    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
     with contextlib.ExitStack() as connected:
         try:
-            connection = connected.enter_context(engine.connect())
+            connection = connected.enter_context(_engine(url).connect())
             for statement in asked:
                 connection.execute(sqlalchemy.text(statement))
         except (SQLAlchemyError, ImportError) as error:
-            raise unreachable(url.render_as_string(hide_password=True), error) from error
+            raise unreachable(str(url), error) from error
         yield  # closing the connection rolls back, which ends the lock
 
 
-def unreachable(shown: str, error: BaseException) -> TuningError:
+@functools.cache
+def _engine(url: URL) -> sqlalchemy.Engine:
+    # A connection of its own each time: one that idles through an hour's trial may be cut off by a firewall.
+    return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+
+
+def unreachable(url: str, error: BaseException) -> TuningError:
     """Make the error of a storage that can't be used.
 
     Args:
-        shown: its URL without a password.
+        url: its URL.
         error: what it said.
     """
+    shown = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
     cause = " ".join(str(error).split())[:200]
     return TuningError(f"the study's storage must be a database that opens, but {shown} doesn't: {cause}")
 

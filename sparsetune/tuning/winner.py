@@ -9,6 +9,7 @@ from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.evaluation.run import evaluate
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.events import TrialResult
+from sparsetune.tuning.once import CHECKPOINT
 from sparsetune.tuning.rerun import recorded
 
 
@@ -51,7 +52,7 @@ def save(bench: Bench, study_name: str, best: TrialResult) -> Path:
         git_commit=git_commit(),
         metrics={name: value for name, value in measured.items() if value is not None},
     )
-    return save_checkpoint(Checkpoint(best.policy, manifest), bench.output_dir / "checkpoint")
+    return save_checkpoint(Checkpoint(best.policy, manifest), bench.output_dir / CHECKPOINT)
 
 
 def judge(bench: Bench, policy: Policy | None, folder: str, checkpoint_path: Path | None = None) -> EvaluationResult:

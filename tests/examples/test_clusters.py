@@ -13,13 +13,16 @@ import click
 import pytest
 import yaml
 
+from sparsetune.cli.eval import command as evaluate
 from sparsetune.cli.tune import command as tune
 from sparsetune.config import Config
 from sparsetune.config.resolver import config_fields
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ROOT = EXAMPLES.parent
-SCRIPTS = sorted(path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*") if path.suffix in (".sh", ".sbatch"))
+SCRIPTS = sorted(
+    path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*") if path.suffix in (".sh", ".sbatch")
+)
 MANIFESTS = sorted((EXAMPLES / "kubernetes").glob("*.yaml"))
 
 SBATCH = {
@@ -44,7 +47,7 @@ def stand_in(folder: Path, name: str, script: str) -> None:
 
 def run(script: str, path: Path, *args: str, **environment: str) -> list[str]:
     """Run a script of SLURM's; gives the words that it hands to srun."""
-    stand_in(path, "srun", r"printf '%s\0' srun "$@"" > words")
+    stand_in(path, "srun", r"""printf '%s\0' srun "$@" > words""")
     stand_in(path, "scontrol", "echo node7; echo node8")
     given = {"SLURM_SUBMIT_DIR": str(path.parent), "SLURM_JOB_ID": "20123", "SLURM_JOB_NODELIST": "node[7-8]"}
     given |= {"SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "8", "SLURM_GPUS_ON_NODE": "8"} | environment
@@ -94,14 +97,18 @@ def test_the_array_s_tasks_work_on_one_study_in_a_folder_that_all_see(path: Path
     assert (config.tune.study_name, config.tune.n_trials) == ("cogvideox-2b-array", 32)
     assert (config.tracking.root, config.cache.dir) == (shared / "mlruns", shared / "baselines")
     assert shared.is_dir()
-    other = understood(run("slurm/array.sbatch", path, MODEL="wan2.1-t2v-1.3b", N_TRIALS="7", SHARED=str(path / "x"))[1:])
+    environment = {"MODEL": "wan2.1-t2v-1.3b", "N_TRIALS": "7", "SHARED": str(path / "x")}
+    other = understood(run("slurm/array.sbatch", path, **environment)[1:])
     assert (other.tune.n_trials, other.tracking.root, other.model.name) == (7, path / "x" / "mlruns", "wan2.1-t2v-1.3b")
 
 
 def test_the_array_keeps_its_study_in_the_shared_folder_unless_told_otherwise(path: Path, monkeypatch) -> None:
     stand_in(path, "srun", 'echo -n "$SPARSETUNE_TUNE__STORAGE" > storage')
     script = (EXAMPLES / "slurm/array.sbatch").read_text()
-    for given, expected in (({}, f"journal:{path.parent}/sparsetune-shared/study.log"), ({"x": "1"}, "postgresql://db/x")):
+    for given, expected in (
+        ({}, f"journal:{path.parent}/sparsetune-shared/study.log"),
+        ({"x": "1"}, "postgresql://db/x"),
+    ):
         environment = {"PATH": f"{path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(path.parent)}
         if given:
             environment["SPARSETUNE_TUNE__STORAGE"] = "postgresql://db/x"
@@ -194,8 +201,8 @@ def test_the_cluster_has_what_kuberay_requires_and_the_ray_that_is_pinned() -> N
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
         (container,) = group["template"]["spec"]["containers"]
         assert container["resources"]["limits"]["nvidia.com/gpu"] == group["rayStartParams"]["num-gpus"]
-    for value in [spec["headGroupSpec"]["rayStartParams"], *(group["rayStartParams"] for group in spec["workerGroupSpecs"])]:
-        assert all(isinstance(each, str) for each in value.values())  # KubeRay refuses numbers
+    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        assert all(isinstance(each, str) for each in group["rayStartParams"].values())  # KubeRay refuses numbers
 
 
 def test_all_pods_share_one_folder_and_one_image() -> None:
@@ -236,8 +243,9 @@ def test_the_guide_names_every_file_and_only_options_that_there_are(page: str) -
     text = (ROOT / page).read_text()
     for path in [*MANIFESTS, *(EXAMPLES / script for script in SCRIPTS)]:
         assert path.relative_to(ROOT).as_posix() in text
-    options = {name for parameter in tune.params for name in (*parameter.opts, *parameter.secondary_opts)}
-    others = {"--array", "--nodes", "--help", "--num-cpus", "--num-gpus", "--from-literal"}
+    known = [parameter for command in (tune, evaluate) for parameter in command.params]
+    options = {name for parameter in known for name in (*parameter.opts, *parameter.secondary_opts)}
+    others = {"--array", "--nodes", "--from-literal", "--artifacts-destination"}  # sbatch's, kubectl's and MLflow's
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - others:
         assert option in options, option
 

@@ -24,8 +24,9 @@ from sparsetune.metrics import Gate
 from sparsetune.tuning import study as studies
 from sparsetune.tuning.events import TrialResult, TuningListener
 from sparsetune.tuning.objective import Objective
+from sparsetune.tuning.plan import plan
 from sparsetune.tuning.runner import TrialRunner, shortfalls
-from sparsetune.tuning.samplers import SAMPLERS
+from sparsetune.tuning.samplers import SAMPLERS, make_sampler
 from sparsetune.tuning.space import CALIBRATED, DEFAULT, SearchSpace
 from tests.engine.engines import PretendEngine
 from tests.tuning.tables import curves
@@ -68,9 +69,8 @@ class Known:
             raise self.problem("the video must fit into memory, but it ran out")
         if self.params["thresholds"] == DEFAULT:
             return judged(0.02, 45.0)
-        dense, params = float(self.params["dense_fraction"]), self.params
-        budget = params["l1"] if "l1" in params else params["reach"] * params["aim"] / (1.0 - dense)
-        return judged(budget * (1.0 - dense), 50.0 - 100 * budget + 5 * dense)
+        budget, dense = float(self.params["l1"]), float(self.params["dense_fraction"])
+        return judged(budget * (1 - dense), 50.0 - 100 * budget + 5 * dense)
 
 
 class KnownRunner(TrialRunner):
@@ -103,10 +103,9 @@ def make(
     prompts = ("a prompt",) * num_prompts
     runner = KnownRunner(engine, prompts, lambda prompt, policy: None, GATE, listeners, space.predict)
     sampler, goal = settings.get("sampler", "tpe"), settings.get("goal", "sparsity")
-    aimed = sampler != "random" and goal != "pareto"
-    objective = Objective(runner, space, goal, penalised=sampler == "cmaes", aimed=aimed)
+    objective = Objective(runner, space, goal, penalised=sampler == "cmaes")
     url = url or f"sqlite:///{tmp_path / 'optuna.db'}"
-    study = studies.open_study(url, "known", {"space": 1}, 0, n_trials, sampler, goal, engine.num_workers)
+    study = studies.open_study(url, "known", {"space": 1}, 0, n_trials, sampler, goal)
     return study, objective
 
 
@@ -183,20 +182,21 @@ def test_the_trials_are_those_that_optimize_would_run(tmp_path: Path) -> None:
 
     (tmp_path / "optimize").mkdir()
     other, objective = make(tmp_path / "optimize")
-    for start in objective.space.warm_start():
-        other.enqueue_trial(start.params, user_attrs={"thresholds": start.thresholds})
 
     def run(trial: optuna.Trial) -> float:
+        objective.prepare(trial)
         objective.begin(trial)
         value = objective.end(trial, objective.runner.next())
         if value is TrialState.PRUNED:
             raise optuna.TrialPruned
         return value
 
-    def bisect(*_: object) -> None:
-        studies._enqueue_lead(other, objective)
+    def ahead(*_: object) -> None:
+        plan(other, other.trials, objective.space, GATE)
+        other.sampler = make_sampler("tpe", len(other.trials), 25, "sparsity")
 
-    other.optimize(run, 6, callbacks=[bisect])
+    ahead()
+    other.optimize(run, 8, callbacks=[ahead])
     assert [(trial.params, trial.state, trial.value) for trial in other.trials if trial.state.is_finished()] == [
         (trial.params, trial.state, trial.value) for trial in study.trials if trial.state.is_finished()
     ]
@@ -229,7 +229,7 @@ def test_workers_differ_in_speed_and_the_same_asks_give_the_same_outcomes(tmp_pa
 def test_no_budget_is_bisected_twice_by_workers_at_a_time(tmp_path: Path) -> None:
     study, objective = make(tmp_path, engine=PretendEngine(4))
     studies.search(study, objective, 12, None)
-    bisected = [trial for trial in study.trials if "leads" in trial.user_attrs]
+    bisected = [trial for trial in study.trials if "bisection" in trial.user_attrs]
     budgets = [trial.system_attrs["fixed_params"]["l1"] for trial in bisected]
     assert len(budgets) > 1
     starts = [trial.params["l1"] for trial in study.trials[:4]]
@@ -241,14 +241,14 @@ def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     studies.search(study, objective, 5, None)
     recorder = Recorder()
     study, objective = make(tmp_path, (recorder,))
-    assert studies.num_done(study) == 5
+    assert study.num_done() == 5
     studies.search(study, objective, 8, None)
     assert [trial.number for trial in recorder.trials] == [5, 6, 7]
     everything = studies.results(study, objective)
     assert [trial.number for trial in everything] == list(range(8))
     assert everything[0].prompts == () and everything[0].sparsity == 0.02
     studies.search(study, objective, 8, None)
-    assert studies.num_done(study) == 8 and len(recorder.trials) == 3
+    assert study.num_done() == 8 and len(recorder.trials) == 3
 
 
 def test_a_study_with_other_settings_is_refused(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_the_trial_that_ctrl_c_cut_off_is_tried_again(tmp_path: Path) -> None:
         studies.search(study, objective, 5, None)
     recorder = Recorder()
     study, objective = make(tmp_path, (recorder,))
-    assert studies.num_done(study) == 0
+    assert study.num_done() == 0
     studies.search(study, objective, 5, None)
     assert len(recorder.trials) == 5
     assert [trial.params["thresholds"] for trial in recorder.trials].count(DEFAULT) == 1
@@ -311,11 +311,11 @@ def test_time_that_is_up_ends_the_trial_in_hand_and_a_later_run_tries_it_again(t
     studies.search(study, objective, 8, -1.0)  # up before the first prompt
     assert len(recorder.trials) == 3
     waiting = [trial for trial in study.trials if trial.state.name == "WAITING"]
-    assert waiting and studies.num_done(study) == 3
+    assert waiting and study.num_done() == 3
     studies.search(study, objective, 8, None)
-    assert studies.num_done(study) == 8
+    assert study.num_done() == 8
     again = waiting[-1].system_attrs["fixed_params"]["l1"]
-    assert [trial.params.get("l1") for trial in recorder.trials].count(again) == 1
+    assert [trial.params["l1"] for trial in recorder.trials].count(again) == 1
 
 
 def test_a_journal_file_keeps_a_study_too(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_a_journal_file_keeps_a_study_too(tmp_path: Path) -> None:
     study, objective = make(tmp_path, url=url)
     studies.search(study, objective, 5, None)
     study, objective = make(tmp_path, url=url)
-    assert studies.num_done(study) == 5
+    assert study.num_done() == 5
     studies.search(study, objective, 6, None)
     assert [trial.number for trial in studies.results(study, objective)] == list(range(6))
 
@@ -336,7 +336,7 @@ def test_every_sampler_finds_a_feasible_policy_sparser_than_the_starts(tmp_path:
     study, objective = make(tmp_path, sampler=sampler)
     studies.search(study, objective, 14, None)
     best = max(trial.sparsity for trial in studies.feasible(study, objective.space))
-    # The others go straight to the gate first; random search has the starts, and what it draws.
+    # The others bisect first; random search has the starts, and what it draws.
     assert (0.04 if sampler == "random" else 0.13) <= best <= 0.151
 
 
@@ -380,10 +380,10 @@ def test_a_killed_run_loses_no_trial(tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
     recorder = Recorder()
     study, objective = make(tmp_path, (recorder,))
-    assert studies.num_done(study) == 2
+    assert study.num_done() == 2
     cut_off = study.trials[2]
     studies.search(study, objective, 6, None)
-    assert studies.num_done(study) == 6
+    assert study.num_done() == 6
     assert any(trial.params["l1"] == cut_off.params["l1"] for trial in recorder.trials)
 
 
@@ -392,18 +392,18 @@ def test_a_killed_run_loses_none_of_the_trials_that_were_under_way(tmp_path: Pat
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     recorder = Recorder()
     study, objective = make(tmp_path, (recorder,), engine=PretendEngine(3))
-    assert studies.num_done(study) == 0
+    assert study.num_done() == 0
     cut_off = [trial.params["l1"] for trial in study.trials[:3]]
     studies.search(study, objective, 6, None)
-    assert studies.num_done(study) == 6 == len(recorder.trials)
-    assert set(cut_off) <= {trial.params.get("l1") for trial in recorder.trials}
+    assert study.num_done() == 6 == len(recorder.trials)
+    assert set(cut_off) <= {trial.params["l1"] for trial in recorder.trials}
     assert [trial.params["thresholds"] for trial in recorder.trials].count(DEFAULT) == 1
 
 
 def test_time_that_is_up_cuts_off_all_trials_in_hand_and_all_are_tried_again(tmp_path: Path) -> None:
     study, objective = make(tmp_path, engine=PretendEngine(3))
     studies.search(study, objective, 6, 0.0)
-    assert studies.num_done(study) == 0
+    assert study.num_done() == 0
     begin = objective.runner.begin
 
     def too_late(*given, **more) -> None:
@@ -413,7 +413,7 @@ def test_time_that_is_up_cuts_off_all_trials_in_hand_and_all_are_tried_again(tmp
     objective.runner.begin = too_late
     studies.search(study, objective, 6, 60.0)
     waiting = [trial for trial in study.trials if trial.state == TrialState.WAITING]
-    assert studies.num_done(study) == 0 and len(waiting) == 4  # the starts, the one in hand among them
+    assert study.num_done() == 0 and len(waiting) == 4  # the starts, the one in hand among them
 
 
 def test_shortfalls_measure_every_bound_of_the_gate() -> None:
