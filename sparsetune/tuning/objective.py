@@ -12,7 +12,7 @@ from sparsetune.evaluation.pair import PromptResult
 from sparsetune.tuning.events import TrialResult
 from sparsetune.tuning.goal import values
 from sparsetune.tuning.runner import TrialRunner, mean, mean_sparsity
-from sparsetune.tuning.shared import OUTCOME, LostTrialError
+from sparsetune.tuning.shared import OUTCOME, PARAMS, LostTrialError
 from sparsetune.tuning.space import SearchSpace
 
 _KEPT = (
@@ -48,11 +48,11 @@ class Objective:
 
     def prepare(self, trial: optuna.Trial) -> None:
         """Ask for a trial's parameters, and let other processes see what is tried."""
-        trial.set_user_attr("params", self.space.suggest(trial))
+        trial.set_user_attr(PARAMS, self.space.suggest(trial))
 
     def begin(self, trial: optuna.Trial) -> None:
         """Begin a trial that was prepared."""
-        params = self.space.suggest(trial)
+        params = trial.user_attrs[PARAMS]
 
         def give_up(results: Sequence[PromptResult]) -> str | None:
             try:

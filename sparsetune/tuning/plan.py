@@ -5,7 +5,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sparsetune.metrics import Gate
 from sparsetune.tuning.bisect import NUM_TRIALS, Tried, next_budget
-from sparsetune.tuning.shared import OUTCOME, SharedStudy
+from sparsetune.tuning.shared import OUTCOME, PARAMS, SharedStudy
 from sparsetune.tuning.space import BUDGETS, CALIBRATED, THRESHOLDS, SearchSpace
 
 _START = "start"
@@ -43,7 +43,7 @@ def _enqueue_bisection(study: SharedStudy, space: SearchSpace, gate: Gate, trial
     One at a time: the next budget depends on how the last one fared, and on the first trials. Meanwhile other workers
     get what the sampler asks.
     """
-    budgets = {trial.number: space.is_at(trial.user_attrs.get("params", {})) for trial in trials}
+    budgets = {trial.number: space.is_at(trial.user_attrs.get(PARAMS, {})) for trial in trials}
     for trial in trials:
         is_under_way = trial.state == TrialState.RUNNING and budgets[trial.number] is not None
         if trial.state == TrialState.WAITING or is_under_way:

@@ -21,6 +21,9 @@ OUTCOME = "outcome"
 """User attribute of a trial that ended: what a later run of the study needs to know of its `TrialResult`. One
 attribute, since each one is a transaction of the database, and so that it is there whole or not at all."""
 
+PARAMS = "params"
+"""User attribute of a trial: its parameters, those included that nothing is asked for; there from its beginning."""
+
 QUEUED = "queued_with"
 """User attribute of a trial: names of those that it was put in the queue with, and keeps when it is tried again."""
 

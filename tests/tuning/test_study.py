@@ -196,7 +196,7 @@ def test_the_trials_are_those_that_optimize_would_run(tmp_path: Path) -> None:
         other.sampler = make_sampler("tpe", len(other.trials), 25, "sparsity")
 
     ahead()
-    other.optimize(run, 8, callbacks=[ahead])
+    other.optimize(run, 6, callbacks=[ahead])
     assert [(trial.params, trial.state, trial.value) for trial in other.trials if trial.state.is_finished()] == [
         (trial.params, trial.state, trial.value) for trial in study.trials if trial.state.is_finished()
     ]
