@@ -62,6 +62,7 @@ EVENTS: Final[Mapping[str, Mapping[str, str]]] = {
         "change": "what happened to a worker: lost, joined, refused or out of memory",
         "worker": "its number, host and GPU",
     },
+    "wait": {"what": "what other processes of the study are waited for"},
     "winner": _TRIAL
     | {"sparsity": "see trial_end", "psnr": "see trial_end", "checkpoint_path": "folder of its checkpoint"},
     "study_end": {

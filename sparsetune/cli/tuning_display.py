@@ -134,7 +134,9 @@ class TuningDisplay(TuningListener):
 
     def on_wait(self, what: str) -> None:
         """Say what other processes are waited for."""
-        self._bar.line(f"nothing is left to begin; waiting for {what}, in other processes of this study")
+        self.outlet.say(
+            "wait", f"nothing is left to begin; waiting for {what}, in other processes of this study", what=what
+        )
 
     def on_winner(self, trial: TrialResult, checkpoint_path: Path) -> None:
         """Say who won; the judging follows."""

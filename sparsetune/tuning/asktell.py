@@ -38,10 +38,10 @@ class AskTell:
 
     def ask(self) -> bool:
         """Ask for a trial and begin it, and say whether there was one; one that waits in the queue goes first."""
-        space, gate = self._objective.space, self._objective.runner.gate
+        objective = self._objective
 
         def ahead(trials: list[FrozenTrial]) -> None:
-            plan(self._study, trials, space, gate)
+            plan(self._study, trials, objective.space, objective.runner.gate, objective.aimed)
 
         trial = self._study.take(self._n_trials, ahead, self._objective.prepare)
         if trial is None:

@@ -48,7 +48,7 @@ class Objective:
 
     def prepare(self, trial: optuna.Trial) -> None:
         """Ask for a trial's parameters, and let other processes see what is tried."""
-        trial.set_user_attr(PARAMS, self.space.suggest(trial))
+        trial.set_user_attr(PARAMS, self.space.suggest(trial, best_sparsity(trial.study) if self.aimed else 0.0))
 
     def begin(self, trial: optuna.Trial) -> None:
         """Begin a trial that was prepared."""

@@ -1,18 +1,22 @@
-"""What a study tries before its sampler is asked: the first trials, then a bisection along one budget."""
+"""What a study tries before its sampler is asked: the first trials, the way to the gate, and what lies just beyond."""
+
+from collections.abc import Iterator, Mapping, Sequence
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sparsetune.metrics import Gate
 from sparsetune.tuning.bisect import NUM_TRIALS, Tried, next_budget
+from sparsetune.tuning.goal import largest_shortfall
+from sparsetune.tuning.objective import best_sparsity
 from sparsetune.tuning.shared import OUTCOME, PARAMS, SharedStudy
-from sparsetune.tuning.space import BUDGETS, CALIBRATED, THRESHOLDS, SearchSpace
+from sparsetune.tuning.space import AIM, BUDGETS, CALIBRATED, REACHES, THRESHOLDS, SearchSpace
 
 _START = "start"
-_BISECTION = "bisection"
+_LEAD, _BEYOND = "lead", "beyond"
 
 
-def plan(study: SharedStudy, trials: list[FrozenTrial], space: SearchSpace, gate: Gate) -> None:
+def plan(study: SharedStudy, trials: list[FrozenTrial], space: SearchSpace, gate: Gate, aimed: bool) -> None:
     """Put in the queue what should be tried next, unless something waits there; called in the study's turn.
 
     Args:
@@ -20,12 +24,13 @@ def plan(study: SharedStudy, trials: list[FrozenTrial], space: SearchSpace, gate
         trials: all that it has.
         space: what is searched.
         gate: what trials must meet.
+        aimed: whether trials go for a reach beyond the best, see `Objective`.
     """
     has_starts = not trials or any(_START in trial.user_attrs for trial in trials)
     if has_starts and _enqueue_starts(study, space, trials):
         return
     if not isinstance(study.sampler, optuna.samplers.RandomSampler):  # who asks for random trials gets them
-        _enqueue_bisection(study, space, gate, trials)
+        _enqueue_lead(study, space, gate, trials, aimed)
 
 
 def _enqueue_starts(study: SharedStudy, space: SearchSpace, trials: list[FrozenTrial]) -> bool:
@@ -37,8 +42,8 @@ def _enqueue_starts(study: SharedStudy, space: SearchSpace, trials: list[FrozenT
     return bool(missing)
 
 
-def _enqueue_bisection(study: SharedStudy, space: SearchSpace, gate: Gate, trials: list[FrozenTrial]) -> None:
-    """Enqueue the next budget of the bisection, where nothing else waits and bisection has trials left.
+def _enqueue_lead(study: SharedStudy, space: SearchSpace, gate: Gate, trials: list[FrozenTrial], aimed: bool) -> None:
+    """Enqueue the next budget on the way to the gate, then what lies just beyond the best.
 
     One at a time: the next budget depends on how the last one fared, and on the first trials. Meanwhile other workers
     get what the sampler asks.
@@ -49,15 +54,23 @@ def _enqueue_bisection(study: SharedStudy, space: SearchSpace, gate: Gate, trial
         if trial.state == TrialState.WAITING or is_under_way:
             return
     # One that was cut off is tried again, as a trial of its own.
-    if sum(_BISECTION in trial.user_attrs and OUTCOME in trial.user_attrs for trial in trials) >= NUM_TRIALS:
-        return
-    tried = []
+    ended = [trial for trial in trials if OUTCOME in trial.user_attrs]
+    if sum(_LEAD in trial.user_attrs for trial in ended) < NUM_TRIALS:
+        budget = next_budget([*_tried(ended, budgets, gate)], *BUDGETS)
+        if budget is not None:
+            study.put(space.at(budget).params, **{THRESHOLDS: CALIBRATED, _LEAD: True})
+            return
+    best = best_sparsity(study) if aimed and space.kind == "budget" else 0.0
+    begun = sum(_BEYOND in trial.user_attrs for trial in trials if trial in ended or trial.state == TrialState.RUNNING)
+    if best and begun < len(REACHES):
+        study.put(space.beyond(REACHES[begun]).params, **{THRESHOLDS: CALIBRATED, AIM: best, _BEYOND: True})
+
+
+def _tried(trials: Sequence[FrozenTrial], budgets: Mapping[int, float | None], gate: Gate) -> Iterator[Tried]:
+    """Give the budgets that were tried for all layers, with what their videos came to."""
     for trial in trials:
-        outcome = trial.user_attrs.get(OUTCOME, {})
-        budget, psnr = budgets[trial.number], outcome.get("psnr")
+        outcome = trial.user_attrs[OUTCOME]
+        budget, psnr = budgets[trial.number], outcome["psnr"]
         # One that was given up because another is sparser says nothing about the gate.
-        if budget is not None and psnr is not None and (trial.state == TrialState.COMPLETE or psnr < gate.min_psnr):
-            tried.append(Tried(budget, bool(outcome["feasible"])))
-    budget = next_budget(tried, *BUDGETS)
-    if budget is not None:
-        study.put(space.at(budget).params, **{THRESHOLDS: CALIBRATED, _BISECTION: True})
+        if budget is not None and psnr is not None and (outcome["state"] == "complete" or psnr < gate.min_psnr):
+            yield Tried(budget, -largest_shortfall(outcome["shortfalls"]))

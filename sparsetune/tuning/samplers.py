@@ -11,8 +11,11 @@ from sparsetune.errors import TuningError
 
 
 def _tpe(seed: int, num_startup: int) -> BaseSampler:
-    # With the constant liar, trials that run count as bad ones: workers and processes don't all try the same place.
-    return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=num_startup, constant_liar=True)
+    # Groups: trials of a budget and those of a reach have some parameters of their own, and share the others. The
+    # constant liar: trials that run count as bad ones, so that workers and processes don't all try the same place.
+    return optuna.samplers.TPESampler(
+        seed=seed, multivariate=True, group=True, n_startup_trials=num_startup, constant_liar=True
+    )
 
 
 def _gp(seed: int, num_startup: int) -> BaseSampler:

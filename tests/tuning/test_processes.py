@@ -68,8 +68,8 @@ def test_four_processes_lose_no_trial_and_do_none_twice(
     assert all(each["all"] == [[one.number, one.state, one.sparsity] for one in results] for each in ended)
     # The first trials were tried once each, and no budget twice.
     assert sorted(trial.user_attrs["start"] for trial in done.values() if "start" in trial.user_attrs) == [0, 1, 2, 3]
-    bisected = [trial.params["l1"] for trial in done.values() if "bisection" in trial.user_attrs]
-    assert bisected and len(set(bisected)) == len(bisected) <= 5
+    leads = [trial.params["l1"] for trial in done.values() if "lead" in trial.user_attrs]
+    assert leads and len(set(leads)) == len(leads) <= 4
     asked = Counter(json.dumps(trial.params, sort_keys=True) for trial in done.values())
     assert max(asked.values()) == 1, "two trials asked for the same"
     # The optimum is known; the trials that can't beat the shared best were given up.
