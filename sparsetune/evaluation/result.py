@@ -89,6 +89,7 @@ class ConfigSection(_Part):
     fps: int
     num_inference_steps: int
     guidance_scale: float
+    guidance_scale_2: float | None = Field(None, description="Of a second transformer; null is that of the first.")
     negative_prompt: str
     max_sequence_length: int | None
     scheduler: str = Field(description="Class and a hash of its configuration.")
