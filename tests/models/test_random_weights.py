@@ -16,7 +16,7 @@ from sparsetune.models.loading import load_pipeline
 from sparsetune.models.prompts import Prompt
 from sparsetune.models.random_weights import blueprint, blueprints, build_component
 from sparsetune.models.sparse import default_policy, sparsify
-from tests.models.support import image
+from tests.models.cases import image
 
 TINY = {"model.random_weights": "tiny", "model.device": "cpu"}
 
