@@ -121,8 +121,9 @@ def _find(kind: str) -> type:
     from sparsetune.models import stand_ins
 
     module, _, name = kind.rpartition(".")
-    places = [importlib.import_module(module)] if module else [stand_ins, *map(importlib.import_module, _LIBRARIES)]
-    found: type = next(getattr(place, name) for place in places if hasattr(place, name))
+    with torch.device("cpu"):  # importing makes a module's own constants, which outlive a build on the meta device
+        places = [importlib.import_module(module)] if module else [stand_ins, *map(importlib.import_module, _LIBRARIES)]
+        found: type = next(getattr(place, name) for place in places if hasattr(place, name))
     return found
 
 
