@@ -13,7 +13,9 @@ COMMANDS = ("sh", "python")
 SHOWN = ("console", "json", "mermaid", "text", "yaml")
 """Languages whose blocks are output, data and synopses."""
 
-_FENCE = re.compile(r'^(?P<indent> *)```(?: \{ \.)?(?P<language>\w*)(?: title="(?P<title>[^"]+)")?(?: \})?$')
+_FENCE = re.compile(
+    r'^(?P<indent> *)```(?:(?P<plain>\w*)| \{ \.(?P<classed>\w+)(?: \.\w+)*)(?: title="(?P<title>[^"]+)")?(?: \})?$'
+)
 _NOT_RUN = re.compile(r"<!-- not run: (?P<reason>\S.*) -->")
 _UNTIL_STOPPED = "<!-- runs until Ctrl-C -->"
 _SNIPPET = re.compile(r'--8<-- "(?P<file>[^":]+)"')
@@ -80,7 +82,7 @@ def blocks_of(page: str) -> Iterator[Block]:
         before = lines[number - 1].strip() if number else ""
         reason = _NOT_RUN.fullmatch(before)
         yield Block(
-            page, number + 1, fence["language"], text, fence["title"],
+            page, number + 1, fence["plain"] or fence["classed"] or "", text, fence["title"],
             None if reason is None else reason["reason"], before == _UNTIL_STOPPED,
         )  # fmt: skip
         number = end + 1

@@ -22,7 +22,6 @@ def test_only_what_needs_more_than_this_machine_is_not_run() -> None:
         "needs an NVIDIA H100, and trains for half an hour",
         "needs fish",
         "needs zsh",
-        "renders for minutes; the tests of the evaluation climb the ladder",
         "a test installs the wheel it builds beside the packages that are here, in place of a download of gigabytes",
     }
 

@@ -40,10 +40,9 @@ def test_every_command_has_a_heading_its_examples_and_every_option_with_its_defa
             if isinstance(option, click.Option) and not option.hidden:
                 row = re.search(rf"^\| `{option.opts[0]}`.*\|$", section, re.MULTILINE)
                 assert row is not None, f"{name} {option.opts[0]}"
-                assert len(re.findall(r"(?<!\\)\|", row[0])) == 4, row[0]
-    assert (
-        "| `--sampler` `[tpe\\|gp\\|nsga2\\|cmaes\\|random]` | Optuna's sampler. | tpe |" in sections["sparsetune tune"]
-    )
+                assert row[0].count("|") == 4, row[0]
+    sampler = "| `--sampler` `tpe`, `gp`, `nsga2`, `cmaes`, `random` | Optuna's sampler. | tpe |"
+    assert sampler in sections["sparsetune tune"]
 
 
 def test_every_setting_is_in_a_table() -> None:
@@ -52,7 +51,8 @@ def test_every_setting_is_in_a_table() -> None:
 
 def test_every_metric_of_sparsetune_is_in_the_table() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", metrics_table(), re.MULTILINE)
-    assert tuple(rows) == metrics.names()
+    assert tuple(rows[:4]) == metrics.BASE_METRICS
+    assert sorted(rows) == sorted(metrics.names())
 
 
 def test_the_score_s_tables_are_the_score() -> None:
@@ -69,6 +69,14 @@ def test_a_schema_s_table_has_its_fields_and_those_of_its_parts(name: str) -> No
     fields = {field for part in (schema, *schema.get("$defs", {}).values()) for field in part.get("properties", {})}
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == fields
     json.dumps(schema)
+
+
+def test_a_schema_s_table_tells_what_a_docstring_tells_of_several_fields() -> None:
+    table = schema_tables(schemas()["manifest"])
+    assert (
+        "| `base_revision` | string or null | the model the policy was tuned for: its name, hub id or folder," in table
+    )
+    assert "| `git_commit` | string or null | as `versions()` and `git_commit()` gave them. |" in table
 
 
 def test_links_of_a_root_file_lead_to_pages() -> None:

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 import click
 
 _DEFAULT = re.compile(r"\s*\[default: (?P<default>.*)\]$", re.DOTALL)
-_TYPES = {"BOOL": "", "STRING": "TEXT", "INT": "INTEGER"}
 
 
 def reference(group: click.Group, name: str) -> str:
     """Write every command of `group` in Markdown, in the group's own order, a heading of level 2 each."""
-    context = click.Context(group, info_name=name)
+    context = click.Context(group, info_name=name, help_option_names=["-h", "--help"])
     lines = [*_options(group, context), ""]
     for command in _subcommands(group, context):
         lines += _command(command, context, level=2)
@@ -26,10 +25,9 @@ def reference(group: click.Group, name: str) -> str:
 def _command(command: click.Command, parent: click.Context, level: int) -> Iterator[str]:
     context = click.Context(command, info_name=command.name, parent=parent)
     yield f"{'#' * level} {context.command_path} {{ #{context.command_path.replace(' ', '-')} }}"
-    yield ""
-    yield from _help(command)
     usage = " ".join(command.collect_usage_pieces(context))
-    yield from ("```text", f"{context.command_path} {usage}", "```", "")
+    yield from ("", "```text", f"{context.command_path} {usage}", "```", "")
+    yield from _help(command)
     yield from _options(command, context)
     yield ""
     for sub in _subcommands(command, context):
@@ -63,10 +61,12 @@ def _options(command: click.Command, context: click.Context) -> Iterator[str]:
 
 
 def _names(option: click.Option, context: click.Context) -> str:
-    kind = option.make_metavar(context)
-    kind = "" if option.is_flag else _TYPES.get(kind, kind)
     names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
-    return f"{names} {_cell(f'`{kind}`')}" if kind else names
+    if option.is_flag:
+        return names
+    if isinstance(option.type, click.Choice):
+        return f"{names} {', '.join(f'`{choice}`' for choice in option.type.choices)}"
+    return f"{names} `{option.make_metavar(context)}`"
 
 
 def _parted(help_text: str) -> tuple[str, str]:
@@ -76,4 +76,6 @@ def _parted(help_text: str) -> tuple[str, str]:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "&#124;" if "`" not in text else "\\|").replace("<", "&lt;")
+    """Make a text fit into a cell; what has commas without spaces may be wrapped at them."""
+    text = re.sub(r",(?=\w)", ", ", " ".join(text.split()))
+    return text.replace("|", "&#124;").replace("<", "&lt;")

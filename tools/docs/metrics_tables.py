@@ -4,13 +4,14 @@ import math
 from collections.abc import Sequence
 
 from sparsetune import metrics
+from sparsetune.config import DEFAULT_METRICS
 from sparsetune.metrics.score import COSINE_POINTS, L1_POINTS, PSNR_POINTS, VERDICTS
 
 
 def metrics_table() -> str:
-    """Write each registered metric with its range, direction, definition and source."""
+    """Write each registered metric with its definition, those that are computed unless told otherwise first."""
     lines = ["| metric | range | better | definition | source |", "| --- | --- | --- | --- | --- |"]
-    for name in metrics.names():
+    for name in dict.fromkeys((*DEFAULT_METRICS, *metrics.names())):
         one = metrics.get(name)
         low, high = (_end(value) for value in one.range)
         span = f"{low} to {high}" + (f" {one.unit}" if one.unit else "")

@@ -1,6 +1,7 @@
 """The JSON files' schemas: as files of the site, and as tables to read."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -36,10 +37,18 @@ def schema_tables(schema: Schema) -> str:
 
 def _table(schema: Schema) -> Iterator[str]:
     yield from ("| field | type | meaning |", "| --- | --- | --- |")
+    told = _arguments(str(schema.get("description", "")))
     for name, field in schema.get("properties", {}).items():
-        meaning = str(field.get("description", "")).replace("\n", " ").replace("|", "\\|")
+        meaning = str(field.get("description", told.get(name, ""))).replace("\n", " ").replace("|", "\\|")
         yield f"| `{name}` | {_type(field)} | {meaning} |"
     yield ""
+
+
+def _arguments(docstring: str) -> dict[str, str]:
+    """Take what a docstring's Args tell of each field; several may share one entry."""
+    _, _, arguments = docstring.partition("Args:\n")
+    entries = re.findall(r"^    (?P<names>[\w, ]+): (?P<told>.*(?:\n {5,}.*)*)", arguments, re.MULTILINE)
+    return {name: " ".join(told.split()) for names, told in entries for name in names.split(", ")}
 
 
 def _type(field: Schema) -> str:
