@@ -3,7 +3,7 @@
     python examples/tune_from_python.py
 
 Everything that `sparsetune tune` can be told is a setting of `resolve`; what happens is told to listeners, of which
-MLflow's recording is one. It is a short search for a stricter gate than the packaged one: four trials, two prompts to
+MLflow's recording is one. It is a short search for a stricter gate than the packaged one: three trials, two prompts to
 judge by.
 """
 
@@ -28,7 +28,7 @@ class Printer(TuningListener):
 
 def main() -> None:
     """Search, and say what came of it."""
-    config = resolve("demo", flags={"tune.n_trials": 4, "eval.num_prompts": 2, "gate.min_psnr": 38.0})
+    config = resolve("demo", flags={"tune.n_trials": 3, "eval.num_prompts": 2, "gate.min_psnr": 38.0})
     folder = Path("results/demo-from-python")
     result = tune(config, output_dir=folder, listeners=[Printer(), TrackingListener(config)])
     if result.best is None or result.evaluation is None:

@@ -8,6 +8,15 @@ from tests.docs.blocks import COMMANDS, ROOT, SHOWN, Block, all_blocks, blocks_o
 
 BLOCKS = all_blocks()
 
+EXCUSES = (
+    "needs a GPU",
+    "needs an NVIDIA H100, and trains for half an hour",
+    "needs a cluster",
+    "needs fish",
+    "needs zsh",
+    "a test installs the wheel it builds beside the packages that are here, in place of a download of gigabytes",
+)
+
 
 @pytest.mark.parametrize("page", pages())
 def test_a_block_names_a_known_language(page: str) -> None:
@@ -15,15 +24,9 @@ def test_a_block_names_a_known_language(page: str) -> None:
     assert unknown == [], f"name one of {', '.join((*COMMANDS, *SHOWN))}"
 
 
-def test_only_what_needs_more_than_this_machine_is_not_run() -> None:
-    reasons = {block.not_run for block in BLOCKS if block.not_run is not None}
-    assert reasons == {
-        "needs a GPU",
-        "needs an NVIDIA H100, and trains for half an hour",
-        "needs fish",
-        "needs zsh",
-        "a test installs the wheel it builds beside the packages that are here, in place of a download of gigabytes",
-    }
+def test_a_block_that_is_not_run_needs_more_than_this_machine() -> None:
+    unknown = [f"{block}: {block.not_run}" for block in BLOCKS if block.not_run not in (None, *EXCUSES)]
+    assert unknown == []
 
 
 def test_the_main_job_stands_where_a_new_user_begins() -> None:

@@ -23,51 +23,51 @@ class Workspace:
 
     Args:
         folder: the checkout.
-        done: texts that ran well.
+        outcomes: how each text that was run ended: None where it ended well, else what is to be said of it.
     """
 
     folder: Path
-    done: set[str] = field(default_factory=set)
+    outcomes: dict[str, str | None] = field(default_factory=dict)
 
     def run(self, block: Block) -> None:
         """Run a block as it stands; fails with what it printed unless it ends well."""
-        if block.text in self.done:
-            return
-        if block.until_stopped:
-            self._run_until_link(block)
-        else:
-            done = subprocess.run(
-                _command(block), cwd=self.folder, env=_environment(self.folder), text=True, timeout=TIMEOUT_SECONDS,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            )  # fmt: skip
-            assert done.returncode == 0, f"{block} ended with {done.returncode}:\n{block.text}\n{done.stdout[-6000:]}"
-        self.done.add(block.text)
+        if block.text not in self.outcomes:
+            self.outcomes[block.text] = self._outcome(block)
+        outcome = self.outcomes[block.text]
+        assert outcome is None, f"{block}: {outcome}"
 
-    def _run_until_link(self, block: Block) -> None:
-        """Run a block that serves: wait for the link that it prints, and press Ctrl-C."""
+    def _outcome(self, block: Block) -> str | None:
         with subprocess.Popen(
             _command(block), cwd=self.folder, env=_environment(self.folder), text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         ) as process:  # fmt: skip
-            assert process.stdout is not None
-            overdue = threading.Timer(120.0, os.killpg, (process.pid, signal.SIGKILL))
+            overdue = threading.Timer(TIMEOUT_SECONDS, os.killpg, (process.pid, signal.SIGKILL))
             overdue.start()
-            printed = ""
-            for line in process.stdout:
-                printed += line
-                if _LINK.search(line):
-                    os.killpg(process.pid, signal.SIGINT)
-                    break
-            printed += process.stdout.read()
-            process.wait()
+            printed = _until_link(process) if block.until_stopped else ""
+            printed += process.communicate()[0]
             overdue.cancel()
-        assert _LINK.search(printed), f"{block} printed no link:\n{printed}"
-        assert process.returncode != -signal.SIGKILL and "Traceback" not in printed, f"{block}:\n{printed}"
+        if block.until_stopped:
+            well = _LINK.search(printed) and process.returncode != -signal.SIGKILL and "Traceback" not in printed
+        else:
+            well = process.returncode == 0
+        return None if well else f"it ended with {process.returncode}:\n{block.text}\n{printed[-6000:]}"
 
     def write(self, block: Block) -> None:
         """Write the file that a block shows with its name."""
         assert block.title is not None
         (self.folder / block.title).write_text(block.text, encoding="utf-8")
+
+
+def _until_link(process: subprocess.Popen[str]) -> str:
+    """Read what a server prints up to its link, and press Ctrl-C."""
+    assert process.stdout is not None
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if _LINK.search(line):
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    return printed
 
 
 def make_workspace(folder: Path) -> Workspace:

@@ -31,10 +31,14 @@ _DIRECTIVE = re.compile(r"^<!-- (?P<kind>generate|include): (?P<name>[\w ./-]+) 
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the JSON Schemas to the site's files."""
+    """Add the JSON Schemas and the examples, which pages link to, to the site's files."""
     for name, schema in _schemas().items():
         text = json.dumps(schema, indent=2) + "\n"
         files.append(File.generated(config, f"schemas/{name}.schema.json", content=text))
+    for example in sorted((_ROOT / "examples").rglob("*.*")):
+        if "__pycache__" not in example.parts:
+            name = example.relative_to(_ROOT).as_posix()
+            files.append(File.generated(config, name, content=example.read_text(encoding="utf-8")))
     return files
 
 
@@ -47,7 +51,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return _GENERATED[directive["name"]]()
 
     name = Path(page.file.src_uri).stem
-    return with_pictures(_DIRECTIVE.sub(put, markdown), name, _ROOT / "docs" / "images", _LOG.warning)
+    markdown = _DIRECTIVE.sub(put, markdown.replace("](../examples/", "](examples/"))
+    return with_pictures(markdown, name, _ROOT / "docs" / "images", _LOG.warning)
 
 
 @cache
