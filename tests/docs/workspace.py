@@ -39,7 +39,7 @@ class Workspace:
     def _outcome(self, block: Block) -> str | None:
         with subprocess.Popen(
             _command(block), cwd=self.folder, env=_environment(self.folder), text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, preexec_fn=_hear_ctrl_c,
         ) as process:  # fmt: skip
             overdue = threading.Timer(TIMEOUT_SECONDS, os.killpg, (process.pid, signal.SIGKILL))
             overdue.start()
@@ -56,6 +56,11 @@ class Workspace:
         """Write the file that a block shows with its name."""
         assert block.title is not None
         (self.folder / block.title).write_text(block.text, encoding="utf-8")
+
+
+def _hear_ctrl_c() -> None:
+    """Undo what a shell does to what it starts in the background, which then never hears of Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _until_link(process: subprocess.Popen[str]) -> str:
