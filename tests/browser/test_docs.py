@@ -57,6 +57,7 @@ def chrome(site: Path) -> Iterator[tuple[WebDriver, str]]:
     with webdriver.Chrome(options, Service(driver)) as browser:
         yield browser, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
+    server.server_close()
 
 
 def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
@@ -94,6 +95,7 @@ def test_the_diagram_is_drawn_and_the_generated_pages_are_full(chrome: tuple[Web
 def test_the_search_finds_a_setting(chrome: tuple[WebDriver, str]) -> None:
     browser, link = chrome
     browser.get(f"{link}/index.html")
-    browser.execute_script("document.querySelector('label[for=__search]').click()")
-    browser.find_element(By.CSS_SELECTOR, "input.md-search__input").send_keys("calibration_steps")
+    field = browser.find_element(By.CSS_SELECTOR, "input.md-search__input")
+    field.click()
+    field.send_keys("calibration_steps")
     WebDriverWait(browser, 30).until(lambda b: "Settings" in b.find_element(By.CSS_SELECTOR, ".md-search-result").text)
