@@ -111,7 +111,7 @@ def test_the_main_job_works_from_the_wheel(installed: Installed) -> None:
     assert home.startswith(str(installed.python.parents[1]))
     sparsetune = str(installed.python.parent / "sparsetune")
     tuned = json.loads(installed.run(sparsetune, "tune", "--model", "demo", *QUICK, *SMALL, "--json"))
-    assert tuned["winner"] is not None
+    assert tuned["checkpoint_path"] == "results/demo/checkpoint"
     options = ("--use-tuned", "--num-prompts=1", "--json")
     result = json.loads(installed.run(sparsetune, "eval", "--model", "demo", *options, *SMALL))
     assert result["config"]["use_tuned"] and result["detailed_results"][0]["psnr"] > 20
