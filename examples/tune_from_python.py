@@ -34,8 +34,8 @@ def main() -> None:
     if result.best is None or result.evaluation is None:
         print("no trial meets the gate: allow more of them, or a lower gate")
         return
-    mean = {name: result.evaluation.statistics[name].mean for name in ("sparsity", "psnr")}
-    print(f"on prompts it wasn't tuned on: sparsity {mean['sparsity']:.3f}, {mean['psnr']:.1f} dB")
+    judged = result.evaluation
+    print(f"on other prompts: sparsity {judged.sparsity.overall:.3f}, psnr {judged.statistics['psnr'].mean:.1f} dB")
     print(f"checkpoint: {result.checkpoint_path}")
 
 
