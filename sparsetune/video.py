@@ -50,7 +50,7 @@ class Video:
     fps: float
 
 
-def write_video(path: Path, frames: Frames, fps: float) -> None:
+def write_video(path: Path | str, frames: Frames, fps: float) -> None:
     """Write uint8 RGB frames (frames, height, width, 3) as H.264, yuv420p, BT.709, faststart; whole or not at all.
 
     yuv420p stores colour for 2 x 2 pixels, so it has no odd sizes. Frames with an odd side get their last row or
@@ -61,6 +61,7 @@ def write_video(path: Path, frames: Frames, fps: float) -> None:
         VideoError: the frames, the rate or the suffix (.mp4) don't hold, or ffmpeg is missing or failed.
         SparsetuneError: the folder can't be written to or is full.
     """
+    path = Path(path)
     _check_writable(path, frames, fps)
     height, width = frames.shape[1:3]
     odd = (height % 2, width % 2)
@@ -80,12 +81,13 @@ def write_video(path: Path, frames: Frames, fps: float) -> None:
             )
 
 
-def read_video(path: Path) -> Video:
+def read_video(path: Path | str) -> Video:
     """Decode a video file whole into memory, every stored frame once.
 
     Raises:
         VideoError: there is no such file, it holds no video that ffmpeg can decode, or it is cut off.
     """
+    path = Path(path)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "doesn't exist"
         raise VideoError(f"a video file must be readable, but {path} {found}; give the path of an mp4")
