@@ -3,13 +3,14 @@
 MODEL ?= demo
 # A run's id or its first characters; latest is the newest tuning of MODEL that has a winner.
 RUN ?= latest
+LANGUAGE ?= en
 PYTHON ?= python3
 RESULTS := results/$(MODEL)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help tune eval runs compare review promote rollback ui test check lint docs docs-serve format clean
+.PHONY: help tune eval report runs compare review promote rollback ui test check lint docs docs-serve format clean
 
 help: ## list the targets
 	@echo 'make TARGET [MODEL=demo] [RUN=latest]'
@@ -24,6 +25,9 @@ eval: $(INSTALLED) ## judge SpargeAttn's default thresholds, then the tuned chec
 	$(BIN)/sparsetune eval --model $(MODEL) --output-dir $(RESULTS)/before
 	$(BIN)/sparsetune eval --model $(MODEL) --output-dir $(RESULTS)/after --checkpoint $(RESULTS)/checkpoint
 	$(BIN)/sparsetune compare $(RESULTS)/before $(RESULTS)/after
+
+report: $(INSTALLED) ## write RUN as one HTML file, report-RUN.html; LANGUAGE=zh for Chinese
+	$(BIN)/sparsetune report $(RUN) --model $(MODEL) --lang $(LANGUAGE)
 
 runs: $(INSTALLED) ## list the recorded runs of MODEL, the best first
 	$(BIN)/sparsetune runs --model $(MODEL)

@@ -185,6 +185,7 @@ class TrackingConfig(_Section):
     uri: str | None = Field(None, description="MLflow tracking URI; null is MLFLOW_TRACKING_URI, then SQLite in root.")
     experiment: str | None = Field(None, description="MLflow experiment; null names it after the model.")
     root: LocalPath = Field(Path("mlruns"), description="Folder of the default tracking store.")
+    report: bool = Field(True, description="Add the HTML report and its figures to every tuning and evaluation.")
 
 
 class CacheConfig(_Section):

@@ -11,7 +11,7 @@ from sparsetune.checkpoint import Checkpoint, load_checkpoint
 from sparsetune.checkpoint.manifest import hash_prompts
 from sparsetune.config import DEFAULT_METRICS
 from sparsetune.errors import MetricError, PromptError
-from sparsetune.evaluation.aggregate import gate_section, sparsity_section, statistics
+from sparsetune.evaluation.aggregate import gate_section, sparsity_section, statistics, threshold_sections
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.conditions import config_section, environment_section
 from sparsetune.evaluation.events import EvaluationEnded, EvaluationListener, EvaluationStarted, Listeners
@@ -220,6 +220,7 @@ def _assemble(
         verdict="failed" if points is None else verdict(points),
         gate=gate_section(gate, rows),
         sparsity=sparsity_section([prompt.result for prompt in judged]),
+        thresholds=threshold_sections(session.handle.policy),
         environment=environment_section(
             session.renderer,
             session.handle.chosen_because,

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sparsetune.errors import GenerationError
 from sparsetune.evaluation.aggregate import prompt_row
 from sparsetune.evaluation.baseline import BaselineCache
@@ -93,12 +91,13 @@ class Session:
         if self.ladder:
             rungs, spent = self._climb(self.prompts[index], result, pair, watch)
             seconds += spent
-        worst = int(np.argmin(psnr_per_frame(pair.dense, pair.sparse)))
+        frames = psnr_per_frame(pair.dense, pair.sparse)
+        row = prompt_row(index, result, rungs, frames)
         videos: Mapping[str, Path] = {}
         if self.outputs is not None and self.save_videos:
             videos = self.outputs.write_videos(index, pair, difference=self.difference)
-        moment = Moment.of(index, worst, pair) if self.outputs is not None else None
-        return JudgedPrompt(prompt_row(index, result, worst, rungs), result, moment, videos, seconds)
+        moment = Moment.of(index, row.worst_frame or 0, pair) if self.outputs is not None else None
+        return JudgedPrompt(row, result, moment, videos, seconds)
 
     def _climb(
         self, prompt: AnyPrompt, result: PromptResult, pair: Pair, watch: Watch

@@ -168,6 +168,8 @@ class TuningResult:
         before: SpargeAttn's default thresholds judged on the eval prompts; None without a winner.
         comparison: `before` against `evaluation`, prompt by prompt; None without a winner.
         insight: what the trials say of the search.
+        seconds_by_phase: `seconds` by phase, see `sparsetune.tuning.phases`.
+        record_path: all of this as JSON, see `sparsetune.tuning.record`; None where it isn't written.
     """
 
     study_name: str
@@ -182,6 +184,8 @@ class TuningResult:
     before: EvaluationResult | None = None
     comparison: Comparison | None = None
     insight: Insight | None = None
+    seconds_by_phase: Mapping[str, float] = field(default_factory=dict)
+    record_path: Path | None = None
 
 
 class TuningListener:

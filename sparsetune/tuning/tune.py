@@ -12,6 +12,8 @@ from sparsetune.tuning.builtin import check_builtin
 from sparsetune.tuning.events import TuningListener, TuningResult, tell
 from sparsetune.tuning.found import Found
 from sparsetune.tuning.opening import open_bench
+from sparsetune.tuning.phases import PhaseClock
+from sparsetune.tuning.record import RECORD_NAME, TuningRecord, save_record
 from sparsetune.tuning.search import search
 from sparsetune.tuning.single import built_in, calibrated
 from sparsetune.tuning.winner import judge, save
@@ -28,7 +30,8 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
 
     Args:
         config: the configuration; its `tune` section says how to search.
-        output_dir: gets `checkpoint/`, the winner's evaluation in `evaluation/`, the defaults' in `before/`.
+        output_dir: gets `checkpoint/`, the winner's evaluation in `evaluation/`, the defaults' in `before/`, and all
+            of the tuning as `tuning.json`.
         listeners: told what happens, in order.
 
     Returns:
@@ -41,9 +44,13 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
     """
     if config.tune.tuner == "builtin":
         check_builtin()
-    bench = open_bench(config, output_dir, listeners)
+    clock = PhaseClock()
+    bench = open_bench(config, output_dir, (clock, *listeners))
+    clock.restart(bench.started)
     try:
         result = _judged(bench, _TUNERS[config.tune.tuner](bench))
+        result = replace(result, seconds_by_phase=clock.stop(), record_path=output_dir / RECORD_NAME)
+        save_record(TuningRecord.of(result, config), output_dir / RECORD_NAME)
     except BaseException as error:
         failure = error
         tell(bench.listeners, lambda listener: listener.on_failure(failure))
