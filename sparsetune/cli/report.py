@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command, name="report", short_help="Write an evaluation or a tuning as one HTML file.")
 @click.argument("run", metavar="RUN|FOLDER")
-@click.option(
-    "--lang", type=click.Choice(["en", "zh"]), default="en", help="Language of the report.  [default: en]"
-)
+@click.option("--lang", type=click.Choice(["en", "zh"]), default="en", help="Language of the report.  [default: en]")
 @click.option(
     "--videos",
     type=click.Choice(["embed", "beside"]),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsetune.config import Config, resolve
+from sparsetune.config.files import configs_folder
 from sparsetune.errors import ConfigError
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.tuning.record import TuningRecord
@@ -52,11 +53,15 @@ def eval_command(result: EvaluationResult) -> str:
 
 
 def _command(verb: str, given: Mapping[str, Any], source: str, options: tuple[str, ...] = ()) -> str:
-    defaults = _defaults(source, str(given.get("model.random_weights", "no")))
+    random_weights = str(given.get("model.random_weights", "no"))
+    defaults = _defaults(source, random_weights)
     parts = ["sparsetune", verb, "--model", source, *options]
+    if random_weights != "no":  # it decides the defaults of others, so it isn't one
+        parts += ["--set", f"model.random_weights={random_weights}"]
     for key, value in given.items():
         if key not in ("model.name", "model.source") and not _equal(value, defaults.get(key), key):
-            parts += ["--set", f"{key}={_text(value)}"]
+            told = _whole_path(value) if key.endswith("prompt_file") else _text(value)
+            parts += ["--set", f"{key}={told}"]
     return shlex.join(parts)
 
 
@@ -90,6 +95,10 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _whole_path(value: Any) -> str:
+    return str(configs_folder() / str(value))  # an absolute path stays as it is
 
 
 def _text(value: Any) -> str:

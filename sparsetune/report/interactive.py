@@ -25,9 +25,14 @@ def plotly_figure(chart: Chart) -> dict[str, Any]:
 
 def _plot(chart: Plot) -> dict[str, Any]:
     named: set[str] = set()
+    clickable = any(series.ids for series in chart.series)
     data = []
     for series in chart.series:
-        data.append(_trace(series, chart, shown=series.name not in named))
+        trace = _trace(series, chart, shown=series.name not in named)
+        if clickable and not series.ids:  # a line's corner would take the click from the point that lies on it
+            del trace["hovertemplate"]
+            trace["hoverinfo"] = "skip"
+        data.append(trace)
         named.add(series.name)
     return {"data": data, "layout": _layout(_axis(chart.x), _axis(chart.y)) | {"hovermode": "closest"}}
 

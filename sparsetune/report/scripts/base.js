@@ -17,6 +17,28 @@ function element(name, properties, ...children) {
   return made;
 }
 
+const waiting = [];
+
+function later(work) {
+  // One piece of heavy work at a time, when the page has nothing to answer: reading Plotly in and drawing with it.
+  waiting.push(work);
+  if (waiting.length === 1) soon(nextWork);
+}
+
+function nextWork() {
+  try {
+    waiting[0]();
+  } finally {
+    waiting.shift();
+    if (waiting.length > 0) soon(nextWork);
+  }
+}
+
+function soon(work) {
+  if ("requestIdleCallback" in window) requestIdleCallback(work, { timeout: 400 });
+  else setTimeout(work, 30);
+}
+
 function onView(target, work) {
   // Work that costs something is done when it is about to be seen.
   if (!("IntersectionObserver" in window)) {

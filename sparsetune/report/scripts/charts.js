@@ -58,7 +58,7 @@ function startCharts(onTrial) {
       if (number !== undefined) onTrial(number);
     });
   };
-  for (const target of targets) onView(target, () => show(target));
+  for (const target of targets) onView(target, () => later(() => show(target)));
   return () => targets.forEach(show);
 }
 

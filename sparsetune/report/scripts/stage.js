@@ -44,8 +44,10 @@ function startStage() {
     .reduce((low, one) => ((one.psnr ?? 0) < (low.psnr ?? 0) ? one : low));
   onView(stage, () => {
     choose(worst.key);
-    ready = true;
-    drawFrames(player.clip, player);
+    later(() => {
+      ready = true;
+      drawFrames(player.clip, player);
+    });
   });
   return { player, choose };
 }
