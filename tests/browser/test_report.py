@@ -35,9 +35,9 @@ WRITE_DOCS = os.environ.get("WRITE_DOCS") == "1"
 """Whether docs/images/report-*.png are written anew."""
 
 QUICK = {
-    "tune.n_trials": "6", "tune.num_prompts": "1", "tune.calibration_steps": "2", "tune.probe_prompts": "0",
-    "eval.num_prompts": "3", "eval.metrics": "ssim,psnr_frame_min", "generation.num_inference_steps": "5",
-    "gate.min_psnr": "30", "gate.min_psnr_worst": "25", "tune.margin_db": "0",
+    "tune.n_trials": "4", "tune.num_prompts": "1", "tune.calibration_steps": "2", "tune.probe_prompts": "0",
+    "eval.num_prompts": "2", "eval.metrics": "ssim,psnr_frame_min", "generation.num_inference_steps": "4",
+    "gate.min_psnr": "30", "gate.min_psnr_worst": "25", "tune.margin_db": "5",
 }  # fmt: skip
 """A search of the demo model that takes some tens of seconds."""
 
@@ -115,7 +115,7 @@ class ReportPage:
                            self.find(selector))  # fmt: skip
             image = image.crop(tuple(round(side) for side in box))
         if WRITE_DOCS:
-            colours = image.quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+            colours = image.quantize(192, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
             colours.save(IMAGES / f"report-{name}.png", optimize=True)
         return image
 

@@ -158,8 +158,10 @@ function markFrame(frame) {
     requestAnimationFrame(() => {
       const target = byId("frames");
       if (drawn.has(target)) {
-        const mark = { type: "line", x0: marking, x1: marking, yref: "paper", y0: 0, y1: 1 };
-        plotly().relayout(target, { shapes: [{ ...mark, line: { color: colour("accent"), width: 2, dash: "dot" } }] });
+        const line = { color: colour("accent"), width: 2, dash: "dot" };
+        const shapes = [{ type: "line", x0: marking, x1: marking, yref: "paper", y0: 0, y1: 1, line }];
+        drawn.get(target).layout.shapes = shapes; // so that a change of theme keeps it
+        plotly().relayout(target, { shapes });
       }
       marking = null;
     });
