@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     help="Put the videos inside the file, or beside it, as where it would exceed 25 MB.  [default: embed]",
 )
 @click.option(
+    "--before",
+    metavar="RUN|FOLDER",
+    help="Set this evaluation beside it as before; a tuning has its own.  [default: none]",
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -42,6 +47,7 @@ def command(
     run: str,
     lang: str,
     videos: str,
+    before: str | None,
     output: Path | None,
     figures: Path | None,
     model: str | None,
@@ -54,7 +60,7 @@ def command(
     \b
     Examples:
       sparsetune report results/demo
-      sparsetune report results/demo/after --lang zh -o after.html
+      sparsetune report results/demo/after --before results/demo/before --lang zh
       sparsetune report latest --videos beside
     """
     from sparsetune.report.build import build_report
@@ -62,7 +68,9 @@ def command(
 
     check_extra()
     with tempfile.TemporaryDirectory() as folder:
-        source, path = _source(ctx, run, model, Path(folder))
+        source, path = _source(ctx, run, model, Path(folder) / "after")
+        if before is not None:
+            source = source.beside(_source(ctx, before, model, Path(folder) / "before")[0])
         path = output or (path if lang == "en" else path.with_suffix(f".{lang}.html"))
         report = build_report(source, path, "zh" if lang == "zh" else "en", "beside" if videos == "beside" else "embed")
         if figures is not None:

@@ -114,5 +114,5 @@ def _axis(axis: Axis) -> dict[str, Any]:
 
 
 def _layout(x: dict[str, Any], y: dict[str, Any]) -> dict[str, Any]:
-    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
+    legend = {"orientation": "h", "traceorder": "normal", "x": 0, "y": 1.02, "yanchor": "bottom"}
     return {"xaxis": x, "yaxis": y, "margin": dict(_MARGIN), "height": 380, "legend": legend}

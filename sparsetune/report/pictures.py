@@ -110,8 +110,9 @@ def _bars(chart: Bars, axes: "Axes") -> None:
     places = list(range(len(chart.labels)))
     left = [0.0] * len(places)
     for name, role, values in chart.parts:
-        drawn = axes.barh(places, values, left=left, color=COLOURS[role], label=name, height=0.6)
         form = "{:.1%}" if chart.axis.percent else "{:.2f}"
+        label = f"{name} {form.format(values[0])}" if len(places) == 1 else name
+        drawn = axes.barh(places, values, left=left, color=COLOURS[role], label=label, height=0.6)
         if len(chart.parts) == 1:
             axes.bar_label(drawn, [form.format(value) for value in values], padding=4, fontsize=8)
         left = [start + value for start, value in zip(left, values, strict=True)]

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sparsetune.errors import ReportError
@@ -50,6 +50,10 @@ class Source:
     tuning: TuningRecord | None = None
     files: Files = field(default_factory=Files)
     files_before: Files = field(default_factory=Files)
+
+    def beside(self, before: "Source") -> "Source":
+        """Set another evaluation beside this one, as before."""
+        return replace(self, before=before.evaluation, files_before=before.files)
 
     @property
     def model_name(self) -> str:

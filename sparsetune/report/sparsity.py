@@ -113,14 +113,14 @@ def _threshold_plot(
 ) -> Plot:
     roles: dict[str, Role] = {"before": "muted", "after": "main"}
     drawn = {side: column for side, column in columns.items() if column}
+    names = {side: words(f"side.{side}" if columns["before"] else "side.only") for side in drawn}
     series = tuple(
-        Series(words(f"side.{side}"), roles[side], tuple(range(len(column))), column, line=True)
-        for side, column in drawn.items()
+        Series(names[side], roles[side], tuple(range(len(column))), column, line=True) for side, column in drawn.items()
     )
     parts = []
     for side, column in drawn.items():
         low, high = extent(column)
-        parts.append(words("thresholds.range", side=words(f"side.{side}"), low=f"{low:.3g}", high=f"{high:.3g}"))
+        parts.append(words("thresholds.range", side=names[side], low=f"{low:.3g}", high=f"{high:.3g}"))
     return Plot(
         f"thresholds_{threshold}",
         words("thresholds.title", threshold=threshold),

@@ -109,6 +109,7 @@ def source_of(client: "MlflowClient", reference: str, folder: Path, model: str |
     Raises:
         UsageError, TrackingError, ResultError: as `find_run`, `evaluation_of` and `read_result` raise them.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     run = _find(client, reference, model)
     if kind_of(run) != "tuning":
         return _of_evaluation(client, evaluation_of(client, run), folder)

@@ -6,8 +6,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sparsetune.cli.main import main
+from sparsetune.evaluation.result import save_result
 from sparsetune.tuning.record import save_record
-from tests.report.synthetic import source_of
+from tests.report.synthetic import result_of, source_of
 from tests.tracking.recorded import Place, World
 
 
@@ -41,6 +42,15 @@ def test_language_place_videos_and_figures_can_be_chosen(folder: Path) -> None:
     assert len(list(Path("out/a_videos").iterdir())) == 6
     assert "png" in done.stderr and len(list(Path("png").glob("*.png"))) == 10
     assert call("results/demo", "--lang", "zh").stdout.startswith("results/demo/report.zh.html (")
+
+
+def test_another_evaluation_can_stand_beside_it_as_before(folder: Path) -> None:
+    for name, result in (("before", result_of(variant=2, use_tuned=False)), ("after", result_of())):
+        save_result(result, Path(name) / "demo_accuracy_tuned.json")
+    assert "Before and after" not in (call("after").stdout and Path("after/report.html").read_text())
+    done = call("after", "--before", "before")
+    assert done.exit_code == 0, done.output
+    assert "Before and after" in Path("after/report.html").read_text()
 
 
 def test_a_run_gets_its_report_here(shared_place: Place, world: World) -> None:
