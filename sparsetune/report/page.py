@@ -1,7 +1,7 @@
 """The page: everything that a report tells, put into one HTML text."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from sparsetune.evaluation.comparison import Comparison
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.report import tables, verdict
+from sparsetune.report.charts import Chart
 from sparsetune.report.clips import Clip, pane_boxes
 from sparsetune.report.command import eval_command, tune_command
 from sparsetune.report.figures import figures
@@ -41,27 +42,25 @@ def render(source: Source, clips: Sequence[Clip], words: Words, note: str = "") 
     Returns:
         HTML that needs no network, and no other file but the clips that have a link.
     """
-    page: str = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            words=words,
-            source=source,
-            result=source.evaluation,
-            record=source.tuning,
-            verdict=verdict,
-            tables=tables,
-            note=note,
-            command=_command(source),
-            comparison=_comparison(source),
-            charts=_charts(source, words),
-            data=_data(source, clips, words),
-            clips=[clip for clip in clips if clip.href is None],
-            stills=_stills(source, clips),
-            style=(_HERE / "templates" / "style.css").read_text(encoding="utf-8"),
-            script="\n".join((_HERE / "scripts" / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS),
-            plotly=plotly_source(),
-        )
+    charts = _charts(source, words)
+    template = _environment().get_template("report.html.j2")
+    page: str = template.render(
+        words=words,
+        source=source,
+        result=source.evaluation,
+        record=source.tuning,
+        verdict=verdict,
+        tables=tables,
+        note=note,
+        command=_command(source),
+        comparison=_comparison(source),
+        charts=charts,
+        data=_data(source, clips, words, charts),
+        clips=[clip for clip in clips if clip.href is None],
+        stills=_stills(source, clips),
+        style=(_HERE / "templates" / "style.css").read_text(encoding="utf-8"),
+        script="\n".join((_HERE / "scripts" / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS),
+        plotly=plotly_source(),
     )
     return page
 
@@ -106,13 +105,13 @@ def _comparison(source: Source) -> Comparison | str | None:
     return tables.compared(source.before, source.evaluation)
 
 
-def _charts(source: Source, words: Words) -> dict[str, list[Any]]:
+def _charts(source: Source, words: Words) -> dict[str, list[Chart]]:
     by_name = {chart.name: chart for chart in figures(source, words)}
     return {group: [by_name[name] for name in names if name in by_name] for group, names in _GROUPS.items()}
 
 
-def _data(source: Source, clips: Sequence[Clip], words: Words) -> str:
-    shown = {chart.name: plotly_figure(chart) for charts in _charts(source, words).values() for chart in charts}
+def _data(source: Source, clips: Sequence[Clip], words: Words, charts: Mapping[str, Sequence[Chart]]) -> str:
+    shown = {chart.name: plotly_figure(chart) for group in charts.values() for chart in group}
     trials = source.tuning.trials if source.tuning is not None else ()
     best = source.tuning.best if source.tuning is not None else None
     sides = (("after", source.evaluation), ("before", source.before))
