@@ -35,6 +35,9 @@ IMAGES = Path(__file__).parents[2] / "docs" / "images"
 WRITE_DOCS = os.environ.get("WRITE_DOCS") == "1"
 """Whether docs/images/report-*.png are written anew."""
 
+TALLEST = 2400
+"""Pixels that a picture in the documentation is cut to."""
+
 QUICK = {
     "tune.n_trials": "4", "tune.num_prompts": "1", "tune.calibration_steps": "2", "tune.probe_prompts": "0",
     "eval.num_prompts": "2", "eval.metrics": "ssim,psnr_frame_min", "generation.num_inference_steps": "4",
@@ -116,7 +119,8 @@ class ReportPage:
                            self.find(selector))  # fmt: skip
             image = image.crop(tuple(round(side) for side in box))
         if WRITE_DOCS:
-            colours = image.quantize(192, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+            shown = image.crop((0, 0, image.width, min(image.height, TALLEST)))
+            colours = shown.quantize(192, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
             colours.save(IMAGES / f"report-{name}.png", optimize=True)
         return image
 

@@ -7,7 +7,7 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 
-NAMES = ("result", "manifest", "break-even", "prompt")
+NAMES = ("result", "tuning", "manifest", "break-even", "prompt")
 
 
 def schemas() -> dict[str, dict[str, Any]]:
@@ -16,9 +16,11 @@ def schemas() -> dict[str, dict[str, Any]]:
     from sparsetune.checkpoint.manifest import Manifest
     from sparsetune.evaluation.result import SCHEMA_PATH
     from sparsetune.models.prompts import _Entry
+    from sparsetune.tuning.record import record_schema
 
     return {
         "result": json.loads(SCHEMA_PATH.read_text(encoding="utf-8")),
+        "tuning": record_schema(),
         "manifest": Manifest.model_json_schema(),
         "break-even": BreakEvenTable.model_json_schema(),
         "prompt": _Entry.model_json_schema(),
