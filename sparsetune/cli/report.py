@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--before",
-    metavar="RUN|FOLDER",
-    help="Set this evaluation beside it as before; a tuning has its own.  [default: none]",
+    metavar="OTHER",
+    help="Run or folder of an evaluation to set beside it as before; a tuning has its own.  [default: none]",
 )
 @click.option(
     "-o",
