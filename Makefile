@@ -3,17 +3,18 @@
 MODEL ?= demo
 # A run's id or its first characters; latest is the newest tuning of MODEL that has a winner.
 RUN ?= latest
+LANGUAGE ?= en
 PYTHON ?= python3
 RESULTS := results/$(MODEL)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help tune eval runs compare review promote rollback ui test check lint format clean
+.PHONY: help tune eval report runs compare review promote rollback ui test check lint docs docs-serve format clean
 
 help: ## list the targets
 	@echo 'make TARGET [MODEL=demo] [RUN=latest]'
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 12
 
 tune: $(INSTALLED) ## search thresholds for MODEL; the best checkpoint goes to results/MODEL/checkpoint
 	$(BIN)/sparsetune tune --model $(MODEL)
@@ -24,6 +25,9 @@ eval: $(INSTALLED) ## judge SpargeAttn's default thresholds, then the tuned chec
 	$(BIN)/sparsetune eval --model $(MODEL) --output-dir $(RESULTS)/before
 	$(BIN)/sparsetune eval --model $(MODEL) --output-dir $(RESULTS)/after --checkpoint $(RESULTS)/checkpoint
 	$(BIN)/sparsetune compare $(RESULTS)/before $(RESULTS)/after
+
+report: $(INSTALLED) ## write RUN as one HTML file, report-RUN.html; LANGUAGE=zh for Chinese
+	$(BIN)/sparsetune report $(RUN) --model $(MODEL) --lang $(LANGUAGE)
 
 runs: $(INSTALLED) ## list the recorded runs of MODEL, the best first
 	$(BIN)/sparsetune runs --model $(MODEL)
@@ -49,13 +53,19 @@ ifeq ($(CI),true)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "(slow or browser) and not gpu"
 endif
 
-check: lint test ## lint, types, layers, tests
+check: lint docs test ## lint, types, layers, documentation, tests
 
 lint: $(INSTALLED) ## ruff, mypy, import-linter
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(INSTALLED) ## build the documentation's site in build/site; a broken link or reference fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(INSTALLED) ## show the documentation's site while you write it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 format: $(INSTALLED) ## let ruff lay out the code
 	$(BIN)/ruff check --fix

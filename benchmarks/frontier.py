@@ -4,8 +4,8 @@
 
 Every method spends at most as many renderings as the grid (20 pairs times the tune prompts), probes counted in; dense
 videos are shared. Of what a method tried, the sparsest policy counts whose eval prompts, which it never saw, hold
-the gate; the sparsest that came near it on tune prompts are judged, as many for each method. The ablation bisects one
-number per variant, at the first gate.
+the gate; those that came near it on tune prompts are judged, the sparsest first. The ablation bisects one number per
+variant, at the first gate.
 """
 
 import argparse
@@ -42,7 +42,8 @@ from sparsetune.tuning.space import NUM_GROUPS, STEEPNESS
 SIMS, CDFS = (-1.0, 0.0, 0.3, 0.6, 0.8), (0.9, 0.95, 0.98, 0.99)
 MARGIN_DB = 0.0
 NEAR_DB = 1.5
-MOST_JUDGED = 6
+HIGH_DB = 45.0
+"""No sparse video of a prompt at the edge of the gate was seen above this."""
 BISECTIONS = 6
 PROBE_PROMPTS = 2
 WORST_FROM = 35.0
@@ -90,11 +91,14 @@ class Field:
         return all(missing <= 0 for missing in shortfalls(result.prompts, self.bench.search_gate).values())
 
     def on_eval(self, policy: Policy) -> TrialResult:
-        """Judge a policy; it is given up at the first prompt under the bound, since it can't hold any more."""
-        worst = self.bench.gate.min_psnr_worst
+        """Judge a policy; it is given up at the first prompt under the bound, or where the mean is out of reach."""
+        worst, gate = self.bench.gate.min_psnr_worst, self.bench.gate.min_psnr
 
         def fails(results: Sequence[PromptResult]) -> str | None:
-            return "a prompt under the bound" if worst is not None and results[-1].metrics["psnr"] < worst else None
+            if worst is not None and results[-1].metrics["psnr"] < worst:
+                return "a prompt under the bound"
+            best = sum(each.metrics["psnr"] for each in results) + HIGH_DB * (len(self.judge.prompts) - len(results))
+            return "the gate is out of reach" if best < gate * len(self.judge.prompts) else None
 
         known = self.judged.get(policy)
         if known is None or (known.state == "pruned" and worst is None):
@@ -183,7 +187,7 @@ def reached(place: Field, tries: Tries) -> dict[str, object]:
     gate = place.bench.gate.min_psnr
     complete = [(policy, result) for policy, result in tries.tried if result.state == "complete"]
     near = [(policy, result) for policy, result in complete if (result.psnr or 0.0) >= gate - NEAR_DB]
-    for policy, result in sorted(near, key=lambda each: -(each[1].sparsity or 0.0))[:MOST_JUDGED]:
+    for policy, result in sorted(near, key=lambda each: -(each[1].sparsity or 0.0)):
         judged = place.on_eval(policy)
         worst = place.bench.gate.min_psnr_worst
         if judged.state == "complete" and judged.psnr >= gate and (worst is None or judged.psnr_worst >= worst):

@@ -71,6 +71,10 @@ class ResultError(SparsetuneError):
     """A result file that can't be read, or results that can't be compared."""
 
 
+class ReportError(SparsetuneError):
+    """A report that can't be made: the extra is missing, or there is nothing to report."""
+
+
 class TuningError(SparsetuneError):
     """A search that can't start or go on."""
 

@@ -50,7 +50,7 @@ class Video:
     fps: float
 
 
-def write_video(path: Path, frames: Frames, fps: float) -> None:
+def write_video(path: Path | str, frames: Frames, fps: float) -> None:
     """Write uint8 RGB frames (frames, height, width, 3) as H.264, yuv420p, BT.709, faststart; whole or not at all.
 
     yuv420p stores colour for 2 x 2 pixels, so it has no odd sizes. Frames with an odd side get their last row or
@@ -61,6 +61,7 @@ def write_video(path: Path, frames: Frames, fps: float) -> None:
         VideoError: the frames, the rate or the suffix (.mp4) don't hold, or ffmpeg is missing or failed.
         SparsetuneError: the folder can't be written to or is full.
     """
+    path = Path(path)
     _check_writable(path, frames, fps)
     height, width = frames.shape[1:3]
     odd = (height % 2, width % 2)
@@ -80,12 +81,13 @@ def write_video(path: Path, frames: Frames, fps: float) -> None:
             )
 
 
-def read_video(path: Path) -> Video:
+def read_video(path: Path | str) -> Video:
     """Decode a video file whole into memory, every stored frame once.
 
     Raises:
         VideoError: there is no such file, it holds no video that ffmpeg can decode, or it is cut off.
     """
+    path = Path(path)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "doesn't exist"
         raise VideoError(f"a video file must be readable, but {path} {found}; give the path of an mp4")
@@ -171,6 +173,26 @@ def _binary() -> str:
     return binary
 
 
+@dataclass(frozen=True)
+class Pane:
+    """Where one of the videos lies in a side-by-side video, in pixels from its top left corner."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def panes(height: int, width: int, count: int) -> tuple[Pane, ...]:
+    """Say where `side_by_side` lays `count` videos of a size, from left to right.
+
+    Videos narrower than `MIN_PANE_WIDTH` are enlarged by the smallest whole factor that reaches it.
+    """
+    factor = max(1, math.ceil(MIN_PANE_WIDTH / width))
+    step = width * factor + _GAP
+    return tuple(Pane(index * step, _STRIP, width * factor, height * factor) for index in range(count))
+
+
 def side_by_side(
     dense: Frames, sparse: Frames, labels: tuple[str, str] = ("dense", "sparse"), difference: bool = False
 ) -> Frames:
@@ -197,18 +219,16 @@ def side_by_side(
             f"{dense.shape} and sparse {sparse.shape}; render both with the same settings"
         )
     num_frames, height, width = dense.shape[:3]
-    factor = max(1, math.ceil(MIN_PANE_WIDTH / width))
     texts = [*labels, f"difference x{DIFFERENCE_GAIN}"] if difference else [*labels]
-    pane_width = width * factor
-    canvas = np.zeros(
-        (num_frames, _STRIP + height * factor, len(texts) * (pane_width + _GAP) - _GAP, 3), dtype=np.uint8
-    )
-    for index, text in enumerate(texts):
-        left = index * (pane_width + _GAP)
-        canvas[:, :_STRIP, left : left + pane_width] = _label(text, pane_width)
+    places = panes(height, width, len(texts))
+    factor, end = places[0].width // width, places[-1]
+    canvas = np.zeros((num_frames, end.top + end.height, end.left + end.width, 3), dtype=np.uint8)
+    for index, (text, place) in enumerate(zip(texts, places, strict=True)):
+        columns = slice(place.left, place.left + place.width)
+        canvas[:, : place.top, columns] = _label(text, place.width)
         for t in range(num_frames):
-            pane = (dense[t], sparse[t])[index] if index < 2 else _amplified(dense[t], sparse[t])
-            canvas[t, _STRIP:, left : left + pane_width] = pane.repeat(factor, axis=0).repeat(factor, axis=1)
+            shown = (dense[t], sparse[t])[index] if index < 2 else _amplified(dense[t], sparse[t])
+            canvas[t, place.top :, columns] = shown.repeat(factor, axis=0).repeat(factor, axis=1)
     return canvas
 
 

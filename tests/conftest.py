@@ -26,6 +26,7 @@ def isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyte
     for variable in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("SPARSETUNE_CACHE__DIR", str(tmp_path_factory.getbasetemp() / "baselines"))
+    monkeypatch.setenv("SPARSETUNE_TRACKING__REPORT", "false")  # seconds a run, which its own tests pay
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from sparsetune.config import Config, GenerationConfig, resolve
 from sparsetune.config.files import configs_folder, named_configs, read_config
 from sparsetune.config.resolver import config_fields
 from sparsetune.errors import ConfigError
+from sparsetune.models.prompts import as_prompt, load_prompts
 
 KEY = "generation.num_inference_steps"
 DEFAULT = GenerationConfig().num_inference_steps
@@ -201,6 +202,38 @@ def test_prompt_sets_are_large_and_share_no_prompt() -> None:
         sets[name] = [line for line in lines if line and not line.startswith("#")]
         assert len(sets[name]) == len(set(sets[name])) >= 12
     assert not set(sets["tune"]) & set(sets["eval"])
+
+
+def test_image_prompt_sets_have_their_images_and_share_no_prompt() -> None:
+    """Every image is opened as the file is read."""
+    sets = [load_prompts(configs_folder() / "prompts" / f"{name}-images.yaml") for name in ("tune", "eval")]
+    assert all(as_prompt(prompt).image is not None for prompts in sets for prompt in prompts)
+    assert not {as_prompt(prompt).text for prompt in sets[0]} & {as_prompt(prompt).text for prompt in sets[1]}
+
+
+def test_a_packaged_commit_is_that_of_its_own_repository_alone() -> None:
+    """A copy under another id, a fork or a folder has commits of its own, or none."""
+    commit = "1137dacfc2c9c012bed6a0793f4ecf2ca8e7ba01"
+    for source in ("cogvideox-2b", "zai-org/CogVideoX-2b"):
+        assert resolve(None, (), {}, {"model.source": source}).model.revision == commit
+    for source in ("THUDM/CogVideoX-2b", "/models/CogVideoX-2b", "someone/cogvideox-2b"):
+        model = resolve(None, (), {}, {"model.source": source}).model
+        assert (model.revision, model.name) == (None, "cogvideox-2b")
+    assert resolve(None, ["model.revision=main"], {}, {"model.source": "cogvideox-2b"}).model.revision == "main"
+
+
+def test_a_home_folder_is_expanded_wherever_a_path_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "model:\n  source: ~/models/own\ntune:\n  prompt_file: ~/tune.txt\neval:\n  prompt_file: ~/eval.txt\n"
+        "  output_dir: ~/out\ntracking:\n  root: ~/runs\ncache:\n  dir: ~/cache\nbreak_even: ~/table.json\n"
+    )
+    config = resolve("~/own.yaml", environ={})
+    assert config.model.source == str(tmp_path / "models" / "own")
+    assert (config.tune.prompt_file, config.eval.prompt_file) == (tmp_path / "tune.txt", tmp_path / "eval.txt")
+    assert (config.eval.output_dir, config.tracking.root) == (tmp_path / "out", tmp_path / "runs")
+    assert (config.cache.dir, config.break_even) == (tmp_path / "cache", tmp_path / "table.json")
 
 
 def test_every_setting_is_described() -> None:

@@ -28,6 +28,11 @@ def test_a_written_video_reads_back(frames, tmp_path):
     assert np.abs(error.mean(axis=(0, 1, 2))).max() < 1  # no shift in colour: the same matrix both ways
 
 
+def test_a_path_may_be_a_text(frames, tmp_path):
+    write_video(str(tmp_path / "a.mp4"), frames, 8)
+    assert read_video(str(tmp_path / "a.mp4")).frames.shape == frames.shape
+
+
 def test_the_file_plays_everywhere(frames, tmp_path):
     write_video(tmp_path / "a.mp4", frames, 8)
     log = log_of(tmp_path / "a.mp4")

@@ -6,6 +6,7 @@ that call. Nothing of a model's own code is copied or replaced.
 
 import functools
 import logging
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,13 @@ from sparsetune.attention.sites import AttentionSites, DenseCall, LayerSite, Tra
 from sparsetune.errors import ModelError
 
 logger = logging.getLogger(__name__)
+
+_UNHOOKED = "_old_forward"
+"""Where accelerate's hooks, which offloading hangs on a module, keep the forward that they call.
+
+They put it back as `forward` and hook it anew after each generation, so whatever lies around the hooked forward is lost
+by then: ours goes below.
+"""
 
 
 @dataclass(frozen=True)
@@ -109,22 +117,25 @@ class Interception:
         """Restore the pipeline's modules exactly; does nothing the second time."""
         self.active = False  # a forward that someone wrapped around ours since can't be taken out: it passes through
         for module, own_forward, ours in self._replaced:
-            if module.__dict__.get("forward") is not ours:
-                continue
-            if own_forward is None:
-                del module.forward
-            else:
-                module.forward = own_forward
+            if module.__dict__.get("forward") is ours:
+                if own_forward is None:
+                    del module.forward
+                else:
+                    module.forward = own_forward
+            elif module.__dict__.get(_UNHOOKED) is ours:
+                module.__dict__[_UNHOOKED] = own_forward or types.MethodType(type(module).forward, module)
         for sender in self._senders:
             sender.close()
         self._replaced.clear()
         self._senders.clear()
 
     def _replace(self, module: nn.Module, wrap: Callable[[Forward], Forward]) -> None:
-        own_forward = module.__dict__.get("forward")
-        forward = functools.wraps(module.forward)(wrap(module.forward))
+        place = _UNHOOKED if _UNHOOKED in module.__dict__ else "forward"
+        own_forward = module.__dict__.get(place)
+        original = getattr(module, place)
+        forward = functools.wraps(original)(wrap(original))
         forward.sparsetune_interception = self  # type: ignore[attr-defined]
-        module.forward = forward
+        module.__dict__[place] = forward
         self._replaced.append((module, own_forward, forward))
 
     def _watched(self, transformer: TransformerSite) -> Callable[[Forward], Forward]:
@@ -204,6 +215,9 @@ def _check_free(sites: AttentionSites) -> None:
             (transformer.name, transformer.module),
             *((at.name, at.module) for at in transformer.layers),
         ):
-            interception = getattr(module.__dict__.get("forward"), "sparsetune_interception", None)
-            if interception is not None and interception.active:
-                raise ModelError(f"a pipeline can be made sparse once, but {name} is sparse already; remove() it first")
+            for place in ("forward", _UNHOOKED):
+                interception = getattr(module.__dict__.get(place), "sparsetune_interception", None)
+                if interception is not None and interception.active:
+                    raise ModelError(
+                        f"a pipeline can be made sparse once, but {name} is sparse already; remove() it first"
+                    )

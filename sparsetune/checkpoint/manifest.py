@@ -63,7 +63,8 @@ class Manifest(BaseModel):
         base_model, base_source, base_revision, base_fingerprint: the model the policy was tuned for: its name,
             hub id or folder, revision, and SHA-256 of its weights' index.
         pipeline_class, transformer_class, layers: its classes and self-attention layers.
-        num_frames, height, width, num_inference_steps, guidance_scale, dtype, scheduler: the generation tuned on.
+        num_frames, height, width, num_inference_steps, guidance_scale, guidance_scale_2, dtype, scheduler: the
+            generation tuned on.
         kernel, device: the attention kernel and the GPU or CPU it was tuned with.
         tuner_settings: the tuner's own settings, as JSON values.
         search: the whole configuration of the search that found the policy, for `tune --from-manifest`.
@@ -92,6 +93,7 @@ class Manifest(BaseModel):
     width: int | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    guidance_scale_2: float | None = None
     dtype: str | None = None
     scheduler: str | None = None
 

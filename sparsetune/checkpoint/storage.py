@@ -32,7 +32,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path | str) -> Path:
         CheckpointError: FOLDER is a file, or holds anything else than a checkpoint.
         SparsetuneError: the folder can't be written.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     _check_replaceable(folder)
     with atomic_folder(folder) as temporary:
         write_policy(checkpoint.policy, temporary / POLICY_FILE)
@@ -50,7 +50,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     Raises:
         CheckpointError: nothing is there, it is no checkpoint, or its values don't hold.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         return _load_folder(path)
     if not path.is_file():
@@ -89,7 +89,7 @@ def convert(source: Path | str, target: Path | str, *, allow_loss: bool = False)
         CheckpointError: the source isn't a checkpoint, the target's form can't hold it, or what was written isn't
             what was read.
     """
-    checkpoint, target = load_checkpoint(source), Path(target)
+    checkpoint, target = load_checkpoint(source), Path(target).expanduser()
     if target.suffix not in (".pt", ".safetensors"):
         return save_checkpoint(checkpoint, target)
     if target.is_dir():

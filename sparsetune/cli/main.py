@@ -17,6 +17,7 @@ COMMANDS = {
     "tune": "Search thresholds for a model; leave the best as a checkpoint.",
     "eval": "Render prompts dense and sparse, and judge the difference.",
     "compare": "Set two evaluations side by side.",
+    "report": "Write an evaluation or a tuning as one HTML file.",
     "runs": "List the recorded runs, the best first.",
     "review": "Record a person's look at a run's videos.",
     "promote": "Let a run's checkpoint serve, if it may.",

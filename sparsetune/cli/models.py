@@ -96,14 +96,15 @@ def _shown(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "source": config.model.source,
-        "revision": config.model.revision or plan.revision,
+        "revision": config.model.revision or "not pinned",
         "pipeline": plan.pipeline,
         "transformers": shape.num_transformers,
         "layers": shape.num_layers,
         "heads": shape.num_heads,
         "head_dim": shape.head_dim,
         "video": f"{size.num_frames} x {size.height} x {size.width}, {size.num_inference_steps} steps, "
-        f"guidance {size.guidance_scale:g}",
+        f"guidance {size.guidance_scale:g}"
+        + ("" if size.guidance_scale_2 is None else f", then {size.guidance_scale_2:g}"),
         "tokens": shape.num_tokens,
         "token_grid": f"{frames} x {height} x {width}",
         "text_tokens": shape.num_text_tokens,

@@ -118,6 +118,7 @@ generation_options = settings(
     "generation.height",
     "generation.width",
     "generation.guidance_scale",
+    "generation.guidance_scale_2",
     "generation.fps",
 )
 gate_options = settings("gate.min_frame_cosine", "gate.min_psnr", "gate.min_psnr_worst", "gate.min_psnr_frame")

@@ -85,6 +85,6 @@ def _flatten(content: Mapping[Any, Any]) -> dict[str, Any]:
 def _from_file(path: Path, key: str, value: Any) -> Any:
     if key not in INPUT_PATHS or not isinstance(value, str):
         return value
-    if key == "model.source" and not value.startswith("."):
+    if key == "model.source" and not value.startswith((".", "~")):
         return value  # a hub id, `demo`, or an absolute path
     return str(path.resolve().parent / Path(value).expanduser())

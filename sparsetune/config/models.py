@@ -78,6 +78,9 @@ class GenerationConfig(_Section):
     width: int = Field(720, gt=0, description="Width of a frame in pixels.")
     num_inference_steps: int = Field(50, gt=0, description="Denoising steps.")
     guidance_scale: float = Field(6.0, ge=0.0, description="Classifier-free guidance; 1 or less turns it off.")
+    guidance_scale_2: float | None = Field(
+        None, ge=0.0, description="Guidance of a second transformer (Wan 2.2 A14B); null is that of the first."
+    )
     fps: int = Field(8, gt=0, le=240, description="Frames a second of the video files.")
     negative_prompt: str = Field("", description="What guidance steers away from; empty is the pipeline's own.")
     max_sequence_length: int | None = Field(None, gt=0, description="Text tokens; null is the pipeline's own.")
@@ -185,6 +188,7 @@ class TrackingConfig(_Section):
     uri: str | None = Field(None, description="MLflow tracking URI; null is MLFLOW_TRACKING_URI, then SQLite in root.")
     experiment: str | None = Field(None, description="MLflow experiment; null names it after the model.")
     root: LocalPath = Field(Path("mlruns"), description="Folder of the default tracking store.")
+    report: bool = Field(True, description="Add the HTML report and its figures to every tuning and evaluation.")
 
 
 class EngineConfig(_Section):

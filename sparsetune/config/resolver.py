@@ -68,15 +68,19 @@ def _base(given: _Layer) -> _Layer:
     path = named_configs().get(last.lower())
     if path is None:
         return {"model.name": _Given(re.sub(r"[^A-Za-z0-9._-]+", "-", last).lstrip("-._"), source.origin)}
+    file = _file(path)
     if text == path.stem:
         del given["model.source"]
-    return _file(path)
+    elif text != file["model.source"].value:
+        file.pop("model.revision", None)  # a commit of another repository: a copy, a folder, a fork
+    return file
 
 
 def _random_weights(given: _Layer, upper: _Layer) -> _Layer:
     """Name a model with random weights apart, so that nothing of it is taken for the real one's.
 
     A file's section `tiny` holds the generation settings that suit the tiny model, `facts` what is known of the model.
+    A tiny model has the data type that runs best where it is, so that it runs on any machine.
     """
     tiny = {f"generation{key.removeprefix('tiny')}": value for key, value in given.items() if key.startswith("tiny.")}
     given = {key: value for key, value in given.items() if not key.startswith(("tiny.", "facts."))}
@@ -84,6 +88,7 @@ def _random_weights(given: _Layer, upper: _Layer) -> _Layer:
     if size is None or size.value not in ("full", "tiny"):
         return given
     if size.value == "tiny":
+        tiny["model.dtype"] = _Given("auto", size.origin)
         given |= {key: value for key, value in tiny.items() if key not in upper}
     if "model.name" in given and "model.name" not in upper:
         name = given["model.name"]

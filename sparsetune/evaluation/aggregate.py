@@ -1,12 +1,16 @@
 """From prompts to a result: rows, statistics, and what the renderings' counters say together."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from sparsetune.attention.policy import Policy
+from sparsetune.checkpoint import summarize as summarize_policy
 from sparsetune.evaluation.pair import PromptResult
 from sparsetune.evaluation.result import (
     ConditionSection,
     GateSection,
+    LayerSection,
     MetricStatistics,
     PromptRow,
     Rung,
@@ -18,10 +22,10 @@ from sparsetune.metrics import Gate, get, summarize
 def prompt_row(
     index: int,
     result: PromptResult,
-    worst_frame: int | None = None,
     ladder: Mapping[Rung, Mapping[str, float]] | None = None,
+    psnr_per_frame: Sequence[float] | None = None,
 ) -> PromptRow:
-    """Lay one prompt out as its row of the JSON."""
+    """Lay one prompt out as its row of the JSON; its worst frame is the one with the lowest PSNR."""
     values: dict[str, Any] = {
         "index": index,
         "prompt": result.prompt,
@@ -32,7 +36,8 @@ def prompt_row(
         "seconds_dense": result.seconds_dense,
         "seconds_sparse": result.seconds_sparse,
         "dense_cached": result.dense_cached,
-        "worst_frame": worst_frame,
+        "worst_frame": None if psnr_per_frame is None else psnr_per_frame.index(min(psnr_per_frame)),
+        "psnr_per_frame": psnr_per_frame,
         "error": result.error,
         "unavailable": dict(result.unavailable),
         "ladder": ladder,
@@ -84,6 +89,11 @@ def sparsity_section(results: Sequence[PromptResult]) -> SparsitySection:
         num_calls=dict(pooled.num_calls) if pooled else {},
         fallbacks=dict(pooled.fallbacks) if pooled else {},
     )
+
+
+def threshold_sections(policy: Policy) -> tuple[LayerSection, ...]:
+    """Sum up a policy layer by layer, in its order."""
+    return tuple(LayerSection(**asdict(layer)) for layer in summarize_policy(policy))
 
 
 def _speedup(results: Sequence[PromptResult]) -> float | None:

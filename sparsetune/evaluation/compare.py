@@ -18,6 +18,7 @@ _DECIDING = (
     "num_frames",
     "num_inference_steps",
     "guidance_scale",
+    "guidance_scale_2",
     "negative_prompt",
     "max_sequence_length",
     "scheduler",

@@ -14,7 +14,7 @@ from sparsetune.checkpoint.manifest import hash_prompts, utc_now
 from sparsetune.engine import Engine
 from sparsetune.evaluation.entry import BaselineKey, canonical_hash
 from sparsetune.evaluation.result import ConfigSection, EnvironmentSection, ModelSection, PolicySection, Spread
-from sparsetune.models.loading import ModelIdentity
+from sparsetune.models.identity import ModelIdentity
 from sparsetune.models.prompts import AnyPrompt, as_prompt, image_digest, texts
 from sparsetune.models.rig import Rig, device_kind, scheduler, vae_tiling
 
@@ -43,6 +43,7 @@ def baseline_key(renderer: "Renderer", prompt: AnyPrompt, seed: int) -> Baseline
         width=settings.width,
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
+        guidance_scale_2=settings.guidance_scale_2,
         max_sequence_length=settings.max_sequence_length,
         scheduler=scheduler(loaded.pipe),
         dtype=dtype_name(loaded.dtype),
@@ -128,6 +129,7 @@ def config_section(
         fps=settings.fps,
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
+        guidance_scale_2=settings.guidance_scale_2,
         negative_prompt=settings.negative_prompt,
         max_sequence_length=settings.max_sequence_length,
         scheduler=rig.scheduler,

@@ -50,6 +50,7 @@ class BaselineKey:
         vae_tiling: whether the VAE decodes in tiles, whose seams are blended.
         versions: (package, version) of all that computes: torch, diffusers, transformers.
         image: hash of the image that the video starts from; None where there is none.
+        guidance_scale_2: guidance of a second transformer; None where it is the first's.
     """
 
     source: str
@@ -71,13 +72,15 @@ class BaselineKey:
     vae_tiling: bool
     versions: tuple[tuple[str, str], ...]
     image: str | None = None
+    guidance_scale_2: float | None = None
 
     @property
     def digest(self) -> str:
         """SHA-256 of the key as canonical JSON, in hexadecimal: the entry's address."""
         fields = asdict(self)
-        if self.image is None:  # entries from before there were images keep their address
-            del fields["image"]
+        for later in ("image", "guidance_scale_2"):  # entries from before there were such keep their address
+            if fields[later] is None:
+                del fields[later]
         return canonical_hash({"format": _FORMAT, **fields})
 
 

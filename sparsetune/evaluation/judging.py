@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sparsetune.attention.policy import Policy
 from sparsetune.engine import Emit, Workplace
 from sparsetune.errors import GenerationError, OutOfMemoryError
@@ -90,10 +88,10 @@ class JudgePrompt:
         if self.ladder:
             rungs, spent = self._climb(place.renderer, handle, result, pair, watch)
             seconds += spent
-        worst = int(np.argmin(psnr_per_frame(pair.dense, pair.sparse)))
-        moment = Moment.of(self.index, worst, pair) if self.outputs is not None else None
+        row = prompt_row(self.index, result, rungs, psnr_per_frame(pair.dense, pair.sparse))
+        moment = Moment.of(self.index, row.worst_frame or 0, pair) if self.outputs is not None else None
         videos = self._videos(pair, place.shares_files)
-        return JudgedPrompt(prompt_row(self.index, result, worst, rungs), result, moment, videos, seconds)
+        return JudgedPrompt(row, result, moment, videos, seconds)
 
     def _climb(
         self, renderer: "Renderer", handle: "SparseHandle", result: PromptResult, pair: Pair, watch: Watch

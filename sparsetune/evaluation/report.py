@@ -69,6 +69,8 @@ def report_markdown(
 def _configuration(result: EvaluationResult) -> str:
     config, policy = result.config, result.config.policy
     model = " @ ".join(filter(None, (config.model.source, config.model.revision)))
+    scales = (config.guidance_scale, config.guidance_scale_2)
+    guidance = ", then ".join(f"{scale:g}" for scale in scales if scale is not None)
     tuned = f"yes ({config.tuned_path or 'a policy in memory'})" if config.use_tuned else "no (SpargeAttn's defaults)"
     thresholds = {"simthreshd1": policy.simthreshd1, "cdfthreshd": policy.cdfthreshd, "topk": policy.topk}
     rows = [
@@ -82,7 +84,7 @@ def _configuration(result: EvaluationResult) -> str:
             + ("text kept" if policy.keep_text else "text not kept"),
         ),
         ("Video", f"{config.num_frames} frames of {config.width} x {config.height} at {config.fps}/s"),
-        ("Generation", f"{config.num_inference_steps} steps, guidance {config.guidance_scale:g}, {config.scheduler}"),
+        ("Generation", f"{config.num_inference_steps} steps, guidance {guidance}, {config.scheduler}"),
         (
             "Prompts",
             f"{config.num_prompts}, all with seed {config.seed}"

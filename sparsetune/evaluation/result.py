@@ -89,6 +89,7 @@ class ConfigSection(_Part):
     fps: int
     num_inference_steps: int
     guidance_scale: float
+    guidance_scale_2: float | None = Field(None, description="Of a second transformer; null is that of the first.")
     negative_prompt: str
     max_sequence_length: int | None
     scheduler: str = Field(description="Class and a hash of its configuration.")
@@ -141,6 +142,9 @@ class PromptRow(_Part):
     seconds_sparse: Seconds | None = None
     dense_cached: bool = Field(default=False, description="Whether the dense video was rendered by an earlier run.")
     worst_frame: int | None = Field(default=None, description="The frame with the lowest PSNR, from 0.")
+    psnr_per_frame: tuple[float, ...] | None = Field(
+        default=None, description="PSNR in dB of every frame by itself, 100 for identical frames."
+    )
     error: str | None = None
     unavailable: dict[str, str] = Field(
         default_factory=dict, description="Metrics that can't be computed here, with the reason."
@@ -192,6 +196,19 @@ class SparsitySection(_Part):
     fallbacks: dict[str, int] = Field(description="Calls that fell back to dense, by reason.")
 
 
+class LayerSection(_Part):
+    """One layer of the policy; thresholds are means over its sparse heads, null where it has none of the kind."""
+
+    name: str = Field(description="The attention module's path from the pipeline.")
+    rule: str = Field(description="cdf or topk.")
+    num_heads: int
+    sparse_heads: int
+    simthreshd1: float | None
+    cdfthreshd: float | None
+    topk: float | None
+    pvthreshd: float | None
+
+
 class EnvironmentSection(_Part):
     """Where and when it ran."""
 
@@ -221,6 +238,9 @@ class EvaluationResult(_Part):
     verdict: Verdict | Literal["failed"] = Field(description="`failed` when no prompt rendered.")
     gate: GateSection
     sparsity: SparsitySection
+    thresholds: tuple[LayerSection, ...] = Field(
+        default=(), description="The policy layer by layer; empty in results of versions before this field."
+    )
     environment: EnvironmentSection
 
     @property

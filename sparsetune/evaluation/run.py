@@ -28,7 +28,7 @@ from sparsetune.engine import (
 )
 from sparsetune.engine.describe import Describe
 from sparsetune.errors import MetricError, PromptError
-from sparsetune.evaluation.aggregate import gate_section, sparsity_section, statistics
+from sparsetune.evaluation.aggregate import gate_section, sparsity_section, statistics, threshold_sections
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.conditions import config_section, environment_section
 from sparsetune.evaluation.events import (
@@ -281,6 +281,7 @@ class _Run:
             verdict="failed" if points is None else verdict(points),
             gate=gate_section(self.gate, rows),
             sparsity=sparsity_section([prompt.result for prompt in judged]),
+            thresholds=threshold_sections(self.tasks[0].policy),
             environment=environment_section(self.rig, self.engine, time.perf_counter() - self.started, generation),
         )
 

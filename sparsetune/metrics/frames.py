@@ -28,7 +28,7 @@ _MAX_SQUARED = 255 * 255
     range=(0.0, 1.0),
     higher_is_better=True,
     definition="cosine similarity of the two whole videos as one vector each",
-    source="SpargeAttn-style accuracy tests; DESIGN.md",
+    source="SpargeAttn-style accuracy tests",
 )
 def frame_cosine(dense: Frames, sparse: Frames) -> float:
     """Cosine similarity of the two whole videos, each flattened into one vector; in [0, 1].
@@ -54,7 +54,7 @@ def frame_cosine(dense: Frames, sparse: Frames) -> float:
     range=(0.0, PSNR_CAP_DB),
     higher_is_better=True,
     definition="10·log10(1 / MSE), MSE over the whole video, capped at 100 dB",
-    source="DESIGN.md; pooled over the video, unlike psnr_frame_mean",
+    source="the usual definition, pooled over the video, unlike psnr_frame_mean",
 )
 def psnr(dense: Frames, sparse: Frames) -> float:
     """Peak signal-to-noise ratio in dB with the MSE pooled over the whole video; identical videos are 100."""
@@ -66,7 +66,7 @@ def psnr(dense: Frames, sparse: Frames) -> float:
     range=(0.0, 1.0),
     higher_is_better=False,
     definition="mean |sparse - dense| over all values",
-    source="SpargeAttn-style accuracy tests; DESIGN.md",
+    source="SpargeAttn-style accuracy tests",
 )
 def frame_l1(dense: Frames, sparse: Frames) -> float:
     """Mean absolute difference over all values, in [0, 1]."""
@@ -79,7 +79,7 @@ def frame_l1(dense: Frames, sparse: Frames) -> float:
     range=(0.0, 2.0),
     higher_is_better=False,
     definition="mean |(s[t+1] - s[t]) - (d[t+1] - d[t])|, what changed in the motion; 0 for a single frame",
-    source="SpargeAttn-style accuracy tests; DESIGN.md",
+    source="SpargeAttn-style accuracy tests",
 )
 def frame_diff(dense: Frames, sparse: Frames) -> float:
     """Mean absolute difference of the frame-to-frame changes, in [0, 2].
@@ -124,7 +124,7 @@ def psnr_frame_mean(dense: Frames, sparse: Frames) -> float:
     range=(0.0, PSNR_CAP_DB),
     higher_is_better=True,
     definition="PSNR of the worst frame, capped at 100 dB",
-    source="DESIGN.md",
+    source="sparsetune",
 )
 def psnr_frame_min(dense: Frames, sparse: Frames) -> float:
     """PSNR in dB of the worst frame."""

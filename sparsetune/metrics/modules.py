@@ -21,7 +21,7 @@ def import_metrics(places: Iterable[str]) -> None:
     Raises:
         MetricError: there is no such file or module, or importing it fails.
     """
-    for place in places:
+    for place in map(os.path.expanduser, places):
         is_file = place.endswith(".py") or os.sep in place
         if is_file and not Path(place).is_file():
             raise MetricError(

@@ -93,7 +93,7 @@ def _place(function: Callable[..., Any]) -> tuple[str, str]:
 
 
 def names() -> tuple[str, ...]:
-    """Every registered metric's name, in order of registration (the pinned ones first)."""
+    """Every registered metric's name, in order of registration."""
     return tuple(_REGISTRY)
 
 

@@ -54,11 +54,13 @@ class Renderer:
         settings: size, frames, steps and guidance; an image model renders one frame, whatever they say.
 
     Raises:
-        GenerationError: the model can't do that size or number of frames; the message names the nearest it can.
+        GenerationError: the model can't do that size or number of frames; the message names the nearest it can. Or it
+            has no second transformer to guide.
     """
 
     def __init__(self, loaded: LoadedModel, settings: GenerationConfig) -> None:
         check_size(loaded.pipe, settings)
+        check_guidance(loaded.pipe, settings)
         self.loaded = loaded
         self.settings = settings
         self._takes = inspect.signature(loaded.pipe.__call__).parameters
@@ -84,7 +86,7 @@ class Renderer:
         if self.loaded.family.guidance == "guider":
             self.loaded.pipe.guider.guidance_scale = self.settings.guidance_scale
         started = time.perf_counter()
-        with _memory_errors(), torch.inference_mode():
+        with self._explained_errors(), torch.inference_mode():
             output = self.loaded.pipe(**arguments)
             frames = np.asarray(output.frames[0] if hasattr(output, "frames") else output.images[:1])
         return Rendering(to_uint8(frames), time.perf_counter() - started)
@@ -101,6 +103,7 @@ class Renderer:
             "width": settings.width,
             "num_inference_steps": settings.num_inference_steps,
             self.loaded.family.guidance: settings.guidance_scale,
+            "guidance_scale_2": settings.guidance_scale_2,
             "generator": generator,
             "output_type": "np",
         }
@@ -117,6 +120,24 @@ class Renderer:
 
             arguments["callback_on_step_end"] = on_step_end
         return arguments
+
+    @contextlib.contextmanager
+    def _explained_errors(self) -> Iterator[None]:
+        """Say what to do where memory runs out, or PyTorch can't compute in the model's data type."""
+        try:
+            yield
+        except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+            raise OutOfMemoryError(f"the video must fit into memory, but it ran out; {MEMORY_ADVICE}") from error
+        except NotImplementedError as error:
+            device, dtype = self.loaded.device, str(self.loaded.dtype).removeprefix("torch.")
+            raise GenerationError(
+                f"the model must be able to compute on {device} in {dtype}, but PyTorch says: {error}; "
+                "try another --dtype"
+            ) from error
+        except RuntimeError as error:
+            if not any(text in str(error) for text in _MEMORY_TEXTS):
+                raise
+            raise OutOfMemoryError(f"the video must fit into memory, but it ran out; {MEMORY_ADVICE}") from error
 
     def _text_length(self) -> int | None:
         """Give the number of text tokens to ask for; None leaves it to the pipeline."""
@@ -185,21 +206,22 @@ def check_size(pipe: Any, settings: GenerationConfig) -> None:
             raise GenerationError(f"{name} must be a multiple of {unit}, but is {value}; the nearest is {nearest}")
 
 
+def check_guidance(pipe: Any, settings: GenerationConfig) -> None:
+    """Check that a second guidance has a second transformer to act on.
+
+    Raises:
+        GenerationError: it hasn't.
+    """
+    if settings.guidance_scale_2 is not None and getattr(pipe.config, "boundary_ratio", None) is None:
+        raise GenerationError(
+            "guidance_scale_2 must be given to a pipeline whose second transformer takes over at a boundary_ratio, but "
+            f"{type(pipe).__name__} has none here; leave it null"
+        )
+
+
 def size_unit(pipe: Any) -> int:
     """Give the number of pixels that must divide a frame's sides: those in a side of a token."""
     scale = next(int(getattr(pipe, name)) for name in _SCALES if hasattr(pipe, name))
     side = patch_of(main_transformer(pipe))[-1]
     # The pipelines of diffusers refuse what 8 doesn't divide, also where the model itself could do it.
     return math.lcm(8, scale * side * family_of(pipe).packing)
-
-
-@contextlib.contextmanager
-def _memory_errors() -> Iterator[None]:
-    try:
-        yield
-    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemoryError(f"the video must fit into memory, but it ran out; {MEMORY_ADVICE}") from error
-    except RuntimeError as error:
-        if not any(text in str(error) for text in _MEMORY_TEXTS):
-            raise
-        raise OutOfMemoryError(f"the video must fit into memory, but it ran out; {MEMORY_ADVICE}") from error

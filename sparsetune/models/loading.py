@@ -1,8 +1,6 @@
 """Loading a pipeline: the embedded demo, a folder in the hub's layout, or a model of the hub."""
 
-import hashlib
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,8 @@ from sparsetune.attention.device import device_of
 from sparsetune.config import ModelConfig
 from sparsetune.errors import ModelError
 from sparsetune.models.demo import WEIGHTS
-from sparsetune.models.families import Family, attention_sites, family_of, main_transformer
+from sparsetune.models.families import Family, family_of
+from sparsetune.models.identity import ModelIdentity, identity_of_files, identity_of_random, pinned
 from sparsetune.models.random_weights import blueprint, build_pipeline
 
 logger = logging.getLogger(__name__)
@@ -24,32 +23,6 @@ DEMO = "demo"
 """The source that means the embedded model."""
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_HASHED_WHOLE = 1 << 28
-_HASHED_CHUNK = 1 << 16
-_HASHED_EVERY = 1 << 23
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """Which model it is, as far as its pixels and its checkpoints go.
-
-    Args:
-        name: short name, e.g. `cogvideox-2b`.
-        source: `demo`, a folder, or a hub id.
-        revision: the hub's commit where it is known.
-        fingerprint: hexadecimal digest of the model's files; of one above 256 MiB, 64 KiB in every 8 MiB are read.
-        pipeline_class: class name in diffusers.
-        transformer_class: class name in diffusers.
-        layers: (name, heads, head_dim) of every self-attention layer, in order.
-    """
-
-    name: str
-    source: str
-    revision: str | None
-    fingerprint: str
-    pipeline_class: str
-    transformer_class: str
-    layers: tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -88,12 +61,25 @@ def _made(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Callable[[], Mo
     if config.random_weights == "no":
         source = _resolve(config.source)
         pipe = _from_pretrained(source, config, dtype)
-        return pipe, lambda: _identify(pipe, config, source)
+        return pipe, lambda: _identified(pipe, config, source)
     plan, size = blueprint(config.source), config.random_weights
     logger.info("building %s (%s) with random weights", plan.name, size)
     built = build_pipeline(plan, size, dtype)
-    described = f"{size} {dtype} {torch.__version__} {plan}"
-    return built, lambda: _identity(built, config, None, hashlib.sha256(described.encode()).hexdigest())
+    return built, lambda: identity_of_random(built, config, f"{size} {dtype} {torch.__version__} {plan}")
+
+
+def _identified(pipe: Any, config: ModelConfig, source: str) -> ModelIdentity:
+    """Identify a loaded model, and warn where the hub may give another one next time."""
+    identity = identity_of_files(pipe, config, source)
+    if not Path(source).is_dir() and not pinned(config.revision):
+        was = "at a commit that isn't known" if identity.revision is None else f"at {identity.revision}"
+        logger.warning(
+            "%s was loaded %s, which is recorded, but isn't pinned: the hub may give another one next time; "
+            "pin it with --set model.revision=COMMIT",
+            config.source,
+            was,
+        )
+    return identity
 
 
 def _device(name: str) -> torch.device:
@@ -165,36 +151,3 @@ def _weights_bytes(pipe: Any) -> int:
 
 def _free_memory(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0])
-
-
-def _identify(pipe: Any, config: ModelConfig, source: str) -> ModelIdentity:
-    # A hub model's parts are loaded from the cache's snapshot folder, which is named after the commit.
-    folder = Path(source) if Path(source).is_dir() else Path(main_transformer(pipe).config._name_or_path).parent
-    commit = folder.name if folder.parent.name == "snapshots" else None
-    return _identity(pipe, config, commit or config.revision, _fingerprint(folder))
-
-
-def _identity(pipe: Any, config: ModelConfig, revision: str | None, fingerprint: str) -> ModelIdentity:
-    return ModelIdentity(
-        name=config.name,
-        source=config.source,
-        revision=revision,
-        fingerprint=fingerprint,
-        pipeline_class=type(pipe).__name__,
-        transformer_class=type(main_transformer(pipe)).__name__,
-        layers=tuple((layer.name, layer.num_heads, layer.head_dim) for layer in attention_sites(pipe).layers),
-    )
-
-
-def _fingerprint(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        if file.suffix in {".safetensors", ".bin", ".json"}:
-            digest.update(f"{file.relative_to(folder)}:{file.stat().st_size}\n".encode())
-            whole = file.stat().st_size <= _HASHED_WHOLE
-            with file.open("rb") as content:
-                while chunk := content.read(_HASHED_EVERY if whole else _HASHED_CHUNK):
-                    digest.update(chunk)
-                    if not whole:
-                        content.seek(_HASHED_EVERY - _HASHED_CHUNK, os.SEEK_CUR)
-    return digest.hexdigest()

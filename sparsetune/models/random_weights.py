@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -26,23 +26,21 @@ class Blueprint:
     Args:
         name: as `--model` takes it.
         hub_id: the model on the hub.
-        revision: the hub's commit that the facts are of; None where it isn't known for certain.
         facts_from: where the configuration is from.
         pipeline: the pipeline's class in diffusers.
         options: the pipeline's own settings.
         tokens: frames and pixels in a side of a latent (`temporal`, `spatial`), and the `text` tokens of the joint
-            attention at most; empty where the text's length isn't a fixed one.
+            attention at most.
         components: for each of its parts, `class`, the published `config`, and what `tiny` changes in it.
     """
 
     name: str
     hub_id: str
-    revision: str | None
     facts_from: str
     pipeline: str
     options: dict[str, Any]
     components: dict[str, dict[str, Any]]
-    tokens: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, int]
 
     def config(self, component: str, size: Size = "full") -> dict[str, Any]:
         """Return a component's configuration; what it doesn't name is its class's default."""
@@ -123,8 +121,9 @@ def _find(kind: str) -> type:
     from sparsetune.models import stand_ins
 
     module, _, name = kind.rpartition(".")
-    places = [importlib.import_module(module)] if module else [stand_ins, *map(importlib.import_module, _LIBRARIES)]
-    found: type = next(getattr(place, name) for place in places if hasattr(place, name))
+    with torch.device("cpu"):  # importing makes a module's own constants, which outlive a build on the meta device
+        places = [importlib.import_module(module)] if module else [stand_ins, *map(importlib.import_module, _LIBRARIES)]
+        found: type = next(getattr(place, name) for place in places if hasattr(place, name))
     return found
 
 

@@ -13,7 +13,7 @@ from sparsetune.attention.blockmap import BlockShape
 from sparsetune.attention.device import device_name
 from sparsetune.attention.gain import dtype_name
 from sparsetune.config import GenerationConfig
-from sparsetune.models.loading import ModelIdentity
+from sparsetune.models.identity import ModelIdentity
 
 if TYPE_CHECKING:
     from sparsetune.models.generation import Renderer

@@ -176,4 +176,4 @@ def layer_rows(by_layer: Mapping[str, float]) -> list[dict[str, Any]]:
 
 def _prompt_row(row: PromptRow) -> dict[str, Any]:
     values = row.model_dump(mode="json")
-    return {name: value for name, value in values.items() if not isinstance(value, Mapping)}
+    return {name: value for name, value in values.items() if not isinstance(value, Mapping | list)}

@@ -10,6 +10,7 @@ from sparsetune.evaluation.events import EvaluationEnded, EvaluationListener, Ev
 from sparsetune.tracking.evaluation import log_end, log_prompt, log_start
 from sparsetune.tracking.monitor import SystemMonitor
 from sparsetune.tracking.recorder import Recorder
+from sparsetune.tracking.reporting import Reporting
 from sparsetune.tracking.runs import MODEL, Run, study_tag
 from sparsetune.tracking.study import STATUS, log_study_end, log_study_start, log_trial, trial_runs, trial_started_ms
 from sparsetune.tuning.events import StudyStarted, TrialPrompt, TrialResult, TrialStep, TuningListener, TuningResult
@@ -37,6 +38,7 @@ class TrackingListener(EvaluationListener, TuningListener):
 
     def __init__(self, config: Config) -> None:
         self.recorder = Recorder(config)
+        self._reporting = Reporting(config)
         self.run_id: str | None = None
         """The run begun last: the tuning's while there is one, else the evaluation's."""
         self._evaluation: Run | None = None
@@ -66,6 +68,7 @@ class TrackingListener(EvaluationListener, TuningListener):
         run, self._evaluation = self._evaluation, None
         if run is not None:
             self.recorder.attempt(log_end, run, event, self._last_samples(run))
+            self.recorder.attempt(self._reporting.evaluation, run, event)
             self.recorder.attempt(self.recorder.end, run)
 
     def on_failure(self, error: BaseException) -> None:
@@ -127,6 +130,7 @@ class TrackingListener(EvaluationListener, TuningListener):
         elif run is not None:
             self.recorder.attempt(self._read_trials, run, result)
             self.recorder.attempt(log_study_end, run, result, self._trials, self.recorder.page, self._last_samples(run))
+            self.recorder.attempt(self._reporting.tuning, run, result)
             self.recorder.attempt(self.recorder.end, run)
 
     def _begin_evaluation(self, event: EvaluationStarted) -> None:

@@ -103,5 +103,8 @@ def _fill(client: "MlflowClient", run_id: str, checkpoint: Checkpoint, created: 
 
 def _params(manifest: Manifest) -> dict[str, str]:
     """Name the generation that the checkpoint was tuned for."""
-    names = ("num_frames", "height", "width", "num_inference_steps", "guidance_scale", "dtype", "scheduler", "kernel")
+    names = (
+        "num_frames", "height", "width", "num_inference_steps", "guidance_scale", "guidance_scale_2", "dtype",
+        "scheduler", "kernel",
+    )  # fmt: skip
     return {name: text(value) for name in names if (value := getattr(manifest, name)) is not None}

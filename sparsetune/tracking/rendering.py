@@ -26,7 +26,7 @@ ENGINE_DEFAULTS: Final[Mapping[str, str | None]] = {
 }
 """What `mlflow.pyfunc.load_model(model_config=...)` may change: where the base model is and how it runs."""
 
-_GENERATION = ("num_frames", "height", "width", "num_inference_steps", "guidance_scale", "fps")
+_GENERATION = ("num_frames", "height", "width", "num_inference_steps", "guidance_scale", "guidance_scale_2", "fps")
 
 
 class SparseVideoModel:
@@ -127,7 +127,8 @@ def call_parameters(manifest: Manifest) -> dict[str, int | float | str]:
         return {"seed": Config().eval.seed, "output_dir": ""}
     config = base_config(manifest, {})
     generation = {name: getattr(config.generation, name) for name in _GENERATION}
-    return {"seed": config.eval.seed, "output_dir": "", **generation}
+    known = {name: value for name, value in generation.items() if value is not None}
+    return {"seed": config.eval.seed, "output_dir": "", **known}
 
 
 def _prompts(model_input: Any) -> list[str]:

@@ -120,12 +120,16 @@ def log_study_end(
         metrics |= insight_metrics(result.insight)
         shares = sorted(result.insight.importances.items(), key=lambda share: -share[1])
         tables |= {"importances.json": [{"parameter": name, "importance": share} for name, share in shares]}
-    run.log([*metric_entries(metrics | {"seconds/total": result.seconds}), *also], tags=tags, tables=tables)
+    metrics |= {"seconds/total": result.seconds}
+    metrics |= {f"seconds/phase/{phase}": seconds for phase, seconds in result.seconds_by_phase.items()}
+    run.log([*metric_entries(metrics), *also], tags=tags, tables=tables)
     run.describe(study_text(result, runs, page), "trials.json")
     if result.checkpoint_path is not None:
         log_checkpoint(run, result.checkpoint_path, with_model=True)
     if result.comparison is not None:
         run.log_json(result.comparison.to_dict(), "comparison.json")
+    if result.record_path is not None and result.record_path.exists():
+        run.log_file(result.record_path)
     if result.calibration_path is not None and result.calibration_path.exists():
         run.log_file(result.calibration_path, "calibration")
 

@@ -180,6 +180,8 @@ class TuningResult:
         insight: what the trials say of the search.
         incidents: what happened to workers: one lost, one joined.
         left_to: who saves and judges the winner where this process doesn't, as a sentence; None where it does.
+        seconds_by_phase: `seconds` by phase, see `sparsetune.tuning.phases`.
+        record_path: all of this as JSON, see `sparsetune.tuning.record`; None where it isn't written.
     """
 
     study_name: str
@@ -196,6 +198,8 @@ class TuningResult:
     insight: Insight | None = None
     incidents: tuple[Incident, ...] = ()
     left_to: str | None = None
+    seconds_by_phase: Mapping[str, float] = field(default_factory=dict)
+    record_path: Path | None = None
 
 
 class TuningListener:

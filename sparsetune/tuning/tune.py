@@ -13,6 +13,8 @@ from sparsetune.tuning.events import TrialResult, TuningListener, TuningResult, 
 from sparsetune.tuning.found import Found
 from sparsetune.tuning.once import EVALUATION, WinnersFolder
 from sparsetune.tuning.opening import open_bench
+from sparsetune.tuning.phases import PhaseClock
+from sparsetune.tuning.record import RECORD_NAME, TuningRecord, save_record
 from sparsetune.tuning.search import search
 from sparsetune.tuning.single import built_in, calibrated
 from sparsetune.tuning.winner import judge, save
@@ -29,7 +31,8 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
 
     Args:
         config: the configuration; its `tune` section says how to search.
-        output_dir: gets `checkpoint/`, the winner's evaluation in `evaluation/`, the defaults' in `before/`.
+        output_dir: gets `checkpoint/`, the winner's evaluation in `evaluation/`, the defaults' in `before/`, and all
+            of the tuning as `tuning.json`.
         listeners: told what happens, in order.
 
     Returns:
@@ -44,9 +47,15 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
     """
     if config.tune.tuner == "builtin":
         check_builtin(parallel=config.tune.parallel_tune)
-    bench, folder = open_bench(config, output_dir, listeners), WinnersFolder(output_dir)
+    clock = PhaseClock()
+    bench, folder = open_bench(config, output_dir, (clock, *listeners)), WinnersFolder(output_dir)
+    clock.restart(bench.started)
     try:
         result = _result(bench, _TUNERS[config.tune.tuner](bench), folder)
+        result = replace(result, seconds_by_phase=clock.stop())
+        if result.left_to is None:
+            result = replace(result, record_path=output_dir / RECORD_NAME)
+            save_record(TuningRecord.of(result, config), output_dir / RECORD_NAME)
     except BaseException as error:
         failure = error
         bench.engine.abandon()

@@ -38,6 +38,7 @@ def save(bench: Bench, study_name: str, best: TrialResult) -> Path:
         width=config.generation.width,
         num_inference_steps=config.generation.num_inference_steps,
         guidance_scale=config.generation.guidance_scale,
+        guidance_scale_2=config.generation.guidance_scale_2,
         dtype=rig.dtype,
         scheduler=rig.scheduler,
         kernel=rig.kernel,

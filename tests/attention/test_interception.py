@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import Tensor, nn
 
 from sparsetune.attention.backends import ReferenceBackend
@@ -16,6 +17,7 @@ from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.sites import AttentionSites, LayerSite, TransformerCall, TransformerSite
 from sparsetune.attention.sparsify import SparseHandle, kept_blocks
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
+from sparsetune.errors import ModelError
 from tests.attention.conftest import structured
 
 LAYOUT = TokenLayout((2, 16, 16), range(100))
@@ -179,3 +181,25 @@ def test_orders_can_be_used_under_grad_after_inference_mode(model: Transformer, 
         q.requires_grad_()
         model(900.0, q, k, v, {}).sum().backward()
     assert q.grad is not None
+
+
+@pytest.mark.parametrize("hooked", ["before", "after"])
+def test_hooks_that_go_and_come_between_generations_leave_it_at_work(model: Transformer, hooked: str) -> None:
+    """Offloading takes its hooks off and hangs them on anew after every generation."""
+    q, k, v = structured(tokens=TOKENS)
+    if hooked == "before":
+        add_hook_to_module(model, ModelHook())
+    with sparse(model) as handle:
+        if hooked == "after":
+            add_hook_to_module(model, ModelHook())
+        for _ in range(3):
+            model(900.0, q, k, v, {})
+            remove_hook_from_module(model, recurse=True)
+            add_hook_to_module(model, ModelHook())
+        assert handle.stats().num_calls == {"sparse": 3, "dense": 0, "fallback": 0}
+        with pytest.raises(ModelError, match="transformer is sparse already"):
+            sparse(model)
+    assert torch.equal(model(900.0, q, k, v, {}), F.scaled_dot_product_attention(q, k, v))
+    remove_hook_from_module(model, recurse=True)
+    assert not hasattr(model.forward, "sparsetune_interception")
+    sparse(model).remove()

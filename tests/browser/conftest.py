@@ -113,7 +113,8 @@ def record(config: Config, folder: Path) -> Recorded:
 
 
 @pytest.fixture(scope="session")
-def browser(recorded: Recorded) -> Iterator[Browser]:
+def chrome() -> Iterator[WebDriver]:
+    """Chromium without a window."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
         assert not os.environ.get("CI"), "CI must have Chromium and its driver"
@@ -123,9 +124,16 @@ def browser(recorded: Recorded) -> Iterator[Browser]:
     switches = ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-background-networking")
     for switch in (*switches, "window-size=1500,1000", "autoplay-policy=no-user-gesture-required"):
         options.add_argument(f"--{switch}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = Service(driver)  # named, so that selenium looks for none on the network
+    with webdriver.Chrome(options, service) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def browser(chrome: WebDriver, recorded: Recorded) -> Iterator[Browser]:
     store = resolve_store(recorded.config.tracking)
-    with running_ui(store.uri, port=free_port()) as (link, _), webdriver.Chrome(options, service) as chrome:
+    with running_ui(store.uri, port=free_port()) as (link, _):
         yield Browser(chrome, link)
 
 

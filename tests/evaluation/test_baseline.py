@@ -63,6 +63,7 @@ OTHERS: dict[str, Any] = {
     "vae_tiling": True,
     "versions": (("torch", "0"),),
     "image": "abc",
+    "guidance_scale_2": 1.0,
 }
 
 

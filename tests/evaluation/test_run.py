@@ -33,6 +33,7 @@ def test_the_result_has_the_known_sections(evaluate: Evaluate) -> None:
         "verdict",
         "gate",
         "sparsity",
+        "thresholds",
         "environment",
     }
     assert {"model_name", "use_tuned", "num_prompts", "seed"} <= set(value["config"])

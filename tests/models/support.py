@@ -1,14 +1,15 @@
 """What the support table rests on: each pipeline class, tiny and with random weights, put through `sparsify`."""
 
+import contextlib
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import diffusers
 import numpy as np
 import torch
-from PIL import Image
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
@@ -17,142 +18,34 @@ from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.models.families import attention_sites
 from sparsetune.models.random_weights import blueprint, build_pipeline
 from sparsetune.models.sparse import sparsify
+from tests.models.cases import Case
 
 DENSE = HeadThresholds(1.0, cdfthreshd=1.0)
 HALF = HeadThresholds(-1.0, cdfthreshd=0.5)
 STEPS = 2
 
 
-@dataclass(frozen=True)
-class Case:
-    """A pipeline class, what it is built of, and what it is called with beside the prompt."""
-
-    pipeline: str
-    blueprint: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def id(self) -> str:
-        return f"{self.pipeline}-{self.blueprint}"
-
-
-def image(width: int = 192, height: int = 128) -> Image.Image:
-    across, down = np.meshgrid(np.arange(width), np.arange(height))
-    return Image.fromarray(np.stack([across % 256, down % 256, (across + down) % 256], -1).astype(np.uint8))
-
-
-def clip(num_frames: int = 9) -> list[Image.Image]:
-    return [image().rotate(5 * frame) for frame in range(num_frames)]
-
-
-VIDEO = {"height": 128, "width": 192, "num_frames": 9}
-STILL = {"height": 256, "width": 256}
-INPAINT = STILL | {"image": image(256, 256), "mask_image": image(256, 256).convert("L"), "strength": 1.0}
-CASES = (
-    Case("CogVideoXPipeline", "cogvideox-2b", VIDEO | {"max_sequence_length": 32}),
-    Case("CogVideoXPipeline", "cogvideox-5b", VIDEO | {"max_sequence_length": 32}),
-    Case("CogVideoXPipeline", "cogvideox-1.5-5b", VIDEO | {"num_frames": 13, "max_sequence_length": 32}),
-    Case("CogVideoXImageToVideoPipeline", "cogvideox-5b-i2v", VIDEO | {"image": image(), "max_sequence_length": 32}),
-    Case(
-        "CogVideoXImageToVideoPipeline",
-        "cogvideox-1.5-5b-i2v",
-        VIDEO | {"num_frames": 13, "image": image(), "max_sequence_length": 32},
-    ),
-    Case(
-        "CogVideoXVideoToVideoPipeline",
-        "cogvideox-5b",
-        {"height": 128, "width": 192, "video": clip(), "strength": 1.0, "max_sequence_length": 32},
-    ),
-    Case("WanPipeline", "wan2.1-t2v-1.3b", VIDEO),
-    Case("WanPipeline", "wan2.1-t2v-14b", VIDEO),
-    Case("WanPipeline", "wan2.2-t2v-a14b", VIDEO),
-    Case("WanPipeline", "wan2.2-ti2v-5b", VIDEO | {"height": 256, "width": 384}),
-    Case("WanImageToVideoPipeline", "wan2.1-i2v-14b", VIDEO | {"image": image()}),
-    Case("WanImageToVideoPipeline", "wan2.2-i2v-a14b", VIDEO | {"image": image()}),
-    Case("WanImageToVideoPipeline", "wan2.2-ti2v-5b", VIDEO | {"height": 256, "width": 384, "image": image(384, 256)}),
-    Case("WanVideoToVideoPipeline", "wan2.1-t2v-1.3b", {"height": 128, "width": 192, "video": clip(), "strength": 1.0}),
-    Case("WanVACEPipeline", "wan2.1-vace-1.3b", VIDEO),
-    Case("HunyuanVideoPipeline", "hunyuanvideo", VIDEO | {"prompt_template": {"template": "{}", "crop_start": 0}}),
-    Case("HunyuanVideo15Pipeline", "hunyuanvideo-1.5", {"height": 256, "width": 384, "num_frames": 9}),
-    Case("LTXPipeline", "ltx-video", {"height": 256, "width": 512, "num_frames": 9}),
-    Case(
-        "LTXImageToVideoPipeline", "ltx-video", {"height": 256, "width": 512, "num_frames": 9, "image": image(512, 256)}
-    ),
-    Case(
-        "LTXConditionPipeline",
-        "ltx-video-0.9.5",
-        {"height": 256, "width": 512, "num_frames": 9, "image": image(512, 256)},
-    ),
-    Case("LTX2Pipeline", "ltx-2", {"height": 256, "width": 512, "num_frames": 9}),
-    Case(
-        "LTX2ImageToVideoPipeline",
-        "ltx-2",
-        {"height": 256, "width": 512, "num_frames": 9, "image": image(512, 256), "image_crf": 0},
-    ),
-    Case("MochiPipeline", "mochi", VIDEO | {"num_frames": 13}),
-    Case("AllegroPipeline", "allegro", VIDEO | {"num_frames": 12}),
-    Case("EasyAnimatePipeline", "easyanimate", VIDEO),
-    Case("SkyReelsV2Pipeline", "skyreels-v2-t2v-14b", VIDEO),
-    Case("SkyReelsV2DiffusionForcingPipeline", "skyreels-v2-df-1.3b", VIDEO | {"base_num_frames": 9}),
-    Case(
-        "SkyReelsV2DiffusionForcingImageToVideoPipeline",
-        "skyreels-v2-df-1.3b",
-        VIDEO | {"base_num_frames": 9, "image": image()},
-    ),
-    Case(
-        "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
-        "skyreels-v2-df-1.3b",
-        VIDEO | {"num_frames": 17, "base_num_frames": 9, "overlap_history": 5, "video": clip()},
-    ),
-    Case("CosmosTextToWorldPipeline", "cosmos-1-t2w-7b", VIDEO | {"num_frames": 17}),
-    Case("CosmosVideoToWorldPipeline", "cosmos-1-v2w-7b", VIDEO | {"num_frames": 17, "image": image()}),
-    Case("Cosmos2TextToImagePipeline", "cosmos-2-t2i-2b", STILL),
-    Case("Cosmos2VideoToWorldPipeline", "cosmos-2-v2w-2b", VIDEO | {"image": image()}),
-    Case("Cosmos2_5_PredictBasePipeline", "cosmos-2.5-2b", VIDEO),
-    Case("FluxPipeline", "flux-dev", STILL | {"max_sequence_length": 32}),
-    Case(
-        "FluxImg2ImgPipeline",
-        "flux-dev",
-        STILL | {"image": image(256, 256), "strength": 1.0, "max_sequence_length": 32},
-    ),
-    Case("FluxInpaintPipeline", "flux-dev", INPAINT | {"max_sequence_length": 32}),
-    Case(
-        "FluxKontextPipeline",
-        "flux-dev",
-        STILL | {"image": image(256, 256), "max_area": 65536, "_auto_resize": False, "max_sequence_length": 32},
-    ),
-    Case("StableDiffusion3Pipeline", "sd3-medium", STILL | {"max_sequence_length": 32}),
-    Case(
-        "StableDiffusion3Img2ImgPipeline",
-        "sd3-medium",
-        STILL | {"image": image(256, 256), "strength": 1.0, "max_sequence_length": 32},
-    ),
-    Case("StableDiffusion3InpaintPipeline", "sd3-medium", INPAINT | {"max_sequence_length": 32}),
-    Case("QwenImagePipeline", "qwen-image", STILL | {"negative_prompt": "blurred", "true_cfg_scale": 2.0}),
-    Case(
-        "QwenImageImg2ImgPipeline",
-        "qwen-image",
-        STILL | {"image": image(256, 256), "strength": 1.0, "negative_prompt": "blurred", "true_cfg_scale": 2.0},
-    ),
-    Case("QwenImageInpaintPipeline", "qwen-image", INPAINT | {"negative_prompt": "blurred", "true_cfg_scale": 2.0}),
-)
-
-
 def build(case: Case) -> Any:
     """Build a case's pipeline: its blueprint's own, or another class over the same parts."""
-    made = build_pipeline(blueprint(case.blueprint), "tiny")
+    plan = blueprint(case.blueprint)
+    if case.transformer:
+        components = {name: dict(part) for name, part in plan.components.items()}
+        components["transformer"]["tiny"] = components["transformer"]["tiny"] | case.transformer
+        plan = replace(plan, components=components)
+    made = build_pipeline(plan, "tiny")
     wanted = getattr(diffusers, case.pipeline)
-    if not isinstance(made, wanted):
+    if type(made) is not wanted:
         takes = inspect.signature(wanted.__init__).parameters
-        options = {name: value for name, value in blueprint(case.blueprint).options.items() if name in takes}
-        made = wanted(**{name: part for name, part in made.components.items() if name in takes}, **options)
+        parts = made.components | case.parts(made)
+        options = {name: value for name, value in plan.options.items() if name in takes}
+        made = wanted(**{name: part for name, part in parts.items() if name in takes}, **options)
     made.set_progress_bar_config(disable=True)
     return made
 
 
 def rendered(pipe: Any, case: Case) -> torch.Tensor:
     """Call a pipeline for its latents."""
-    arguments = {
+    arguments: dict[str, Any] = {
         "prompt": "a red circle moving right",
         "negative_prompt": "",
         "num_inference_steps": STEPS,
@@ -161,10 +54,19 @@ def rendered(pipe: Any, case: Case) -> torch.Tensor:
         "output_type": "latent",
     } | case.arguments
     takes = inspect.signature(pipe.__call__).parameters
-    with torch.inference_mode():
+    with torch.inference_mode(), _smaller(case):
         output = pipe(**{name: value for name, value in arguments.items() if name in takes})
     found = output[0]
     return found if isinstance(found, torch.Tensor) else torch.as_tensor(np.asarray(found))
+
+
+@contextlib.contextmanager
+def _smaller(case: Case) -> Iterator[None]:
+    """Let a pipeline take images as small as they are, where its code would enlarge them to a megapixel."""
+    with contextlib.ExitStack() as stack:
+        for name in case.enlarging:
+            stack.enter_context(mock.patch(name, lambda area, ratio: (256, 256, None)))
+        yield
 
 
 def policy(pipe: Any, head: HeadThresholds, **rest: Any) -> Policy:

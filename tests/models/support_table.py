@@ -1,9 +1,17 @@
 """The support table as a page of the documentation."""
 
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
+from sparsetune.config import resolve
+from sparsetune.config.files import named_configs
+from sparsetune.models.identity import pinned
+from sparsetune.models.random_weights import blueprint
+from tests.models.other_pipelines import UNTRIED, others
+
 COLUMNS = ("verdict", "text", "exactness", "compiled", "reason")
+_UNSAID = {"compiled": "as above"}
 _HEAD = """# Models
 
 What `sparsify` does on each pipeline class of diffusers. The table is written by the tests that check it
@@ -16,15 +24,20 @@ reference backend, and put through `torch.compile`.
 - **text**: where text tokens lie in the joint attention, which `keep_text` and the token orders follow; `none` where
   text comes in by cross-attention, which stays dense.
 - **full density**: how near the dense latents are. Not bit for bit where a padding mask is cut off.
-- **torch.compile**: whether sparse attention breaks the compiled graph. Some models break it themselves.
+- **torch.compile**: whether sparse attention breaks the compiled graph. Some models break it themselves. *as above* is
+  another pipeline of a transformer that was compiled.
 
 Heads of another width than 64 or 128 run padded with zeros on kernels that only know those: the block map and the
 output are the same but for the rounding of one factor on q.
 
-`transformer.compile_repeated_blocks()` compiles a block once for all layers, sparse as dense. LoRAs, CPU and group
-offloading, FP8 layerwise casting, VAE tiling, `set_attention_backend` and caches (first block, pyramid attention
-broadcast: what they skip isn't counted) work together with a policy (`tests/models/test_combinations.py`). Context
-parallelism is refused.
+`transformer.compile_repeated_blocks()` compiles a block once for all layers, sparse as dense. Together with a policy
+work (`tests/models/test_combinations.py`): LoRAs, `enable_model_cpu_offload` and `enable_sequential_cpu_offload`, group
+offloading, FP8 layerwise casting, VAE tiling, `set_attention_backend`, and caches (first block, pyramid attention
+broadcast: what they skip isn't counted). Offloading was tried on a CPU that stands in for the GPU too: the hooks, and
+weights on the meta device, are the same, copies between two devices are not. `tests/models/test_offload_gpu.py` tries
+it on a GPU and has not been run yet. Context parallelism is refused.
+
+A ControlNet's own attention stays dense and isn't counted.
 
 | pipeline | built as | works | text | full density | torch.compile | runs dense |
 | --- | --- | --- | --- | --- | --- | --- |
@@ -32,54 +45,30 @@ parallelism is refused.
 _TAIL = """
 ## Not tried
 
+Their transformer is one of a supported family, so `sparsify` takes them; no test shows what it does.
+
 | pipeline | why |
 | --- | --- |
 """
+_OTHERS = """
+## Not supported
 
-_CONTROL = "takes a control image or a ControlNet beside the prompt; its transformer is one of the above"
-_EDIT = "edits an image that its text encoder reads too; its transformer is one of the above"
-_IMAGE_ENCODER = (
-    "needs a vision-language encoder, which no small stand-in is made for; its transformer is one of the above"
-)
-_LTX2 = "a stage or variant of LTX-2 with inputs of its own; its transformer is one of the above"
-_NO_TRANSFORMER = "has no transformer"
-UNTRIED = {
-    "CogVideoXFunControlPipeline": _CONTROL,
-    "WanAnimatePipeline": "its transformer, WanAnimateTransformer3DModel, is none of a supported family",
-    "HunyuanSkyreelsImageToVideoPipeline": "a third-party variant of HunyuanVideo; its transformer is one of the above",
-    "HunyuanVideoFramepackPipeline": "its transformer, HunyuanVideoFramepackTransformer3DModel, mixes past frames in",
-    "HunyuanVideoImageToVideoPipeline": _IMAGE_ENCODER,
-    "HunyuanVideo15ImageToVideoPipeline": _IMAGE_ENCODER,
-    "LTXI2VLongMultiPromptPipeline": "renders windows of a long video, each with a prompt of its own",
-    "LTXLatentUpsamplePipeline": _NO_TRANSFORMER,
-    "LTX2ConditionPipeline": _LTX2,
-    "LTX2DFRPipeline": _LTX2,
-    "LTX2DFRTemporalRefinePipeline": _LTX2,
-    "LTX2HDRPipeline": _LTX2,
-    "LTX2InContextPipeline": _LTX2,
-    "LTX2LatentUpsamplePipeline": _NO_TRANSFORMER,
-    "LTX2VideoDiffusionDecodePipeline": _LTX2,
-    "EasyAnimateControlPipeline": _CONTROL,
-    "EasyAnimateInpaintPipeline": "takes a masked video beside the prompt; its transformer is one of the above",
-    "SkyReelsV2ImageToVideoPipeline": _IMAGE_ENCODER,
-    "Cosmos2_5_TransferPipeline": _CONTROL,
-    "Cosmos3OmniPipeline": "its transformer, Cosmos3OmniTransformer, is none of a supported family",
-    "FluxControlImg2ImgPipeline": _CONTROL,
-    "FluxControlInpaintPipeline": _CONTROL,
-    "FluxControlNetImg2ImgPipeline": _CONTROL,
-    "FluxControlNetInpaintPipeline": _CONTROL,
-    "FluxControlNetPipeline": _CONTROL,
-    "FluxControlPipeline": _CONTROL,
-    "FluxFillPipeline": "takes a masked image, which its transformer has more channels for",
-    "FluxKontextInpaintPipeline": _EDIT,
-    "FluxPriorReduxPipeline": _NO_TRANSFORMER,
-    "QwenImageControlNetInpaintPipeline": _CONTROL,
-    "QwenImageControlNetPipeline": _CONTROL,
-    "QwenImageEditInpaintPipeline": _EDIT,
-    "QwenImageEditPipeline": _EDIT,
-    "QwenImageEditPlusPipeline": _EDIT,
-    "QwenImageLayeredPipeline": "renders several layers of an image at once",
-}
+All further pipelines of diffusers {version}.
+
+| why | pipelines |
+| --- | --- |
+"""
+_CONFIGURATIONS = """
+## Configurations
+
+What `sparsetune models` lists; `--random-weights [--tiny]` builds any of them without a download. Layers, heads, widths
+and tokens are those of the model that diffusers builds from the settings in the last column. A revision is pinned where
+several projects name the same commit of that repository in public; nothing was downloaded to check it. Where none is
+pinned, what the hub gives is loaded with a warning, and its commit is recorded in results and manifests.
+
+| name | hub id | revision | settings from |
+| --- | --- | --- | --- |
+"""
 
 
 @dataclass
@@ -93,7 +82,7 @@ class Table:
     def read(cls, page: Path, writing: bool) -> "Table":
         rows = {}
         text = page.read_text(encoding="utf-8") if page.is_file() else ""
-        for line in text.partition(_TAIL.splitlines()[1])[0].splitlines():
+        for line in text.partition("## Not tried")[0].splitlines():
             cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
             if line.startswith("| ") and len(cells) == len(COLUMNS) + 2 and cells[0].endswith("Pipeline"):
                 rows[f"{cells[0]}-{cells[1]}"] = dict(zip(COLUMNS, cells[2:], strict=True))
@@ -111,7 +100,26 @@ class Table:
         for case in order:
             pipeline, _, blueprint = case.partition("-")
             row = self.rows.get(case, {})
-            cells = (pipeline, blueprint, *(row.get(column, "") for column in COLUMNS))
+            cells = (pipeline, blueprint, *(row.get(column) or _UNSAID.get(column, "") for column in COLUMNS))
             lines.append(f"| {' | '.join(cells)} |")
         untried = [f"| {name} | {why} |" for name, why in UNTRIED.items()]
-        return _HEAD + "\n".join(lines) + "\n" + _TAIL + "\n".join(untried) + "\n"
+        rest = [f"| {why} | {', '.join(names)} |" for why, names in others().items()]
+        parts = (
+            (_HEAD, lines),
+            (_TAIL, untried),
+            (_OTHERS.format(version=version("diffusers")), rest),
+            (_CONFIGURATIONS, _configurations()),
+        )
+        return "".join(head + "\n".join(rows) + "\n" for head, rows in parts)
+
+
+def _configurations() -> list[str]:
+    rows = []
+    for name in named_configs():
+        if name == "demo":
+            continue
+        model = resolve(name, (), {}).model
+        known = f"`{(model.revision or '')[:12]}`" if pinned(model.revision) else None
+        revision = known or (f"branch `{model.revision}`, not pinned" if model.revision else "not pinned")
+        rows.append(f"| {name} | {model.source} | {revision} | {blueprint(name).facts_from} |")
+    return rows

@@ -18,7 +18,8 @@ from sparsetune.errors import ModelError
 from sparsetune.models.random_weights import blueprint, build_pipeline
 from sparsetune.models.sparse import sparsify
 from tests.models import support
-from tests.models.support import CASES, HALF, policy
+from tests.models.cases import CASES
+from tests.models.support import HALF, policy
 
 WAN = next(case for case in CASES if case.blueprint == "wan2.1-t2v-1.3b")
 pytestmark = pytest.mark.slow
@@ -43,14 +44,31 @@ def test_group_offload_renders_the_same(pipe: Any) -> None:
     assert stats.num_calls == {"sparse": 8, "dense": 0, "fallback": 0}
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_model_offload_renders_the_same_again_and_again(pipe: Any, before: bool) -> None:
+    """With the CPU as the device that computes; after each generation the pipeline hangs its hooks on anew."""
+    dense, (wanted, _) = support.rendered(pipe, WAN), sparse(pipe)
+    if before:
+        pipe.enable_model_cpu_offload(device="cpu")
+    with sparsify(pipe, policy(pipe, HALF), "reference") as handle:
+        if not before:
+            pipe.enable_model_cpu_offload(device="cpu")
+        for _ in range(2):
+            assert torch.equal(support.rendered(pipe, WAN), wanted)
+        assert handle.stats().num_calls == {"sparse": 16, "dense": 0, "fallback": 0}
+    assert torch.equal(support.rendered(pipe, WAN), dense)
+
+
 @pytest.mark.filterwarnings("ignore")  # accelerate's own
 def test_sequential_offload_hooks_render_the_same(pipe: Any) -> None:
     """What `enable_sequential_cpu_offload` does, with the CPU as the device that computes."""
     wanted, _ = sparse(pipe)
     accelerate.cpu_offload(pipe.transformer, execution_device=torch.device("cpu"))
-    found, stats = sparse(pipe)
-    assert torch.equal(found, wanted)
-    assert stats.num_calls["sparse"] == 8
+    assert {weight.device.type for weight in pipe.transformer.parameters()} == {"meta"}
+    for _ in range(2):
+        found, stats = sparse(pipe)
+        assert torch.equal(found, wanted)
+        assert stats.num_calls["sparse"] == 8
 
 
 def test_float8_layerwise_casting_runs_sparse(pipe: Any) -> None:

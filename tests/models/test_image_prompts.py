@@ -12,7 +12,7 @@ from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import load_pipeline
 from sparsetune.models.prompts import Prompt
 from sparsetune.tuning import tune
-from tests.models.support import image
+from tests.models.cases import image
 
 pytestmark = pytest.mark.slow
 SMALL = {"num_frames": 9, "height": 128, "width": 192, "num_inference_steps": 2, "guidance_scale": 1.0}

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,38 @@ def test_a_gpu_that_isnt_there_is_said() -> None:
 def test_offloading_needs_a_gpu() -> None:
     with pytest.raises(ModelError, match="offload model must have a CUDA GPU to offload from"):
         load_pipeline(ModelConfig(device="cpu", offload="model"))
+
+
+COMMIT = "1137dacfc2c9c012bed6a0793f4ecf2ca8e7ba01"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A hub model that was downloaded before, in the cache's own layout; the hub itself is out of reach."""
+    folder = tmp_path / "models--nobody--demo"
+    shutil.copytree(WEIGHTS, folder / "snapshots" / COMMIT)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return "nobody/demo"
+
+
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_the_commit_that_the_hub_gave_is_recorded_and_said_not_to_be_pinned(
+    hub: str, revision: str | None, demo: LoadedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    identity = load_pipeline(ModelConfig(source=hub, revision=revision, device="cpu")).identity
+    assert (identity.revision, identity.fingerprint) == (COMMIT, demo.identity.fingerprint)
+    assert f"nobody/demo was loaded at {COMMIT}, which is recorded, but isn't pinned" in caplog.text
+
+
+def test_a_pinned_commit_is_loaded_without_a_word(hub: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert load_pipeline(ModelConfig(source=hub, revision=COMMIT, device="cpu")).identity.revision == COMMIT
+    assert "pinned" not in caplog.text
+
+
+def test_a_folder_has_no_revision_unless_it_is_one_of_the_hubs(hub: str, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--nobody--demo" / "snapshots" / COMMIT
+    assert load_pipeline(ModelConfig(source=str(snapshot), device="cpu")).identity.revision == COMMIT
+    assert load_pipeline(ModelConfig(source=str(WEIGHTS), revision="v1", device="cpu")).identity.revision is None

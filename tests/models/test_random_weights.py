@@ -10,12 +10,13 @@ from click.testing import CliRunner
 from sparsetune.cli.main import main
 from sparsetune.config import resolve
 from sparsetune.errors import GenerationError, ModelError
+from sparsetune.evaluation.conditions import baseline_key
 from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import load_pipeline
 from sparsetune.models.prompts import Prompt
 from sparsetune.models.random_weights import blueprint, blueprints, build_component
 from sparsetune.models.sparse import default_policy, sparsify
-from tests.models.support import image
+from tests.models.cases import image
 
 TINY = {"model.random_weights": "tiny", "model.device": "cpu"}
 
@@ -66,10 +67,40 @@ def test_a_guider_takes_the_guidance_of_the_settings() -> None:
     assert calls[1] == 2 * calls[0] > 0  # with and without the prompt
 
 
+@pytest.mark.slow
+def test_each_of_two_transformers_has_a_guidance_of_its_own() -> None:
+    size = {"num_frames": 5, "height": 64, "width": 64, "num_inference_steps": 4}
+    made = {scale: renderer("wan2.2-t2v-a14b", guidance_scale_2=scale, **size) for scale in (None, 4.0, 1.0)}
+    frames = {scale: one.render("a red circle", 0).frames for scale, one in made.items()}
+    assert np.array_equal(frames[None], frames[4.0])  # the first's is 4
+    assert not np.array_equal(frames[None], frames[1.0])
+    keys = {baseline_key(one, "a red circle", 0).digest for one in made.values()}
+    assert len(keys) == 3
+
+
+def test_a_second_guidance_needs_a_second_transformer() -> None:
+    with pytest.raises(GenerationError, match="guidance_scale_2 must be given to a pipeline whose second transformer"):
+        renderer("wan2.1-t2v-1.3b", guidance_scale_2=3.0)
+
+
+def test_a_data_type_that_the_device_cant_compute_in_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU can't pool Cosmos' frames in bfloat16, for example."""
+    made = renderer("flux-dev", num_inference_steps=1)
+
+    def cant(*_args: object, **_kwargs: object) -> None:
+        raise NotImplementedError("\"pool\" not implemented for 'BFloat16'")
+
+    monkeypatch.setattr(made.loaded.pipe.vae, "decode", cant)
+    with pytest.raises(
+        GenerationError, match=r"compute on cpu in float32, but PyTorch says: \"pool\".*another --dtype"
+    ):
+        made.render("a red circle", 0)
+
+
 def test_nothing_of_a_random_model_is_taken_for_the_real_one() -> None:
     config = resolve(None, (), {}, {"model.source": "wan2.1-t2v-1.3b"} | TINY)
     assert config.model.name == "wan2.1-t2v-1.3b-tiny"
-    assert (config.generation.num_frames, config.generation.height) == (9, 128)
+    assert (config.generation.num_frames, config.generation.height, config.model.dtype) == (9, 128, "auto")
     full = resolve(None, (), {}, {"model.source": "wan2.1-t2v-1.3b", "model.random_weights": "full"})
     assert (full.model.name, full.generation.num_frames) == ("wan2.1-t2v-1.3b-random", 81)
     explicit = resolve(None, (), {}, {"model.source": "mochi", "generation.num_frames": 19} | TINY)

@@ -4,6 +4,7 @@ import pytest
 
 from sparsetune.config import resolve
 from sparsetune.config.files import find_config, named_configs, read_config
+from sparsetune.models.families import family_named
 from sparsetune.models.random_weights import blueprint
 from sparsetune.models.shapes import shape_of
 
@@ -29,6 +30,19 @@ def test_a_configuration_holds_for_the_published_model(name: str) -> None:
         "scheduler": plan.components["scheduler"]["class"],
     }
     assert found == facts
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", ["full", "tiny"])
+def test_a_configuration_renders_what_its_model_can(name: str, size: str) -> None:
+    """The sides of a latent, and whole latent frames; a whole pipeline refuses the rest (`check_size`)."""
+    flags = {"model.source": name, "model.random_weights": size}
+    config = resolve(None, (), {}, flags).generation
+    plan = blueprint(name)
+    family = family_named(plan.pipeline, plan.components["transformer"]["class"])
+    assert family.is_image == (config.num_frames == 1)
+    assert family.is_image or (config.num_frames - family.first_frames) % family.frame_unit == 0
+    assert config.height % plan.tokens["spatial"] == config.width % plan.tokens["spatial"] == 0
 
 
 def test_attentions_share_is_as_measured() -> None:

@@ -45,7 +45,9 @@ def experiment(request: pytest.FixtureRequest) -> str:
 def config(root: Path, experiment: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
-    yield resolve(None, (), {}, {"tracking.root": str(root), "tracking.experiment": experiment})
+    yield resolve(
+        None, (), {}, {"tracking.root": str(root), "tracking.experiment": experiment, "tracking.report": "no"}
+    )
 
 
 def tracking(**values: object) -> TrackingConfig:

@@ -62,7 +62,7 @@ def server(machine: MlflowServer) -> Iterator[MlflowServer]:
 
 @pytest.fixture
 def remote(server: MlflowServer, experiment: str, tmp_path: Path) -> Config:
-    settings = {"tracking.root": str(tmp_path / "mlruns"), "tracking.experiment": experiment}
+    settings = {"tracking.root": str(tmp_path / "mlruns"), "tracking.experiment": experiment, "tracking.report": "no"}
     return resolve(None, (), {}, settings | {"tracking.uri": server.uri})
 
 

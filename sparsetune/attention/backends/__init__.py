@@ -1,5 +1,6 @@
 """The kernels that an attention call can run on, and how one is chosen."""
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,10 +77,15 @@ def backend_choice(name: str, device: torch.device) -> Choice:
     why = "; ".join(f"not {other}: {reason}" for other, reason in missing.items() if reason is not None)
     choice = Choice(_MAKERS[chosen](device), f"auto; {why}" if why else "auto: the fastest of those that run here")
     if device.type == "cuda":
-        level = logging.WARNING if chosen == "reference" else logging.INFO
-        slow = ", which is slow" if chosen == "reference" else ""
-        logger.log(level, "sparse attention runs on backend %s%s (%s)", chosen, slow, choice.reason)
+        _say_once(chosen, choice.reason)
     return choice
+
+
+@functools.cache
+def _say_once(chosen: str, reason: str) -> None:
+    level = logging.WARNING if chosen == "reference" else logging.INFO
+    slow = ", which is slow" if chosen == "reference" else ""
+    logger.log(level, "sparse attention runs on backend %s%s (%s)", chosen, slow, reason)
 
 
 def choose_backend(name: str, device: torch.device) -> Backend:

@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from sparsetune.attention import backends
 from sparsetune.attention.backends import BACKENDS, backend_choice, choose_backend, missing_backends
 from sparsetune.errors import BackendError
 
@@ -15,7 +16,8 @@ GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Hopper GPU with Triton, as far as the choice looks."""
+    """A Hopper GPU with Triton, as far as the choice looks; nothing was said of it yet."""
+    backends._say_once.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H100")
     for name in ("triton", "spas_sage_attn"):
@@ -42,11 +44,12 @@ def test_auto_takes_flex_on_a_gpu_without_spargeattn_and_says_why(
     assert caplog.messages == [f"sparse attention runs on backend flex ({why})"]
 
 
-def test_an_old_gpu_runs_the_reference_with_a_warning(
+def test_an_old_gpu_runs_the_reference_with_one_warning(
     gpu: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
-    assert choose_backend("auto", GPU).name == "reference"
+    assert [choose_backend("auto", GPU).name for _ in range(3)] == ["reference"] * 3
+    assert len(caplog.messages) == 1
     assert "which is slow (auto; not sparge: NVIDIA H100 is older than Ampere" in caplog.text
     with pytest.raises(BackendError, match="backend flex must have a CUDA GPU, Ampere or newer, but NVIDIA H100 is"):
         choose_backend("flex", GPU)

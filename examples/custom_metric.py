@@ -1,0 +1,40 @@
+"""A metric of your own, beside sparsetune's in every table, result and run.
+
+    python examples/custom_metric.py
+
+registers it and evaluates with it from Python. On the command line the same file is a module of metrics:
+
+    sparsetune eval --use-tuned --metric-module examples/custom_metric.py
+"""
+
+import numpy as np
+
+from sparsetune import metrics
+
+
+@metrics.metric(higher_is_better=False, unit="levels", range=(0.0, 255.0))
+def flicker(dense: metrics.Frames, sparse: metrics.Frames) -> float:
+    """Mean change of a frame's brightness from one frame to the next that the dense video doesn't have."""
+    brightness = np.stack([dense, sparse]).mean(axis=(2, 3, 4))
+    of_dense, of_sparse = np.abs(np.diff(brightness, axis=1)).mean(axis=1)
+    return float(max(of_sparse - of_dense, 0.0))
+
+
+def main() -> None:
+    """Judge the tuned checkpoint of the demo model with it."""
+    from sparsetune import evaluate_config, resolve
+
+    config = resolve("demo", flags={"eval.num_prompts": 2, "eval.metrics": ("psnr", "ssim"), "eval.save_videos": False})
+    result = evaluate_config(config, "results/demo/checkpoint", config.model.results_folder / "custom-metric")
+    for name in ("flicker", "psnr"):
+        statistics = result.statistics[name]
+        print(f"{name}: {statistics.mean:.3f} {statistics.unit} (worst {worst(name, statistics):.3f})")
+
+
+def worst(name: str, statistics: metrics.Summary) -> float:
+    """Take the end of the range that is the bad one."""
+    return statistics.min if metrics.get(name).higher_is_better else statistics.max
+
+
+if __name__ == "__main__":
+    main()

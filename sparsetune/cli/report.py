@@ -1,0 +1,104 @@
+"""`sparsetune report`: an evaluation or a tuning as one HTML file."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sparsetune.cli.command import Command
+from sparsetune.cli.settings import build_config
+from sparsetune.cli.stores import model_option, open_store, short_name, store_options
+
+if TYPE_CHECKING:
+    from sparsetune.report.source import Source
+
+
+@click.command(cls=Command, name="report", short_help="Write an evaluation or a tuning as one HTML file.")
+@click.argument("run", metavar="RUN|FOLDER")
+@click.option("--lang", type=click.Choice(["en", "zh"]), default="en", help="Language of the report.  [default: en]")
+@click.option(
+    "--videos",
+    type=click.Choice(["embed", "beside"]),
+    default="embed",
+    help="Put the videos inside the file, or beside it, as where it would exceed 25 MB.  [default: embed]",
+)
+@click.option(
+    "--before",
+    metavar="OTHER",
+    help="Run or folder of an evaluation to set beside it as before; a tuning has its own.  [default: none]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The HTML file.  [default: report.html in FOLDER; report-RUN.html here]",
+)
+@click.option(
+    "--figures",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write the figures as PNGs to this folder too, with English texts.  [default: none]",
+)
+@model_option("any; matters for `latest` only")
+@store_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    run: str,
+    lang: str,
+    videos: str,
+    before: str | None,
+    output: Path | None,
+    figures: Path | None,
+    model: str | None,
+) -> None:
+    """Write a report: verdict, synchronised players, prompts, heat maps, thresholds, the search, the environment.
+
+    It is of a FOLDER that `sparsetune eval` or `sparsetune tune` left, or of a RUN: its id or the first characters of
+    it, `latest`, runs:/ID or models:/NAME@ALIAS. The file opens from disk and needs no network.
+
+    \b
+    Examples:
+      sparsetune report results/demo
+      sparsetune report results/demo/after --before results/demo/before --lang zh
+      sparsetune report latest --videos beside
+    """
+    from sparsetune.report.build import build_report
+    from sparsetune.report.extra import check_extra
+
+    check_extra()
+    with tempfile.TemporaryDirectory() as folder:
+        source, path = _source(ctx, run, model, Path(folder) / "after")
+        if before is not None:
+            source = source.beside(_source(ctx, before, model, Path(folder) / "before")[0])
+        path = output or (path if lang == "en" else path.with_suffix(f".{lang}.html"))
+        report = build_report(source, path, "zh" if lang == "zh" else "en", "beside" if videos == "beside" else "embed")
+        if figures is not None:
+            _write_figures(source, figures)
+    if report.note:
+        click.echo(f"note: {report.note}", err=True)
+    click.echo(f"{report.path} ({report.num_bytes / 1e6:.1f} MB)")
+
+
+def _source(ctx: click.Context, run: str, model: str | None, folder: Path) -> "tuple[Source, Path]":
+    """Give what to tell of, and where its report goes unless told otherwise; a run's files come to `folder`."""
+    from sparsetune.report.source import from_folder
+    from sparsetune.tracking.results import is_run
+
+    if is_run(run):
+        from sparsetune.tracking.reporting import source_of
+
+        _, client = open_store(build_config(ctx))
+        source = source_of(client, run, folder, short_name(model))
+        return source, Path(f"report-{source.name}.html")
+    path = Path(run)
+    return from_folder(path), (path if path.is_dir() else path.parent) / "report.html"
+
+
+def _write_figures(source: "Source", folder: Path) -> None:
+    from sparsetune.report.figures import figures
+    from sparsetune.report.pictures import save_pictures
+    from sparsetune.report.words import words
+
+    written = save_pictures(figures(source, words("en")), folder)
+    click.echo(f"{len(written)} figures: {folder}", err=True)

@@ -1,0 +1,111 @@
+"""The command that makes the reported numbers again."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sparsetune.config import Config, resolve
+from sparsetune.config.files import configs_folder
+from sparsetune.errors import ConfigError
+from sparsetune.evaluation.result import EvaluationResult
+from sparsetune.tuning.record import TuningRecord
+from sparsetune.tuning.rerun import recorded
+
+_BOUNDS = {
+    "mean frame_cosine": "gate.min_frame_cosine",
+    "mean psnr": "gate.min_psnr",
+    "worst prompt's psnr": "gate.min_psnr_worst",
+    "worst frame's psnr": "gate.min_psnr_frame",
+}
+_GENERATION = (
+    "num_frames", "height", "width", "num_inference_steps", "guidance_scale", "fps", "negative_prompt",
+    "max_sequence_length",
+)  # fmt: skip
+
+
+def tune_command(record: TuningRecord) -> str:
+    """Give the command of a search: its model, and every setting that isn't its configuration's default."""
+    given = _flat(record.config)
+    return _command("tune", given, str(given.get("model.source", "demo")))
+
+
+def eval_command(result: EvaluationResult) -> str:
+    """Give the command of an evaluation, likewise; where it judged a policy in memory no command can name it."""
+    config = result.config
+    given: dict[str, Any] = {f"generation.{name}": getattr(config, name) for name in _GENERATION}
+    given |= {
+        "model.revision": config.model.revision,
+        "model.dtype": config.dtype,
+        "model.vae_tiling": config.vae_tiling,
+        "eval.num_prompts": config.num_prompts,
+        "eval.seed": config.seed,
+        "eval.metrics": list(config.metrics),
+        "eval.ladder": any(row.ladder for row in result.detailed_results),
+        "backend": config.backend,
+        "break_even": config.break_even,
+    }
+    if config.prompt_file is not None:
+        given["eval.prompt_file"] = config.prompt_file
+    given |= {_BOUNDS[one.name]: one.bound for one in result.gate.conditions if one.name in _BOUNDS}
+    options = ("--checkpoint", config.tuned_path) if config.tuned_path is not None else ()
+    return _command("eval", given, config.model.source, options)
+
+
+def _command(verb: str, given: Mapping[str, Any], source: str, options: tuple[str, ...] = ()) -> str:
+    random_weights = str(given.get("model.random_weights", "no"))
+    defaults = _defaults(source, random_weights)
+    parts = ["sparsetune", verb, "--model", source, *options]
+    if random_weights != "no":  # it decides the defaults of others, so it isn't one
+        parts += ["--set", f"model.random_weights={random_weights}"]
+    for key, value in given.items():
+        if key not in ("model.name", "model.source") and not _equal(value, defaults.get(key), key):
+            told = _whole_path(value) if key.endswith("prompt_file") else _text(value)
+            parts += ["--set", f"{key}={told}"]
+    return shlex.join(parts)
+
+
+def _defaults(source: str, random_weights: str) -> dict[str, Any]:
+    """Give what holds when only the model is named; nothing where that is no longer to be resolved."""
+    try:
+        config = resolve(environ={}, flags={"model.source": source, "model.random_weights": random_weights})
+    except ConfigError:
+        return {}
+    return _flat(recorded(config)) | _full_paths(config)
+
+
+def _full_paths(config: Config) -> dict[str, Any]:
+    return {"break_even": None if config.break_even is None else str(config.break_even)}
+
+
+def _equal(value: Any, default: Any, key: str) -> bool:
+    if key.endswith("prompt_file") and isinstance(default, str):
+        # A packaged file is told relative to the packaged configurations, wherever those were.
+        return str(value) == default or Path(str(value)).as_posix().endswith(f"configs/{default}")
+    if key == "eval.metrics":  # those that score and gate need are always among the computed ones
+        return set(value) == set(default or ())
+    return bool(value == default)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _whole_path(value: Any) -> str:
+    return str(configs_folder() / str(value))  # an absolute path stays as it is
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return ",".join(str(one) for one in value)
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -1,0 +1,157 @@
+"""The page: everything that a report tells, put into one HTML text."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sparsetune.evaluation.comparison import Comparison
+from sparsetune.evaluation.result import EvaluationResult
+from sparsetune.report import tables, verdict
+from sparsetune.report.charts import Chart
+from sparsetune.report.clips import Clip, pane_boxes
+from sparsetune.report.command import eval_command, tune_command
+from sparsetune.report.figures import figures
+from sparsetune.report.interactive import plotly_figure
+from sparsetune.report.source import Source
+from sparsetune.report.words import Words
+from sparsetune.video import DIFFERENCE_GAIN
+
+_HERE = Path(__file__).parent
+_SCRIPTS = ("base", "theme", "charts", "player", "stage", "tables", "trials", "main")
+_GROUPS = {
+    "sparsity": ("sparsity_by_layer_and_step", "sparsity_by_layer_and_head"),
+    "thresholds": ("thresholds_cdfthreshd", "thresholds_topk", "thresholds_simthreshd1", "thresholds_pvthreshd"),
+    "search": ("pareto_front", "search_history", "importances", "calibration_against_psnr"),
+    "ladder": ("error_attribution",),
+    "time": ("time_by_phase",),
+}
+"""Which section shows which figures; the frames' has its own place under the players."""
+
+
+def render(source: Source, clips: Sequence[Clip], words: Words, note: str = "") -> str:
+    """Write the page.
+
+    Args:
+        source: what is told of.
+        clips: the videos; those without a link go inside.
+        words: of the page's language.
+        note: what is to be said of the videos.
+
+    Returns:
+        HTML that needs no network, and no other file but the clips that have a link.
+    """
+    charts = _charts(source, words)
+    template = _environment().get_template("report.html.j2")
+    page: str = template.render(
+        words=words,
+        source=source,
+        result=source.evaluation,
+        record=source.tuning,
+        verdict=verdict,
+        tables=tables,
+        note=note,
+        command=_command(source),
+        comparison=_comparison(source),
+        charts=charts,
+        data=_data(source, clips, words, charts),
+        clips=[clip for clip in clips if clip.href is None],
+        stills=_stills(source, clips),
+        style=(_HERE / "templates" / "style.css").read_text(encoding="utf-8"),
+        script="\n".join((_HERE / "scripts" / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS),
+        plotly=plotly_source(),
+    )
+    return page
+
+
+@cache
+def plotly_source() -> str:
+    """Read Plotly's own JavaScript from its Python package."""
+    from plotly.offline import get_plotlyjs
+
+    source: str = get_plotlyjs()
+    return source
+
+
+def script_json(value: Any) -> str:
+    """Write JSON that may stand in a script element: no text in it can end the element or open a comment."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _command(source: Source) -> str:
+    if source.tuning is not None:
+        return tune_command(source.tuning)
+    return "" if source.evaluation is None else eval_command(source.evaluation)
+
+
+def _comparison(source: Source) -> Comparison | str | None:
+    if source.before is None or source.evaluation is None:
+        return None
+    return tables.compared(source.before, source.evaluation)
+
+
+def _charts(source: Source, words: Words) -> dict[str, list[Chart]]:
+    by_name = {chart.name: chart for chart in figures(source, words)}
+    return {group: [by_name[name] for name in names if name in by_name] for group, names in _GROUPS.items()}
+
+
+def _data(source: Source, clips: Sequence[Clip], words: Words, charts: Mapping[str, Sequence[Chart]]) -> str:
+    shown = {chart.name: plotly_figure(chart) for group in charts.values() for chart in group}
+    trials = source.tuning.trials if source.tuning is not None else ()
+    best = source.tuning.best if source.tuning is not None else None
+    sides = (("after", source.evaluation), ("before", source.before))
+    return script_json(
+        {
+            "words": words.of_scripts(),
+            "gain": DIFFERENCE_GAIN,
+            "charts": shown,
+            "prompts": [one for side, result in sides if result is not None for one in _prompts(side, result, clips)],
+            "trials": {str(trial.number): tables.trial_details(trial, best, words) for trial in trials},
+            "best": best,
+        }
+    )
+
+
+def _prompts(side: str, result: EvaluationResult, clips: Sequence[Clip]) -> list[dict[str, Any]]:
+    hrefs = {clip.index: clip.href for clip in clips if clip.side == side}
+    boxes = pane_boxes(result)
+    return [
+        {
+            "key": f"{side}-{row.index}",
+            "side": side,
+            "index": row.index,
+            "prompt": row.prompt,
+            "psnr": row.psnr,
+            "worst": row.worst_frame,
+            "frames": [round(value, 3) for value in row.psnr_per_frame or ()],
+            "count": result.config.num_frames,
+            "fps": result.config.fps,
+            "boxes": boxes,
+            "clip": row.index in hrefs,
+            "href": hrefs.get(row.index),
+        }
+        for row in result.detailed_results
+        if row.error is None and (row.psnr_per_frame or row.index in hrefs)
+    ]
+
+
+def _stills(source: Source, clips: Sequence[Clip]) -> list[tuple[int, str]]:
+    """Give the stills as data, where there are no videos to look at."""
+    if clips:
+        return []
+    return [(index, Clip("after", index, path).encoded()) for index, path in source.files.stills.items()]

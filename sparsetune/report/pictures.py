@@ -1,0 +1,141 @@
+"""Charts as pictures, drawn by matplotlib: what MLflow and markdown show."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, assert_never
+
+from sparsetune.files import atomic_path
+from sparsetune.report.charts import Axis, Bars, Chart, HeatMap, Plot, Role, Series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS: dict[Role, str] = {
+    "main": "#2563b0",
+    "second": "#c2571a",
+    "third": "#3d7a5a",
+    "best": "#b3226b",
+    "muted": "#8a919c",
+    "bad": "#c62828",
+}
+"""Told apart by the colour-blind too, and by their symbols."""
+
+_MARKERS: dict[Role, str] = {"main": "o", "second": "s", "third": "o", "best": "*", "muted": "x", "bad": "v"}
+_DPI = 110
+
+
+def save_pictures(charts: tuple[Chart, ...], folder: Path) -> tuple[Path, ...]:
+    """Write a PNG a chart, each whole or not at all.
+
+    Args:
+        charts: what to draw; texts in Latin letters, which matplotlib's own font has.
+        folder: where `NAME.png` goes.
+
+    Raises:
+        SparsetuneError: the folder can't be written.
+    """
+    return tuple(_save(chart, folder / f"{chart.name}.png") for chart in charts)
+
+
+def _save(chart: Chart, path: Path) -> Path:
+    from matplotlib.figure import Figure  # not pyplot: no global state, no window
+
+    # The margins are fixed: to have matplotlib find them costs as much as the drawing itself.
+    height, left = 4.2, 0.09
+    if isinstance(chart, Bars):
+        height, left = 1.5 + 0.45 * len(chart.labels), 0.03 + 0.011 * max(len(label) for label in chart.labels)
+    figure = Figure(figsize=(8.0, height))
+    axes = figure.add_axes((left, 0.55 / height, 0.97 - left, 1.0 - 1.2 / height))
+    match chart:
+        case Plot():
+            _plot(chart, axes)
+        case HeatMap():
+            _heat_map(chart, axes, figure)
+        case Bars():
+            _bars(chart, axes)
+        case _:
+            assert_never(chart)
+    axes.set_title(chart.title, loc="left", x=0.0, y=1.0 + 0.27 / (height - 1.2), fontsize=11, fontweight="bold")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=_DPI, metadata={"Description": chart.alt})
+    return path
+
+
+def _plot(chart: Plot, axes: "Axes") -> None:
+    named: set[str] = set()
+    for series in chart.series:
+        _series(series, axes, None if series.name in named else series.name)
+        named.add(series.name)
+    _dress(chart.x, axes.xaxis)
+    _dress(chart.y, axes.yaxis)
+    if chart.x.log:
+        axes.set_xscale("log")
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    if len(named) > 1:
+        _legend(axes, len(named))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _series(series: Series, axes: "Axes", label: str | None) -> None:
+    pairs = [(x, y) for x, y in zip(series.x, series.y, strict=True) if x is not None and y is not None]
+    if not pairs:
+        return
+    x, y = zip(*pairs, strict=True)
+    colour, muted = COLOURS[series.role], series.role == "muted"
+    if series.line and len(pairs) > 1:
+        style = "steps-post" if series.step else "default"
+        axes.plot(x, y, color=colour, label=label, drawstyle=style, lw=1.0 if muted else 1.8, alpha=0.7 if muted else 1)
+    else:
+        size = 140 if series.role == "best" else 36
+        front = 3 if series.role in ("best", "bad") else 2
+        axes.scatter(x, y, color=colour, label=label, marker=_MARKERS[series.role], s=size, zorder=front)
+
+
+def _heat_map(chart: HeatMap, axes: "Axes", figure: Any) -> None:
+    import numpy as np
+
+    values = np.array([[np.nan if value is None else value for value in row] for row in chart.values], dtype=np.float64)
+    drawn = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0.0, interpolation="nearest")
+    for axis, labels in ((axes.xaxis, chart.x.labels), (axes.yaxis, chart.y.labels)):
+        places = range(0, len(labels), max(1, len(labels) // 16))
+        axis.set_ticks(list(places), [labels[place] for place in places])
+    axes.set_xlabel(chart.x.title)
+    axes.set_ylabel(chart.y.title)
+    from matplotlib.ticker import PercentFormatter
+
+    figure.colorbar(drawn, ax=axes, format=PercentFormatter(1.0, decimals=0), pad=0.02)
+
+
+def _bars(chart: Bars, axes: "Axes") -> None:
+    places = list(range(len(chart.labels)))
+    left = [0.0] * len(places)
+    for name, role, values in chart.parts:
+        form = "{:.1%}" if chart.axis.percent else "{:.2f}"
+        label = f"{name} {form.format(values[0])}" if len(places) == 1 else name
+        drawn = axes.barh(places, values, left=left, color=COLOURS[role], label=label, height=0.6)
+        if len(chart.parts) == 1:
+            axes.bar_label(drawn, [form.format(value) for value in values], padding=4, fontsize=8)
+        left = [start + value for start, value in zip(left, values, strict=True)]
+    axes.set_yticks(places, chart.labels)
+    axes.invert_yaxis()
+    _dress(chart.axis, axes.xaxis)
+    axes.margins(x=0.12 if len(chart.parts) == 1 else 0.0)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(chart.parts) > 1:
+        _legend(axes, len(chart.parts))
+
+
+def _legend(axes: "Axes", columns: int) -> None:
+    place: Any = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2}
+    axes.legend(fontsize=8, ncols=columns, frameon=False, **place)
+
+
+def _dress(axis: Axis, drawn: Any) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    drawn.set_label_text(axis.title)
+    if axis.percent:
+        drawn.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    if axis.labels:
+        places = range(0, len(axis.labels), max(1, len(axis.labels) // 16))
+        drawn.set_ticks(list(places), labels=[axis.labels[place] for place in places])

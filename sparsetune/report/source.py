@@ -1,0 +1,114 @@
+"""What a report tells of: results, a search, and their files."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from sparsetune.errors import ReportError
+from sparsetune.evaluation.result import RESULT_GLOB, EvaluationResult, load_result
+from sparsetune.tuning.record import RECORD_NAME, TuningRecord, load_record
+
+_VIDEO = re.compile(r"prompt_(\d+)_compare\.mp4")
+_STILL = re.compile(r"prompt_(\d+)_frame_\d+\.png")
+
+
+@dataclass(frozen=True)
+class Files:
+    """What an evaluation left to look at, by the prompt's index.
+
+    Args:
+        videos: side-by-side videos.
+        stills: pictures of one frame.
+    """
+
+    videos: Mapping[int, Path] = field(default_factory=dict)
+    stills: Mapping[int, Path] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path) -> "Files":
+        """Find those of an evaluation's folder."""
+        return cls(_numbered(folder / "videos", _VIDEO), _numbered(folder / "stills", _STILL))
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that a report tells of.
+
+    Args:
+        name: of the run or folder.
+        evaluation: what was judged; None for a search without a winner.
+        before: SpargeAttn's default thresholds, judged alike; None where there is none.
+        tuning: the search; None for an evaluation of its own.
+        files: of `evaluation`.
+        files_before: of `before`.
+    """
+
+    name: str
+    evaluation: EvaluationResult | None
+    before: EvaluationResult | None = None
+    tuning: TuningRecord | None = None
+    files: Files = field(default_factory=Files)
+    files_before: Files = field(default_factory=Files)
+
+    def beside(self, before: "Source") -> "Source":
+        """Set another evaluation beside this one, as before."""
+        return replace(self, before=before.evaluation, files_before=before.files)
+
+    @property
+    def model_name(self) -> str:
+        """The model's short name."""
+        if self.evaluation is not None:
+            return self.evaluation.config.model_name
+        return self.tuning.model_name if self.tuning is not None else "?"
+
+
+def of_tuning(record: TuningRecord, name: str, after: Path, before: Path) -> Source:
+    """Tell of a tuning.
+
+    Args:
+        record: all of it.
+        name: of its run or folder.
+        after: folder of the winner's evaluation.
+        before: folder of the default thresholds' evaluation.
+    """
+    return Source(
+        name,
+        record.evaluation,
+        record.before,
+        record,
+        Files.of(after) if record.evaluation is not None else Files(),
+        Files.of(before) if record.before is not None else Files(),
+    )
+
+
+def from_folder(path: Path) -> Source:
+    """Read what a tuning or an evaluation left in a folder.
+
+    Args:
+        path: the folder, or the JSON file in it.
+
+    Raises:
+        ReportError: there is no such folder, or nothing to report in it.
+        ResultError: its JSON can't be read.
+    """
+    if not path.exists():
+        raise ReportError(
+            f"a report must be of a run or of a folder that `sparsetune eval` or `tune` left, but there is no {path}; "
+            "`sparsetune runs` lists the runs"
+        )
+    folder, name = (path, path.name) if path.is_dir() else (path.parent, path.parent.name)
+    if path.name == RECORD_NAME or (path.is_dir() and (path / RECORD_NAME).is_file()):
+        return of_tuning(load_record(folder / RECORD_NAME), name, folder / "evaluation", folder / "before")
+    if path.is_dir() and not any(path.glob(RESULT_GLOB)):
+        raise ReportError(
+            f"{path} must hold a {RECORD_NAME} of `sparsetune tune` or a {RESULT_GLOB} of `sparsetune eval`, "
+            "but holds neither; give the folder that one of them named as its output"
+        )
+    return Source(name, load_result(path), files=Files.of(folder))
+
+
+def _numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
+    found = ((pattern.fullmatch(path.name), path) for path in sorted(folder.glob("prompt_*")))
+    numbered = {int(match[1]): path for match, path in found if match is not None}
+    return dict(sorted(numbered.items()))

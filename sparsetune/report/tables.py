@@ -1,0 +1,224 @@
+"""The tables of a report, as texts and what to sort them by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparsetune.errors import ResultError
+from sparsetune.evaluation.compare import compare
+from sparsetune.evaluation.comparison import Change, Comparison, Outcome
+from sparsetune.evaluation.markdown import difference, number
+from sparsetune.evaluation.result import EvaluationResult, PromptRow
+from sparsetune.metrics import interval_caveat
+from sparsetune.report.search import front, kind
+from sparsetune.report.words import Words
+from sparsetune.tuning.record import TrialSection, TuningRecord
+
+_DIRECTIONS = {True: "up", False: "down", None: ""}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text, and the number or text that its column is sorted by; None sorts last."""
+
+    text: str
+    value: float | str | None = None
+
+
+@dataclass(frozen=True)
+class Head:
+    """A column's heading; `better` is `up`, `down` or empty."""
+
+    text: str
+    better: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table.
+
+    Args:
+        key: what it is about: a prompt's index or a trial's number.
+        cells: one a heading.
+        note: in place of the figures that it lacks.
+        mark: what it is distinguished by, a class of the page's style.
+    """
+
+    key: int
+    cells: tuple[Cell, ...]
+    note: str = ""
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings and lines."""
+
+    heads: tuple[Head, ...]
+    rows: tuple[Row, ...]
+
+
+def prompt_table(result: EvaluationResult, words: Words) -> Table:
+    """List every prompt with every metric, the failed ones first, then the worst by PSNR."""
+    metrics = tuple(result.statistics)
+    heads = [Head("#"), Head(words("table.prompt"))]
+    heads += [
+        Head(f"{name} ({spread.unit})" if spread.unit else name, _DIRECTIONS[spread.higher_is_better])
+        for name, spread in result.statistics.items()
+    ]
+    heads += [Head(words("table.sparsity"), "up"), Head(words("table.seconds_sparse"), "down")]
+    heads += [Head(words("table.worst_frame"))]
+    ranked = sorted(result.detailed_results, key=lambda row: (row.error is None, row.psnr if row.psnr else 0.0))
+    return Table(tuple(heads), tuple(_prompt_row(row, metrics) for row in ranked))
+
+
+def trial_table(record: TuningRecord, words: Words) -> Table:
+    """List every trial, the winner first, then those that meet the gate, the sparser the higher."""
+    names = ("table.trial", "table.state", "table.sparsity", "table.psnr", "table.psnr_worst", "table.cosine")
+    heads = (*(Head(words(name)) for name in names), Head(words("table.seconds")))
+    best = {trial.number for trial in front(record.trials)}
+    ranked = sorted(
+        record.trials, key=lambda trial: (trial.number != record.best, not trial.feasible, -(trial.sparsity or 0.0))
+    )
+    return Table(heads, tuple(_trial_row(trial, record.best, best, words) for trial in ranked))
+
+
+def trial_details(trial: TrialSection, best: int | None, words: Words) -> dict[str, list[list[str]] | str]:
+    """Give a trial's parameters and figures as the page shows them when it is chosen."""
+    figures = [
+        [words("table.state"), _state(trial, best, words)],
+        [words("table.sparsity"), _percent(trial.sparsity)],
+        [words("table.psnr"), number(trial.psnr)],
+        [words("table.psnr_worst"), number(trial.psnr_worst)],
+        [words("table.cosine"), _cosine(trial.frame_cosine)],
+        [words("table.predicted"), "" if trial.predicted_error is None else f"{trial.predicted_error:.3g}"],
+        [words("table.seconds"), f"{trial.seconds:.1f}"],
+        [words("table.reason"), trial.reason or ""],
+    ]
+    params = [[name, _value(value)] for name, value in trial.params.items()]
+    return {
+        "title": words("search.trial", number=trial.number),
+        "figures": [figure for figure in figures if figure[1]],
+        "params": params,
+    }
+
+
+def compared(before: EvaluationResult, after: EvaluationResult) -> Comparison | str:
+    """Compare two results; the reason where they can't be."""
+    try:
+        return compare(before, after)
+    except ResultError as error:
+        return str(error)
+
+
+def outcome_rows(comparison: Comparison, words: Words) -> list[tuple[str, str, str]]:
+    """Set the two results' outcomes side by side."""
+
+    def column(outcome: Outcome) -> tuple[str, ...]:
+        return (
+            "–" if outcome.score is None else f"{outcome.score}/100",
+            words(f"verdict.{outcome.verdict}"),
+            words("gate.met") if outcome.gate_passed else words("gate.missed"),
+            _percent(outcome.sparsity) or "–",
+            _times(outcome.theoretical_speedup),
+            _times(outcome.measured_speedup),
+            str(outcome.num_failed),
+        )
+
+    names = ("score", "verdict", "gate", "sparsity", "theoretical", "measured", "failed")
+    texts = (words(f"outcome.{name}") for name in names)
+    return list(zip(texts, column(comparison.before), column(comparison.after), strict=True))
+
+
+def change_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """Tell how each figure moved, over the prompts that both have."""
+    return [_change(change) for change in comparison.changes]
+
+
+def caveat(num_pairs: int) -> str:
+    """Say what intervals over so few prompts are worth; empty where they are enough."""
+    return interval_caveat(num_pairs) or ""
+
+
+def settings_rows(result: EvaluationResult, words: Words) -> list[tuple[str, str]]:
+    """Tell with what, on what and when it was made."""
+    config, environment = result.config, result.environment
+    rows = [
+        ("model", " @ ".join(filter(None, (config.model.source, config.model.revision)))),
+        ("classes", f"{config.model.pipeline_class}, {config.model.transformer_class}"),
+        ("video", f"{config.num_frames} × {config.width} × {config.height}, {config.fps} fps"),
+        ("generation", words("env.steps", steps=config.num_inference_steps, guidance=f"{config.guidance_scale:g}")),
+        ("scheduler", config.scheduler),
+        ("seed", str(config.seed)),
+        ("tuner", config.tuner or ""),
+        ("checkpoint", config.tuned_path or ""),
+        ("kernel", ", ".join(sorted(set(result.sparsity.kernels.values()))) or config.backend),
+        ("device", f"{environment.device_name}, {config.dtype}"),
+        ("platform", environment.platform),
+        ("versions", ", ".join(f"{name} {version}" for name, version in environment.versions.items())),
+        ("commit", environment.git_commit or ""),
+        ("created", environment.created),
+        ("policy", config.policy.digest),
+    ]
+    return [(words(f"env.{name}"), text) for name, text in rows if text]
+
+
+def _prompt_row(row: PromptRow, metrics: Sequence[str]) -> Row:
+    first = (Cell(str(row.index), row.index), Cell(row.prompt, row.prompt))
+    if row.error is not None:
+        blank = tuple(Cell("–") for _ in range(len(metrics) + 3))
+        return Row(row.index, (*first, *blank), row.error, "failed")
+    values = [row.metrics.get(name) for name in metrics]
+    cells = [Cell("–" if value is None else number(value), value) for value in values]
+    cells.append(Cell(_percent(row.sparsity) or "–", row.sparsity))
+    cells.append(Cell("–" if row.seconds_sparse is None else f"{row.seconds_sparse:.2f}", row.seconds_sparse))
+    cells.append(Cell("–" if row.worst_frame is None else str(row.worst_frame), row.worst_frame))
+    return Row(row.index, (*first, *cells))
+
+
+def _trial_row(trial: TrialSection, best: int | None, front: set[int], words: Words) -> Row:
+    cells = (
+        Cell(str(trial.number), trial.number),
+        Cell(_state(trial, best, words)),
+        Cell(_percent(trial.sparsity) or "–", trial.sparsity),
+        Cell(number(trial.psnr) or "–", trial.psnr),
+        Cell(number(trial.psnr_worst) or "–", trial.psnr_worst),
+        Cell(_cosine(trial.frame_cosine) or "–", trial.frame_cosine),
+        Cell(f"{trial.seconds:.1f}", trial.seconds),
+    )
+    mark = "winner" if trial.number == best else "front" if trial.number in front else ""
+    return Row(trial.number, cells, mark=mark)
+
+
+def _state(trial: TrialSection, best: int | None, words: Words) -> str:
+    return words("search.winner") if trial.number == best else words(f"search.{kind(trial)}")
+
+
+def _change(change: Change) -> tuple[str, ...]:
+    pairs = change.difference
+    scale = max(abs(change.before), abs(change.after))
+    return (
+        change.name + (f" ({change.unit})" if change.unit else ""),
+        number(change.before, scale),
+        number(change.after, scale),
+        difference(pairs.mean, scale),
+        f"{difference(pairs.ci95_low, scale)} … {difference(pairs.ci95_high, scale)}",
+        f"{pairs.better}/{pairs.worse}/{pairs.equal}",
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _times(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}×"
+
+
+def _cosine(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,95 @@
+"""The verdict of a report: one sentence, and the figures that it rests on."""
+
+from dataclasses import dataclass
+
+from sparsetune.evaluation.result import ConditionSection, EvaluationResult
+from sparsetune.report.source import Source
+from sparsetune.report.words import Words
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure that stands for itself: what it is, its text, a line of small print, and `good`, `bad` or nothing."""
+
+    name: str
+    text: str
+    note: str = ""
+    tone: str = ""
+
+
+def sentence(source: Source, words: Words) -> str:
+    """Put score and gate into one sentence."""
+    result = source.evaluation
+    if result is None:
+        return _without_winner(source, words)
+    if result.overall_score is None or result.sparsity.overall is None:
+        return words("verdict.none", failed=len(result.failed))
+    return words(
+        "verdict.sentence",
+        word=words(f"verdict.{result.verdict}"),
+        score=result.overall_score,
+        sparsity=f"{result.sparsity.overall:.1%}",
+        phrase=words(f"phrase.{result.verdict}"),
+        gate=words("gate.sentence_met" if result.gate.passed else "gate.sentence_missed"),
+    )
+
+
+def tone(source: Source) -> str:
+    """Say whether the verdict is `good`, `bad`, or neither (empty)."""
+    return "good" if source.evaluation is not None and source.evaluation.gate.passed else "bad"
+
+
+def tiles(result: EvaluationResult, words: Words) -> tuple[Tile, ...]:
+    """Give the figures that decide, each with what it is measured by."""
+    psnr, part = result.statistics.get("psnr"), result.sparsity
+    found = [
+        Tile(
+            words("outcome.score"),
+            "–" if result.overall_score is None else f"{result.overall_score}/100",
+            words(f"verdict.{result.verdict}"),
+        ),
+        Tile(
+            words("outcome.gate"),
+            words("gate.met" if result.gate.passed else "gate.missed"),
+            words("gate.person"),
+            "good" if result.gate.passed else "bad",
+        ),
+    ]
+    if part.overall is not None:
+        speed = "–" if part.theoretical_speedup is None else f"{part.theoretical_speedup:.2f}×"
+        found.append(Tile(words("outcome.sparsity"), f"{part.overall:.1%}", words("tile.theoretical", speed=speed)))
+    if psnr is not None:
+        found.append(Tile(words("tile.psnr"), f"{psnr.mean:.2f} dB", words("tile.worst", psnr=f"{psnr.min:.2f}")))
+    if part.measured_speedup is not None:
+        found.append(Tile(words("outcome.measured"), f"{part.measured_speedup:.2f}×", words("tile.measured")))
+    return tuple(found)
+
+
+def conditions(result: EvaluationResult, words: Words) -> tuple[Tile, ...]:
+    """Give every bound of the gate with what was measured."""
+    found = [_condition(one, words) for one in result.gate.conditions]
+    if result.failed:
+        failed, total = len(result.failed), len(result.detailed_results)
+        found.append(Tile(words("gate.prompts"), words("gate.failed", failed=failed, total=total), tone="bad"))
+    return tuple(found)
+
+
+def _condition(one: ConditionSection, words: Words) -> Tile:
+    unit = f" {one.unit}" if one.unit else ""
+    relation = ">" if one.met else "≤"
+    decimals = 4 if abs(one.bound) <= 1 else 2
+    return Tile(
+        words.known(f"condition.{one.name}", one.name),
+        f"{one.measured:.{decimals}f}{unit} {relation} {one.bound:g}{unit}",
+        tone="good" if one.met else "bad",
+    )
+
+
+def _without_winner(source: Source, words: Words) -> str:
+    record = source.tuning
+    if record is None or record.closest is None:
+        return words("verdict.no_trial", trials=0 if record is None else len(record.trials))
+    closest = next(trial for trial in record.trials if trial.number == record.closest)
+    psnr = "–" if closest.psnr is None else f"{closest.psnr:.2f}"
+    sparsity = f"{closest.sparsity or 0.0:.1%}"
+    return words("verdict.closest", trials=len(record.trials), number=closest.number, sparsity=sparsity, psnr=psnr)

@@ -1,0 +1,164 @@
+"""A tuning on disk: what its JSON holds, read and written."""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from sparsetune.checkpoint.manifest import utc_now
+from sparsetune.config import Config
+from sparsetune.errors import ResultError
+from sparsetune.evaluation.result import EvaluationResult
+from sparsetune.files import write_json
+from sparsetune.tuning.events import Insight, Parameter, TrialResult, TrialState, TuningResult
+from sparsetune.tuning.rerun import recorded
+
+RECORD_NAME: Final = "tuning.json"
+SCHEMA_VERSION: Final = 1
+"""Raised whenever a field of the JSON changes its meaning or goes away."""
+
+SCHEMA_PATH: Final = Path(__file__).parent / "tuning.schema.json"
+"""The JSON Schema of a tuning, shipped with the package."""
+
+Seconds = Annotated[float, Field(ge=0.0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, json_schema_serialization_defaults_required=True
+    )
+
+
+class TrialSection(_Part):
+    """One trial; figures are over the tune prompts that it rendered, null where there is none."""
+
+    number: int = Field(description="From 0, in the order in which the study asked.")
+    params: dict[str, Parameter] = Field(description="What the search chose.")
+    state: TrialState
+    reason: str | None = Field(description="Why it was pruned or failed.")
+    sparsity: float | None = Field(description="Mean.")
+    psnr: float | None = Field(description="Mean, in dB.")
+    psnr_worst: float | None = Field(description="Of the worst prompt, in dB.")
+    frame_cosine: float | None = Field(description="Mean.")
+    feasible: bool = Field(description="Whether it is complete and meets the gate, raised by the margin.")
+    seconds: Seconds = Field(description="Wall-clock time.")
+    seconds_sparse: Seconds | None = Field(description="Mean of its renderings.")
+    predicted_error: float | None = Field(description="What calibration says of its policy's error.")
+
+    @classmethod
+    def of(cls, trial: TrialResult) -> "TrialSection":
+        """Lay a trial out."""
+        values = {name: getattr(trial, name) for name in cls.model_fields}
+        for name, value in values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                values[name] = None
+        return cls(**values)
+
+
+class InsightSection(_Part):
+    """What the trials say of the search."""
+
+    rank_correlation: float | None = Field(description="Spearman's, between calibrated error and PSNR.")
+    importances: dict[str, float] = Field(description="PED-ANOVA's share of each parameter, in [0, 1].")
+
+    @classmethod
+    def of(cls, insight: Insight) -> "InsightSection":
+        """Lay an insight out."""
+        rho = insight.rank_correlation
+        return cls(
+            rank_correlation=rho if rho is not None and math.isfinite(rho) else None,
+            importances={name: share for name, share in insight.importances.items() if math.isfinite(share)},
+        )
+
+
+class TuningRecord(_Part):
+    """A whole tuning; its JSON has exactly these fields."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    study_name: str
+    created: str = Field(description="When it ended: UTC, ISO 8601.")
+    config: dict[str, JsonValue] = Field(description="The configuration, but for where things are kept.")
+    trials: tuple[TrialSection, ...] = Field(description="All of the study, in order.")
+    best: int | None = Field(description="Number of the winner; null where no trial meets the gate.")
+    closest: int | None = Field(description="Without a winner, the sparse trial that misses the gate by the least.")
+    interrupted: bool = Field(description="Whether Ctrl-C ended the search before its time.")
+    seconds: Seconds = Field(description="Of this run, from loaded model to judged winner.")
+    seconds_by_phase: dict[str, Seconds] = Field(description="The same by preparation, calibration, probes, …")
+    insight: InsightSection | None
+    before: EvaluationResult | None = Field(description="SpargeAttn's default thresholds on the eval prompts.")
+    evaluation: EvaluationResult | None = Field(description="The winner on the eval prompts.")
+
+    @classmethod
+    def of(cls, result: TuningResult, config: Config) -> "TuningRecord":
+        """Lay a tuning out.
+
+        Args:
+            result: what it came to.
+            config: what it was asked for.
+        """
+        return cls(
+            study_name=result.study_name,
+            created=utc_now(),
+            config=recorded(config),
+            trials=tuple(TrialSection.of(trial) for trial in result.trials),
+            best=None if result.best is None else result.best.number,
+            closest=None if result.closest is None else result.closest.number,
+            interrupted=result.interrupted,
+            seconds=result.seconds,
+            seconds_by_phase=dict(result.seconds_by_phase),
+            insight=None if result.insight is None else InsightSection.of(result.insight),
+            before=result.before,
+            evaluation=result.evaluation,
+        )
+
+    @property
+    def model_name(self) -> str:
+        """The model's short name."""
+        model = self.config.get("model")
+        return str(model.get("name", "?")) if isinstance(model, dict) else "?"
+
+
+def save_record(record: TuningRecord, path: Path) -> None:
+    """Write a tuning as JSON, whole or not at all."""
+    write_json(path, record.model_dump(mode="json"))
+
+
+def load_record(path: Path) -> TuningRecord:
+    """Read a tuning from its JSON file.
+
+    Raises:
+        ResultError: it can't be read, is something else, or a newer sparsetune wrote it.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ResultError(f"{path} must be the JSON of a tuning, but: {reason}; run `sparsetune tune` anew") from error
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if version != SCHEMA_VERSION:
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
+        raise ResultError(
+            f"{path} must be a tuning with schema_version {SCHEMA_VERSION}, but has {version}; "
+            f"{'update sparsetune' if newer else 'run `sparsetune tune`'}"
+        )
+    try:
+        return TuningRecord.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ResultError(
+            f"{path} must hold a whole tuning, but {where}: {first['msg']}; run `sparsetune tune` anew"
+        ) from error
+
+
+def record_schema() -> dict[str, Any]:
+    """Generate the JSON Schema of a tuning; `SCHEMA_PATH` holds it, and a test keeps the two equal."""
+    schema = TuningRecord.model_json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def write_schema() -> None:
+    """Write `SCHEMA_PATH` anew, after a change to the models above."""
+    write_json(SCHEMA_PATH, record_schema())

@@ -1,0 +1,88 @@
+"""What the site says of commands, settings, metrics and files is what the program has."""
+
+import json
+import re
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from sparsetune import metrics
+from sparsetune.cli.main import COMMANDS, main
+from sparsetune.config.resolver import config_fields
+from tests.docs.blocks import ROOT
+from tools.docs.cli_reference import reference
+from tools.docs.metrics_tables import metrics_table, score_tables
+from tools.docs.root_files import as_page
+from tools.docs.schema_tables import NAMES, schema_tables, schemas
+from tools.docs.settings_table import settings_tables
+
+
+def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
+    """Go through all commands and their subcommands, each with its full name."""
+    context = click.Context(group, info_name=path)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield f"{path} {name}", command
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{path} {name}")
+
+
+def test_every_command_has_a_heading_its_examples_and_every_option_with_its_default() -> None:
+    text = reference(main, "sparsetune")
+    sections = dict(re.findall(r"^##+ (sparsetune[ \w]+?) \{.*?\}\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL))
+    assert [name for name in sections if name.count(" ") == 1] == [f"sparsetune {name}" for name in COMMANDS]
+    for name, command in commands(main, "sparsetune"):
+        section = sections[name]
+        assert "Example" in section and f"```console\n{name}" in section, name
+        for option in command.params:
+            if isinstance(option, click.Option) and not option.hidden:
+                row = re.search(rf"^\| `{option.opts[0]}`.*\|$", section, re.MULTILINE)
+                assert row is not None, f"{name} {option.opts[0]}"
+                assert row[0].count("|") == 4, row[0]
+    sampler = "| `--sampler` `tpe`, `gp`, `nsga2`, `cmaes`, `random` | Optuna's sampler. | tpe |"
+    assert sampler in sections["sparsetune tune"]
+
+
+def test_every_setting_is_in_a_table() -> None:
+    assert set(re.findall(r"^\| `([\w.]+)` \|", settings_tables(), re.MULTILINE)) == set(config_fields())
+
+
+def test_every_metric_of_sparsetune_is_in_the_table() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", metrics_table(), re.MULTILINE)
+    assert tuple(rows[:4]) == metrics.BASE_METRICS
+    assert sorted(rows) == sorted(metrics.names())
+
+
+def test_the_score_s_tables_are_the_score() -> None:
+    tables = score_tables()
+    assert "| `psnr` | > 40 dB: 40, > 35 dB: 30, > 30 dB: 20, otherwise 0 |" in tables
+    assert metrics.score(0.985, 37.82, 0.0457) == 40 + 30 + 15
+    assert "from 80 **good**" in tables
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_schema_s_table_has_its_fields_and_those_of_its_parts(name: str) -> None:
+    schema = schemas()[name]
+    table = schema_tables(schema)
+    fields = {field for part in (schema, *schema.get("$defs", {}).values()) for field in part.get("properties", {})}
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == fields
+    json.dumps(schema)
+
+
+def test_a_schema_s_table_tells_what_a_docstring_tells_of_several_fields() -> None:
+    table = schema_tables(schemas()["manifest"])
+    assert (
+        "| `base_revision` | string or null | the model the policy was tuned for: its name, hub id or folder," in table
+    )
+    assert "| `git_commit` | string or null | as `versions()` and `git_commit()` gave them. |" in table
+
+
+def test_links_of_a_root_file_lead_to_pages() -> None:
+    warnings: list[str] = []
+    text = as_page(ROOT / "CHANGELOG.md", {}, warnings.append)
+    assert "](models.md)" in text and "](docs/" not in text and "](https://semver.org)" in text
+    assert warnings == []
+    as_page(ROOT / "CONTRIBUTING.md", {}, warnings.append)
+    assert warnings == ["CONTRIBUTING.md links to CODE_OF_CONDUCT.md, which is no page of the site"]

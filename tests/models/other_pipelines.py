@@ -1,0 +1,103 @@
+"""The pipeline classes of diffusers that the support table has no row for, and why."""
+
+import functools
+import inspect
+import typing
+import warnings
+
+import diffusers
+from diffusers import DiffusionPipeline
+
+from sparsetune.models.families import FAMILIES
+
+_ABOVE = "its transformer is one of the above"
+_CONTROL = f"takes a ControlNet beside the prompt; {_ABOVE}"
+_UNSEEDED = f"draws noise for its control image that no generator decides: two dense renderings differ; {_ABOVE}"
+_LTX2 = f"a stage or variant of LTX-2 with inputs of its own; {_ABOVE}"
+_CHUNKS = f"renders in chunks that see each other; {_ABOVE}"
+_EDIT = f"edits images that its text encoder reads too, each enlarged to a megapixel; {_ABOVE}"
+_VISUAL_CLOZE = f"lays several images out in a grid; {_ABOVE}"
+UNTRIED = {
+    "LTXI2VLongMultiPromptPipeline": f"renders windows of a long video, each with a prompt of its own; {_ABOVE}",
+    "LTX2DFRPipeline": _LTX2,
+    "LTX2DFRTemporalRefinePipeline": _LTX2,
+    "LTX2HDRPipeline": _LTX2,
+    "LTX2InContextPipeline": _LTX2,
+    "EasyAnimateControlPipeline": "diffusers' own call of it fails: it gives its encode_prompt an unknown argument",
+    "EasyAnimateInpaintPipeline": "diffusers' own call of it fails: it reads a setting that its VAE doesn't have",
+    "Cosmos2_5_TransferPipeline": _CHUNKS,
+    "QwenImageControlNetInpaintPipeline": _CONTROL,
+    "QwenImageEditPlusPipeline": _EDIT,
+    "QwenImageLayeredPipeline": f"renders several layers of an image at once; {_ABOVE}",
+    "StableDiffusion3ControlNetPipeline": _UNSEEDED,
+    "StableDiffusion3ControlNetInpaintingPipeline": _UNSEEDED,
+    "StableDiffusion3PAGImg2ImgPipeline": f"as StableDiffusion3PAGPipeline; {_ABOVE}",
+    "VisualClozePipeline": _VISUAL_CLOZE,
+    "VisualClozeGenerationPipeline": _VISUAL_CLOZE,
+}
+"""Those whose transformer is one of a supported family: `sparsify` takes them, but no test shows what it does."""
+
+_AUDIO = "makes sound"
+_LINEAR = "its self-attention is linear: there are no blocks to leave out"
+_FEW = "sequences are too short to gain"
+_NO_FAMILY = "a transformer that is none of a supported family yet; `sparsify` refuses it"
+_UNET = "denoises with a UNet, which has no family here"
+_OTHER = "gives embeddings, texts, shapes, molecules or other latents rather than images or videos"
+_BY_TRANSFORMER = {
+    "AceStepTransformer1DModel": _AUDIO,
+    "LongCatAudioDiTTransformer": _AUDIO,
+    "StableAudioDiTModel": _AUDIO,
+    "StableAudio3DiTModel": _AUDIO,
+    "SanaTransformer2DModel": _LINEAR,
+    "SanaVideoTransformer3DModel": _LINEAR,
+    "DiTTransformer2DModel": _FEW,
+    "LatteTransformer3DModel": _FEW,
+    "Transformer2DModel": _FEW,
+    "UVit2DModel": _FEW,
+    "RFD4ProteinaTransformer": _OTHER,
+}
+_UNETS = {"unet", "image_unet", "decoder"}
+
+
+@functools.cache
+def pipelines() -> tuple[str, ...]:
+    """Name every pipeline class of diffusers; importing them all takes some seconds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what their modules use
+        found = {name: getattr(diffusers, name) for name in dir(diffusers) if name.endswith("Pipeline")}
+    return tuple(
+        name
+        for name, kind in found.items()
+        if inspect.isclass(kind) and issubclass(kind, DiffusionPipeline) and kind is not DiffusionPipeline
+    )
+
+
+def uses_a_supported_transformer(name: str) -> bool:
+    """Whether a pipeline's transformer is of a class that a family has."""
+    return bool(_transformers(name) & {family.transformer_class for family in FAMILIES})
+
+
+def others() -> dict[str, list[str]]:
+    """Give the pipelines whose transformer is of no family, by the reason."""
+    found: dict[str, list[str]] = {}
+    for name in pipelines():
+        if not uses_a_supported_transformer(name):
+            found.setdefault(_reason(name), []).append(name)
+    return dict(sorted(found.items()))
+
+
+def _reason(name: str) -> str:
+    transformers = _transformers(name)
+    if transformers:
+        return next((_BY_TRANSFORMER[kind] for kind in transformers if kind in _BY_TRANSFORMER), _NO_FAMILY)
+    if "Audio" in name or "Music" in name:
+        return _AUDIO
+    return _UNET if _UNETS & inspect.signature(getattr(diffusers, name).__init__).parameters.keys() else _OTHER
+
+
+def _transformers(name: str) -> set[str]:
+    parameter = inspect.signature(getattr(diffusers, name).__init__).parameters.get("transformer")
+    if parameter is None:
+        return set()
+    kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
+    return {kind if isinstance(kind, str) else kind.__name__ for kind in kinds if kind is not type(None)}

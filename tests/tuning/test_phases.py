@@ -1,0 +1,64 @@
+"""Where a tuning's time goes."""
+
+from pathlib import Path
+from typing import Any
+
+from sparsetune.tuning.events import CalibrationStep, ProbeStep, TrialStep
+from sparsetune.tuning.phases import PHASES, PhaseClock
+
+
+class Hands:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_time_belongs_to_the_phase_whose_event_ends_it() -> None:
+    hands = Hands()
+    clock = PhaseClock(hands)
+    unused: Any = None
+    events = [
+        (1.0, lambda: clock.on_study_start(unused)),
+        (5.0, lambda: clock.on_calibration_step(CalibrationStep(0, 1, 1, 2))),
+        (5.0, lambda: clock.on_calibration_step(CalibrationStep(0, 1, 2, 2))),
+        (7.0, lambda: clock.on_probe_step(ProbeStep(0, 1, 1, 1))),
+        (2.0, lambda: clock.on_trial_start(unused)),  # what the last probe's video took to be judged
+        (20.0, lambda: clock.on_step(TrialStep(0, 0, 1, 1, 1))),
+        (1.0, lambda: clock.on_prompt(unused)),
+        (1.0, lambda: clock.on_trial(unused)),
+        (0.5, lambda: clock.on_winner(unused, Path())),
+        (30.0, lambda: None),
+    ]
+    for seconds, happens in events:
+        hands.now += seconds
+        happens()
+    assert clock.stop() == {"preparation": 1.0, "calibration": 10.0, "probes": 9.0, "trials": 22.5, "judging": 30.0}
+
+
+def test_phases_add_up_to_the_whole_and_stand_in_order() -> None:
+    hands = Hands()
+    clock = PhaseClock(hands)
+    clock.restart(90.0)
+    unused: Any = None
+    for happens in (clock.on_trial_start, clock.on_study_start, clock.on_trial):
+        hands.now += 3.0
+        happens(unused)
+    hands.now += 1.0
+    found = clock.stop()
+    assert sum(found.values()) == hands.now - 90.0
+    assert list(found) == [phase for phase in PHASES if phase in found]
+
+
+def test_a_tuner_without_calibration_prepares_until_its_trial() -> None:
+    hands = Hands()
+    clock = PhaseClock(hands)
+    unused: Any = None
+    hands.now += 50.0
+    clock.on_trial_start(unused)
+    hands.now += 4.0
+    clock.on_trial(unused)
+    assert clock.stop() == {"preparation": 50.0, "trials": 4.0}

@@ -1,0 +1,81 @@
+"""The command line's reference, from the commands themselves.
+
+mkdocs-click finds our lazily loaded commands, but runs a help text's examples together into one paragraph and shows no
+default, since ours stand in the help; hence this.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator
+
+import click
+
+_DEFAULT = re.compile(r"\s*\[default: (?P<default>.*)\]$", re.DOTALL)
+
+
+def reference(group: click.Group, name: str) -> str:
+    """Write every command of `group` in Markdown, in the group's own order, a heading of level 2 each."""
+    context = click.Context(group, info_name=name, help_option_names=["-h", "--help"])
+    lines = [*_options(group, context), ""]
+    for command in _subcommands(group, context):
+        lines += _command(command, context, level=2)
+    return "\n".join(lines)
+
+
+def _command(command: click.Command, parent: click.Context, level: int) -> Iterator[str]:
+    context = click.Context(command, info_name=command.name, parent=parent)
+    yield f"{'#' * level} {context.command_path} {{ #{context.command_path.replace(' ', '-')} }}"
+    usage = " ".join(command.collect_usage_pieces(context))
+    yield from ("", "```text", f"{context.command_path} {usage}", "```", "")
+    yield from _help(command)
+    yield from _options(command, context)
+    yield ""
+    for sub in _subcommands(command, context):
+        yield from _command(sub, context, level + 1)
+
+
+def _subcommands(command: click.Command, context: click.Context) -> list[click.Command]:
+    if not isinstance(command, click.Group):
+        return []
+    found = [command.get_command(context, name) for name in command.list_commands(context)]
+    return [sub for sub in found if sub is not None and not sub.hidden]
+
+
+def _help(command: click.Command) -> Iterator[str]:
+    """Give the help's paragraphs; what click wouldn't wrap, our examples, as code."""
+    for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(command.help or "")):
+        if not paragraph.startswith("\b"):
+            yield from (paragraph, "")
+            continue
+        title, *examples = paragraph.removeprefix("\b\n").splitlines()
+        yield from (title, "", "```console", *(example.strip() for example in examples), "```", "")
+
+
+def _options(command: click.Command, context: click.Context) -> Iterator[str]:
+    options = [param for param in command.get_params(context) if isinstance(param, click.Option) and not param.hidden]
+    yield "| option | what it does | default |"
+    yield "| --- | --- | --- |"
+    for option in options:
+        text, default = _parted(option.help or "")
+        yield f"| {_names(option, context)} | {_cell(text)} | {_cell(default)} |"
+
+
+def _names(option: click.Option, context: click.Context) -> str:
+    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    if option.is_flag:
+        return names
+    if isinstance(option.type, click.Choice):
+        return f"{names} {', '.join(f'`{choice}`' for choice in option.type.choices)}"
+    return f"{names} `{option.make_metavar(context)}`"
+
+
+def _parted(help_text: str) -> tuple[str, str]:
+    """Take a help apart into what it says and the default at its end."""
+    found = _DEFAULT.search(help_text)
+    return (help_text, "") if found is None else (help_text[: found.start()], found["default"])
+
+
+def _cell(text: str) -> str:
+    """Make a text fit into a cell; what has commas without spaces may be wrapped at them."""
+    text = re.sub(r",(?=\w)", ", ", " ".join(text.split()))
+    return text.replace("|", "&#124;").replace("<", "&lt;")

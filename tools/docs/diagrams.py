@@ -1,0 +1,99 @@
+"""Mermaid diagrams as pictures, drawn once and kept: the site then needs no script and no network to show them.
+
+A diagram's source stands in the page, where forges draw it themselves. `docs/images/PAGE-NUMBER.svg` is what Chromium
+drew of it, with a digest of the source; the site's build warns where the two don't agree. After a change:
+
+    npm pack mermaid@11 && tar xzf mermaid-11*.tgz package/dist/mermaid.min.js
+    python -m tools.docs.diagrams package/dist/mermaid.min.js
+"""
+
+import hashlib
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+_BLOCK = re.compile(r"^```mermaid\n(?P<source>.*?)^```$", re.MULTILINE | re.DOTALL)
+_TITLE = re.compile(r"accTitle:\s*(?P<title>.+)")
+_PAGE = """<!doctype html><meta charset="utf-8"><script src="{mermaid}"></script><script>
+async function draw(source) {{
+    mermaid.initialize({{startOnLoad: false, theme: "neutral", htmlLabels: false, fontFamily: "sans-serif",
+                        flowchart: {{htmlLabels: false, wrappingWidth: 420}}}});
+    document.body.innerHTML = (await mermaid.render("diagram", source)).svg;
+    for (const cluster of document.querySelectorAll(".cluster")) {{  // arrows run through titles in the middle
+        const box = cluster.querySelector("rect"), label = cluster.querySelector(".cluster-label");
+        const [left, top] = ["x", "y"].map(name => Number(box.getAttribute(name)));
+        const words = label.getBBox();
+        label.setAttribute("transform", `translate(${{left + 8 - words.x}}, ${{top + 4 - words.y}})`);
+    }}
+    return new XMLSerializer().serializeToString(document.querySelector("svg"));
+}}
+</script><body></body>"""
+
+
+def with_pictures(markdown: str, page: str, images: Path, warn: Callable[[str], None]) -> str:
+    """Put the kept picture in place of each diagram's source.
+
+    Args:
+        markdown: the page's text.
+        page: its name without suffix.
+        images: folder of the pictures, as the page links to it: `images/` beside it.
+        warn: told where a picture is missing or of another source.
+    """
+    number = 0
+
+    def picture(block: re.Match[str]) -> str:
+        nonlocal number
+        number += 1
+        name, title = f"{page}-{number}.svg", _TITLE.search(block["source"])
+        kept = images / name
+        if not kept.is_file() or _digest(block["source"]) not in kept.read_text(encoding="utf-8"):
+            warn(f"{kept} isn't drawn from the source in {page}.md; see tools/docs/diagrams.py")
+        return f"![{title['title'].strip() if title else page}](images/{name}){{ .diagram }}"
+
+    return _BLOCK.sub(picture, markdown)
+
+
+def draw_all(mermaid: Path) -> None:
+    """Draw every diagram of the pages whose picture is missing or of another source."""
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        for number, block in enumerate(_BLOCK.finditer(page.read_text(encoding="utf-8")), 1):
+            target = ROOT / "docs" / "images" / f"{page.stem}-{number}.svg"
+            digest = _digest(block["source"])
+            if target.is_file() and digest in target.read_text(encoding="utf-8"):
+                continue
+            target.write_text(f"{_drawn(block['source'], mermaid)}<!-- {digest} -->\n", encoding="utf-8")
+            print(target)
+
+
+def _digest(source: str) -> str:
+    return f"source {hashlib.sha256(source.encode()).hexdigest()[:16]}"
+
+
+def _drawn(source: str, mermaid: Path) -> str:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for switch in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1400,1000"):
+        options.add_argument(f"--{switch}")
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "draw.html"
+        page.write_text(_PAGE.format(mermaid=mermaid.resolve().as_uri()), encoding="utf-8")
+        with webdriver.Chrome(options, Service("/usr/bin/chromedriver")) as chrome:
+            chrome.get(page.as_uri())
+            chrome.set_script_timeout(60)
+            svg = chrome.execute_async_script(
+                "const done = arguments[1]; draw(arguments[0]).then(done, error => done('failed: ' + error))", source
+            )
+    if not svg.startswith("<svg"):
+        raise SystemExit(f"mermaid couldn't draw the diagram: {svg}")
+    svg = re.sub(r' data-[a-z-]+="[^"]*"', "", svg)
+    return re.sub(r"\d+\.\d\d+", lambda number: f"{float(number[0]):.1f}", svg)
+
+
+if __name__ == "__main__":
+    draw_all(Path(sys.argv[1]))

@@ -1,0 +1,29 @@
+"""Files of the checkout's root as pages of the site: their text as it is, links turned to the site's pages."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+_LINK = re.compile(r"\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
+
+
+def as_page(file: Path, pages: Mapping[str, str], warn: Callable[[str], None]) -> str:
+    """Read a Markdown file of the root for the site.
+
+    Args:
+        file: the file.
+        pages: page of the site for each root file that has one, e.g. `CHANGELOG.md`: `changelog.md`.
+        warn: told of each link that leads nowhere in the site.
+    """
+
+    def turned(link: re.Match[str]) -> str:
+        target, anchor = link["target"], link["anchor"] or ""
+        if re.match(r"[a-z]+:", target):
+            return link[0]
+        page = pages.get(target, target.removeprefix("docs/") if target.startswith("docs/") else None)
+        if page is None:
+            warn(f"{file.name} links to {target}, which is no page of the site")
+            return link[0]
+        return f"]({page}{anchor})"
+
+    return _LINK.sub(turned, file.read_text(encoding="utf-8"))
