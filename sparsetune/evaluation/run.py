@@ -172,9 +172,9 @@ def evaluate(
     tuned = policy is not None if tuned is None else tuned
     gate = gate or Gate()
     names = _metric_names(metrics, gate)
-    break_even = None if break_even is None else break_even.absolute()  # workers have other working folders
+    table = None if break_even is None else break_even.absolute()  # workers have other working folders
     with _as_engine(renderer) as engine:
-        described = run_one(engine, Describe(backend, break_even=break_even))
+        described = run_one(engine, Describe(backend, break_even=table))
         rig, policy = described.rig, policy or described.policy
         check_fits(policy, rig.layers)
         outputs = None
@@ -196,7 +196,7 @@ def evaluate(
         )
         tasks = [
             JudgePrompt(
-                index, prompt, policy, backend, break_even, seed, cache, names, outputs, save_videos, difference, ladder
+                index, prompt, policy, backend, table, seed, cache, names, outputs, save_videos, difference, ladder
             )
             for index, prompt in enumerate(prompts)
         ]

@@ -308,4 +308,4 @@ def test_the_ladder_s_rungs_run_every_layer_on_the_kernel(evaluate: Evaluate, re
     renderer.render = watched
     table = Path("break-even.json")
     evaluate(prompts=("a red circle",), ladder=True, break_even=table)
-    assert seen == [("dense", None), ("sparse", table), ("dense", None), ("kernel", None)]
+    assert seen == [("dense", None), ("sparse", table.absolute()), ("dense", None), ("kernel", None)]
