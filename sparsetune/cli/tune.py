@@ -144,7 +144,7 @@ def _check_gate(result: "TuningResult", require_gate: bool) -> None:
         raise GateError("a trial must meet the gate, but there was no time for any; raise --max-minutes")
     if result.best is None:
         closest = result.closest
-        figures = "" if closest is None else f"; the closest is trial {closest.number + 1}, {trial_text(closest)}"
+        figures = "" if closest is None else f"; the closest is trial {closest.number}, {trial_text(closest)}"
         raise GateError(
             f"a trial must meet the gate, but none of {len(result.trials)} does{figures}{_missed(closest)}; the dense "
             "model stays the recommendation: allow more trials, or a lower gate"

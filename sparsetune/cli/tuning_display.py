@@ -86,7 +86,7 @@ class TuningDisplay(TuningListener):
         self.keep(self.state.trial_started(event, self.outlet.clock()))
         self.outlet.say(
             "trial_start",
-            f"{self._where(event.number)} begins",
+            f"trial {event.number} begins",
             trial=event.number,
             params=dict(event.params),
             worker=event.worker,
@@ -105,7 +105,7 @@ class TuningDisplay(TuningListener):
         psnr, sparsity = event.result.metrics.get("psnr"), event.result.sparsity
         self.outlet.say(
             "trial_prompt",
-            f"{self._where(event.number)}, prompt {event.index + 1}/{event.num_prompts}: psnr {psnr} dB",
+            f"trial {event.number}, prompt {event.index + 1}/{event.num_prompts}: psnr {psnr} dB",
             trial=event.number,
             prompt_index=event.index,
             num_prompts=event.num_prompts,
@@ -119,8 +119,8 @@ class TuningDisplay(TuningListener):
             return
         self.keep(self.state.trial_ended(result, self.outlet.clock()))
         best, left = self.state.best, self._time_left(self.outlet.clock())
-        said = f"{self._where(result.number)} ({clock_text(result.seconds)}): {outcome_text(result)}"
-        said += f"; best: trial {best.number + 1}, {trial_text(best)}" if best else ""
+        said = f"trial {result.number} ({clock_text(result.seconds)}): {outcome_text(result)}"
+        said += f"; best: trial {best.number}, {trial_text(best)}" if best else ""
         said += f"; {clock_text(left.phase)} of trials left" if left.phase else ""
         names = ("state", "reason", "sparsity", "psnr", "psnr_worst", "frame_cosine", "feasible", "seconds")
         fields = {name: getattr(result, name) for name in names}
@@ -144,7 +144,7 @@ class TuningDisplay(TuningListener):
             return
         self.outlet.say(
             "winner",
-            f"winner: trial {trial.number + 1}, {trial_text(trial)}",
+            f"winner: trial {trial.number}, {trial_text(trial)}",
             trial=trial.number,
             sparsity=trial.sparsity,
             psnr=trial.psnr,
@@ -187,9 +187,6 @@ class TuningDisplay(TuningListener):
 
     def _time_left(self, now: float) -> TimeLeft:
         return TimeLeft() if self.state is None else search_time_left(self.state, now)
-
-    def _where(self, number: int) -> str:
-        return f"trial {number + 1}" + (f"/{self.state.study.n_trials}" if self.state is not None else "")
 
     def _draw(self, width: int, height: int) -> Sequence[RenderableType]:
         if self.state is None:

@@ -26,8 +26,8 @@ def tuning_text(result: TuningResult) -> str:
         for name, value in result.best.params.items()
     )
     word = "winner" if result.left_to is None else "best so far"
-    lines.append(f"{word}: trial {result.best.number + 1}, {trial_text(result.best)}, on the tune prompts ({params})")
-    front = ", ".join(str(trial.number + 1) for trial in pareto_front(result.trials))
+    lines.append(f"{word}: trial {result.best.number}, {trial_text(result.best)}, on the tune prompts ({params})")
+    front = ", ".join(str(trial.number) for trial in pareto_front(result.trials))
     lines.append(f"Pareto front of sparsity and psnr, sparsest first: trials {front}")
     lines += _insight_lines(result.insight)
     if result.evaluation is not None:
@@ -63,7 +63,7 @@ def trials_table(result: TuningResult) -> Table:
             _figure(trial.psnr_worst, 2),
             _figure(trial.frame_cosine, 4),
         ]
-        row = [f"{trial.number + 1}{mark}", outcome(trial.state), *figures, outcome(gate), clock(trial.seconds)]
+        row = [f"{trial.number}{mark}", outcome(trial.state), *figures, outcome(gate), clock(trial.seconds)]
         rows.append([click.style(row[0], bold=True), *row[1:]] if mark else row)
     return (
         "trial", "state", "sparsity", "psnr (dB)", "worst psnr (dB)", "frame_cosine", "gate", "time (m:ss)"

@@ -66,7 +66,7 @@ class AskTell:
             del self._objective.runner.results[outcome.number]
             logger.warning(
                 "trial %d is dropped: this process gave no sign of life for so long that another tries it again",
-                outcome.number + 1,
+                outcome.number,
             )
         del self._trials[outcome.number]
 

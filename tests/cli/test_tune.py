@@ -95,7 +95,7 @@ def test_tracking_listens_unless_it_is_switched_off(tune: Tune, asked: Asked, wo
 def test_winner_is_printed_on_stdout(tune: Tune) -> None:
     result = tune("--no-track")
     assert result.exit_code == 0
-    assert "winner: trial 4, sparsity 0.300" in result.stdout
+    assert "winner: trial 3, sparsity 0.300" in result.stdout
     assert "checkpoint: out/checkpoint" in result.stdout
 
 
@@ -106,7 +106,7 @@ def test_json_is_alone_on_stdout(tune: Tune) -> None:
 def test_search_without_a_winner_is_status_3_and_names_the_closest(tune: Tune) -> None:
     result = tune("--no-track", result=LOST)
     assert result.exit_code == 3
-    assert "none of 1 does; the closest is trial 4, sparsity 0.300, psnr 34.50 dB" in result.stderr
+    assert "none of 1 does; the closest is trial 3, sparsity 0.300, psnr 34.50 dB" in result.stderr
 
 
 def test_search_without_time_for_a_trial_says_so(tune: Tune) -> None:

@@ -55,15 +55,15 @@ def watch(log: Log, console: Console | None = None) -> TuningDisplay:
 def test_plain_lines_tell_trial_best_sparsity_psnr_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     display = watch(TextLog())
     display.on_study_end(outcome(trial(1, 0.3, 36.0), best=trial(1, 0.3, 36.0)))
-    best = "best: trial 2, sparsity 0.300, psnr 36.00 dB (worst 35.00)"
+    best = "best: trial 1, sparsity 0.300, psnr 36.00 dB (worst 35.00)"
     assert capsys.readouterr().err.splitlines() == [
         "study demo-1: 3 trials, 1 of them done earlier, on 2 prompts",
         "calibrating on the tune prompts",
         "probing which parts of the generation bear sparsity",
         "trying policies on the tune prompts",
-        "trial 3/3 (1:05): given up: psnr too low; 0:03 of trials left",
-        f"trial 2/3 (1:05): sparsity 0.300, psnr 36.00 dB (worst 35.00), meets the gate; {best}",
-        "winner: trial 2, sparsity 0.300, psnr 36.00 dB (worst 35.00)",
+        "trial 2 (1:05): given up: psnr too low; 0:03 of trials left",
+        f"trial 1 (1:05): sparsity 0.300, psnr 36.00 dB (worst 35.00), meets the gate; {best}",
+        "winner: trial 1, sparsity 0.300, psnr 36.00 dB (worst 35.00)",
         "judging SpargeAttn's default thresholds, then the winner, on the eval prompts",
         "prompt 1/1: a red circle",
         "  frame_cosine 0.990000, psnr 38.00 dB, sparsity 0.250, dense cached, sparse 3.0 s",
@@ -98,7 +98,7 @@ def test_a_terminal_keeps_the_view_of_a_search_that_failed_and_no_other() -> Non
     lines = terminal.read().text
     terminal.close()
     assert lines[0] == "tune demo  demo-1  0:20"
-    assert "best    trial 2  sparsity 0.300, psnr 36.00 dB (worst 35.00)" in lines
+    assert "best    trial 1  sparsity 0.300, psnr 36.00 dB (worst 35.00)" in lines
 
 
 def test_failed_trial_says_why() -> None:
@@ -109,8 +109,8 @@ def test_outcome_marks_the_winner_and_names_its_checkpoint() -> None:
     winner = trial(1, 0.3, 36.0)
     text = click.unstyle(tuning_text(outcome(trial(0, 0.1, 34.0), winner, best=winner)))
     rows = [line.split() for line in text.splitlines()]
-    assert ["1", "complete", "0.100", "34.00", "33.00", "0.9900", "missed", "1:05"] in rows
-    assert ["2", "*", "complete", "0.300", "36.00", "35.00", "0.9900", "met", "1:05"] in rows
+    assert ["0", "complete", "0.100", "34.00", "33.00", "0.9900", "missed", "1:05"] in rows
+    assert ["1", "*", "complete", "0.300", "36.00", "35.00", "0.9900", "met", "1:05"] in rows
     assert "(l1_all 0.125, order raster)" in text
     assert "checkpoint: out/checkpoint" in text
 

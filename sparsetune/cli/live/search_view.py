@@ -108,11 +108,11 @@ def _best(state: SearchState) -> Text:
     if best is None:
         of_this_run = " of this run" if state.study.num_done else ""
         return line((f"no trial{of_this_run} meets the gate yet", "yellow"))
-    return line((f"trial {best.number + 1}", "bold green"), f"  {figures(best.sparsity, best.psnr, best.psnr_worst)}")
+    return line((f"trial {best.number}", "bold green"), f"  {figures(best.sparsity, best.psnr, best.psnr_worst)}")
 
 
 def _running(trial: Running, now: float, width: int) -> RenderableType:
-    name = line((f"trial {trial.number + 1:<3}", "bold"), " ")
+    name = line((f"trial {trial.number:<3}", "bold"), " ")
     prompt = f"prompt {min(trial.index + 1, trial.num_prompts)}/{trial.num_prompts}"
     step = f"step {trial.step:>{len(str(trial.num_steps))}}/{trial.num_steps}"
     psnr = f"psnr {sum(trial.psnrs) / len(trial.psnrs):.1f} dB" if trial.psnrs else ""
@@ -128,4 +128,4 @@ def _ended(trial: TrialResult) -> Text:
         "failed": ("failed", "red"),
     }[trial.state]
     says = figures(trial.sparsity, trial.psnr, trial.psnr_worst) if trial.state == "complete" else str(trial.reason)
-    return line(f"trial {trial.number + 1:<3} {clock(trial.seconds):>5}  ", (f"{outcome:<8}", style), f"  {says}")
+    return line(f"trial {trial.number:<3} {clock(trial.seconds):>5}  ", (f"{outcome:<8}", style), f"  {says}")

@@ -49,12 +49,12 @@ def test_a_search_shows_phases_best_trials_time_and_memory() -> None:
     assert head == "tune demo  demo-1  1:10"
     assert phases == "phase   calibrate 0:02 > probe 0:20 > [trials] > judge"
     assert bar.startswith("done    ━") and bar.endswith(" 32 %, 4 of 12 trials, 1 given up, 1 failed")
-    assert best == "best    trial 2  sparsity 0.218, psnr 40.85 dB (worst 39.85)"
-    assert now.startswith("now     trial 5   ━") and now.endswith("prompt 2/2  step  0/10  0:10  psnr 38.0 dB")
+    assert best == "best    trial 1  sparsity 0.218, psnr 40.85 dB (worst 39.85)"
+    assert now.startswith("now     trial 4   ━") and now.endswith("prompt 2/2  step  0/10  0:10  psnr 38.0 dB")
     assert last == [
-        "last    trial 4    1:05  failed    all frames are black",
-        "        trial 3    1:05  given up  psnr 30.5 dB after 1 of 2 prompts",
-        "        trial 2    1:05  met       sparsity 0.218, psnr 40.85 dB (worst 39.85)",
+        "last    trial 3    1:05  failed    all frames are black",
+        "        trial 2    1:05  given up  psnr 30.5 dB after 1 of 2 prompts",
+        "        trial 1    1:05  met       sparsity 0.218, psnr 40.85 dB (worst 39.85)",
     ]
     assert left == "left    1:04 for trials, 7:34 in all (8.57 s a trial over 3.5 trials)"
     assert memory == "memory  GPU 21.4 of 79.6 GiB, peak 25.0, process 3.2 GiB"
@@ -63,7 +63,7 @@ def test_a_search_shows_phases_best_trials_time_and_memory() -> None:
 def test_trials_at_once_have_a_line_each_with_their_worker() -> None:
     lines = drawn(search_rows(searching(running=3), 70.0, MEMORY, 139, 30), 140)
     in_hand = [line for line in lines if "cuda" in line]
-    assert [line.split("━")[0].strip() for line in in_hand] == ["now     trial 5", "trial 6", "trial 7"]
+    assert [line.split("━")[0].strip() for line in in_hand] == ["now     trial 4", "trial 5", "trial 6"]
     assert in_hand[1].endswith("prompt 2/2  step  6/10  0:10  gpu-5:cuda:0")
 
 
