@@ -6,7 +6,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sparsetune.metrics import Gate
-from sparsetune.tuning.bisect import NUM_TRIALS, Tried, next_budget
+from sparsetune.tuning.approach import NUM_TRIALS, Tried, next_budget
 from sparsetune.tuning.goal import largest_shortfall
 from sparsetune.tuning.objective import best_sparsity
 from sparsetune.tuning.shared import OUTCOME, PARAMS, SharedStudy
