@@ -4,12 +4,12 @@ import re
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sparsetune.checkpoint.manifest import utc_now
 from sparsetune.errors import TrackingError, UsageError
 from sparsetune.files import write_text
 from sparsetune.tracking.asking import asking
@@ -71,7 +71,7 @@ class Review(BaseModel):
     evaluation_id: str
     policy_digest: str
     reviewer: str = Field(min_length=1)
-    at: str = Field(default_factory=utc_now)
+    at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="microseconds"))
     note: str = ""
     videos: tuple[VideoReview, ...] = Field(min_length=1)
 
@@ -162,7 +162,7 @@ def record_review(client: "MlflowClient", review: Review, run_ids: Sequence[str]
 
 
 def read_reviews(client: "MlflowClient", run_id: str) -> tuple[Review, ...]:
-    """Read the reviews of a run, the first one first; of several in one second a rejection is the last.
+    """Read the reviews of a run, the first one first; of several at one moment a rejection is the last.
 
     Raises:
         TrackingError: one is damaged, or the store fails.
