@@ -30,7 +30,8 @@ _PATIENCE_SECONDS = 300.0
 """How long work waits where no worker is left: a cluster may be starting a host."""
 
 _MOST_DEATHS = 3
-"""A task that so many workers died of is taken for the cause."""
+"""A task that so many workers died of is taken for the cause; and where so many in a row don't live to load the model,
+no more are hired in their place."""
 
 
 @dataclass
@@ -57,7 +58,7 @@ class RayEngine(Engine):
         self._cluster, self._config, self._staffing = cluster, config, staffing
         self._measures_speed = measures_speed
         self._hands: list[Hand] = []
-        self._hired = self._tickets = self._refused = 0
+        self._hired = self._tickets = self._refused = self._stillborn = self._turn = 0
         self._waiting: deque[_Work] = deque()
         self._running: dict[int, _Work] = {}
         self._incidents: list[Incident] = []
@@ -161,7 +162,10 @@ class RayEngine(Engine):
             raise EngineError(
                 f"work must have a worker, but none was left for {_PATIENCE_SECONDS:g} s; mend the cluster"
             )
-        ready, _ = ray.wait(list(awaiting), num_returns=1, timeout=_POLL_SECONDS)
+        order = deque(awaiting)
+        order.rotate(self._turn)  # of several that are ready Ray gives the first in order: let it be another each time
+        self._turn += 1
+        ready, _ = ray.wait(list(order), num_returns=1, timeout=_POLL_SECONDS)
         for answered in ready:
             outcome = self._hear(awaiting[answered], on_event)
             if outcome is not None:
@@ -198,7 +202,7 @@ class RayEngine(Engine):
             hand.load()
             return self._note("joined", hand, f"{hand.worker.label} joined")
         if what is None:
-            hand.loaded = True
+            hand.loaded, self._stillborn = True, 0
             return None
         if not any(other.loaded for other in self._hands):
             raise what
@@ -222,8 +226,8 @@ class RayEngine(Engine):
         ticket, worker = hand.ticket, hand.worker
         self._hands.remove(hand)
         hand.dismiss()
-        self._hire()
         why = _why(error, hand.hello is None or self._cluster.is_alive(worker.host))
+        self._replace(hand, why)
         work = self._running.pop(ticket) if ticket is not None else None
         again = "; its task is done again by another" if work is not None else ""
         self._note("lost", hand, f"{worker.label} was lost ({why}){again}")
@@ -236,6 +240,18 @@ class RayEngine(Engine):
         kind = OutOfMemoryError if "memory" in why else GenerationError
         problem = kind(f"a rendering must leave its worker alive, but {work.deaths} died of it: {why}")
         return Outcome(ticket, worker, error=problem)
+
+    def _replace(self, lost: Hand, why: str) -> None:
+        self._stillborn = 0 if lost.loaded else self._stillborn + 1
+        if self._stillborn < _MOST_DEATHS:
+            self._hire()
+        elif self._hands:
+            self._refused += 1
+        else:
+            raise EngineError(
+                f"workers must live to load the model, but {self._stillborn} in a row didn't: {why}; "
+                "try `sparsetune doctor` and `--engine local` on their host"
+            )
 
     def _refuse(self, hand: Hand, error: SparsetuneError) -> None:
         self._hands.remove(hand)
