@@ -63,7 +63,7 @@ def ray_here() -> Iterator[None]:
     assert not ray.is_initialized()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def engine() -> Iterator[Engine]:
     with open_engine(demo_config(SMALL | RAY)) as engine:
         yield engine
@@ -93,40 +93,40 @@ def answers(engine: Engine, tasks: list[Answer]) -> tuple[dict[int, object], lis
     return {place: outcome.error or outcome.get() for place, outcome in outcomes}, told
 
 
-def test_workers_are_processes_of_their_own_with_threads_of_their_own(engine: Engine) -> None:
-    found, told = answers(engine, [Answer(number) for number in range(6)])
-    assert {place: answer[0] for place, answer in found.items()} == {number: number for number in range(6)}
-    assert {answer[1] for answer in found.values()} <= {worker.pid for worker in engine.workers} - {os.getpid()}
-    assert all(worker.num_threads == 1 for worker in engine.workers)
-    assert [type(event.what) for event in told].count(Started) == 6
+class TestWorkers:
+    """Four tests share two workers, which end with them: the tests below hire their own."""
 
+    def test_workers_are_processes_of_their_own_with_threads_of_their_own(self, engine: Engine) -> None:
+        found, told = answers(engine, [Answer(number) for number in range(6)])
+        assert {place: answer[0] for place, answer in found.items()} == {number: number for number in range(6)}
+        assert {answer[1] for answer in found.values()} <= {worker.pid for worker in engine.workers} - {os.getpid()}
+        assert all(worker.num_threads == 1 for worker in engine.workers)
+        assert [type(event.what) for event in told].count(Started) == 6
 
-def test_the_task_of_a_killed_worker_is_done_by_another(engine: Engine, tmp_path: Path) -> None:
-    before = len(engine.incidents)
-    found, told = answers(engine, [Answer(1, tmp_path / "mark", "kill"), Answer(2), Answer(3)])
-    assert [found[place][0] for place in range(3)] == [1, 2, 3]
-    (lost,) = [event.what for event in told if isinstance(event.what, Incident) and event.what.change == "lost"]
-    assert "was lost (its process ended); its task is done again by another" in lost.text
-    assert engine.incidents[before].text == lost.text
+    def test_the_task_of_a_killed_worker_is_done_by_another(self, engine: Engine, tmp_path: Path) -> None:
+        before = len(engine.incidents)
+        found, told = answers(engine, [Answer(1, tmp_path / "mark", "kill"), Answer(2), Answer(3)])
+        assert [found[place][0] for place in range(3)] == [1, 2, 3]
+        (lost,) = [event.what for event in told if isinstance(event.what, Incident) and event.what.change == "lost"]
+        assert "was lost (its process ended); its task is done again by another" in lost.text
+        assert engine.incidents[before].text == lost.text
 
+    def test_a_task_that_kills_its_workers_fails_and_the_next_is_done(self, engine: Engine, tmp_path: Path) -> None:
+        found, _ = answers(engine, [Answer(1, tmp_path / "mark", "always"), Answer(2)])
+        assert isinstance(found[0], GenerationError)
+        assert "must leave its worker alive, but 3 died of it" in str(found[0])
+        assert found[1][0] == 2
 
-def test_a_task_that_kills_its_workers_fails_and_the_next_is_done(engine: Engine, tmp_path: Path) -> None:
-    found, _ = answers(engine, [Answer(1, tmp_path / "mark", "always"), Answer(2)])
-    assert isinstance(found[0], GenerationError)
-    assert "must leave its worker alive, but 3 died of it" in str(found[0])
-    assert found[1][0] == 2
-
-
-def test_what_ran_out_of_memory_on_one_worker_is_done_by_another(engine: Engine, tmp_path: Path) -> None:
-    for _ in range(600):  # those who took the lost ones' places are still loading
-        if len(engine.workers) == 2:
-            break
-        answers(engine, [Answer(0)])
-        time.sleep(0.1)
-    found, told = answers(engine, [Answer(1, tmp_path / "mark", "memory")])
-    assert found[0][0] == 1
-    (short,) = [event.what for event in told if isinstance(event.what, Incident) and event.what.change != "joined"]
-    assert short.change == "out of memory"
+    def test_what_ran_out_of_memory_on_one_worker_is_done_by_another(self, engine: Engine, tmp_path: Path) -> None:
+        for _ in range(600):  # those who took the lost ones' places are still loading
+            if len(engine.workers) == 2:
+                break
+            answers(engine, [Answer(0)])
+            time.sleep(0.1)
+        found, told = answers(engine, [Answer(1, tmp_path / "mark", "memory")])
+        assert found[0][0] == 1
+        (short,) = [event.what for event in told if isinstance(event.what, Incident) and event.what.change != "joined"]
+        assert short.change == "out of memory"
 
 
 @pytest.fixture(scope="module")

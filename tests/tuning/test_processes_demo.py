@@ -124,7 +124,7 @@ def test_four_commands_do_one_search(database: str, tmp_path: Path) -> None:
     assert len(list((tmp_path / "mlruns" / "calibrations").glob("*.npz"))) == 1
     assert [path for path in tmp_path.rglob("*.lock") if path.is_file()] == []
     assert len(BaselineCache(tmp_path / "cache", 1.0).ls()) == 3  # two tune prompts, one eval prompt
-    assert stderr.count("calibrating on tune prompt") == 2
+    assert 1 <= stderr.count("calibrating on the tune prompts") <= 2  # who had a prompt to calibrate
 
     # One run for the study, one for each trial.
     client = connect(resolve_store(TrackingConfig(root=tmp_path / "mlruns"), {}))
