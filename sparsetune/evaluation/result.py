@@ -1,13 +1,12 @@
 """The result of an evaluation: what its JSON holds, read and written."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from sparsetune.errors import ResultError
+from sparsetune.evaluation.versioned import read_versioned
 from sparsetune.files import write_json
 from sparsetune.metrics import BASE_METRICS, Verdict
 
@@ -266,28 +265,7 @@ def load_result(path: Path | str) -> EvaluationResult:
         ResultError: there is none or several, it is not a result, or a newer sparsetune wrote it.
     """
     file = _find(Path(path))
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ResultError(
-            f"{file} must be the JSON of an evaluation, but: {reason}; run `sparsetune eval` anew"
-        ) from error
-    version = value.get("schema_version") if isinstance(value, Mapping) else None
-    if version != SCHEMA_VERSION:
-        newer = isinstance(version, int) and version > SCHEMA_VERSION
-        raise ResultError(
-            f"{file} must be an evaluation with schema_version {SCHEMA_VERSION}, but has {version}; "
-            f"{'update sparsetune' if newer else 'run `sparsetune eval`'}"
-        )
-    try:
-        return EvaluationResult.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ResultError(
-            f"{file} must hold a whole evaluation, but {where}: {first['msg']}; run `sparsetune eval` anew"
-        ) from error
+    return read_versioned(file, EvaluationResult, SCHEMA_VERSION, "evaluation")
 
 
 def result_schema() -> dict[str, Any]:

@@ -1,16 +1,15 @@
 """A tuning on disk: what its JSON holds, read and written."""
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from sparsetune.checkpoint.manifest import utc_now
 from sparsetune.config import Config
-from sparsetune.errors import ResultError
 from sparsetune.evaluation.result import EvaluationResult
+from sparsetune.evaluation.versioned import read_versioned
 from sparsetune.files import write_json
 from sparsetune.tuning.events import Insight, Parameter, TrialResult, TrialState, TuningResult
 from sparsetune.tuning.rerun import recorded
@@ -131,26 +130,7 @@ def load_record(path: Path) -> TuningRecord:
     Raises:
         ResultError: it can't be read, is something else, or a newer sparsetune wrote it.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ResultError(f"{path} must be the JSON of a tuning, but: {reason}; run `sparsetune tune` anew") from error
-    version = value.get("schema_version") if isinstance(value, dict) else None
-    if version != SCHEMA_VERSION:
-        newer = isinstance(version, int) and version > SCHEMA_VERSION
-        raise ResultError(
-            f"{path} must be a tuning with schema_version {SCHEMA_VERSION}, but has {version}; "
-            f"{'update sparsetune' if newer else 'run `sparsetune tune`'}"
-        )
-    try:
-        return TuningRecord.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ResultError(
-            f"{path} must hold a whole tuning, but {where}: {first['msg']}; run `sparsetune tune` anew"
-        ) from error
+    return read_versioned(path, TuningRecord, SCHEMA_VERSION, "tuning")
 
 
 def record_schema() -> dict[str, Any]:
