@@ -113,7 +113,7 @@ def test_a_process_that_was_taken_for_dead_drops_its_trial(tmp_path: Path, caplo
 
         objective.begin = robbed
         studies.search(study, objective, 6, None)
-    assert "trial 3 is dropped: this process gave no sign of life" in caplog.text
+    assert "trial 2 is dropped: this process gave no sign of life" in caplog.text
     assert study.num_done() == 6 and 2 not in [trial.number for trial in recorder.trials]
     again = [trial for trial in recorder.trials if trial.params == study.trials[2].user_attrs["params"]]
     assert len(again) == 1 and len(recorder.trials) == 6
