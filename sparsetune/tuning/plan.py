@@ -61,7 +61,8 @@ def _enqueue_lead(study: SharedStudy, space: SearchSpace, gate: Gate, trials: li
             study.put(space.at(budget).params, **{THRESHOLDS: CALIBRATED, _LEAD: True})
             return
     best = best_sparsity(study) if aimed and space.kind == "budget" else 0.0
-    begun = sum(_BEYOND in trial.user_attrs for trial in trials if trial in ended or trial.state == TrialState.RUNNING)
+    running = [trial for trial in trials if trial.state == TrialState.RUNNING and OUTCOME not in trial.user_attrs]
+    begun = sum(_BEYOND in trial.user_attrs for trial in (*ended, *running))
     if best and begun < len(REACHES):
         study.put(space.beyond(REACHES[begun]).params, **{THRESHOLDS: CALIBRATED, AIM: best, _BEYOND: True})
 
