@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsetune.config import Config, resolve
+from sparsetune.config import Config, GenerationConfig, resolve
+from sparsetune.config.dotted import flatten
 from sparsetune.config.files import configs_folder
 from sparsetune.errors import ConfigError
 from sparsetune.evaluation.result import EvaluationResult
@@ -18,22 +19,18 @@ _BOUNDS = {
     "worst prompt's psnr": "gate.min_psnr_worst",
     "worst frame's psnr": "gate.min_psnr_frame",
 }
-_GENERATION = (
-    "num_frames", "height", "width", "num_inference_steps", "guidance_scale", "fps", "negative_prompt",
-    "max_sequence_length",
-)  # fmt: skip
 
 
 def tune_command(record: TuningRecord) -> str:
     """Give the command of a search: its model, and every setting that isn't its configuration's default."""
-    given = _flat(record.config)
+    given = flatten(record.config)
     return _command("tune", given, str(given.get("model.source", "demo")))
 
 
 def eval_command(result: EvaluationResult) -> str:
     """Give the command of an evaluation, likewise; where it judged a policy in memory no command can name it."""
     config = result.config
-    given: dict[str, Any] = {f"generation.{name}": getattr(config, name) for name in _GENERATION}
+    given: dict[str, Any] = {f"generation.{name}": getattr(config, name) for name in GenerationConfig.model_fields}
     given |= {
         "model.revision": config.model.revision,
         "model.dtype": config.dtype,
@@ -71,7 +68,7 @@ def _defaults(source: str, random_weights: str) -> dict[str, Any]:
         config = resolve(environ={}, flags={"model.source": source, "model.random_weights": random_weights})
     except ConfigError:
         return {}
-    return _flat(recorded(config)) | _full_paths(config)
+    return flatten(recorded(config)) | _full_paths(config)
 
 
 def _full_paths(config: Config) -> dict[str, Any]:
@@ -85,16 +82,6 @@ def _equal(value: Any, default: Any, key: str) -> bool:
     if key == "eval.metrics":  # those that score and gate need are always among the computed ones
         return set(value) == set(default or ())
     return bool(value == default)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _whole_path(value: Any) -> str:

@@ -299,17 +299,6 @@ def fit_name(name: str) -> str:
     return re.sub(r"[^-/.0-9A-Za-z_ ]", "_", name)[:MAX_NAME]
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """Lay nested mappings out under dotted names, e.g. `model.source`."""
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def user_name() -> str:
     """Give the name of the user who runs this process."""
     try:

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sparsetune.attention.device import device_name, device_of
+from sparsetune.config.dotted import flatten
 from sparsetune.evaluation.pair import PromptResult
 from sparsetune.tracking.datasets import prompt_set
 from sparsetune.tracking.evaluation import (
@@ -18,7 +19,7 @@ from sparsetune.tracking.evaluation import (
     threshold_metrics,
     threshold_tables,
 )
-from sparsetune.tracking.runs import Run, Status, flatten, metric_entries, text
+from sparsetune.tracking.runs import Run, Status, metric_entries, text
 from sparsetune.tracking.store import without_password
 from sparsetune.tracking.summary import study_text
 from sparsetune.tuning.events import Insight, StudyStarted, TrialResult, TuningResult

@@ -70,6 +70,11 @@ def test_an_evaluation_is_repeated_with_its_settings() -> None:
     assert set(config.eval.metrics) == set(made.metrics)
 
 
+def test_an_evaluation_is_repeated_with_the_guidance_of_its_second_transformer() -> None:
+    _, config = understood(eval_command(result_of(2, guidance_scale_2=2.5)))
+    assert config.generation.guidance_scale_2 == 2.5
+
+
 def test_a_model_that_is_no_longer_packaged_still_has_its_command() -> None:
     record = record_of().model_copy(update={"config": {"model": {"source": "lab/x"}, "tune": {"n_trials": 3}}})
     assert tune_command(record) == "sparsetune tune --model lab/x --set tune.n_trials=3"

@@ -6,9 +6,10 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from sparsetune.config.dotted import flatten
 from sparsetune.errors import TrackingError
 from sparsetune.tracking import Store
-from sparsetune.tracking.runs import MAX_TAG, Run, fit_name, flatten, start_run, text
+from sparsetune.tracking.runs import MAX_TAG, Run, fit_name, start_run, text
 from sparsetune.tracking.store import experiment_id
 
 Start = Callable[..., Run]
