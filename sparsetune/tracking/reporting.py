@@ -13,7 +13,7 @@ from sparsetune.report.build import build_report
 from sparsetune.report.extra import check_extra
 from sparsetune.report.figures import figures
 from sparsetune.report.pictures import save_pictures
-from sparsetune.report.source import Files, Source, of_tuning
+from sparsetune.report.source import Files, Source, from_folder, of_tuning
 from sparsetune.report.words import words
 from sparsetune.tracking.asking import asking
 from sparsetune.tracking.lookup import evaluations_of, find_run, kind_of
@@ -57,8 +57,7 @@ class Reporting:
         """Log a tuning's report, with the videos of its winner and of the default thresholds."""
         path = result.record_path
         if path is not None:
-            folder = path.parent
-            self._log(run, lambda: of_tuning(load_record(path), folder.name, folder / "evaluation", folder / "before"))
+            self._log(run, lambda: from_folder(path))
 
     def _log(self, run: Run, make: Callable[[], Source], *, linked: bool = False) -> None:
         if not self._wanted:
