@@ -79,11 +79,11 @@ def _run_trials(bench: Bench, study: SharedStudy, space: SearchSpace) -> tuple[O
     try:
         studies.search(study, objective, tune.n_trials, bench.seconds_left)
     except KeyboardInterrupt:
-        if not studies.feasible(study, space):
+        if not studies.has_feasible(study):
             raise
         return objective, True
     except TuningError as error:
-        if not studies.feasible(study, space):
+        if not studies.has_feasible(study):
             raise
         logger.warning("the search stops with the best so far: %s", error)
     _check_ran_sparse(objective)

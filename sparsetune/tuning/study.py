@@ -166,10 +166,9 @@ def results(study: SharedStudy, objective: Objective) -> tuple[TrialResult, ...]
     )
 
 
-def feasible(study: SharedStudy, space: SearchSpace) -> tuple[TrialResult, ...]:
-    """Give the trials that met the gate."""
-    trials = study.get_trials(deepcopy=False)
-    return tuple(_recalled(trial, space) for trial in trials if trial.user_attrs.get(OUTCOME, {}).get("feasible"))
+def has_feasible(study: SharedStudy) -> bool:
+    """Say whether any trial met the gate."""
+    return any(trial.user_attrs.get(OUTCOME, {}).get("feasible") for trial in study.get_trials(deepcopy=False))
 
 
 def _recalled(trial: FrozenTrial, space: SearchSpace) -> TrialResult:
