@@ -153,12 +153,17 @@ class Bench:
         return max(0.0, self.config.tune.max_minutes * 60.0 - (time.perf_counter() - self.started))
 
 
+_LAYOUT = 2
+"""Raised whenever trials are kept, or their parameters meant, otherwise: an earlier version's can't be gone on with."""
+
+
 def signature(bench: Bench) -> dict[str, Any]:
     """Name all that the trials of one study share, as JSON values."""
     config = bench.config
     shared = ("space", "granularity", "objective", "schedule", "probe_prompts")
     return (
         calibration_signature(bench)
+        | {"layout": _LAYOUT}
         | {name: getattr(config.tune, name) for name in shared}
         | {"gate": asdict(bench.search_gate)}
     )
