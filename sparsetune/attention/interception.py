@@ -178,7 +178,10 @@ class Interception:
                 if not self.active:
                     return original(*args, **kwargs)
                 send.running = self._running.get(transformer.name)
-                output = send.under(original, args, kwargs)
+                try:
+                    output = send.under(original, args, kwargs)
+                finally:
+                    send.running = None  # a graph can't give back what was made while it was compiled
                 if not torch.compiler.is_compiling():
                     self._check_seen(layer, send)
                 return output

@@ -1,4 +1,7 @@
-"""Pooling of blocks in one pass over the tokens, as a Triton kernel; `blockmap.pool` calls it for CUDA tensors."""
+"""Pooling of blocks in one pass over the tokens, as a Triton kernel; `blockmap.pool` calls it for CUDA tensors.
+
+It is an operator of its own, since torch.compile can't trace the choice of the GPU around the kernel.
+"""
 
 import torch
 import triton
@@ -6,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 
+@torch.library.custom_op("sparsetune::pool_blocks", mutates_args=())
 def pool_blocks(x: Tensor, block: int, centre: Tensor | None) -> tuple[Tensor, Tensor]:
     """Do as `blockmap.pool`, reading x once.
 
@@ -18,16 +22,22 @@ def pool_blocks(x: Tensor, block: int, centre: Tensor | None) -> tuple[Tensor, T
         Means (batch, heads, blocks, head_dim) in x's dtype, similarity (batch, heads, blocks) in float32.
     """
     batch, heads, tokens, dim = x.shape
-    blocks = -(-tokens // block)
-    means = torch.empty(batch, heads, blocks, dim, dtype=x.dtype, device=x.device)
-    similarity = torch.empty(batch, heads, blocks, dtype=torch.float32, device=x.device)
+    means, similarity = _outputs(x, block, centre)
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-        _pool[(blocks, batch * heads)](
+        _pool[(means.shape[-2], batch * heads)](
             x, x if centre is None else centre.contiguous(), means, similarity,
             heads, tokens, x.stride(0), x.stride(1), x.stride(2),
             DIM=dim, BLOCK=block, CENTRED=centre is not None,
         )  # fmt: skip
     return means, similarity
+
+
+@pool_blocks.register_fake
+def _outputs(x: Tensor, block: int, centre: Tensor | None) -> tuple[Tensor, Tensor]:
+    batch, heads, tokens, dim = x.shape
+    blocks = -(-tokens // block)
+    means = torch.empty(batch, heads, blocks, dim, dtype=x.dtype, device=x.device)
+    return means, torch.empty(batch, heads, blocks, dtype=torch.float32, device=x.device)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

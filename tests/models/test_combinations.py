@@ -140,6 +140,20 @@ def test_blocks_compiled_one_by_one_are_one_graph(first: str) -> None:
     torch.testing.assert_close(found, eager, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch.compile about the model's own code
+def test_a_whole_compiled_transformer_is_one_graph(pipe: Any) -> None:
+    eager, _ = sparse(pipe)
+    torch._dynamo.reset()
+    try:
+        with sparsify(pipe, policy(pipe, HALF), "reference") as handle:
+            pipe.transformer.compile(fullgraph=True, backend="eager")
+            found, stats = support.rendered(pipe, WAN), handle.stats()
+    finally:
+        torch._dynamo.reset()
+    assert stats.num_calls == {"sparse": 8, "dense": 0, "fallback": 0}
+    torch.testing.assert_close(found, eager, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_a_first_block_cache_skips_layers_and_the_rest_is_counted(pipe: Any, before: bool) -> None:
     config = FirstBlockCacheConfig(threshold=10.0)  # so high that every step after the first is taken from the cache
