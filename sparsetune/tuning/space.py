@@ -32,7 +32,7 @@ WEIGHTS = (0.5, 2.0)
 STEEPNESSES = (0.2, 0.8, 0.05)
 """Lowest, highest and step of how far sensitive steps are spared, see `Sensitivity.drop_scale`."""
 
-STEEPNESS = 0.5
+STEEPNESS = 0.6
 """The steepness that the search begins with."""
 
 DENSE_FRACTIONS = (0.0, 0.4, 0.1)
