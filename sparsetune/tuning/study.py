@@ -20,6 +20,7 @@ from sparsetune.tuning.asktell import AskTell
 from sparsetune.tuning.bench import digest
 from sparsetune.tuning.events import TrialResult, tell
 from sparsetune.tuning.goal import directions
+from sparsetune.tuning.mirror import mirrored
 from sparsetune.tuning.objective import Objective
 from sparsetune.tuning.runner import TimeIsUp
 from sparsetune.tuning.samplers import make_sampler
@@ -190,8 +191,8 @@ def _open_storage(url: str) -> BaseStorage:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 return JournalStorage(JournalFileBackend(str(path)))
             if url.startswith("sqlite"):
-                return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _SQLITE_SECONDS}})
+                return mirrored(RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _SQLITE_SECONDS}}))
             # A connection may have been cut off while a trial ran for an hour.
-            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+            return mirrored(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, OSError) as error:
         raise unreachable(url, error) from error
