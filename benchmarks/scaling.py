@@ -217,7 +217,10 @@ def driver(options: argparse.Namespace) -> str:
         study = studies.open_study(url, "scaling", {}, 0, trials)
         studies.search(study, Objective(runner, space, aimed=True), trials, None)
         kind = url.partition(":")[0]
-    lines = [f"{NUM_WORKERS} simulated workers, {TRIAL_SECONDS:g} s a trial of {options.trial_prompts} prompts, {kind}", ""]
+    lines = [
+        f"{NUM_WORKERS} simulated workers, {TRIAL_SECONDS:g} s a trial of {options.trial_prompts} prompts, {kind}",
+        "",
+    ]
     lines += [f"| trials | workers' use | driver, {options.charge} ms a trial | memory, MB |", "| --- " * 4 + "|"]
     for one in watch.stretches:
         lines.append(f"| to {one.until} | {one.use:.1%} | {one.milliseconds:.0f} | {one.megabytes:.0f} |")

@@ -1,7 +1,7 @@
-"""A study's SQL storage with what this process knows of it: what nobody else changes is neither read nor written twice.
+"""A study's SQL storage, and what this process knows of it without reading: the trials that it runs itself.
 
-Optuna reads every unfinished trial again whenever it looks at a study, some six times for each new trial, and writes each
-of its figures in a transaction of its own. With 64 trials under way those reads alone took 150 ms a trial.
+Optuna reads every unfinished trial again whenever it looks at a study, some six times for each new trial, and writes
+each of its figures in a transaction of its own. With 64 trials under way that took 250 ms a trial.
 """
 
 import contextlib
@@ -76,9 +76,7 @@ class Mirror(_CachedStorage):
                 self._ours[trial_id] = _Unwritten()
             return trial_id
 
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """End a trial, or take one that waits, which is ours from then on."""
         with self._mirror_lock:
             self._write([trial_id])
@@ -87,7 +85,10 @@ class Mirror(_CachedStorage):
                     return False
             if trial_id in self._ours and state.is_finished():
                 self._change(
-                    trial_id, state=state, values=values, datetime_complete=datetime.datetime.now()  # as Optuna has it
+                    trial_id,
+                    state=state,
+                    values=values,
+                    datetime_complete=datetime.datetime.now(),  # as Optuna has it
                 )
                 del self._ours[trial_id]
                 return True
@@ -225,7 +226,7 @@ class Mirror(_CachedStorage):
 
 
 def mirrored(backend: RDBStorage) -> BaseStorage:
-    """Give a storage that keeps what this process knows; of an Optuna that is unlike the one known here, as it comes."""
+    """Give a storage that keeps what this process knows; with an Optuna unlike the one known here, as it comes."""
     return Mirror(backend) if all(hasattr(backend, name) for name in _NEEDED) else backend
 
 

@@ -28,7 +28,9 @@ def shown(trial: FrozenTrial) -> dict[str, object]:
     return {
         name: getattr(trial, name)
         for name in ("number", "state", "params", "distributions", "user_attrs", "system_attrs", "datetime_start")
-    } | ({"values": trial.values, "intermediate_values": trial.intermediate_values} if trial.state.is_finished() else {})
+    } | (
+        {"values": trial.values, "intermediate_values": trial.intermediate_values} if trial.state.is_finished() else {}
+    )
 
 
 def in_database(tmp_path: Path, study: optuna.Study) -> list[dict[str, object]]:
