@@ -313,7 +313,8 @@ def _why(error: Exception, host_is_there: bool) -> str:
     # Of any death Ray says that the kernel may have been short of memory; these are its own monitor's words.
     if isinstance(error, ray.exceptions.OutOfMemoryError) or "running low on memory" in str(error):
         return "its host ran out of memory"
-    return "its process ended" if host_is_there else "its host left"
+    left = not host_is_there or "node has died" in str(error)  # a host of the same name may have joined since
+    return "its host left" if left else "its process ended"
 
 
 def _brief(error: Exception) -> str:
