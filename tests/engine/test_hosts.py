@@ -21,7 +21,12 @@ pytestmark = pytest.mark.slow
 
 # A node that is gone is noticed within two seconds, not half a minute.
 IMPATIENT = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
-ON_HOSTS = {"engine.name": "ray", "engine.workers": "auto", "engine.threads_per_worker": 1, "engine.start_seconds": 300.0}
+ON_HOSTS = {
+    "engine.name": "ray",
+    "engine.workers": "auto",
+    "engine.threads_per_worker": 1,
+    "engine.start_seconds": 300.0,
+}
 
 
 @pytest.fixture
@@ -90,7 +95,9 @@ def test_a_host_leaves_in_the_middle_of_a_trial_and_another_joins(cluster: Clust
     assert f"worker {mover.left} {here} was lost (its host left); its task is done again by another" in texts
     assert any(f"worker {index} {here} joined" in texts for index in range(2, 6)), texts
     assert set(mover.incidents) <= set(result.incidents)
-    assert sorted(trial.number for trial in mover.trials) == list(range(SMALL["tune.n_trials"]))  # none twice, none lost
+    assert sorted(trial.number for trial in mover.trials) == list(
+        range(SMALL["tune.n_trials"])
+    )  # none twice, none lost
 
     expected = alone(tmp_path / "alone")
     for trial, known in zip(result.trials, expected.trials, strict=True):
