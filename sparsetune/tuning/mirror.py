@@ -9,11 +9,11 @@ import copy
 import datetime
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 _NEEDED = (
     "_get_trials", "_set_trial_attr_without_commit", "_set_trial_intermediate_value_without_commit",
-    "_set_trial_param_without_commit", "scoped_session",
+    "check_trial_is_updatable", "scoped_session",
 )  # fmt: skip
 """Of Optuna 5.0's; another release may do without, and is then used as it comes."""
 
@@ -146,6 +146,16 @@ class Mirror(_CachedStorage):
         with self._mirror_lock:
             return copy.deepcopy(self._known(trial_id)) if trial_id in self._ours else super().get_trial(trial_id)
 
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Give all trials, or those in some states, by number."""
+        with self._mirror_lock:
+            self._read_trials_from_remote_storage(study_id)
+            known = self._studies[study_id].trials.values()  # they came in the order of their numbers
+            trials = [trial for trial in known if states is None or trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
+
     def _read_trials_from_remote_storage(self, study_id: int) -> None:
         with self._mirror_lock:
             if self._still is not None and study_id in self._still:
@@ -170,6 +180,14 @@ class Mirror(_CachedStorage):
             self._add_trials_to_cache(study_id, [trial])
             unfinished = self._studies[study_id].unfinished_trial_ids
             (unfinished.discard if trial.state.is_finished() else unfinished.add)(trial._trial_id)
+
+    def _add_trials_to_cache(self, study_id: int, trials: list[FrozenTrial]) -> None:
+        study = self._studies[study_id]
+        last = next(reversed(study.trials), -1)
+        in_order = all(trial.number > last or trial.number in study.trials for trial in trials)
+        super()._add_trials_to_cache(study_id, trials)
+        if not in_order:
+            study.trials = dict(sorted(study.trials.items()))
 
     def _known(self, trial_id: int) -> FrozenTrial:
         study_id, number = self._trial_id_to_study_id_and_number[trial_id]
@@ -212,9 +230,16 @@ class Mirror(_CachedStorage):
     def _write_one(self, trial_id: int, unwritten: _Unwritten) -> None:
         backend, known = self._backend, self._studies[self._trial_id_to_study_id_and_number[trial_id][0]]
         with _create_scoped_session(backend.scoped_session) as session:
+            state: Any = models.TrialModel.find_or_raise_by_id(trial_id, session).state
+            backend.check_trial_is_updatable(trial_id, state)
             for name, value, distribution in unwritten.params:
-                before = known.param_distribution.setdefault(name, distribution)
-                backend._set_trial_param_without_commit(session, trial_id, name, value, distribution, before)
+                check_distribution_compatibility(known.param_distribution.setdefault(name, distribution), distribution)
+                session.add(
+                    models.TrialParamModel(
+                        trial_id=trial_id, param_name=name, param_value=value,
+                        distribution_json=distribution_to_json(distribution),
+                    )
+                )  # fmt: skip
             for model, attrs in (
                 (models.TrialUserAttributeModel, unwritten.user_attrs),
                 (models.TrialSystemAttributeModel, unwritten.system_attrs),
