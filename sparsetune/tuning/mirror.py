@@ -229,7 +229,7 @@ class Mirror(_CachedStorage):
 
     def _write_one(self, trial_id: int, unwritten: _Unwritten) -> None:
         backend, known = self._backend, self._studies[self._trial_id_to_study_id_and_number[trial_id][0]]
-        with _create_scoped_session(backend.scoped_session) as session:
+        with _create_scoped_session(backend.scoped_session, ignore_integrity_error=True) as session:
             state: Any = models.TrialModel.find_or_raise_by_id(trial_id, session).state
             backend.check_trial_is_updatable(trial_id, state)
             for name, value, distribution in unwritten.params:
