@@ -158,6 +158,7 @@ class Stretch:
     """Some trials of the simulated study, one after the other."""
 
     until: int
+    prompts: float
     use: float
     milliseconds: float
     megabytes: float
@@ -172,17 +173,19 @@ class Watch:
     marks: list[int]
     stretches: list[Stretch] = field(default_factory=list)
     ended: int = 0
-    before: tuple[int, float, float, float] | None = None
+    prompts: int = 0
+    before: tuple[int, int, float, float, float] | None = None
 
-    def trial(self) -> None:
+    def trial(self, num_prompts: int) -> None:
         self.ended += 1
+        self.prompts += num_prompts
         if self.ended not in self.marks:
             return
-        here = (self.ended, self.engine.now, self.engine.idle, self.spent())
+        here = (self.ended, self.prompts, self.engine.now, self.engine.idle, self.spent())
         if self.before is not None:
-            ended, now, idle, spent = (after - before for after, before in zip(here, self.before, strict=True))
+            ended, prompts, now, idle, spent = (after - before for after, before in zip(here, self.before, strict=True))
             use = 1.0 - idle / (len(self.engine.workers) * now)
-            stretch = Stretch(self.ended, use, 1000 * spent / ended, megabytes())
+            stretch = Stretch(self.ended, prompts / ended, use, 1000 * spent / ended, megabytes())
             self.stretches.append(stretch)
             print(stretch, file=sys.stderr, flush=True)
         self.before = here
@@ -193,7 +196,7 @@ class SimulatedRunner(TrialRunner):
 
     def next(self) -> TrialResult:
         outcome = super().next()
-        self.watch.trial()
+        self.watch.trial(len(outcome.prompts))
         return outcome
 
 
@@ -221,9 +224,10 @@ def driver(options: argparse.Namespace) -> str:
         f"{NUM_WORKERS} simulated workers, {TRIAL_SECONDS:g} s a trial of {options.trial_prompts} prompts, {kind}",
         "",
     ]
-    lines += [f"| trials | workers' use | driver, {options.charge} ms a trial | memory, MB |", "| --- " * 4 + "|"]
+    lines += [f"| trials | prompts each | workers' use | driver, {options.charge} ms a trial | memory, MB |"]
+    lines.append("| --- " * 5 + "|")
     for one in watch.stretches:
-        lines.append(f"| to {one.until} | {one.use:.1%} | {one.milliseconds:.0f} | {one.megabytes:.0f} |")
+        lines.append(f"| to {one.until} | {one.prompts:.2f} | {one.use:.1%} | {one.milliseconds:.0f} | {one.megabytes:.0f} |")
     return "\n".join(lines)
 
 

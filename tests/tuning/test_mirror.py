@@ -33,11 +33,9 @@ def shown(trial: FrozenTrial) -> dict[str, object]:
     )
 
 
-def in_database(tmp_path: Path, study: optuna.Study) -> list[dict[str, object]]:
-    storage = RDBStorage(f"sqlite:///{tmp_path / 'optuna.db'}")
-    trials = storage.get_all_trials(storage.get_study_id_from_name(study.study_name))
-    storage.engine.dispose()
-    return [shown(trial) for trial in trials]
+def in_database(storage: RDBStorage, study: optuna.Study) -> list[dict[str, object]]:
+    """Read all trials anew."""
+    return [shown(trial) for trial in storage.get_all_trials(storage.get_study_id_from_name(study.study_name))]
 
 
 class Watched(PretendEngine):
@@ -45,19 +43,20 @@ class Watched(PretendEngine):
 
     def wait(self, on_event):
         known = [shown(trial) for trial in self.study.get_trials(deepcopy=False)]
-        assert known == in_database(self.folder, self.study)
+        assert known == in_database(self.database, self.study)
         assert [list(trial["params"]) for trial in known] == [list(trial.params) for trial in self.study.get_trials()]
         return super().wait(on_event)
 
 
 def test_a_search_knows_what_the_database_holds(tmp_path: Path) -> None:
     engine = Watched(5)
-    study, objective = make(tmp_path, num_prompts=3, n_trials=20, engine=engine)
+    study, objective = make(tmp_path, num_prompts=3, n_trials=16, engine=engine)
     assert isinstance(study._storage, Mirror)
-    engine.study, engine.folder = study, tmp_path
-    studies.search(study, objective, 20, None)
+    engine.study, engine.database = study, RDBStorage(f"sqlite:///{tmp_path / 'optuna.db'}")
+    studies.search(study, objective, 16, None)
     assert {trial.state for trial in study.get_trials()} == {TrialState.COMPLETE, TrialState.PRUNED}
-    assert [shown(trial) for trial in study.get_trials()] == in_database(tmp_path, study)
+    assert [shown(trial) for trial in study.get_trials()] == in_database(engine.database, study)
+    engine.database.engine.dispose()
 
 
 def test_the_same_trials_are_asked_for_as_with_optunas_own_cache(
@@ -68,8 +67,8 @@ def test_the_same_trials_are_asked_for_as_with_optunas_own_cache(
         (tmp_path / name).mkdir()
         if name == "as it comes":
             monkeypatch.setattr(studies, "mirrored", lambda backend: backend)
-        study, objective = make(tmp_path / name, num_prompts=3, n_trials=24, engine=PretendEngine(4))
-        studies.search(study, objective, 24, None)
+        study, objective = make(tmp_path / name, num_prompts=3, n_trials=16, engine=PretendEngine(4))
+        studies.search(study, objective, 16, None)
         results = studies.results(study, objective)
         asked.append([replace(result, seconds=0.0, worker=None) for result in results])
     assert not isinstance(study._storage, Mirror)
@@ -112,9 +111,9 @@ def test_a_trial_costs_as_many_queries_whatever_runs_beside_it(tmp_path: Path) -
     study, _ = make(tmp_path, sampler="random")
     counts, statements = [], []
     event.listen(study._storage._backend.engine, "after_cursor_execute", lambda *rest: statements.append(rest[2]))
-    for _ in range(30):
+    for _ in range(15):
         statements.clear()
         take(study)
         counts.append(len(statements))
     assert isinstance(study._storage._backend.engine, sqlalchemy.Engine)
-    assert counts[29] == counts[2] < 40
+    assert counts[14] == counts[2] < 40
