@@ -227,7 +227,8 @@ def driver(options: argparse.Namespace) -> str:
     lines += [f"| trials | prompts each | workers' use | driver, {options.charge} ms a trial | memory, MB |"]
     lines.append("| --- " * 5 + "|")
     for one in watch.stretches:
-        lines.append(f"| to {one.until} | {one.prompts:.2f} | {one.use:.1%} | {one.milliseconds:.0f} | {one.megabytes:.0f} |")
+        cells = [f"to {one.until}", f"{one.prompts:.2f}", f"{one.use:.1%}", f"{one.milliseconds:.0f}"]
+        lines.append(f"| {' | '.join(cells)} | {one.megabytes:.0f} |")
     return "\n".join(lines)
 
 
