@@ -33,7 +33,8 @@ from sparsetune.models.sparse import default_policy
 from sparsetune.tuning.allocate import allocate, best_order
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.bounds import bounded_policy
-from sparsetune.tuning.events import TrialResult, TuningListener
+        catalogue = Catalogue(curves, sensitivity)
+        return lambda budget: allocate(catalogue, budget, **({"steepness": STEEPNESS} | how))
 from sparsetune.tuning.opening import open_bench
 from sparsetune.tuning.preparation import Prepared, prepare
 from sparsetune.tuning.runner import METRICS, TrialRunner, shortfalls
@@ -191,8 +192,9 @@ def searched(place: Field, seed: int, sampler: str) -> Tries:
     complete = [result for _, result in tried if result.state == "complete" and result.sparsity]
     best = max(complete, key=lambda result: (result.feasible, result.sparsity if result.feasible else result.psnr))
     prepared = prepare(bench)
+    catalogue = Catalogue(prepared.curves, prepared.sensitivity)
     for step in STEPS_DOWN:
-        lower = allocate(prepared.curves, prepared.sensitivity, sparsity=step * best.sparsity, steepness=STEEPNESS)
+        lower = allocate(catalogue, sparsity=step * best.sparsity, steepness=STEEPNESS)
         tried.append(place.on_tune(lower))
     return Tries(tuple(tried), probes)
 
@@ -233,7 +235,12 @@ def variants(place: Field, prepared: Prepared, plain: Prepared) -> Iterator[Vari
         return lambda drop: Policy.uniform(layers, HeadThresholds(-1.0, 1.0 - drop), **how)
 
     def shared(curves: object, **how: object) -> Callable[[float], Policy]:
+<<<<<<< HEAD
         return lambda budget: allocate(curves, sensitivity, budget, **({"steepness": STEEPNESS} | how))
+=======
+        catalogue = Catalogue(curves, sensitivity)
+        return lambda budget: allocate(catalogue, budget, **how)
+>>>>>>> engine9
 
     yield "one pair, raster", pair(), 0.5
     yield "+ text kept", pair(keep_text=True), 0.5

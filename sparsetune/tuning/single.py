@@ -11,6 +11,7 @@ from sparsetune.tuning.builtin import run_builtin
 from sparsetune.tuning.curves import Curves
 from sparsetune.tuning.events import Parameter, TrialResult, tell
 from sparsetune.tuning.found import Found
+from sparsetune.tuning.offers import Catalogue
 from sparsetune.tuning.preparation import prepare
 from sparsetune.tuning.runner import TimeIsUp, TrialRunner
 from sparsetune.tuning.sensitivity import Sensitivity
@@ -49,7 +50,7 @@ def _tried(bench: Bench, policy: Policy, params: Mapping[str, Parameter], curves
     """Render the tune prompts under the policy: its one trial."""
 
     def predicted(policy: Policy) -> float | None:
-        return None if curves is None else predict(curves, Sensitivity(), policy)
+        return None if curves is None else predict(Catalogue(curves, Sensitivity()), policy)
 
     result = TrialRunner.of(bench, predicted).run(0, params, policy)
     tell(bench.listeners, lambda listener: listener.on_trial(result))
