@@ -159,8 +159,7 @@ def _offers(
     weights: Sequence[float],
 ) -> Offers:
     num_layers = len(curves.layers)
-    usable = [index for index, point in enumerate(curves.points)
-              if point.rule == rule and point.pvthreshd == PVTHRESHD_OFF]  # fmt: skip
+    usable = [index for index, point in enumerate(curves.points) if point.rule == rule]
     points = tuple(curves.points[index] for index in usable)
     of_layer = sensitivity.of_layers(num_layers)
     of_layer = of_layer * np.array([weights[phase(index, num_layers, len(weights))] for index in range(num_layers)])

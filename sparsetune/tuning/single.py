@@ -6,23 +6,23 @@ from pathlib import Path
 from sparsetune.attention.policy import Policy
 from sparsetune.tuning.allocate import predict
 from sparsetune.tuning.bench import Bench, calibration_signature, digest
-from sparsetune.tuning.bounds import bounded_policy
 from sparsetune.tuning.builtin import run_builtin
 from sparsetune.tuning.curves import Curves
 from sparsetune.tuning.events import Parameter, TrialResult, tell
 from sparsetune.tuning.found import Found
 from sparsetune.tuning.preparation import prepare
+from sparsetune.tuning.refinement import refined_policy
 from sparsetune.tuning.runner import TimeIsUp, TrialRunner
 from sparsetune.tuning.sensitivity import Sensitivity
 
 
 def calibrated(bench: Bench) -> Found:
-    """Calibrate, and read off the sparsest policy with every head's error within `tune.l1` and `tune.pv_l1`."""
+    """Calibrate, and search the sparsest policy with every head's error within `tune.l1` and `tune.pv_l1`."""
     name = _start(bench)
     tune = bench.config.tune
     try:
         prepared = prepare(bench, probe=False)
-        policy = bounded_policy(prepared.curves, tune.l1, tune.pv_l1, keep_text=bench.keep_text[0], rule=tune.rules[0])
+        policy = refined_policy(bench, prepared.curves)
         trial = _tried(bench, policy, {"l1": tune.l1, "pv_l1": tune.pv_l1}, prepared.curves)
     except TimeIsUp:
         return Found(name, (), None)
