@@ -28,14 +28,24 @@ _FIRST_CUTS = tuple(1.0 - 2.0 ** (-5 * place / 8) for place in range(1, 17))
 _ROUNDS = 3
 """Of 16 cuts each; two of them narrow a step of the first down to 1/17²."""
 
+_CLOSE = 0.97
+"""From this fraction of the bound on, an error leaves nothing to be gained."""
+
 _KERNEL_ROUNDS = 3
 _MOST_KERNEL_ROUNDS = 8
 
 _CHECKED_BLOCKS = 64
-"""`pvthreshd` is bisected on about so many query blocks, spread evenly."""
+"""`pvthreshd` is bisected on about so many query blocks, spread evenly, where there are twice as many."""
 
-_PV_ROUNDS = 8
-_PV_TRIES = 2
+_HIGHEST_PV = 16.0
+"""What weighs less than 2⁻¹⁶ of a row's largest is skipped without a trace, or not at all."""
+
+_PV_ROUNDS = 6
+
+_PV_SHARES = (1.0, 0.98, 0.95)
+"""Of the bound, to be held by the estimate: less when the whole call turned out to be over it."""
+
+_NOTHING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -96,13 +106,13 @@ def lowest_cuts(
         at = ThresholdTensors(
             rule, sim[heads], torch.ones_like(sim[heads]), torch.full_like(sim[heads], PVTHRESHD_OFF), select_partial
         )
-        cut = _lowest_cut(call, at, bounds.l1, every)
+        cut, error = _lowest_cut(call, at, bounds.l1, every)
         held = replace(at, select=cut.clamp(max=1.0))
-        parts.append(Cuts(cut, _lowest_pv(call, held, bounds.pv_l1)))
+        parts.append(Cuts(cut, _lowest_pv(call, held, error, bounds.pv_l1)))
     return Cuts(torch.cat([part.cut for part in parts]), torch.cat([part.pvthreshd for part in parts]))
 
 
-def _lowest_cut(call: "_Call", at: ThresholdTensors, l1: float, every: int) -> Tensor:
+def _lowest_cut(call: "_Call", at: ThresholdTensors, l1: float, every: int) -> tuple[Tensor, Tensor]:
     """Search on block sums, see what the kernel makes of it, and search again with as much less as its rounding takes.
 
     Args:
@@ -112,25 +122,28 @@ def _lowest_cut(call: "_Call", at: ThresholdTensors, l1: float, every: int) -> T
         every: queries that the sums are of.
 
     Returns:
-        The lowest cut that the kernel was seen to hold the bound at, float32 (heads,); infinite without one.
+        The lowest cut that the kernel was seen to hold the bound at, and its error then, float32 (heads,) each; the
+        cut is infinite without one, and the error the last that was seen.
     """
     pooled_q = pool(call.q, call.backend.blocks.q, None, at.select_partial)
     pooled_k = pool(call.k, call.backend.blocks.k, call.k.mean(dim=-2, keepdim=True), at.select_partial)
     critical = critical_cuts(pooled_q, pooled_k, at.simthreshd1, call.keep, at.rule)
     sums = block_sums(call.q, call.k, call.v, blocks=call.backend.blocks, scale=call.scale, every=every)
     budget, best = torch.full_like(at.select, l1), torch.full_like(at.select, torch.inf)
-    settled = torch.zeros_like(best, dtype=torch.bool)
+    error_at_best = torch.zeros_like(best)
     for number in range(_MOST_KERNEL_ROUNDS):
-        if number >= _KERNEL_ROUNDS and bool(settled.all()):
-            break
         cut = _estimated_cut(sums, critical, budget)
         error = call.errors(replace(at, select=cut))
-        best = torch.where((error <= l1) & (cut < best), cut, best)
-        settled |= best.isfinite() | (cut >= 1.0)
+        better = (error <= l1) & (cut < best)
+        error_at_best = torch.where(better | best.isinf(), error, error_at_best)
+        best = torch.where(better, cut, best)
+        enough = error_at_best >= (0.0 if number + 1 >= _KERNEL_ROUNDS else _CLOSE * l1)
+        if bool(((best.isfinite() & enough) | (cut >= 1.0)).all()):
+            break
         predicted = sums.errors(critical.unsqueeze(2) <= cut[:, None, None, None])[:, 0]
         wanted = predicted * (0.995 * l1 / error.clamp(min=1e-6))
         budget = wanted.clamp(0.5 * budget, 1.1 * budget).clamp(max=1.0)
-    return best
+    return best, error_at_best
 
 
 def _estimated_cut(sums: BlockSums, critical: Tensor, budget: Tensor) -> Tensor:
@@ -149,70 +162,80 @@ def _estimated_cut(sums: BlockSums, critical: Tensor, budget: Tensor) -> Tensor:
     return high
 
 
-def _lowest_pv(call: "_Call", at: ThresholdTensors, pv_l1: float) -> Tensor:
-    """The lowest pvthreshd of each head that the kernel holds the bound at, by bisection on some of the query blocks.
+def _lowest_pv(call: "_Call", at: ThresholdTensors, error: Tensor, pv_l1: float) -> Tensor:
+    """Bisect on some of the query blocks, then see what the whole call makes of what was found.
 
-    It is off where the whole call, which is asked in the end, holds none, and where the kernel never skips.
+    Args:
+        call: the attention call.
+        at: the thresholds, `pvthreshd` off.
+        error: each head's with these, float32 (heads,).
+        pv_l1: the bound.
+
+    Returns:
+        The lowest pvthreshd that the kernel was seen to hold the bound at, float32 (heads,); off where that is none,
+        and where it skips nothing at any.
     """
-    near, found = at, at.pvthreshd
-    some = call.some(at)
-    if torch.equal(some.errors(at), some.errors(replace(at, pvthreshd=torch.zeros_like(found)))):
-        return found
-    for _ in range(_PV_TRIES):
-        some = call.some(near)
-        low, high = torch.zeros_like(found), at.pvthreshd
-        for _ in range(_PV_ROUNDS):
-            middle = (low + high) / 2
-            good = some.errors(replace(at, pvthreshd=middle)) <= pv_l1
-            low, high = torch.where(good, low, middle), torch.where(good, middle, high)
-        if some is call:
-            return high
-        near = replace(at, pvthreshd=high)
-        held = call.errors(near) <= pv_l1
-        found = torch.where(held & (high < found), high, found)
-        if bool(held.all()):
+    some, off = call.some(), at.pvthreshd
+    pvs, errors = [off], [error if some is call else some.errors(at)]
+    factor = _ratio(error, errors[0])  # how much larger an error is on all blocks
+    low, high = torch.zeros_like(off), torch.full_like(off, _HIGHEST_PV)
+    for _ in range(_PV_ROUNDS):
+        middle = ((low.sqrt() + high.sqrt()) / 2).square()  # finer where it is low, since it matters there
+        pvs.append(middle)
+        errors.append(some.errors(replace(at, pvthreshd=middle)))
+        good = errors[-1] * factor <= pv_l1
+        low, high = torch.where(good, low, middle), torch.where(good, middle, high)
+    tried, seen = torch.stack(pvs), torch.stack(errors)
+    if bool((seen == seen[0]).all()):
+        return off
+    if some is call:
+        return torch.where(seen <= pv_l1, tried, off).amin(0)
+    found = off
+    for share in _PV_SHARES:
+        place = torch.where(seen * factor <= share * pv_l1, tried, off).argmin(0, keepdim=True)
+        lowest = tried.gather(0, place)[0]
+        error = call.errors(replace(at, pvthreshd=lowest))
+        found = torch.where(error <= pv_l1, torch.minimum(found, lowest), found)
+        if bool((error <= pv_l1).all()):
             break
+        factor = _ratio(error, seen.gather(0, place)[0])
     return found
+
+
+def _ratio(whole: Tensor, some: Tensor) -> Tensor:
+    """How much larger one error is than the other; 1 where both are next to nothing."""
+    return torch.where(some > _NOTHING, whole / some.clamp(min=_NOTHING), 1.0)
 
 
 @dataclass(frozen=True)
 class _Call:
-    """An attention call, its dense output, and what runs it sparse; all of its query blocks, or some.
-
-    `factor` is how much larger each head's error is on all of them, (heads,).
-    """
+    """An attention call, its dense output, and what runs it sparse; all of its query blocks, or some."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     dense: Tensor
-    factor: Tensor
     backend: Backend
     scale: float
     keep: range
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor, v: Tensor, backend: Backend, scale: float, keep: range) -> "_Call":
-        dense = F.scaled_dot_product_attention(q, k, v, scale=scale)
-        return cls(q, k, v, dense, torch.ones(q.shape[1], device=q.device), backend, scale, keep)
+        return cls(q, k, v, F.scaled_dot_product_attention(q, k, v, scale=scale), backend, scale, keep)
 
-    def some(self, near: ThresholdTensors) -> "_Call":
-        """Take `_CHECKED_BLOCKS` of the query blocks; itself where there aren't twice as many.
-
-        The factor is that at the thresholds `near`, which should be like those to be checked.
-        """
+    def some(self) -> "_Call":
+        """Take some of the query blocks, spread evenly; itself where there are few."""
         block = self.backend.blocks.q
         whole = self.q.shape[-2] // block
         every = whole // _CHECKED_BLOCKS
         if every < 2:
             return self
         place = torch.arange(whole * block, device=self.q.device).view(whole, block)[::every].flatten()
-        some = replace(self, q=self.q[..., place, :], dense=self.dense[..., place, :])
-        return replace(some, factor=self.errors(near) / some.errors(near).clamp(min=1e-9))
+        return replace(self, q=self.q[..., place, :], dense=self.dense[..., place, :])
 
     def errors(self, thresholds: ThresholdTensors) -> Tensor:
         """Relative L1 error of each head, float32 (heads,)."""
         attended = attend_padded(self.backend, self.q, self.k, self.v, thresholds, scale=self.scale, keep=self.keep)
         dense = self.dense.float()
         size = dense.abs().sum(dim=(0, 2, 3)).clamp(min=1e-12)
-        return (attended.output.float() - dense).abs_().sum(dim=(0, 2, 3)) / size * self.factor
+        return (attended.output.float() - dense).abs_().sum(dim=(0, 2, 3)) / size

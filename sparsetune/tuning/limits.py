@@ -77,7 +77,8 @@ class Limits:
         """
         layers = []
         for index, layer in enumerate(start.layers):
-            cuts, pvs = (values[index].tolist() for values in (self.cut, self.pvthreshd))
+            # As a checkpoint gives them back: the shortest decimals that are the same in float32.
+            cuts, pvs = ([float(str(value)) for value in table[index]] for table in (self.cut, self.pvthreshd))
             heads = tuple(
                 _thresholds(layer.rule, head.simthreshd1, cuts[place], pvs[place])
                 for place, head in enumerate(layer.heads)

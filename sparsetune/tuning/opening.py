@@ -12,7 +12,6 @@ from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.metrics import Gate, import_metrics
 from sparsetune.models.prompts import load_prompts
 from sparsetune.tuning.bench import Bench
-from sparsetune.tuning.bounds import Bounds
 from sparsetune.tuning.events import TuningListener
 
 
@@ -38,8 +37,6 @@ def open_bench(
             "--tuner builtin must have the model in this process, but --engine is ray; use --engine local, and "
             "--parallel-tune for the GPUs of this host"
         )
-    if config.tune.tuner != "optuna":
-        Bounds(config.tune.l1, config.tune.pv_l1)
     import_metrics(config.eval.metric_modules)
     prompts = load_prompts(config.tune.prompt_file, config.tune.num_prompts)
     eval_prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
