@@ -202,6 +202,16 @@ def test_a_search_whose_worker_is_killed_comes_to_the_same(local, tmp_path: Path
     assert measured(result.evaluation) == measured(alone.evaluation)
 
 
+def test_thresholds_searched_on_two_workers_are_those_of_one(tmp_path: Path) -> None:
+    found = [
+        tune(config(tmp_path / name, tune__tuner="calibrate", **engine), output_dir=tmp_path / name / "tune")
+        for name, engine in (("alone", {}), ("two", RAY))
+    ]
+    alone, two = (result.best for result in found)
+    assert alone is not None and two is not None
+    assert two.policy == alone.policy and two.sparsity == alone.sparsity
+
+
 def test_nothing_at_an_address_is_said_soon() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

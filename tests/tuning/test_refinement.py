@@ -29,6 +29,7 @@ from sparsetune.tuning.preparation import curves_path, prepare, sampled_steps
 from sparsetune.tuning.probe import in_order, render_watched
 from sparsetune.tuning.refine import RefinePrompt
 from sparsetune.tuning.refinement import limits_path, refined_policy, start_of
+from sparsetune.tuning.rerun import config_from_manifest
 from sparsetune.tuning.runner import TimeIsUp
 
 BOUNDS = Bounds(0.1, 0.12)
@@ -216,3 +217,11 @@ def test_a_search_with_optuna_uses_the_same_curves(place: Place) -> None:
     searching = config(place.folder, tune__tuner="optuna")
     bench = replace(place.bench, config=searching)
     assert curves_path(bench) == curves_path(place.bench)
+
+
+@pytest.mark.slow
+def test_the_search_repeated_from_its_manifest_finds_the_same_policy(place: Place, tmp_path: Path) -> None:
+    tune(config(place.folder), output_dir=tmp_path / "first")
+    again = config_from_manifest(tmp_path / "first" / "checkpoint", config(tmp_path))
+    assert again.tracking.root == tmp_path / "mlruns"
+    assert tune(again, output_dir=tmp_path / "again").best.policy == place.policy
