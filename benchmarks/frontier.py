@@ -1,14 +1,16 @@
 """How much sparsity each way of choosing thresholds reaches at a given PSNR on eval prompts, on the demo model.
 
-    python benchmarks/frontier.py --seeds 0 1 2 --gates 35 30 --output frontier [--workers 3] [--device cuda]
+    python benchmarks/frontier.py --seeds 0 1 2 --gates 35 30 --output frontier [--workers 3] [--device cuda --gpus 2]
 
 Every method spends at most as many renderings as the grid (20 pairs times the tune prompts), probes counted in; dense
 videos are shared. Of what a method tried, the sparsest policy counts whose eval prompts, which it never saw, hold
-the gate; those that came near it on tune prompts are judged, the sparsest first. The ablation bisects one number per
-variant, at the first gate.
+the gate; those that came near it on tune prompts are judged, the sparsest first. The searches spend the last four
+trials' worth on less sparsity than their best, as much as a margin above the gate would leave: a grid has such pairs
+anyway. The ablation bisects one number per variant, at the first gate.
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -31,7 +33,8 @@ from sparsetune.models.sparse import default_policy
 from sparsetune.tuning.allocate import allocate, best_order
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.bounds import bounded_policy
-from sparsetune.tuning.events import TrialResult
+        catalogue = Catalogue(curves, sensitivity)
+        return lambda budget: allocate(catalogue, budget, **({"steepness": STEEPNESS} | how))
 from sparsetune.tuning.opening import open_bench
 from sparsetune.tuning.preparation import Prepared, prepare
 from sparsetune.tuning.runner import METRICS, TrialRunner, shortfalls
@@ -41,12 +44,15 @@ from sparsetune.tuning.space import NUM_GROUPS, STEEPNESS
 
 SIMS, CDFS = (-1.0, 0.0, 0.3, 0.6, 0.8), (0.9, 0.95, 0.98, 0.99)
 MARGIN_DB = 0.0
-NEAR_DB = 1.5
+NEAR_DB = 3.0
+STEPS_DOWN = (0.96, 0.92, 0.86, 0.8)
 HIGH_DB = 45.0
 """No sparse video of a prompt at the edge of the gate was seen above this."""
+MANY_TRIALS = 60
 BISECTIONS = 6
-PROBE_PROMPTS = 2
+PROBE_PROMPTS = 4
 WORST_FROM = 35.0
+ABLATION_PARTS = 4
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,20 @@ class Tries:
     @property
     def renderings(self) -> int:
         return self.extra + sum(len(result.prompts) for _, result in self.tried)
+
+
+@dataclass
+class Spender(TuningListener):
+    """Ends a search, as Ctrl-C does, where another trial might take more renderings in all; keeps what trials were."""
+
+    renderings: int
+    prompts: int
+    tried: list[tuple[Policy, TrialResult]] = field(default_factory=list)
+
+    def on_trial(self, result: TrialResult) -> None:
+        self.tried.append((result.policy, result))
+        if Tries(tuple(self.tried)).renderings > self.renderings - self.prompts:
+            raise KeyboardInterrupt
 
 
 @dataclass
@@ -159,17 +179,23 @@ def calibrate(place: Field) -> Tries:
 
 
 def searched(place: Field, seed: int, sampler: str) -> Tries:
-    """Search as `sparsetune tune` does, as far as the grid's renderings go."""
-    gate, config = place.bench.gate.min_psnr, place.bench.config
-    spent = probes = PROBE_PROMPTS * (count_phases(config.generation.num_inference_steps) + NUM_GROUPS)
-    n_trials = len(SIMS) * len(CDFS) - spent // len(place.bench.prompts)
-    changes = {"sampler": sampler, "n_trials": n_trials, "study_name": f"{sampler}-{seed}-{gate:g}"}
-    bench = replace(place.bench, config=config.model_copy(update={"tune": config.tune.model_copy(update=changes)}))
-    tried = []
-    for trial in search(bench).trials:  # one that is given up after a prompt or two costs just these
-        spent += len(trial.prompts)
-        if spent <= len(SIMS) * len(CDFS) * len(place.bench.prompts):
-            tried.append((trial.policy, trial))
+    """Search as `sparsetune tune` does, then step down from the best, with as many renderings as the grid has."""
+    gate, config, prompts = place.bench.gate.min_psnr, place.bench.config, len(place.bench.prompts)
+    probes = PROBE_PROMPTS * (count_phases(config.generation.num_inference_steps) + NUM_GROUPS)
+    spender = Spender((len(SIMS) * len(CDFS) - len(STEPS_DOWN)) * prompts - probes, prompts)
+    changes = {"sampler": sampler, "n_trials": MANY_TRIALS, "study_name": f"{sampler}-{seed}-{gate:g}"}
+    tune = config.tune.model_copy(update=changes)
+    bench = replace(place.bench, config=config.model_copy(update={"tune": tune}), listeners=(spender,))
+    with contextlib.suppress(KeyboardInterrupt):
+        search(bench)
+    tried = spender.tried
+    complete = [result for _, result in tried if result.state == "complete" and result.sparsity]
+    best = max(complete, key=lambda result: (result.feasible, result.sparsity if result.feasible else result.psnr))
+    prepared = prepare(bench)
+    catalogue = Catalogue(prepared.curves, prepared.sensitivity)
+    for step in STEPS_DOWN:
+        lower = allocate(catalogue, sparsity=step * best.sparsity, steepness=STEEPNESS)
+        tried.append(place.on_tune(lower))
     return Tries(tuple(tried), probes)
 
 
@@ -209,7 +235,12 @@ def variants(place: Field, prepared: Prepared, plain: Prepared) -> Iterator[Vari
         return lambda drop: Policy.uniform(layers, HeadThresholds(-1.0, 1.0 - drop), **how)
 
     def shared(curves: object, **how: object) -> Callable[[float], Policy]:
-        return lambda budget: allocate(curves, sensitivity, budget, **how)
+<<<<<<< HEAD
+        return lambda budget: allocate(curves, sensitivity, budget, **({"steepness": STEEPNESS} | how))
+=======
+        catalogue = Catalogue(curves, sensitivity)
+        return lambda budget: allocate(catalogue, budget, **how)
+>>>>>>> engine9
 
     yield "one pair, raster", pair(), 0.5
     yield "+ text kept", pair(keep_text=True), 0.5
@@ -227,7 +258,7 @@ def variants(place: Field, prepared: Prepared, plain: Prepared) -> Iterator[Vari
 
 
 def part(options: argparse.Namespace) -> None:
-    """One seed and method at every gate, or the ablation at the first; writes its rows as they come."""
+    """One seed and method at its gates, or some variants of the ablation at the first; writes its rows as they come."""
     seed, started = options.seeds[0], time.perf_counter()
     rows: list[dict[str, object]] = []
     place = open_field(options, seed)
@@ -235,7 +266,7 @@ def part(options: argparse.Namespace) -> None:
     def add(name: str, here: Field, tries: Tries) -> None:
         row = {"method": name} | reached(here, tries) | {"seed": seed, "gate": here.bench.gate.min_psnr}
         rows.append(row | {"seconds": time.perf_counter() - started})
-        write_json(options.output / f"rows-{options.part}-{seed}.json", rows)
+        write_json(options.output / f"rows-{options.part}-{seed}-{options.number}.json", rows)
 
     if options.part in METHODS:
         for here in [place.at(options, gate) for gate in options.gates]:
@@ -244,26 +275,36 @@ def part(options: argparse.Namespace) -> None:
     here = place.at(options, options.gates[0])
     prepared = prepare(here.bench)
     plain = prepare(open_field(options, seed, select_partial=False).bench, probe=False)
-    for name, policy_of, high in variants(here, prepared, plain):
+    listed = list(variants(here, prepared, plain))
+    for name, policy_of, high in listed[options.number :: ABLATION_PARTS]:
         add(f"ablation: {name}", here, bisected(here, policy_of, 0.002, high))
 
 
 def launch(options: argparse.Namespace) -> None:
-    """Run every part as a process of its own, `workers` at a time, spread over the visible GPUs."""
-    queue = [(seed, method) for seed in options.seeds for method in options.methods]
+    """Run every part as a process of its own, `workers` at a time, spread over the visible GPUs.
+
+    The grid is rendered once for all gates; the other methods begin anew for each.
+    """
+    parts: list[tuple[int, str, list[float]]] = []
+    for seed in options.seeds:
+        for method in options.methods:
+            gates = [options.gates[:1]] * ABLATION_PARTS if method == "ablation" else [[gate] for gate in options.gates]
+            parts += [(seed, method, each) for each in ([options.gates] if method == "grid" else gates)]
+    parts.sort(key=lambda each: ("optuna", "random", "ablation", "grid", "calibrate", "defaults").index(each[1]))
     running: list[subprocess.Popen[bytes]] = []
-    for number, (seed, method) in enumerate(queue):
+    for place, (seed, method, gates) in enumerate(parts):
         while sum(process.poll() is None for process in running) >= options.workers:
             time.sleep(0.5)
-        command = [sys.executable, __file__, "--part", method, "--seeds", str(seed),
-                   "--gates", *map(str, options.gates), "--output", str(options.output),
+        number = sum(each[:2] == (seed, method) for each in parts[:place])
+        command = [sys.executable, __file__, "--part", method, "--number", str(number), "--seeds", str(seed),
+                   "--gates", *map(str, gates), "--output", str(options.output),
                    "--device", options.device, "--worst", str(options.worst),
                    "--tune-prompts", str(options.tune_prompts),
                    "--eval-prompts", str(options.eval_prompts)]  # fmt: skip
         environment = dict(os.environ)
         if options.gpus > 1:
-            environment["CUDA_VISIBLE_DEVICES"] = str(number % options.gpus)
-        with (options.output / f"log-{method}-{seed}.txt").open("w") as log:
+            environment["CUDA_VISIBLE_DEVICES"] = str(place % options.gpus)
+        with (options.output / f"log-{method}-{seed}-{number}.txt").open("w") as log:
             running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
     for process in running:
         process.wait()
@@ -297,8 +338,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--gates", type=float, nargs="+", default=[35.0, 30.0])
-    parser.add_argument("--tune-prompts", type=int, default=4)
-    parser.add_argument("--eval-prompts", type=int, default=8)
+    parser.add_argument("--tune-prompts", type=int, default=8)
+    parser.add_argument("--eval-prompts", type=int, default=16)
     parser.add_argument("--worst", type=float, default=28.0, help="least PSNR of any prompt at gates from 35 dB, in dB")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--gpus", type=int, default=1)
@@ -306,6 +347,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, "ablation"], default=[*METHODS, "ablation"])
     parser.add_argument("--part", choices=[*METHODS, "ablation"], help=argparse.SUPPRESS)
+    parser.add_argument("--number", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     if options.part:

@@ -49,16 +49,15 @@ def main() -> None:
         def through(topk: float = topk) -> contextlib.AbstractContextManager[object]:
             return SparseHandle(step.sites, Policy.uniform(layers, HeadThresholds(-1.0, topk=topk)), backend)
 
-        ours, direct = in_turn(step, device, options.rounds, through, lambda topk=topk: directly(topk))
+        ours, direct = in_turn(options.rounds, device, (step, through), (step, lambda topk=topk: directly(topk)))
         print(
             f"| {topk:g} | {direct:.2f} | {ours:.2f} | {ours / direct - 1:+.2%} (aim: {AIM:.0%} or less) |", flush=True
         )
 
-    before = statistics.median(time_calls(step.run, device, repeats=options.rounds, at_once=1))
-    with through():
-        step.run()
-    after = statistics.median(time_calls(step.run, device, repeats=options.rounds, at_once=1))
-    print(f"dense before {before:.2f} ms, after a policy came and went {after:.2f} ms: {after / before - 1:+.2%}")
+    untouched = make_step(options.layers)
+    never, gone = in_turn(options.rounds, device, (untouched, contextlib.nullcontext), (step, contextlib.nullcontext))
+    print(f"dense, on a pipeline never touched {never:.2f} ms, where policies came and went {gone:.2f} ms: "
+          f"{gone / never - 1:+.2%}")  # fmt: skip
 
 
 def make_step(num_layers: int) -> Step:
@@ -86,12 +85,12 @@ def directly(topk: float) -> Iterator[None]:
 
 
 def in_turn(
-    step: Step, device: torch.device, rounds: int, *ways: Callable[[], contextlib.AbstractContextManager[object]]
+    rounds: int, device: torch.device, *ways: tuple[Step, Callable[[], contextlib.AbstractContextManager[object]]]
 ) -> tuple[float, ...]:
     """Median milliseconds of a step each way; taken in turn, so that a drift of the clock meets all alike."""
     times: list[list[float]] = [[] for _ in ways]
     for _ in range(rounds):
-        for way, collected in zip(ways, times, strict=True):
+        for (step, way), collected in zip(ways, times, strict=True):
             with way():
                 collected += time_calls(step.run, device, repeats=1, warm_up=1, at_once=2)
     return tuple(statistics.median(collected) for collected in times)

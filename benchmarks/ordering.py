@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsetune.attention.latency import time_calls
-from sparsetune.attention.ordering import ORDERS, TokenLayout, permutation
+from sparsetune.attention.ordering import ORDERS, Permutation, TokenLayout, permutation
 
 SHAPES = {
     "demo": TokenLayout(grid=(5, 16, 16), text=range(32)),
@@ -43,14 +43,14 @@ def main() -> None:
             path = permutation(order, layout, device)
             if path is None:
                 continue
-            cost = timed(lambda qkv=qkv, path=path: permuted(*qkv, path.there, path.back), device, options.repeats)
+            cost = timed(lambda qkv=qkv, path=path: permuted(*qkv, path), device, options.repeats)
             print(f"| {name} | {order} | {cost:.2f} | {attention:.2f} | {cost / attention:.1%} |", flush=True)
 
 
-def permuted(q: Tensor, k: Tensor, v: Tensor, there: Tensor, back: Tensor) -> Tensor:
+def permuted(q: Tensor, k: Tensor, v: Tensor, path: Permutation) -> Tensor:
     """Do what `sparsify` does around a kernel, with v in the place of the output."""
-    _, _, out = (x[..., there, :] for x in (q, k, v))
-    return out[..., back, :]
+    _, _, out = (path.order(x) for x in (q, k, v))
+    return path.undo(out)
 
 
 def timed(call: Callable[[], object], device: torch.device, repeats: int) -> float:

@@ -1,12 +1,13 @@
 """How evaluation and search speed up with workers, and how many workers one driver can keep busy.
 
     python benchmarks/scaling.py --workers 1 2 4 [--model demo|cogvideox] [--prompts 16] [--trials 32]
-    python benchmarks/scaling.py --driver [--trials 2000] [--storage postgresql+psycopg2://...]
+    python benchmarks/scaling.py --driver [--trials 2000] [--trial-prompts 1] [--storage postgresql+psycopg2://...]
 
 The first measures on Ray: 16 prompts judged, and a study of 32 trials, calibration and judging of the winner counted
 in; `cogvideox` is CogVideoX-2b at full width with random weights and 4 of its 30 layers, tiny where there is no GPU.
 
-The second has no model: 64 simulated workers take 30 s for each trial, of one prompt. What the driver does (asking,
+The second has no model: 64 simulated workers take 30 s for each trial, of one prompt or several (a hopeless one
+is given up after the first). What the driver does (asking,
 telling, reading policies off the curves of a model of 30 layers x 30 heads, the database) is real and is charged second
 for second, only the waiting for workers is skipped; so what is left idle is what a real cluster would leave idle. On a
 machine that does other things too, `--charge cpu` charges the CPU time of driver and database instead.
@@ -50,7 +51,7 @@ from sparsetune.tuning.runner import TrialRunner
 from sparsetune.tuning.space import SearchSpace
 from tests.tracking.servers import postgres, postgres_binaries
 
-TRIAL_SECONDS, TRIAL_PROMPTS, NUM_WORKERS = 30.0, 1, 64
+TRIAL_SECONDS, NUM_WORKERS = 30.0, 64
 SHALLOW = """
 from dataclasses import replace
 from sparsetune.models import loading, random_weights
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--driver", action="store_true", help="the driver alone, with simulated workers")
     parser.add_argument("--storage", help="of the simulated study; a PostgreSQL of its own where left out")
     parser.add_argument("--charge", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--trial-prompts", type=int, default=1, help="of the simulated study")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--model", choices=["demo", "cogvideox"], default="demo")
     parser.add_argument("--prompts", type=int, default=16)
@@ -156,6 +158,7 @@ class Stretch:
     """Some trials of the simulated study, one after the other."""
 
     until: int
+    prompts: float
     use: float
     milliseconds: float
     megabytes: float
@@ -170,17 +173,19 @@ class Watch:
     marks: list[int]
     stretches: list[Stretch] = field(default_factory=list)
     ended: int = 0
-    before: tuple[int, float, float, float] | None = None
+    prompts: int = 0
+    before: tuple[int, int, float, float, float] | None = None
 
-    def trial(self) -> None:
+    def trial(self, num_prompts: int) -> None:
         self.ended += 1
+        self.prompts += num_prompts
         if self.ended not in self.marks:
             return
-        here = (self.ended, self.engine.now, self.engine.idle, self.spent())
+        here = (self.ended, self.prompts, self.engine.now, self.engine.idle, self.spent())
         if self.before is not None:
-            ended, now, idle, spent = (after - before for after, before in zip(here, self.before, strict=True))
+            ended, prompts, now, idle, spent = (after - before for after, before in zip(here, self.before, strict=True))
             use = 1.0 - idle / (len(self.engine.workers) * now)
-            stretch = Stretch(self.ended, use, 1000 * spent / ended, megabytes())
+            stretch = Stretch(self.ended, prompts / ended, use, 1000 * spent / ended, megabytes())
             self.stretches.append(stretch)
             print(stretch, file=sys.stderr, flush=True)
         self.before = here
@@ -191,7 +196,7 @@ class SimulatedRunner(TrialRunner):
 
     def next(self) -> TrialResult:
         outcome = super().next()
-        self.watch.trial()
+        self.watch.trial(len(outcome.prompts))
         return outcome
 
 
@@ -200,7 +205,7 @@ def driver(options: argparse.Namespace) -> str:
     marks = [mark for mark in (64, 100, 150, 200, 500, 1000, 1500, 2000, 5000) if mark <= trials]
     space = SearchSpace(large_curves(), orders=("raster", "tiles"))
     noise = random.Random(1)
-    prompts = ("a prompt",) * TRIAL_PROMPTS
+    prompts = ("a prompt",) * options.trial_prompts
 
     def score(prompt: object, policy: Policy) -> SimulatedPrompt:
         return SimulatedPrompt(policy, noise.gauss(0.0, 1.0))
@@ -208,17 +213,22 @@ def driver(options: argparse.Namespace) -> str:
     with storage(options.storage) as url, studies.quiet():
         database = [] if options.charge == "wall" else processes_of(url)
         spent = time.perf_counter if options.charge == "wall" else lambda: time.process_time() + cpu_seconds(database)
-        engine = SimulatedEngine(NUM_WORKERS, TRIAL_SECONDS / TRIAL_PROMPTS, spent)
+        engine = SimulatedEngine(NUM_WORKERS, TRIAL_SECONDS / options.trial_prompts, spent)
         watch = Watch(engine, spent, marks)
         runner = SimulatedRunner(engine, prompts, score, Gate(), predict=space.predict)
         runner.watch = watch
         study = studies.open_study(url, "scaling", {}, 0, trials)
         studies.search(study, Objective(runner, space, aimed=True), trials, None)
         kind = url.partition(":")[0]
-    lines = [f"{NUM_WORKERS} simulated workers, {TRIAL_SECONDS:g} s a trial of {TRIAL_PROMPTS} prompts, {kind}", ""]
-    lines += [f"| trials | workers' use | driver, {options.charge} ms a trial | memory, MB |", "| --- " * 4 + "|"]
+    lines = [
+        f"{NUM_WORKERS} simulated workers, {TRIAL_SECONDS:g} s a trial of {options.trial_prompts} prompts, {kind}",
+        "",
+    ]
+    lines += [f"| trials | prompts each | workers' use | driver, {options.charge} ms a trial | memory, MB |"]
+    lines.append("| --- " * 5 + "|")
     for one in watch.stretches:
-        lines.append(f"| to {one.until} | {one.use:.1%} | {one.milliseconds:.0f} | {one.megabytes:.0f} |")
+        cells = [f"to {one.until}", f"{one.prompts:.2f}", f"{one.use:.1%}", f"{one.milliseconds:.0f}"]
+        lines.append(f"| {' | '.join(cells)} | {one.megabytes:.0f} |")
     return "\n".join(lines)
 
 
@@ -253,22 +263,28 @@ def storage(url: str | None) -> Iterator[str]:
 def processes_of(url: str) -> list[Path]:
     """Find the PostgreSQL that listens on a URL's port: its first process, whose children are found as they come."""
     port = url.rpartition(":")[2].partition("/")[0].encode()
-    lines = {path: (path / "cmdline").read_bytes().split(b"\0") for path in Path("/proc").glob("[0-9]*")}
-    return [path for path, words in lines.items() if b"-D" in words and port in words and b"postgres" in words[0]]
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # another may end just now
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            found += [path] if b"-D" in words and port in words and b"postgres" in words[0] else []
+    return found
 
 
 def cpu_seconds(leaders: list[Path]) -> float:
     """Add up the CPU time of processes and their children, living and dead."""
     ticks = 0
-    wanted = {path.name for path in leaders}
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            fields = (path / "stat").read_text().rpartition(")")[2].split()
-            if path.name in wanted:
-                ticks += sum(map(int, fields[11:15]))
-            elif fields[1] in wanted:
-                ticks += sum(map(int, fields[11:13]))
+    for leader in leaders:
+        ticks += sum(times_of(leader))
+        for child in (leader / "task" / leader.name / "children").read_text().split():
+            with contextlib.suppress(OSError):  # it may end just now
+                ticks += sum(times_of(leader.parent / child)[:2])
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def times_of(process: Path) -> list[int]:
+    """Give a process's ticks as user and in the kernel, and those of its children that ended."""
+    return [int(each) for each in (process / "stat").read_text().rpartition(")")[2].split()[11:15]]
 
 
 def megabytes() -> float:

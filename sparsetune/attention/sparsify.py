@@ -121,12 +121,12 @@ class SparseHandle:
         if key not in self._tensors:
             self._tensors[key] = thresholds.tensors(plain.q.device, drop_scale, self._policy.select_partial)
         keep = kept_blocks(self._policy.keep_text, plain.layout, self.backend.blocks)
-        order = permutation(thresholds.order or self._policy.order, plain.layout, plain.q.device)
-        q, k, v = (x if order is None else x[..., order.there, :] for x in (plain.q, plain.k, plain.v))
+        path = permutation(thresholds.order or self._policy.order, plain.layout, plain.q.device)
+        q, k, v = (x if path is None else path.order(x) for x in (plain.q, plain.k, plain.v))
         attended = attend_padded(self.backend, q, k, v, self._tensors[key], scale=plain.scale, keep=keep)
-        if order is None:
+        if path is None:
             return attended
-        return Attended(attended.output[..., order.back, :], attended.computed)
+        return Attended(path.undo(attended.output), attended.computed)
 
     def _warn_once(self, layer: str, reason: str | None) -> None:
         if reason is not None and reason not in self._warned:

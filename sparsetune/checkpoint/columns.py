@@ -78,4 +78,4 @@ def _check_shapes(name: str, columns: Mapping[str, Tensor]) -> None:
 def _values(column: Tensor) -> list[float]:
     # The shortest decimal that rounds to the same float32: 0.98 comes back as 0.98, not 0.9800000190734863,
     # and a kernel gets the same bits from either.
-    return [float(str(value)) for value in column.detach().to(torch.float32).numpy()]
+    return [float(str(value)) for value in column.detach().to("cpu", torch.float32).numpy()]

@@ -213,6 +213,9 @@ class EngineConfig(_Section):
     start_seconds: float = Field(
         120.0, gt=0.0, description="ray: seconds in which a cluster answers and workers start."
     )
+    load_seconds: float = Field(
+        3600.0, gt=0.0, description="ray: seconds in which a worker has the model, its download counted in."
+    )
 
 
 class CacheConfig(_Section):

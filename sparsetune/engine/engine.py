@@ -82,6 +82,14 @@ class Engine(ABC):
     def abandon(self) -> None:
         """Forget all tasks that have no outcome; workers stop at their next denoising step."""
 
+    def leave_out(self, worker: Worker, why: str) -> None:  # noqa: B027 - an engine may have one worker alone
+        """Give a worker no more work; what it has in hand is done by another.
+
+        Args:
+            worker: one of several.
+            why: what is wrong with it, for people.
+        """
+
     def close(self) -> None:  # noqa: B027 - an engine may have nothing to give back
         """Give back all that the engine holds; the model of this process is left as it was."""
 

@@ -3,12 +3,11 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sparsetune.config import EngineConfig
 from sparsetune.engine.worker import Worker
 from sparsetune.errors import EngineError
-
-logger = logging.getLogger(__name__)
 
 _MOST_ON_A_CPU_HOST = 8
 """Each worker keeps a model in memory: more than a few on a host are asked for by number."""
@@ -60,6 +59,13 @@ class Hello:
     sees_cache: bool = True
 
 
+class Note(NamedTuple):
+    """What is to be said of workers: at which level of the log, and in which words."""
+
+    level: int
+    text: str
+
+
 def plan(engine: EngineConfig, device: str, nodes: Sequence[Node]) -> Staffing:
     """Decide how many workers there are and what each gets.
 
@@ -92,8 +98,10 @@ def plan(engine: EngineConfig, device: str, nodes: Sequence[Node]) -> Staffing:
 
 def check_workers(
     hellos: Sequence[Hello], versions: Mapping[str, str], *, measures_speed: bool, mixed_gpus: bool
-) -> None:
-    """Check that workers suit each other and this process.
+) -> tuple[Note, ...]:
+    """Check that workers suit each other and this process; gives what is to be said of them, each once.
+
+    Versions are compared without what follows a `+`: a package built for the CPU here may be one for CUDA there.
 
     Args:
         hellos: of all workers.
@@ -104,36 +112,52 @@ def check_workers(
     Raises:
         EngineError: versions differ, or speeds would be measured on different devices.
     """
-    for hello in hellos:
-        differing = [
-            f"{name} {hello.versions.get(name, 'none')} there and {version} here"
-            for name, version in versions.items()
-            if hello.versions.get(name) != version
-        ]
-        if differing:
-            raise EngineError(
-                f"workers must have the versions of this process, but {hello.worker.label} has "
-                f"{', '.join(differing)}; install the same everywhere"
-            )
+    notes = dict.fromkeys(note for hello in hellos for note in _check_versions(hello, versions))
     if apart := sorted({hello.worker.host for hello in hellos if not hello.sees_cache}):
-        logger.warning(
-            "the folder of dense videos isn't shared with %s, so each of these hosts renders its own; give one that "
-            "all see with --cache-dir",
-            ", ".join(apart),
-        )
+        shown = ", ".join(apart)
+        notes[
+            Note(
+                logging.WARNING,
+                f"the folder of dense videos isn't shared with {shown}, so each of these hosts renders its own; give "
+                "one that all see with --cache-dir",
+            )
+        ] = None
     kinds = sorted({hello.kind for hello in hellos})
     if len(kinds) < 2:
-        return
+        return tuple(notes)
     if measures_speed and not mixed_gpus:
         raise EngineError(
             f"trials that compete in measured speed must run on one kind of device, but have {', '.join(kinds)}; "
             "use fewer hosts, or --mixed-gpus"
         )
-    logger.warning(
-        "workers have devices of several kinds (%s): measured speeds and, in their last bits, pixels depend on "
-        "which of them renders a prompt",
-        ", ".join(kinds),
+    mixed = (
+        f"workers have devices of several kinds ({', '.join(kinds)}): measured speeds and, in their last bits, pixels "
+        "depend on which of them renders a prompt"
     )
+    return (*notes, Note(logging.WARNING, mixed))
+
+
+def _check_versions(hello: Hello, versions: Mapping[str, str]) -> list[Note]:
+    """Check a worker's versions; gives the builds that differ."""
+    here = {name: (hello.versions.get(name, "none"), version) for name, version in versions.items()}
+    differing = {name: pair for name, pair in here.items() if pair[0] != pair[1]}
+    builds = {name for name, pair in differing.items() if _is_build(name, *pair)}
+    listed = [f"{name} {there} there and {version} here" for name, (there, version) in differing.items()
+              if name not in builds]  # fmt: skip
+    if listed:
+        raise EngineError(
+            f"workers must have the versions of this process, but {hello.worker.label} has {', '.join(listed)}; "
+            "install the same everywhere"
+        )
+    return [
+        Note(logging.INFO, f"{name} is built differently: {there} on {hello.worker.host} and {version} here")
+        for name, (there, version) in differing.items()
+    ]
+
+
+def _is_build(name: str, there: str, here: str) -> bool:
+    """Whether two versions are one, built in two ways; of sparsetune itself what follows a `+` is another commit."""
+    return name != "sparsetune" and there.partition("+")[0] == here.partition("+")[0]
 
 
 def _gpus_per_worker(engine: EngineConfig, device: str, nodes: Sequence[Node]) -> float:

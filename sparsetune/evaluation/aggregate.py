@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from sparsetune.attention.backends import ReferenceBackend
 from sparsetune.attention.policy import Policy
 from sparsetune.checkpoint import summarize as summarize_policy
 from sparsetune.evaluation.pair import PromptResult
@@ -97,7 +98,12 @@ def threshold_sections(policy: Policy) -> tuple[LayerSection, ...]:
 
 
 def _speedup(results: Sequence[PromptResult]) -> float | None:
-    """Compare the fastest rendering of each kind: all have the same work, and warm-up or a busy machine only adds."""
+    """Compare the fastest rendering of each kind: all have the same work, and warm-up or a busy machine only adds.
+
+    None with the reference kernel, which computes every pair and drops some afterwards: its time says nothing.
+    """
+    if any(ReferenceBackend.name in result.stats.kernels.values() for result in results if result.stats is not None):
+        return None
     dense = [result.seconds_dense for result in results if result.seconds_dense]
     sparse = [result.seconds_sparse for result in results if result.seconds_sparse]
     return min(dense) / min(sparse) if dense and sparse else None

@@ -183,7 +183,9 @@ class SparsitySection(_Part):
     overall: Fraction | None = Field(description="Over all self-attention calls; None when no prompt rendered.")
     active: Fraction | None = Field(description="Over the sparse calls only.")
     theoretical_speedup: float | None = Field(description="Of attention: 1 / (1 - overall).")
-    measured_speedup: float | None = Field(description="Of renderings: the fastest dense over the fastest sparse one.")
+    measured_speedup: float | None = Field(
+        description="Of renderings: the fastest dense over the fastest sparse one; null with the reference kernel."
+    )
     seconds_dense: Seconds | None = Field(description="Mean of a rendering.")
     seconds_sparse: Seconds | None = Field(description="Mean of a rendering.")
     by_layer: dict[str, float]

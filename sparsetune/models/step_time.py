@@ -1,8 +1,9 @@
 """How long one denoising step takes: dense, at forced sparsities, and without attention."""
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -75,47 +76,74 @@ def time_step(
     repeats: int = 10,
     on_time: Callable[[StepTime], None] | None = None,
 ) -> StepTimes:
-    """Time a step.
+    """Time a step every way in turn, round after round, so that a drift of the clock meets all ways alike.
 
     Args:
         step: what is run.
         backend: the kernel of the sparse rows.
         device: where the model computes.
         topk: fractions of the key blocks that the sparse rows compute, all heads alike.
-        repeats: timings of which the median is taken.
+        repeats: rounds, of whose timings the medians are taken.
         on_time: told of every row.
     """
-    tell = on_time or (lambda row: None)
-
-    def row(name: str, sparsity: Callable[[], float] = lambda: 0.0) -> StepTime:
-        measured = _time(step, name, device, repeats, sparsity)
-        tell(measured)
-        return measured
-
-    dense = row("dense")
     layers = [(layer.name, layer.num_heads) for layer in step.sites.layers]
-    sparse = []
     fallbacks: dict[str, int] = {}
-    for fraction in topk:
+
+    def sparse(fraction: float) -> Callable[[], AbstractContextManager[SparseHandle | None]]:
         policy = Policy.uniform(layers, HeadThresholds(-1.0, topk=fraction))
-        with SparseHandle(step.sites, policy, backend) as handle:
-            sparse.append(row(f"{backend.name}, topk {fraction:g}", lambda: handle.stats().sparsity))
-            fallbacks |= handle.stats().fallbacks
+        return lambda: SparseHandle(step.sites, policy, backend)
+
+    ways: list[tuple[str, Callable[[], AbstractContextManager[SparseHandle | None]]]] = [
+        ("dense", nullcontext),
+        *((f"{backend.name}, topk {fraction:g}", sparse(fraction)) for fraction in topk),
+        ("self-attention removed", lambda: _without_attention(step)),
+        ("dense, everything taken off", nullcontext),
+    ]
+    timings = [_Timings(name) for name, _ in ways]
+    for number in range(repeats):
+        for (_, way), timing in zip(ways, timings, strict=True):
+            with way() as handle:
+                timing.add(step, device, warm_up=1 if number else 2)
+                if handle is not None:
+                    stats = handle.stats()
+                    timing.sparsity = stats.sparsity
+                    fallbacks |= stats.fallbacks
+    rows = [timing.median() for timing in timings]
+    if on_time is not None:
+        for row in rows:
+            on_time(row)
+    return StepTimes(rows[0], tuple(rows[1:-2]), rows[-2], rows[-1], fallbacks)
+
+
+@dataclass
+class _Timings:
+    """What one way of running a step took, round after round."""
+
+    name: str
+    ms: list[float] = field(default_factory=list)
+    peak_gib: float | None = None
+    sparsity: float = 0.0
+
+    def add(self, step: Step, device: torch.device, warm_up: int) -> None:
+        """Time the step once more."""
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self.ms += time_calls(step.run, device, repeats=1, warm_up=warm_up, at_once=1)
+        if device.type == "cuda":
+            self.peak_gib = max(self.peak_gib or 0.0, torch.cuda.max_memory_allocated(device) / 2**30)
+
+    def median(self) -> StepTime:
+        """Sum it up."""
+        return StepTime(self.name, statistics.median(self.ms), min(self.ms), max(self.ms), self.peak_gib, self.sparsity)
+
+
+@contextmanager
+def _without_attention(step: Step) -> Iterator[None]:
     interception = Interception(step.sites, _nothing)
     try:
-        without = row("self-attention removed")
+        yield
     finally:
         interception.remove()
-    return StepTimes(dense, tuple(sparse), without, row("dense, everything taken off"), fallbacks)
-
-
-def _time(step: Step, name: str, device: torch.device, repeats: int, sparsity: Callable[[], float]) -> StepTime:
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
-    times = time_calls(step.run, device, repeats=repeats, at_once=1)
-    peak = torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else None
-    return StepTime(name, statistics.median(times), min(times), max(times), peak, sparsity())
 
 
 def _nothing(call: AttentionCall) -> Tensor:

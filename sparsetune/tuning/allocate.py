@@ -7,46 +7,25 @@ price, with one price for all (Lagrange), and the price is set so that the whole
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from sparsetune.attention.policy import Policy
-from sparsetune.attention.schedule import DenseSchedule, phase
-from sparsetune.attention.thresholds import PVTHRESHD_OFF, HeadThresholds, LayerThresholds, Rule
+from sparsetune.attention.schedule import DenseSchedule
+from sparsetune.attention.thresholds import PVTHRESHD_OFF, LayerThresholds, Rule
 from sparsetune.tuning.bounds import DENSE, in_one_order
 from sparsetune.tuning.curves import Curves
-from sparsetune.tuning.sensitivity import Sensitivity, head_shares
-
-Floats = npt.NDArray[np.float64]
+from sparsetune.tuning.offers import Catalogue, Floats, Offers, Taken
+from sparsetune.tuning.sensitivity import Sensitivity
 
 _BISECTIONS = 40
 _CHEAPEST, _DEAREST = 1e-9, 1e9
 
 
-@dataclass(frozen=True)
-class Offers:
-    """What every head could take: its points' error and sparsity over a whole generation.
-
-    Args:
-        points: the grid's points.
-        cost: squared error, weighted by sensitivity, float64 (orders, layers, heads, points).
-        gain: sparsity, the same shape.
-        unit: the cost if every head's relative error were 1.
-        num_heads: of all layers.
-    """
-
-    points: tuple[HeadThresholds, ...]
-    cost: Floats
-    gain: Floats
-    unit: float
-    num_heads: int
-
-
 def allocate(
-    curves: Curves,
-    sensitivity: Sensitivity,
+    catalogue: Catalogue,
     budget: float = math.inf,
     *,
     sparsity: float = 1.0,
@@ -60,8 +39,7 @@ def allocate(
     """Read off the policy that gets the most sparsity within an error budget, or a sparsity at the least error.
 
     Args:
-        curves: the calibration.
-        sensitivity: what an error does to the video, by part of the generation and layer.
+        catalogue: the calibration, and what an error does to the video.
         budget: root mean square of the heads' relative L1 errors, weighted by sensitivity and by the head's share of
             its layer's output. With the same error everywhere it is that error.
         sparsity: as much as is wanted, in [0, 1], over a whole generation as calibration predicts it.
@@ -75,9 +53,9 @@ def allocate(
     Raises:
         TuningError: an order wasn't calibrated.
     """
+    curves, schedule = catalogue.curves, catalogue.sensitivity.schedule(dense_fraction, steepness)
     places = curves.places(orders, keep_text)
-    schedule = sensitivity.schedule(dense_fraction, steepness)
-    offers = _offers(curves, sensitivity, places, rule, schedule, weights)
+    offers = catalogue.offers(places, rule, schedule, weights)
     taken, order = _take(offers, _price(offers, budget, sparsity))
     layers = []
     for index, (name, num_heads) in enumerate(curves.layers):
@@ -89,36 +67,40 @@ def allocate(
 
 def best_order(curves: Curves, orders: Sequence[str], keep_text: bool, budget: float = 0.1) -> str:
     """Pick the one token order that gives all layers together the most sparsity within an error budget."""
+    catalogue = Catalogue(curves, Sensitivity())
 
     def sparsity(order: str) -> float:
-        rule = curves.points[0].rule
-        offers = _offers(curves, Sensitivity(), curves.places([order], keep_text), rule, DenseSchedule(), (1.0,))
+        offers = catalogue.offers(curves.places([order], keep_text), curves.points[0].rule, DenseSchedule())
         taken, first = _take(offers, _price(offers, budget))
         return _sum(offers.gain, taken, first)
 
     return max(orders, key=sparsity)
 
 
-def predict(curves: Curves, sensitivity: Sensitivity, policy: Policy) -> float | None:
+def predict(catalogue: Catalogue, policy: Policy) -> float | None:
     """Give the error that a policy would have been allocated for, as `allocate` measures its budget.
 
     None where the policy has thresholds or an arrangement that weren't calibrated, e.g. SpargeAttn's defaults.
     """
+    curves, rule = catalogue.curves, policy.layers[0].rule
     arrangements = [(order, policy.keep_text) for order in policy.orders]
     if policy.select_partial != curves.select_partial or not set(arrangements) <= set(curves.arrangements):
         return None
     places = sorted({curves.arrangements.index(each) for each in arrangements})
-    offers = _offers(curves, sensitivity, places, policy.layers[0].rule, policy.schedule, (1.0,))
-    known = {point: index for index, point in enumerate(offers.points)}
-    spent = 0.0
-    for index, layer in enumerate(policy.layers):
-        order = places.index(curves.arrangements.index(arrangements[index]))
-        for head, thresholds in enumerate(layer.heads):
-            point = known.get(replace(thresholds, pvthreshd=PVTHRESHD_OFF))
-            if point is None and thresholds.is_sparse:
-                return None
-            spent += 0.0 if point is None else float(offers.cost[order, index, head, point])
-    return float(np.sqrt(spent / offers.unit))
+    known = {point: index for index, point in enumerate(catalogue.table(places, rule).points)}
+    of_thresholds = {
+        thresholds: known.get(replace(thresholds, pvthreshd=PVTHRESHD_OFF))
+        for thresholds in {thresholds for layer in policy.layers for thresholds in layer.heads}
+    }
+    if any(thresholds.is_sparse and point is None for thresholds, point in of_thresholds.items()):
+        return None
+    taken = [
+        Taken(places.index(curves.arrangements.index(arrangements[index])), index, head, point)
+        for index, layer in enumerate(policy.layers)
+        for head, thresholds in enumerate(layer.heads)
+        if (point := of_thresholds[thresholds]) is not None
+    ]
+    return catalogue.error(places, rule, policy.schedule, taken)
 
 
 def _take(offers: Offers, price: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -144,66 +126,7 @@ def _price(offers: Offers, budget: float, sparsity: float = 1.0) -> float:
 
 def _sum(figures: Floats, taken: npt.NDArray[np.int64], order: npt.NDArray[np.int64]) -> float:
     """Add up the figures, (orders, layers, heads, points), of what is taken in each layer's order."""
-    layers = np.arange(len(order))
-    chosen = taken[order, layers]  # (layers, heads)
-    of_points = np.take_along_axis(figures[order, layers], np.maximum(chosen, 0)[..., None], axis=-1)[..., 0]
+    layers, heads = np.ogrid[: len(order), : taken.shape[-1]]
+    chosen = taken[order, layers[:, 0]]  # (layers, heads)
+    of_points = figures[order[:, None], layers, heads, np.maximum(chosen, 0)]
     return float(np.where(chosen >= 0, of_points, 0.0).sum())
-
-
-def _offers(
-    curves: Curves,
-    sensitivity: Sensitivity,
-    places: Sequence[int],
-    rule: Rule,
-    schedule: DenseSchedule,
-    weights: Sequence[float],
-) -> Offers:
-    num_layers = len(curves.layers)
-    usable = [index for index, point in enumerate(curves.points) if point.rule == rule]
-    points = tuple(curves.points[index] for index in usable)
-    of_layer = sensitivity.of_layers(num_layers)
-    of_layer = of_layer * np.array([weights[phase(index, num_layers, len(weights))] for index in range(num_layers)])
-    shares = head_shares(curves)
-    table = (len(places), num_layers, shares.shape[-1], len(points))
-    cost, gain, unit = np.zeros(table), np.zeros(table), 0.0
-    for step in range(curves.num_steps):
-        sensitive = of_layer * sensitivity.phases[phase(step, curves.num_steps, len(sensitivity.phases))]
-        place = min(range(len(curves.steps)), key=lambda place: abs(curves.steps[place] - step))
-        power = sensitive[:, None] * shares[:, place] ** 2  # (layers, heads)
-        unit += float(power.sum())
-        factor = schedule.scale(step, curves.num_steps)
-        if factor == 0.0:
-            continue
-        shifted = _shift(points, factor)
-        error = np.nan_to_num(curves.error_rms[places, :, place][..., usable].astype(np.float64), posinf=1e3)
-        sparsity = np.nan_to_num(curves.sparsity[places, :, place][..., usable].astype(np.float64))
-        cost += power[..., None] * (error @ shifted) ** 2
-        gain += sparsity @ shifted / curves.num_steps
-    return Offers(points, cost, gain, unit, sum(num_heads for _, num_heads in curves.layers))
-
-
-def _shift(points: Sequence[HeadThresholds], factor: float) -> Floats:
-    """Weights that interpolate the grid where each point drops `factor` times as much, (points, points).
-
-    A column holds the two points of the same similarity threshold on either side, linear in the logarithm of what
-    is dropped; beyond the grid's end it is the last point.
-    """
-    weights = np.zeros((len(points), len(points)))
-    for sim in {point.simthreshd1 for point in points}:
-        family = sorted(
-            (index for index, point in enumerate(points) if point.simthreshd1 == sim),
-            key=lambda index: _dropped(points[index]),
-        )
-        known = np.log([_dropped(points[index]) for index in family])
-        for place, index in enumerate(family):
-            at = float(np.interp(known[place] + np.log(factor), known, np.arange(len(family))))
-            below, rest = int(at), at - int(at)
-            weights[family[below], index] += 1.0 - rest
-            if rest:
-                weights[family[below + 1], index] += rest
-    return weights
-
-
-def _dropped(point: HeadThresholds) -> float:
-    kept = point.cdfthreshd if point.cdfthreshd is not None else point.topk
-    return 1.0 - (kept or 0.0)

@@ -97,7 +97,8 @@ class Objective:
         last = results[-1]
         figure = last.sparsity if self.goal == "sparsity" else last.seconds_sparse
         trial.report(figure or 0.0, len(results) - 1)
-        if len(results) == len(self.runner.prompts) or not trial.should_prune():
+        # Of one prompt the test can't tell anything, and asking costs queries.
+        if len(results) in (1, len(self.runner.prompts)) or not trial.should_prune():
             return None
         return f"worse than the best trial on the first {len(results)} prompts (Wilcoxon's test)"
 

@@ -86,7 +86,7 @@ def in_order(plain: PlainCall, order: str) -> tuple[Tensor, Tensor, Tensor]:
     path = permutation(order, plain.layout, plain.q.device)
     if path is None:
         return plain.q, plain.k, plain.v
-    return plain.q[..., path.there, :], plain.k[..., path.there, :], plain.v[..., path.there, :]
+    return path.order(plain.q), path.order(plain.k), path.order(plain.v)
 
 
 class _Probe:

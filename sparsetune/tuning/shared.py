@@ -1,5 +1,6 @@
 """An Optuna study that several processes work on at once: which trial is next, and who ends it."""
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,6 +12,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from sparsetune.tuning.mirror import together
 from sparsetune.tuning.owner import OWNER, Watch, is_ours, this_process
 from sparsetune.tuning.turn import turn
 
@@ -75,8 +77,8 @@ class SharedStudy(optuna.Study):
             plan: called first, with all trials, in the turn; it may put trials in the queue.
             prepare: called with the new trial before others see it; it asks for the parameters.
         """
-        with turn(self.url, self.study_name):
-            trials = self.revive()  # read once: each reading is some ten queries, and others wait meanwhile
+        with turn(self.url, self.study_name), self.together():
+            trials = self.revive()
             if _num_done(trials) + len(_running(trials)) >= n_trials:
                 return None
             plan(trials)
@@ -91,7 +93,8 @@ class SharedStudy(optuna.Study):
         with turn(self.url, self.study_name):
             for running in _running(self.get_trials(deepcopy=False)):
                 if running.number == trial.number and is_ours(running):
-                    self._requeue(running)
+                    with contextlib.suppress(UpdateFinishedTrialError):  # another process did so already
+                        self._requeue(running)
 
     def put(self, params: Mapping[str, object], **marks: object) -> None:
         """Put a trial in the queue, with user attributes that it keeps when it has to be tried again."""
@@ -129,6 +132,10 @@ class SharedStudy(optuna.Study):
     def wait(self) -> None:
         """Let the others work for a moment."""
         time.sleep(POLL_SECONDS)
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block, read what others did once, and write what is changed of our trials in one transaction."""
+        return together(self._storage)
 
     def conclude(self, trial: optuna.Trial, told: float | Sequence[float] | TrialState) -> None:
         """End a trial of this process with its value, or as pruned or failed.

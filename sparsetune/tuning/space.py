@@ -1,5 +1,6 @@
 """The search space: what a trial's parameters are, and the policy that they mean."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from sparsetune.config.models import Granularity, Space
 from sparsetune.tuning.allocate import allocate, predict
 from sparsetune.tuning.curves import Curves
 from sparsetune.tuning.events import Parameter
+from sparsetune.tuning.offers import Catalogue
 from sparsetune.tuning.sensitivity import Sensitivity
 
 BUDGETS = (0.002, 0.4)
@@ -32,7 +34,7 @@ WEIGHTS = (0.5, 2.0)
 STEEPNESSES = (0.2, 0.8, 0.05)
 """Lowest, highest and step of how far sensitive steps are spared, see `Sensitivity.drop_scale`."""
 
-STEEPNESS = 0.5
+STEEPNESS = 0.6
 """The steepness that the search begins with."""
 
 DENSE_FRACTIONS = (0.0, 0.4, 0.1)
@@ -163,8 +165,7 @@ class SearchSpace:
             schedule = self.sensitivity.schedule(dense_fraction, steepness)
             return Policy(self._raw_layers(params), schedule, order, keep_text, self.curves.select_partial)
         policy = allocate(
-            self.curves,
-            self.sensitivity,
+            self._catalogue,
             float(params.get("l1", math.inf)),
             sparsity=float(params["reach"]) * float(params[AIM]) if "reach" in params else 1.0,
             orders=self.orders if order == BEST else (order,),
@@ -178,7 +179,11 @@ class SearchSpace:
 
     def predict(self, policy: Policy) -> float | None:
         """Give the error that calibration predicts for a policy; None where it can't tell."""
-        return predict(self.curves, self.sensitivity, policy)
+        return predict(self._catalogue, policy)
+
+    @functools.cached_property
+    def _catalogue(self) -> Catalogue:
+        return Catalogue(self.curves, self.sensitivity)
 
     def _choices(self) -> dict[str, tuple[Parameter, ...]]:
         several = self.kind == "budget" and len(self.orders) > 1

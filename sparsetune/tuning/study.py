@@ -15,11 +15,13 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
 from sparsetune.config.models import Goal
+from sparsetune.engine import Engine
 from sparsetune.errors import TuningError
 from sparsetune.tuning.asktell import AskTell
 from sparsetune.tuning.bench import digest
 from sparsetune.tuning.events import TrialResult, tell
 from sparsetune.tuning.goal import directions
+from sparsetune.tuning.mirror import mirrored
 from sparsetune.tuning.objective import Objective
 from sparsetune.tuning.runner import TimeIsUp
 from sparsetune.tuning.samplers import make_sampler
@@ -111,10 +113,11 @@ def search(study: SharedStudy, objective: Objective, n_trials: int, seconds: flo
     Other processes may do the same: trials are shared out, and one that has none left waits until those of the others
     are done, since it will have to try them again should the others die. When time is up, the trials in hand end after
     the prompts in hand, and are put in the queue again. Trials that failed for want of memory or gave NaN are kept as
-    failed, and the search goes on.
+    failed, and the search goes on; a worker on which three in a row fail for one reason is left out, where there are
+    others.
 
     Raises:
-        TuningError: three trials in a row failed for the same reason.
+        TuningError: three trials in a row failed for the same reason, on as many workers or on all that there are.
         EngineError: no worker is left.
         KeyboardInterrupt: Ctrl-C; what is done is kept, and the trials that ran are put in the queue again.
     """
@@ -128,7 +131,7 @@ def search(study: SharedStudy, objective: Objective, n_trials: int, seconds: flo
                     pass
                 if len(under_way):
                     under_way.tell_next()
-                    _check_failures(list(runner.results.values()))
+                    _check_failures(runner.engine, list(runner.results.values()))
                 elif runner.is_over or study.num_done() >= n_trials:
                     return
                 else:
@@ -149,12 +152,26 @@ def _wait(study: SharedStudy, objective: Objective, waited_for: int) -> int:
     return running
 
 
-def _check_failures(results: Sequence[TrialResult]) -> None:
-    """Check that the last trials to end didn't all fail for one reason."""
-    last = results[-_SAME_FAILURES:]
-    failed_alike = {trial.state for trial in last} == {"failed"} and len({trial.reason for trial in last}) == 1
-    if len(last) == _SAME_FAILURES and failed_alike:
+def _check_failures(engine: Engine, results: Sequence[TrialResult]) -> None:
+    """Check that the last trials to end didn't all fail for one reason; where it may be one worker's, leave that out.
+
+    Raises:
+        TuningError: they did, on different workers.
+    """
+    if not results or results[-1].state != "failed":
+        return
+    last, sick = results[-_SAME_FAILURES:], results[-1].worker
+    workers = {trial.worker for trial in last}
+    if _failed_alike(last) and len(workers) >= min(_SAME_FAILURES, engine.num_workers):
         raise TuningError(f"trials must not all fail, but the last {len(last)} failed alike: {last[0].reason}")
+    theirs = [trial for trial in results if trial.worker == sick][-_SAME_FAILURES:]
+    if sick is not None and engine.num_workers > 1 and _failed_alike(theirs):
+        engine.leave_out(sick, f"the last {len(theirs)} trials on it failed alike: {theirs[0].reason}")
+
+
+def _failed_alike(trials: Sequence[TrialResult]) -> bool:
+    alike = {trial.state for trial in trials} == {"failed"} and len({trial.reason for trial in trials}) == 1
+    return alike and len(trials) == _SAME_FAILURES
 
 
 def results(study: SharedStudy, objective: Objective) -> tuple[TrialResult, ...]:
@@ -190,8 +207,8 @@ def _open_storage(url: str) -> BaseStorage:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 return JournalStorage(JournalFileBackend(str(path)))
             if url.startswith("sqlite"):
-                return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _SQLITE_SECONDS}})
+                return mirrored(RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _SQLITE_SECONDS}}))
             # A connection may have been cut off while a trial ran for an hour.
-            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+            return mirrored(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, OSError) as error:
         raise unreachable(url, error) from error

@@ -23,6 +23,9 @@ JOURNAL = "journal:"
 _FROZEN_SECONDS = 300
 """A process that stands still with the turn loses it after this."""
 
+_FRESH_SECONDS = 60
+"""How long a connection is used for one turn after the other; many workers have several turns a second."""
+
 
 @contextlib.contextmanager
 def turn(url: str, name: str) -> Iterator[None]:
@@ -85,12 +88,14 @@ def _database_lock(url: URL, key: int) -> Iterator[None]:
                 connection.execute(sqlalchemy.text(statement))
         except (SQLAlchemyError, ImportError) as error:
             raise unreachable(str(url), error) from error
-        yield  # closing the connection rolls back, which ends the lock
+        yield  # giving the connection back rolls back, or closes it: either ends the lock
 
 
 @functools.cache
 def _engine(url: URL) -> sqlalchemy.Engine:
-    # A connection of its own each time: one that idles through an hour's trial may be cut off by a firewall.
+    # One that idles through an hour's trial may be cut off by a firewall, and MySQL's lock ends with its connection.
+    if url.get_backend_name() == "postgresql":
+        return sqlalchemy.create_engine(url, pool_size=1, pool_recycle=_FRESH_SECONDS, pool_pre_ping=True)
     return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
 
 

@@ -212,6 +212,17 @@ def test_thresholds_searched_on_two_workers_are_those_of_one(tmp_path: Path) -> 
     assert two.policy == alone.policy and two.sparsity == alone.sparsity
 
 
+def test_a_worker_whose_model_never_comes_doesnt_hang_the_run(tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text("import time\ntime.sleep(3600)\n")  # imported before the model is loaded
+    hangs = {"engine.workers": 1, "engine.load_seconds": 2.0, "eval.metric_modules": (str(tmp_path / "stuck.py"),)}
+    began = time.monotonic()
+    with pytest.raises(
+        EngineError, match=r"a worker must load the model within 2 s, but worker 0 .* didn't; look wheth"
+    ):
+        open_engine(demo_config(SMALL | RAY | hangs))
+    assert time.monotonic() - began < 60.0
+
+
 def test_nothing_at_an_address_is_said_soon() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

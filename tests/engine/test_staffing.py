@@ -58,9 +58,8 @@ def test_hosts_that_join_have_room_for_as_many_as_those_at_the_start() -> None:
     assert plan(EngineConfig(), "cpu", (Node(2),)).capacity((Node(2), Node(64))) == 10
 
 
-def test_workers_alike_are_taken(caplog: pytest.LogCaptureFixture) -> None:
-    check_workers([hello(0), hello(1)], OURS, measures_speed=True, mixed_gpus=False)
-    assert not caplog.records
+def test_workers_alike_are_taken() -> None:
+    assert check_workers([hello(0), hello(1)], OURS, measures_speed=True, mixed_gpus=False) == ()
 
 
 def test_another_version_is_refused_with_both() -> None:
@@ -68,18 +67,31 @@ def test_another_version_is_refused_with_both() -> None:
         check_workers([hello(0), hello(1, torch="2.9")], OURS, measures_speed=False, mixed_gpus=False)
 
 
-def test_hosts_that_dont_see_the_cache_are_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_build_for_other_devices_is_noted_alone() -> None:
+    ours, theirs = OURS | {"torch": "2.13.0+cpu"}, {"torch": "2.13.0+cu130"}
+    (note,) = check_workers([hello(0, **theirs), hello(1, **theirs)], ours, measures_speed=False, mixed_gpus=False)
+    assert note == (logging.INFO, "torch is built differently: 2.13.0+cu130 on node7 and 2.13.0+cpu here")
+    with pytest.raises(EngineError, match=r"has torch 2.12.0\+cu130 there and 2.13.0\+cpu here; install"):
+        check_workers([hello(0, torch="2.12.0+cu130")], ours, measures_speed=False, mixed_gpus=False)
+
+
+def test_another_commit_of_sparsetune_is_refused() -> None:
+    with pytest.raises(EngineError, match=r"has sparsetune 1.0\+g1 there and 1.0\+g2 here"):
+        check_workers([hello(sparsetune="1.0+g1")], {"sparsetune": "1.0+g2"}, measures_speed=False, mixed_gpus=False)
+
+
+def test_hosts_that_dont_see_the_cache_are_named() -> None:
     apart = dataclasses.replace(hello(1), sees_cache=False)
-    with caplog.at_level(logging.WARNING):
-        check_workers([hello(0), apart], OURS, measures_speed=False, mixed_gpus=False)
-    assert "isn't shared with node7, so each of these hosts renders its own" in caplog.text
+    (note,) = check_workers([hello(0), apart], OURS, measures_speed=False, mixed_gpus=False)
+    assert note.level == logging.WARNING
+    assert "isn't shared with node7, so each of these hosts renders its own" in note.text
 
 
-def test_devices_of_several_kinds_are_said_and_refused_where_speed_counts(caplog: pytest.LogCaptureFixture) -> None:
+def test_devices_of_several_kinds_are_said_and_refused_where_speed_counts() -> None:
     mixed = [hello(0), hello(1, "cuda NVIDIA A100")]
     with pytest.raises(EngineError, match="but have cuda NVIDIA A100, cuda NVIDIA H100; use fewer hosts, or --mixed-"):
         check_workers(mixed, OURS, measures_speed=True, mixed_gpus=False)
-    with caplog.at_level(logging.WARNING):
-        check_workers(mixed, OURS, measures_speed=False, mixed_gpus=False)
-        check_workers(mixed, OURS, measures_speed=True, mixed_gpus=True)
-    assert caplog.text.count("measured speeds and, in their last bits, pixels depend on which of them") == 2
+    for measures_speed in (False, True):
+        (note,) = check_workers([*mixed, hello(2)], OURS, measures_speed=measures_speed, mixed_gpus=measures_speed)
+        assert note.level == logging.WARNING
+        assert "(cuda NVIDIA A100, cuda NVIDIA H100): measured speeds and, in their last bits, pixels" in note.text

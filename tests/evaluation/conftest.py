@@ -60,7 +60,7 @@ class FakeHandle:
         kind = "dense" if self.kind == "dense" else "sparse"
         return SparsityStats(
             tuple(
-                CallRecord(name, step, kind, "reference", None, self.num_renderings, (computed,) * heads, 100.0, heads)
+                CallRecord(name, step, kind, "sparge", None, self.num_renderings, (computed,) * heads, 100.0, heads)
                 for name, heads in LAYERS
                 for step in range(SETTINGS.num_inference_steps)
             )

@@ -61,6 +61,7 @@ def test_a_real_result_is_valid_and_whole(result: EvaluationResult, folder: Path
     assert result.sparsity.num_calls["sparse"] > 0
     assert result.sparsity.fallbacks == {}
     assert set(result.sparsity.kernels.values()) == {"reference"}
+    assert result.sparsity.measured_speedup is None
     assert len(result.sparsity.by_step) == 2
 
 

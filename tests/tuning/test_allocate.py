@@ -8,6 +8,7 @@ import pytest
 
 from sparsetune.attention.policy import Policy
 from sparsetune.tuning.allocate import allocate, best_order, predict
+from sparsetune.tuning.offers import Catalogue
 from sparsetune.tuning.sensitivity import Sensitivity
 from tests.tuning.tables import LAYERS, POINTS, curves, smooth
 
@@ -19,14 +20,16 @@ def shares(policy: Policy) -> list[float]:
 @pytest.mark.parametrize("budget", [0.02, 0.1, 0.3])
 def test_the_whole_error_is_within_the_budget(budget: float) -> None:
     for table in (smooth(), curves()):
-        policy = allocate(table, Sensitivity(), budget, steepness=0.0)
-        error = predict(table, Sensitivity(), policy)
+        policy = allocate(Catalogue(table, Sensitivity()), budget, steepness=0.0)
+        error = predict(Catalogue(table, Sensitivity()), policy)
         assert error is not None and error <= budget * (1 + 1e-9)
-    assert predict(smooth(), Sensitivity(), allocate(smooth(), Sensitivity(), budget)) > 0.6 * budget
+    assert (
+        predict(Catalogue(smooth(), Sensitivity()), allocate(Catalogue(smooth(), Sensitivity()), budget)) > 0.6 * budget
+    )
 
 
 def test_heads_alike_get_alike_and_a_larger_budget_gets_more() -> None:
-    tight, loose = (allocate(smooth(), Sensitivity(), budget, steepness=0.0) for budget in (0.02, 0.2))
+    tight, loose = (allocate(Catalogue(smooth(), Sensitivity()), budget, steepness=0.0) for budget in (0.02, 0.2))
     assert len(set(shares(tight))) == len(set(shares(loose))) == 1
     assert shares(tight)[0] < shares(loose)[0]
 
@@ -39,7 +42,7 @@ def test_no_other_choice_within_the_error_is_sparser() -> None:
         table, layers=(LAYERS[0],), points=tuple(POINTS[index] for index in few),
         error_rms=table.error[:, :1, ..., few], sparsity=table.sparsity[:, :1, ..., few], size=table.size[:1],
     )  # fmt: skip
-    policy = allocate(table, Sensitivity(), 0.4, orders=("raster",), rule="topk", steepness=0.0)
+    policy = allocate(Catalogue(table, Sensitivity()), 0.4, orders=("raster",), rule="topk", steepness=0.0)
     place = {point: index for index, point in enumerate(table.points)}
 
     def figures(choice: tuple[int, ...]) -> tuple[float, float]:
@@ -59,16 +62,16 @@ def test_no_other_choice_within_the_error_is_sparser() -> None:
 
 def test_a_sensitive_step_drops_less_and_a_dense_one_nothing() -> None:
     sensitivity = Sensitivity(phases=tuple(np.geomspace(0.01, 100.0, 10)))
-    policy = allocate(smooth(), sensitivity, 0.05, steepness=0.5, dense_fraction=0.2)
+    policy = allocate(Catalogue(smooth(), sensitivity), 0.05, steepness=0.5, dense_fraction=0.2)
     scale = [policy.schedule.scale(step, 10) for step in range(10)]
     assert scale[:2] == [0.0, 0.0]
     assert scale[2:] == sorted(scale[2:], reverse=True) and scale[2] > scale[-1]
 
 
 def test_layers_that_weigh_more_drop_less() -> None:
-    policy = allocate(smooth(), Sensitivity(groups=(4.0, 0.25)), 0.05)
+    policy = allocate(Catalogue(smooth(), Sensitivity(groups=(4.0, 0.25))), 0.05)
     assert shares(policy)[0] < shares(policy)[-1]
-    weighed = allocate(smooth(), Sensitivity(), 0.05, weights=(1.0, 0.1))
+    weighed = allocate(Catalogue(smooth(), Sensitivity()), 0.05, weights=(1.0, 0.1))
     assert shares(weighed)[0] < shares(weighed)[-1]
 
 
@@ -76,15 +79,15 @@ def test_each_layer_takes_the_order_that_is_worth_most() -> None:
     table = smooth()
     table.sparsity[0, 0] *= 0.5
     table.sparsity[1, 1] *= 0.5
-    assert allocate(table, Sensitivity(), 0.05).orders == ("tiles", "raster")
+    assert allocate(Catalogue(table, Sensitivity()), 0.05).orders == ("tiles", "raster")
     table.sparsity[0] *= 0.5
     assert best_order(table, ("raster", "tiles"), True) == "tiles"
 
 
 def test_thresholds_that_were_not_calibrated_have_no_prediction() -> None:
-    assert predict(smooth(), Sensitivity(), Policy.uniform(LAYERS)) is None
+    assert predict(Catalogue(smooth(), Sensitivity()), Policy.uniform(LAYERS)) is None
     odd = Policy.uniform(LAYERS, order="raster", keep_text=True, select_partial=True)
-    assert predict(smooth(), Sensitivity(), odd) is None
+    assert predict(Catalogue(smooth(), Sensitivity()), odd) is None
 
 
 def test_what_a_step_drops_twice_as_much_of_is_read_off_the_curve() -> None:
@@ -95,4 +98,6 @@ def test_what_a_step_drops_twice_as_much_of_is_read_off_the_curve() -> None:
     from sparsetune.attention.schedule import DenseSchedule
 
     two = Policy.uniform(table.layers, double, keep_text=True, select_partial=True, schedule=DenseSchedule(0.0, (2.0,)))
-    assert predict(table, Sensitivity(), one) == pytest.approx(predict(table, Sensitivity(), two), rel=1e-6)
+    assert predict(Catalogue(table, Sensitivity()), one) == pytest.approx(
+        predict(Catalogue(table, Sensitivity()), two), rel=1e-6
+    )

@@ -17,7 +17,7 @@ import sqlalchemy
 from optuna.trial import TrialState
 from sqlalchemy import event
 
-from sparsetune.engine import Engine
+from sparsetune.engine import Engine, Outcome, Worker
 from sparsetune.errors import GenerationError, TuningError
 from sparsetune.evaluation.pair import PromptResult
 from sparsetune.metrics import Gate
@@ -283,6 +283,47 @@ def test_three_failures_in_a_row_for_one_reason_stop_the_search(tmp_path: Path) 
     with pytest.raises(TuningError, match="the last 3 failed alike: the video must fit into memory"):
         studies.search(study, objective, 20, None)
     assert len(study.trials) == 5
+
+
+class Sick(PretendEngine):
+    """Has one worker on which every rendering fails, sooner than others get anywhere; it may be left out."""
+
+    sick = 1
+
+    def __init__(self, num_workers: int) -> None:
+        super().__init__(num_workers, self.sick_first)
+        self.left_out: list[str] = []
+
+    def sick_first(self, in_hand: int) -> int:
+        indices = [worker.index for _, _, worker in self._in_hand]
+        return indices.index(self.sick) if self.sick in indices else 0
+
+    def wait(self, on_event):
+        outcome = super().wait(on_event)
+        problem = GenerationError("the GPU must answer, but it fell off the bus")
+        return Outcome(outcome.ticket, outcome.worker, error=problem) if outcome.worker.index == self.sick else outcome
+
+    def leave_out(self, worker: Worker, why: str) -> None:
+        self._workers = tuple(each for each in self._workers if each != worker)
+        self.left_out.append(f"{worker.label}: {why}")
+
+
+def test_a_worker_on_which_all_fails_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
+    recorder, engine = Recorder(), Sick(3)
+    study, objective = make(tmp_path, (recorder,), engine=engine)
+    studies.search(study, objective, 12, None)
+    assert engine.left_out == [
+        "worker 1 (here): the last 3 trials on it failed alike: the GPU must answer, but it fell off the bus"
+    ]
+    assert [trial.state for trial in recorder.trials].count("failed") == 3 and len(recorder.trials) == 12
+
+
+def test_three_failures_alike_on_all_workers_stop_the_search(tmp_path: Path) -> None:
+    study, objective = make(tmp_path, engine=PretendEngine(2))
+    objective.runner.fail = tuple(range(20))
+    with pytest.raises(TuningError, match="the last 3 failed alike"):
+        studies.search(study, objective, 20, None)
+    assert len(objective.runner.results) == 3
 
 
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:

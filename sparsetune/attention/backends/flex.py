@@ -81,16 +81,29 @@ def flex_under_map(q: Tensor, k: Tensor, v: Tensor, computed: Tensor, blocks: Bl
     Returns:
         (batch, heads, q tokens, head_dim) in q's dtype.
     """
+    output: Tensor = _under_map(q, k, v, computed, blocks.q, blocks.k, scale)
+    return output
+
+
+@torch.library.custom_op("sparsetune::flex_under_map", mutates_args=())
+def _under_map(q: Tensor, k: Tensor, v: Tensor, computed: Tensor, block_q: int, block_k: int, scale: float) -> Tensor:
+    """Run the kernel of this shape; one operator, so that a model's graph needn't take in the making of the mask."""
+    blocks = BlockShape(block_q, block_k)
     mask = block_mask(computed, blocks, (q.shape[-2], k.shape[-2]), by_token=not q.is_cuda)
     if not q.is_cuda:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "flex_attention called without torch.compile", UserWarning)
-            return _attend(q, k, v, mask, scale, None)
-    if torch.compiler.is_compiling():
-        return _attend(q, k, v, mask, scale, _tiles(blocks))
+            return _attend(q, k, v, mask, scale, None).contiguous()
     kernel = _compiled(tuple(q.shape), tuple(k.shape), q.dtype, q.device, blocks)
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
-        return kernel(q, k, v, mask, scale, _tiles(blocks))
+        return kernel(q, k, v, mask, scale, _tiles(blocks)).contiguous()
+
+
+@_under_map.register_fake
+def _shape_of_output(
+    q: Tensor, k: Tensor, v: Tensor, computed: Tensor, block_q: int, block_k: int, scale: float
+) -> Tensor:
+    return q.new_empty(*q.shape[:-1], v.shape[-1])
 
 
 def block_mask(computed: Tensor, blocks: BlockShape, lengths: tuple[int, int], *, by_token: bool) -> BlockMask:

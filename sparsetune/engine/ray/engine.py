@@ -19,7 +19,7 @@ from sparsetune.engine.ray.hands import Hand
 from sparsetune.engine.remote import Ended, Said, deciding_versions
 from sparsetune.engine.staffing import Hello, Staffing, check_workers
 from sparsetune.engine.worker import Worker
-from sparsetune.errors import EngineError, GenerationError, OutOfMemoryError, SparsetuneError
+from sparsetune.errors import EngineError, GenerationError, OutOfMemoryError
 from sparsetune.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -130,6 +130,13 @@ class RayEngine(Engine):
         for hand in self._hands:
             hand.leave()
 
+    def leave_out(self, worker: Worker, why: str) -> None:
+        """Give a worker no more work, and hire no other: what ails its host would ail that one too."""
+        for hand in [hand for hand in self._hands if hand.hello is not None and hand.worker == worker]:
+            if hand.ticket is not None:
+                self._waiting.appendleft(self._running.pop(hand.ticket))
+            self._refuse(hand, why)
+
     def close(self) -> None:
         """End the workers."""
         for hand in self._hands:
@@ -170,7 +177,20 @@ class RayEngine(Engine):
             outcome = self._hear(awaiting[answered], on_event)
             if outcome is not None:
                 return outcome
+        self._leave_out_stuck()
         return None
+
+    def _leave_out_stuck(self) -> None:
+        """Leave out workers that take too long to load the model; no others are hired, who would hang there too."""
+        limit = self._config.engine.load_seconds
+        for hand in [hand for hand in self._hands if not hand.loaded and time.monotonic() - hand.loads_since > limit]:
+            problem = EngineError(
+                f"a worker must load the model within {limit:g} s, but {hand.worker.label} didn't; look whether its "
+                "host reaches the weights, load them there beforehand, or raise engine.load_seconds"
+            )
+            self._refuse(hand, problem)
+            if not self._hands:
+                raise problem
 
     def _hear(self, hand: Hand, on_event: OnEvent) -> Outcome | None:
         began = hand.hello is not None and hand.loaded
@@ -253,15 +273,17 @@ class RayEngine(Engine):
                 "try `sparsetune doctor` and `--engine local` on their host"
             )
 
-    def _refuse(self, hand: Hand, error: SparsetuneError) -> None:
+    def _refuse(self, hand: Hand, why: object) -> None:
         self._hands.remove(hand)
         hand.dismiss()
         self._refused += 1
-        self._note("refused", hand, f"{hand.worker.label} is not used: {error}")
+        self._note("refused", hand, f"{hand.worker.label} is not used: {why}")
 
     def _check(self, hellos: list[Hello]) -> None:
         mixed = self._config.engine.mixed_gpus
-        check_workers(hellos, deciding_versions(), measures_speed=self._measures_speed, mixed_gpus=mixed)
+        notes = check_workers(hellos, deciding_versions(), measures_speed=self._measures_speed, mixed_gpus=mixed)
+        for level, text in notes:
+            self._repeat(Said(__name__, level, text))
 
     def _look_for_hosts(self) -> None:
         """Hire for hosts that joined the cluster, where the number of workers isn't fixed."""
@@ -274,7 +296,7 @@ class RayEngine(Engine):
             self._hire()
 
     def _repeat(self, said: Said) -> None:
-        """Log what a worker warned of, once however many workers do."""
+        """Log what is said of or by workers, once however many of them it is true of."""
         if (said.logger, said.message) not in self._said:
             self._said.add((said.logger, said.message))
             logging.getLogger(said.logger).log(said.level, "%s", said.message)
@@ -291,7 +313,8 @@ def _why(error: Exception, host_is_there: bool) -> str:
     # Of any death Ray says that the kernel may have been short of memory; these are its own monitor's words.
     if isinstance(error, ray.exceptions.OutOfMemoryError) or "running low on memory" in str(error):
         return "its host ran out of memory"
-    return "its process ended" if host_is_there else "its host left"
+    left = not host_is_there or "node has died" in str(error)  # a host of the same name may have joined since
+    return "its host left" if left else "its process ended"
 
 
 def _brief(error: Exception) -> str:

@@ -1,6 +1,8 @@
 """A worker of the cluster as its leader sees it: what it was last asked, and what it answered."""
 
+import math
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ class Hand:
         hello: what it said of itself; None until it did.
         loaded: whether it has the model.
         ticket: of the task in its hands; None where nobody waits for one.
+        loads_since: `time.monotonic()` when it was told to load the model.
     """
 
     index: int
@@ -35,6 +38,7 @@ class Hand:
     hello: Hello | None = None
     loaded: bool = False
     ticket: int | None = None
+    loads_since: float = math.inf
 
     @classmethod
     def hire(cls, index: int, config: Config, staffing: Staffing, mark: Path) -> "Hand":
@@ -64,7 +68,7 @@ class Hand:
 
     def load(self) -> None:
         """Have it load the model."""
-        self.awaited = self.actor.load.remote()
+        self.awaited, self.loads_since = self.actor.load.remote(), time.monotonic()
 
     def begin(self, ticket: int, task: Task[Any]) -> None:
         """Give it a task."""

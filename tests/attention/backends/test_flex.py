@@ -54,6 +54,23 @@ def test_more_shapes_than_pytorch_recompiles_for(monkeypatch: pytest.MonkeyPatch
             torch.testing.assert_close(kernel(q, k, v, mask, 0.125, {}), wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_a_compiled_function_holds_the_kernel_as_one_operator() -> None:
+    q, k, v = structured(heads=2, tokens=300)
+    given = LayerThresholds.uniform("layer", 2, HeadThresholds(-1.0, cdfthreshd=0.8)).tensors(q.device)
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return FlexBackend().attend(q, k, v * 2, given, scale=0.125, keep=range(1)).output + 1
+
+    compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)(q, k, v)
+    torch.testing.assert_close(compiled, attend(q, k, v), atol=1e-5, rtol=1e-5)
+
+
+def test_the_operator_keeps_its_contract() -> None:
+    q, k, v = structured(heads=2, tokens=300)
+    used = torch.ones(q.shape[0], 2, 3, 5, dtype=torch.bool)
+    torch.library.opcheck(flex._under_map, (q.transpose(1, 2).contiguous().transpose(1, 2), k, v, used, 128, 64, 0.1))
+
+
 @pytest.mark.parametrize(("tokens", "dim", "reason"), [
     (500, 96, "head_dim 96 isn't one of 16, 32, 64, 128, 256"),
     (100, 64, "fewer than 128 tokens"),
