@@ -33,8 +33,8 @@ from sparsetune.models.sparse import default_policy
 from sparsetune.tuning.allocate import allocate, best_order
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.bounds import bounded_policy
-        catalogue = Catalogue(curves, sensitivity)
-        return lambda budget: allocate(catalogue, budget, **({"steepness": STEEPNESS} | how))
+from sparsetune.tuning.events import TrialResult, TuningListener
+from sparsetune.tuning.offers import Catalogue
 from sparsetune.tuning.opening import open_bench
 from sparsetune.tuning.preparation import Prepared, prepare
 from sparsetune.tuning.runner import METRICS, TrialRunner, shortfalls
@@ -235,12 +235,8 @@ def variants(place: Field, prepared: Prepared, plain: Prepared) -> Iterator[Vari
         return lambda drop: Policy.uniform(layers, HeadThresholds(-1.0, 1.0 - drop), **how)
 
     def shared(curves: object, **how: object) -> Callable[[float], Policy]:
-<<<<<<< HEAD
-        return lambda budget: allocate(curves, sensitivity, budget, **({"steepness": STEEPNESS} | how))
-=======
         catalogue = Catalogue(curves, sensitivity)
-        return lambda budget: allocate(catalogue, budget, **how)
->>>>>>> engine9
+        return lambda budget: allocate(catalogue, budget, **({"steepness": STEEPNESS} | how))
 
     yield "one pair, raster", pair(), 0.5
     yield "+ text kept", pair(keep_text=True), 0.5
