@@ -1,21 +1,26 @@
-"""Times our search of one layer's thresholds against SpargeAttn's own, on the same inputs with the same bounds.
+"""Times `--tuner calibrate` on one layer against SpargeAttn's own search, with the same bounds, and judges both.
 
     python benchmarks/calibration.py
 
-Both tune on the same inputs of one layer of CogVideoX-2b's shape; both results are then judged by the same kernel on
-those inputs and on others. Errors are relative L1, Σ|o − o'| / Σ|o|, by head. It needs a GPU and spas_sage_attn; with
---reference it runs anywhere, on a small shape and without SpargeAttn's search, to see that it runs.
+Inputs are q, k and v of one layer of CogVideoX-2b's shape, as a prompt and step each would give them. Ours is all that
+the tuner does for a layer but render: the curves of every input, the choice of each head's simthreshd1, the search of
+its thresholds on every input, merged. Seconds are a layer and input: the median over the inputs for ours, the mean for
+SpargeAttn's. The same kernel judges both, on the inputs that were tuned on and on others. Errors are relative L1,
+Σ|o − o'| / Σ|o|, by head. It needs a GPU and spas_sage_attn; with --reference it runs anywhere, on a small shape and
+without SpargeAttn's search, to see that it runs.
 """
 
 import argparse
 import contextlib
+import functools
 import io
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,21 +29,26 @@ from sparsetune.attention.backends import Backend, ReferenceBackend, SpargeBacke
 from sparsetune.attention.device import device_name
 from sparsetune.attention.ordering import TokenLayout
 from sparsetune.attention.synthetic import video_like
-from sparsetune.attention.thresholds import (
-    PVTHRESHD_OFF,
-    HeadThresholds,
-    LayerThresholds,
-    ThresholdTensors,
-)
-from sparsetune.tuning.curves import grid
-from sparsetune.tuning.layersearch import Found, search_inputs
+from sparsetune.attention.thresholds import PVTHRESHD_OFF, HeadThresholds, LayerThresholds, ThresholdTensors
+from sparsetune.tuning.bounds import Bounds, starting_policy
+from sparsetune.tuning.calibrate import EVERY
+from sparsetune.tuning.curves import Arrangement, Curves, grid
+from sparsetune.tuning.layersearch import lowest_cuts
+from sparsetune.tuning.limits import Limits
 from sparsetune.tuning.measure import measure
 
-BOUND, PV_BOUND = 0.06, 0.065
+BOUNDS = Bounds(0.06, 0.065)
 SPEED_BOUND, SPARSITY_BOUND = 200.0, 0.005
 HELD_OUT = 1000
 """The first seed of the held-out inputs."""
 
+POINTS = grid(("cdf",))
+LAYER, HEADS = TokenLayout((13, 30, 45), range(226)), 30
+SMALL, SMALL_HEADS = TokenLayout((3, 16, 16), range(32)), 4
+NOTHING = range(0)
+"""No key block is kept, neither by our search nor by the judge: SpargeAttn's tunes so."""
+
+T = TypeVar("T")
 Input = tuple[Tensor, Tensor, Tensor]
 
 
@@ -50,100 +60,151 @@ class Judged:
     l1: Tensor
     pv_l1: Tensor
 
+    @property
+    def num_over(self) -> int:
+        return int(((self.l1 > BOUNDS.l1) | (self.pv_l1 > BOUNDS.pv_l1)).sum())
+
     def cells(self) -> str:
-        over = int(((self.l1 > BOUND) | (self.pv_l1 > PV_BOUND)).sum())
-        return f"{self.sparsity:.4f} | {self.l1.max():.4f} | {self.pv_l1.max():.4f} | {over} of {len(self.l1)}"
+        worst = f"{self.l1.max():.4f} | {self.pv_l1.max():.4f}"
+        return f"{self.sparsity:.4f} | {worst} | {self.num_over} of {len(self.l1)}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A search: its seconds a layer and input, and its thresholds on the inputs it was tuned on and on others."""
+
+    name: str
+    seconds: float
+    tuned: Judged
+    held_out: Judged
+
+    def line(self) -> str:
+        return f"| {self.name} | {self.seconds:.3f} | {self.tuned.cells()} | {self.held_out.cells()} |"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=5, help="inputs to tune on (default: 5)")
-    parser.add_argument("--held-out", type=int, default=5, help="inputs to judge by (default: 5)")
-    parser.add_argument(
-        "--many", type=int, default=15, help="inputs of the search that only ours affords (default: 15)"
-    )
-    parser.add_argument("--repeats", type=int, default=10, help="timings of which a median is taken (default: 10)")
-    parser.add_argument("--builtin-seconds", type=float, default=170.0, help="start no input after that (default: 170)")
-    parser.add_argument("--reference", action="store_true", help="a small shape on the CPU")
-    options = parser.parse_args()
+    options = arguments()
     device = torch.device("cpu" if options.reference else "cuda")
     backend: Backend = ReferenceBackend() if options.reference else SpargeBackend(device)
-    layout, heads = (TokenLayout((3, 16, 16), range(32)), 4) if options.reference else (LAYER, HEADS)
+    layout, heads = (SMALL, SMALL_HEADS) if options.reference else (LAYER, HEADS)
     dtype = torch.float32 if options.reference else torch.bfloat16
-    seeds = [*range(max(options.inputs, options.many)), *range(HELD_OUT, HELD_OUT + options.held_out)]
-    with ThreadPoolExecutor(8) as pool:
-        drawn = list(pool.map(lambda seed: video_like(layout, heads=heads, seed=seed), seeds))
-    inputs = [tuple(tensor.to(device, dtype) for tensor in one) for one in drawn]
-    del drawn
-    tuned, many, held = inputs[: options.inputs], inputs[: options.many], inputs[-options.held_out :]
-    shape = " x ".join(str(size) for size in tuned[0][0].shape)
+
+    def drawn(seed: int) -> Input:
+        q, k, v = video_like(layout, heads=heads, seed=seed, device=device)
+        return q.to(dtype), k.to(dtype), v.to(dtype)
+
+    inputs = [drawn(seed) for seed in range(max(options.builtin_inputs, *options.inputs))]
+    held_out = [drawn(seed) for seed in range(HELD_OUT, HELD_OUT + options.held_out)]
+    shape = " x ".join(str(size) for size in inputs[0][0].shape)
     print(f"{device_name(device)}, torch {torch.__version__}, {shape}, {dtype}, backend {backend.name}, seeds 0 on")
-
-    rows = ours_rows(tuned, many, held, backend, options.repeats)
-    seconds_ours = rows[0][1]
-    print_rows(rows)
-    seconds_theirs = None
-    if not options.reference:
-        thresholds, seconds_theirs, count, own = builtin(tuned, heads, options.builtin_seconds)
-        name = f"SpargeAttn's own, {count} inputs (its own figure for the sparsity: {own:.4f})"
-        rows.insert(0, (name, seconds_theirs, judge(thresholds, tuned, backend), judge(thresholds, held, backend)))
-        if count < len(tuned):
-            print(f"mind: its search was stopped after {count} of {len(tuned)} inputs")
-    print_rows(rows)
-    if seconds_theirs is not None:
-        ratio, lost = seconds_theirs / seconds_ours, rows[0][3].sparsity - rows[1][3].sparsity
-        print(f"ours takes {ratio:.0f} times less (aim: {SPEED_BOUND:.0f})")
-        print(f"held out, its sparsity is {-lost:+.4f} of SpargeAttn's (aim: {-SPARSITY_BOUND:+.3f} or more)")
-
-
-Row = tuple[str, float, Judged, Judged]
-LAYER, HEADS = TokenLayout((13, 30, 45), range(226)), 30
+    rows = our_rows(inputs, held_out, backend, options)
+    if options.reference:
+        print_rows(rows)
+    else:
+        theirs, ours = builtin_row(inputs, held_out, backend, options), rows[0]
+        print_rows([theirs, *rows])
+        print(f"ours takes {theirs.seconds / ours.seconds:.0f} times less (aim: {SPEED_BOUND:.0f})")
+        gained = ours.held_out.sparsity - theirs.held_out.sparsity
+        print(f"held out, with {ours.name}, its sparsity is {gained:+.4f} of SpargeAttn's", end=" ")
+        print(f"(aim: {-SPARSITY_BOUND:+.3f} or more)")
+    if holding := [row for row in rows if row.held_out.num_over == 0]:
+        best = max(holding, key=lambda row: row.held_out.sparsity)
+        print(f"with every head within the bounds on held-out inputs, the sparsest is: {best.name}")
+    else:
+        print("none keeps every head within the bounds on held-out inputs")
 
 
-def ours_rows(
-    tuned: Sequence[Input], many: Sequence[Input], held: Sequence[Input], backend: Backend, repeats: int
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, nargs="+", help="numbers of inputs to tune on (default: 3 15 60)")
+    parser.add_argument("--margins", type=float, nargs="+", default=[1.0, 0.9, 0.8], help="factors on the bounds")
+    parser.add_argument("--held-out", type=int, help="inputs to judge by (default: 15)")
+    parser.add_argument("--builtin-inputs", type=int, default=3, help="inputs of SpargeAttn's search (default: 3)")
+    parser.add_argument("--builtin-seconds", type=float, default=240.0, help="start no input after that (default: 240)")
+    parser.add_argument("--reference", action="store_true", help="a small shape on the CPU, with inputs 3 and 6")
+    options = parser.parse_args()
+    options.inputs = options.inputs or ([3, 6] if options.reference else [3, 15, 60])
+    options.held_out = options.held_out or (3 if options.reference else 15)
+    return options
+
+
+def our_rows(
+    inputs: Sequence[Input], held_out: Sequence[Input], backend: Backend, options: argparse.Namespace
 ) -> list[Row]:
-    """Our search on the inputs that SpargeAttn's has, on more, on one, and with a margin under the bounds."""
+    """Our search on each number of inputs, with each margin under the bounds."""
+    curves_of(inputs[0], backend)  # warms up
+    timed = [timing(lambda one=one: curves_of(one, backend)) for one in inputs[: max(options.inputs)]]
+    curves, curve_seconds = [curves for curves, _ in timed], [seconds for _, seconds in timed]
+    print(f"curves of {len(POINTS)} points: {statistics.median(curve_seconds):.3f} s an input", flush=True)
     rows = []
-    for name, inputs, margin in (
-        (f"ours, {len(tuned)} inputs", tuned, 1.0),
-        (f"ours, {len(tuned)} inputs, bounds x 0.93", tuned, 0.93),
-        (f"ours, {len(many)} inputs", many, 1.0),
-        (f"ours, {len(many)} inputs, bounds x 0.96", many, 0.96),
-        ("ours, 1 input", tuned[:1], 1.0),
-    ):
-
-        def search(inputs: Sequence[Input] = inputs, margin: float = margin) -> Found:
-            return search_inputs(
-                inputs, bound=BOUND * margin, pv_bound=PV_BOUND * margin, backend=backend, scale=scale(inputs[0])
-            )
-
-        found = search()
-        seconds = median_seconds(search, repeats if name == f"ours, {len(tuned)} inputs" else min(repeats, 3))
-        thresholds = LayerThresholds("layer", found.heads).tensors(inputs[0][0].device)
-        rows.append((name, seconds, judge(thresholds, tuned, backend), judge(thresholds, held, backend)))
-    points = grid(("cdf",))
-    q, k, v = tuned[0]
-    blocks = backend.blocks
-
-    def curves() -> object:
-        return measure(q, k, v, points, blocks=blocks, keep=range(0), scale=scale(tuned[0]), every=16)
-
-    curves()
-    print(f"the curves of `--tuner calibrate`: {len(points)} points of 1 input in {median_seconds(curves, 3):.3f} s")
+    for margin in options.margins:
+        for count in options.inputs:
+            merged = functools.reduce(Curves.merged, curves[:count])
+            bounds = Bounds(BOUNDS.l1 * margin, BOUNDS.pv_l1 * margin)
+            thresholds, seconds = searched(inputs[:count], merged, bounds, backend)
+            name = f"ours, {count} inputs" + (f", bounds x {margin:g}" if margin != 1.0 else "")
+            tuned, judged = judge(thresholds, inputs[:count], backend), judge(thresholds, held_out, backend)
+            rows.append(Row(name, statistics.median(curve_seconds[:count]) + seconds, tuned, judged))
+            print(rows[-1].line(), f"(the thresholds {seconds:.3f} s an input)", flush=True)
     return rows
 
 
-def builtin(inputs: Sequence[Input], heads: int, limit: float) -> tuple[ThresholdTensors, float, int, float]:
-    """Run `SparseAttentionMeansim`'s search on the inputs, as its tune mode does, one head after the other."""
+def curves_of(one: Input, backend: Backend) -> Curves:
+    """Measure an input as calibration does, in one token order."""
+    found = measure(*one, POINTS, blocks=backend.blocks, keep=NOTHING, scale=scale(one), every=EVERY)
+    error, sparsity = (table.cpu().numpy()[None, None, None] for table in (found.error, found.sparsity))
+    return Curves(
+        layers=(("layer", one[0].shape[1]),),
+        arrangements=(Arrangement("raster", False),),
+        steps=(0,),
+        num_steps=1,
+        points=POINTS,
+        error=error,
+        error_rms=error,
+        sparsity=sparsity,
+        size=found.size.cpu().numpy()[None, None],
+        num_inputs=1,
+        select_partial=False,
+    )
+
+
+def searched(
+    inputs: Sequence[Input], curves: Curves, bounds: Bounds, backend: Backend
+) -> tuple[ThresholdTensors, float]:
+    """Search thresholds as refining does; and median seconds an input, the choice of simthreshd1 counted in."""
+    start, choosing = timing(lambda: starting_policy(curves, bounds.l1, keep_text=False))
+    sim = start.layers[0].tensors(inputs[0][0].device).simthreshd1
+    limits, seconds = Limits.none(curves.layers), []
+
+    def search(one: Input) -> Limits:
+        found = lowest_cuts(*one, sim, bounds, backend=backend, scale=scale(one), keep=NOTHING, every=EVERY)
+        cut, pvthreshd = (np.array(table.cpu().numpy()[None]) for table in (found.cut, found.pvthreshd))
+        return Limits(curves.layers, cut, pvthreshd, 1)
+
+    search(inputs[0])  # warms up
+    for one in inputs:
+        found, spent = timing(lambda one=one: search(one))
+        limits = limits.merged(found)
+        seconds.append(spent)
+    policy = limits.policy(start)
+    median = statistics.median(seconds) + choosing / len(inputs)
+    return policy.layers[0].tensors(inputs[0][0].device), median
+
+
+def builtin_row(
+    inputs: Sequence[Input], held_out: Sequence[Input], backend: Backend, options: argparse.Namespace
+) -> Row:
+    """Run `SparseAttentionMeansim`'s search on inputs, as its tune mode does, one head after the other."""
     from spas_sage_attn.autotune import SparseAttentionMeansim
 
-    search = SparseAttentionMeansim(l1=BOUND, pv_l1=PV_BOUND)
-    search.init_hyperparams(heads, inputs[0][0].device)
+    heads, device = inputs[0][0].shape[1], inputs[0][0].device
+    search = SparseAttentionMeansim(l1=BOUNDS.l1, pv_l1=BOUNDS.pv_l1)
+    search.init_hyperparams(heads, device)
     torch.cuda.synchronize()
     started, count = time.perf_counter(), 0
-    for q, k, v in inputs:
-        if time.perf_counter() - started > limit:
+    for q, k, v in inputs[: options.builtin_inputs]:
+        if time.perf_counter() - started > options.builtin_seconds:
+            print(f"mind: its search was stopped after {count} of {options.builtin_inputs} inputs")
             break
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             for head in range(heads):
@@ -154,14 +215,17 @@ def builtin(inputs: Sequence[Input], heads: int, limit: float) -> tuple[Threshol
         count += 1
         torch.cuda.synchronize()
         print(f"SpargeAttn's own search, input {count}: {time.perf_counter() - started:.1f} s so far", flush=True)
-    seconds = time.perf_counter() - started
+    seconds = (time.perf_counter() - started) / count
     columns = (search.simthreshd1, search.cdfthreshd, search.pvthreshd, search.is_sparse)
     found = tuple(
         HeadThresholds(sim, cdf, pvthreshd=pv, is_sparse=bool(sparse))
         for sim, cdf, pv, sparse in zip(*(column.float().tolist() for column in columns), strict=True)
     )
+    thresholds = LayerThresholds("layer", found).tensors(device)
     own = search.tuning_sparsity.mean().item()
-    return LayerThresholds("layer", found).tensors(inputs[0][0].device), seconds, count, own
+    name = f"SpargeAttn's own, {count} inputs (its own figure for the sparsity: {own:.4f})"
+    tuned, judged = judge(thresholds, inputs[:count], backend), judge(thresholds, held_out, backend)
+    return Row(name, seconds, tuned, judged)
 
 
 def judge(thresholds: ThresholdTensors, inputs: Sequence[Input], backend: Backend) -> Judged:
@@ -172,7 +236,7 @@ def judge(thresholds: ThresholdTensors, inputs: Sequence[Input], backend: Backen
         q, k, v = one
         dense = F.scaled_dot_product_attention(q, k, v, scale=scale(one)).float()
         for given, collected in ((off, errors), (thresholds, errors_pv)):
-            attended = backend.attend(q, k, v, given, scale=scale(one), keep=range(0))
+            attended = backend.attend(q, k, v, given, scale=scale(one), keep=NOTHING)
             difference = (attended.output.float() - dense).abs().sum(dim=(0, 2, 3))
             collected.append(difference / dense.abs().sum(dim=(0, 2, 3)))
         num_q, num_k = backend.blocks.counts(q.shape[-2], k.shape[-2])
@@ -184,25 +248,22 @@ def scale(one: Input) -> float:
     return float(one[0].shape[-1] ** -0.5)
 
 
-def median_seconds(run: Callable[[], object], repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+def timing(run: Callable[[], T]) -> tuple[T, float]:
+    """Give what a call gives, and its seconds."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
+    started = time.perf_counter()
+    given = run()
+    wait()
+    return given, time.perf_counter() - started
 
 
 def print_rows(rows: Sequence[Row]) -> None:
     columns = "sparsity | worst l1 | worst pv l1 | heads over"
-    print(f"| search | seconds | tuned on: {columns} | held out: {columns} |", flush=True)
+    print(f"| search | s a layer and input | tuned on: {columns} | held out: {columns} |")
     print("| " + " | ".join(["---"] * 10) + " |")
-    for name, seconds, on_tuned, on_held in rows:
-        print(f"| {name} | {seconds:.3f} | {on_tuned.cells()} | {on_held.cells()} |", flush=True)
+    for row in rows:
+        print(row.line())
 
 
 if __name__ == "__main__":

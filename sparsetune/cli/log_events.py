@@ -33,7 +33,7 @@ EVENTS: Final[Mapping[str, Mapping[str, str]]] = {
         "num_prompts": "tune prompts",
         "num_steps": "denoising steps of a rendering",
     },
-    "phase": {"phase": "the phase that begins: calibrate, search, probe, trials or judge"},
+    "phase": {"phase": "the phase that begins: calibrate, refine, search, probe, trials or judge"},
     "progress": {
         "phase": "the phase in hand: one of those, or render for a lone rendering",
         "fraction": "of that phase, in [0, 1]",

@@ -32,6 +32,7 @@ from sparsetune.tuning.events import (
 
 _PHASES = {
     "calibrate": "calibrating on the tune prompts",
+    "refine": "searching every head's thresholds on the tune prompts",
     "search": "running SpargeAttn's own search on the tune prompts",
     "probe": "probing which parts of the generation bear sparsity",
     "trials": "trying policies on the tune prompts",
@@ -73,6 +74,11 @@ class TuningDisplay(TuningListener):
         """Count a step of the calibration."""
         if self.state is not None:
             self.keep(self.state.calibrated(event, self.outlet.clock()))
+
+    def on_refine_step(self, event: CalibrationStep) -> None:
+        """Count a step of the search of every head's thresholds."""
+        if self.state is not None:
+            self.keep(self.state.refined(event, self.outlet.clock()))
 
     def on_probe_step(self, event: ProbeStep) -> None:
         """Count a step of a sensitivity probe."""

@@ -91,7 +91,7 @@ class TuneConfig(_Section):
 
     tuner: Tuner = Field(
         "optuna",
-        description="optuna searches on rendered videos; calibrate reads thresholds off measured attention errors; "
+        description="optuna searches on rendered videos; calibrate searches each head's at a bound on its error; "
         "builtin is SpargeAttn's own search.",
     )
     n_trials: int = Field(30, gt=0, description="Trials of the study, those of earlier runs counted in.")

@@ -101,8 +101,8 @@ class Bench:
 
     @property
     def points(self) -> tuple[HeadThresholds, ...]:
-        """The grid of thresholds to calibrate; only a bound of its own needs `pvthreshd` measured."""
-        return grid(self.config.tune.rules, skip_pv=self.config.tune.tuner == "calibrate")
+        """The grid of thresholds to calibrate."""
+        return grid(self.config.tune.rules)
 
     @property
     def probe_prompts(self) -> tuple[AnyPrompt, ...]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsetune.attention.blockmap import LOG2_E, BlockShape
+from sparsetune.attention.blockmap import BlockShape
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,12 @@ class BlockSums:
         denominator: float32 (heads, rows, k blocks, queries).
         dense: the attention over all blocks, float32 (heads, rows, queries, head_dim); 0 for padding.
         inside: False for padding, bool (rows, queries).
-        peak: each key block's highest score, in base-2 logits, float32 (heads, rows, k blocks, queries).
     """
 
     numerator: Tensor
     denominator: Tensor
     dense: Tensor
     inside: Tensor
-    peak: Tensor
 
     @property
     def size(self) -> Tensor:
@@ -73,7 +71,6 @@ def block_sums(q: Tensor, k: Tensor, v: Tensor, *, blocks: BlockShape, scale: fl
     position = torch.arange(num_q * blocks.q, device=q.device).view(num_q, blocks.q)[:, ::every]
     numerator = q.new_empty(heads, batch, num_q, num_k, queries * dim, dtype=torch.float32)
     denominator = q.new_empty(heads, batch, num_q, num_k, queries, dtype=torch.float32)
-    peak = torch.empty_like(denominator)
     sampled = F.pad(q, (0, 0, 0, num_q * blocks.q - tokens))[..., position.flatten(), :]
     pad = num_k * blocks.k - k.shape[-2]
     for entry in range(batch):
@@ -81,8 +78,6 @@ def block_sums(q: Tensor, k: Tensor, v: Tensor, *, blocks: BlockShape, scale: fl
             keys, values = (F.pad(x[entry, head].float(), (0, 0, 0, pad)) for x in (k, v))
             scores = sampled[entry, head].float() @ keys.T
             scores[:, k.shape[-2] :] = -torch.inf
-            peaks = scores.view(-1, num_k, blocks.k).amax(-1) * (scale * LOG2_E)
-            peak[head, entry] = peaks.view(num_q, queries, num_k).transpose(1, 2)
             scores -= scores.amax(-1, keepdim=True)
             weights = scores.mul_(scale).exp_()
             by_block = weights.view(-1, num_k, blocks.k)
@@ -90,8 +85,8 @@ def block_sums(q: Tensor, k: Tensor, v: Tensor, *, blocks: BlockShape, scale: fl
             numerator[head, entry] = parts.view(num_k, num_q, queries * dim).transpose(0, 1)
             denominator[head, entry] = by_block.sum(-1).view(num_q, queries, num_k).transpose(1, 2)
     inside = (position < tokens).repeat(batch, 1)
-    numerator, denominator, peak = (x.flatten(1, 2) for x in (numerator, denominator, peak))
+    numerator, denominator = numerator.flatten(1, 2), denominator.flatten(1, 2)
     dense = numerator.sum(2).view(heads, rows, queries, dim) / denominator.sum(2).unsqueeze(-1)
     dense.masked_fill_(~inside[..., None], 0.0)
     assert dense.shape == (heads, rows, queries, dim)
-    return BlockSums(numerator, denominator, dense, inside, peak)
+    return BlockSums(numerator, denominator, dense, inside)

@@ -1,21 +1,19 @@
 """What a search will cost, known before it is begun."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sparsetune.attention.device import device_name
 from sparsetune.config import Config, EngineConfig
 from sparsetune.config.models import Tuner
 from sparsetune.evaluation.conditions import baseline_key
 from sparsetune.tuning.bench import Bench
-from sparsetune.tuning.calibrate import sample_steps
+from sparsetune.tuning.curves import Curves
 from sparsetune.tuning.opening import open_bench
-from sparsetune.tuning.preparation import curves_path
+from sparsetune.tuning.preparation import curves_path, sampled_steps
+from sparsetune.tuning.refinement import limits_path, start_of
 from sparsetune.tuning.sensitivity import count_phases
 from sparsetune.tuning.space import num_groups
 from sparsetune.tuning.stepcosts import StepCosts, measure_costs
-
-CALIBRATING: tuple[Tuner, ...] = ("calibrate", "optuna")
-"""Tuners that begin with calibrated curves."""
 
 KERNEL_CALLS_PER_HEAD = 465
 """Calls of SpargeAttn's search for a head, at one attention call: 437 to 494 were counted at CogVideoX-2b's shape."""
@@ -33,7 +31,8 @@ class Workload:
         calibration_steps: denoising steps at which every attention call is measured.
         probe_prompts: prompts on which each part of the generation, and each group of layers, is tried alone.
         eval_cached: eval prompts whose dense video is in the cache.
-        curves_kept: tuners whose calibrated curves an earlier run has left.
+        curves_kept: whether an earlier run has left the calibrated curves.
+        limits_kept: whether it has left what each head's thresholds were searched to be, too.
     """
 
     num_steps: int
@@ -44,7 +43,8 @@ class Workload:
     calibration_steps: int
     probe_prompts: int
     eval_cached: int = 0
-    curves_kept: tuple[Tuner, ...] = ()
+    curves_kept: bool = False
+    limits_kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,23 +134,19 @@ def workload(bench: Bench) -> Workload:
     config = bench.config
     kept = {entry.digest for entry in bench.cache.ls() if entry.info is not None}
     keys = [baseline_key(bench.renderer, prompt, config.eval.seed) for prompt in bench.eval_prompts]
-    num_steps = config.generation.num_inference_steps
+    num_steps, curves = config.generation.num_inference_steps, curves_path(bench)
     return Workload(
         num_steps=num_steps,
         num_prompts=len(bench.prompts),
         num_eval_prompts=len(bench.eval_prompts),
         n_trials=config.tune.n_trials,
         num_groups=num_groups(config.tune.granularity, len(bench.renderer.loaded.identity.layers)),
-        calibration_steps=len(sample_steps(num_steps, config.tune.calibration_steps)),
+        calibration_steps=len(sampled_steps(bench)),
         probe_prompts=len(bench.probe_prompts),
         eval_cached=sum(key.digest in kept for key in keys),
-        curves_kept=tuple(tuner for tuner in CALIBRATING if curves_path(_for_tuner(bench, tuner)).is_file()),
+        curves_kept=curves.is_file(),
+        limits_kept=curves.is_file() and limits_path(bench, start_of(bench, Curves.load(curves))).is_file(),
     )
-
-
-def _for_tuner(bench: Bench, tuner: Tuner) -> Bench:
-    tune = bench.config.tune.model_copy(update={"tuner": tuner})
-    return replace(bench, config=bench.config.model_copy(update={"tune": tune}))
 
 
 def plan(costs: StepCosts, work: Workload) -> tuple[TunerCost, ...]:
@@ -164,12 +160,13 @@ def plan(costs: StepCosts, work: Workload) -> tuple[TunerCost, ...]:
     trials = work.n_trials * work.num_prompts
     largest = max(costs.peak_dense_gib, costs.peak_sparse_gib, costs.peak_measure_gib)
     calibrate = (
-        _calibration(costs, work, "calibrate", costs.measure_with_pv),
+        _measured("calibration", costs, work, work.curves_kept, costs.measure),
+        _measured("refinement", costs, work, work.limits_kept, costs.refine),
         Phase("tune prompts", work.num_prompts, work.num_prompts * costs.sparse(work.num_steps)),
         evaluation,
     )
     optuna = (
-        _calibration(costs, work, "optuna", costs.measure),
+        _measured("calibration", costs, work, work.curves_kept, costs.measure),
         _sensitivity(costs, work),
         Phase("trials", trials, trials * costs.sparse(work.num_steps)),
         evaluation,
@@ -192,11 +189,12 @@ def plan(costs: StepCosts, work: Workload) -> tuple[TunerCost, ...]:
     )
 
 
-def _calibration(costs: StepCosts, work: Workload, tuner: Tuner, measure: float) -> Phase:
-    if tuner in work.curves_kept:
-        return Phase("calibration", 0, 0.0)
+def _measured(name: str, costs: StepCosts, work: Workload, kept: bool, seconds: float) -> Phase:
+    """The tune prompts dense, with so many seconds for each attention call of the sampled steps."""
+    if kept:
+        return Phase(name, 0, 0.0)
     calls = work.num_prompts * work.calibration_steps * costs.calls_per_step
-    return Phase("calibration", work.num_prompts, work.num_prompts * costs.dense(work.num_steps) + calls * measure)
+    return Phase(name, work.num_prompts, work.num_prompts * costs.dense(work.num_steps) + calls * seconds)
 
 
 def _sensitivity(costs: StepCosts, work: Workload) -> Phase:

@@ -32,25 +32,22 @@ _CDFS = tuple(round(1.0 - 2.0 ** (-place / 2), 6) for place in range(21))
 
 _TOPKS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _SIMS = (-1.0, 0.3)
-_PVS = (7.0, 5.0, 3.5, 2.5, 1.75, 1.0)
 
 
-def grid(rules: Sequence[Rule], skip_pv: bool = False) -> tuple[HeadThresholds, ...]:
+def grid(rules: Sequence[Rule]) -> tuple[HeadThresholds, ...]:
     """List the thresholds to measure: every simthreshd1 with every cdfthreshd, and topk without a similarity rule.
 
     The cdf rule's come first, whether it is asked for or not: sensitivity is probed with one of them.
 
     Args:
         rules: mask rules that are searched.
-        skip_pv: with each of them, some values of `pvthreshd` too.
     """
     points = {
         "cdf": [HeadThresholds(simthreshd1=sim, cdfthreshd=cdf) for sim in _SIMS for cdf in _CDFS],
         "topk": [HeadThresholds(simthreshd1=-1.0, topk=topk) for topk in _TOPKS],
     }
     wanted: list[Rule] = ["cdf", *(rule for rule in rules if rule != "cdf")]
-    plain = tuple(point for rule in wanted for point in points[rule])
-    return plain + tuple(replace(point, pvthreshd=pv) for pv in _PVS for point in plain if skip_pv)
+    return tuple(point for rule in wanted for point in points[rule])
 
 
 class Arrangement(NamedTuple):

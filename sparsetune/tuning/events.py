@@ -48,7 +48,7 @@ class StudyStarted:
 
 @dataclass(frozen=True)
 class CalibrationStep:
-    """A denoising step of a calibration rendering is done; `step` counts from 1, `index` from 0."""
+    """A denoising step of a rendering that is measured on the way is done; `step` counts from 1, `index` from 0."""
 
     index: int
     num_prompts: int
@@ -214,7 +214,10 @@ class TuningListener:
         """The first call: nothing was rendered yet."""
 
     def on_calibration_step(self, event: CalibrationStep) -> None:
-        """A denoising step of the calibration is done."""
+        """A denoising step of the calibration is done, or of SpargeAttn's own search."""
+
+    def on_refine_step(self, event: CalibrationStep) -> None:
+        """A denoising step of a rendering is done on which each head's thresholds are searched."""
 
     def on_probe_step(self, event: ProbeStep) -> None:
         """A denoising step of a sensitivity probe is done."""

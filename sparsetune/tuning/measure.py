@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsetune.attention.blockmap import SPARGE_BLOCKS_SM90, BlockShape, pool
-from sparsetune.attention.thresholds import PVTHRESHD_OFF, HeadThresholds
+from sparsetune.attention.blockmap import BlockShape, pool
+from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.tuning.blocksums import BlockSums, block_sums
 from sparsetune.tuning.cuts import critical_cuts
 
@@ -57,8 +57,7 @@ def measure(
         q: (batch, heads, tokens, head_dim), in the token order to measure in; k and v alike.
         k: see q.
         v: see q.
-        points: the thresholds. Whether `pvthreshd` skips a block is judged by the sampled queries alone, of which
-            each might have prevented it: the error is at least that of all queries.
+        points: the thresholds; their `pvthreshd` isn't measured.
         blocks: block shape.
         keep: key blocks that are always computed.
         scale: softmax scale.
@@ -91,33 +90,17 @@ def _measure_heads(
     pooled_k = pool(k, blocks.k, k.mean(dim=-2, keepdim=True), select_partial)
     error = torch.empty(q.shape[1], len(points), device=q.device)
     sparsity = torch.empty_like(error)
-    families = {(point.rule, point.simthreshd1, point.pvthreshd) for point in points}
-    for rule, sim, pv in sorted(families):
-        critical = critical_cuts(pooled_q, pooled_k, sim, keep, rule)
+    for rule, sim in sorted({(point.rule, point.simthreshd1) for point in points}):
+        sims = torch.full((q.shape[1],), sim, device=q.device)
+        critical = critical_cuts(pooled_q, pooled_k, sims, keep, rule)
         family = [
             (index, point.cdfthreshd if rule == "cdf" else point.topk)
             for index, point in enumerate(points)
-            if (point.rule, point.simthreshd1, point.pvthreshd) == (rule, sim, pv)
+            if (point.rule, point.simthreshd1) == (rule, sim)
         ]
         for first in range(0, len(family), _POINTS_AT_ONCE):
             indices, cuts = zip(*family[first : first + _POINTS_AT_ONCE], strict=True)
             maps = critical.unsqueeze(2) <= torch.tensor(cuts, device=q.device)[:, None]
-            used = maps if pv == PVTHRESHD_OFF else _without_skipped(maps, sums, pv, blocks)
-            error[:, indices] = sums.errors(used)
+            error[:, indices] = sums.errors(maps)
             sparsity[:, indices] = 1.0 - maps.float().mean(dim=(1, 3))
     return Measured(error, sparsity, sums.size)
-
-
-def _without_skipped(maps: Tensor, sums: BlockSums, pvthreshd: float, blocks: BlockShape) -> Tensor:
-    """Take out what `blockmap.skip_pv` would, as far as the sampled queries tell.
-
-    `maps` and the result are bool (heads, rows, points, k blocks).
-    """
-    unchecked = 1 if blocks == SPARGE_BLOCKS_SM90 else 2
-    protected = maps & (maps.flip(-1).cumsum(-1).flip(-1) <= unchecked)
-    peaks = sums.peak.unsqueeze(2).masked_fill(~maps.unsqueeze(-1), -torch.inf)  # (..., k blocks, queries)
-    peaks = peaks.masked_fill(~sums.inside[:, None, None, :], -torch.inf)
-    before = torch.cat([torch.full_like(peaks[..., :1, :], -torch.inf), peaks.cummax(-2).values[..., :-1, :]], -2)
-    rise = torch.where(before == -torch.inf, torch.inf, peaks - before)
-    rise = rise.masked_fill(~sums.inside[:, None, None, :], -torch.inf).amax(-1)
-    return (maps & (rise + pvthreshd > 0)) | protected

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsetune.attention.schedule import DenseSchedule, phase
-from sparsetune.attention.thresholds import PVTHRESHD_OFF, HeadThresholds, Rule
+from sparsetune.attention.thresholds import HeadThresholds, Rule
 from sparsetune.tuning.curves import Curves
 from sparsetune.tuning.sensitivity import Sensitivity, head_shares
 
@@ -164,8 +164,7 @@ class Catalogue:
 
     def _read(self, places: tuple[int, ...], rule: Rule) -> Table:
         curves, steps = self.curves, range(len(self.curves.steps))
-        usable = [index for index, point in enumerate(curves.points)
-                  if point.rule == rule and point.pvthreshd == PVTHRESHD_OFF]  # fmt: skip
+        usable = [index for index, point in enumerate(curves.points) if point.rule == rule]
 
         def of_step(figures: npt.NDArray[np.float32], step: int, infinite: float | None) -> Floats:
             read = figures[list(places), :, step][..., usable].astype(np.float64)

@@ -16,9 +16,16 @@ from sparsetune.tuning.events import (
     TuningListener,
 )
 
-Phase = Literal["preparation", "calibration", "probes", "trials", "judging"]
+Phase = Literal["preparation", "calibration", "refinement", "probes", "trials", "judging"]
 
-PHASES: Final[tuple[Phase, ...]] = ("preparation", "calibration", "probes", "trials", "judging")
+PHASES: Final[tuple[Phase, ...]] = (
+    "preparation",
+    "calibration",
+    "refinement",
+    "probes",
+    "trials",
+    "judging",
+)
 """In the order in which a tuning goes through them; one that it skips has no seconds.
 
 `preparation` is the study's opening and what a tuner does before its first rendering, SpargeAttn's own search counted
@@ -58,6 +65,10 @@ class PhaseClock(TuningListener):
     def on_calibration_step(self, event: CalibrationStep) -> None:
         """A step of calibration was done."""
         self._close("calibration")
+
+    def on_refine_step(self, event: CalibrationStep) -> None:
+        """A step of refining was done."""
+        self._close("refinement")
 
     def on_probe_step(self, event: ProbeStep) -> None:
         """A step of a probe was done."""

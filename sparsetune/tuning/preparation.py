@@ -1,13 +1,11 @@
 """What a search measures before its first trial, kept on disk: calibrated curves and the video's sensitivity."""
 
-import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sparsetune.engine import Event, Stepped, Task
+from sparsetune.engine import Event, Stepped
 from sparsetune.errors import TuningError
 from sparsetune.evaluation.lock import exclusive
 from sparsetune.evaluation.pair import PromptResult
@@ -15,13 +13,12 @@ from sparsetune.evaluation.scoring import ScorePrompt
 from sparsetune.files import write_json
 from sparsetune.tuning.allocate import best_order
 from sparsetune.tuning.bench import Bench, calibration_signature, digest
-from sparsetune.tuning.calibrate import sample_steps
 from sparsetune.tuning.calibration import CalibratePrompt
 from sparsetune.tuning.curves import Curves
-from sparsetune.tuning.events import CalibrationStep, ProbeStep, tell
-from sparsetune.tuning.runner import TimeIsUp
+from sparsetune.tuning.events import ProbeStep, tell
+from sparsetune.tuning.parts import lock_file, measured, share
+from sparsetune.tuning.probe import sample_steps
 from sparsetune.tuning.sensitivity import Sensitivity, fit, probes
-from sparsetune.tuning.sharing import Shelf, share_out
 from sparsetune.tuning.space import num_groups
 
 
@@ -46,7 +43,7 @@ def prepare(bench: Bench, probe: bool = True) -> Prepared:
         TimeIsUp: `tune.max_minutes` ended first; what was measured is kept.
     """
     path = curves_path(bench)
-    curves = Curves.load(path) if path.is_file() else _calibrate(bench, path)
+    curves = _calibrated(bench, path)
     return Prepared(curves, _sensitivity(bench, curves, path) if probe else Sensitivity(), path)
 
 
@@ -55,85 +52,17 @@ def curves_path(bench: Bench) -> Path:
     return bench.config.tracking.root / "calibrations" / f"{digest(calibration_signature(bench))}.npz"
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """The curves of each prompt, a file each, until they are merged into one."""
-
-    path: Path
-
-    def part(self, key: str) -> Path:
-        return self.path.with_suffix(f".{key}.npz")
-
-    def has(self, key: str) -> bool:
-        return self.part(key).is_file() or self.path.is_file()
-
-    def put(self, key: str, value: Curves) -> None:
-        value.save(self.part(key))
-
-    def merged(self, num_prompts: int) -> Curves:
-        """Merge all parts, unless another process has.
-
-        Prompts may come back in any order; they are merged in their own, so that the curves are the same to the last
-        bit.
-        """
-        parts = [self.part(str(index)) for index in range(num_prompts)]
-        with exclusive(_lock(self.path, "merge"), what="the calibration", setting="tracking.root"):
-            if self.path.is_file():
-                return Curves.load(self.path)
-            merged = functools.reduce(Curves.merged, [Curves.load(part) for part in parts])
-            merged.save(self.path)
-            for part in parts:
-                part.unlink(missing_ok=True)
-            return merged
-
-
-def _calibrate(bench: Bench, path: Path) -> Curves:
+def _calibrated(bench: Bench, path: Path) -> Curves:
     """Calibrate on every tune prompt; the dense videos that this renders go to the cache."""
-    work = {str(index): _calibration(bench, index) for index in range(len(bench.prompts))}
-
-    def tell_event(key: str | None, event: Event) -> None:
-        what = event.what
-        if key is not None and isinstance(what, Stepped):
-            step = CalibrationStep(int(key), len(work), what.step, what.num_steps, event.worker)
-            tell(bench.listeners, lambda listener: listener.on_calibration_step(step))
-        else:
-            bench.tell_incident(what)
-
-    _share_out(bench, work, _Parts(path), path, tell_event, "calibration")
-    return _Parts(path).merged(len(work))
+    tasks = {str(index): _calibration(bench, index) for index in range(len(bench.prompts))}
+    return measured(
+        bench, path, Curves.load, tasks, "calibration", lambda listener, step: listener.on_calibration_step(step)
+    )
 
 
-def _share_out(
-    bench: Bench,
-    work: Mapping[str, Task[Any]],
-    shelf: Shelf,
-    path: Path,
-    on_event: Callable[[str | None, Event], None],
-    name: str,
-) -> None:
-    """Have what isn't done yet done, by this process and others on the same study.
-
-    Raises:
-        TimeIsUp: `tune.max_minutes` ended first.
-    """
-
-    def tell_wait(num_left: int) -> None:
-        tell(bench.listeners, lambda listener: listener.on_wait(f"{num_left} {name}{'' if num_left == 1 else 's'}"))
-
-    if not share_out(
-        bench.engine,
-        work,
-        shelf,
-        lambda key: _lock(path, key),
-        on_event=on_event,
-        on_wait=tell_wait,
-        more=bench.has_time,
-    ):
-        raise TimeIsUp
-
-
-def _lock(path: Path, key: str) -> Path:
-    return path.with_name(f"{path.stem}.{digest({'key': key})}.lock")
+def sampled_steps(bench: Bench) -> tuple[int, ...]:
+    """Give the denoising steps at which a bench's prompts are measured."""
+    return sample_steps(bench.config.generation.num_inference_steps, bench.config.tune.calibration_steps)
 
 
 def _calibration(bench: Bench, index: int) -> CalibratePrompt:
@@ -141,7 +70,7 @@ def _calibration(bench: Bench, index: int) -> CalibratePrompt:
     return CalibratePrompt(
         prompt=bench.prompts[index],
         seed=config.tune.seed,
-        steps=sample_steps(config.generation.num_inference_steps, config.tune.calibration_steps),
+        steps=sampled_steps(bench),
         arrangements=bench.arrangements,
         points=bench.points,
         backend=config.backend,
@@ -184,7 +113,7 @@ class _Probes:
         return key in _known(self.path)
 
     def put(self, key: str, value: PromptResult) -> None:
-        with exclusive(_lock(self.path, "file"), what="the probes' file", setting="tracking.root"):
+        with exclusive(lock_file(self.path, "file"), what="the probes' file", setting="tracking.root"):
             write_json(self.path, {**_known(self.path), key: value.metrics["psnr"]})
 
 
@@ -200,7 +129,7 @@ def _probe(bench: Bench, work: Mapping[str, ScorePrompt], results: _Probes) -> N
             step = ProbeStep(numbers[key], len(work), what.step, what.num_steps, event.worker)
             tell(bench.listeners, lambda listener: listener.on_probe_step(step))
 
-    _share_out(bench, work, results, results.path, tell_event, "probe")
+    share(bench, work, results, results.path, tell_event, "probe")
 
 
 def _known(path: Path) -> dict[str, float]:

@@ -1,30 +1,26 @@
-"""Tuners that give one policy: read off the calibrated curves, or found by SpargeAttn's own search."""
+"""Tuners that give one policy: searched at a bound for every head, by our search or by SpargeAttn's own."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from sparsetune.attention.policy import Policy
-from sparsetune.tuning.allocate import predict
 from sparsetune.tuning.bench import Bench, calibration_signature, digest
-from sparsetune.tuning.bounds import bounded_policy
 from sparsetune.tuning.builtin import run_builtin
-from sparsetune.tuning.curves import Curves
 from sparsetune.tuning.events import Parameter, TrialResult, tell
 from sparsetune.tuning.found import Found
-from sparsetune.tuning.offers import Catalogue
 from sparsetune.tuning.preparation import prepare
+from sparsetune.tuning.refinement import refined_policy
 from sparsetune.tuning.runner import TimeIsUp, TrialRunner
-from sparsetune.tuning.sensitivity import Sensitivity
 
 
 def calibrated(bench: Bench) -> Found:
-    """Calibrate, and read off the sparsest policy with every head's error within `tune.l1` and `tune.pv_l1`."""
+    """Calibrate, and search the sparsest policy with every head's error within `tune.l1` and `tune.pv_l1`."""
     name = _start(bench)
     tune = bench.config.tune
     try:
         prepared = prepare(bench, probe=False)
-        policy = bounded_policy(prepared.curves, tune.l1, tune.pv_l1, keep_text=bench.keep_text[0], rule=tune.rules[0])
-        trial = _tried(bench, policy, {"l1": tune.l1, "pv_l1": tune.pv_l1}, prepared.curves)
+        policy = refined_policy(bench, prepared.curves)
+        trial = _tried(bench, policy, {"l1": tune.l1, "pv_l1": tune.pv_l1})
     except TimeIsUp:
         return Found(name, (), None)
     return _found(name, trial, prepared.path)
@@ -34,7 +30,7 @@ def built_in(bench: Bench) -> Found:
     """Run SpargeAttn's own search with the bounds `tune.l1` and `tune.pv_l1`."""
     name = _start(bench)
     tune = bench.config.tune
-    trial = _tried(bench, run_builtin(bench), {"l1": tune.l1, "pv_l1": tune.pv_l1}, None)
+    trial = _tried(bench, run_builtin(bench), {"l1": tune.l1, "pv_l1": tune.pv_l1})
     return _found(name, trial, None)
 
 
@@ -46,13 +42,9 @@ def _start(bench: Bench) -> str:
     return name
 
 
-def _tried(bench: Bench, policy: Policy, params: Mapping[str, Parameter], curves: Curves | None) -> TrialResult:
+def _tried(bench: Bench, policy: Policy, params: Mapping[str, Parameter]) -> TrialResult:
     """Render the tune prompts under the policy: its one trial."""
-
-    def predicted(policy: Policy) -> float | None:
-        return None if curves is None else predict(Catalogue(curves, Sensitivity()), policy)
-
-    result = TrialRunner.of(bench, predicted).run(0, params, policy)
+    result = TrialRunner.of(bench).run(0, params, policy)
     tell(bench.listeners, lambda listener: listener.on_trial(result))
     return result
 

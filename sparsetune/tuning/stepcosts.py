@@ -17,16 +17,18 @@ from sparsetune.attention.backends.sparge import SpargeBackend
 from sparsetune.attention.head_dim import head_dim_refusal
 from sparsetune.attention.interception import AttentionCall, Interception
 from sparsetune.attention.plain import PlainCall, plain_call
+from sparsetune.attention.policy import Policy
 from sparsetune.attention.sparsify import SparseHandle, kept_blocks
-from sparsetune.attention.thresholds import SPARGE_DEFAULTS, LayerThresholds
+from sparsetune.attention.thresholds import SPARGE_DEFAULTS, HeadThresholds, LayerThresholds
 from sparsetune.errors import TuningError
 from sparsetune.models.families import attention_sites
 from sparsetune.models.generation import Renderer
 from sparsetune.models.sparse import default_policy
 from sparsetune.tuning.bench import Bench
+from sparsetune.tuning.bounds import Bounds
 from sparsetune.tuning.calibrate import EVERY
-from sparsetune.tuning.curves import grid
 from sparsetune.tuning.measure import measure
+from sparsetune.tuning.refine import search_call
 
 NUM_STEPS = 4
 """Denoising steps of the renderings that are timed; the first of them warms up."""
@@ -43,8 +45,8 @@ class StepCosts:
         fixed: seconds of a rendering outside of its steps: text encoding and decoding.
         calls_per_step: attention calls of a step, over all layers.
         head_calls_per_step: heads of these calls, added up.
-        measure, measure_with_pv: seconds to measure one attention call as calibration does, in all token orders and
-            text rules; without and with values of pvthreshd.
+        measure: seconds to measure one attention call as calibration does, in all token orders and text rules.
+        refine: seconds to search the thresholds of one attention call's heads.
         peak_dense_gib, peak_sparse_gib, peak_measure_gib: the most memory held while it ran: allocated on the GPU,
             and on a CPU resident in the process since its start.
         kernel_call: seconds of one step of SpargeAttn's search: its kernel for one head, and the comparison.
@@ -57,7 +59,7 @@ class StepCosts:
     calls_per_step: float
     head_calls_per_step: float
     measure: float
-    measure_with_pv: float
+    refine: float
     peak_dense_gib: float
     peak_sparse_gib: float
     peak_measure_gib: float
@@ -99,7 +101,7 @@ def measure_costs(bench: Bench) -> StepCosts:
     ):
         sparse = _timed(short, bench)
     with _peak_memory(device) as measure_peak, torch.inference_mode():
-        without_pv, with_pv = (_measure_seconds(bench, call, skip_pv=skip_pv) for skip_pv in (False, True))
+        measure, refine = _measure_seconds(bench, call), _refine_seconds(bench, call)
     kernel = _kernel_seconds(call)
     return StepCosts(
         dense_step=dense.step,
@@ -107,8 +109,8 @@ def measure_costs(bench: Bench) -> StepCosts:
         fixed=sparse.fixed,  # the first rendering's includes what is done only once
         calls_per_step=watched.num_calls / steps,
         head_calls_per_step=watched.num_heads / steps,
-        measure=without_pv,
-        measure_with_pv=with_pv,
+        measure=measure,
+        refine=refine,
         peak_dense_gib=dense_peak(),
         peak_sparse_gib=sparse_peak(),
         peak_measure_gib=measure_peak(),
@@ -170,10 +172,9 @@ def _timed(renderer: Renderer, bench: Bench) -> _Timing:
     return _Timing(step, max(0.0, first - step) + ended - stamps[-1])
 
 
-def _measure_seconds(bench: Bench, call: PlainCall, *, skip_pv: bool) -> float:
+def _measure_seconds(bench: Bench, call: PlainCall) -> float:
     """Seconds to measure a call in every arrangement."""
-    tune, blocks = bench.config.tune, bench.backend.blocks
-    points = grid(tune.rules, skip_pv)
+    tune, blocks, points = bench.config.tune, bench.backend.blocks, bench.points
     keep = kept_blocks(bench.keep_text[0], call.layout, blocks)
 
     def once(number: int) -> None:
@@ -184,6 +185,21 @@ def _measure_seconds(bench: Bench, call: PlainCall, *, skip_pv: bool) -> float:
 
     once(1)
     return len(bench.arrangements) * _seconds(lambda: once(len(points)), call.q.device)
+
+
+def _refine_seconds(bench: Bench, call: PlainCall) -> float:
+    """Seconds to search a call's thresholds, from a similarity threshold that calibration might choose."""
+    tune, backend = bench.config.tune, bench.backend
+    head = HeadThresholds(-1.0, cdfthreshd=1.0) if tune.rules[0] == "cdf" else HeadThresholds(-1.0, topk=1.0)
+    start = Policy.uniform(
+        [("layer", call.q.shape[1])], head, keep_text=bench.keep_text[0], select_partial=tune.select_partial
+    )
+
+    def once() -> None:
+        search_call(call, start, 0, Bounds(tune.l1, tune.pv_l1), backend)
+
+    once()
+    return _seconds(once, call.q.device)
 
 
 def _kernel_seconds(call: PlainCall) -> float | str:

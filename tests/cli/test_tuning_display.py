@@ -121,3 +121,14 @@ def test_outcome_without_a_winner_says_so() -> None:
     value = outcome_dict(result)
     assert (value["best_trial"], value["closest_trial"], value["checkpoint_path"]) == (None, 0, None)
     assert value["trials"][0]["params"] == {"l1_all": 0.125, "order": "raster"}
+
+
+def test_refining_is_a_phase_of_calibrate(capsys: pytest.CaptureFixture[str]) -> None:
+    display = TuningDisplay(TextLog(), Console(file=io.StringIO()), FakeClock())
+    display.on_study_start(study(n_trials=1, tuner="calibrate"))
+    display.on_calibration_step(CalibrationStep(0, 1, 10, 10))
+    display.on_refine_step(CalibrationStep(0, 1, 1, 10))
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "calibrating on the tune prompts",
+        "searching every head's thresholds on the tune prompts",
+    ]

@@ -202,6 +202,16 @@ def test_a_search_whose_worker_is_killed_comes_to_the_same(local, tmp_path: Path
     assert measured(result.evaluation) == measured(alone.evaluation)
 
 
+def test_thresholds_searched_on_two_workers_are_those_of_one(tmp_path: Path) -> None:
+    found = [
+        tune(config(tmp_path / name, tune__tuner="calibrate", **engine), output_dir=tmp_path / name / "tune")
+        for name, engine in (("alone", {}), ("two", RAY))
+    ]
+    alone, two = (result.best for result in found)
+    assert alone is not None and two is not None
+    assert two.policy == alone.policy and two.sparsity == alone.sparsity
+
+
 def test_a_worker_whose_model_never_comes_doesnt_hang_the_run(tmp_path: Path) -> None:
     (tmp_path / "stuck.py").write_text("import time\ntime.sleep(3600)\n")  # imported before the model is loaded
     hangs = {"engine.workers": 1, "engine.load_seconds": 2.0, "eval.metric_modules": (str(tmp_path / "stuck.py"),)}

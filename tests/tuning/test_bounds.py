@@ -2,13 +2,11 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from sparsetune.errors import TuningError
-from sparsetune.tuning.bounds import bounded_policy
-from sparsetune.tuning.curves import grid
-from tests.tuning.tables import POINTS, curves
+from sparsetune.tuning.bounds import Bounds, bounded_policy, starting_policy
+from tests.tuning.tables import POINTS, curves, smooth
 
 
 @pytest.mark.parametrize("rule", ["cdf", "topk"])
@@ -54,25 +52,49 @@ def test_an_order_that_was_not_calibrated_is_refused() -> None:
         bounded_policy(curves(), 0.5, keep_text=False)
 
 
-def test_the_lowest_pvthreshd_within_the_second_bound_is_taken() -> None:
-    table = curves()
-    points = grid(("cdf", "topk"), skip_pv=True)
-    more = len(points) // len(POINTS)
-    error = np.concatenate([table.error + 0.01 * number for number in range(more)], axis=-1)
-    whole = replace(table, points=points, error=error, sparsity=np.concatenate([table.sparsity] * more, axis=-1))
-    # Off, 7, 5, 3.5, 2.5, 1.75 and 1 cost 0.01 more each: 0.035 above the bound leaves room for three of them.
-    policy = bounded_policy(whole, 0.5, 0.5001)
-    plain = bounded_policy(whole, 0.5)
-    for layer, before in zip(policy.layers, plain.layers, strict=True):
-        for head, same in zip(layer.heads, before.heads, strict=True):
-            assert replace(head, pvthreshd=same.pvthreshd) == same
-            if head.is_sparse:
-                index = whole.points.index(head)
-                place = whole.arrangements.index((policy.layers[0].order or policy.order, True))
-                assert whole.error[place].shape[-1] > index
-    assert any(head.pvthreshd < 50 for layer in policy.layers for head in layer.heads)
+def test_a_start_fixes_the_similarity_and_order_with_the_most_sparsity_at_the_bound() -> None:
+    table = smooth()
+    error, sparsity = table.error.copy(), table.sparsity.copy()
+    places = [place for place, point in enumerate(POINTS) if point.rule == "cdf" and point.simthreshd1 == 0.3]
+    sparsity[:, 0, :, 1][..., places] *= 1.01  # one head of the first layer does better with 0.3
+    sparsity[0, 1] *= 0.9  # and the second layer in tiles
+    start = starting_policy(replace(table, error=error, sparsity=sparsity), 0.05)
+    first, second = start.layers
+    assert [head.simthreshd1 for head in first.heads] == [-1.0, 0.3]
+    assert start.orders == ("raster", "tiles") and start.keep_text
+    assert all(head.is_sparse and head.simthreshd1 == -1.0 for head in second.heads)
+
+
+def test_between_two_points_a_start_weighs_what_lies_at_the_bound() -> None:
+    table = smooth()
+    error, sparsity = table.error.copy(), table.sparsity.copy()
+    family = {sim: [place for place, point in enumerate(POINTS) if point.simthreshd1 == sim and point.rule == "cdf"]
+              for sim in (-1.0, 0.3)}  # fmt: skip
+    bound = 0.05
+    within = next(place for place in family[-1.0] if error[0, 0, 0, 0, place] <= bound)
+    # With 0.3 the first point within the bound is a little sparser, but the next, just beyond it, much less so.
+    sparsity[..., family[0.3]] -= 0.05
+    sparsity[..., family[0.3][family[-1.0].index(within)]] = sparsity[..., within] + 0.001
+    policy = replace(table, error=error, sparsity=sparsity)
+    assert bounded_policy(policy, bound).layers[0].heads[0].simthreshd1 == 0.3
+    assert starting_policy(policy, bound).layers[0].heads[0].simthreshd1 == -1.0
+
+
+def test_a_head_that_no_point_keeps_within_the_bound_starts_at_its_most_exact_one() -> None:
+    table = smooth()
+    error = table.error.copy()
+    error[:, 0, :, 0] += 0.5
+    start = starting_policy(replace(table, error=error), 0.05)
+    densest = max(point.cdfthreshd for point in POINTS if point.rule == "cdf")
+    assert start.layers[0].heads[0].cdfthreshd == densest and start.layers[0].heads[0].is_sparse
+    assert start.layers[0].heads[1].cdfthreshd < densest
+
+
+def test_a_start_of_the_topk_rule_has_its_points() -> None:
+    start = starting_policy(smooth(), 0.5, rule="topk", orders=("tiles",))
+    assert start.order == "tiles" and {layer.rule for layer in start.layers} == {"topk"}
 
 
 def test_bounds_out_of_order_are_refused() -> None:
     with pytest.raises(TuningError, match=r"pv_l1 must exceed l1, .* but they are 0.05 and 0.06; raise --pv-l1"):
-        bounded_policy(curves(), 0.06, 0.05)
+        Bounds(0.06, 0.05)

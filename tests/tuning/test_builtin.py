@@ -8,6 +8,7 @@ import importlib.util
 import io
 import logging
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -305,6 +306,20 @@ def test_a_tuner_that_cant_be_imported_leaves_logging_alone(
         check_builtin()
     assert logging.getLogger().handlers == before
     sys.modules.pop("spas_sage_attn", None)
+
+
+@pytest.mark.parametrize("regular", [True, False], ids=["a package", "a folder"])
+def test_a_checkouts_own_tools_hide_none_of_spargeattns(tmp_path: Path, regular: bool) -> None:
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "gpu_process.py").write_text("found = True")
+    if regular:
+        (tmp_path / "tools" / "__init__.py").write_text("")
+    root = Path(__file__).parents[2]
+    assert (root / "tools").is_dir()
+    script = "from tools.gpu_process import found\nprint(found)"
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{tmp_path}"}
+    ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert ran.stdout.strip() == "True", ran.stderr
 
 
 def test_an_upstream_change_is_named(package: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

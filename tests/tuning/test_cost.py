@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,8 +17,11 @@ from sparsetune.models.pipelines import demo_config
 from sparsetune.tuning import stepcosts
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.cost import Cost, Phase, Workload, estimate, plan, workload
+from sparsetune.tuning.curves import Curves
+from sparsetune.tuning.limits import Limits
 from sparsetune.tuning.opening import open_bench
 from sparsetune.tuning.preparation import curves_path
+from sparsetune.tuning.refinement import limits_path, start_of
 from sparsetune.tuning.stepcosts import StepCosts, measure_costs
 
 COSTS = StepCosts(
@@ -27,7 +31,7 @@ COSTS = StepCosts(
     calls_per_step=30.0,
     head_calls_per_step=900.0,
     measure=0.5,
-    measure_with_pv=1.5,
+    refine=1.5,
     peak_dense_gib=20.0,
     peak_sparse_gib=21.0,
     peak_measure_gib=23.0,
@@ -47,16 +51,17 @@ WORK = Workload(
 EVALUATION = Phase("evaluation", 3 + 10, 3 * 110.0 + 10 * 60.0)
 
 
-def test_calibrate_renders_the_tune_prompts_dense_and_then_once_sparse() -> None:
+def test_calibrate_renders_the_tune_prompts_twice_dense_and_then_once_sparse() -> None:
     calibrate = plan(COSTS, WORK)[0]
     assert calibrate.tuner == "calibrate"
     assert calibrate.phases == (
-        Phase("calibration", 4, 4 * (110.0 + 180 * 1.5)),
+        Phase("calibration", 4, 4 * (110.0 + 180 * 0.5)),
+        Phase("refinement", 4, 4 * (110.0 + 180 * 1.5)),
         Phase("tune prompts", 4, 4 * 60.0),
         EVALUATION,
     )
-    assert calibrate.num_renderings == 21
-    assert calibrate.seconds == 1520.0 + 240.0 + 930.0
+    assert calibrate.num_renderings == 25
+    assert calibrate.seconds == 800.0 + 1520.0 + 240.0 + 930.0
     assert calibrate.peak_memory_gib == 23.0
 
 
@@ -84,10 +89,12 @@ def test_only_what_is_probed_costs(changed: dict[str, int], renderings: int, sec
     assert plan(COSTS, replace(WORK, **changed))[1].phases[1] == Phase("sensitivity", renderings, seconds)
 
 
-def test_curves_that_are_kept_cost_nothing() -> None:
-    calibrate, optuna, _ = plan(COSTS, replace(WORK, curves_kept=("optuna",)))
-    assert calibrate.phases == plan(COSTS, WORK)[0].phases
+def test_curves_and_limits_that_are_kept_cost_nothing() -> None:
+    calibrate, optuna, _ = plan(COSTS, replace(WORK, curves_kept=True))
+    assert calibrate.phases == (Phase("calibration", 0, 0.0), *plan(COSTS, WORK)[0].phases[1:])
     assert optuna.phases == (Phase("calibration", 0, 0.0), *plan(COSTS, WORK)[1].phases[1:])
+    calibrate = plan(COSTS, replace(WORK, curves_kept=True, limits_kept=True))[0]
+    assert calibrate.phases[:2] == (Phase("calibration", 0, 0.0), Phase("refinement", 0, 0.0))
 
 
 def test_builtin_costs_its_kernel_calls() -> None:
@@ -120,7 +127,7 @@ def test_the_text_has_a_line_for_each_tuner_and_phase() -> None:
     assert cells["builtin"][1:] == ["21", "-", "21.0", "GiB"]
     assert lines[-1] == "--max-minutes 90 ends a search sooner, with the best so far"
     value = json.loads(json.dumps(cost_dict(cost)))
-    assert [tuner["seconds"] for tuner in value["tuners"]] == [2690.0, 13990.0, None]
+    assert [tuner["seconds"] for tuner in value["tuners"]] == [3490.0, 13990.0, None]
     assert value["measured"]["fixed"] == 10.0
     assert value["workload"]["eval_cached"] == 2
 
@@ -140,13 +147,22 @@ def test_steps_and_calls_of_the_demo_model_are_measured(bench: Bench) -> None:
     spent = time.perf_counter() - started
     assert measured.calls_per_step == 8.0
     assert measured.head_calls_per_step == 24.0
-    for seconds in (measured.dense_step, measured.sparse_step, measured.measure):
+    for seconds in (measured.dense_step, measured.sparse_step, measured.measure, measured.refine):
         assert 0.0 < seconds < spent
     assert measured.dense(3) + measured.sparse(3) < 1.5 * spent
-    assert measured.measure < measured.measure_with_pv
     assert 0.1 < measured.peak_dense_gib < 16.0
     assert (measured.kernel_call, measured.no_kernel) == (None, "the model is on cpu")
     assert not any("forward" in vars(module) for module in bench.renderer.loaded.pipe.transformer.modules())
+
+
+def smooth_curves(bench: Bench) -> Curves:
+    """Curves of the bench's layers, whatever they say."""
+    shape = (len(bench.arrangements), len(bench.rig.layers), 3, 3)
+    error = np.broadcast_to(np.linspace(1.0, 0.0, len(bench.points)), (*shape, len(bench.points))).astype(np.float32)
+    size = np.ones(shape[1:], np.float32)
+    return Curves(
+        bench.rig.layers, bench.arrangements, (0, 1, 2), 3, bench.points, error, error, error, size, 2, True
+    )  # fmt: skip
 
 
 def test_what_earlier_runs_kept_is_found(bench: Bench) -> None:
@@ -156,11 +172,12 @@ def test_what_earlier_runs_kept_is_found(bench: Bench) -> None:
     frames = torch.zeros(9, 64, 64, 3, dtype=torch.uint8).numpy()
     bench.cache.put(baseline_key(bench.renderer, bench.eval_prompts[1], bench.config.eval.seed), frames, 1.0)
     assert workload(bench).eval_cached == 1
-    assert before.curves_kept == ()
-    kept = curves_path(bench)
-    kept.parent.mkdir(parents=True)
-    kept.write_bytes(b"")
-    assert workload(bench).curves_kept == ("optuna",)
+    assert (before.curves_kept, before.limits_kept) == (False, False)
+    curves = smooth_curves(bench)
+    curves.save(curves_path(bench))
+    assert (workload(bench).curves_kept, workload(bench).limits_kept) == (True, False)
+    Limits.none(curves.layers).save(limits_path(bench, start_of(bench, curves)))
+    assert workload(bench).limits_kept
 
 
 def test_a_model_without_a_call_to_measure_is_said(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ def test_time_belongs_to_the_phase_whose_event_ends_it() -> None:
         (1.0, lambda: clock.on_study_start(unused)),
         (5.0, lambda: clock.on_calibration_step(CalibrationStep(0, 1, 1, 2))),
         (5.0, lambda: clock.on_calibration_step(CalibrationStep(0, 1, 2, 2))),
+        (4.0, lambda: clock.on_refine_step(CalibrationStep(0, 1, 1, 1))),
         (7.0, lambda: clock.on_probe_step(ProbeStep(0, 1, 1, 1))),
         (2.0, lambda: clock.on_trial_start(unused)),  # what the last probe's video took to be judged
         (20.0, lambda: clock.on_step(TrialStep(0, 0, 1, 1, 1))),
@@ -36,7 +37,9 @@ def test_time_belongs_to_the_phase_whose_event_ends_it() -> None:
     for seconds, happens in events:
         hands.now += seconds
         happens()
-    assert clock.stop() == {"preparation": 1.0, "calibration": 10.0, "probes": 9.0, "trials": 22.5, "judging": 30.0}
+    assert clock.stop() == {
+        "preparation": 1.0, "calibration": 10.0, "refinement": 4.0, "probes": 9.0, "trials": 22.5, "judging": 30.0
+    }  # fmt: skip
 
 
 def test_phases_add_up_to_the_whole_and_stand_in_order() -> None:

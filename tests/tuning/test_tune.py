@@ -4,17 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.checkpoint import load_checkpoint
 from sparsetune.config import Config
 from sparsetune.errors import EngineError, TuningError
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.models.pipelines import demo_config
 from sparsetune.tuning import tune
-from sparsetune.tuning.calibrate import sample_steps
-from sparsetune.tuning.curves import Arrangement, Curves
 from sparsetune.tuning.events import CalibrationStep, ProbeStep, StudyStarted, TrialPrompt, TuningListener, TuningResult
 from sparsetune.tuning.opening import open_bench
+from sparsetune.tuning.probe import sample_steps
 
 
 def config(tmp_path: Path, **overrides) -> Config:
@@ -140,29 +138,6 @@ def test_builtin_stays_in_this_process(tmp_path: Path) -> None:
         EngineError, match="must have the model in this process, but --engine is ray; use --engine local"
     ):
         open_bench(config(tmp_path, tune__tuner="builtin", engine__name="ray"), tmp_path)
-
-
-def test_calibrate_gives_the_policy_within_its_bounds(first, tmp_path: Path) -> None:
-    folder, _, _ = first
-    result = tune(config(folder, tune__tuner="calibrate", tune__l1=0.2, tune__pv_l1=0.25), output_dir=tmp_path)
-    assert [trial.params for trial in result.trials] == [{"l1": 0.2, "pv_l1": 0.25}]
-    policy = load_checkpoint(tmp_path / "checkpoint").policy
-    curves = Curves.load(result.calibration_path)
-    heads = [head for layer in policy.layers for head in layer.heads if head.is_sparse]
-    assert heads and result.best.sparsity > 0 and result.evaluation is not None
-    for index, layer in enumerate(policy.layers):
-        place = curves.arrangements.index(Arrangement(policy.orders[index], True))
-        for head, thresholds in enumerate(layer.heads):
-            if thresholds.is_sparse:
-                point = next(i for i, p in enumerate(curves.points) if isclose(p, thresholds))
-                assert curves.error[place, index, :, head, point].max() <= 0.25
-
-
-def isclose(one: HeadThresholds, two: HeadThresholds) -> bool:
-    """Whether two thresholds are the same but for float32's rounding in the checkpoint."""
-    return (one.simthreshd1, one.pvthreshd) == pytest.approx((two.simthreshd1, two.pvthreshd)) and (
-        one.cdfthreshd == pytest.approx(two.cdfthreshd, abs=1e-7)
-    )
 
 
 def test_no_time_is_no_trial_and_nothing_is_lost(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ JUDGE: Final = "judge"
 
 _PHASES: Final[Mapping[str, tuple[str, ...]]] = {
     "optuna": ("calibrate", "probe", TRIALS, JUDGE),
-    "calibrate": ("calibrate", TRIALS, JUDGE),
+    "calibrate": ("calibrate", "refine", TRIALS, JUDGE),
     "builtin": ("search", TRIALS, JUDGE),
 }
 
@@ -111,6 +111,11 @@ class SearchState:
         """Count a step of the calibration, or of SpargeAttn's search."""
         place = event.index * event.num_steps + event.step
         return self._counted(self.phases[0].name, now, place, event.num_prompts * event.num_steps)
+
+    def refined(self, event: CalibrationStep, now: float) -> Self:
+        """Count a step of a rendering on which thresholds are searched."""
+        place = event.index * event.num_steps + event.step
+        return self._counted("refine", now, place, event.num_prompts * event.num_steps)
 
     def probed(self, event: ProbeStep, now: float) -> Self:
         """Count a step of a probe."""

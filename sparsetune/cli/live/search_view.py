@@ -27,7 +27,13 @@ _FIXED_LINES = 8
 
 _LAST = 5
 
-_LEFT_FOR = {"calibrate": "calibrating", "search": "its search", "probe": "probing", TRIALS: "trials"}
+_LEFT_FOR = {
+    "calibrate": "calibrating",
+    "refine": "refining",
+    "search": "its search",
+    "probe": "probing",
+    TRIALS: "trials",
+}
 
 
 def search_rows(state: SearchState, now: float, memory: Memory, width: int, height: int) -> list[RenderableType]:

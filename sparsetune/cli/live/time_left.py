@@ -38,8 +38,8 @@ def search_time_left(state: SearchState, now: float) -> TimeLeft:
 
     The phase in hand goes on at its own mean pace: seconds a step, or a trial, workers at once and trials that were
     given up early being in that mean. Phases to come are counted in renderings, at the mean time of those measured in
-    trials or probes; a calibration's renderings are measured while they run, so they foretell nothing. `max_minutes`
-    ends a search at the latest.
+    trials or probes; renderings of a calibration, or to refine it, are measured while they run, so they foretell
+    nothing. `max_minutes` ends a search at the latest.
     """
     phase = state.phase
     if phase is None:

@@ -33,7 +33,12 @@ def test_phases_that_an_earlier_run_has_measured_never_begin() -> None:
 
 
 def test_every_tuner_has_phases_of_its_own() -> None:
-    assert [phase.name for phase in begun(tuner="calibrate").phases] == ["calibrate", "trials", "judge"]
+    state = begun(tuner="calibrate")
+    assert [phase.name for phase in state.phases] == ["calibrate", "refine", "trials", "judge"]
+    state = state.calibrated(CalibrationStep(1, 2, 10, 10), 1.0).refined(CalibrationStep(1, 2, 1, 10), 5.0)
+    assert phases(state) == {"calibrate": "ended", "refine": "running", "trials": "none", "judge": "none"}
+    refine = state.named("refine")
+    assert (refine.done, refine.kept, refine.total, refine.started) == (11.0, 10.0, 20.0, 1.0)
     state = begun(tuner="builtin").calibrated(CalibrationStep(0, 1, 5, 10), 1.0)
     assert phases(state) == {"search": "running", "trials": "none", "judge": "none"}
 

@@ -84,6 +84,14 @@ def test_judging_shows_whose_videos_they_are_and_the_figures_so_far() -> None:
     assert "last    prompt 1  sparsity 0.250, psnr 37.00 dB, frame_cosine 0.9900, 3.0 s" in lines
 
 
+def test_refining_has_its_bar_and_its_time_left() -> None:
+    state = SearchState.begun(study(1, tuner="calibrate"), 0.0).calibrated(CalibrationStep(1, 2, 10, 10), 8.0)
+    lines = drawn(search_rows(state.refined(CalibrationStep(0, 2, 1, 10), 10.0), 10.0, MEMORY, 79, 24))
+    assert "phase   calibrate 0:08 > [refine] > trials > judge" in lines
+    assert any(line.startswith("done    ━") and line.endswith(" 5 %, step 1/20") for line in lines)
+    assert any(line.startswith("left    0:38 for refining") for line in lines)
+
+
 def test_phases_that_an_earlier_run_has_measured_are_kept() -> None:
     state = SearchState.begun(study(num_done=3), 0.0).trial_started(start(3), 1.0)
     assert "phase   calibrate kept > probe kept > [trials] > judge" in drawn(search_rows(state, 2.0, MEMORY, 79, 24))

@@ -1,0 +1,227 @@
+"""Refining on the demo model: bounds kept on every input, kept on disk, gone on with where it was left."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sparsetune.attention.backends import ReferenceBackend
+from sparsetune.attention.plain import PlainCall
+from sparsetune.attention.policy import Policy
+from sparsetune.attention.sparsify import kept_blocks
+from sparsetune.attention.thresholds import PVTHRESHD_OFF
+from sparsetune.checkpoint import load_checkpoint
+from sparsetune.config import Config
+from sparsetune.engine import run_one
+from sparsetune.errors import TuningError
+from sparsetune.models.pipelines import demo_config
+from sparsetune.tuning import tune
+from sparsetune.tuning.bench import Bench
+from sparsetune.tuning.bounds import Bounds
+from sparsetune.tuning.curves import Curves
+from sparsetune.tuning.events import CalibrationStep, TuningListener
+from sparsetune.tuning.limits import Limits
+from sparsetune.tuning.opening import open_bench
+from sparsetune.tuning.preparation import curves_path, prepare, sampled_steps
+from sparsetune.tuning.probe import in_order, render_watched
+from sparsetune.tuning.refine import RefinePrompt
+from sparsetune.tuning.refinement import limits_path, refined_policy, start_of
+from sparsetune.tuning.rerun import config_from_manifest
+from sparsetune.tuning.runner import TimeIsUp
+
+BOUNDS = Bounds(0.1, 0.12)
+
+
+def config(folder: Path, **overrides: object) -> Config:
+    small = {
+        "model.device": "cpu",
+        "generation.num_frames": 9,
+        "generation.num_inference_steps": 2,
+        "tune.tuner": "calibrate",
+        "tune.num_prompts": 2,
+        "tune.calibration_steps": 1,
+        "tune.orders": ("raster", "tiles"),
+        "tune.l1": BOUNDS.l1,
+        "tune.pv_l1": BOUNDS.pv_l1,
+        "eval.num_prompts": 1,
+        "eval.save_videos": False,
+        "gate.min_psnr": 20.0,
+        "gate.min_psnr_worst": None,
+        "tracking.root": folder / "mlruns",
+        "cache.dir": folder / "cache",
+    }
+    return demo_config(small | {name.replace("__", "."): value for name, value in overrides.items()})
+
+
+class Recorder(TuningListener):
+    """Keeps the steps."""
+
+    def __init__(self) -> None:
+        self.calibrated: list[CalibrationStep] = []
+        self.refined: list[CalibrationStep] = []
+
+    def on_calibration_step(self, event: CalibrationStep) -> None:
+        self.calibrated.append(event)
+
+    def on_refine_step(self, event: CalibrationStep) -> None:
+        self.refined.append(event)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A bench whose prompts are calibrated, and what refining them came to."""
+
+    folder: Path
+    bench: Bench
+    curves: Curves
+    start: Policy
+    policy: Policy
+    recorder: Recorder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    folder, recorder = tmp_path_factory.mktemp("refinement"), Recorder()
+    bench = open_bench(config(folder), folder, (recorder,))
+    curves = prepare(bench, probe=False).curves
+    return Place(folder, bench, curves, start_of(bench, curves), refined_policy(bench, curves), recorder)
+
+
+def test_every_head_holds_both_bounds_on_every_call(place: Place) -> None:
+    tensors = [layer.tensors(torch.device("cpu"), select_partial=True) for layer in place.policy.layers]
+    sparsities = []
+
+    def look(layer: int, step: int, plain: PlainCall) -> None:
+        q, k, v = in_order(plain, place.policy.orders[layer])
+        dense = F.scaled_dot_product_attention(q, k, v, scale=plain.scale)
+        backend = ReferenceBackend()
+        keep = kept_blocks(True, plain.layout, backend.blocks)
+        off = replace(tensors[layer], pvthreshd=torch.full_like(tensors[layer].pvthreshd, PVTHRESHD_OFF))
+        for thresholds, bound in ((off, BOUNDS.l1), (tensors[layer], BOUNDS.pv_l1)):
+            attended = backend.attend(q, k, v, thresholds, scale=plain.scale, keep=keep)
+            error = (attended.output - dense).abs().sum((0, 2, 3)) / dense.abs().sum((0, 2, 3))
+            assert error.max() <= bound * 1.001
+        num_q, num_k = backend.blocks.counts(q.shape[-2], k.shape[-2])
+        sparsities.append(1 - attended.computed / (q.shape[0] * num_q * num_k))
+
+    for prompt in place.bench.prompts:
+        render_watched(
+            place.bench.renderer, prompt, 42, look, steps=sampled_steps(place.bench), backend=ReferenceBackend()
+        )
+    assert len(sparsities) == 2 * 8
+    assert torch.stack(sparsities).mean() > 0.02
+
+
+def test_orders_and_similarity_thresholds_are_those_of_the_start(place: Place) -> None:
+    assert place.policy.orders == place.start.orders and place.policy.select_partial and place.policy.keep_text
+    for layer, start in zip(place.policy.layers, place.start.layers, strict=True):
+        for head, begun in zip(layer.heads, start.heads, strict=True):
+            assert not head.is_sparse or head.simthreshd1 == begun.simthreshd1
+    heads = [head for layer in place.policy.layers for head in layer.heads if head.is_sparse]
+    assert any(head.pvthreshd < PVTHRESHD_OFF for head in heads)
+    assert len({head.cdfthreshd for head in heads}) > 0.9 * len(heads)
+
+
+def test_steps_are_told_and_the_limits_kept(place: Place) -> None:
+    assert place.recorder.refined == [
+        CalibrationStep(prompt, 2, step, 2, place.bench.engine.workers[0]) for prompt in (0, 1) for step in (1, 2)
+    ]
+    limits = Limits.load(limits_path(place.bench, place.start))
+    assert limits.num_inputs == 2 and limits.policy(place.start) == place.policy
+    assert limits_path(place.bench, place.start).parent.parent == curves_path(place.bench).parent
+    assert [path.suffixes for path in limits_path(place.bench, place.start).parent.iterdir()] == [[".npz"]]
+
+
+def bench_at(place: Place, root: Path, *listeners: TuningListener, **changes: float) -> Bench:
+    """The same bench with a place of its own for what it measures, and the first one's curves."""
+    tuned = place.bench.config
+    tuned = tuned.model_copy(
+        update={
+            "tracking": tuned.tracking.model_copy(update={"root": root}),
+            "tune": tuned.tune.model_copy(update=changes),
+        }
+    )
+    return replace(place.bench, config=tuned, listeners=listeners)
+
+
+def searched(bench: Bench, start: Policy, index: int, bounds: Bounds = BOUNDS) -> Limits:
+    """What a worker makes of one prompt."""
+    return run_one(
+        bench.engine, RefinePrompt(bench.prompts[index], 42, start, bounds, sampled_steps(bench), "reference")
+    )
+
+
+def test_prompts_that_others_did_in_any_order_are_gone_on_with_to_the_same_end(place: Place, tmp_path: Path) -> None:
+    recorder = Recorder()
+    bench = bench_at(place, tmp_path, recorder)
+    path = limits_path(bench, place.start)
+    path.parent.mkdir(parents=True)
+    second = searched(bench, place.start, 1)
+    second.save(path.with_suffix(".1.npz"))
+    assert refined_policy(bench, place.curves) == place.policy != second.policy(place.start)
+    assert {event.index for event in recorder.refined} == {0}
+    assert [each.suffixes for each in path.parent.iterdir()] == [[".npz"]]
+
+
+def test_a_damaged_part_says_what_to_do(place: Place, tmp_path: Path) -> None:
+    bench = bench_at(place, tmp_path)
+    path = limits_path(bench, place.start)
+    path.parent.mkdir(parents=True)
+    for part in ("0", "1"):
+        path.with_suffix(f".{part}.npz").write_bytes(b"nothing")
+    with pytest.raises(TuningError, match=r"\.0\.npz can't be read as one .*; remove it to search them again"):
+        refined_policy(bench, place.curves)
+
+
+def test_no_time_is_told(place: Place, tmp_path: Path) -> None:
+    with pytest.raises(TimeIsUp):
+        refined_policy(bench_at(place, tmp_path, max_minutes=1e-6), place.curves)
+
+
+def test_all_that_decides_the_limits_is_in_their_name(place: Place, tmp_path: Path) -> None:
+    path = limits_path(bench_at(place, tmp_path), place.start)
+    in_order_of_policy = tuple(replace(layer, order=None) for layer in place.start.layers)
+    others = [
+        limits_path(bench_at(place, tmp_path, l1=0.09), place.start),
+        limits_path(bench_at(place, tmp_path, pv_l1=0.13), place.start),
+        limits_path(bench_at(place, tmp_path), replace(place.start, keep_text=False)),
+        limits_path(bench_at(place, tmp_path), replace(place.start, order="hilbert", layers=in_order_of_policy)),
+    ]
+    assert len({path, *others}) == 5
+    assert limits_path(bench_at(place, tmp_path), place.start) == path
+
+
+def test_a_larger_bound_leaves_more_out(place: Place) -> None:
+    limits = searched(place.bench, place.start, 0, Bounds(0.2, 0.25))
+    kept = Limits.load(limits_path(place.bench, place.start))
+    there = np.isfinite(kept.cut)
+    assert (limits.cut <= kept.cut)[there].all() and (limits.cut < kept.cut)[there].mean() > 0.9
+
+
+def test_the_tuner_renders_saves_and_judges_it(place: Place, tmp_path: Path) -> None:
+    recorder = Recorder()
+    result = tune(config(place.folder), output_dir=tmp_path, listeners=(recorder,))
+    assert not recorder.calibrated and not recorder.refined  # both are kept
+    assert [trial.params for trial in result.trials] == [{"l1": 0.1, "pv_l1": 0.12}]
+    assert result.best.sparsity > 0 and result.evaluation is not None
+    saved = load_checkpoint(tmp_path / "checkpoint")
+    assert saved.policy == place.policy == result.best.policy
+    assert (saved.manifest.search["tune"]["l1"], saved.manifest.tuner_settings["pv_l1"]) == (0.1, 0.12)
+    assert result.calibration_path == curves_path(place.bench)
+
+
+def test_a_search_with_optuna_uses_the_same_curves(place: Place) -> None:
+    searching = config(place.folder, tune__tuner="optuna")
+    bench = replace(place.bench, config=searching)
+    assert curves_path(bench) == curves_path(place.bench)
+
+
+@pytest.mark.slow
+def test_the_search_repeated_from_its_manifest_finds_the_same_policy(place: Place, tmp_path: Path) -> None:
+    tune(config(place.folder), output_dir=tmp_path / "first")
+    again = config_from_manifest(tmp_path / "first" / "checkpoint", config(tmp_path))
+    assert again.tracking.root == tmp_path / "mlruns"
+    assert tune(again, output_dir=tmp_path / "again").best.policy == place.policy
