@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from sparsetune.attention.policy import Policy
 from sparsetune.config import Config, resolve
+from sparsetune.config.files import configs_folder
 from sparsetune.engine import Engine, Outcome, Started, Task, Worker
 from sparsetune.engine.engine import OnEvent
 from sparsetune.engine.events import Event, Incident
@@ -331,6 +332,7 @@ def configured(options: argparse.Namespace, workers: int, trials: int, folder: P
         module.write_text(SHALLOW)
         gpu = torch.cuda.is_available()
         settings |= {"model.source": "cogvideox-2b", "model.random_weights": "full" if gpu else "tiny"}
+        settings |= {"eval.prompt_file": configs_folder() / "prompts" / "demo-eval.txt"}  # its own file has 14
         settings |= {"eval.metric_modules": (str(module),)} if gpu else {}
     if options.frames:
         settings["generation.num_frames"] = options.frames
