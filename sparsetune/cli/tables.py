@@ -199,7 +199,11 @@ def before_after_text(comparison: "Comparison") -> str:
         ["gate to deploy", *(outcome("met" if side.gate_passed else "not met") for side in sides)],
         ["sparsity", *(_figure(side.sparsity, "{:.3f}") for side in sides)],
         ["theoretical attention speed-up", *(_figure(side.theoretical_speedup, "{:.2f}x") for side in sides)],
-        ["measured speed-up", *(_figure(side.measured_speedup, "{:.2f}x") for side in sides)],
+        *(
+            [["measured speed-up", *(_figure(side.measured_speedup, "{:.2f}x") for side in sides)]]
+            if any(side.measured_speedup is not None for side in sides)
+            else []
+        ),
         ["failed prompts", *(str(side.num_failed) for side in sides)],
     ]
     changes = [_change_row(change) for change in comparison.changes]
