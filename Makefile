@@ -48,7 +48,7 @@ ui: $(INSTALLED) ## open the MLflow UI on the recorded runs
 	$(BIN)/sparsetune ui
 
 test: $(INSTALLED) ## run the tests that need no GPU (CI=true: the slow ones too)
-	$(BIN)/pytest -m "not gpu and not slow and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not slow and not browser"
 ifeq ($(CI),true)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "(slow or browser) and not gpu"
 endif

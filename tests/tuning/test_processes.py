@@ -38,7 +38,7 @@ def run(url: str, folder: Path, n_trials: int, dies_at: int) -> int:
 @pytest.mark.parametrize(
     ("storage", "n_trials"),
     [
-        ("journal", 40),
+        ("journal", 16),
         pytest.param("journal", 200, marks=pytest.mark.slow),
         pytest.param("postgresql", 120, marks=pytest.mark.slow),
     ],

@@ -154,6 +154,7 @@ def searched(bench: Bench, start: Policy, index: int, bounds: Bounds = BOUNDS) -
     )
 
 
+@pytest.mark.slow
 def test_prompts_that_others_did_in_any_order_are_gone_on_with_to_the_same_end(place: Place, tmp_path: Path) -> None:
     recorder = Recorder()
     bench = bench_at(place, tmp_path, recorder)
@@ -194,6 +195,7 @@ def test_all_that_decides_the_limits_is_in_their_name(place: Place, tmp_path: Pa
     assert limits_path(bench_at(place, tmp_path), place.start) == path
 
 
+@pytest.mark.slow
 def test_a_larger_bound_leaves_more_out(place: Place) -> None:
     limits = searched(place.bench, place.start, 0, Bounds(0.2, 0.25))
     kept = Limits.load(limits_path(place.bench, place.start))
@@ -201,6 +203,7 @@ def test_a_larger_bound_leaves_more_out(place: Place) -> None:
     assert (limits.cut <= kept.cut)[there].all() and (limits.cut < kept.cut)[there].mean() > 0.9
 
 
+@pytest.mark.slow
 def test_the_tuner_renders_saves_and_judges_it(place: Place, tmp_path: Path) -> None:
     recorder = Recorder()
     result = tune(config(place.folder), output_dir=tmp_path, listeners=(recorder,))

@@ -431,6 +431,7 @@ def test_a_killed_run_loses_no_trial(tmp_path: Path) -> None:
     assert any(trial.params["l1"] == cut_off.params["l1"] for trial in recorder.trials)
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_none_of_the_trials_that_were_under_way(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path), "3"]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
