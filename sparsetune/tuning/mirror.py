@@ -37,6 +37,10 @@ class _Unwritten:
     system_attrs: dict[str, Any] = field(default_factory=dict)
     intermediate_values: dict[int, float] = field(default_factory=dict)
 
+    def is_due(self, to_the_last: bool) -> bool:
+        """Whether it is to be written; intermediate values alone can wait, but not beyond the trial's end."""
+        return bool(self.params or self.user_attrs or self.system_attrs or (to_the_last and self.intermediate_values))
+
 
 class Mirror(_CachedStorage):
     """Keeps the running trials of this process in memory, beside the finished ones that Optuna's own cache keeps.
@@ -79,7 +83,7 @@ class Mirror(_CachedStorage):
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """End a trial, or take one that waits, which is ours from then on."""
         with self._mirror_lock:
-            self._write([trial_id])
+            self._write([trial_id], to_the_last=True)
             with self._noticing(trial_id):
                 if not super().set_trial_state_values(trial_id, state, values):
                     return False
@@ -119,8 +123,9 @@ class Mirror(_CachedStorage):
         with self._mirror_lock:
             if trial_id not in self._ours:
                 return super().set_trial_user_attr(trial_id, key, value)
+            read = _as_read(value)  # before it is taken in: what isn't JSON can't be written
             self._ours[trial_id].user_attrs[key] = value
-            self._change(trial_id, user_attrs={**self._known(trial_id).user_attrs, key: _as_read(value)})
+            self._change(trial_id, user_attrs={**self._known(trial_id).user_attrs, key: read})
             self._write_unless_gathering(trial_id)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
@@ -128,8 +133,9 @@ class Mirror(_CachedStorage):
         with self._mirror_lock:
             if trial_id not in self._ours:
                 return super().set_trial_system_attr(trial_id, key, value)
+            read = _as_read(value)
             self._ours[trial_id].system_attrs[key] = value
-            self._change(trial_id, system_attrs={**self._known(trial_id).system_attrs, key: _as_read(value)})
+            self._change(trial_id, system_attrs={**self._known(trial_id).system_attrs, key: read})
             self._write_unless_gathering(trial_id)
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
@@ -219,10 +225,10 @@ class Mirror(_CachedStorage):
         if self._gathers != threading.get_ident():
             self._write([trial_id])
 
-    def _write(self, trial_ids: Sequence[int]) -> None:
+    def _write(self, trial_ids: Sequence[int], to_the_last: bool = False) -> None:
         for trial_id in trial_ids:
             unwritten = self._ours.get(trial_id)
-            if unwritten is not None and (unwritten.params or unwritten.user_attrs or unwritten.system_attrs):
+            if unwritten is not None and unwritten.is_due(to_the_last):
                 with self._noticing(trial_id):
                     self._write_one(trial_id, unwritten)
                 self._ours[trial_id] = _Unwritten()

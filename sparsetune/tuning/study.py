@@ -165,7 +165,8 @@ def _check_failures(engine: Engine, results: Sequence[TrialResult]) -> None:
     if _failed_alike(last) and len(workers) >= min(_SAME_FAILURES, engine.num_workers):
         raise TuningError(f"trials must not all fail, but the last {len(last)} failed alike: {last[0].reason}")
     theirs = [trial for trial in results if trial.worker == sick][-_SAME_FAILURES:]
-    if sick is not None and engine.num_workers > 1 and _failed_alike(theirs):
+    elsewhere = {trial.reason for trial in [each for each in results if each.worker != sick][-_SAME_FAILURES:]}
+    if sick is not None and engine.num_workers > 1 and _failed_alike(theirs) and theirs[0].reason not in elsewhere:
         engine.leave_out(sick, f"the last {len(theirs)} trials on it failed alike: {theirs[0].reason}")
 
 

@@ -117,3 +117,24 @@ def test_a_trial_costs_as_many_queries_whatever_runs_beside_it(tmp_path: Path) -
         counts.append(len(statements))
     assert isinstance(study._storage._backend.engine, sqlalchemy.Engine)
     assert counts[14] == counts[2] < 40
+
+
+def test_what_is_reported_last_is_written_when_a_trial_ends(tmp_path: Path) -> None:
+    database = RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
+    study = optuna.create_study(storage=Mirror(database), pruner=optuna.pruners.NopPruner())
+    trial = study.ask()
+    trial.report(1.0, 0)
+    trial.report(2.0, 1)
+    study.tell(trial, 3.0)
+    (read,) = RDBStorage(f"sqlite:///{tmp_path / 'study.db'}").get_all_trials(study._study_id)
+    assert read.intermediate_values == {0: 1.0, 1: 2.0}
+
+
+def test_an_attribute_that_isn_t_json_is_refused_and_forgotten(tmp_path: Path) -> None:
+    study = optuna.create_study(storage=Mirror(RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")))
+    trial = study.ask()
+    with pytest.raises(TypeError):
+        trial.set_user_attr("what", object())
+    trial.suggest_float("x", 0.0, 1.0)
+    study.tell(trial, 1.0)
+    assert study.trials[0].state == TrialState.COMPLETE and not study.trials[0].user_attrs

@@ -81,6 +81,9 @@ def flex_under_map(q: Tensor, k: Tensor, v: Tensor, computed: Tensor, blocks: Bl
     Returns:
         (batch, heads, q tokens, head_dim) in q's dtype.
     """
+    if not q.is_cuda and torch.compiler.is_compiling():  # uncompiled, FlexAttention can't run in a traced operator
+        mask = block_mask(computed, blocks, (q.shape[-2], k.shape[-2]), by_token=True)
+        return _attend(q, k, v, mask, scale, None)
     output: Tensor = _under_map(q, k, v, computed, blocks.q, blocks.k, scale)
     return output
 
