@@ -1,9 +1,5 @@
 """Calibrated curves: what each point of a grid of thresholds costs each head in error, and earns in sparsity."""
 
-import json
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,18 +10,12 @@ import numpy.typing as npt
 
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.thresholds import HeadThresholds, Rule
-from sparsetune.errors import ThresholdError, TuningError
-from sparsetune.files import atomic_path
+from sparsetune.errors import TuningError
+from sparsetune.tuning.tables import UNREADABLE, read_table, write_table
 
 Array = npt.NDArray[np.float32]
 
 SCHEMA_VERSION = 2
-
-# What numpy, zipfile and json raise on damaged files, and what our own types raise on their contents.
-_UNREADABLE = (
-    OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, SyntaxError, tokenize.TokenError,
-    zipfile.BadZipFile, zlib.error, ThresholdError,
-)  # fmt: skip
 
 _CDFS = tuple(round(1.0 - 2.0 ** (-place / 2), 6) for place in range(21))
 """Error goes with the probability that is left out, 1 − cdfthreshd: each point leaves out √2 less than the last."""
@@ -136,7 +126,6 @@ class Curves:
     def save(self, path: Path) -> None:
         """Write the curves as .npz: the four arrays as above, `about` a JSON text with the rest."""
         about: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
             "layers": self.layers,
             "arrangements": [arrangement._asdict() for arrangement in self.arrangements],
             "steps": self.steps,
@@ -145,11 +134,10 @@ class Curves:
             "select_partial": self.select_partial,
             "points": [asdict(point) for point in self.points],
         }
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(
-                file, error=self.error, error_rms=self.error_rms, sparsity=self.sparsity, size=self.size,
-                about=np.array(json.dumps(about)),
-            )  # fmt: skip
+        write_table(
+            path, SCHEMA_VERSION, about,
+            error=self.error, error_rms=self.error_rms, sparsity=self.sparsity, size=self.size,
+        )  # fmt: skip
 
     @classmethod
     def load(cls, path: Path) -> "Curves":
@@ -159,11 +147,8 @@ class Curves:
             TuningError: the file isn't that.
         """
         try:
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                about = json.loads(str(file["about"]))
-                if about.pop("schema_version") != SCHEMA_VERSION:
-                    raise ValueError("another version's schema")
-                error, error_rms, sparsity, size = (file[name] for name in ("error", "error_rms", "sparsity", "size"))
+            about, arrays = read_table(path, SCHEMA_VERSION, "error", "error_rms", "sparsity", "size")
+            error, error_rms, sparsity, size = arrays
             return cls(
                 layers=tuple((name, heads) for name, heads in about["layers"]),
                 arrangements=tuple(Arrangement(**each) for each in about["arrangements"]),
@@ -177,7 +162,7 @@ class Curves:
                 num_inputs=about["num_inputs"],
                 select_partial=about["select_partial"],
             )
-        except _UNREADABLE as problem:
+        except UNREADABLE as problem:
             raise TuningError(
                 f"the calibration must be a table that sparsetune wrote, but {path} can't be read as one ({problem}); "
                 "remove it to calibrate again"

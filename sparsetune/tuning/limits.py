@@ -1,29 +1,18 @@
 """How low each head's thresholds may go: what searches of one layer and input after the other come to."""
 
-import json
-import tokenize
-import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds, Rule
 from sparsetune.errors import TuningError
-from sparsetune.files import atomic_path
 from sparsetune.tuning.bounds import DENSE
 from sparsetune.tuning.curves import Array
+from sparsetune.tuning.tables import UNREADABLE, read_table, write_table
 
 SCHEMA_VERSION = 1
-
-# What numpy, zipfile and json raise on damaged files.
-_UNREADABLE = (
-    OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, SyntaxError, tokenize.TokenError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,11 +77,8 @@ class Limits:
 
     def save(self, path: Path) -> None:
         """Write the limits as .npz: the two arrays as above, `about` a JSON text with the rest."""
-        about: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION, "layers": self.layers, "num_inputs": self.num_inputs
-        }  # fmt: skip
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, cut=self.cut, pvthreshd=self.pvthreshd, about=np.array(json.dumps(about)))
+        about = {"layers": self.layers, "num_inputs": self.num_inputs}
+        write_table(path, SCHEMA_VERSION, about, cut=self.cut, pvthreshd=self.pvthreshd)
 
     @classmethod
     def load(cls, path: Path) -> "Limits":
@@ -102,16 +88,12 @@ class Limits:
             TuningError: the file isn't that.
         """
         try:
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                about = json.loads(str(file["about"]))
-                if about["schema_version"] != SCHEMA_VERSION:
-                    raise ValueError("another version's schema")
-                layers = tuple((str(name), int(heads)) for name, heads in about["layers"])
-                cut, pvthreshd = file["cut"], file["pvthreshd"]
-                if not cut.shape == pvthreshd.shape == cls.none(layers).cut.shape:
-                    raise ValueError(f"arrays of {cut.shape} and {pvthreshd.shape} for {len(layers)} layers")
-                return cls(layers, cut, pvthreshd, int(about["num_inputs"]))
-        except _UNREADABLE as problem:
+            about, (cut, pvthreshd) = read_table(path, SCHEMA_VERSION, "cut", "pvthreshd")
+            layers = tuple((str(name), int(heads)) for name, heads in about["layers"])
+            if not cut.shape == pvthreshd.shape == cls.none(layers).cut.shape:
+                raise ValueError(f"arrays of {cut.shape} and {pvthreshd.shape} for {len(layers)} layers")
+            return cls(layers, cut, pvthreshd, int(about["num_inputs"]))
+        except UNREADABLE as problem:
             raise TuningError(
                 f"the limits must be a table that sparsetune wrote, but {path} can't be read as one ({problem}); "
                 "remove it to search them again"
