@@ -249,6 +249,7 @@ def variants(place: Field, prepared: Prepared, plain: Prepared) -> Iterator[Vari
     yield "all but text kept", lambda budget: replace(whole(budget), keep_text=False), 1.0
     yield "all but partial blocks", shared(plain.curves), 1.0
     yield "all but orders", shared(prepared.curves, orders=("raster",)), 1.0
+    yield f"all but orders by head ({order})", shared(prepared.curves, orders=(order,)), 1.0
     yield "all but steps", shared(prepared.curves, steepness=0.0), 1.0
     yield "all but budgets by head", pair(schedule=scale, order=order, select_partial=True, keep_text=True), 0.5
 

@@ -1,8 +1,10 @@
 """Token orders: in which order the tokens of a latent video are cut into blocks.
 
 Attention doesn't depend on the order of its tokens, but blocks do: tokens that are neighbours in the video have
-similar keys, so a block of neighbours is described well by its mean, and fewer blocks need to be computed. q, k
-and v are permuted before the attention and its output is permuted back, which changes nothing else.
+similar keys, so a block of neighbours is described well by its mean, and fewer blocks need to be computed. Heads differ
+in what they look at: one attends within a frame, another to the same place in all frames, a third along a column; each
+needs few blocks in an order that puts those tokens together. q, k and v are permuted before the attention and its
+output is permuted back, which changes nothing else.
 """
 
 import functools
@@ -15,6 +17,9 @@ from torch import Tensor
 
 Grid = tuple[int, int, int]
 """Latent frames, height and width, in tokens."""
+
+TokenOrder = str | tuple[str, ...]
+"""One of `ORDERS` for all heads of a layer, or one for each head."""
 
 
 @dataclass(frozen=True)
@@ -39,46 +44,81 @@ class TokenLayout:
 
 @dataclass(frozen=True)
 class Permutation:
-    """A token order as positions, both int64 of shape (tokens,): `there` to read in the order, `back` to undo that."""
+    """A token order as positions, both int64: `there` to read in the order, `back` to undo that.
+
+    Args:
+        there: (tokens,), or (orders, tokens) where heads differ.
+        back: the same shape.
+        of_head: which of the orders each head takes, int64 (heads,); None where there is one for all.
+    """
 
     there: Tensor
     back: Tensor
+    of_head: Tensor | None = None
 
     def order(self, x: Tensor) -> Tensor:
-        """Put the tokens of x (..., tokens, head_dim) in the order."""
-        return x.index_select(-2, self.there)  # whole rows at a time, which `x[..., there, :]` doesn't copy as fast
+        """Put the tokens of x (batch, heads, tokens, head_dim) in the order."""
+        return self._read(x, self.there)
 
     def undo(self, x: Tensor) -> Tensor:
         """Put ordered tokens back; exact."""
-        return x.index_select(-2, self.back)
+        return self._read(x, self.back)
+
+    def _read(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Copy whole rows, which `x[..., positions, :]` doesn't do as fast."""
+        if self.of_head is None:
+            return x.index_select(-2, positions)
+        return _read_by_head(x, positions.index_select(0, self.of_head))
 
 
-def permutation(order: str, layout: TokenLayout, device: torch.device | str = "cpu") -> Permutation | None:
+def _read_by_head(x: Tensor, positions: Tensor) -> Tensor:
+    """Read x (batch, heads, tokens, head_dim) at each head's positions, (heads, tokens), out of memory as it lies."""
+    batch, num_heads, num_tokens, head_dim = x.shape
+    head = torch.arange(num_heads, device=x.device)[:, None]
+    if x.transpose(1, 2).is_contiguous():  # a token's heads side by side, as projections leave them
+        rows, places = x.transpose(1, 2), positions * num_heads + head
+    else:
+        rows, places = x, positions + head * num_tokens
+    return rows.reshape(batch, -1, head_dim).index_select(1, places.flatten()).view(x.shape)
+
+
+def permutation(order: TokenOrder, layout: TokenLayout, device: torch.device | str = "cpu") -> Permutation | None:
     """Give the positions that put a sequence in `order`; text tokens stay where they are.
 
     Args:
-        order: one of `ORDERS`.
+        order: one of `ORDERS` for all heads, or one for each head.
         layout: the sequence's layout.
         device: where the result lies.
 
     Returns:
         The permutation of all layout.num_tokens tokens, or None for raster, which changes nothing.
     """
-    if ORDERS[order] is None:
-        return None
-    return _permutation(order, layout, str(device))
+    return None if order == "raster" else _permutation(order, layout, str(device))
+
+
+@functools.lru_cache(maxsize=64)
+def _permutation(order: TokenOrder, layout: TokenLayout, device: str) -> Permutation:
+    with torch.inference_mode(False):  # what is kept must serve calls outside of inference mode too
+        if isinstance(order, str):
+            there = _positions(order, layout)
+            return Permutation(there.to(device), torch.argsort(there).to(device))
+        names = tuple(sorted(set(order)))
+        there, back = _positions_of(names, layout, device)
+        return Permutation(there, back, torch.tensor([names.index(name) for name in order], device=device))
 
 
 @functools.lru_cache(maxsize=32)
-def _permutation(order: str, layout: TokenLayout, device: str) -> Permutation:
-    key_of = ORDERS[order]
-    if key_of is None:
-        raise ValueError("raster has no permutation")
-    with torch.inference_mode(False):  # what is kept must serve calls outside of inference mode too
-        first = len(layout.text) if layout.text.start == 0 else 0
-        there = torch.arange(layout.num_tokens)
-        there[first : first + math.prod(layout.grid)] = first + torch.argsort(key_of(layout.grid), stable=True)
-        return Permutation(there.to(device), torch.argsort(there).to(device))
+def _positions_of(orders: tuple[str, ...], layout: TokenLayout, device: str) -> tuple[Tensor, Tensor]:
+    """Positions of several orders and back, (orders, tokens) each; layers with the same orders share them."""
+    there = torch.stack([_positions(order, layout) for order in orders])
+    return there.to(device), torch.argsort(there, dim=-1).to(device)
+
+
+def _positions(order: str, layout: TokenLayout) -> Tensor:
+    there = torch.arange(layout.num_tokens)
+    first = len(layout.text) if layout.text.start == 0 else 0
+    there[first : first + math.prod(layout.grid)] = first + torch.argsort(ORDERS[order](layout.grid), stable=True)
+    return there
 
 
 def _coordinates(grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,6 +126,15 @@ def _coordinates(grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     axes = torch.meshgrid(*(torch.arange(length) for length in grid), indexing="ij")
     frame, row, column = (axis.flatten() for axis in axes)
     return frame, row, column
+
+
+def _axis_key(grid: Grid, axes: str) -> Tensor:
+    """Sort key of a walk along the axes, the outermost first: `fhw` is raster."""
+    places, lengths = dict(zip("fhw", _coordinates(grid), strict=True)), dict(zip("fhw", grid, strict=True))
+    key = torch.zeros(math.prod(grid), dtype=torch.int64)
+    for axis in axes:
+        key = key * lengths[axis] + places[axis]
+    return key
 
 
 def _tile_key(grid: Grid, tile: Grid) -> Tensor:
@@ -143,12 +192,19 @@ def _hilbert_index(axes: tuple[Tensor, ...], extent: int) -> Tensor:
     return index
 
 
-ORDERS: dict[str, Callable[[Grid], Tensor] | None] = {
-    "raster": None,
+ORDERS: dict[str, Callable[[Grid], Tensor]] = {
+    "raster": lambda grid: _axis_key(grid, "fhw"),
+    "fwh": lambda grid: _axis_key(grid, "fwh"),
+    "hfw": lambda grid: _axis_key(grid, "hfw"),
+    "hwf": lambda grid: _axis_key(grid, "hwf"),
+    "wfh": lambda grid: _axis_key(grid, "wfh"),
+    "whf": lambda grid: _axis_key(grid, "whf"),
     "tiles": lambda grid: _tile_key(grid, (1, 8, 8)),
     "cubes": lambda grid: _tile_key(grid, (4, 4, 4)),
     "hilbert": _frame_hilbert_key,
     "hilbert3d": _volume_hilbert_key,
 }
-"""Name to sort key. `tiles` are 8 × 8 within a frame and `cubes` 4 × 4 × 4 over space and time, 64 tokens each
-(SpargeAttn's key block); `hilbert` walks each frame along a Hilbert curve, `hilbert3d` the whole latent video."""
+"""Name to sort key. `raster` goes through frames, rows and columns; `fwh` to `whf` name the axes in another order, the
+outermost first: `hfw` puts a row of all frames together, `wfh` a column, `hwf` and `whf` a place in all frames. `tiles`
+are 8 × 8 within a frame and `cubes` 4 × 4 × 4 over space and time, 64 tokens each (SpargeAttn's key block); `hilbert`
+walks each frame along a Hilbert curve, `hilbert3d` the whole latent video."""

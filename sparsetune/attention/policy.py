@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sparsetune.attention.ordering import ORDERS
+from sparsetune.attention.ordering import ORDERS, TokenOrder
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.thresholds import SPARGE_DEFAULTS, HeadThresholds, LayerThresholds
 from sparsetune.errors import ThresholdError
@@ -16,7 +16,8 @@ class Policy:
     Args:
         layers: one entry a self-attention layer of the transformer, in the order of its modules.
         schedule: how sparse each denoising step runs.
-        order: the token order in which blocks are cut, one of `ORDERS`; a layer may have its own.
+        order: the token order in which blocks are cut, one of `ORDERS`; a layer, or each of its heads, may
+            have its own.
         keep_text: compute every key block that holds a text token, for every query; without it the first key block,
             which is what SpargeAttn keeps when it renders (`attention_sink`).
         select_partial: choose a partial last block (of queries as of keys) like any other, by the mean over its
@@ -36,14 +37,27 @@ class Policy:
         names = [layer.name for layer in self.layers]
         if not names or len(set(names)) != len(names):
             raise ThresholdError(f"a policy must name each layer once, but names {names or 'none'}")
-        for order in (self.order, *(layer.order for layer in self.layers if layer.order is not None)):
+        for order in (self.order, *(order for of_layer in self.head_orders for order in of_layer)):
             if order not in ORDERS:
                 raise ThresholdError(f"order must be one of {', '.join(ORDERS)}, but is {order!r}")
 
     @property
-    def orders(self) -> tuple[str, ...]:
-        """The token order of each layer."""
+    def orders(self) -> tuple[TokenOrder, ...]:
+        """The token order of each layer, one for all of its heads or one for each."""
         return tuple(layer.order or self.order for layer in self.layers)
+
+    @property
+    def head_orders(self) -> tuple[tuple[str, ...], ...]:
+        """The token order of each layer's heads."""
+        return tuple(
+            (order,) * len(layer.heads) if isinstance(order, str) else order
+            for layer, order in zip(self.layers, self.orders, strict=True)
+        )
+
+    @property
+    def order_names(self) -> tuple[str, ...]:
+        """The token orders that occur, sorted."""
+        return tuple(sorted({order for of_layer in self.head_orders for order in of_layer}))
 
     @classmethod
     def uniform(

@@ -1,13 +1,14 @@
 """SpargeAttn's thresholds for one head and for one layer."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from sparsetune.attention.ordering import TokenOrder
 from sparsetune.errors import ThresholdError
 
 Rule = Literal["cdf", "topk"]
@@ -76,21 +77,39 @@ class LayerThresholds:
     Args:
         name: the attention module's path from the pipeline, e.g. `transformer.transformer_blocks.0.attn1`.
         heads: one entry a head, all with the same rule (one kernel call serves all heads).
-        order: the token order in which this layer's blocks are cut; None is the policy's.
+        order: the token order in which this layer's blocks are cut, one for all heads or one for each; None is the
+            policy's.
 
     Raises:
-        ThresholdError: there are no heads, or their rules differ.
+        ThresholdError: there are no heads, their rules differ, or there are more or fewer orders than heads.
     """
 
     name: str
     heads: tuple[HeadThresholds, ...]
-    order: str | None = None
+    order: TokenOrder | None = None
 
     def __post_init__(self) -> None:
         rules = {head.rule for head in self.heads}
         if len(rules) != 1:
             found = " and ".join(sorted(rules)) or "no head at all"
             raise ThresholdError(f"all heads of {self.name} must follow one rule, cdf or topk, but there is {found}")
+        if isinstance(self.order, tuple) and len(self.order) != len(self.heads):
+            raise ThresholdError(
+                f"{self.name} must have one token order, or one for each of its {len(self.heads)} heads, "
+                f"but has {len(self.order)}"
+            )
+
+    @classmethod
+    def in_orders(cls, name: str, heads: Sequence[HeadThresholds], orders: Sequence[str]) -> "LayerThresholds":
+        """Give each head a token order; they are one where all sparse heads have the same, since dense ones need none.
+
+        Args:
+            name: as in `LayerThresholds`.
+            heads: as in `LayerThresholds`.
+            orders: one a head.
+        """
+        needed = {order for order, head in zip(orders, heads, strict=True) if head.is_sparse} or set(orders[:1])
+        return cls(name, tuple(heads), needed.pop() if len(needed) == 1 else tuple(orders))
 
     @classmethod
     def uniform(cls, name: str, num_heads: int, head: HeadThresholds) -> "LayerThresholds":

@@ -15,7 +15,7 @@ class LayerDifference:
     Args:
         name: the attention module's path from the pipeline.
         num_heads: heads of the first and of the second.
-        changed_heads: heads whose thresholds differ; all where the numbers of heads do.
+        changed_heads: heads whose thresholds or token order differ; all where the numbers of heads do.
         sparse_heads: sparse heads of the first and of the second.
         means: for each threshold that differs, its mean over the heads of the first and of the second; None where a
             side has none.
@@ -71,7 +71,8 @@ def _rules(policy: Policy) -> dict[str, object]:
 
 def _layer(first: LayerThresholds, second: LayerThresholds) -> LayerDifference:
     alike = len(first.heads) == len(second.heads)
-    changed = [one for one, other in zip(first.heads, second.heads, strict=False) if one != other]
+    ones, others = (tuple(zip(layer.heads, _orders(layer), strict=True)) for layer in (first, second))
+    changed = [one for one, other in zip(ones, others, strict=False) if one != other]
     means = {name: (_mean(first.heads, name), _mean(second.heads, name)) for name in _COLUMNS}
     return LayerDifference(
         name=first.name,
@@ -80,6 +81,10 @@ def _layer(first: LayerThresholds, second: LayerThresholds) -> LayerDifference:
         sparse_heads=(sum(head.is_sparse for head in first.heads), sum(head.is_sparse for head in second.heads)),
         means={name: pair for name, pair in means.items() if pair[0] != pair[1]},
     )
+
+
+def _orders(layer: LayerThresholds) -> tuple[str | None, ...]:
+    return layer.order if isinstance(layer.order, tuple) else (layer.order,) * len(layer.heads)
 
 
 def _mean(heads: tuple[HeadThresholds, ...], name: str) -> float | None:

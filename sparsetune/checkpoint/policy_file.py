@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sparsetune.attention.ordering import TokenOrder
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.thresholds import LayerThresholds, Rule
@@ -71,7 +72,7 @@ def _build(described: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
         name, rule = str(entry["name"]), _rule(entry["rule"])
         wanted = ("is_sparse", "simthreshd1", select_column(rule), "pvthreshd")
         columns = {column: tensors.pop(key) for column in wanted if (key := f"{name}.{column}") in tensors}
-        layers.append(replace(from_columns(name, rule, columns), order=entry.get("order")))
+        layers.append(replace(from_columns(name, rule, columns), order=_order(entry.get("order"))))
     if tensors:
         raise CheckpointError(f"a policy must hold only its layers' tensors, but holds {', '.join(tensors)} too")
     drop_scale = tuple(float(factor) for factor in described.get("drop_scale", ()))
@@ -96,6 +97,12 @@ def _described(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         raise CheckpointError(f"{path} must describe its policy in JSON, but: {error}; save it anew") from error
     check_schema_version(path, described.get("schema_version") if isinstance(described, dict) else None)
     return cast("dict[str, Any]", described)
+
+
+def _order(value: object) -> TokenOrder | None:
+    if isinstance(value, list):
+        return tuple(str(order) for order in value)
+    return None if value is None else str(value)
 
 
 def _rule(value: object) -> Rule:

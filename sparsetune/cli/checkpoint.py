@@ -48,7 +48,7 @@ def show(path: str, as_json: bool) -> None:
     rules = {
         "dense_fraction": policy.schedule.dense_fraction,
         "drop_scale": policy.schedule.drop_scale,
-        "order": " and ".join(sorted(set(policy.orders))),
+        "order": " and ".join(policy.order_names),
         "keep_text": policy.keep_text,
         "select_partial": policy.select_partial,
     }

@@ -19,7 +19,7 @@ KeepText = Literal["always", "never", "search"]
 Space = Literal["budget", "raw"]
 Granularity = Literal["global", "group", "layer"]
 Rule = Literal["cdf", "topk"]
-Order = Literal["raster", "tiles", "cubes", "hilbert", "hilbert3d"]
+Order = Literal["raster", "fwh", "hfw", "hwf", "wfh", "whf", "tiles", "cubes", "hilbert", "hilbert3d"]
 
 
 def _yaml_no(value: Any) -> Any:
@@ -109,7 +109,8 @@ class TuneConfig(_Section):
     granularity: Granularity = Field("group", description="One choice for all layers, three groups, or each layer.")
     schedule: bool = Field(True, description="Let steps that bear it drop more than others.")
     orders: Annotated[tuple[Order, ...], Field(min_length=1)] = Field(
-        ("raster", "tiles", "hilbert"), description="Token orders to choose from; `all` for every one."
+        ("raster", "hfw", "wfh", "whf", "hilbert"),
+        description="Token orders to choose from, a head at a time; `all` for every one.",
     )
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)] = Field(("cdf",), description="Mask rules to choose from.")
     keep_text: KeepText = Field(

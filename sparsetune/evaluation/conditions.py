@@ -92,7 +92,7 @@ def policy_section(policy: Policy) -> PolicySection:
         pvthreshd=_spread([head.pvthreshd for head in sparse]),
         dense_fraction=policy.schedule.dense_fraction,
         drop_scale=_spread(policy.schedule.drop_scale),
-        order=" and ".join(sorted(set(policy.orders))),
+        order=" and ".join(policy.order_names),
         keep_text=policy.keep_text,
         select_partial=policy.select_partial,
     )

@@ -16,7 +16,7 @@ from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.thresholds import PVTHRESHD_OFF, LayerThresholds, Rule
 from sparsetune.tuning.bounds import DENSE, in_one_order
-from sparsetune.tuning.curves import Curves
+from sparsetune.tuning.curves import Arrangement, Curves
 from sparsetune.tuning.offers import Catalogue, Floats, Offers, Taken
 from sparsetune.tuning.sensitivity import Sensitivity
 
@@ -43,7 +43,7 @@ def allocate(
         budget: root mean square of the heads' relative L1 errors, weighted by sensitivity and by the head's share of
             its layer's output. With the same error everywhere it is that error.
         sparsity: as much as is wanted, in [0, 1], over a whole generation as calibration predicts it.
-        orders: token orders to choose from, a layer at a time; None for all that were calibrated.
+        orders: token orders to choose from, a head at a time; None for all that were calibrated.
         keep_text: whether the text's key blocks are always computed.
         rule: cdf or topk.
         dense_fraction: fraction of the steps that run dense.
@@ -57,11 +57,11 @@ def allocate(
     places = curves.places(orders, keep_text)
     offers = catalogue.offers(places, rule, schedule, weights)
     taken, order = _take(offers, _price(offers, budget, sparsity))
+    names = [curves.arrangements[place].order for place in places]
     layers = []
     for index, (name, num_heads) in enumerate(curves.layers):
-        chosen = taken[order[index], index, :num_heads]
-        heads = tuple(offers.points[point] if point >= 0 else DENSE[rule] for point in chosen)
-        layers.append(LayerThresholds(name, heads, curves.arrangements[places[order[index]]].order))
+        heads = [offers.points[point] if point >= 0 else DENSE[rule] for point in taken[index, :num_heads]]
+        layers.append(LayerThresholds.in_orders(name, heads, [names[place] for place in order[index, :num_heads]]))
     return in_one_order(Policy(tuple(layers), schedule, "raster", keep_text, curves.select_partial))
 
 
@@ -83,10 +83,11 @@ def predict(catalogue: Catalogue, policy: Policy) -> float | None:
     None where the policy has thresholds or an arrangement that weren't calibrated, e.g. SpargeAttn's defaults.
     """
     curves, rule = catalogue.curves, policy.layers[0].rule
-    arrangements = [(order, policy.keep_text) for order in policy.orders]
-    if policy.select_partial != curves.select_partial or not set(arrangements) <= set(curves.arrangements):
+    needed = {order: Arrangement(order, policy.keep_text) for order in policy.order_names}
+    if policy.select_partial != curves.select_partial or not set(needed.values()) <= set(curves.arrangements):
         return None
-    places = sorted({curves.arrangements.index(each) for each in arrangements})
+    place_of = {order: curves.arrangements.index(arrangement) for order, arrangement in needed.items()}
+    places = sorted(place_of.values())
     known = {point: index for index, point in enumerate(catalogue.table(places, rule).points)}
     of_thresholds = {
         thresholds: known.get(replace(thresholds, pvthreshd=PVTHRESHD_OFF))
@@ -95,21 +96,22 @@ def predict(catalogue: Catalogue, policy: Policy) -> float | None:
     if any(thresholds.is_sparse and point is None for thresholds, point in of_thresholds.items()):
         return None
     taken = [
-        Taken(places.index(curves.arrangements.index(arrangements[index])), index, head, point)
-        for index, layer in enumerate(policy.layers)
-        for head, thresholds in enumerate(layer.heads)
+        Taken(places.index(place_of[order]), index, head, point)
+        for index, (layer, orders) in enumerate(zip(policy.layers, policy.head_orders, strict=True))
+        for head, (thresholds, order) in enumerate(zip(layer.heads, orders, strict=True))
         if (point := of_thresholds[thresholds]) is not None
     ]
     return catalogue.error(places, rule, policy.schedule, taken)
 
 
 def _take(offers: Offers, price: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Each head's best point at a price, (orders, layers, heads), -1 is dense; and each layer's best order."""
+    """Each head's best point at a price, -1 is dense, and the order that it has it in, both (layers, heads)."""
     profit: Floats = offers.gain - offers.cost / (price * offers.unit)
     best = profit.argmax(axis=-1)
     most = np.take_along_axis(profit, best[..., None], axis=-1)[..., 0]
-    order = np.maximum(most, 0.0).sum(axis=-1).argmax(axis=0)
-    return np.where(most > 0, best, -1), order
+    taken = np.where(most > 0, best, -1)
+    order = most.argmax(axis=0)
+    return np.take_along_axis(taken, order[None], axis=0)[0], order
 
 
 def _price(offers: Offers, budget: float, sparsity: float = 1.0) -> float:
@@ -125,8 +127,6 @@ def _price(offers: Offers, budget: float, sparsity: float = 1.0) -> float:
 
 
 def _sum(figures: Floats, taken: npt.NDArray[np.int64], order: npt.NDArray[np.int64]) -> float:
-    """Add up the figures, (orders, layers, heads, points), of what is taken in each layer's order."""
-    layers, heads = np.ogrid[: len(order), : taken.shape[-1]]
-    chosen = taken[order, layers[:, 0]]  # (layers, heads)
-    of_points = figures[order[:, None], layers, heads, np.maximum(chosen, 0)]
-    return float(np.where(chosen >= 0, of_points, 0.0).sum())
+    """Add up the figures, (orders, layers, heads, points), of what each head takes in its order."""
+    layers, heads = np.ogrid[: taken.shape[0], : taken.shape[1]]
+    return float(np.where(taken >= 0, figures[order, layers, heads, np.maximum(taken, 0)], 0.0).sum())

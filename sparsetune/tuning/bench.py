@@ -153,7 +153,7 @@ class Bench:
         return max(0.0, self.config.tune.max_minutes * 60.0 - (time.perf_counter() - self.started))
 
 
-_LAYOUT = 2
+_LAYOUT = 3
 """Raised whenever trials are kept, or their parameters meant, otherwise: an earlier version's can't be gone on with."""
 
 

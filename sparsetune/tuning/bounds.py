@@ -59,7 +59,7 @@ def bounded_policy(
     """Give every head the point with the most sparsity whose error was within the bound wherever it was measured.
 
     That is on every input and at every sampled step that runs sparse; the point itself was measured, nothing is
-    interpolated. A head without such a point runs dense. Each layer takes the token order that gives it the most.
+    interpolated. A head without such a point runs dense. Each head takes the token order that gives it the most.
 
     Args:
         curves: the calibration.
@@ -82,7 +82,7 @@ def bounded_policy(
 def starting_policy(
     curves: Curves, l1: float, *, orders: Sequence[str] | None = None, keep_text: bool = True, rule: Rule = "cdf"
 ) -> Policy:
-    """Choose what stays fixed while each head's threshold is searched: its `simthreshd1`, and its layer's token order.
+    """Choose what stays fixed while each head's threshold is searched: its `simthreshd1` and token order.
 
     Each is the one with the most sparsity at the bound, interpolated between the measured points; the other threshold
     is that of the nearest point within the bound. A head without one gets the point with the least error: the kernel
@@ -117,9 +117,10 @@ def starting_policy(
 
 def in_one_order(policy: Policy) -> Policy:
     """Write the order that all layers share, where they share one, as the policy's."""
-    if len(set(policy.orders)) > 1:
+    shared = policy.orders[0]
+    if len(set(policy.orders)) > 1 or not isinstance(shared, str):
         return policy
-    return replace(policy, order=policy.orders[0], layers=tuple(replace(layer, order=None) for layer in policy.layers))
+    return replace(policy, order=shared, layers=tuple(replace(layer, order=None) for layer in policy.layers))
 
 
 def _chosen(
@@ -131,11 +132,12 @@ def _chosen(
     rule: Rule,
     dense_fraction: float,
 ) -> Policy:
-    """Give each layer the order in which its heads gain the most, and each head its point with the most gain.
+    """Give each head the order in which it gains the most, and there its point with the most gain.
 
     A head that gains nothing gets `otherwise`, or, where that is None, its point with the least error.
     """
     places = curves.places(orders, keep_text)
+    names = [curves.arrangements[place].order for place in places]
     schedule = DenseSchedule(dense_fraction)
     active = curves.active_steps(schedule)
     usable = [place for place, point in enumerate(curves.points) if point.rule == rule]
@@ -145,12 +147,12 @@ def _chosen(
         error = curves.error[places, index][:, active, :num_heads][..., usable].max(axis=1)  # (orders, heads, points)
         sparsity = curves.sparsity[places, index][:, active, :num_heads][..., usable].mean(axis=1)
         gained = gains(error, sparsity)
-        order = int(gained.max(axis=2).sum(axis=1).argmax())
-        heads = tuple(
+        taken = gained.max(axis=2).argmax(axis=0)
+        heads = [
             points[int(of_head.argmax())] if of_head.max() > 0 else otherwise or points[int(missed.argmin())]
-            for of_head, missed in zip(gained[order], error[order], strict=True)
-        )
-        layers.append(LayerThresholds(name, heads, curves.arrangements[places[order]].order))
+            for of_head, missed in zip(gained[taken, range(num_heads)], error[taken, range(num_heads)], strict=True)
+        ]
+        layers.append(LayerThresholds.in_orders(name, heads, [names[place] for place in taken]))
     return in_one_order(Policy(tuple(layers), schedule, "raster", keep_text, curves.select_partial))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from sparsetune.attention.backends import Backend
 from sparsetune.attention.head_dim import head_dim_refusal
 from sparsetune.attention.interception import AttentionCall, Interception
-from sparsetune.attention.ordering import permutation
+from sparsetune.attention.ordering import TokenOrder, permutation
 from sparsetune.attention.plain import PlainCall, plain_call
 from sparsetune.errors import TuningError
 from sparsetune.models.families import attention_sites
@@ -81,8 +81,8 @@ def render_watched(
     return replace(rendering, seconds=rendering.seconds - probe.seconds)
 
 
-def in_order(plain: PlainCall, order: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Put q, k and v of a call in a token order."""
+def in_order(plain: PlainCall, order: TokenOrder) -> tuple[Tensor, Tensor, Tensor]:
+    """Put q, k and v of a call in a token order, or each head in its own."""
     path = permutation(order, plain.layout, plain.q.device)
     if path is None:
         return plain.q, plain.k, plain.v

@@ -36,7 +36,7 @@ def refine(
         renderer: of a pipeline that nothing is installed on.
         prompt: the text.
         seed: of the rendering.
-        start: gives each head its simthreshd1, each layer its order and rule, and what is always computed.
+        start: gives each head its simthreshd1 and order, each layer its rule, and what is always computed.
         bounds: on each head's error.
         steps: denoising steps to search at.
         backend: the kernel to search for.

@@ -19,7 +19,7 @@ _SEARCH = 1
 def refined_policy(bench: Bench, curves: Curves) -> Policy:
     """Search the sparsest policy with every head's error within `tune.l1` and `tune.pv_l1`, as far as no run has.
 
-    The curves give each head's simthreshd1 and each layer's token order. Then each prompt is rendered dense once more,
+    The curves give each head's simthreshd1 and token order. Then each prompt is rendered dense once more,
     and the lowest cut and `pvthreshd` that hold the bounds with the real kernel are searched at the sampled steps.
 
     Args:

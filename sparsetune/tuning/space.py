@@ -50,7 +50,7 @@ NUM_GROUPS = 3
 """Groups of consecutive layers at granularity `group`: early, middle and late layers bear sparsity differently."""
 
 BEST = "best"
-"""The token order that takes, for each layer, the one with the most sparsity at the price."""
+"""The token order that takes, for each head, the one with the most sparsity at the price."""
 
 THRESHOLDS, CALIBRATED, DEFAULT = "thresholds", "calibrated", "default"
 """Where a trial's thresholds come from: the curves, or, in the first trial, SpargeAttn's defaults. The sampler doesn't

@@ -146,6 +146,21 @@ def test_a_layer_may_have_a_token_order_of_its_own(model: Transformer) -> None:
     assert not torch.equal(outputs[0], outputs[2])
 
 
+def test_each_head_may_have_a_token_order_of_its_own(model: Transformer) -> None:
+    q, k, v = structured(tokens=TOKENS)
+    layer = LayerThresholds.uniform("transformer.attn", 3, HeadThresholds(-1.0, cdfthreshd=0.3))
+    orders = ("whf", "raster", "hilbert")
+    outputs, computed = [], []
+    for order in (orders, *orders):
+        with SparseHandle(sites(model), Policy((replace(layer, order=order),)), ReferenceBackend()) as handle:
+            outputs.append(model(500.0, q, k, v, {}))
+            computed.append(handle.stats().records[0].computed)
+    for head in range(3):
+        assert torch.equal(outputs[0][:, head], outputs[1 + head][:, head])
+        assert computed[0][head] == computed[1 + head][head]
+    assert not torch.equal(outputs[0], outputs[1])
+
+
 def test_partial_last_blocks_are_chosen_where_the_policy_says_so(model: Transformer) -> None:
     q, k, v = structured(tokens=TOKENS)
     sparsities = []

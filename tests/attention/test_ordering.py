@@ -1,7 +1,10 @@
+from typing import get_args
+
 import pytest
 import torch
 
 from sparsetune.attention.ordering import ORDERS, TokenLayout, permutation
+from sparsetune.config.models import Order
 
 GRIDS = [(5, 16, 16), (13, 30, 45), (1, 7, 3), (2, 1, 1)]
 
@@ -27,8 +30,45 @@ def test_undoing_is_exact(order: str) -> None:
     if path is None:
         assert order == "raster"
         return
-    assert not torch.equal(x[..., path.there, :], x)
-    assert torch.equal(x[..., path.there, :][..., path.back, :], x)
+    assert torch.equal(path.order(x), x[..., path.there, :]) and not torch.equal(path.order(x), x)
+    assert torch.equal(path.undo(path.order(x)), x)
+
+
+@pytest.mark.parametrize("memory", ["heads outside", "tokens outside", "channels outside", "cut off"])
+def test_each_head_may_have_an_order_of_its_own(memory: str) -> None:
+    layout, orders = TokenLayout((5, 16, 16), range(32)), ("whf", "raster", "hilbert", "whf")
+    x = torch.randn(2, 4, layout.num_tokens, 8)
+    if memory == "tokens outside":
+        x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    elif memory == "channels outside":
+        x = x.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
+    elif memory == "cut off":
+        x = torch.cat([x, x], dim=-2)[..., : layout.num_tokens, :]
+    path = permutation(orders, layout)
+    assert path is not None
+    ordered = path.order(x)
+    for head, order in enumerate(orders):
+        alone = permutation(order, layout)
+        wanted = x[:, head : head + 1]
+        assert torch.equal(ordered[:, head : head + 1], wanted if alone is None else alone.order(wanted))
+    assert torch.equal(path.undo(ordered), x)
+
+
+def test_the_configuration_offers_every_order() -> None:
+    assert get_args(Order) == tuple(ORDERS)
+
+
+@pytest.mark.parametrize(
+    ("order", "first"),
+    [("fwh", (0, 1, 0)), ("hfw", (0, 0, 1)), ("hwf", (1, 0, 0)), ("wfh", (0, 1, 0)), ("whf", (1, 0, 0))],
+)
+def test_an_axis_order_names_its_axes_from_the_outermost(order: str, first: tuple[int, int, int]) -> None:
+    grid = (3, 4, 5)
+    places = coordinates(order, grid)
+    assert tuple(places[1].tolist()) == first
+    axes = ["fhw".index(axis) for axis in order]
+    walked = [tuple(place[axis] for axis in axes) for place in places.tolist()]
+    assert walked == sorted(walked)
 
 
 def coordinates(order: str, grid: tuple[int, int, int]) -> torch.Tensor:

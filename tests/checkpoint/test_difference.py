@@ -22,3 +22,10 @@ def test_rules_layers_and_thresholds_that_differ_are_told() -> None:
     (layer,) = found.layers
     assert (layer.name, layer.changed_heads, layer.sparse_heads) == ("transformer.b", 1, (2, 1))
     assert layer.means == {"cdfthreshd": (0.98, 0.74)}
+
+
+def test_a_head_in_another_token_order_has_changed() -> None:
+    first, second = POLICY.layers
+    other = Policy((first, replace(second, order=("raster", "whf"))))
+    apart = Policy((first, replace(second, order="raster")))
+    assert difference(apart, other).layers[0].changed_heads == 1

@@ -77,9 +77,10 @@ def test_kernels_get_the_same_thresholds_after_a_round_trip(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("form", ["tuned", "tuned.safetensors"])
 def test_steps_orders_and_partial_blocks_come_back(tmp_path: Path, form: str) -> None:
-    first, *others = make_policy().layers
+    first, second, *others = make_policy().layers
+    by_head = ("whf", *("raster",) * (len(second.heads) - 1))
     policy = Policy(
-        (replace(first, order="cubes"), *others),
+        (replace(first, order="cubes"), replace(second, order=by_head), *others),
         DenseSchedule(0.25, (0.5, 1.0, 1.75)),
         order="tiles",
         keep_text=True,
@@ -88,8 +89,8 @@ def test_steps_orders_and_partial_blocks_come_back(tmp_path: Path, form: str) ->
     source = save_checkpoint(Checkpoint(policy, Manifest(tuner="manual")), tmp_path / "source")
     loaded = load_checkpoint(convert(source, tmp_path / form)).policy
     assert loaded.schedule == policy.schedule
-    assert loaded.orders == ("cubes", "tiles", "tiles")
-    assert [layer.order for layer in loaded.layers] == ["cubes", None, None]
+    assert loaded.orders == ("cubes", by_head, "tiles")
+    assert [layer.order for layer in loaded.layers] == ["cubes", by_head, None]
     assert (loaded.order, loaded.keep_text, loaded.select_partial) == ("tiles", True, True)
     assert difference(policy, loaded).rules == {}
 
@@ -232,6 +233,8 @@ def test_damaged_and_foreign_safetensors_are_refused(tmp_path: Path) -> None:
         ({"select_partial": 1}, "keep_text and select_partial must be true or false, but are True and 1"),
         ({"drop_scale": [-1]}, "drop_scale must be factors of at least 0"),
         ({"layers": [{"name": "a", "rule": "cdf", "order": "zigzag"}]}, "order must be one of"),
+        ({"layers": [{"name": "a", "rule": "cdf", "order": ["raster", "zigzag"]}]}, "order must be one of"),
+        ({"layers": [{"name": "a", "rule": "cdf", "order": ["raster"]}]}, "one for each of its 2 heads, but has 1"),
         ({"layers": []}, "must hold only its layers' tensors"),
         ({"layers": [{"name": "a", "rule": "magic"}]}, "a rule must be cdf or topk"),
         ({"layers": [{"name": "b", "rule": "cdf"}]}, "b must have is_sparse.* but lacks"),

@@ -8,6 +8,7 @@ import pytest
 
 from sparsetune.attention.policy import Policy
 from sparsetune.tuning.allocate import allocate, best_order, predict
+from sparsetune.tuning.curves import Curves
 from sparsetune.tuning.offers import Catalogue
 from sparsetune.tuning.sensitivity import Sensitivity
 from tests.tuning.tables import LAYERS, POINTS, curves, smooth
@@ -15,6 +16,19 @@ from tests.tuning.tables import LAYERS, POINTS, curves, smooth
 
 def shares(policy: Policy) -> list[float]:
     return [1.0 - head.cdfthreshd for layer in policy.layers for head in layer.heads]
+
+
+def sparsity_of(table: Curves, policy: Policy) -> float:
+    """Mean over heads and sampled steps, of a policy without a schedule."""
+    found = []
+    for index, layer in enumerate(policy.layers):
+        for head, (order, thresholds) in enumerate(zip(policy.head_orders[index], layer.heads, strict=True)):
+            place = ("raster", "tiles").index(order)
+            of_steps = (
+                table.sparsity[place, index, :, head, POINTS.index(thresholds)] if thresholds.is_sparse else [0.0]
+            )
+            found.append(float(np.mean(of_steps)))
+    return float(np.mean(found))
 
 
 @pytest.mark.parametrize("budget", [0.02, 0.1, 0.3])
@@ -75,11 +89,18 @@ def test_layers_that_weigh_more_drop_less() -> None:
     assert shares(weighed)[0] < shares(weighed)[-1]
 
 
-def test_each_layer_takes_the_order_that_is_worth_most() -> None:
+def test_each_head_takes_the_order_that_is_worth_most() -> None:
     table = smooth()
     table.sparsity[0, 0] *= 0.5
     table.sparsity[1, 1] *= 0.5
     assert allocate(Catalogue(table, Sensitivity()), 0.05).orders == ("tiles", "raster")
+    table.sparsity[1, 0, :, 1] *= 0.25
+    policy = allocate(Catalogue(table, Sensitivity()), 0.05)
+    assert policy.orders == (("tiles", "raster"), "raster")
+    alone = [allocate(Catalogue(table, Sensitivity()), 0.05, orders=(order,)) for order in ("raster", "tiles")]
+    error = predict(Catalogue(table, Sensitivity()), policy)
+    assert error is not None and error <= 0.05 * (1 + 1e-9)
+    assert all(sparsity_of(table, policy) > sparsity_of(table, other) for other in alone)
     table.sparsity[0] *= 0.5
     assert best_order(table, ("raster", "tiles"), True) == "tiles"
 

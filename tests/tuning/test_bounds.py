@@ -36,13 +36,15 @@ def test_a_bound_that_no_point_meets_is_dense() -> None:
     assert not any(head.is_sparse for layer in policy.layers for head in layer.heads)
 
 
-def test_each_layer_takes_the_order_that_gives_it_the_most() -> None:
+def test_each_head_takes_the_order_that_gives_it_the_most() -> None:
     table = curves()
     table.sparsity[0, 0] *= 0.1
     table.sparsity[1, 1] *= 0.1
     policy = bounded_policy(table, 0.9)
     assert policy.orders == ("tiles", "raster")
     assert bounded_policy(table, 0.9, orders=("tiles",)).orders == ("tiles", "tiles")
+    table.sparsity[1, 0, :, 0] *= 0.01
+    assert bounded_policy(table, 0.9).orders == (("raster", "tiles"), "raster")
 
 
 def test_an_order_that_was_not_calibrated_is_refused() -> None:

@@ -62,7 +62,7 @@ def test_a_prediction_adds_up_what_each_head_takes_to_the_last_bit(sensitivity: 
         points = [point for point in table.points if point.rule == rule]
         spent = 0.0
         for index, layer in enumerate(policy.layers):
-            order = ("raster", "tiles").index(policy.orders[index])
             for head, thresholds in enumerate(layer.heads):
+                order = ("raster", "tiles").index(policy.head_orders[index][head])
                 spent += float(cost[order, index, head, points.index(thresholds)]) if thresholds.is_sparse else 0.0
         assert predict(catalogue, policy) == float(np.sqrt(spent / unit))
