@@ -37,7 +37,8 @@ def main() -> None:
     print("| shape | order | permuting, ms | dense attention, ms | share |\n| --- | --- | --- | --- | --- |")
     for name, layout in SHAPES.items():
         torch.manual_seed(0)
-        qkv = torch.randn(3, 1, options.heads, layout.num_tokens, HEAD_DIM, device=device, dtype=dtype)
+        # A token's heads side by side in memory, as a model's projections leave them.
+        qkv = torch.randn(3, 1, layout.num_tokens, options.heads, HEAD_DIM, device=device, dtype=dtype).transpose(2, 3)
         attention = timed(lambda qkv=qkv: F.scaled_dot_product_attention(*qkv), device, options.repeats)
         by_head = tuple(ORDERS)[1 : 1 + options.heads] * options.heads
         for order in (*tuple(ORDERS)[1:], by_head[: options.heads]):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsetune.attention.device import fits_triton
 from sparsetune.attention.thresholds import ThresholdTensors
 
 LOG2_E = 1.4426950408889634
@@ -31,10 +32,6 @@ SPARGE_BLOCKS = BlockShape(q=128, k=64)
 
 SPARGE_BLOCKS_SM90 = BlockShape(q=64, k=128)
 """SpargeAttn's blocks on Hopper (sm90)."""
-
-
-_TRITON_DIMS = (16, 32, 64, 128, 256)
-"""Head dimensions that the Triton kernel pools."""
 
 _INVISIBLE = 40.0
 """Base-2 logits under the row maximum at which even 10⁵ keys weigh less than float32's rounding (2⁻²⁴)."""
@@ -68,7 +65,7 @@ def pool(x: Tensor, block: int, centre: Tensor | None = None, select_partial: bo
         centre: (batch, heads, 1, head_dim) in x's dtype, taken off every token first.
         select_partial: judge a partial last block by its own tokens alone, so that it is chosen like any other.
     """
-    if x.is_cuda and x.stride(-1) == 1 and x.shape[-1] in _TRITON_DIMS:
+    if fits_triton(x):
         from sparsetune.attention.pool_triton import pool_blocks
 
         pooled = PooledBlocks(*pool_blocks(x, block, centre))

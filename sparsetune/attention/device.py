@@ -3,6 +3,9 @@
 import platform
 
 import torch
+from torch import Tensor
+
+_TRITON_DIMS = (16, 32, 64, 128, 256)
 
 
 def device_name(device: torch.device) -> str:
@@ -17,3 +20,8 @@ def device_of(setting: str) -> torch.device:
     if setting == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(setting)
+
+
+def fits_triton(x: Tensor) -> bool:
+    """Whether our Triton kernels can read x (…, head_dim): on a GPU, channels side by side, a power of two of them."""
+    return x.is_cuda and x.stride(-1) == 1 and x.shape[-1] in _TRITON_DIMS

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsetune.attention.device import fits_triton
+
 Grid = tuple[int, int, int]
 """Latent frames, height and width, in tokens."""
 
@@ -65,7 +67,12 @@ class Permutation:
         return self._read(x, self.back)
 
     def _read(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Copy whole rows, which `x[..., positions, :]` doesn't do as fast."""
+        if fits_triton(x) and not x.requires_grad:
+            from sparsetune.attention.reorder_triton import reorder
+
+            moved: Tensor = reorder(x, positions, self.of_head)
+            return moved
+        # Whole rows are copied, which `x[..., positions, :]` doesn't do as fast.
         if self.of_head is None:
             return x.index_select(-2, positions)
         return _read_by_head(x, positions.index_select(0, self.of_head))

@@ -1,0 +1,40 @@
+"""Token orders as a Triton kernel; docs/benchmarks.md holds the outcome on an H100."""
+
+import pytest
+import torch
+
+from sparsetune.attention.ordering import TokenLayout, permutation
+
+pytestmark = pytest.mark.gpu
+
+LAYOUT = TokenLayout((5, 17, 16), range(33))
+
+
+@pytest.mark.parametrize("order", ["hilbert", ("whf", "raster", "hfw")], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dim", [64, 128, 72])
+@pytest.mark.parametrize("memory", ["heads outside", "tokens outside", "cut off", "of one fused tensor"])
+def test_tokens_are_read_as_on_the_cpu_to_the_last_bit(
+    order: object, dtype: torch.dtype, dim: int, memory: str
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, LAYOUT.num_tokens, dim, device="cuda").to(dtype)
+    if memory == "tokens outside":
+        x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    elif memory == "cut off":
+        x = torch.cat([x, x], dim=-2)[..., : LAYOUT.num_tokens, :]
+    elif memory == "of one fused tensor":
+        x = torch.cat([x, x, x], dim=-1)[..., dim : 2 * dim]
+    here, there = permutation(order, LAYOUT), permutation(order, LAYOUT, "cuda")
+    assert here is not None and there is not None
+    ordered = there.order(x)
+    assert torch.equal(ordered.cpu(), here.order(x.cpu()))
+    assert torch.equal(there.undo(ordered), x)
+
+
+def test_a_compiled_function_keeps_one_graph() -> None:
+    path = permutation(("whf", "raster", "hfw"), LAYOUT, "cuda")
+    assert path is not None
+    x = torch.randn(1, 3, LAYOUT.num_tokens, 64, device="cuda")
+    compiled = torch.compile(lambda x: path.undo(path.order(x) * 2.0), fullgraph=True)
+    assert torch.equal(compiled(x), x * 2.0)
