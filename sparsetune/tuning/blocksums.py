@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsetune.attention.blockmap import BlockShape
+from sparsetune.attention.device import fits_triton
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ class BlockSums:
 
 
 def block_sums(q: Tensor, k: Tensor, v: Tensor, *, blocks: BlockShape, scale: float, every: int) -> BlockSums:
-    """Sum the softmax of sampled queries by key block, head by head.
+    """Sum the softmax of sampled queries by key block.
+
+    CUDA tensors whose head_dim is a power of two go through a Triton kernel; others in plain PyTorch, head by head.
 
     Args:
         q: (batch, heads, tokens, head_dim).
@@ -62,12 +65,31 @@ def block_sums(q: Tensor, k: Tensor, v: Tensor, *, blocks: BlockShape, scale: fl
         every: take every so many query tokens of each query block.
 
     Memory: heads · batch · q blocks · k blocks · queries · head_dim floats (1.2 GB at 30 heads of 17,776 tokens and
-    head_dim 64, with blocks of 64 × 128 and every 16th query), and one head's scores.
+    head_dim 64, with blocks of 64 × 128 and every 16th query), and, in plain PyTorch, one head's scores.
     """
+    batch, heads, tokens, dim = q.shape
+    num_q, _ = blocks.counts(tokens, k.shape[-2])
+    queries = -(-blocks.q // every)
+    if all(fits_triton(x) for x in (q, k, v)):
+        from sparsetune.tuning.blocksums_triton import sum_blocks
+
+        numerator, denominator = sum_blocks(
+            q, k, v, block_q=blocks.q, block_k=blocks.k, queries=queries, every=every, scale=scale
+        )
+    else:
+        numerator, denominator = _sum_blocks(q, k, v, blocks, scale, every)
+    position = torch.arange(num_q * blocks.q, device=q.device).view(num_q, blocks.q)[:, ::every]
+    inside = (position < tokens).repeat(batch, 1)
+    dense = numerator.sum(2).view(heads, batch * num_q, queries, dim) / denominator.sum(2).unsqueeze(-1)
+    dense.masked_fill_(~inside[..., None], 0.0)
+    return BlockSums(numerator, denominator, dense, inside)
+
+
+def _sum_blocks(q: Tensor, k: Tensor, v: Tensor, blocks: BlockShape, scale: float, every: int) -> tuple[Tensor, Tensor]:
+    """Numerators and denominators, one head after the other."""
     batch, heads, tokens, dim = q.shape
     num_q, num_k = blocks.counts(tokens, k.shape[-2])
     queries = -(-blocks.q // every)
-    rows = batch * num_q
     position = torch.arange(num_q * blocks.q, device=q.device).view(num_q, blocks.q)[:, ::every]
     numerator = q.new_empty(heads, batch, num_q, num_k, queries * dim, dtype=torch.float32)
     denominator = q.new_empty(heads, batch, num_q, num_k, queries, dtype=torch.float32)
@@ -84,9 +106,4 @@ def block_sums(q: Tensor, k: Tensor, v: Tensor, *, blocks: BlockShape, scale: fl
             parts = torch.bmm(by_block.transpose(0, 1), values.view(num_k, blocks.k, dim))
             numerator[head, entry] = parts.view(num_k, num_q, queries * dim).transpose(0, 1)
             denominator[head, entry] = by_block.sum(-1).view(num_q, queries, num_k).transpose(1, 2)
-    inside = (position < tokens).repeat(batch, 1)
-    numerator, denominator = numerator.flatten(1, 2), denominator.flatten(1, 2)
-    dense = numerator.sum(2).view(heads, rows, queries, dim) / denominator.sum(2).unsqueeze(-1)
-    dense.masked_fill_(~inside[..., None], 0.0)
-    assert dense.shape == (heads, rows, queries, dim)
-    return BlockSums(numerator, denominator, dense, inside)
+    return numerator.flatten(1, 2), denominator.flatten(1, 2)

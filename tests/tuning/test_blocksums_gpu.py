@@ -1,0 +1,39 @@
+"""Block sums as a Triton kernel against the plain ones; docs/benchmarks.md holds what it gains on an H100."""
+
+import pytest
+import torch
+
+from sparsetune.attention.blockmap import SPARGE_BLOCKS, SPARGE_BLOCKS_SM90, BlockShape
+from sparsetune.tuning.blocksums import _sum_blocks, block_sums
+from tests.attention.conftest import structured
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("blocks", [SPARGE_BLOCKS, SPARGE_BLOCKS_SM90], ids=["128x64", "64x128"])
+@pytest.mark.parametrize("tokens", [1024, 1312, 2085])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-3), (torch.float16, 2e-3), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_sums_are_the_plain_ones(
+    blocks: BlockShape, tokens: int, dtype: torch.dtype, tolerance: float, batch: int
+) -> None:
+    inputs = structured(heads=3, tokens=tokens, batch=batch)
+    q, k, v = (x.to("cuda", dtype).transpose(1, 2).contiguous().transpose(1, 2) for x in inputs)
+    scale = q.shape[-1] ** -0.5
+    found = block_sums(q, k, v, blocks=blocks, scale=scale, every=16)
+    numerator, denominator = _sum_blocks(q, k, v, blocks, scale, 16)
+    assert found.numerator.shape == numerator.shape and found.denominator.shape == denominator.shape
+    inside = found.inside[None, :, None, :].expand_as(denominator)
+    torch.testing.assert_close(found.denominator[inside], denominator[inside], rtol=1e-4, atol=1e-6)
+    size = numerator.abs().amax()
+    assert (found.numerator - numerator).abs().amax() <= tolerance * size
+    maps = torch.rand(3, numerator.shape[1], 5, numerator.shape[2], device="cuda") < 0.7
+    maps[..., 0] = True
+    plain = type(found)(numerator, denominator, _dense(numerator, denominator, found.inside), found.inside)
+    torch.testing.assert_close(found.errors(maps), plain.errors(maps), rtol=tolerance, atol=1e-5)
+
+
+def _dense(numerator: torch.Tensor, denominator: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    weight = denominator.sum(2)
+    dense = numerator.sum(2).view(*weight.shape, -1) / weight.unsqueeze(-1)
+    return dense.masked_fill(~inside[..., None], 0.0)
