@@ -72,14 +72,16 @@ class Permutation:
 
             moved: Tensor = reorder(x, positions, self.of_head)
             return moved
-        # Whole rows are copied, which `x[..., positions, :]` doesn't do as fast.
         if self.of_head is None:
-            return x.index_select(-2, positions)
-        return _read_by_head(x, positions.index_select(0, self.of_head))
+            return _read_rows(x, positions.expand(x.shape[1], -1))
+        return _read_rows(x, positions.index_select(0, self.of_head))
 
 
-def _read_by_head(x: Tensor, positions: Tensor) -> Tensor:
-    """Read x (batch, heads, tokens, head_dim) at each head's positions, (heads, tokens), out of memory as it lies."""
+def _read_rows(x: Tensor, positions: Tensor) -> Tensor:
+    """Read x (batch, heads, tokens, head_dim) at each head's positions, (heads, tokens).
+
+    Rows are copied whole, out of memory as it lies, which is faster than by `x[..., positions, :]` or `gather`.
+    """
     batch, num_heads, num_tokens, head_dim = x.shape
     head = torch.arange(num_heads, device=x.device)[:, None]
     if x.transpose(1, 2).is_contiguous():  # a token's heads side by side, as projections leave them
