@@ -17,6 +17,7 @@ class LayerSummary:
         rule: `cdf` or `topk`; the mean of the other rule's threshold is None.
         num_heads, sparse_heads: heads of the layer, and how many of them are sparse.
         simthreshd1, cdfthreshd, topk, pvthreshd: mean thresholds.
+        orders: token orders of its sparse heads, sorted.
     """
 
     name: str
@@ -27,13 +28,14 @@ class LayerSummary:
     cdfthreshd: float | None
     topk: float | None
     pvthreshd: float | None
+    orders: tuple[str, ...]
 
 
 def summarize(checkpoint: Checkpoint | Policy) -> tuple[LayerSummary, ...]:
     """Sum up each layer of a checkpoint or policy, in the policy's order."""
     policy = checkpoint.policy if isinstance(checkpoint, Checkpoint) else checkpoint
     rows = []
-    for layer in policy.layers:
+    for layer, orders in zip(policy.layers, policy.head_orders, strict=True):
         sparse = [head for head in layer.heads if head.is_sparse]
         rows.append(
             LayerSummary(
@@ -45,6 +47,9 @@ def summarize(checkpoint: Checkpoint | Policy) -> tuple[LayerSummary, ...]:
                 cdfthreshd=_mean([head.cdfthreshd for head in sparse if head.cdfthreshd is not None]),
                 topk=_mean([head.topk for head in sparse if head.topk is not None]),
                 pvthreshd=_mean([head.pvthreshd for head in sparse]),
+                orders=tuple(
+                    sorted({order for order, head in zip(orders, layer.heads, strict=True) if head.is_sparse})
+                ),
             )
         )
     return tuple(rows)

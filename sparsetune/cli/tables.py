@@ -152,17 +152,18 @@ def unavailable_lines(rows: Iterable[Mapping[str, str]]) -> list[str]:
 
 
 def checkpoint_table(layers: Sequence["LayerSummary"]) -> Table:
-    """Each layer's rule, sparse heads and mean thresholds."""
+    """Each layer's rule, sparse heads, mean thresholds and token orders."""
     rows = [
         [
             layer.name,
             layer.rule,
             f"{layer.sparse_heads}/{layer.num_heads}",
             *(_optional(value) for value in (layer.simthreshd1, layer.cdfthreshd, layer.topk, layer.pvthreshd)),
+            ", ".join(layer.orders) or "-",
         ]
         for layer in layers
     ]
-    return ("layer", "rule", "sparse heads", "simthreshd1", "cdfthreshd", "topk", "pvthreshd"), rows
+    return ("layer", "rule", "sparse heads", "simthreshd1", "cdfthreshd", "topk", "pvthreshd", "orders"), rows
 
 
 def difference_text(found: "PolicyDifference") -> str:

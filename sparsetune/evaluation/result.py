@@ -208,6 +208,7 @@ class LayerSection(_Part):
     cdfthreshd: float | None
     topk: float | None
     pvthreshd: float | None
+    orders: tuple[str, ...] = Field((), description="Token orders of its sparse heads, sorted.")
 
 
 class EnvironmentSection(_Part):

@@ -12,8 +12,10 @@ def test_means_are_over_sparse_heads_only() -> None:
         HeadThresholds(simthreshd1=-1, cdfthreshd=0.0, pvthreshd=0, is_sparse=False),
     )
     dense = LayerThresholds("b", (HeadThresholds(simthreshd1=-1, topk=0.5, is_sparse=False),))
-    first, second = summarize(Checkpoint(Policy((LayerThresholds("a", heads), dense)), Manifest(tuner="x")))
+    layer = LayerThresholds("a", heads, ("whf", "raster", "hilbert"))
+    first, second = summarize(Checkpoint(Policy((layer, dense)), Manifest(tuner="x")))
     assert (first.name, first.rule, first.num_heads, first.sparse_heads) == ("a", "cdf", 3, 2)
     assert (first.simthreshd1, first.cdfthreshd, first.pvthreshd) == pytest.approx((0.5, 0.75, 15))
     assert first.topk is None
     assert (second.rule, second.sparse_heads, second.topk, second.pvthreshd) == ("topk", 0, None, None)
+    assert (first.orders, second.orders) == (("raster", "whf"), ())

@@ -30,7 +30,7 @@ def test_show_prints_manifest_rules_and_layers(folder: Path) -> None:
     assert "dense_fraction: 0.25\n" in printed.stdout
     assert "base_revision" not in printed.stdout
     row = next(line for line in printed.stdout.splitlines() if line.startswith(LAYERS[1][0]))
-    assert row.split()[1:] == ["cdf", "2/2", "0.6", "0.98", "-", "50"]
+    assert row.split()[1:] == ["cdf", "2/2", "0.6", "0.98", "-", "50", "raster"]
 
 
 def test_show_as_json(folder: Path) -> None:

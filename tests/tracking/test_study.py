@@ -250,17 +250,20 @@ def test_every_threshold_is_in_a_table_and_every_layers_mean_a_metric_with_the_l
         HeadThresholds(0.7, cdfthreshd=0.8),
         HeadThresholds(0.1, 0.1, None, 1, False),
     )
-    layers = (LayerThresholds(LAYERS[0], heads), LayerThresholds.uniform(LAYERS[1], 3, HeadThresholds(0.2, topk=0.3)))
+    layers = (
+        LayerThresholds(LAYERS[0], heads),
+        replace(LayerThresholds.uniform(LAYERS[1], 3, HeadThresholds(0.2, topk=0.3)), order="whf"),
+    )
     listener = TrackingListener(config)
     listener.on_study_start(started(config))
     listener.on_trial(make_trial(0, policy=Policy(layers)))
     run = next(run for run in runs_of(client, experiment) if run.info.run_name == "trial 0")
     table = json.loads(Path(client.download_artifacts(run.info.run_id, "thresholds.json")).read_text())
-    columns = ["index", "head", "simthreshd1", "cdfthreshd", "topk", "pvthreshd", "is_sparse", "layer"]
+    columns = ["index", "head", "simthreshd1", "cdfthreshd", "topk", "pvthreshd", "is_sparse", "order", "layer"]
     assert table["columns"] == columns
-    assert table["data"][1] == [0, 1, 0.7, 0.8, None, 50.0, True, LAYERS[0]]
-    assert table["data"][2] == [0, 2, 0.1, 0.1, None, 1, False, LAYERS[0]]
-    assert table["data"][5] == [1, 2, 0.2, None, 0.3, 50.0, True, LAYERS[1]]
+    assert table["data"][1] == [0, 1, 0.7, 0.8, None, 50.0, True, "raster", LAYERS[0]]
+    assert table["data"][2] == [0, 2, 0.1, 0.1, None, 1, False, "raster", LAYERS[0]]
+    assert table["data"][5] == [1, 2, 0.2, None, 0.3, 50.0, True, "whf", LAYERS[1]]
     means = {
         name: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, f"layers/{name}")]
         for name in ("sparse_heads", "simthreshd1", "cdfthreshd", "topk")
