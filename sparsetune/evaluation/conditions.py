@@ -64,6 +64,7 @@ def model_section(identity: ModelIdentity) -> ModelSection:
         transformer_class=identity.transformer_class,
         num_layers=len(identity.layers),
         num_heads=sum(num_heads for _, num_heads, _ in identity.layers),
+        random_weights=identity.random_weights,
     )
 
 

@@ -41,6 +41,7 @@ class ModelSection(_Part):
     transformer_class: str
     num_layers: int = Field(description="Self-attention layers.")
     num_heads: int = Field(description="Attention heads of all layers together.")
+    random_weights: str = Field("no", description="full or tiny where it was built with random weights, else no.")
 
 
 class Spread(_Part):

@@ -5,7 +5,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sparsetune.config import ModelConfig
 from sparsetune.models.families import attention_sites, main_transformer
@@ -29,6 +29,7 @@ class ModelIdentity:
         pipeline_class: class name in diffusers.
         transformer_class: class name in diffusers.
         layers: (name, heads, head_dim) of every self-attention layer, in order.
+        random_weights: the size it was built at where its weights are random, `full` or `tiny`; else `no`.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ModelIdentity:
     pipeline_class: str
     transformer_class: str
     layers: tuple[tuple[str, int, int], ...]
+    random_weights: Literal["no", "full", "tiny"] = "no"
 
 
 def pinned(revision: str | None) -> bool:
@@ -74,6 +76,7 @@ def _identity(pipe: Any, config: ModelConfig, revision: str | None, fingerprint:
         pipeline_class=type(pipe).__name__,
         transformer_class=type(main_transformer(pipe)).__name__,
         layers=tuple((layer.name, layer.num_heads, layer.head_dim) for layer in attention_sites(pipe).layers),
+        random_weights=config.random_weights,
     )
 
 

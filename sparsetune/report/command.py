@@ -33,6 +33,7 @@ def eval_command(result: EvaluationResult) -> str:
     given: dict[str, Any] = {f"generation.{name}": getattr(config, name) for name in GenerationConfig.model_fields}
     given |= {
         "model.revision": config.model.revision,
+        "model.random_weights": config.model.random_weights,
         "model.dtype": config.dtype,
         "model.vae_tiling": config.vae_tiling,
         "eval.num_prompts": config.num_prompts,

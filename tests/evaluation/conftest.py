@@ -84,6 +84,7 @@ class FakeRenderer:
         identity = SimpleNamespace(
             name="fake",
             source="fake/fake",
+            random_weights="no",
             revision=None,
             fingerprint="f" * 64,
             pipeline_class="FakePipeline",

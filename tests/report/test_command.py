@@ -75,6 +75,15 @@ def test_an_evaluation_is_repeated_with_the_guidance_of_its_second_transformer()
     assert config.generation.guidance_scale_2 == 2.5
 
 
+def test_an_evaluation_of_random_weights_says_so() -> None:
+    result = result_of(2)
+    random = result.config.model.model_copy(update={"source": "zai-org/CogVideoX-2b", "random_weights": "tiny"})
+    command = eval_command(result.model_copy(update={"config": result.config.model_copy(update={"model": random})}))
+    _, config = understood(command)
+    assert (config.model.source, config.model.random_weights) == ("zai-org/CogVideoX-2b", "tiny")
+    assert command.count("random_weights") == 1
+
+
 def test_a_model_that_is_no_longer_packaged_still_has_its_command() -> None:
     record = record_of().model_copy(update={"config": {"model": {"source": "lab/x"}, "tune": {"n_trials": 3}}})
     assert tune_command(record) == "sparsetune tune --model lab/x --set tune.n_trials=3"
