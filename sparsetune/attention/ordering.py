@@ -60,13 +60,13 @@ class Permutation:
 
     def order(self, x: Tensor) -> Tensor:
         """Put the tokens of x (batch, heads, tokens, head_dim) in the order."""
-        return self._read(x, self.there)
+        return self._moved(x, self.there)
 
     def undo(self, x: Tensor) -> Tensor:
         """Put ordered tokens back; exact."""
-        return self._read(x, self.back)
+        return self._moved(x, self.back)
 
-    def _read(self, x: Tensor, positions: Tensor) -> Tensor:
+    def _moved(self, x: Tensor, positions: Tensor) -> Tensor:
         if fits_triton(x) and not x.requires_grad:
             from sparsetune.attention.reorder_triton import reorder
 
@@ -102,32 +102,33 @@ def permutation(order: TokenOrder, layout: TokenLayout, device: torch.device | s
     Returns:
         The permutation of all layout.num_tokens tokens, or None for raster, which changes nothing.
     """
-    return None if order == "raster" else _permutation(order, layout, str(device))
+    names = {order} if isinstance(order, str) else set(order)
+    if names == {"raster"}:
+        return None
+    there, back = _positions(layout, str(device))
+    if isinstance(order, str) or len(names) == 1:
+        place = list(ORDERS).index(names.pop())
+        return Permutation(there[place], back[place])
+    return Permutation(there, back, _places(order, str(device)))
 
 
-@functools.lru_cache(maxsize=64)
-def _permutation(order: TokenOrder, layout: TokenLayout, device: str) -> Permutation:
-    with torch.inference_mode(False):  # what is kept must serve calls outside of inference mode too
-        if isinstance(order, str):
-            there = _positions(order, layout)
-            return Permutation(there.to(device), torch.argsort(there).to(device))
-        names = tuple(sorted(set(order)))
-        there, back = _positions_of(names, layout, device)
-        return Permutation(there, back, torch.tensor([names.index(name) for name in order], device=device))
-
-
-@functools.lru_cache(maxsize=32)
-def _positions_of(orders: tuple[str, ...], layout: TokenLayout, device: str) -> tuple[Tensor, Tensor]:
-    """Positions of several orders and back, (orders, tokens) each; layers with the same orders share them."""
-    there = torch.stack([_positions(order, layout) for order in orders])
-    return there.to(device), torch.argsort(there, dim=-1).to(device)
-
-
-def _positions(order: str, layout: TokenLayout) -> Tensor:
-    there = torch.arange(layout.num_tokens)
+@functools.lru_cache(maxsize=16)
+def _positions(layout: TokenLayout, device: str) -> tuple[Tensor, Tensor]:
+    """Positions of every order and back, int64 (orders, tokens) each, as `ORDERS` lists them."""
     first = len(layout.text) if layout.text.start == 0 else 0
-    there[first : first + math.prod(layout.grid)] = first + torch.argsort(ORDERS[order](layout.grid), stable=True)
-    return there
+    with torch.inference_mode(False):  # what is kept must serve calls outside of inference mode too
+        there = torch.arange(layout.num_tokens).repeat(len(ORDERS), 1)
+        for place, key_of in enumerate(ORDERS.values()):
+            video = slice(first, first + math.prod(layout.grid))
+            there[place, video] = first + torch.argsort(key_of(layout.grid), stable=True)
+        return there.to(device), torch.argsort(there, dim=-1).to(device)
+
+
+@functools.lru_cache(maxsize=1024)
+def _places(orders: tuple[str, ...], device: str) -> Tensor:
+    """The place in `ORDERS` of each head's order, int64 (heads,)."""
+    with torch.inference_mode(False):
+        return torch.tensor([list(ORDERS).index(order) for order in orders], device=device)
 
 
 def _coordinates(grid: Grid) -> tuple[Tensor, Tensor, Tensor]:

@@ -93,6 +93,8 @@ class LayerThresholds:
         if len(rules) != 1:
             found = " and ".join(sorted(rules)) or "no head at all"
             raise ThresholdError(f"all heads of {self.name} must follow one rule, cdf or topk, but there is {found}")
+        if not isinstance(self.order, str | tuple | None):
+            raise ThresholdError(f"the token order of {self.name} must be a name or a tuple, but is {self.order!r}")
         if isinstance(self.order, tuple) and len(self.order) != len(self.heads):
             raise ThresholdError(
                 f"{self.name} must have one token order, or one for each of its {len(self.heads)} heads, "
@@ -101,15 +103,16 @@ class LayerThresholds:
 
     @classmethod
     def in_orders(cls, name: str, heads: Sequence[HeadThresholds], orders: Sequence[str]) -> "LayerThresholds":
-        """Give each head a token order; they are one where all sparse heads have the same, since dense ones need none.
+        """Give each sparse head its token order; dense ones, which need none, get one of those.
 
         Args:
             name: as in `LayerThresholds`.
             heads: as in `LayerThresholds`.
-            orders: one a head.
+            orders: one a head; what they say of dense heads is of no account.
         """
-        needed = {order for order, head in zip(orders, heads, strict=True) if head.is_sparse} or set(orders[:1])
-        return cls(name, tuple(heads), needed.pop() if len(needed) == 1 else tuple(orders))
+        needed = [order if head.is_sparse else None for order, head in zip(orders, heads, strict=True)]
+        first, *others = dict.fromkeys(order for order in needed if order) or (None,)
+        return cls(name, tuple(heads), tuple(order or first for order in needed) if first and others else first)
 
     @classmethod
     def uniform(cls, name: str, num_heads: int, head: HeadThresholds) -> "LayerThresholds":

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields
 
 from sparsetune.attention.policy import Policy
-from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
+from sparsetune.attention.thresholds import HeadThresholds
 
 _COLUMNS = ("simthreshd1", "cdfthreshd", "topk", "pvthreshd")
 
@@ -35,7 +35,7 @@ class PolicyDifference:
     Args:
         rules: what differs beside the layers (dense steps, order, text rule), as (first, second).
         only_first, only_second: layers that one alone has.
-        layers: layers of both whose thresholds differ.
+        layers: layers of both whose thresholds or token orders differ.
     """
 
     rules: dict[str, tuple[object, object]]
@@ -52,14 +52,13 @@ class PolicyDifference:
 def difference(first: Policy, second: Policy) -> PolicyDifference:
     """Compare two policies; layers are paired by their whole names."""
     rules = _rules(first), _rules(second)
-    others = {layer.name: layer for layer in second.layers}
-    names = {layer.name for layer in first.layers}
-    pairs = [(layer, others[layer.name]) for layer in first.layers if layer.name in others]
+    ones, others = _layers(first), _layers(second)
+    pairs = [(name, ones[name], others[name]) for name in ones if name in others]
     return PolicyDifference(
         rules={name: (one, rules[1][name]) for name, one in rules[0].items() if one != rules[1][name]},
-        only_first=tuple(layer.name for layer in first.layers if layer.name not in others),
-        only_second=tuple(layer.name for layer in second.layers if layer.name not in names),
-        layers=tuple(_layer(one, other) for one, other in pairs if one != other),
+        only_first=tuple(name for name in ones if name not in others),
+        only_second=tuple(name for name in others if name not in ones),
+        layers=tuple(_layer(name, one, other) for name, one, other in pairs if one != other),
     )
 
 
@@ -69,24 +68,30 @@ def _rules(policy: Policy) -> dict[str, object]:
     return asdict(held.pop("schedule")) | held
 
 
-def _layer(first: LayerThresholds, second: LayerThresholds) -> LayerDifference:
-    alike = len(first.heads) == len(second.heads)
-    ones, others = (tuple(zip(layer.heads, _orders(layer), strict=True)) for layer in (first, second))
-    changed = [one for one, other in zip(ones, others, strict=False) if one != other]
-    means = {name: (_mean(first.heads, name), _mean(second.heads, name)) for name in _COLUMNS}
+_Heads = list[tuple[HeadThresholds, str]]
+"""The thresholds and the token order of each head of a layer."""
+
+
+def _layers(policy: Policy) -> dict[str, _Heads]:
+    return {
+        layer.name: list(zip(layer.heads, orders, strict=True))
+        for layer, orders in zip(policy.layers, policy.head_orders, strict=True)
+    }
+
+
+def _layer(name: str, first: _Heads, second: _Heads) -> LayerDifference:
+    alike = len(first) == len(second)
+    changed = [one for one, other in zip(first, second, strict=False) if one != other]
+    means = {column: (_mean(first, column), _mean(second, column)) for column in _COLUMNS}
     return LayerDifference(
-        name=first.name,
-        num_heads=(len(first.heads), len(second.heads)),
-        changed_heads=len(changed) if alike else max(len(first.heads), len(second.heads)),
-        sparse_heads=(sum(head.is_sparse for head in first.heads), sum(head.is_sparse for head in second.heads)),
-        means={name: pair for name, pair in means.items() if pair[0] != pair[1]},
+        name=name,
+        num_heads=(len(first), len(second)),
+        changed_heads=len(changed) if alike else max(len(first), len(second)),
+        sparse_heads=(sum(head.is_sparse for head, _ in first), sum(head.is_sparse for head, _ in second)),
+        means={column: pair for column, pair in means.items() if pair[0] != pair[1]},
     )
 
 
-def _orders(layer: LayerThresholds) -> tuple[str | None, ...]:
-    return layer.order if isinstance(layer.order, tuple) else (layer.order,) * len(layer.heads)
-
-
-def _mean(heads: tuple[HeadThresholds, ...], name: str) -> float | None:
-    values = [value for head in heads if (value := getattr(head, name)) is not None]
+def _mean(heads: _Heads, column: str) -> float | None:
+    values = [value for head, _ in heads if (value := getattr(head, column)) is not None]
     return sum(values) / len(values) if values else None

@@ -9,6 +9,9 @@ from torch import Tensor
 from sparsetune.attention.blockmap import BlockShape
 from sparsetune.attention.device import fits_triton
 
+_TRITON_BYTES = 512
+"""Largest token of a head that the Triton kernel has room for on every GPU from sm80 on."""
+
 
 @dataclass(frozen=True)
 class BlockSums:
@@ -54,7 +57,8 @@ class BlockSums:
 def block_sums(q: Tensor, k: Tensor, v: Tensor, *, blocks: BlockShape, scale: float, every: int) -> BlockSums:
     """Sum the softmax of sampled queries by key block.
 
-    CUDA tensors whose head_dim is a power of two go through a Triton kernel; others in plain PyTorch, head by head.
+    CUDA tensors whose head_dim is a power of two from 16 to 256 (in float32 to 128) go through a Triton kernel; others
+    in plain PyTorch, head by head.
 
     Args:
         q: (batch, heads, tokens, head_dim).
@@ -70,7 +74,7 @@ def block_sums(q: Tensor, k: Tensor, v: Tensor, *, blocks: BlockShape, scale: fl
     batch, heads, tokens, dim = q.shape
     num_q, _ = blocks.counts(tokens, k.shape[-2])
     queries = -(-blocks.q // every)
-    if all(fits_triton(x) for x in (q, k, v)):
+    if all(fits_triton(x) for x in (q, k, v)) and dim * q.element_size() <= _TRITON_BYTES:
         from sparsetune.tuning.blocksums_triton import sum_blocks
 
         numerator, denominator = sum_blocks(

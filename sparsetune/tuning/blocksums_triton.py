@@ -12,6 +12,9 @@ from torch import Tensor
 
 _ROWS_AT_ONCE = 64
 
+_STAGED_DIM = 64
+"""Up to this head_dim there is shared memory for tiles that are loaded ahead."""
+
 
 def sum_blocks(
     q: Tensor, k: Tensor, v: Tensor, *, block_q: int, block_k: int, queries: int, every: int, scale: float
@@ -41,7 +44,7 @@ def sum_blocks(
             q, k, v, numerator, denominator, batch, heads, tokens, keys, num_q, num_k, scale / math.log(2.0),
             *(x.stride(axis) for x in (q, k, v) for axis in range(3)),
             QUERIES=queries, EVERY=every, BLOCK_Q=block_q, ROWS=_ROWS_AT_ONCE, BLOCK_K=block_k, DIM=dim,
-            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32", num_stages=3 if dim <= _STAGED_DIM else 1,
         )  # fmt: skip
     return numerator, denominator
 

@@ -116,9 +116,10 @@ def starting_policy(
 
 
 def in_one_order(policy: Policy) -> Policy:
-    """Write the order that all layers share, where they share one, as the policy's."""
-    shared = policy.orders[0]
-    if len(set(policy.orders)) > 1 or not isinstance(shared, str):
+    """Write the order that all sparse layers share, where they share one, as the policy's."""
+    used = {order for order, layer in zip(policy.orders, policy.layers, strict=True) if layer.is_sparse}
+    shared = used.pop() if len(used) == 1 else None
+    if not isinstance(shared, str):
         return policy
     return replace(policy, order=shared, layers=tuple(replace(layer, order=None) for layer in policy.layers))
 
@@ -147,12 +148,12 @@ def _chosen(
         error = curves.error[places, index][:, active, :num_heads][..., usable].max(axis=1)  # (orders, heads, points)
         sparsity = curves.sparsity[places, index][:, active, :num_heads][..., usable].mean(axis=1)
         gained = gains(error, sparsity)
-        taken = gained.max(axis=2).argmax(axis=0)
+        order = gained.max(axis=2).argmax(axis=0)
         heads = [
             points[int(of_head.argmax())] if of_head.max() > 0 else otherwise or points[int(missed.argmin())]
-            for of_head, missed in zip(gained[taken, range(num_heads)], error[taken, range(num_heads)], strict=True)
+            for of_head, missed in zip(gained[order, range(num_heads)], error[order, range(num_heads)], strict=True)
         ]
-        layers.append(LayerThresholds.in_orders(name, heads, [names[place] for place in taken]))
+        layers.append(LayerThresholds.in_orders(name, heads, [names[place] for place in order]))
     return in_one_order(Policy(tuple(layers), schedule, "raster", keep_text, curves.select_partial))
 
 

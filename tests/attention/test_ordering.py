@@ -54,6 +54,29 @@ def test_each_head_may_have_an_order_of_its_own(memory: str) -> None:
     assert torch.equal(path.undo(ordered), x)
 
 
+def test_raster_needs_no_permutation_and_one_order_for_all_is_that_order() -> None:
+    layout = TokenLayout((2, 3, 4), range(24, 30))
+    assert permutation("raster", layout) is permutation(("raster",) * 3, layout) is None
+    same, one = permutation(("whf",) * 3, layout), permutation("whf", layout)
+    assert same is not None and one is not None
+    assert same.of_head is None and torch.equal(same.there, one.there)
+
+
+def test_two_layouts_in_turn_keep_their_own_positions() -> None:
+    x = torch.randn(1, 2, 30, 4)
+    layouts = [
+        TokenLayout((2, 3, 4), range(6)),
+        TokenLayout((2, 3, 4), range(24, 30)),
+        TokenLayout((5, 3, 2), range(0)),
+    ]
+    for _ in range(2):
+        for layout in layouts:
+            path = permutation(("whf", "hfw"), layout)
+            assert path is not None and torch.equal(path.undo(path.order(x)), x)
+            assert torch.equal(path.order(x)[..., layout.text.start : layout.text.stop, :],
+                               x[..., layout.text.start : layout.text.stop, :])  # fmt: skip
+
+
 def test_the_configuration_offers_every_order() -> None:
     assert get_args(Order) == tuple(ORDERS)
 

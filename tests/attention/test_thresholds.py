@@ -55,3 +55,25 @@ def test_a_policy_names_each_layer_once() -> None:
     with pytest.raises(ThresholdError, match="order must be one of"):
         Policy.uniform([("a", 1)], order="spiral")
     assert Policy.uniform([("a", 2)]).layer("a").heads == (SPARGE_DEFAULTS, SPARGE_DEFAULTS)
+
+
+def test_dense_heads_take_an_order_that_a_sparse_one_has() -> None:
+    sparse, dense = HeadThresholds(0.3, cdfthreshd=0.9), HeadThresholds(1.0, cdfthreshd=1.0, is_sparse=False)
+    for heads, orders, wanted in (
+        ((sparse, sparse), ("whf", "raster"), ("whf", "raster")),
+        ((sparse, sparse), ("whf", "whf"), "whf"),
+        ((dense, sparse, sparse), ("tiles", "hfw", "whf"), ("hfw", "hfw", "whf")),
+        ((dense, sparse), ("tiles", "hfw"), "hfw"),
+        ((dense, dense), ("tiles", "hfw"), None),
+    ):
+        assert LayerThresholds.in_orders("layer", heads, orders).order == wanted
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [(("raster",), "one for each of its 2 heads, but has 1"), (["raster", "raster"], "must be a name or a tuple")],
+)
+def test_orders_that_are_no_orders_of_the_heads_are_refused(order: object, message: str) -> None:
+    heads = (HeadThresholds(0.3, cdfthreshd=0.9),) * 2
+    with pytest.raises(ThresholdError, match=message):
+        LayerThresholds("layer", heads, order)

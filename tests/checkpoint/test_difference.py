@@ -26,6 +26,12 @@ def test_rules_layers_and_thresholds_that_differ_are_told() -> None:
 
 def test_a_head_in_another_token_order_has_changed() -> None:
     first, second = POLICY.layers
-    other = Policy((first, replace(second, order=("raster", "whf"))))
-    apart = Policy((first, replace(second, order="raster")))
-    assert difference(apart, other).layers[0].changed_heads == 1
+    by_head = Policy((first, replace(second, order=("raster", "whf"))))
+    assert [layer.changed_heads for layer in difference(POLICY, by_head).layers] == [1]
+    assert [layer.changed_heads for layer in difference(POLICY, replace(POLICY, order="tiles")).layers] == [2, 2]
+
+
+def test_an_order_that_is_written_out_is_the_same_order() -> None:
+    first, second = POLICY.layers
+    assert difference(POLICY, Policy((first, replace(second, order="raster")))).is_empty
+    assert difference(POLICY, Policy((first, replace(second, order=("raster", "raster"))))).is_empty

@@ -13,11 +13,11 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("blocks", [SPARGE_BLOCKS, SPARGE_BLOCKS_SM90], ids=["128x64", "64x128"])
 @pytest.mark.parametrize("tokens", [1024, 1312, 2085])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-3), (torch.float16, 2e-3), (torch.float32, 2e-5)])
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("batch", "dim"), [(1, 64), (2, 64), (1, 128), (1, 256)])
 def test_the_sums_are_the_plain_ones(
-    blocks: BlockShape, tokens: int, dtype: torch.dtype, tolerance: float, batch: int
+    blocks: BlockShape, tokens: int, dtype: torch.dtype, tolerance: float, batch: int, dim: int
 ) -> None:
-    inputs = structured(heads=3, tokens=tokens, batch=batch)
+    inputs = structured(heads=3, tokens=tokens, batch=batch, dim=dim)
     q, k, v = (x.to("cuda", dtype).transpose(1, 2).contiguous().transpose(1, 2) for x in inputs)
     scale = q.shape[-1] ** -0.5
     found = block_sums(q, k, v, blocks=blocks, scale=scale, every=16)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from sparsetune.errors import TuningError
@@ -45,6 +46,15 @@ def test_each_head_takes_the_order_that_gives_it_the_most() -> None:
     assert bounded_policy(table, 0.9, orders=("tiles",)).orders == ("tiles", "tiles")
     table.sparsity[1, 0, :, 0] *= 0.01
     assert bounded_policy(table, 0.9).orders == (("raster", "tiles"), "raster")
+
+
+def test_dense_heads_and_layers_need_no_order_of_their_own() -> None:
+    table = curves()
+    table.error[1, 0, :, 0] = table.error[:, 1] = np.inf  # the first head of the first layer is dense in tiles
+    table.error[0, 0] = np.inf  # and nothing else runs in raster
+    policy = bounded_policy(table, 0.9)
+    assert [[head.is_sparse for head in layer.heads] for layer in policy.layers] == [[False, True], [False] * 3]
+    assert policy.order == "tiles" and [layer.order for layer in policy.layers] == [None, None]
 
 
 def test_an_order_that_was_not_calibrated_is_refused() -> None:
