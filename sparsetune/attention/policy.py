@@ -56,8 +56,14 @@ class Policy:
 
     @property
     def order_names(self) -> tuple[str, ...]:
-        """The token orders that occur, sorted."""
-        return tuple(sorted({order for of_layer in self.head_orders for order in of_layer}))
+        """The token orders that sparse heads run in, sorted; the policy's where none is sparse."""
+        used = {
+            order
+            for layer, orders in zip(self.layers, self.head_orders, strict=True)
+            for head, order in zip(layer.heads, orders, strict=True)
+            if head.is_sparse
+        }
+        return tuple(sorted(used or {self.order}))
 
     @classmethod
     def uniform(

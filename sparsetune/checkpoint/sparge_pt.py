@@ -97,7 +97,7 @@ def check_expressible(policy: Policy, path: Path, *, root: str = "transformer", 
         lost.append(f"dense_fraction {policy.schedule.dense_fraction:g}")
     if policy.schedule.drop_scale:
         lost.append("drop_scale")
-    if orders := sorted(set(policy.order_names) - {"raster"}):
+    if orders := [order for order in policy.order_names if order != "raster"]:
         lost.append(f"order {', '.join(orders)}")
     if policy.keep_text:
         lost.append("keep_text")

@@ -47,9 +47,7 @@ def summarize(checkpoint: Checkpoint | Policy) -> tuple[LayerSummary, ...]:
                 cdfthreshd=_mean([head.cdfthreshd for head in sparse if head.cdfthreshd is not None]),
                 topk=_mean([head.topk for head in sparse if head.topk is not None]),
                 pvthreshd=_mean([head.pvthreshd for head in sparse]),
-                orders=tuple(
-                    sorted({order for order, head in zip(orders, layer.heads, strict=True) if head.is_sparse})
-                ),
+                orders=tuple(sorted({orders[place] for place, head in enumerate(layer.heads) if head.is_sparse})),
             )
         )
     return tuple(rows)

@@ -8,7 +8,8 @@ import pytest
 
 from sparsetune.attention.policy import Policy
 from sparsetune.tuning.allocate import allocate, best_order, predict
-from sparsetune.tuning.curves import Curves
+from sparsetune.tuning.bounds import DENSE
+from sparsetune.tuning.curves import Arrangement, Curves
 from sparsetune.tuning.offers import Catalogue
 from sparsetune.tuning.sensitivity import Sensitivity
 from tests.tuning.tables import LAYERS, POINTS, curves, smooth
@@ -103,6 +104,19 @@ def test_each_head_takes_the_order_that_is_worth_most() -> None:
     assert all(sparsity_of(table, policy) > sparsity_of(table, other) for other in alone)
     table.sparsity[0] *= 0.5
     assert best_order(table, ("raster", "tiles"), True) == "tiles"
+
+
+def test_a_dense_layer_is_predicted_whatever_order_stands_there() -> None:
+    table = smooth()
+    catalogue = Catalogue(
+        replace(table, arrangements=(Arrangement("hilbert", True), Arrangement("tiles", True))), Sensitivity()
+    )
+    policy = allocate(catalogue, 0.1, steepness=0.0)
+    first, second = policy.layers
+    dense = replace(second, heads=(DENSE["cdf"],) * len(second.heads), order="raster")
+    apart = replace(policy, layers=(replace(first, order="tiles"), dense))
+    error = predict(catalogue, apart)
+    assert error is not None and 0.0 < error < 0.1
 
 
 def test_thresholds_that_were_not_calibrated_have_no_prediction() -> None:
