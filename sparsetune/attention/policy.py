@@ -55,15 +55,17 @@ class Policy:
         )
 
     @property
-    def order_names(self) -> tuple[str, ...]:
-        """The token orders that sparse heads run in, sorted; the policy's where none is sparse."""
-        used = {
-            order
+    def sparse_orders(self) -> tuple[tuple[str, ...], ...]:
+        """The token orders that each layer's sparse heads run in, sorted."""
+        return tuple(
+            tuple(sorted({order for head, order in zip(layer.heads, orders, strict=True) if head.is_sparse}))
             for layer, orders in zip(self.layers, self.head_orders, strict=True)
-            for head, order in zip(layer.heads, orders, strict=True)
-            if head.is_sparse
-        }
-        return tuple(sorted(used or {self.order}))
+        )
+
+    @property
+    def order_names(self) -> tuple[str, ...]:
+        """The token orders that any sparse head runs in, sorted; the policy's where none is sparse."""
+        return tuple(sorted({order for of_layer in self.sparse_orders for order in of_layer} or {self.order}))
 
     @classmethod
     def uniform(

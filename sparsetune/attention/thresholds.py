@@ -111,8 +111,10 @@ class LayerThresholds:
             orders: one a head; what they say of dense heads is of no account.
         """
         needed = [order if head.is_sparse else None for order, head in zip(orders, heads, strict=True)]
-        first, *others = dict.fromkeys(order for order in needed if order) or (None,)
-        return cls(name, tuple(heads), tuple(order or first for order in needed) if first and others else first)
+        used = list(dict.fromkeys(order for order in needed if order))
+        if len(used) > 1:
+            return cls(name, tuple(heads), tuple(order or used[0] for order in needed))
+        return cls(name, tuple(heads), used[0] if used else None)
 
     @classmethod
     def uniform(cls, name: str, num_heads: int, head: HeadThresholds) -> "LayerThresholds":

@@ -35,7 +35,7 @@ def summarize(checkpoint: Checkpoint | Policy) -> tuple[LayerSummary, ...]:
     """Sum up each layer of a checkpoint or policy, in the policy's order."""
     policy = checkpoint.policy if isinstance(checkpoint, Checkpoint) else checkpoint
     rows = []
-    for layer, orders in zip(policy.layers, policy.head_orders, strict=True):
+    for layer, orders in zip(policy.layers, policy.sparse_orders, strict=True):
         sparse = [head for head in layer.heads if head.is_sparse]
         rows.append(
             LayerSummary(
@@ -47,7 +47,7 @@ def summarize(checkpoint: Checkpoint | Policy) -> tuple[LayerSummary, ...]:
                 cdfthreshd=_mean([head.cdfthreshd for head in sparse if head.cdfthreshd is not None]),
                 topk=_mean([head.topk for head in sparse if head.topk is not None]),
                 pvthreshd=_mean([head.pvthreshd for head in sparse]),
-                orders=tuple(sorted({orders[place] for place, head in enumerate(layer.heads) if head.is_sparse})),
+                orders=orders,
             )
         )
     return tuple(rows)

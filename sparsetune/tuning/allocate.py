@@ -99,7 +99,7 @@ def predict(catalogue: Catalogue, policy: Policy) -> float | None:
         Taken(places.index(place_of[order]), index, head, point)
         for index, (layer, orders) in enumerate(zip(policy.layers, policy.head_orders, strict=True))
         for head, (thresholds, order) in enumerate(zip(layer.heads, orders, strict=True))
-        if thresholds.is_sparse and (point := of_thresholds[thresholds]) is not None
+        if (point := of_thresholds[thresholds]) is not None
     ]
     return catalogue.error(places, rule, policy.schedule, taken)
 

@@ -73,7 +73,8 @@ def block_sums(q: Tensor, k: Tensor, v: Tensor, *, blocks: BlockShape, scale: fl
     """
     batch, heads, tokens, dim = q.shape
     num_q, _ = blocks.counts(tokens, k.shape[-2])
-    queries = -(-blocks.q // every)
+    position = torch.arange(num_q * blocks.q, device=q.device).view(num_q, blocks.q)[:, ::every]
+    queries = position.shape[1]
     if all(fits_triton(x) for x in (q, k, v)) and dim * q.element_size() <= _TRITON_BYTES:
         from sparsetune.tuning.blocksums_triton import sum_blocks
 
@@ -81,20 +82,20 @@ def block_sums(q: Tensor, k: Tensor, v: Tensor, *, blocks: BlockShape, scale: fl
             q, k, v, block_q=blocks.q, block_k=blocks.k, queries=queries, every=every, scale=scale
         )
     else:
-        numerator, denominator = _sum_blocks(q, k, v, blocks, scale, every)
-    position = torch.arange(num_q * blocks.q, device=q.device).view(num_q, blocks.q)[:, ::every]
+        numerator, denominator = _sum_blocks(q, k, v, blocks, scale, position)
     inside = (position < tokens).repeat(batch, 1)
     dense = numerator.sum(2).view(heads, batch * num_q, queries, dim) / denominator.sum(2).unsqueeze(-1)
     dense.masked_fill_(~inside[..., None], 0.0)
     return BlockSums(numerator, denominator, dense, inside)
 
 
-def _sum_blocks(q: Tensor, k: Tensor, v: Tensor, blocks: BlockShape, scale: float, every: int) -> tuple[Tensor, Tensor]:
-    """Numerators and denominators, one head after the other."""
+def _sum_blocks(
+    q: Tensor, k: Tensor, v: Tensor, blocks: BlockShape, scale: float, position: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Numerators and denominators, one head after the other; `position` are the sampled tokens (q blocks, queries)."""
     batch, heads, tokens, dim = q.shape
-    num_q, num_k = blocks.counts(tokens, k.shape[-2])
-    queries = -(-blocks.q // every)
-    position = torch.arange(num_q * blocks.q, device=q.device).view(num_q, blocks.q)[:, ::every]
+    num_q, queries = position.shape
+    num_k = -(-k.shape[-2] // blocks.k)
     numerator = q.new_empty(heads, batch, num_q, num_k, queries * dim, dtype=torch.float32)
     denominator = q.new_empty(heads, batch, num_q, num_k, queries, dtype=torch.float32)
     sampled = F.pad(q, (0, 0, 0, num_q * blocks.q - tokens))[..., position.flatten(), :]
