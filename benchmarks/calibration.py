@@ -28,8 +28,8 @@ from torch import Tensor
 from sparsetune.attention.backends import Backend, ReferenceBackend, SpargeBackend
 from sparsetune.attention.device import device_name
 from sparsetune.attention.ordering import TokenLayout
-from sparsetune.attention.synthetic import video_like
 from sparsetune.attention.thresholds import PVTHRESHD_OFF, HeadThresholds, LayerThresholds, ThresholdTensors
+from sparsetune.bench.latency import video_like
 from sparsetune.tuning.bounds import Bounds, starting_policy
 from sparsetune.tuning.calibrate import EVERY
 from sparsetune.tuning.curves import Arrangement, Curves, grid

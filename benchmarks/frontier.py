@@ -25,11 +25,11 @@ import numpy as np
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import HeadThresholds
-from sparsetune.evaluation.pair import PromptResult
+from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.files import write_json
 from sparsetune.models.pipelines import demo_config
 from sparsetune.models.prompts import load_prompts
-from sparsetune.models.sparse import default_policy
+from sparsetune.models.sparsify import default_policy
 from sparsetune.tuning.allocate import allocate, best_order
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.bounds import bounded_policy

@@ -19,15 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsetune.attention.backends import SpargeBackend
-from sparsetune.attention.latency import time_calls
+from sparsetune.attention.handle import SparseHandle
 from sparsetune.attention.policy import Policy
-from sparsetune.attention.sparsify import SparseHandle
 from sparsetune.attention.thresholds import HeadThresholds
+from sparsetune.bench.latency import time_calls
+from sparsetune.bench.step import Step, capture_step
 from sparsetune.config import resolve
 from sparsetune.models import loading
 from sparsetune.models.generation import Renderer
 from sparsetune.models.random_weights import blueprint
-from sparsetune.models.step import Step, capture_step
 
 AIM = 0.01
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsetune.attention.latency import time_calls
 from sparsetune.attention.ordering import ORDERS, Permutation, TokenLayout, permutation
+from sparsetune.bench.latency import time_calls
 
 SHAPES = {
     "demo": TokenLayout(grid=(5, 16, 16), text=range(32)),

@@ -37,11 +37,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from sparsetune.attention.policy import Policy
 from sparsetune.config import Config, resolve
 from sparsetune.config.files import configs_folder
-from sparsetune.engine import Engine, Outcome, Started, Task, Worker
-from sparsetune.engine.engine import OnEvent
-from sparsetune.engine.events import Event, Incident
-from sparsetune.evaluation.pair import PromptResult
-from sparsetune.evaluation.run import evaluate_config
+from sparsetune.evaluation.evaluate import evaluate_config
+from sparsetune.evaluation.prompt import PromptResult
+from sparsetune.executor import Executor, Started, Task, TaskResult, Worker
+from sparsetune.executor.base import OnEvent
+from sparsetune.executor.events import Event, Incident
 from sparsetune.metrics import Gate
 from sparsetune.tuning import study as studies
 from sparsetune.tuning import tune
@@ -100,7 +100,7 @@ class SimulatedPrompt:
         return PromptResult("a prompt", 0, metrics=metrics, sparsity=sparsity, seconds_sparse=1.0)
 
 
-class SimulatedEngine(Engine):
+class SimulatedEngine(Executor):
     """Workers that take their time on a clock of their own, to which what the driver took is added."""
 
     def __init__(self, num_workers: int, seconds: float, spent: Callable[[], float]) -> None:
@@ -134,13 +134,13 @@ class SimulatedEngine(Engine):
         self._assign()
         return ticket
 
-    def wait(self, on_event: OnEvent) -> Outcome:
+    def wait(self, on_event: OnEvent) -> TaskResult:
         ended, ticket, task, worker = heapq.heappop(self._busy)
         self._now, self._left_at = max(self.now, ended), self._spent()
         on_event(Event(ticket, worker, Started()))
         self._idle.append(worker)
         self._free_since[worker] = ended
-        return Outcome(ticket, worker, task.run(None, lambda what: None))  # type: ignore[arg-type]
+        return TaskResult(ticket, worker, task.run(None, lambda what: None))  # type: ignore[arg-type]
 
     def abandon(self) -> None:
         self._waiting.clear()

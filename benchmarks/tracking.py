@@ -28,7 +28,7 @@ from sparsetune.attention.policy import Policy
 from sparsetune.checkpoint import Checkpoint, Manifest, save_checkpoint
 from sparsetune.config import Config, resolve
 from sparsetune.evaluation.events import EvaluationEnded, EvaluationStarted, PromptDone
-from sparsetune.evaluation.pair import PromptResult
+from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import EvaluationResult, load_result
 from sparsetune.tracking import TrackingListener, connect, resolve_store
 from sparsetune.tuning.events import StudyStarted, TrialResult, TuningResult

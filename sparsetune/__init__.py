@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparsetune import metrics
+    from sparsetune.api import create_pipelines, evaluate_config, load_checkpoint, sparsify
     from sparsetune.attention.policy import Policy
     from sparsetune.checkpoint.storage import save_checkpoint
     from sparsetune.config import Config, resolve
     from sparsetune.errors import SparsetuneError
-    from sparsetune.evaluation.run import evaluate
+    from sparsetune.evaluation.evaluate import evaluate
     from sparsetune.models.prompts import load_prompts
-    from sparsetune.tracking.loading import create_pipelines, evaluate_config, load_checkpoint, sparsify
     from sparsetune.tuning.tune import tune
 
 __version__ = "0.1.0"
@@ -40,14 +40,14 @@ _HOMES = {
     "Config": "sparsetune.config",
     "Policy": "sparsetune.attention.policy",
     "SparsetuneError": "sparsetune.errors",
-    "create_pipelines": "sparsetune.tracking.loading",
-    "evaluate": "sparsetune.evaluation.run",
-    "evaluate_config": "sparsetune.tracking.loading",
-    "load_checkpoint": "sparsetune.tracking.loading",
+    "create_pipelines": "sparsetune.api",
+    "evaluate": "sparsetune.evaluation.evaluate",
+    "evaluate_config": "sparsetune.api",
+    "load_checkpoint": "sparsetune.api",
     "load_prompts": "sparsetune.models.prompts",
     "resolve": "sparsetune.config",
     "save_checkpoint": "sparsetune.checkpoint.storage",
-    "sparsify": "sparsetune.tracking.loading",
+    "sparsify": "sparsetune.api",
     "tune": "sparsetune.tuning.tune",
 }
 

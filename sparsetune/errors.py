@@ -43,7 +43,7 @@ class OutOfMemoryError(GenerationError):
     """Rendering failed for want of memory: the machine's failing, not the prompt's."""
 
 
-class EngineError(SparsetuneError):
+class ExecutorError(SparsetuneError):
     """Workers that can't be had, or can't work together."""
 
 

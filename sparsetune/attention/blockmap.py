@@ -50,7 +50,7 @@ class PooledBlocks:
 
 
 def pool(x: Tensor, block: int, centre: Tensor | None = None, select_partial: bool = False) -> PooledBlocks:
-    """Describe each block of `block` tokens of x by its mean and by how alike its tokens are.
+    """DescribeSession each block of `block` tokens of x by its mean and by how alike its tokens are.
 
     The mean pairwise cosine is |Σ x̂|² / n², x̂ the normalised tokens rounded to float16, as SpargeAttn's kernel
     does. Two of that kernel's traits are kept: the mean is rounded to the input's dtype, and a block with a token

@@ -1,7 +1,7 @@
 """The one interception that serves every model.
 
-While a self-attention module's forward runs, a `Sender` sees each attention call below it, whatever processor makes
-that call. Nothing of a model's own code is copied or replaced.
+While a self-attention module's forward runs, an `AttentionCallMode` sees each attention call below it, whatever
+processor makes that call. Nothing of a model's own code is copied or replaced.
 """
 
 import functools
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsetune.attention.call_mode import AttentionCallMode, Forward, native
 from sparsetune.attention.ordering import TokenLayout
 from sparsetune.attention.schedule import step_of
-from sparsetune.attention.sender import Forward, Sender, native
 from sparsetune.attention.sites import AttentionSites, DenseCall, LayerSite, TransformerCall, TransformerSite
 from sparsetune.errors import ModelError
 
@@ -107,7 +107,7 @@ class Interception:
         self._last: tuple[Tensor, int | None, int] | None = None
         self._silent: set[str] = set()
         self._replaced: list[tuple[nn.Module, Forward | None, Forward]] = []
-        self._senders: list[Sender] = []
+        self._senders: list[AttentionCallMode] = []
         for transformer in sites.transformers:
             self._replace(transformer.module, self._watched(transformer))
             for layer in transformer.layers:
@@ -170,7 +170,7 @@ class Interception:
                 AttentionCall(layer=layer, transformer=running, step=step, num_steps=num_steps, dense=dense, **call)
             )
 
-        send = Sender(run, layer)
+        send = AttentionCallMode(run, layer)
         self._senders.append(send)
 
         def wrap(original: Forward) -> Forward:
@@ -198,7 +198,7 @@ class Interception:
             self._last = (timestep, step, len(timesteps))
         return self._last[1:]
 
-    def _check_seen(self, layer: LayerSite, send: Sender) -> None:
+    def _check_seen(self, layer: LayerSite, send: AttentionCallMode) -> None:
         if not send.seen and layer.name not in self._silent:
             self._silent.add(layer.name)
             if len(self._silent) == 1:

@@ -2,8 +2,7 @@
 
 from sparsetune.checkpoint.checkpoint import Checkpoint
 from sparsetune.checkpoint.difference import PolicyDifference, difference
-from sparsetune.checkpoint.environment import git_commit, versions
-from sparsetune.checkpoint.manifest import LayerShape, Manifest, hash_prompts
+from sparsetune.checkpoint.manifest import LayerShape, Manifest, git_commit, hash_prompts, versions
 from sparsetune.checkpoint.sparge_pt import read_sparge_pt, write_sparge_pt
 from sparsetune.checkpoint.storage import convert, load_checkpoint, save_checkpoint
 from sparsetune.checkpoint.summary import LayerSummary, summarize

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import LayerThresholds
-from sparsetune.checkpoint.columns import from_columns, to_columns
+from sparsetune.checkpoint.policy_file import from_columns, to_columns
 from sparsetune.errors import CheckpointError
 from sparsetune.files import atomic_path
 

@@ -8,12 +8,11 @@ import torch
 from sparsetune.attention.policy import Policy
 from sparsetune.checkpoint.checkpoint import Checkpoint
 from sparsetune.checkpoint.difference import difference
-from sparsetune.checkpoint.folders import atomic_folder
 from sparsetune.checkpoint.manifest import Manifest, read_manifest
 from sparsetune.checkpoint.policy_file import read_policy, write_policy
 from sparsetune.checkpoint.sparge_pt import check_expressible, read_sparge_pt, write_sparge_pt
 from sparsetune.errors import CheckpointError
-from sparsetune.files import atomic_path, write_text
+from sparsetune.files import atomic_folder, atomic_path, write_text
 
 POLICY_FILE = "policy.safetensors"
 MANIFEST_FILE = "manifest.json"

@@ -13,7 +13,7 @@ from sparsetune.cli.settings import build_config, config_options, generation_opt
 
 if TYPE_CHECKING:
     from sparsetune.attention.breakeven import BreakEvenTable
-    from sparsetune.models.step_time import StepTimes
+    from sparsetune.bench.step_time import StepTimes
 
 
 @click.command(
@@ -51,12 +51,12 @@ def command(ctx: click.Context, e2e: bool, repeats: int, output: Path | None, as
     """
     from sparsetune.attention.backends import backend_choice
     from sparsetune.attention.breakeven import save_table
-    from sparsetune.models.bench import backends_to_time, time_table
+    from sparsetune.bench.break_even import backends_to_time, time_table
+    from sparsetune.bench.step import capture_step
+    from sparsetune.bench.step_time import StepTime, time_step
     from sparsetune.models.generation import Renderer
     from sparsetune.models.loading import load_pipeline
     from sparsetune.models.prompts import load_prompts
-    from sparsetune.models.step import capture_step
-    from sparsetune.models.step_time import StepTime, time_step
 
     config = build_config(ctx)
     say_loading(config.model.source)

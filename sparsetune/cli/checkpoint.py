@@ -37,9 +37,9 @@ def show(path: str, as_json: bool) -> None:
       sparsetune checkpoint show results/demo/checkpoint --json
       sparsetune checkpoint show models:/demo-sparse@champion
     """
+    from sparsetune.api import load_checkpoint
     from sparsetune.checkpoint import summarize
     from sparsetune.cli.tables import checkpoint_table, print_table
-    from sparsetune.tracking.loading import load_checkpoint
 
     checkpoint = load_checkpoint(path)
     layers = summarize(checkpoint)
@@ -99,12 +99,12 @@ def verify(ctx: click.Context, path: str) -> None:
     Example:
       sparsetune checkpoint verify tuned.pt --model cogvideox-2b
     """
+    from sparsetune.api import load_checkpoint
     from sparsetune.cli.terminal import results_alone
     from sparsetune.models.loading import load_pipeline
     from sparsetune.models.random_weights import blueprint, blueprints
-    from sparsetune.models.skeleton import skeleton
-    from sparsetune.models.sparse import policy_for
-    from sparsetune.tracking.loading import load_checkpoint
+    from sparsetune.models.shapes import skeleton
+    from sparsetune.models.sparsify import policy_for
 
     config = build_config(ctx)
     with results_alone():
@@ -128,9 +128,9 @@ def diff(first: str, second: str, as_json: bool) -> None:
     Example:
       sparsetune checkpoint diff results/demo/checkpoint tuned.pt
     """
+    from sparsetune.api import load_checkpoint
     from sparsetune.checkpoint import difference
     from sparsetune.cli.tables import difference_text
-    from sparsetune.tracking.loading import load_checkpoint
 
     found = difference(load_checkpoint(first).policy, load_checkpoint(second).policy)
     click.echo(json.dumps(dataclasses.asdict(found), indent=2) if as_json else difference_text(found))

@@ -11,7 +11,7 @@ from sparsetune.cli.settings import build_config
 from sparsetune.cli.stores import model_option, open_store, short_name, store_options
 
 if TYPE_CHECKING:
-    from sparsetune.evaluation.comparison import Comparison
+    from sparsetune.evaluation.compare import Comparison
     from sparsetune.evaluation.result import EvaluationResult
 
 

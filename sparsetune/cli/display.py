@@ -14,7 +14,6 @@ from sparsetune.cli.live.phase import Phase
 from sparsetune.cli.live.time_left import TimeLeft, evaluation_time_left
 from sparsetune.cli.log import Log
 from sparsetune.cli.tables import metric_text
-from sparsetune.engine import Incident
 from sparsetune.evaluation.events import (
     EvaluationEnded,
     EvaluationListener,
@@ -23,7 +22,8 @@ from sparsetune.evaluation.events import (
     PromptStarted,
     StepDone,
 )
-from sparsetune.evaluation.pair import PromptResult
+from sparsetune.evaluation.prompt import PromptResult
+from sparsetune.executor import Incident
 
 
 class EvaluationFollower(EvaluationListener):

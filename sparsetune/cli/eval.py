@@ -84,7 +84,7 @@ def command(
     from sparsetune.cli.tables import evaluation_text
     from sparsetune.cli.terminal import results_alone
     from sparsetune.errors import GateError, GenerationError
-    from sparsetune.evaluation.run import evaluate_config
+    from sparsetune.evaluation.evaluate import evaluate_config
 
     config = build_config(ctx)
     if use_tuned and checkpoint is None:

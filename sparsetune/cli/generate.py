@@ -99,8 +99,7 @@ def _render(config: Config, prompt: "Prompt", checkpoint: str | None) -> "tuple[
     from sparsetune.cli.terminal import results_alone
     from sparsetune.models.generation import Renderer
     from sparsetune.models.loading import load_pipeline
-    from sparsetune.models.sparse import sparsify
-    from sparsetune.models.tuned_for import warn_of_other_settings
+    from sparsetune.models.sparsify import sparsify, warn_of_other_settings
 
     with results_alone(), contextlib.ExitStack() as stack:
         say_loading(config.model.source)

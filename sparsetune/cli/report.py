@@ -63,8 +63,7 @@ def command(
       sparsetune report results/demo/after --before results/demo/before --lang zh
       sparsetune report latest --videos beside
     """
-    from sparsetune.report.build import build_report
-    from sparsetune.report.extra import check_extra
+    from sparsetune.report.build import build_report, check_extra
 
     check_extra()
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,7 @@ from sparsetune.metrics import interval_caveat, registry
 
 if TYPE_CHECKING:
     from sparsetune.checkpoint import LayerSummary, PolicyDifference
-    from sparsetune.evaluation.comparison import Change, Comparison
+    from sparsetune.evaluation.compare import Change, Comparison
     from sparsetune.evaluation.result import EvaluationResult, MetricStatistics
     from sparsetune.evaluation.videos import VideoComparison
     from sparsetune.metrics import Summary
@@ -79,7 +79,7 @@ def statistics_table(statistics: "Mapping[str, MetricStatistics] | Mapping[str, 
 
 def evaluation_text(result: "EvaluationResult") -> str:
     """The whole result: table, sparsity, score with its verdict, the gate with what it fails by, and reservations."""
-    from sparsetune.evaluation.report import verdict_text
+    from sparsetune.evaluation.report_markdown import verdict_text
 
     lines = [table_text(statistics_table(result.statistics)), ""] if result.statistics else []
     sparsity = result.sparsity

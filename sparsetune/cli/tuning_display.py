@@ -16,8 +16,8 @@ from sparsetune.cli.live.search import SearchState
 from sparsetune.cli.live.search_view import search_rows
 from sparsetune.cli.live.time_left import TimeLeft, search_time_left
 from sparsetune.cli.log import Log
-from sparsetune.engine import Incident
 from sparsetune.evaluation.events import EvaluationListener, EvaluationStarted
+from sparsetune.executor import Incident
 from sparsetune.tuning.events import (
     CalibrationStep,
     ProbeStep,

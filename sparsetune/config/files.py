@@ -88,3 +88,14 @@ def _from_file(path: Path, key: str, value: Any) -> Any:
     if key == "model.source" and not value.startswith((".", "~")):
         return value  # a hub id, `demo`, or an absolute path
     return str(path.resolve().parent / Path(value).expanduser())
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Lay nested mappings out under dotted names, e.g. `model.source`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -7,7 +7,7 @@ from typing import Any
 from sparsetune.attention.backends import ReferenceBackend
 from sparsetune.attention.policy import Policy
 from sparsetune.checkpoint import summarize as summarize_policy
-from sparsetune.evaluation.pair import PromptResult
+from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import (
     ConditionSection,
     GateSection,

@@ -12,8 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsetune.errors import CacheError, SparsetuneError
-from sparsetune.evaluation.entry import BaselineKey, DamagedEntryError, EntryInfo, read_entry, read_info, write_entry
-from sparsetune.evaluation.lock import exclusive, exclusive_if_free
+from sparsetune.evaluation.baseline_entry import (
+    BaselineKey,
+    DamagedEntryError,
+    EntryInfo,
+    read_entry,
+    read_info,
+    write_entry,
+)
+from sparsetune.locks import exclusive, exclusive_if_free
 
 _LOG = logging.getLogger(__name__)
 _STALE_SECONDS = 3600.0

@@ -7,16 +7,15 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsetune.attention.gain import dtype_name
+from sparsetune.attention.breakeven import dtype_name
 from sparsetune.attention.policy import Policy
-from sparsetune.checkpoint.environment import git_commit, versions
-from sparsetune.checkpoint.manifest import hash_prompts, utc_now
-from sparsetune.engine import Engine
-from sparsetune.evaluation.entry import BaselineKey, canonical_hash
+from sparsetune.checkpoint.manifest import git_commit, hash_prompts, utc_now, versions
+from sparsetune.evaluation.baseline_entry import BaselineKey, canonical_hash
 from sparsetune.evaluation.result import ConfigSection, EnvironmentSection, ModelSection, PolicySection, Spread
-from sparsetune.models.identity import ModelIdentity
+from sparsetune.executor import Executor
+from sparsetune.models.loading import ModelIdentity
 from sparsetune.models.prompts import AnyPrompt, as_prompt, image_digest, texts
-from sparsetune.models.rig import Rig, device_kind, scheduler, vae_tiling
+from sparsetune.models.runtime import RuntimeDescription, device_kind, scheduler, vae_tiling
 
 if TYPE_CHECKING:
     from sparsetune.models.generation import Renderer
@@ -55,7 +54,7 @@ def baseline_key(renderer: "Renderer", prompt: AnyPrompt, seed: int) -> Baseline
 
 
 def model_section(identity: ModelIdentity) -> ModelSection:
-    """Describe the model."""
+    """DescribeSession the model."""
     return ModelSection(
         source=identity.source,
         revision=identity.revision,
@@ -78,7 +77,7 @@ def policy_digest(policy: Policy) -> str:
 
 
 def policy_section(policy: Policy) -> PolicySection:
-    """Describe a policy in brief."""
+    """DescribeSession a policy in brief."""
     heads = [head for layer in policy.layers for head in layer.heads]
     sparse = [head for head in heads if head.is_sparse]
     return PolicySection(
@@ -100,7 +99,7 @@ def policy_section(policy: Policy) -> PolicySection:
 
 
 def config_section(
-    rig: Rig,
+    rig: RuntimeDescription,
     policy: Policy,
     prompts: Sequence[AnyPrompt],
     *,
@@ -148,9 +147,9 @@ def config_section(
 
 
 def environment_section(
-    rig: Rig, engine: Engine, seconds_total: float, seconds_generation: float
+    rig: RuntimeDescription, engine: Executor, seconds_total: float, seconds_generation: float
 ) -> EnvironmentSection:
-    """Describe the machines and the software, and what befell the workers."""
+    """DescribeSession the machines and the software, and what befell the workers."""
     return EnvironmentSection(
         created=utc_now(),
         platform=platform.platform(),

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsetune.engine import Incident, Side, Worker
-    from sparsetune.evaluation.pair import PromptResult
+    from sparsetune.evaluation.prompt import PromptResult
     from sparsetune.evaluation.result import EvaluationResult
+    from sparsetune.executor import Incident, Side, Worker
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
-from sparsetune.evaluation.pair import Frames, Watch, render, rendering_dense, running
+from sparsetune.evaluation.prompt import Frames, Watch, render, rendering_dense, running
 from sparsetune.evaluation.result import PromptRow, Rung
 from sparsetune.metrics import compute_available
 from sparsetune.models.prompts import AnyPrompt
 
 if TYPE_CHECKING:
-    from sparsetune.attention.sparsify import SparseHandle
+    from sparsetune.attention.handle import SparseHandle
     from sparsetune.models.generation import Renderer
 
 PSNR_CAP = 100.0

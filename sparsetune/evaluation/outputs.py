@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsetune.evaluation.pair import Frames, Pair
+from sparsetune.evaluation.prompt import Frames, Pair
 from sparsetune.evaluation.result import PromptRow
 from sparsetune.files import atomic_path
 from sparsetune.video import save_png, side_by_side, write_video

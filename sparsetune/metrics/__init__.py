@@ -18,7 +18,6 @@ from sparsetune.metrics.frames import (
     psnr_per_frame,
 )
 from sparsetune.metrics.gate import Condition, Gate, GateResult
-from sparsetune.metrics.modules import import_metrics
 from sparsetune.metrics.perceptual import lpips
 from sparsetune.metrics.registry import (
     Frames,
@@ -28,6 +27,7 @@ from sparsetune.metrics.registry import (
     compute,
     compute_available,
     get,
+    import_metrics,
     metric,
     names,
     own_names,

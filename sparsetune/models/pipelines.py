@@ -14,7 +14,7 @@ from sparsetune.errors import ConfigError
 from sparsetune.models.generation import Frames, Renderer
 from sparsetune.models.loading import LoadedModel, load_pipeline
 from sparsetune.models.prompts import AnyPrompt
-from sparsetune.models.sparse import default_policy, policy_for, sparsify
+from sparsetune.models.sparsify import default_policy, policy_for, sparsify
 
 
 @dataclass(frozen=True)

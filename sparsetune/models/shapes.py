@@ -1,6 +1,8 @@
 """How large a published model is: layers, tokens, weights, and how much of its work is attention."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -98,3 +100,10 @@ def _grid(plan: Blueprint, family: Family, patch: Grid, settings: GenerationConf
 
 def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def skeleton(plan: Blueprint) -> Any:
+    """Build a model's transformers at full size on the meta device, which takes no memory, in a bare pipeline."""
+    with torch.device("meta"):
+        parts = {name: build_component(plan, name, "full") for name in plan.components if "transformer" in name}
+    return type(plan.pipeline, (SimpleNamespace,), {})(**parts, scheduler=None)

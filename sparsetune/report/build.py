@@ -2,15 +2,34 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from sparsetune.errors import ReportError
 from sparsetune.files import write_text
 from sparsetune.report.clips import Videos, beside, embedded, find_clips
-from sparsetune.report.extra import check_extra
 from sparsetune.report.page import render
 from sparsetune.report.source import Source
 from sparsetune.report.words import Language, words
+
+NEEDED: Final = ("jinja2", "matplotlib", "plotly")
+"""What the extra `report` installs."""
+
+
+def check_extra() -> None:
+    """Check that reports can be made here.
+
+    Raises:
+        ReportError: a package is missing.
+    """
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise ReportError(
+            f"a report must have {', '.join(NEEDED)}, but {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not installed; run: pip install 'sparsetune[report]'"
+        )
+
 
 LIMIT: Final = 25_000_000
 """Bytes that a report's file is kept under."""

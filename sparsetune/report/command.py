@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsetune.config import Config, GenerationConfig, resolve
-from sparsetune.config.dotted import flatten
-from sparsetune.config.files import configs_folder
+from sparsetune.config.files import configs_folder, flatten
 from sparsetune.errors import ConfigError
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.tuning.record import TuningRecord

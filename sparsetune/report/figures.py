@@ -1,15 +1,285 @@
 """The figures of a report, in the order in which it shows them."""
 
-from sparsetune.report.charts import Chart
-from sparsetune.report.search import calibration, history, importances, pareto
+from collections.abc import Callable, Sequence
+
+from sparsetune.evaluation.ladder import attribute
+from sparsetune.evaluation.result import EvaluationResult, LayerSection, PromptRow
+from sparsetune.report.charts import Axis, Bars, Chart, HeatMap, Number, Plot, Role, Series, extent
 from sparsetune.report.source import Source
-from sparsetune.report.sparsity import by_head, by_step, frames, ladder, thresholds
-from sparsetune.report.timing import phases
 from sparsetune.report.words import Words
+from sparsetune.tuning.record import TrialSection, TuningRecord
+
+_KINDS: tuple[tuple[str, Role], ...] = (("feasible", "main"), ("missed", "second"), ("pruned", "muted"))
+
+Figure = Callable[[TrialSection], Number]
+
+
+def front(trials: Sequence[TrialSection]) -> tuple[TrialSection, ...]:
+    """Give the complete trials that no other beats in both sparsity and PSNR, sparsest first."""
+    complete = [trial for trial in trials if trial.state == "complete" and trial.sparsity is not None]
+    ranked = sorted(complete, key=lambda trial: (-(trial.sparsity or 0.0), -(trial.psnr or 0.0), trial.number))
+    found: list[TrialSection] = []
+    for trial in ranked:
+        if not found or (trial.psnr or 0.0) > (found[-1].psnr or 0.0):
+            found.append(trial)
+    return tuple(found)
+
+
+def kind(trial: TrialSection) -> str:
+    """Tell a trial's kind: `feasible`, `missed` (the gate), `pruned` or `failed`."""
+    if trial.state == "complete":
+        return "feasible" if trial.feasible else "missed"
+    return trial.state
+
+
+def pareto(record: TuningRecord, words: Words) -> Plot | None:
+    """Sparsity against PSNR, a point a trial, with the front's line."""
+    shown = [trial for trial in record.trials if trial.sparsity is not None and trial.psnr is not None]
+    if not shown:
+        return None
+    best = front(shown)
+    line = Series(
+        words("search.front"), "third", tuple(trial.sparsity for trial in best), tuple(trial.psnr for trial in best),
+        line=True,
+    )  # fmt: skip
+    points = _points(record, words, lambda trial: trial.sparsity, lambda trial: trial.psnr)
+    return Plot(
+        "pareto_front",
+        words("pareto.title"),
+        words("pareto.alt", trials=len(shown), front=", ".join(str(trial.number) for trial in best)),
+        Axis(words("axis.sparsity"), percent=True),
+        Axis(words("axis.psnr")),
+        (line, *points),
+    )
+
+
+def history(record: TuningRecord, words: Words) -> Plot | None:
+    """Sparsity by trial, with the best that met the gate so far."""
+    if not any(trial.sparsity is not None for trial in record.trials):
+        return None
+    best: list[Number] = []
+    for trial in record.trials:
+        so_far = best[-1] if best else None
+        better = trial.feasible and (so_far is None or (trial.sparsity or 0.0) > so_far)
+        best.append(trial.sparsity if better else so_far)
+    numbers = tuple(trial.number for trial in record.trials)
+    line = Series(words("search.best_so_far"), "third", numbers, tuple(best), line=True, step=True)
+    points = _points(record, words, lambda trial: trial.number, lambda trial: trial.sparsity)
+    high = extent(best)[1]
+    return Plot(
+        "search_history",
+        words("history.title"),
+        words("history.alt", trials=len(numbers), best=f"{high:.1%}"),
+        Axis(words("axis.trial")),
+        Axis(words("axis.sparsity"), percent=True),
+        (line, *points),
+    )
+
+
+def importances(record: TuningRecord, words: Words) -> Bars | None:
+    """What set the best trials apart."""
+    if record.insight is None or not record.insight.importances:
+        return None
+    ranked = sorted(record.insight.importances.items(), key=lambda share: -share[1])
+    return Bars(
+        "importances",
+        words("importances.title"),
+        words("importances.alt", shares=", ".join(f"{name} {share:.0%}" for name, share in ranked[:5])),
+        Axis(words("axis.importance"), percent=True),
+        tuple(name for name, _ in ranked),
+        ((words("axis.importance"), "main", tuple(share for _, share in ranked)),),
+    )
+
+
+def calibration(record: TuningRecord, words: Words) -> Plot | None:
+    """What calibration expected of each trial's policy, against its videos' PSNR."""
+    shown = [trial for trial in record.trials if trial.predicted_error and trial.psnr is not None]
+    if not shown:
+        return None
+    points = _points(record, words, lambda trial: trial.predicted_error or None, lambda trial: trial.psnr)
+    rho = record.insight.rank_correlation if record.insight is not None else None
+    return Plot(
+        "calibration_against_psnr",
+        words("calibration.title"),
+        words("calibration.alt", trials=len(shown))
+        + ("" if rho is None else words("calibration.correlation", rho=f"{rho:.2f}")),
+        Axis(words("axis.predicted_error"), log=True),
+        Axis(words("axis.psnr")),
+        points,
+    )
+
+
+def _points(record: TuningRecord, words: Words, x: Figure, y: Figure) -> tuple[Series, ...]:
+    """Give the trials that have both figures, a series a kind, the winner last and on top."""
+    both = [trial for trial in record.trials if x(trial) is not None and y(trial) is not None]
+    groups = [(key, role, [t for t in both if kind(t) == key and t.number != record.best]) for key, role in _KINDS]
+    groups.append(("winner", "best", [trial for trial in both if trial.number == record.best]))
+    return tuple(
+        Series(
+            words(f"search.{key}"),
+            role,
+            tuple(x(trial) for trial in group),
+            tuple(y(trial) for trial in group),
+            ids=tuple(trial.number for trial in group),
+            notes=tuple(words("search.trial", number=trial.number) for trial in group),
+        )
+        for key, role, group in groups
+        if group
+    )
+
+
+_THRESHOLDS = ("cdfthreshd", "topk", "simthreshd1", "pvthreshd")
+
+
+def frames(result: EvaluationResult, words: Words) -> Plot | None:
+    """Every prompt's PSNR frame by frame, the worst prompt set apart and its worst frame marked."""
+    known = [row for row in result.detailed_results if row.psnr_per_frame]
+    if not known:
+        return None
+    worst = min(known, key=_lowest)
+    values, name = worst.psnr_per_frame or (), words("frames.prompt", index=worst.index)
+    at = values.index(min(values))
+    others = [row for row in known if row is not worst]
+    series = [_frame_series(row, words("frames.others"), "muted") for row in others]
+    series.append(_frame_series(worst, name, "main"))
+    series.append(Series(words("frames.worst"), "bad", (at,), (values[at],)))
+    return Plot(
+        "frame_psnr",
+        words("frames.title"),
+        words("frames.alt", prompts=len(known), index=worst.index, frame=at, psnr=f"{values[at]:.2f}"),
+        Axis(words("axis.frame")),
+        Axis(words("axis.psnr_frame")),
+        tuple(series),
+    )
+
+
+def by_step(result: EvaluationResult, words: Words) -> HeatMap | None:
+    """Sparsity of each layer at each denoising step."""
+    rows = result.sparsity.by_layer_and_step
+    return _heat_map("sparsity_by_layer_and_step", "heat.step", "axis.step", 1, rows, words)
+
+
+def by_head(result: EvaluationResult, words: Words) -> HeatMap | None:
+    """Sparsity of each head of each layer; None where the kernel doesn't tell heads apart."""
+    return _heat_map("sparsity_by_layer_and_head", "heat.head", "axis.head", 0, result.sparsity.by_head, words)
+
+
+def thresholds(result: EvaluationResult, before: EvaluationResult | None, words: Words) -> list[Plot]:
+    """The mean of each threshold by layer, before and after; one that is the same everywhere has no figure."""
+    sides = [("before", before.thresholds if before else ()), ("after", result.thresholds)]
+    plots = []
+    for threshold in _THRESHOLDS:
+        columns = {side: _column(layers, threshold) for side, layers in sides}
+        known = {value for column in columns.values() for value in column if value is not None}
+        if len(known) > 1:
+            plots.append(_threshold_plot(threshold, columns, result.thresholds, words))
+    return plots
+
+
+def ladder(result: EvaluationResult, words: Words) -> Bars | None:
+    """The squared error, stacked by whose doing it is; None where no ladder was measured or there is no error."""
+    found = attribute(result.detailed_results)
+    if found is None or found.shares is None:
+        return None
+    rungs: tuple[tuple[str, Role], ...] = (("dense_again", "muted"), ("kernel", "second"), ("policy", "main"))
+    shares = {rung: f"{share:.1%}" for rung, share in found.shares.items()}
+    return Bars(
+        "error_attribution",
+        words("ladder.title"),
+        words("ladder.alt", **shares),
+        Axis(words("axis.error_share"), percent=True),
+        (words("ladder.bar"),),
+        tuple((words(f"ladder.{rung}"), role, (found.shares[rung],)) for rung, role in rungs),
+    )
+
+
+def _lowest(row: PromptRow) -> float:
+    return min(row.psnr_per_frame or (0.0,))
+
+
+def _frame_series(row: PromptRow, name: str, role: Role) -> Series:
+    values = row.psnr_per_frame or ()
+    return Series(name, role, tuple(range(len(values))), values, line=True)
+
+
+def _heat_map(
+    name: str, key: str, x_axis: str, first: int, rows: dict[str, tuple[float, ...]], words: Words
+) -> HeatMap | None:
+    if not rows or not any(rows.values()):
+        return None
+    width = max(len(row) for row in rows.values())
+    values: list[tuple[Number, ...]] = [(*row, *[None] * (width - len(row))) for row in rows.values()]
+    low, high = extent([value for row in values for value in row])
+    layer, column = next((i, row.index(high)) for i, row in enumerate(values) if high in row)
+    return HeatMap(
+        name,
+        words(f"{key}.title"),
+        words(
+            f"{key}.alt", layers=len(values), columns=width, low=f"{low:.1%}", high=f"{high:.1%}", layer=layer,
+            column=column + first,
+        ),
+        Axis(words(x_axis), labels=tuple(str(index + first) for index in range(width))),
+        Axis(words("axis.layer"), labels=tuple(str(index) for index in range(len(values)))),
+        tuple(values),
+    )  # fmt: skip
+
+
+def _column(layers: Sequence[LayerSection], threshold: str) -> tuple[Number, ...]:
+    values: tuple[Number, ...] = tuple(getattr(layer, threshold) for layer in layers)
+    return values if any(value is not None for value in values) else ()
+
+
+def _threshold_plot(
+    threshold: str, columns: dict[str, tuple[Number, ...]], layers: Sequence[LayerSection], words: Words
+) -> Plot:
+    roles: dict[str, Role] = {"before": "muted", "after": "main"}
+    drawn = {side: column for side, column in columns.items() if column}
+    names = {side: words(f"side.{side}" if columns["before"] else "side.only") for side in drawn}
+    series = tuple(
+        Series(names[side], roles[side], tuple(range(len(column))), column, line=True) for side, column in drawn.items()
+    )
+    parts = []
+    for side, column in drawn.items():
+        low, high = extent(column)
+        parts.append(words("thresholds.range", side=names[side], low=f"{low:.3g}", high=f"{high:.3g}"))
+    return Plot(
+        f"thresholds_{threshold}",
+        words("thresholds.title", threshold=threshold),
+        words("thresholds.alt", threshold=threshold, layers=len(layers), ranges="; ".join(parts)),
+        Axis(words("axis.layer"), labels=tuple(str(index) for index in range(len(layers)))),
+        Axis(words("thresholds.axis", threshold=threshold)),
+        series,
+    )
+
+
+def phases(source: Source, words: Words) -> Bars | None:
+    """Minutes of each phase: a search's, or rendering and the rest of an evaluation."""
+    seconds = source.tuning.seconds_by_phase if source.tuning is not None else _of_evaluation(source.evaluation)
+    seconds = {phase: value for phase, value in seconds.items() if value > 0.0}
+    if not seconds:
+        return None
+    unit, scale = ("min", 60.0) if sum(seconds.values()) >= 300.0 else ("s", 1.0)
+    names = {phase: words.known(f"phase.{phase}", phase) for phase in seconds}
+    told = ", ".join(f"{names[phase]} {value / scale:.1f} {unit}" for phase, value in seconds.items())
+    return Bars(
+        "time_by_phase",
+        words("phases.title"),
+        words("phases.alt", phases=told),
+        Axis(words("axis.time", unit=unit)),
+        tuple(names.values()),
+        ((words("phases.title"), "main", tuple(value / scale for value in seconds.values())),),
+    )
+
+
+def _of_evaluation(result: EvaluationResult | None) -> dict[str, float]:
+    if result is None:
+        return {}
+    rendering = result.environment.seconds_generation
+    return {"rendering": rendering, "metrics": max(0.0, result.environment.seconds_total - rendering)}
 
 
 def figures(source: Source, words: Words) -> tuple[Chart, ...]:
-    """Describe every figure that there are data for.
+    """DescribeSession every figure that there are data for.
 
     Args:
         source: what is told of.

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sparsetune.evaluation.comparison import Comparison
+from sparsetune.evaluation.compare import Comparison
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.report import tables, verdict
 from sparsetune.report.charts import Chart

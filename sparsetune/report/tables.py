@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsetune.errors import ResultError
-from sparsetune.evaluation.compare import compare
-from sparsetune.evaluation.comparison import Change, Comparison, Outcome
-from sparsetune.evaluation.markdown import difference, number
+from sparsetune.evaluation.compare import Change, Comparison, Outcome, compare
+from sparsetune.evaluation.report_markdown import difference, number
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
 from sparsetune.metrics import interval_caveat
-from sparsetune.report.search import front, kind
+from sparsetune.report.figures import front, kind
 from sparsetune.report.words import Words
 from sparsetune.tuning.record import TrialSection, TuningRecord
 

@@ -16,7 +16,7 @@ MAX_DIGEST = 36
 
 
 def prompt_set(prompts: Sequence[str], file: str | None, context: Literal["tuning", "evaluation"]) -> "DatasetInput":
-    """Describe prompts as a data set; its digest begins as `hash_prompts` of them does.
+    """DescribeSession prompts as a data set; its digest begins as `hash_prompts` of them does.
 
     Args:
         prompts: in order.

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.checkpoint import load_checkpoint, save_checkpoint, summarize
-from sparsetune.config.dotted import flatten
+from sparsetune.config.files import flatten
 from sparsetune.evaluation.events import EvaluationEnded, EvaluationStarted, PromptDone
-from sparsetune.evaluation.pair import PromptResult
+from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
 from sparsetune.tracking.datasets import prompt_set
 from sparsetune.tracking.runs import Run, metric_entries

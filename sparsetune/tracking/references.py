@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsetune.checkpoint.folders import atomic_folder
 from sparsetune.config import Config, resolve
 from sparsetune.errors import TrackingError, UsageError
+from sparsetune.files import atomic_folder
 from sparsetune.tracking.asking import MissingError, asking
 from sparsetune.tracking.flavor import FOLDER, checkpoint_folder
 from sparsetune.tracking.lookup import SHORTEST_ID, find_run, kind_of

@@ -86,7 +86,7 @@ class SparseVideoModel:
     def _loaded(self) -> "VideoPipeline":
         from sparsetune.models.loading import load_pipeline
         from sparsetune.models.pipelines import VideoPipeline
-        from sparsetune.models.sparse import policy_for
+        from sparsetune.models.sparsify import policy_for
 
         if self._pipeline is None:
             loaded = load_pipeline(self._config.model)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from sparsetune.config import Config
 from sparsetune.errors import ReportError, TrackingError
 from sparsetune.evaluation.events import EvaluationEnded
-from sparsetune.report.build import build_report
-from sparsetune.report.extra import check_extra
+from sparsetune.report.build import build_report, check_extra
 from sparsetune.report.figures import figures
 from sparsetune.report.pictures import save_pictures
 from sparsetune.report.source import Files, Source, from_folder, of_tuning

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sparsetune.checkpoint.environment import git_commit, versions
+from sparsetune.checkpoint.manifest import git_commit, versions
 from sparsetune.tracking.store import tracking_errors
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from sparsetune.config import TrackingConfig
 from sparsetune.errors import TrackingError
-from sparsetune.evaluation.lock import exclusive_if_free
 from sparsetune.files import atomic_path, write_json, write_text
+from sparsetune.locks import exclusive_if_free
 from sparsetune.tracking.operations import Operation
 from sparsetune.tracking.store import first_line
 

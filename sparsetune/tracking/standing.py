@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sparsetune.errors import ResultError
-from sparsetune.evaluation.compare import compare
-from sparsetune.evaluation.comparison import Change, Comparison
+from sparsetune.evaluation.compare import Change, Comparison, compare
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.metrics import MIN_FOR_INTERVAL
 

@@ -7,8 +7,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sparsetune.attention.device import device_name, device_of
-from sparsetune.config.dotted import flatten
-from sparsetune.evaluation.pair import PromptResult
+from sparsetune.config.files import flatten
+from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.tracking.datasets import prompt_set
 from sparsetune.tracking.evaluation import (
     by_layer,

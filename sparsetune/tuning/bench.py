@@ -13,15 +13,15 @@ from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.checkpoint import hash_prompts
 from sparsetune.config import Config
-from sparsetune.engine import Engine, Incident, LocalEngine
-from sparsetune.errors import EngineError
+from sparsetune.errors import ExecutorError
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.conditions import baseline_key
-from sparsetune.evaluation.scoring import ScorePrompt
+from sparsetune.evaluation.tasks import ScorePrompt
+from sparsetune.executor import Executor, Incident, LocalExecutor
 from sparsetune.metrics import Gate
 from sparsetune.models.generation import Frames, Renderer
 from sparsetune.models.prompts import AnyPrompt, texts
-from sparsetune.models.rig import Rig
+from sparsetune.models.runtime import RuntimeDescription
 from sparsetune.tuning.curves import Arrangement, grid
 from sparsetune.tuning.events import StudyStarted, TuningListener, tell
 from sparsetune.tuning.others import Alone
@@ -46,8 +46,8 @@ class Bench:
     """
 
     config: Config
-    engine: Engine
-    rig: Rig
+    engine: Executor
+    rig: RuntimeDescription
     prompts: tuple[AnyPrompt, ...]
     eval_prompts: tuple[AnyPrompt, ...]
     cache: BaselineCache
@@ -61,10 +61,10 @@ class Bench:
         """The model of this process, with nothing installed on its pipeline.
 
         Raises:
-            EngineError: other processes have it.
+            ExecutorError: other processes have it.
         """
-        if not isinstance(self.engine, LocalEngine):
-            raise EngineError(
+        if not isinstance(self.engine, LocalExecutor):
+            raise ExecutorError(
                 f"--tuner {self.config.tune.tuner} must have the model in this process, but Ray's workers have it; "
                 "use --engine local"
             )

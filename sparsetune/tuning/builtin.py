@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from sparsetune.attention.backends.sparge import SpargeBackend
 from sparsetune.attention.interception import AttentionCall, Interception
-from sparsetune.attention.plain import PlainCall, plain_call
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.sites import AttentionSites, TransformerSite
 from sparsetune.attention.thresholds import LayerThresholds
+from sparsetune.attention.unmask import UnmaskedCall, plain_call
 from sparsetune.checkpoint import read_sparge_pt
-from sparsetune.checkpoint.columns import from_columns
+from sparsetune.checkpoint.policy_file import from_columns
 from sparsetune.errors import TuningError
 from sparsetune.files import atomic_path
 from sparsetune.models.families import attention_sites
@@ -163,12 +163,12 @@ class _Search:
             self._tune(self._modules[name], plain)
         return call.original()
 
-    def _refusal(self, plain: PlainCall) -> str | None:
+    def _refusal(self, plain: UnmaskedCall) -> str | None:
         if abs(plain.scale * plain.q.shape[-1] ** 0.5 - 1.0) > 1e-6:
             return f"its softmax scale {plain.scale:g} isn't head_dim^-0.5"
         return self._kernel.refusal(plain.q, plain.k, plain.v)
 
-    def _tune(self, module: Any, plain: PlainCall) -> None:
+    def _tune(self, module: Any, plain: UnmaskedCall) -> None:
         if plain.q.is_cuda:
             torch.cuda.synchronize(plain.q.device)  # else the wait for earlier work would count as ours
         started = time.perf_counter()

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparsetune.attention.backends import Backend
-from sparsetune.attention.plain import PlainCall
-from sparsetune.attention.sparsify import kept_blocks
+from sparsetune.attention.handle import kept_blocks
 from sparsetune.attention.thresholds import HeadThresholds
+from sparsetune.attention.unmask import UnmaskedCall
 from sparsetune.models.generation import Renderer, Rendering
 from sparsetune.models.prompts import AnyPrompt
 from sparsetune.tuning.curves import Arrangement, Curves
@@ -57,7 +57,7 @@ def calibrate(
     error = np.full((len(arrangements), *per_head, len(points)), np.nan, np.float32)
     sparsity, size = np.full_like(error, np.nan), np.full(per_head, np.nan, np.float32)
 
-    def look(layer: int, step: int, plain: PlainCall) -> None:
+    def look(layer: int, step: int, plain: UnmaskedCall) -> None:
         heads = slice(plain.q.shape[1])
         for number, (order, keep_text) in enumerate(arrangements):
             keep = kept_blocks(keep_text, plain.layout, backend.blocks)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from sparsetune.attention.backends import choose_backend
 from sparsetune.attention.thresholds import HeadThresholds
-from sparsetune.engine import Emit, Stepped, Workplace
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.conditions import baseline_key
+from sparsetune.executor import Emit, ModelSession, Stepped
 from sparsetune.models.prompts import AnyPrompt
 from sparsetune.tuning.calibrate import calibrate
 from sparsetune.tuning.curves import Arrangement, Curves
@@ -31,7 +31,7 @@ class CalibratePrompt:
     select_partial: bool
     cache: BaselineCache
 
-    def run(self, place: Workplace, emit: Emit) -> Curves:
+    def run(self, place: ModelSession, emit: Emit) -> Curves:
         """Calibrate; every step is told as `Stepped`.
 
         Raises:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sparsetune.attention.policy import Policy
-from sparsetune.engine import Incident, Worker
-from sparsetune.evaluation.comparison import Comparison
+from sparsetune.evaluation.compare import Comparison
 from sparsetune.evaluation.events import EvaluationListener
-from sparsetune.evaluation.pair import PromptResult
+from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import EvaluationResult
+from sparsetune.executor import Incident, Worker
 from sparsetune.tuning.others import Alone, Others
 
 Parameter = float | int | str | bool

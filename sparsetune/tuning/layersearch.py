@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sparsetune.attention.backends import Backend
 from sparsetune.attention.blockmap import pool
-from sparsetune.attention.head_dim import attend_padded
 from sparsetune.attention.thresholds import PVTHRESHD_OFF, Rule, ThresholdTensors
+from sparsetune.attention.unmask import attend_padded
 from sparsetune.tuning.blocksums import BlockSums, block_sums
 from sparsetune.tuning.bounds import Bounds
 from sparsetune.tuning.cuts import critical_cuts

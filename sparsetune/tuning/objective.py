@@ -8,7 +8,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from sparsetune.config.models import Goal
-from sparsetune.evaluation.pair import PromptResult
+from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.tuning.events import TrialResult
 from sparsetune.tuning.goal import values
 from sparsetune.tuning.runner import TrialRunner, mean, mean_sparsity

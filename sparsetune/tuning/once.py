@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sparsetune.checkpoint import load_checkpoint
 from sparsetune.errors import CheckpointError
-from sparsetune.evaluation.lock import exclusive_if_free
+from sparsetune.locks import exclusive_if_free
 
 CHECKPOINT = "checkpoint"
 """Folder of the winner's checkpoint in the output folder."""

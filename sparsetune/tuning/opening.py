@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparsetune.config import Config
-from sparsetune.engine import Engine, open_engine, run_one
-from sparsetune.engine.describe import Describe
-from sparsetune.errors import EngineError, TuningError
+from sparsetune.errors import ExecutorError, TuningError
 from sparsetune.evaluation.baseline import BaselineCache
+from sparsetune.executor import Executor, open_executor, run_one
+from sparsetune.executor.session import DescribeSession
 from sparsetune.metrics import Gate, import_metrics
 from sparsetune.models.prompts import load_prompts
 from sparsetune.tuning.bench import Bench
@@ -16,7 +16,7 @@ from sparsetune.tuning.events import TuningListener
 
 
 def open_bench(
-    config: Config, output_dir: Path, listeners: Sequence[TuningListener] = (), engine: Engine | None = None
+    config: Config, output_dir: Path, listeners: Sequence[TuningListener] = (), engine: Executor | None = None
 ) -> Bench:
     """Check a configuration, load the model and give what a search works with; its engine is the caller's to close.
 
@@ -27,22 +27,22 @@ def open_bench(
         engine: does the work; None opens the configuration's.
 
     Raises:
-        PromptError, MetricError, ModelError, BackendError, EngineError, TuningError, GenerationError: what was asked
+        PromptError, MetricError, ModelError, BackendError, ExecutorError, TuningError, GenerationError: what was asked
             for can't be done.
     """
     if config.backend == "dense":
         raise TuningError("tuning must have a backend that can run sparse, but backend is dense; use --backend auto")
     if config.tune.tuner == "builtin" and config.engine.name != "local":
-        raise EngineError(
+        raise ExecutorError(
             "--tuner builtin must have the model in this process, but --engine is ray; use --engine local, and "
             "--parallel-tune for the GPUs of this host"
         )
     import_metrics(config.eval.metric_modules)
     prompts = load_prompts(config.tune.prompt_file, config.tune.num_prompts)
     eval_prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
-    engine = engine or open_engine(config, measures_speed=config.tune.objective == "speed")
+    engine = engine or open_executor(config, measures_speed=config.tune.objective == "speed")
     try:
-        rig = run_one(engine, Describe(config.backend)).rig
+        rig = run_one(engine, DescribeSession(config.backend)).rig
     except BaseException:
         engine.close()
         raise

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from sparsetune.engine import Event, Stepped, Task
-from sparsetune.evaluation.lock import exclusive
+from sparsetune.executor import Event, Stepped, Task
+from sparsetune.locks import exclusive
 from sparsetune.tuning.bench import Bench, digest
 from sparsetune.tuning.events import CalibrationStep, TuningListener, tell
 from sparsetune.tuning.runner import TimeIsUp

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsetune.engine import Event, Stepped
 from sparsetune.errors import TuningError
-from sparsetune.evaluation.lock import exclusive
-from sparsetune.evaluation.pair import PromptResult
-from sparsetune.evaluation.scoring import ScorePrompt
+from sparsetune.evaluation.prompt import PromptResult
+from sparsetune.evaluation.tasks import ScorePrompt
+from sparsetune.executor import Event, Stepped
 from sparsetune.files import write_json
+from sparsetune.locks import exclusive
 from sparsetune.tuning.allocate import best_order
 from sparsetune.tuning.bench import Bench, calibration_signature, digest
 from sparsetune.tuning.calibration import CalibratePrompt

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from sparsetune.attention.backends import Backend
-from sparsetune.attention.head_dim import head_dim_refusal
 from sparsetune.attention.interception import AttentionCall, Interception
 from sparsetune.attention.ordering import TokenOrder, permutation
-from sparsetune.attention.plain import PlainCall, plain_call
+from sparsetune.attention.unmask import UnmaskedCall, head_dim_refusal, plain_call
 from sparsetune.errors import TuningError
 from sparsetune.models.families import attention_sites
 from sparsetune.models.generation import Renderer, Rendering
@@ -20,7 +19,7 @@ from sparsetune.models.prompts import AnyPrompt
 
 OnStep = Callable[[int, int], None]
 
-Look = Callable[[int, int, PlainCall], None]
+Look = Callable[[int, int, UnmaskedCall], None]
 """Given the places of layer and sampled step, and a call of theirs; a step may make several."""
 
 
@@ -81,7 +80,7 @@ def render_watched(
     return replace(rendering, seconds=rendering.seconds - probe.seconds)
 
 
-def in_order(plain: PlainCall, order: TokenOrder) -> tuple[Tensor, Tensor, Tensor]:
+def in_order(plain: UnmaskedCall, order: TokenOrder) -> tuple[Tensor, Tensor, Tensor]:
     """Put q, k and v of a call in a token order, or each head in its own."""
     path = permutation(order, plain.layout, plain.q.device)
     if path is None:
@@ -112,7 +111,7 @@ class _Probe:
                 self._time(self._layer_index[call.layer.name], self._step_index[call.step], plain)
         return call.original()
 
-    def _time(self, layer: int, step: int, plain: PlainCall) -> None:
+    def _time(self, layer: int, step: int, plain: UnmaskedCall) -> None:
         if plain.q.is_cuda:
             torch.cuda.synchronize(plain.q.device)  # else the wait for earlier work would count as ours
         started = time.perf_counter()

@@ -8,8 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from sparsetune.checkpoint.manifest import utc_now
 from sparsetune.config import Config
-from sparsetune.evaluation.result import EvaluationResult
-from sparsetune.evaluation.versioned import read_versioned
+from sparsetune.evaluation.result import EvaluationResult, read_versioned
 from sparsetune.files import write_json
 from sparsetune.tuning.events import Insight, Parameter, TrialResult, TrialState, TuningResult
 from sparsetune.tuning.rerun import recorded

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from sparsetune.attention.backends import Backend, choose_backend
-from sparsetune.attention.plain import PlainCall
+from sparsetune.attention.handle import kept_blocks
 from sparsetune.attention.policy import Policy
-from sparsetune.attention.sparsify import kept_blocks
-from sparsetune.engine import Emit, Stepped, Workplace
+from sparsetune.attention.unmask import UnmaskedCall
+from sparsetune.executor import Emit, ModelSession, Stepped
 from sparsetune.models.generation import Renderer
 from sparsetune.models.prompts import AnyPrompt
 from sparsetune.tuning.bounds import Bounds
@@ -51,7 +51,7 @@ def refine(
     """
     limits = Limits.none(layers_of(renderer), num_inputs=1)
 
-    def look(layer: int, step: int, plain: PlainCall) -> None:
+    def look(layer: int, step: int, plain: UnmaskedCall) -> None:
         found = search_call(plain, start, layer, bounds, backend)
         for table, seen in ((limits.cut, found.cut), (limits.pvthreshd, found.pvthreshd)):
             of_layer = table[layer, : len(seen)]
@@ -61,7 +61,7 @@ def refine(
     return limits
 
 
-def search_call(plain: PlainCall, start: Policy, layer: int, bounds: Bounds, backend: Backend) -> Cuts:
+def search_call(plain: UnmaskedCall, start: Policy, layer: int, bounds: Bounds, backend: Backend) -> Cuts:
     """Search one attention call of layer number `layer` as `refine` does."""
     of_layer = start.layers[layer]
     return lowest_cuts(
@@ -91,7 +91,7 @@ class RefinePrompt:
     steps: tuple[int, ...]
     backend: str
 
-    def run(self, place: Workplace, emit: Emit) -> Limits:
+    def run(self, place: ModelSession, emit: Emit) -> Limits:
         """Refine; every step is told as `Stepped`.
 
         Raises:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from sparsetune.attention.policy import Policy
-from sparsetune.engine import Engine, Event, Incident, Outcome, Started, Stepped, Task, Worker
 from sparsetune.errors import GenerationError
-from sparsetune.evaluation.pair import PromptResult
+from sparsetune.evaluation.prompt import PromptResult
+from sparsetune.executor import Event, Executor, Incident, Started, Stepped, Task, TaskResult, Worker
 from sparsetune.metrics import Gate
 from sparsetune.models.prompts import AnyPrompt
 from sparsetune.tuning.bench import Bench
@@ -77,7 +77,7 @@ class TrialRunner:
         results: the trials of this run, by number, in the order in which they ended.
     """
 
-    engine: Engine
+    engine: Executor
     prompts: tuple[AnyPrompt, ...]
     score: Score
     gate: Gate
@@ -161,7 +161,7 @@ class TrialRunner:
         self._tickets[ticket] = (running, running.submitted)
         running.submitted += 1
 
-    def _took(self, running: _Running, index: int, outcome: Outcome) -> TrialResult | None:
+    def _took(self, running: _Running, index: int, outcome: TaskResult) -> TrialResult | None:
         """Take in what a prompt came to; gives the trial's outcome where that ends it."""
         try:
             result: PromptResult = outcome.get()

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from sparsetune.engine import Engine, Event, Task, hand_out
-from sparsetune.evaluation.lock import exclusive_if_free
+from sparsetune.executor import Event, Executor, Task, run_all
+from sparsetune.locks import exclusive_if_free
 
 POLL_SECONDS = 0.5
 """How often a process that has nothing to do looks whether the others are done, or left something behind."""
@@ -24,7 +24,7 @@ class Shelf(Protocol):
 
 
 def share_out(
-    engine: Engine,
+    engine: Executor,
     work: Mapping[str, Task[Any]],
     shelf: Shelf,
     locks: Callable[[str], Path],
@@ -59,7 +59,7 @@ def share_out(
             def tell(place: int, event: Event, claimed: list[str] = claimed) -> None:
                 on_event(None if place < 0 else claimed[place], event)
 
-            for place, outcome in hand_out(engine, claims, tell, more):
+            for place, outcome in run_all(engine, claims, tell, more):
                 shelf.put(claimed[place], outcome.get())
         if not more():
             return all(shelf.has(key) for key in work)

@@ -14,16 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsetune.attention.backends.sparge import SpargeBackend
-from sparsetune.attention.head_dim import head_dim_refusal
+from sparsetune.attention.handle import SparseHandle, kept_blocks
 from sparsetune.attention.interception import AttentionCall, Interception
-from sparsetune.attention.plain import PlainCall, plain_call
 from sparsetune.attention.policy import Policy
-from sparsetune.attention.sparsify import SparseHandle, kept_blocks
 from sparsetune.attention.thresholds import SPARGE_DEFAULTS, HeadThresholds, LayerThresholds
+from sparsetune.attention.unmask import UnmaskedCall, head_dim_refusal, plain_call
 from sparsetune.errors import TuningError
 from sparsetune.models.families import attention_sites
 from sparsetune.models.generation import Renderer
-from sparsetune.models.sparse import default_policy
+from sparsetune.models.sparsify import default_policy
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.bounds import Bounds
 from sparsetune.tuning.calibrate import EVERY
@@ -125,7 +124,7 @@ class _Watched:
     def __init__(self, bench: Bench) -> None:
         self.num_calls = self.num_heads = 0
         self._backend = bench.backend
-        self._kept: PlainCall | None = None
+        self._kept: UnmaskedCall | None = None
         self._refused = "it made no attention call"
 
     def attend(self, call: AttentionCall) -> Tensor:
@@ -141,7 +140,7 @@ class _Watched:
                 self._kept = replace(plain, **copies)
         return call.original()
 
-    def kept(self) -> PlainCall:
+    def kept(self) -> UnmaskedCall:
         if self._kept is None:
             raise TuningError(f"some attention call must be one that can be tuned, but none is: {self._refused}")
         return self._kept
@@ -172,7 +171,7 @@ def _timed(renderer: Renderer, bench: Bench) -> _Timing:
     return _Timing(step, max(0.0, first - step) + ended - stamps[-1])
 
 
-def _measure_seconds(bench: Bench, call: PlainCall) -> float:
+def _measure_seconds(bench: Bench, call: UnmaskedCall) -> float:
     """Seconds to measure a call in every arrangement."""
     tune, blocks, points = bench.config.tune, bench.backend.blocks, bench.points
     keep = kept_blocks(bench.keep_text[0], call.layout, blocks)
@@ -187,7 +186,7 @@ def _measure_seconds(bench: Bench, call: PlainCall) -> float:
     return len(bench.arrangements) * _seconds(lambda: once(len(points)), call.q.device)
 
 
-def _refine_seconds(bench: Bench, call: PlainCall) -> float:
+def _refine_seconds(bench: Bench, call: UnmaskedCall) -> float:
     """Seconds to search a call's thresholds, from a similarity threshold that calibration might choose."""
     tune, backend = bench.config.tune, bench.backend
     head = HeadThresholds(-1.0, cdfthreshd=1.0) if tune.rules[0] == "cdf" else HeadThresholds(-1.0, topk=1.0)
@@ -202,7 +201,7 @@ def _refine_seconds(bench: Bench, call: PlainCall) -> float:
     return _seconds(once, call.q.device)
 
 
-def _kernel_seconds(call: PlainCall) -> float | str:
+def _kernel_seconds(call: UnmaskedCall) -> float | str:
     """Seconds of one kernel call for one head with the comparison that follows it, or why it can't run here."""
     q, k, v = (x[:, :1] for x in (call.q, call.k, call.v))
     reason = SpargeBackend.missing(q.device)

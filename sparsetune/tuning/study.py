@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
 from sparsetune.config.models import Goal
-from sparsetune.engine import Engine
 from sparsetune.errors import TuningError
+from sparsetune.executor import Executor
 from sparsetune.tuning.asktell import AskTell
 from sparsetune.tuning.bench import digest
 from sparsetune.tuning.events import TrialResult, tell
@@ -118,7 +118,7 @@ def search(study: SharedStudy, objective: Objective, n_trials: int, seconds: flo
 
     Raises:
         TuningError: three trials in a row failed for the same reason, on as many workers or on all that there are.
-        EngineError: no worker is left.
+        ExecutorError: no worker is left.
         KeyboardInterrupt: Ctrl-C; what is done is kept, and the trials that ran are put in the queue again.
     """
     runner = objective.runner
@@ -152,7 +152,7 @@ def _wait(study: SharedStudy, objective: Objective, waited_for: int) -> int:
     return running
 
 
-def _check_failures(engine: Engine, results: Sequence[TrialResult]) -> None:
+def _check_failures(engine: Executor, results: Sequence[TrialResult]) -> None:
     """Check that the last trials to end didn't all fail for one reason; where it may be one worker's, leave that out.
 
     Raises:

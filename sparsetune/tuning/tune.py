@@ -42,7 +42,7 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
         study that write to one folder, one saves and judges the winner; `left_to` says so in the others' results.
 
     Raises:
-        PromptError, ModelError, BackendError, EngineError, TuningError, GenerationError: what was asked for can't be
+        PromptError, ModelError, BackendError, ExecutorError, TuningError, GenerationError: what was asked for can't be
             done.
     """
     if config.tune.tuner == "builtin":

@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from sparsetune.errors import TuningError
-from sparsetune.evaluation.lock import exclusive
+from sparsetune.locks import exclusive
 
 logger = logging.getLogger(__name__)
 

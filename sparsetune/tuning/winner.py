@@ -4,9 +4,9 @@ from pathlib import Path
 
 from sparsetune.attention.policy import Policy
 from sparsetune.checkpoint import Checkpoint, LayerShape, Manifest, git_commit, hash_prompts, save_checkpoint, versions
+from sparsetune.evaluation.evaluate import evaluate
 from sparsetune.evaluation.events import Listeners
 from sparsetune.evaluation.result import EvaluationResult
-from sparsetune.evaluation.run import evaluate
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.events import TrialResult
 from sparsetune.tuning.once import CHECKPOINT

@@ -1,7 +1,6 @@
 import pytest
 
-from sparsetune.attention.fit import check_fits
-from sparsetune.attention.policy import Policy
+from sparsetune.attention.policy import Policy, check_fits
 from sparsetune.errors import CheckpointError
 
 

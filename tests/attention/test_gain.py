@@ -1,7 +1,6 @@
 import torch
 
-from sparsetune.attention.breakeven import BreakEvenTable
-from sparsetune.attention.gain import GainWatch
+from sparsetune.attention.breakeven import BreakEvenTable, GainWatch
 from tests.attention.test_breakeven import shape, table
 
 Q = torch.empty(2, 30, 17776, 64, dtype=torch.bfloat16, device="meta")

@@ -3,10 +3,9 @@ import torch
 from torch import Tensor
 
 from sparsetune.attention.backends import Attended, ReferenceBackend
-from sparsetune.attention.head_dim import attend_padded, head_dim_refusal
 from sparsetune.attention.ordering import TokenLayout
-from sparsetune.attention.plain import PlainCall
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
+from sparsetune.attention.unmask import UnmaskedCall, attend_padded, head_dim_refusal
 from tests.attention.conftest import structured
 
 
@@ -23,9 +22,9 @@ class Narrow(ReferenceBackend):
         return super().attend(q, k, v, *args, **kwargs)
 
 
-def plain(dim: int) -> PlainCall:
+def plain(dim: int) -> UnmaskedCall:
     q, k, v = structured(tokens=400, dim=dim)
-    return PlainCall(q, k, v, TokenLayout((1, 20, 20), range(0)), dim**-0.5, q[..., :0, :])
+    return UnmaskedCall(q, k, v, TokenLayout((1, 20, 20), range(0)), dim**-0.5, q[..., :0, :])
 
 
 @pytest.mark.parametrize(("dim", "width"), [(16, 64), (64, 64), (96, 128), (128, 128)])

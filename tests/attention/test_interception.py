@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from sparsetune.attention.backends import ReferenceBackend
 from sparsetune.attention.blockmap import SPARGE_BLOCKS
+from sparsetune.attention.handle import SparseHandle, kept_blocks
 from sparsetune.attention.ordering import TokenLayout
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.sites import AttentionSites, LayerSite, TransformerCall, TransformerSite
-from sparsetune.attention.sparsify import SparseHandle, kept_blocks
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
 from sparsetune.errors import ModelError
 from tests.attention.conftest import structured

@@ -4,8 +4,8 @@ import torch
 
 from sparsetune.attention.backends import FlexBackend, ReferenceBackend, SpargeBackend
 from sparsetune.attention.backends.backend import Backend
-from sparsetune.attention.latency import time_calls, time_shape
 from sparsetune.attention.thresholds import HeadThresholds
+from sparsetune.bench.latency import time_calls, time_shape
 from tests.attention.conftest import structured
 
 FORCED = (HeadThresholds(-1.0, topk=1.0), HeadThresholds(-1.0, topk=0.25))

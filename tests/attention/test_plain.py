@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsetune.attention.interception import AttentionCall
-from sparsetune.attention.plain import PlainCall, plain_call
 from sparsetune.attention.sites import LayerSite, TextPlace, TransformerCall
+from sparsetune.attention.unmask import UnmaskedCall, plain_call
 from tests.attention.conftest import structured
 
 GRID = (2, 8, 8)
@@ -51,7 +51,7 @@ def square() -> Tensor:
 def test_padding_at_the_end_is_cut_off_and_the_output_is_the_masked_one(mask: Tensor) -> None:
     made = call(mask)
     plain = plain_call(made)
-    assert isinstance(plain, PlainCall)
+    assert isinstance(plain, UnmaskedCall)
     assert plain.q.shape[-2] == plain.k.shape[-2] == plain.layout.num_tokens == 150
     assert plain.layout.text == range(128, 150)
     output = plain.whole(F.scaled_dot_product_attention(plain.q, plain.k, plain.v, scale=plain.scale))
@@ -65,7 +65,7 @@ def test_padding_at_the_end_is_cut_off_and_the_output_is_the_masked_one(mask: Te
 )
 def test_a_mask_that_hides_nothing_is_dropped(mask: Tensor | None) -> None:
     plain = plain_call(call(mask))
-    assert isinstance(plain, PlainCall)
+    assert isinstance(plain, UnmaskedCall)
     assert plain.q.shape[-2] == TOKENS
     output = torch.zeros(2, 3, TOKENS, 64)
     assert plain.whole(output) is output

@@ -19,7 +19,7 @@ from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.checkpoint import Checkpoint, Manifest, save_checkpoint
 from sparsetune.cli.main import main
 from sparsetune.config import Config, resolve
-from sparsetune.evaluation.run import evaluate_config
+from sparsetune.evaluation.evaluate import evaluate_config
 from sparsetune.tracking import TrackingListener, connect, resolve_store
 from sparsetune.tracking.ui import running_ui
 from sparsetune.tracking.view import page_of

@@ -12,7 +12,7 @@ from sparsetune.cli.live.outlet import can_be_live
 from sparsetune.cli.log import JsonLog, Log, TextLog
 from sparsetune.cli.terminal import SteadyConsole
 from sparsetune.evaluation.events import EvaluationEnded, EvaluationStarted, PromptDone, PromptStarted, StepDone
-from sparsetune.evaluation.pair import PromptResult
+from sparsetune.evaluation.prompt import PromptResult
 from tests.cli.live.events import FakeClock, judged
 from tests.cli.live.screen import PseudoTerminal
 from tests.tracking.conftest import make_result

@@ -34,7 +34,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
         seen.config, seen.checkpoint, seen.output_dir, seen.difference = config, checkpoint, output_dir, difference
         raise Stop
 
-    monkeypatch.setattr("sparsetune.evaluation.run.evaluate_config", evaluate_config)
+    monkeypatch.setattr("sparsetune.evaluation.evaluate.evaluate_config", evaluate_config)
     return seen
 
 

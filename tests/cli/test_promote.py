@@ -8,7 +8,7 @@ from sparsetune.checkpoint import Checkpoint, Manifest, save_checkpoint
 from sparsetune.cli.main import main
 from sparsetune.models.loading import load_pipeline
 from sparsetune.models.pipelines import demo_config
-from sparsetune.models.sparse import default_policy
+from sparsetune.models.sparsify import default_policy
 from tests.tracking.recorded import Place, World
 
 

@@ -15,14 +15,15 @@ from sparsetune.attention.policy import Policy
 from sparsetune.attention.stats import CallRecord, SparsityStats
 from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.config import GenerationConfig
-from sparsetune.engine import describe, workplace
 from sparsetune.errors import GenerationError
-from sparsetune.evaluation import run
+from sparsetune.evaluation import evaluate as run
 from sparsetune.evaluation.baseline import BaselineCache
+from sparsetune.evaluation.baseline_entry import BaselineKey
 from sparsetune.evaluation.conditions import baseline_key
-from sparsetune.evaluation.entry import BaselineKey
 from sparsetune.evaluation.events import EvaluationListener
 from sparsetune.evaluation.result import EvaluationResult
+from sparsetune.executor import session as describe
+from sparsetune.executor import session as workplace
 from sparsetune.metrics import BASE_METRICS
 
 LAYERS = (("transformer.blocks.0.attn1", 3), ("transformer.blocks.1.attn1", 3))

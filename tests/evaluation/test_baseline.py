@@ -15,8 +15,8 @@ import pytest
 
 from sparsetune.errors import CacheError, GenerationError, SparsetuneError
 from sparsetune.evaluation.baseline import BaselineCache
-from sparsetune.evaluation.entry import BaselineKey
-from sparsetune.evaluation.lock import exclusive
+from sparsetune.evaluation.baseline_entry import BaselineKey
+from sparsetune.locks import exclusive
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (5, 16, 24, 3), dtype=np.uint8)
 ENTRY_GB = 6.7e-6
@@ -244,7 +244,7 @@ import os, sys, time
 from pathlib import Path
 import numpy as np
 from sparsetune.evaluation.baseline import BaselineCache
-from sparsetune.evaluation.entry import BaselineKey
+from sparsetune.evaluation.baseline_entry import BaselineKey
 
 def render():
     (Path(sys.argv[2]) / str(os.getpid())).touch()

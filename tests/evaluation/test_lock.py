@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from sparsetune.errors import CacheError
-from sparsetune.evaluation.lock import exclusive, exclusive_if_free
+from sparsetune.locks import exclusive, exclusive_if_free
 
 HOLD = """
 import sys
 from pathlib import Path
-from sparsetune.evaluation.lock import exclusive
+from sparsetune.locks import exclusive
 with exclusive(Path(sys.argv[1]), what="a test"):
     print("held", flush=True)
     sys.stdin.readline()

@@ -6,7 +6,7 @@ import pytest
 from sparsetune import metrics
 from sparsetune.errors import GenerationError, MetricError, OutOfMemoryError
 from sparsetune.evaluation.baseline import BaselineCache
-from sparsetune.evaluation.pair import evaluate_prompt, judge
+from sparsetune.evaluation.prompt import evaluate_prompt, judge
 from tests.evaluation.conftest import POLICY, FakeHandle, FakeRenderer
 
 NAMES = metrics.BASE_METRICS

@@ -10,12 +10,12 @@ import pytest
 from sparsetune.config import Config, resolve
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.compare import compare
-from sparsetune.evaluation.pair import dense_baseline
+from sparsetune.evaluation.evaluate import evaluate, evaluate_config
+from sparsetune.evaluation.prompt import dense_baseline
 from sparsetune.evaluation.result import SCHEMA_PATH, EvaluationResult
-from sparsetune.evaluation.run import evaluate, evaluate_config
 from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import load_pipeline
-from sparsetune.models.sparse import default_policy, sparsify
+from sparsetune.models.sparsify import default_policy, sparsify
 from sparsetune.video import read_video
 
 

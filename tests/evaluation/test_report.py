@@ -7,7 +7,7 @@ import pytest
 
 from sparsetune.evaluation.ladder import attribute
 from sparsetune.evaluation.outputs import telling_prompts
-from sparsetune.evaluation.report import CHECKLIST, verdict_text
+from sparsetune.evaluation.report_markdown import CHECKLIST, verdict_text
 from sparsetune.evaluation.result import PromptRow
 from sparsetune.metrics import Gate
 from tests.evaluation.conftest import PROMPTS, Evaluate

@@ -14,7 +14,7 @@ import pytest
 
 from sparsetune import metrics
 from sparsetune.errors import GenerationError, MetricError, OutOfMemoryError, PromptError, SparsetuneError
-from sparsetune.evaluation import run
+from sparsetune.evaluation import evaluate as run
 from sparsetune.evaluation.events import Listeners
 from sparsetune.evaluation.result import SCHEMA_PATH, load_result
 from sparsetune.metrics import Gate

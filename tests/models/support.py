@@ -17,7 +17,7 @@ from sparsetune.attention.stats import SparsityStats
 from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.models.families import attention_sites
 from sparsetune.models.random_weights import blueprint, build_pipeline
-from sparsetune.models.sparse import sparsify
+from sparsetune.models.sparsify import sparsify
 from tests.models.cases import Case
 
 DENSE = HeadThresholds(1.0, cdfthreshd=1.0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sparsetune.config import resolve
 from sparsetune.config.files import named_configs
-from sparsetune.models.identity import pinned
+from sparsetune.models.loading import pinned
 from sparsetune.models.random_weights import blueprint
 from tests.models.other_pipelines import UNTRIED, others
 

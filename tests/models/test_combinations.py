@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.errors import ModelError
 from sparsetune.models.random_weights import blueprint, build_pipeline
-from sparsetune.models.sparse import sparsify
+from sparsetune.models.sparsify import sparsify
 from tests.models import support
 from tests.models.cases import CASES
 from tests.models.support import HALF, policy

@@ -12,7 +12,7 @@ from sparsetune.config import GenerationConfig, ModelConfig
 from sparsetune.models.families import attention_sites
 from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import load_pipeline
-from sparsetune.models.sparse import sparsify
+from sparsetune.models.sparsify import sparsify
 
 pytestmark = pytest.mark.gpu
 

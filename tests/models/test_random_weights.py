@@ -15,7 +15,7 @@ from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import load_pipeline
 from sparsetune.models.prompts import Prompt
 from sparsetune.models.random_weights import blueprint, blueprints, build_component
-from sparsetune.models.sparse import default_policy, sparsify
+from sparsetune.models.sparsify import default_policy, sparsify
 from tests.models.cases import image
 
 TINY = {"model.random_weights": "tiny", "model.device": "cpu"}

@@ -16,7 +16,7 @@ from sparsetune.errors import CheckpointError, ModelError
 from sparsetune.models.families import attention_sites
 from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import LoadedModel
-from sparsetune.models.sparse import default_policy, sparsify
+from sparsetune.models.sparsify import default_policy, sparsify
 from tests.models.conftest import PROMPT, SMALL
 
 DENSE = HeadThresholds(1.0, cdfthreshd=1.0)

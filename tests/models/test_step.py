@@ -11,15 +11,15 @@ from sparsetune.attention.device import device_name
 from sparsetune.attention.ordering import TokenLayout
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import HeadThresholds
+from sparsetune.bench.break_even import backends_to_time, time_table
+from sparsetune.bench.step import CallShape, Step, capture_step
+from sparsetune.bench.step_time import time_step
 from sparsetune.config import GenerationConfig
 from sparsetune.errors import BackendError
-from sparsetune.models.bench import backends_to_time, time_table
 from sparsetune.models.families import attention_sites
 from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import LoadedModel
-from sparsetune.models.sparse import sparsify
-from sparsetune.models.step import CallShape, Step, capture_step
-from sparsetune.models.step_time import time_step
+from sparsetune.models.sparsify import sparsify
 from tests.models.conftest import PROMPT, SMALL
 
 CPU = torch.device("cpu")

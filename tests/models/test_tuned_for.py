@@ -7,7 +7,7 @@ import torch
 
 from sparsetune.checkpoint import Manifest
 from sparsetune.config import GenerationConfig
-from sparsetune.models.tuned_for import warn_at_first_call, warn_of_other_settings
+from sparsetune.models.sparsify import warn_at_first_call, warn_of_other_settings
 
 TUNED = Manifest(tuner="manual", num_frames=17, height=64, width=96, num_inference_steps=10)
 

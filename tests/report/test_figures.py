@@ -7,10 +7,9 @@ import pytest
 from PIL import Image
 
 from sparsetune.report.charts import Bars, HeatMap, Plot
-from sparsetune.report.figures import figures
+from sparsetune.report.figures import figures, front
 from sparsetune.report.interactive import plotly_figure
 from sparsetune.report.pictures import save_pictures
-from sparsetune.report.search import front
 from sparsetune.report.source import Source
 from sparsetune.report.words import words
 from sparsetune.tuning.record import TrialSection

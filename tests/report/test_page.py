@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from sparsetune.errors import ReportError
-from sparsetune.report import build, extra
+from sparsetune.report import build
+from sparsetune.report import build as extra
 from sparsetune.report.build import build_report
 from sparsetune.report.clips import find_clips
 from sparsetune.report.page import render, script_json

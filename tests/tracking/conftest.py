@@ -10,7 +10,7 @@ from mlflow.entities import Run
 
 from sparsetune.config import Config, TrackingConfig, resolve
 from sparsetune.evaluation.events import EvaluationEnded, EvaluationStarted, PromptDone
-from sparsetune.evaluation.pair import PromptResult
+from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.tracking import Store, connect, resolve_store
 

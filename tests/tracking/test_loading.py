@@ -5,7 +5,7 @@ from sparsetune.checkpoint import Checkpoint
 from sparsetune.errors import CheckpointError
 from sparsetune.models.loading import load_pipeline
 from sparsetune.models.pipelines import demo_config
-from sparsetune.models.sparse import default_policy
+from sparsetune.models.sparsify import default_policy
 from sparsetune.tracking.judging import find_candidate, judge
 from sparsetune.tracking.promotion import promote
 from tests.tracking.recorded import Place, World, checkpoint_of, policy_of

@@ -6,7 +6,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from sparsetune.config.dotted import flatten
+from sparsetune.config.files import flatten
 from sparsetune.errors import TrackingError
 from sparsetune.tracking import Store
 from sparsetune.tracking.runs import MAX_TAG, Run, fit_name, start_run, text

@@ -14,8 +14,8 @@ from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
 from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint, save_checkpoint
 from sparsetune.checkpoint.manifest import hash_prompts
 from sparsetune.config import Config
-from sparsetune.engine import Incident, Worker
 from sparsetune.evaluation.compare import compare
+from sparsetune.executor import Incident, Worker
 from sparsetune.tracking import TrackingListener
 from sparsetune.tuning.events import Insight, StudyStarted, TrialPrompt, TrialResult, TuningResult
 from tests.tracking.conftest import LAYERS, Evaluation, artifacts_of, make_prompt, make_result, runs_of

@@ -15,11 +15,11 @@ import traceback
 from pathlib import Path
 
 from sparsetune.tuning import study as studies
-from tests.engine.engines import PretendEngine
+from tests.executor.engines import FakeExecutor
 from tests.tuning.test_study import Recorder, make
 
 
-class SlowEngine(PretendEngine):
+class SlowEngine(FakeExecutor):
     """Takes its time for each prompt, some more than others; dies in the middle of one where it is told to."""
 
     dies = False

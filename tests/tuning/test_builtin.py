@@ -25,15 +25,15 @@ from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.checkpoint import load_checkpoint
 from sparsetune.config import Config
-from sparsetune.engine import LocalEngine, Workplace
 from sparsetune.errors import TuningError
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.conditions import baseline_key
+from sparsetune.executor import LocalExecutor, ModelSession
 from sparsetune.metrics import Gate
 from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import LoadedModel, load_pipeline
 from sparsetune.models.pipelines import demo_config
-from sparsetune.models.rig import describe
+from sparsetune.models.runtime import describe
 from sparsetune.tuning import builtin
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.builtin import CONTRACT, check_builtin, checkpoint_file, run_builtin
@@ -76,7 +76,7 @@ def bench_maker(demo: LoadedModel, folder: Path) -> MakeBench:
         renderer = Renderer(demo, config.generation)
         return Bench(
             config=config,
-            engine=LocalEngine(Workplace(renderer)),
+            engine=LocalExecutor(ModelSession(renderer)),
             rig=describe(renderer, "reference"),
             prompts=("a red ball", "a blue box")[: config.tune.num_prompts],
             eval_prompts=("a green cone",),

@@ -10,13 +10,13 @@ import torch
 
 from sparsetune.checkpoint import read_sparge_pt
 from sparsetune.config import Config
-from sparsetune.engine import LocalEngine, Workplace
 from sparsetune.evaluation.baseline import BaselineCache
+from sparsetune.executor import LocalExecutor, ModelSession
 from sparsetune.metrics import Gate
 from sparsetune.models import loading
 from sparsetune.models.generation import Renderer
 from sparsetune.models.random_weights import blueprint
-from sparsetune.models.rig import describe
+from sparsetune.models.runtime import describe
 from sparsetune.tuning.bench import Bench
 from sparsetune.tuning.builtin import COLUMNS, checkpoint_file, run_builtin
 from tests.tuning.sparge_package import RECORDED
@@ -57,7 +57,7 @@ def make_bench(folder: Path, monkeypatch: pytest.MonkeyPatch, parallel: bool) ->
     renderer = Renderer(loaded, config.generation)
     return Bench(
         config=config,
-        engine=LocalEngine(Workplace(renderer)),
+        engine=LocalExecutor(ModelSession(renderer)),
         rig=describe(renderer, "sparge"),
         prompts=("a red ball",),
         eval_prompts=("a blue box",),

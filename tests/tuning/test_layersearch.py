@@ -10,8 +10,8 @@ from torch import Tensor
 from sparsetune.attention.backends import Attended, FlexBackend, ReferenceBackend
 from sparsetune.attention.blockmap import BlockShape
 from sparsetune.attention.ordering import TokenLayout
-from sparsetune.attention.synthetic import video_like
 from sparsetune.attention.thresholds import PVTHRESHD_OFF, Rule, ThresholdTensors
+from sparsetune.bench.latency import video_like
 from sparsetune.tuning import layersearch
 from sparsetune.tuning.bounds import Bounds
 from sparsetune.tuning.layersearch import Cuts, lowest_cuts

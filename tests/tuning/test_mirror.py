@@ -13,7 +13,7 @@ from sqlalchemy import event
 
 from sparsetune.tuning import study as studies
 from sparsetune.tuning.mirror import Mirror
-from tests.engine.engines import PretendEngine
+from tests.executor.engines import FakeExecutor
 from tests.tuning.test_study import make
 
 
@@ -38,7 +38,7 @@ def in_database(storage: RDBStorage, study: optuna.Study) -> list[dict[str, obje
     return [shown(trial) for trial in storage.get_all_trials(storage.get_study_id_from_name(study.study_name))]
 
 
-class Watched(PretendEngine):
+class Watched(FakeExecutor):
     """Compares study and database whenever a prompt ends."""
 
     def wait(self, on_event):
@@ -67,7 +67,7 @@ def test_the_same_trials_are_asked_for_as_with_optunas_own_cache(
         (tmp_path / name).mkdir()
         if name == "as it comes":
             monkeypatch.setattr(studies, "mirrored", lambda backend: backend)
-        study, objective = make(tmp_path / name, num_prompts=3, n_trials=16, engine=PretendEngine(4))
+        study, objective = make(tmp_path / name, num_prompts=3, n_trials=16, engine=FakeExecutor(4))
         studies.search(study, objective, 16, None)
         results = studies.results(study, objective)
         asked.append([replace(result, seconds=0.0, worker=None) for result in results])

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from sparsetune.attention.backends import ReferenceBackend
-from sparsetune.attention.plain import PlainCall
+from sparsetune.attention.handle import kept_blocks
 from sparsetune.attention.policy import Policy
-from sparsetune.attention.sparsify import kept_blocks
 from sparsetune.attention.thresholds import PVTHRESHD_OFF
+from sparsetune.attention.unmask import UnmaskedCall
 from sparsetune.checkpoint import load_checkpoint
 from sparsetune.config import Config
-from sparsetune.engine import run_one
 from sparsetune.errors import TuningError
+from sparsetune.executor import run_one
 from sparsetune.models.pipelines import demo_config
 from sparsetune.tuning import tune
 from sparsetune.tuning.bench import Bench
@@ -94,7 +94,7 @@ def test_every_head_holds_both_bounds_on_every_call(place: Place) -> None:
     tensors = [layer.tensors(torch.device("cpu"), select_partial=True) for layer in place.policy.layers]
     sparsities = []
 
-    def look(layer: int, step: int, plain: PlainCall) -> None:
+    def look(layer: int, step: int, plain: UnmaskedCall) -> None:
         q, k, v = in_order(plain, place.policy.orders[layer])
         dense = F.scaled_dot_product_attention(q, k, v, scale=plain.scale)
         backend = ReferenceBackend()

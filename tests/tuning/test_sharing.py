@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from sparsetune.errors import GenerationError
-from sparsetune.evaluation.lock import exclusive, exclusive_if_free
+from sparsetune.locks import exclusive, exclusive_if_free
 from sparsetune.tuning import sharing
 from sparsetune.tuning.sharing import share_out
-from tests.engine.engines import PretendEngine
+from tests.executor.engines import FakeExecutor
 
 KEYS = [f"piece {index}" for index in range(12)]
 
@@ -47,7 +47,7 @@ class Folder:
 def share(path: Path, num_workers: int = 1, more=lambda: True, waits=None, **pieces: Piece) -> bool:
     work = {key: pieces.get(key.replace(" ", "_"), Piece(key)) for key in KEYS}
     return share_out(
-        PretendEngine(num_workers),
+        FakeExecutor(num_workers),
         work,
         Folder(path),
         lambda key: path / "locks" / f"{key}.lock",

@@ -17,9 +17,9 @@ import sqlalchemy
 from optuna.trial import TrialState
 from sqlalchemy import event
 
-from sparsetune.engine import Engine, Outcome, Worker
 from sparsetune.errors import GenerationError, TuningError
-from sparsetune.evaluation.pair import PromptResult
+from sparsetune.evaluation.prompt import PromptResult
+from sparsetune.executor import Executor, TaskResult, Worker
 from sparsetune.metrics import Gate
 from sparsetune.tuning import study as studies
 from sparsetune.tuning.events import TrialResult, TuningListener
@@ -28,7 +28,7 @@ from sparsetune.tuning.plan import plan
 from sparsetune.tuning.runner import TrialRunner, shortfalls
 from sparsetune.tuning.samplers import SAMPLERS, make_sampler
 from sparsetune.tuning.space import CALIBRATED, DEFAULT, SearchSpace
-from tests.engine.engines import PretendEngine
+from tests.executor.engines import FakeExecutor
 from tests.tuning.tables import curves
 
 GATE = Gate(min_frame_cosine=0.95, min_psnr=35.0, min_psnr_worst=30.0)
@@ -96,12 +96,12 @@ def make(
     num_prompts: int = 2,
     n_trials: int = 25,
     url: str | None = None,
-    engine: Engine | None = None,
+    engine: Executor | None = None,
     **settings,
 ):
     """A study with its objective; settings are those of `open_study` and of the objective."""
     space = SearchSpace(curves(), granularity="global", orders=("raster", "tiles"))
-    engine = engine or PretendEngine()
+    engine = engine or FakeExecutor()
     prompts = ("a prompt",) * num_prompts
     runner = KnownRunner(engine, prompts, lambda prompt, policy: None, GATE, listeners, space.predict)
     sampler, goal = settings.get("sampler", "tpe"), settings.get("goal", "sparsity")
@@ -206,7 +206,7 @@ def test_the_trials_are_those_that_optimize_would_run(tmp_path: Path) -> None:
 
 
 def test_several_workers_run_as_many_trials_and_find_as_much(tmp_path: Path) -> None:
-    engine = PretendEngine(2, lambda in_hand: in_hand - 1)
+    engine = FakeExecutor(2, lambda in_hand: in_hand - 1)
     recorder = Recorder()
     study, objective = make(tmp_path, (recorder,), engine=engine)
     studies.search(study, objective, 15, None)
@@ -223,14 +223,14 @@ def test_workers_differ_in_speed_and_the_same_asks_give_the_same_outcomes(tmp_pa
     for folder, choose in (("even", lambda in_hand: 0), ("uneven", lambda in_hand: in_hand - 1)):
         (tmp_path / folder).mkdir()
         recorder = Recorder()
-        study, objective = make(tmp_path / folder, (recorder,), engine=PretendEngine(3, choose))
+        study, objective = make(tmp_path / folder, (recorder,), engine=FakeExecutor(3, choose))
         studies.search(study, objective, 4, None)  # the four starts: what is asked is the same whoever is faster
         outcomes.append({trial.number: (trial.params, trial.sparsity, trial.psnr) for trial in recorder.trials})
     assert outcomes[0] == outcomes[1]
 
 
 def test_no_budget_is_tried_twice_by_workers_at_a_time(tmp_path: Path) -> None:
-    study, objective = make(tmp_path, engine=PretendEngine(4))
+    study, objective = make(tmp_path, engine=FakeExecutor(4))
     studies.search(study, objective, 12, None)
     leads = [trial for trial in study.trials if "lead" in trial.user_attrs]
     budgets = [trial.system_attrs["fixed_params"]["l1"] for trial in leads]
@@ -285,7 +285,7 @@ def test_three_failures_in_a_row_for_one_reason_stop_the_search(tmp_path: Path) 
     assert len(study.trials) == 5
 
 
-class Sick(PretendEngine):
+class Sick(FakeExecutor):
     """Has one worker on which every rendering fails, sooner than others get anywhere; it may be left out."""
 
     sick = 1
@@ -301,7 +301,9 @@ class Sick(PretendEngine):
     def wait(self, on_event):
         outcome = super().wait(on_event)
         problem = GenerationError("the GPU must answer, but it fell off the bus")
-        return Outcome(outcome.ticket, outcome.worker, error=problem) if outcome.worker.index == self.sick else outcome
+        return (
+            TaskResult(outcome.ticket, outcome.worker, error=problem) if outcome.worker.index == self.sick else outcome
+        )
 
     def leave_out(self, worker: Worker, why: str) -> None:
         self._workers = tuple(each for each in self._workers if each != worker)
@@ -319,7 +321,7 @@ def test_a_worker_on_which_all_fails_is_left_out_and_the_others_go_on(tmp_path: 
 
 
 def test_three_failures_alike_on_all_workers_stop_the_search(tmp_path: Path) -> None:
-    study, objective = make(tmp_path, engine=PretendEngine(2))
+    study, objective = make(tmp_path, engine=FakeExecutor(2))
     objective.runner.fail = tuple(range(20))
     with pytest.raises(TuningError, match="the last 3 failed alike"):
         studies.search(study, objective, 20, None)
@@ -407,8 +409,8 @@ import os, signal, sys
 from pathlib import Path
 from tests.tuning.test_study import make
 from sparsetune.tuning import study as studies
-from tests.engine.engines import PretendEngine
-study, objective = make(Path(sys.argv[1]), engine=PretendEngine(int(sys.argv[2])))
+from tests.executor.engines import FakeExecutor
+study, objective = make(Path(sys.argv[1]), engine=FakeExecutor(int(sys.argv[2])))
 submit = type(objective.runner)._submit
 def die(self, running):
     if running.number == 2:
@@ -436,7 +438,7 @@ def test_a_killed_run_loses_none_of_the_trials_that_were_under_way(tmp_path: Pat
     command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path), "3"]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     recorder = Recorder()
-    study, objective = make(tmp_path, (recorder,), engine=PretendEngine(3))
+    study, objective = make(tmp_path, (recorder,), engine=FakeExecutor(3))
     assert study.num_done() == 0
     cut_off = [trial.params.get("l1") for trial in study.trials[:3]]
     studies.search(study, objective, 6, None)
@@ -446,7 +448,7 @@ def test_a_killed_run_loses_none_of_the_trials_that_were_under_way(tmp_path: Pat
 
 
 def test_time_that_is_up_cuts_off_all_trials_in_hand_and_all_are_tried_again(tmp_path: Path) -> None:
-    study, objective = make(tmp_path, engine=PretendEngine(3))
+    study, objective = make(tmp_path, engine=FakeExecutor(3))
     studies.search(study, objective, 6, 0.0)
     assert study.num_done() == 0
     begin = objective.runner.begin

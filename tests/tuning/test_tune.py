@@ -6,7 +6,7 @@ import pytest
 
 from sparsetune.checkpoint import load_checkpoint
 from sparsetune.config import Config
-from sparsetune.errors import EngineError, TuningError
+from sparsetune.errors import ExecutorError, TuningError
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.models.pipelines import demo_config
 from sparsetune.tuning import tune
@@ -135,7 +135,7 @@ def test_builtin_says_what_it_needs(tmp_path: Path) -> None:
 
 def test_builtin_stays_in_this_process(tmp_path: Path) -> None:
     with pytest.raises(
-        EngineError, match="must have the model in this process, but --engine is ray; use --engine local"
+        ExecutorError, match="must have the model in this process, but --engine is ray; use --engine local"
     ):
         open_bench(config(tmp_path, tune__tuner="builtin", engine__name="ray"), tmp_path)
 

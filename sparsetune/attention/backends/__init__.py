@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsetune.attention.backends.backend import Attended, Backend
-from sparsetune.attention.backends.dense import DenseBackend
+from sparsetune.attention.backends.backend import Attended, Backend, DenseBackend
 from sparsetune.attention.backends.flex import FlexBackend
 from sparsetune.attention.backends.reference import ReferenceBackend
 from sparsetune.attention.backends.sparge import SpargeBackend

@@ -110,7 +110,7 @@ def _shape_of_output(
 
 
 def block_mask(computed: Tensor, blocks: BlockShape, lengths: tuple[int, int], *, by_token: bool) -> BlockMask:
-    """Hand our block map to FlexAttention: every computed block is a full one.
+    """WorkerHandle our block map to FlexAttention: every computed block is a full one.
 
     Args:
         computed: bool (batch, heads, q blocks, k blocks).

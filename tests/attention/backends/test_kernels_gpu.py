@@ -21,8 +21,8 @@ from sparsetune.attention.backends.reference import masked_attention
 from sparsetune.attention.backends.sparge import sparge_under_map
 from sparsetune.attention.blockmap import SPARGE_BLOCKS, SPARGE_BLOCKS_SM90, BlockShape, block_map
 from sparsetune.attention.ordering import TokenLayout
-from sparsetune.attention.synthetic import video_like
 from sparsetune.attention.thresholds import PVTHRESHD_OFF, HeadThresholds, LayerThresholds, ThresholdTensors
+from sparsetune.bench.latency import video_like
 
 pytestmark = pytest.mark.gpu
 
@@ -206,12 +206,12 @@ def test_a_compiled_function_keeps_one_graph(request: pytest.FixtureRequest, nam
 
 @pytest.mark.parametrize("name", ["sparge", "flex"])
 def test_a_compiled_transformer_keeps_one_graph(request: pytest.FixtureRequest, name: str) -> None:
+    from sparsetune.attention.handle import SparseHandle
     from sparsetune.attention.policy import Policy
-    from sparsetune.attention.sparsify import SparseHandle
+    from sparsetune.bench.step import capture_step
     from sparsetune.config import GenerationConfig, ModelConfig
     from sparsetune.models.generation import Renderer
     from sparsetune.models.loading import load_pipeline
-    from sparsetune.models.step import capture_step
 
     if name == "sparge":
         request.getfixturevalue("sparge")

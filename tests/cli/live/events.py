@@ -5,7 +5,7 @@ from typing import Any
 
 from sparsetune.attention.policy import Policy
 from sparsetune.evaluation.events import EvaluationStarted, PromptDone
-from sparsetune.evaluation.pair import PromptResult
+from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.tuning.events import StudyStarted, TrialPrompt, TrialResult, TrialStarted, TrialState, TrialStep
 
 POLICY = Policy.uniform([("transformer.blocks.0.attn1", 2)])

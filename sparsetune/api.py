@@ -1,0 +1,110 @@
+"""Checkpoints taken by any name: the public functions, with `models:/`, `runs:/` and run ids beside paths."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsetune.checkpoint import Checkpoint
+from sparsetune.checkpoint import load_checkpoint as load_from_path
+from sparsetune.tracking.references import resolve_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sparsetune.attention.breakeven import BreakEvenTable
+    from sparsetune.attention.handle import SparseHandle
+    from sparsetune.attention.policy import Policy
+    from sparsetune.config import Config
+    from sparsetune.evaluation.events import EvaluationListener
+    from sparsetune.evaluation.result import EvaluationResult
+    from sparsetune.models.pipelines import VideoPipeline
+
+
+def load_checkpoint(path: Path | str, config: "Config | None" = None) -> Checkpoint:
+    """Load a checkpoint from a folder or file, or from MLflow.
+
+    Args:
+        path: a checkpoint folder, a .safetensors file or SpargeAttn's .pt; `models:/NAME@ALIAS`,
+            `models:/NAME/VERSION`, `runs:/ID`, or a run id.
+        config: says which store; None is what environment and defaults say.
+
+    Raises:
+        CheckpointError: nothing is there, it is no checkpoint, or its values don't hold.
+        UsageError, TrackingError: as `resolve_checkpoint` raises them.
+    """
+    return load_from_path(resolve_checkpoint(path, config))
+
+
+def sparsify(
+    pipe: Any,
+    policy: "Policy | Checkpoint | str | Path",
+    backend: str = "auto",
+    break_even: "BreakEvenTable | str | Path | None" = None,
+) -> "SparseHandle":
+    """Install a policy on a pipeline; use it as a context manager, or call `remove()` on what it returns.
+
+        with sparsify(pipe, "models:/cogvideox-2b-sparse@champion"):
+            video = pipe("a panda eats bamboo").frames[0]
+
+    A checkpoint that was tuned for another resolution, number of frames or steps warns when the pipeline first runs.
+
+    Args:
+        pipe: a diffusers pipeline of a supported family, loaded and placed as you like.
+        policy: the policy, a checkpoint, or anything that `load_checkpoint` takes.
+        backend: `auto`, `sparge`, `flex`, `reference` or `dense`.
+        break_even: what `sparsetune bench` measured on this machine, or its file: layers whose sparsity wouldn't pay
+            then run dense. None runs every layer as the policy says.
+
+    Returns:
+        The handle, which counts what runs (`handle.stats()`) and restores the pipeline exactly (`handle.remove()`).
+
+    Raises:
+        ModelError: the family is unknown or the pipeline is sparse already.
+        CheckpointError: the checkpoint can't be read, or is another model's; the message lists the differences.
+        BackendError: the backend can't run here, or the table is missing or another machine's.
+        UsageError, TrackingError: as `resolve_checkpoint` raises them.
+    """
+    from sparsetune.models.sparsify import sparsify as install
+    from sparsetune.models.sparsify import warn_at_first_call
+
+    if isinstance(policy, str | Path):
+        policy = load_checkpoint(policy)
+    handle = install(pipe, policy, backend, break_even)
+    if isinstance(policy, Checkpoint):
+        warn_at_first_call(pipe, policy.manifest)
+    return handle
+
+
+def create_pipelines(
+    config: "Config | str | None" = None, checkpoint: "Policy | Checkpoint | str | Path | None" = None
+) -> "tuple[VideoPipeline, VideoPipeline]":
+    """Load a model once and give it as two callables, `pipe_dense(prompt)` and `pipe_sparse(prompt)`.
+
+    As `sparsetune.models.pipelines.create_pipelines`, whose `checkpoint` may here be anything that
+    `load_checkpoint` takes.
+    """
+    from sparsetune.config import Config
+    from sparsetune.models.pipelines import create_pipelines as create
+
+    if isinstance(checkpoint, str | Path):
+        checkpoint = load_checkpoint(checkpoint, config if isinstance(config, Config) else None)
+    return create(config, checkpoint)
+
+
+def evaluate_config(
+    config: "Config",
+    checkpoint: "Checkpoint | Path | str | None" = None,
+    output_dir: Path | None = None,
+    listeners: "Sequence[EvaluationListener]" = (),
+    *,
+    difference: bool = False,
+) -> "EvaluationResult":
+    """Load what a configuration names and evaluate a checkpoint, or SpargeAttn's default thresholds.
+
+    As `sparsetune.evaluation.evaluate.evaluate_config`, whose `checkpoint` may here be anything that `load_checkpoint`
+    takes.
+    """
+    from sparsetune.evaluation.evaluate import evaluate_config as evaluate
+
+    if isinstance(checkpoint, str | Path):
+        checkpoint = resolve_checkpoint(checkpoint, config)
+    return evaluate(config, checkpoint, output_dir, listeners, difference=difference)

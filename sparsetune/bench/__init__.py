@@ -1,0 +1,1 @@
+"""Timing of attention calls and denoising steps, dense and sparse."""

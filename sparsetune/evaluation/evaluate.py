@@ -1,0 +1,324 @@
+"""The evaluation: every prompt dense and sparse, judged, written and reported."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsetune.attention.policy import Policy, check_fits
+from sparsetune.checkpoint import Checkpoint, load_checkpoint
+from sparsetune.checkpoint.manifest import hash_prompts
+from sparsetune.config import DEFAULT_METRICS
+from sparsetune.errors import MetricError, PromptError
+from sparsetune.evaluation.aggregate import gate_section, sparsity_section, statistics, threshold_sections
+from sparsetune.evaluation.baseline import BaselineCache
+from sparsetune.evaluation.conditions import config_section, environment_section
+from sparsetune.evaluation.events import (
+    EvaluationEnded,
+    EvaluationListener,
+    EvaluationStarted,
+    Listeners,
+    PromptDone,
+    PromptStarted,
+    StepDone,
+)
+from sparsetune.evaluation.outputs import OutputFolder, telling_prompts
+from sparsetune.evaluation.report_markdown import report_markdown
+from sparsetune.evaluation.result import ConfigSection, EvaluationResult, PromptRow, save_result
+from sparsetune.evaluation.tasks import JudgedPrompt, JudgePrompt
+from sparsetune.executor import (
+    Event,
+    Executor,
+    Incident,
+    LocalExecutor,
+    ModelSession,
+    Side,
+    Started,
+    Stepped,
+    open_executor,
+    run_all,
+    run_one,
+)
+from sparsetune.executor.session import DescribeSession
+from sparsetune.files import write_text
+from sparsetune.metrics import BASE_METRICS, Gate, get, import_metrics, own_names, score, verdict
+from sparsetune.models.generation import Renderer
+from sparsetune.models.prompts import AnyPrompt, as_prompt, load_prompts, texts
+from sparsetune.models.runtime import RuntimeDescription
+from sparsetune.models.sparsify import warn_of_other_settings
+
+if TYPE_CHECKING:
+    from sparsetune.config import Config
+
+_LOG = logging.getLogger(__name__)
+
+
+def evaluate_config(
+    config: "Config",
+    checkpoint: Checkpoint | Path | str | None = None,
+    output_dir: Path | None = None,
+    listeners: Sequence[EvaluationListener] = (),
+    *,
+    difference: bool = False,
+) -> EvaluationResult:
+    """Load what a configuration names and evaluate a checkpoint, or SpargeAttn's default thresholds.
+
+    Args:
+        config: the configuration.
+        checkpoint: a checkpoint, or its folder or file; None tests the default thresholds.
+        output_dir: where files go; None is `eval.output_dir`, and where that is None too, results/MODEL/eval.
+        listeners: told what happens, in order.
+        difference: give side-by-side videos a third pane with the difference amplified.
+
+    Raises:
+        PromptError, CheckpointError, ModelError, BackendError, GenerationError, MetricError, CacheError: what was
+            asked for can't be done; the message says what to change.
+    """
+    import_metrics(config.eval.metric_modules)
+    gate = Gate(**config.gate.model_dump())
+    _metric_names(config.eval.metrics, gate)  # an unknown one fails before a large model is loaded
+    prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
+    loaded_checkpoint = load_checkpoint(checkpoint) if isinstance(checkpoint, Path | str) else checkpoint
+    if loaded_checkpoint is not None:
+        warn_of_other_settings(loaded_checkpoint.manifest, config.generation)
+    with open_executor(config) as engine:
+        found = run_one(engine, DescribeSession(config.backend, loaded_checkpoint)) if loaded_checkpoint else None
+        return evaluate(
+            engine,
+            found.policy if found else None,
+            prompts,
+            seed=config.eval.seed,
+            cache=BaselineCache(config.cache.folder.absolute(), config.cache.max_gb),
+            metrics=config.eval.metrics,
+            gate=gate,
+            backend=config.backend,
+            break_even=config.break_even,
+            listener=Listeners(listeners),
+            output_dir=output_dir or config.eval.output_dir or Path("results") / config.model.name / "eval",
+            save_videos=config.eval.save_videos,
+            difference=difference,
+            checkpoint=str(checkpoint) if isinstance(checkpoint, Path | str) else None,
+            tuner=loaded_checkpoint.manifest.tuner if loaded_checkpoint else None,
+            ladder=config.eval.ladder,
+            prompt_file=config.eval.prompt_file,
+            tune_prompts=_tune_prompts(config, prompts, loaded_checkpoint),
+        )
+
+
+def evaluate(
+    renderer: Renderer | Executor,
+    policy: Policy | None,
+    prompts: Sequence[AnyPrompt],
+    *,
+    cache: BaselineCache,
+    seed: int = 42,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    gate: Gate | None = None,
+    backend: str = "auto",
+    break_even: Path | None = None,
+    listener: EvaluationListener | None = None,
+    output_dir: Path | None = None,
+    save_videos: bool = False,
+    difference: bool = False,
+    tuned: bool | None = None,
+    checkpoint: str | None = None,
+    tuner: str | None = None,
+    ladder: bool = False,
+    prompt_file: Path | None = None,
+    tune_prompts: Sequence[AnyPrompt] = (),
+) -> EvaluationResult:
+    """Judge a policy: render every prompt dense (or read it from the cache) and sparse with the same seed.
+
+    Prompts whose frames are NaN or black are failed prompts in the result, without a number.
+
+    Args:
+        renderer: the loaded model with its generation settings, on which no policy may be installed; or an engine,
+            whose workers have it.
+        policy: None is SpargeAttn's default thresholds.
+        prompts: the texts, or what else a video is rendered from.
+        cache: of dense videos.
+        seed: of every rendering.
+        metrics: names of registered metrics; `BASE_METRICS`, those that the gate needs and those that a user
+            registered (`metrics.own_names()`) are always computed.
+        gate: bounds to deploy; None is the default gate.
+        backend: `auto`, `sparge`, `flex`, `reference` or `dense`.
+        break_even: table of `sparsetune bench`: layers whose sparsity wouldn't pay run dense.
+        listener: told what happens.
+        output_dir: where result, report, stills and videos go; None writes nothing.
+        save_videos: write dense, sparse and side-by-side videos.
+        difference: give side-by-side videos a third pane with the difference amplified.
+        tuned: whether the result counts as tuned; None means when a policy is given.
+        checkpoint: where the policy comes from, for the result.
+        tuner: what found the policy, for the result.
+        ladder: measure noise and quantisation floors as well: two more renderings a prompt.
+        prompt_file: where the prompts come from, for the result.
+        tune_prompts: what the policy may have been tuned on; an overlap is said in the result.
+
+    Raises:
+        PromptError: there are no prompts.
+        ExecutorError: no worker is left.
+        MetricError: a metric is unknown or gave no finite number.
+        CheckpointError: the policy is for another model.
+        GenerationError: out of memory.
+        CacheError, BackendError, VideoError, SparsetuneError: the cache, kernel, encoder or folder can't be used.
+    """
+    started = time.perf_counter()
+    if not prompts:
+        raise PromptError("an evaluation must have at least one prompt, but was given none; give prompts")
+    tuned = policy is not None if tuned is None else tuned
+    gate = gate or Gate()
+    names = _metric_names(metrics, gate)
+    table = None if break_even is None else break_even.absolute()  # workers have other working folders
+    with _as_engine(renderer) as engine:
+        described = run_one(engine, DescribeSession(backend, break_even=table))
+        rig, policy = described.rig, policy or described.policy
+        check_fits(policy, rig.layers)
+        outputs = None
+        if output_dir is not None:
+            outputs = OutputFolder(output_dir, rig.family, tuned, rig.settings.fps)
+            outputs.check_writable()
+        config = config_section(
+            rig,
+            policy,
+            prompts,
+            seed=seed,
+            tuned=tuned,
+            checkpoint=checkpoint,
+            tuner=tuner,
+            break_even=break_even,
+            metrics=names,
+            prompt_file=prompt_file,
+            tune_prompts=tune_prompts,
+        )
+        tasks = [
+            JudgePrompt(
+                index, prompt, policy, backend, table, seed, cache, names, outputs, save_videos, difference, ladder
+            )
+            for index, prompt in enumerate(prompts)
+        ]
+        return _Run(engine, rig, tasks, config, gate, listener or EvaluationListener(), started).result()
+
+
+def _as_engine(renderer: Renderer | Executor) -> contextlib.AbstractContextManager[Executor]:
+    return contextlib.nullcontext(renderer) if isinstance(renderer, Executor) else LocalExecutor(ModelSession(renderer))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """An evaluation that is ready to begin: its tasks, one a prompt, and what judges and tells of them."""
+
+    engine: Executor
+    rig: RuntimeDescription
+    tasks: Sequence[JudgePrompt]
+    config: ConfigSection
+    gate: Gate
+    listener: EvaluationListener
+    started: float
+
+    def result(self) -> EvaluationResult:
+        """Judge every prompt, put the result together, write it, and tell the listener of all that."""
+        first = self.tasks[0]
+        ladder: tuple[Side, ...] = ("dense_again", "kernel") if first.ladder else ()
+        try:
+            self.listener.on_start(
+                EvaluationStarted(
+                    config=self.config.model_dump(mode="json"),
+                    prompts=texts([task.prompt for task in self.tasks]),
+                    num_steps=self.rig.settings.num_inference_steps,
+                    renderings=("dense", "sparse", *ladder),
+                    metrics=first.metrics,
+                    output_dir=first.outputs.folder if first.outputs else None,
+                )
+            )
+            judged = self._judged()
+            result = self._assembled(judged)
+            ended = _write(first.outputs, result, judged)
+        except BaseException as error:
+            self.engine.abandon()
+            self.listener.on_failure(error)
+            raise
+        self.listener.on_end(ended)
+        return result
+
+    def _judged(self) -> list[JudgedPrompt]:
+        """WorkerHandle the prompts out; the order in which they come back doesn't show in what is given."""
+        judged: dict[int, JudgedPrompt] = {}
+        for index, outcome in run_all(self.engine, self.tasks, self._tell):
+            prompt: JudgedPrompt = outcome.get()
+            outputs = self.tasks[index].outputs
+            videos = outputs.keep_videos(index, prompt.videos) if outputs is not None else {}
+            judged[index] = replace(prompt, videos=videos)
+            self.listener.on_prompt(PromptDone(index, len(self.tasks), prompt.result, videos, outcome.worker))
+        return [judged[index] for index in range(len(self.tasks))]
+
+    def _tell(self, index: int, event: Event) -> None:
+        what = event.what
+        if isinstance(what, Incident):
+            self.listener.on_incident(what)
+        elif isinstance(what, Started):
+            given, seed = as_prompt(self.tasks[index].prompt), self.tasks[index].seed
+            seed = seed if given.seed is None else given.seed
+            self.listener.on_prompt_start(PromptStarted(index, len(self.tasks), given.text, seed, event.worker))
+        elif isinstance(what, Stepped):
+            self.listener.on_step(StepDone(index, what.side, what.step, what.num_steps, what.cached, event.worker))
+
+    def _assembled(self, judged: Sequence[JudgedPrompt]) -> EvaluationResult:
+        rows = tuple(prompt.row for prompt in judged)
+        summary = statistics(rows)
+        points = None
+        if summary:
+            points = score(summary["frame_cosine"].mean, summary["psnr"].mean, summary["frame_l1"].mean)
+        generation = sum(prompt.seconds for prompt in judged)
+        return EvaluationResult(
+            config=self.config,
+            statistics=summary,
+            detailed_results=rows,
+            overall_score=points,
+            verdict="failed" if points is None else verdict(points),
+            gate=gate_section(self.gate, rows),
+            sparsity=sparsity_section([prompt.result for prompt in judged]),
+            thresholds=threshold_sections(self.tasks[0].policy),
+            environment=environment_section(self.rig, self.engine, time.perf_counter() - self.started, generation),
+        )
+
+
+def _write(outputs: OutputFolder | None, result: EvaluationResult, judged: Sequence[JudgedPrompt]) -> EvaluationEnded:
+    prompts = tuple(prompt.result for prompt in judged)
+    if outputs is None:
+        return EvaluationEnded(result, prompts)
+    moments = {prompt.row.index: prompt.moment for prompt in judged if prompt.moment is not None}
+    stills = {index: outputs.write_still(moments[index]) for index in telling_prompts(result.detailed_results)}
+    videos = {prompt.row.index: outputs.keep_videos(prompt.row.index, prompt.videos) for prompt in judged}
+    videos = {index: kinds for index, kinds in videos.items() if kinds}
+    write_text(outputs.report_path, report_markdown(result, outputs.folder, videos, stills))
+    save_result(result, outputs.result_path)
+    files = (*(path for kinds in videos.values() for path in kinds.values()), *stills.values())
+    outputs.remove_stale(files)
+    return EvaluationEnded(result, prompts, outputs.result_path, outputs.report_path, files)
+
+
+def _metric_names(metrics: Sequence[str], gate: Gate) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys((*BASE_METRICS, *gate.metrics, *metrics, *own_names())))
+    for name in names:
+        get(name)
+        if (name in PromptRow.model_fields or hasattr(PromptRow, name)) and name not in BASE_METRICS:
+            raise MetricError(f"a metric must not be called as a field of the result, but is {name!r}; rename it")
+    return names
+
+
+def _tune_prompts(
+    config: "Config", prompts: Sequence[AnyPrompt], checkpoint: Checkpoint | None
+) -> tuple[AnyPrompt, ...]:
+    """Find the prompts that a policy may have been tuned on: the tune file's, or these if its hash is theirs."""
+    if checkpoint is None:
+        return ()
+    if checkpoint.manifest.prompts_hash == hash_prompts(prompts):
+        return tuple(prompts)
+    try:
+        return load_prompts(config.tune.prompt_file)
+    except PromptError as error:
+        _LOG.warning("whether the prompts were tuned on isn't known: %s", error)
+        return ()

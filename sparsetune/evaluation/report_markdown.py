@@ -1,0 +1,290 @@
+"""report.md: an evaluation told to a person who decides whether to deploy."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from sparsetune.attention.schedule import DenseSchedule
+from sparsetune.evaluation.ladder import Attribution, attribute
+from sparsetune.evaluation.result import EvaluationResult, PromptRow, Spread
+from sparsetune.metrics import interval_caveat
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a table; cells must be escaped already, see `cell`."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def cell(text: str) -> str:
+    """Put any text on one line of a table."""
+    escaped = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
+    return escaped.replace("<", "&lt;").replace("*", "\\*").replace("`", "\\`")
+
+
+def number(value: float | None, scale: float | None = None) -> str:
+    """Print a figure: two decimals from 10 on, four below; as many as `scale` would have where it is given."""
+    return "" if value is None else f"{value:.{_decimals(value if scale is None else scale)}f}"
+
+
+def difference(value: float, scale: float) -> str:
+    """Print a difference of figures that are about as large as `scale`, with its sign and as many decimals as they."""
+    return f"{value:+.{_decimals(scale)}f}"
+
+
+def _decimals(value: float) -> int:
+    return 2 if abs(value) >= 10 else 4
+
+
+def relative(path: Path, folder: Path) -> str:
+    """Give the link from a file in `folder` to `path`."""
+    return quote(Path(os.path.relpath(path, folder)).as_posix())
+
+
+CHECKLIST = (
+    ("Content", "the sparse video shows the same things in the same places"),
+    ("Motion", "movements are as smooth, with no jump or flicker of their own"),
+    ("Detail", "textures, edges and small things are kept"),
+    ("Artifacts", "there are no blocks, smears or ghosts that the dense video lacks"),
+    ("Colour", "colours and brightness are the same"),
+)
+"""What a person looks for in the side-by-side videos."""
+
+_ARROWS = {True: " ↑", False: " ↓", None: ""}
+
+_VERDICTS = {
+    "excellent": "Excellent: hardly any difference can be seen.",
+    "good": "Good: the video keeps its quality.",
+    "acceptable": "Acceptable: there are differences; look at them before you deploy.",
+    "degraded": "Degraded: the videos differ visibly; use less sparsity or tune.",
+    "failed": "Failed: no prompt rendered.",
+}
+
+
+def verdict_text(result: EvaluationResult) -> str:
+    """Put score and verdict into words, e.g. `85/100. Good: the video keeps its quality` with a full stop."""
+    score = "no score" if result.overall_score is None else f"{result.overall_score}/100"
+    return f"{score}. {_VERDICTS[result.verdict]}"
+
+
+def report_markdown(
+    result: EvaluationResult,
+    folder: Path,
+    videos: Mapping[int, Mapping[str, Path]] | None = None,
+    stills: Mapping[int, Path] | None = None,
+) -> str:
+    """Write the report.
+
+    Args:
+        result: the evaluation.
+        folder: where the report will lie; links are relative to it.
+        videos: files by kind of each prompt's index.
+        stills: pictures by prompt's index, the worst prompt's first.
+
+    Returns:
+        Markdown.
+    """
+    parts = (
+        f"# Sparse attention on {result.config.model_name}: accuracy report",
+        _configuration(result),
+        _objective(result),
+        _prompts(result, folder, videos or {}),
+        _sparsity(result),
+        _ladder(result),
+        _stills(result, folder, stills or {}),
+        _checklist(),
+        _conclusion(result),
+    )
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _configuration(result: EvaluationResult) -> str:
+    config, policy = result.config, result.config.policy
+    model = " @ ".join(filter(None, (config.model.source, config.model.revision)))
+    scales = (config.guidance_scale, config.guidance_scale_2)
+    guidance = ", then ".join(f"{scale:g}" for scale in scales if scale is not None)
+    tuned = f"yes ({config.tuned_path or 'a policy in memory'})" if config.use_tuned else "no (SpargeAttn's defaults)"
+    thresholds = {"simthreshd1": policy.simthreshd1, "cdfthreshd": policy.cdfthreshd, "topk": policy.topk}
+    rows = [
+        ("Model", f"{config.model_name} ({model}), {config.model.transformer_class}"),
+        ("Tuned", tuned + (f", by {config.tuner}" if config.tuner else "")),
+        (
+            "Policy",
+            f"{policy.num_sparse_heads} of {policy.num_heads} heads sparse; "
+            + ", ".join(f"{name} {_spread(spread)}" for name, spread in thresholds.items() if spread)
+            + f"; {_dense_steps(result)}; order {policy.order}; "
+            + ("text kept" if policy.keep_text else "text not kept"),
+        ),
+        ("Video", f"{config.num_frames} frames of {config.width} x {config.height} at {config.fps}/s"),
+        ("Generation", f"{config.num_inference_steps} steps, guidance {guidance}, {config.scheduler}"),
+        (
+            "Prompts",
+            f"{config.num_prompts}, all with seed {config.seed}"
+            + (f", from {config.prompt_file}" if config.prompt_file else ""),
+        ),
+        ("Computed with", f"{config.dtype} on {config.device}, backend {config.backend}"),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in result.environment.versions.items())),
+        *([("Workers", "; ".join(result.environment.workers))] if len(result.environment.workers) > 1 else []),
+        *([("What happened to them", "; ".join(happened))] if (happened := result.environment.incidents) else []),
+        (
+            "Made",
+            result.environment.created
+            + (f", commit {result.environment.git_commit}" if result.environment.git_commit else ""),
+        ),
+    ]
+    text = "## Configuration\n\n" + table(("Setting", "Value"), [(name, cell(value)) for name, value in rows])
+    if config.prompts_in_tune_set:
+        text += (
+            f"\n\n**{len(config.prompts_in_tune_set)} of {config.num_prompts} prompts are in the set that policies are "
+            "tuned on: this result flatters the policy.**"
+        )
+    return text
+
+
+def _objective(result: EvaluationResult) -> str:
+    rows = []
+    for name, spread in result.statistics.items():
+        unit, direction = f" ({spread.unit})" if spread.unit else "", _ARROWS[spread.higher_is_better]
+        mean, std, low, high, ci95_low, ci95_high = (
+            number(value, max(abs(spread.min), abs(spread.max)))
+            for value in (spread.mean, spread.std, spread.min, spread.max, spread.ci95_low, spread.ci95_high)
+        )
+        rows.append((f"{name}{unit}{direction}", f"{mean} ± {std}", low, high, f"{ci95_low} to {ci95_high}"))
+    body = table(("Metric", "Mean ± std", "Min", "Max", "95 % interval of the mean"), rows) if rows else "None."
+    reasons = {name: why for row in result.detailed_results for name, why in row.unavailable.items()}
+    notes = "".join(f"\n\n{name} could not be computed: {why}." for name, why in reasons.items())
+    caveat = interval_caveat(len(result.detailed_results) - len(result.failed))
+    notes += f"\n\nMind that {caveat}." if caveat and rows else ""
+    return f"## Objective metrics\n\n{body}{notes}\n\n**Score: {verdict_text(result)}**"
+
+
+def _prompts(result: EvaluationResult, folder: Path, videos: Mapping[int, Mapping[str, Path]]) -> str:
+    rows = []
+    for row in result.detailed_results:
+        if row.error is not None:
+            rows.append((str(row.index), f"{cell(row.prompt)} (**failed**: {cell(row.error)})", *[""] * 6))
+            continue
+        links = ", ".join(f"[{kind}]({relative(path, folder)})" for kind, path in videos.get(row.index, {}).items())
+        rows.append(
+            (
+                str(row.index),
+                cell(row.prompt),
+                number(row.psnr),
+                number(row.frame_cosine),
+                number(row.frame_l1),
+                number(row.frame_diff),
+                _percent(row.sparsity),
+                links,
+            )
+        )
+    head = ("#", "Prompt", "psnr (dB)", "frame_cosine", "frame_l1", "frame_diff", "Sparsity", "Videos")
+    return "## Prompts\n\n" + table(head, rows)
+
+
+def _sparsity(result: EvaluationResult) -> str:
+    part = result.sparsity
+    if part.overall is None:
+        return "## Sparsity\n\nNothing was rendered."
+    calls = ", ".join(f"{count} {kind}" for kind, count in part.num_calls.items())
+    kernels = ", ".join(sorted(set(part.kernels.values())))
+    lines = [
+        f"- Sparsity: {_percent(part.overall)} of the block pairs of all self-attention calls "
+        f"({_percent(part.active)} of the sparse calls)",
+        f"- Theoretical speed-up of attention: {_times(part.theoretical_speedup)}",
+        f"- Measured speed-up of a rendering: {_times(part.measured_speedup)}, fastest against fastest "
+        f"(means: {_seconds(part.seconds_dense)} dense, {_seconds(part.seconds_sparse)} sparse)"
+        + _cached_note(result.detailed_results),
+        f"- Kernels that ran: {kernels}; calls: {calls}",
+        *(f"- Fell back to dense {count} times: {cell(reason)}" for reason, count in part.fallbacks.items()),
+    ]
+    layers = table(
+        ("Layer", "Sparsity", "Kernel"),
+        [(f"`{name}`", _percent(value), part.kernels.get(name, "")) for name, value in part.by_layer.items()],
+    )
+    return "## Sparsity\n\n" + "\n".join(lines) + f"\n\n<details><summary>By layer</summary>\n\n{layers}\n\n</details>"
+
+
+def _cached_note(rows: Sequence[PromptRow]) -> str:
+    cached = sum(row.dense_cached for row in rows)
+    return f"; {cached} of the dense times were measured by an earlier run" if cached else ""
+
+
+def _ladder(result: EvaluationResult) -> str:
+    found = attribute(result.detailed_results)
+    if found is None:
+        return ""
+    rows = [
+        ("Dense rendered again: noise", *_rung(found, "dense_again")),
+        ("The kernel at sparsity 0: quantisation", *_rung(found, "kernel")),
+        ("The policy", *_rung(found, "policy")),
+    ]
+    note = (
+        f"Means over {found.num_prompts} prompts, against the dense baseline. The share is what each step adds to the "
+        "squared error of the line above; only the last is the policy's doing."
+    )
+    head = ("Rung", "psnr (dB)", "Mean squared error", "Share of the error")
+    return f"## Whose error it is\n\n{table(head, rows)}\n\n{note}"
+
+
+def _rung(found: Attribution, rung: str) -> tuple[str, str, str]:
+    share = "none" if found.shares is None else f"{found.shares[rung]:.1%}"
+    return number(found.psnr[rung]), f"{found.mse[rung]:.3g}", share
+
+
+def _stills(result: EvaluationResult, folder: Path, stills: Mapping[int, Path]) -> str:
+    if not stills:
+        return ""
+    parts = []
+    for name, (index, path) in zip(("worst", "median"), stills.items(), strict=False):
+        row = result.detailed_results[index]
+        parts.append(
+            f"The worst frame ({row.worst_frame}) of the {name} prompt ({index}, {number(row.psnr)} dB), "
+            f"*{cell(row.prompt)}*: dense, sparse, difference amplified.\n\n"
+            f"![{name} prompt]({relative(path, folder)})"
+        )
+    return "## Stills\n\n" + "\n\n".join(parts)
+
+
+def _checklist() -> str:
+    lines = "\n".join(f"- [ ] {name}: {question}" for name, question in CHECKLIST)
+    return f"## A person's look\n\nWatch the side-by-side videos and tick what holds:\n\n{lines}"
+
+
+def _conclusion(result: EvaluationResult) -> str:
+    conditions = "\n".join(
+        f"- {'met' if one.met else '**not met**'}: {one.name} {number(one.measured)} (must be above {one.bound:g}"
+        f"{' ' + one.unit if one.unit else ''})"
+        for one in result.gate.conditions
+    )
+    if result.gate.passed:
+        verdict = "The numbers permit to deploy, once a person has ticked every line above."
+    else:
+        verdict = "Not to be deployed: " + "; ".join(result.gate.failures) + "."
+    return f"## Conclusion\n\n{verdict}" + (f"\n\n{conditions}" if conditions else "")
+
+
+def _spread(spread: Spread) -> str:
+    if spread.min == spread.max:
+        return f"{spread.mean:.3g}"
+    return f"{spread.mean:.3g} ({spread.min:.3g} to {spread.max:.3g})"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _seconds(value: float | None) -> str:
+    return "?" if value is None else f"{value:.2f} s"
+
+
+def _dense_steps(result: EvaluationResult) -> str:
+    num_steps = result.config.num_inference_steps
+    num_dense = DenseSchedule(result.config.policy.dense_fraction).num_dense_steps(num_steps)
+    dense = f"the first {num_dense} of {num_steps} steps dense" if num_dense else "no dense steps"
+    scale = result.config.policy.drop_scale
+    return dense if scale is None else f"{dense}, {_spread(scale)} times what is left out by step"
+
+
+def _times(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.2f}x"
