@@ -30,12 +30,12 @@ from sparsetune.attention.device import device_name
 from sparsetune.attention.ordering import TokenLayout
 from sparsetune.attention.thresholds import PVTHRESHD_OFF, HeadThresholds, LayerThresholds, ThresholdTensors
 from sparsetune.bench.latency import video_like
-from sparsetune.tuning.bounds import Bounds, starting_policy
-from sparsetune.tuning.calibrate import EVERY
-from sparsetune.tuning.curves import Arrangement, Curves, grid
-from sparsetune.tuning.layersearch import lowest_cuts
-from sparsetune.tuning.limits import Limits
-from sparsetune.tuning.measure import measure
+from sparsetune.tuning.calibration.bounded_policy import Bounds, starting_policy
+from sparsetune.tuning.calibration.calibrate import EVERY
+from sparsetune.tuning.calibration.curves import Arrangement, Curves, grid
+from sparsetune.tuning.calibration.mask_error import measure
+from sparsetune.tuning.calibration.refine import Limits
+from sparsetune.tuning.calibration.threshold_search import lowest_cuts
 
 BOUNDS = Bounds(0.06, 0.065)
 SPEED_BOUND, SPARSITY_BOUND = 200.0, 0.005

@@ -30,17 +30,15 @@ from sparsetune.files import write_json
 from sparsetune.models.pipelines import demo_config
 from sparsetune.models.prompts import load_prompts
 from sparsetune.models.sparsify import default_policy
-from sparsetune.tuning.allocate import allocate, best_order
-from sparsetune.tuning.bench import Bench
-from sparsetune.tuning.bounds import bounded_policy
+from sparsetune.tuning.calibration.bounded_policy import bounded_policy
+from sparsetune.tuning.calibration.sensitivity import count_phases
+from sparsetune.tuning.context import TuningContext, open_context
 from sparsetune.tuning.events import TrialResult, TuningListener
-from sparsetune.tuning.offers import Catalogue
-from sparsetune.tuning.opening import open_bench
-from sparsetune.tuning.preparation import Prepared, prepare
-from sparsetune.tuning.runner import METRICS, TrialRunner, shortfalls
-from sparsetune.tuning.search import search
-from sparsetune.tuning.sensitivity import count_phases
-from sparsetune.tuning.space import NUM_GROUPS, STEEPNESS
+from sparsetune.tuning.prepare import Prepared, prepare
+from sparsetune.tuning.search.allocation import CandidateTable, allocate, best_order
+from sparsetune.tuning.search.run import search
+from sparsetune.tuning.search.runner import METRICS, TrialRunner, shortfalls
+from sparsetune.tuning.search.space import NUM_GROUPS, STEEPNESS
 
 SIMS, CDFS = (-1.0, 0.0, 0.3, 0.6, 0.8), (0.9, 0.95, 0.98, 0.99)
 MARGIN_DB = 0.0
@@ -85,7 +83,7 @@ class Spender(TuningListener):
 class Field:
     """One seed's prompts and a gate, and how policies are judged on the tune and on the eval prompts, once each."""
 
-    bench: Bench
+    bench: TuningContext
     tune: TrialRunner
     judge: TrialRunner
     tuned: dict[Policy, TrialResult] = field(default_factory=dict)
@@ -143,7 +141,7 @@ def open_field(options: argparse.Namespace, seed: int, **tune: object) -> Field:
         "cache.dir": options.output / "cache",
     }
     config = demo_config(settings | {f"tune.{key}": value for key, value in tune.items()})
-    bench = open_bench(config, options.output / "out")
+    bench = open_context(config, options.output / "out")
     bench = replace(bench, prompts=tuple(bench.prompts[index] for index in order[: options.tune_prompts]))
 
     def runner(prompts: Sequence[object]) -> TrialRunner:
@@ -192,7 +190,7 @@ def searched(place: Field, seed: int, sampler: str) -> Tries:
     complete = [result for _, result in tried if result.state == "complete" and result.sparsity]
     best = max(complete, key=lambda result: (result.feasible, result.sparsity if result.feasible else result.psnr))
     prepared = prepare(bench)
-    catalogue = Catalogue(prepared.curves, prepared.sensitivity)
+    catalogue = CandidateTable(prepared.curves, prepared.sensitivity)
     for step in STEPS_DOWN:
         lower = allocate(catalogue, sparsity=step * best.sparsity, steepness=STEEPNESS)
         tried.append(place.on_tune(lower))
@@ -235,7 +233,7 @@ def variants(place: Field, prepared: Prepared, plain: Prepared) -> Iterator[Vari
         return lambda drop: Policy.uniform(layers, HeadThresholds(-1.0, 1.0 - drop), **how)
 
     def shared(curves: object, **how: object) -> Callable[[float], Policy]:
-        catalogue = Catalogue(curves, sensitivity)
+        catalogue = CandidateTable(curves, sensitivity)
         return lambda budget: allocate(catalogue, budget, **({"steepness": STEEPNESS} | how))
 
     yield "one pair, raster", pair(), 0.5

@@ -43,13 +43,13 @@ from sparsetune.executor import Executor, Started, Task, TaskResult, Worker
 from sparsetune.executor.base import OnEvent
 from sparsetune.executor.events import Event, Incident
 from sparsetune.metrics import Gate
-from sparsetune.tuning import study as studies
 from sparsetune.tuning import tune
-from sparsetune.tuning.curves import Arrangement, Curves, grid
+from sparsetune.tuning.calibration.curves import Arrangement, Curves, grid
 from sparsetune.tuning.events import TrialResult
-from sparsetune.tuning.objective import Objective
-from sparsetune.tuning.runner import TrialRunner
-from sparsetune.tuning.space import SearchSpace
+from sparsetune.tuning.search import study as studies
+from sparsetune.tuning.search.objective import Objective
+from sparsetune.tuning.search.runner import TrialRunner
+from sparsetune.tuning.search.space import SearchSpace
 from tests.tracking.servers import postgres, postgres_binaries
 
 TRIAL_SECONDS, NUM_WORKERS = 30.0, 64

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsetune.checkpoint import Checkpoint
 from sparsetune.checkpoint import load_checkpoint as load_from_path
-from sparsetune.tracking.references import resolve_checkpoint
+from sparsetune.tracking.lookup import resolve_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -81,7 +81,7 @@ def convert(source: str, target: Path, allow_loss: bool) -> None:
       sparsetune checkpoint convert results/demo/checkpoint tuned.pt --allow-loss
     """
     from sparsetune.checkpoint import convert as convert_checkpoint
-    from sparsetune.tracking.references import resolve_checkpoint
+    from sparsetune.tracking.lookup import resolve_checkpoint
 
     click.echo(convert_checkpoint(resolve_checkpoint(source), target, allow_loss=allow_loss))
 

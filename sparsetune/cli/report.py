@@ -85,7 +85,7 @@ def _source(ctx: click.Context, run: str, model: str | None, folder: Path) -> "t
     from sparsetune.tracking.results import is_run
 
     if is_run(run):
-        from sparsetune.tracking.reporting import source_of
+        from sparsetune.tracking.log_report import source_of
 
         _, client = open_store(build_config(ctx))
         source = source_of(client, run, folder, short_name(model))

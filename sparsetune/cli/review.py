@@ -42,9 +42,9 @@ def command(
       sparsetune review 3f2a9c1b --ok --reviewer "Ada L." --note "slightly softer grass"
     """
     from sparsetune.errors import UsageError
-    from sparsetune.tracking.judging import find_candidate
+    from sparsetune.tracking.promotion_conditions import find_candidate
     from sparsetune.tracking.review import Review, answer_all, check_reviewer, record_review, video_names
-    from sparsetune.tracking.runs import user_name
+    from sparsetune.tracking.run_logger import user_name
 
     terminal = _is_terminal()
     if not terminal and (ok is None or reviewer is None):

@@ -13,7 +13,7 @@ from sparsetune.cli.settings import build_config
 from sparsetune.cli.stores import model_option, open_store, short_name, store_options
 
 if TYPE_CHECKING:
-    from sparsetune.tracking.overview import RunRow
+    from sparsetune.tracking.results import RunRow
 
 
 @click.command(cls=Command, name="runs", short_help="List the recorded runs, the best first.")
@@ -33,7 +33,7 @@ def command(ctx: click.Context, model: str | None, limit: int, as_json: bool) ->
       sparsetune runs --model cogvideox-2b --limit 5 --json
     """
     from sparsetune.cli.tables import print_table
-    from sparsetune.tracking.overview import list_runs
+    from sparsetune.tracking.results import list_runs
 
     _, client = open_store(build_config(ctx))
     rows = list_runs(client, short_name(model))

@@ -41,7 +41,7 @@ def open_store(config: Config) -> "tuple[Store, MlflowClient]":
 
 def local_checkpoint(checkpoint: str | None, config: Config) -> str | None:
     """Give the path of a checkpoint that may be in MLflow, downloaded if it is; a path stays as it was given."""
-    from sparsetune.tracking.references import is_reference, resolve_checkpoint
+    from sparsetune.tracking.lookup import is_reference, resolve_checkpoint
 
     if checkpoint is None or not is_reference(checkpoint):
         return checkpoint

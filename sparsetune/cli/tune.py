@@ -105,7 +105,7 @@ def command(
 
     config = build_config(ctx)
     if from_manifest is not None:
-        from sparsetune.tuning.rerun import config_from_manifest
+        from sparsetune.tuning.reproduce import config_from_manifest
 
         config = config_from_manifest(from_manifest, config)
     if dry_run:
@@ -125,7 +125,7 @@ def command(
 def _print_cost(config: Config, as_json: bool) -> None:
     from sparsetune.cli.terminal import results_alone
     from sparsetune.cli.tuning_cost import cost_dict, cost_text
-    from sparsetune.tuning.cost import estimate
+    from sparsetune.tuning.cost_estimate import estimate
 
     with results_alone():
         say_loading(config.model.source)

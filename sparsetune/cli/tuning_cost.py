@@ -7,7 +7,7 @@ from sparsetune.cli.clock import clock
 from sparsetune.cli.tables import table_text
 
 if TYPE_CHECKING:
-    from sparsetune.tuning.cost import Cost
+    from sparsetune.tuning.cost_estimate import Cost
 
 
 def cost_text(cost: "Cost") -> str:

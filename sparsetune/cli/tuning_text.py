@@ -10,7 +10,7 @@ from sparsetune.cli.colour import outcome
 from sparsetune.cli.tables import Table, before_after_text, evaluation_text, table_text
 from sparsetune.cli.tuning_display import trial_text
 from sparsetune.tuning.events import Insight, TrialResult, TuningResult
-from sparsetune.tuning.goal import pareto_front
+from sparsetune.tuning.search.ranking import pareto_front
 
 
 def tuning_text(result: TuningResult) -> str:

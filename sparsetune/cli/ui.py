@@ -25,7 +25,7 @@ def command(ctx: click.Context, host: str, port: int) -> None:
     from functools import partial
 
     from sparsetune.tracking import resolve_store, serve
-    from sparsetune.tracking.view import page_of
+    from sparsetune.tracking.ui import page_of
 
     tracking = build_config(ctx).tracking
     store = resolve_store(tracking)

@@ -10,7 +10,7 @@ from sparsetune.config.files import configs_folder, flatten
 from sparsetune.errors import ConfigError
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.tuning.record import TuningRecord
-from sparsetune.tuning.rerun import recorded
+from sparsetune.tuning.reproduce import recorded
 
 _BOUNDS = {
     "mean frame_cosine": "gate.min_frame_cosine",

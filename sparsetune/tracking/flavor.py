@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint, save_checkpoint, versions
 from sparsetune.errors import CheckpointError
 from sparsetune.files import write_text
-from sparsetune.tracking.rendering import ENGINE_DEFAULTS, SparseVideoModel, call_parameters
+from sparsetune.tracking.pyfunc import ENGINE_DEFAULTS, SparseVideoModel, call_parameters
 
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature

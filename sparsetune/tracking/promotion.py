@@ -7,13 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsetune.errors import GateError, RegistryError, TrackingError, UsageError
-from sparsetune.tracking.asking import asking
-from sparsetune.tracking.copies import LoggedIn, copy_checkpoint
-from sparsetune.tracking.judging import Candidate, Verdict
-from sparsetune.tracking.logged import DIGEST, log_checkpoint_model
-from sparsetune.tracking.references import download_run_checkpoint
-from sparsetune.tracking.registry import CHAMPION, EVALUATION, OVERRIDE, RUN, Registry, previous_alias
-from sparsetune.tracking.runs import user_name
+from sparsetune.tracking.logged_model import DIGEST, log_checkpoint_model
+from sparsetune.tracking.lookup import download_run_checkpoint
+from sparsetune.tracking.promotion_conditions import Candidate, Verdict
+from sparsetune.tracking.registry import (
+    CHAMPION,
+    EVALUATION,
+    OVERRIDE,
+    RUN,
+    LoggedIn,
+    Registry,
+    copy_checkpoint,
+    previous_alias,
+)
+from sparsetune.tracking.run_logger import user_name
+from sparsetune.tracking.store import asking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

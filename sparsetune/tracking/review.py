@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparsetune.errors import TrackingError, UsageError
 from sparsetune.files import write_text
-from sparsetune.tracking.asking import asking
+from sparsetune.tracking.store import asking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

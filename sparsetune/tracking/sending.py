@@ -108,7 +108,7 @@ def _begin(client: "MlflowClient", begin: Begin, *, repeated: bool) -> str:
 
 
 def _log_model(client: "MlflowClient", run_id: str, files: Path) -> None:
-    from sparsetune.tracking.logged import log_checkpoint_model
+    from sparsetune.tracking.logged_model import log_checkpoint_model
 
     log_checkpoint_model(client, run_id, files)
 

@@ -19,6 +19,11 @@ from sparsetune.errors import TrackingError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+
+import threading
+
+from sparsetune.errors import SparsetuneError
+
 DATABASE = "mlflow.db"
 ARTIFACTS = "artifacts"
 
@@ -249,3 +254,69 @@ def check_answers(uri: str, kind: str = "tracking", variable: str = "MLFLOW_TRAC
             f"the {kind} server {without_password(uri)} must answer, but: {reason}; start it, "
             f"mend {variable}, or set tracking.enabled off"
         ) from error
+
+
+_NOT_PERMITTED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
+_MISSING = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
+
+
+class MissingError(TrackingError):
+    """The store has no such run, model, version or alias."""
+
+
+@contextmanager
+def asking(must: str, *, missing: str = "check its name or id") -> Iterator[None]:
+    """Turn what MLflow and the systems under it raise into an error of one line.
+
+    Args:
+        must: how the message begins, e.g. `run 12ab must be readable`.
+        missing: what to do where the store has no such thing.
+
+    Raises:
+        MissingError: there is no such thing.
+        TrackingError: anything else: no permission, a name that MLflow refuses, a store that is away.
+    """
+    try:
+        yield
+    except SparsetuneError:
+        raise
+    except Exception as error:  # MLflow passes on whatever its stores raise: SQLAlchemy's, requests', OS errors
+        code = str(getattr(error, "error_code", ""))
+        reason = first_line(error)
+        if code in _MISSING:
+            raise MissingError(f"{must}, but: {reason}; {missing}") from error
+        if code in _NOT_PERMITTED:
+            raise TrackingError(
+                f"{must}, but you aren't permitted to: {reason}; ask those who run the server, or set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+            ) from error
+        raise TrackingError(f"{must}, but: {reason}; check tracking.uri and MLFLOW_TRACKING_URI") from error
+
+
+_VARIABLE = "MLFLOW_TRACKING_URI"
+_lock = threading.Lock()
+
+
+@contextmanager
+def global_store(store: Store) -> Iterator[None]:
+    """Let MLflow's global tracking URI be the store's meanwhile, one thread at a time; afterwards it is as it was.
+
+    MLflow's SQL registry asks the global store, not its client's, for the logged model that a version is made of. A
+    registry that is a server asks its own, so nothing is set for one.
+    """
+    if store.registry_is_server:
+        yield
+        return
+    import mlflow
+
+    with _lock:
+        variable = os.environ.pop(_VARIABLE, None)
+        earlier = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None  # type: ignore[no-untyped-call]
+        mlflow.set_tracking_uri(store.uri)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(earlier)  # type: ignore[arg-type]  # None is unset
+            os.environ.pop(_VARIABLE, None)
+            if variable is not None:
+                os.environ[_VARIABLE] = variable

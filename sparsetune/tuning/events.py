@@ -11,7 +11,7 @@ from sparsetune.evaluation.events import EvaluationListener
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.executor import Incident, Worker
-from sparsetune.tuning.others import Alone, Others
+from sparsetune.tuning.search.others import Alone, Others
 
 Parameter = float | int | str | bool
 TrialState = Literal["complete", "pruned", "failed"]

@@ -11,7 +11,7 @@ from sparsetune.config import Config
 from sparsetune.evaluation.result import EvaluationResult, read_versioned
 from sparsetune.files import write_json
 from sparsetune.tuning.events import Insight, Parameter, TrialResult, TrialState, TuningResult
-from sparsetune.tuning.rerun import recorded
+from sparsetune.tuning.reproduce import recorded
 
 RECORD_NAME: Final = "tuning.json"
 SCHEMA_VERSION: Final = 1

@@ -4,19 +4,18 @@ from pathlib import Path
 from typing import Any
 
 from sparsetune.attention.policy import Policy
-from sparsetune.tuning.bench import Bench, calibration_signature, digest
-from sparsetune.tuning.bounds import Bounds, starting_policy
-from sparsetune.tuning.curves import Curves
-from sparsetune.tuning.limits import Limits
-from sparsetune.tuning.parts import measured
-from sparsetune.tuning.preparation import sampled_steps
-from sparsetune.tuning.refine import RefinePrompt
+from sparsetune.tuning.calibration.bounded_policy import Bounds, starting_policy
+from sparsetune.tuning.calibration.curves import Curves
+from sparsetune.tuning.calibration.refine import Limits, RefinePrompt
+from sparsetune.tuning.context import TuningContext, calibration_signature, digest
+from sparsetune.tuning.prepare import sampled_steps
+from sparsetune.tuning.shared_files import measured
 
 _SEARCH = 1
 """Raised whenever a search comes to other limits than before."""
 
 
-def refined_policy(bench: Bench, curves: Curves) -> Policy:
+def refined_policy(bench: TuningContext, curves: Curves) -> Policy:
     """Search the sparsest policy with every head's error within `tune.l1` and `tune.pv_l1`, as far as no run has.
 
     The curves give each head's simthreshd1 and token order. Then each prompt is rendered dense once more,
@@ -53,19 +52,19 @@ def refined_policy(bench: Bench, curves: Curves) -> Policy:
     return limits.policy(start)
 
 
-def start_of(bench: Bench, curves: Curves) -> Policy:
+def start_of(bench: TuningContext, curves: Curves) -> Policy:
     """Give what a bench's limits are searched at."""
     tune = bench.config.tune
     return starting_policy(curves, tune.l1, orders=tune.orders, keep_text=bench.keep_text[0], rule=tune.rules[0])
 
 
-def limits_path(bench: Bench, start: Policy) -> Path:
+def limits_path(bench: TuningContext, start: Policy) -> Path:
     """Say where the limits that were searched at `start` are kept."""
     folder = bench.config.tracking.root / "calibrations" / "limits"
     return folder / f"{digest(_signature(bench, start))}.npz"
 
 
-def _signature(bench: Bench, start: Policy) -> dict[str, Any]:
+def _signature(bench: TuningContext, start: Policy) -> dict[str, Any]:
     """Name all that decides the limits, as JSON values."""
     tune = bench.config.tune
     return calibration_signature(bench) | {

@@ -1,23 +1,64 @@
 """A whole tuning: policies found by one of the tuners, the winner saved and judged on other prompts."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sparsetune.attention.policy import Policy
 from sparsetune.config import Config
 from sparsetune.evaluation.compare import compare
-from sparsetune.tuning.bench import Bench
-from sparsetune.tuning.builtin import check_builtin
-from sparsetune.tuning.events import TrialResult, TuningListener, TuningResult, tell
-from sparsetune.tuning.found import Found
-from sparsetune.tuning.once import EVALUATION, WinnersFolder
-from sparsetune.tuning.opening import open_bench
+from sparsetune.tuning.context import TuningContext, calibration_signature, digest, open_context
+from sparsetune.tuning.events import Parameter, TrialResult, TuningListener, TuningResult, tell
 from sparsetune.tuning.phases import PhaseClock
+from sparsetune.tuning.prepare import prepare
 from sparsetune.tuning.record import RECORD_NAME, TuningRecord, save_record
-from sparsetune.tuning.search import search
-from sparsetune.tuning.single import built_in, calibrated
-from sparsetune.tuning.winner import judge, save
+from sparsetune.tuning.refinement import refined_policy
+from sparsetune.tuning.search.run import search
+from sparsetune.tuning.search.runner import TimeIsUp, TrialRunner
+from sparsetune.tuning.sparge_builtin import check_builtin, run_builtin
+from sparsetune.tuning.winner import EVALUATION, Found, WinnersFolder, judge, save
+
+
+def calibrated(bench: TuningContext) -> Found:
+    """Calibrate, and search the sparsest policy with every head's error within `tune.l1` and `tune.pv_l1`."""
+    name = _start(bench)
+    tune = bench.config.tune
+    try:
+        prepared = prepare(bench, probe=False)
+        policy = refined_policy(bench, prepared.curves)
+        trial = _tried(bench, policy, {"l1": tune.l1, "pv_l1": tune.pv_l1})
+    except TimeIsUp:
+        return Found(name, (), None)
+    return _found(name, trial, prepared.path)
+
+
+def built_in(bench: TuningContext) -> Found:
+    """Run SpargeAttn's own search with the bounds `tune.l1` and `tune.pv_l1`."""
+    name = _start(bench)
+    tune = bench.config.tune
+    trial = _tried(bench, run_builtin(bench), {"l1": tune.l1, "pv_l1": tune.pv_l1})
+    return _found(name, trial, None)
+
+
+def _start(bench: TuningContext) -> str:
+    config = bench.config
+    bounds = {"l1": config.tune.l1, "pv_l1": config.tune.pv_l1}
+    name = f"{config.model.name}-{config.tune.tuner}-{digest(calibration_signature(bench) | bounds)[:8]}"
+    bench.start(name, storage="", n_trials=1)
+    return name
+
+
+def _tried(bench: TuningContext, policy: Policy, params: Mapping[str, Parameter]) -> TrialResult:
+    """Render the tune prompts under the policy: its one trial."""
+    result = TrialRunner.of(bench).run(0, params, policy)
+    tell(bench.listeners, lambda listener: listener.on_trial(result))
+    return result
+
+
+def _found(name: str, trial: TrialResult, path: Path | None) -> Found:
+    return Found(name, (trial,), trial if trial.state == "complete" and trial.sparsity else None, path)
+
 
 _TUNERS = {"optuna": search, "calibrate": calibrated, "builtin": built_in}
 
@@ -48,7 +89,7 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
     if config.tune.tuner == "builtin":
         check_builtin(parallel=config.tune.parallel_tune)
     clock = PhaseClock()
-    bench, folder = open_bench(config, output_dir, (clock, *listeners)), WinnersFolder(output_dir)
+    bench, folder = open_context(config, output_dir, (clock, *listeners)), WinnersFolder(output_dir)
     clock.restart(bench.started)
     try:
         result = _result(bench, _TUNERS[config.tune.tuner](bench), folder)
@@ -67,7 +108,7 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
     return result
 
 
-def _result(bench: Bench, found: Found, folder: WinnersFolder) -> TuningResult:
+def _result(bench: TuningContext, found: Found, folder: WinnersFolder) -> TuningResult:
     """Give what a tuner found, judged where no other process of the study does that."""
     result = replace(found.result(time.perf_counter() - bench.started), incidents=bench.engine.incidents)
     if found.num_elsewhere:
@@ -81,7 +122,7 @@ def _result(bench: Bench, found: Found, folder: WinnersFolder) -> TuningResult:
         return _judged(bench, found.study_name, found.best, result)
 
 
-def _judged(bench: Bench, study_name: str, best: TrialResult, result: TuningResult) -> TuningResult:
+def _judged(bench: TuningContext, study_name: str, best: TrialResult, result: TuningResult) -> TuningResult:
     """Save the winner, and judge it and SpargeAttn's default thresholds on the eval prompts."""
     saved = save(bench, study_name, best)
     tell(bench.listeners, lambda listener: listener.on_winner(best, saved))

@@ -21,8 +21,7 @@ from sparsetune.cli.main import main
 from sparsetune.config import Config, resolve
 from sparsetune.evaluation.evaluate import evaluate_config
 from sparsetune.tracking import TrackingListener, connect, resolve_store
-from sparsetune.tracking.ui import running_ui
-from sparsetune.tracking.view import page_of
+from sparsetune.tracking.ui import page_of, running_ui
 from tests.tracking.servers import free_port
 
 WAIT_SECONDS = 60.0

@@ -21,8 +21,8 @@ def test_our_warnings_are_one_line_each_and_others_hidden(capsys: pytest.Capture
     with quiet_libraries():
         warn_as("sparsetune.attention.backends", "the kernel\nis missing")
         warn_as("torch.nn", "chatter")
-        warn_as("sparsetune.tuning.study", "this call is on its way out", FutureWarning)
-        warn_as("sparsetune.tuning.study", "this feature is experimental", LibraryWarning)
+        warn_as("sparsetune.tuning.search.study", "this call is on its way out", FutureWarning)
+        warn_as("sparsetune.tuning.search.study", "this feature is experimental", LibraryWarning)
     assert capsys.readouterr().err == "warning: the kernel is missing\n"
 
 

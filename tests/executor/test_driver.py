@@ -14,9 +14,9 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from sparsetune.tuning import study as studies
-from sparsetune.tuning.owner import OWNER
-from sparsetune.tuning.shared import OUTCOME, PARAMS
+from sparsetune.tuning.search import study as studies
+from sparsetune.tuning.search.owner import OWNER
+from sparsetune.tuning.search.shared import OUTCOME, PARAMS
 
 pytest.importorskip("ray", reason="the extra ray isn't installed")
 pytestmark = [

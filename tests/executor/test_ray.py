@@ -22,7 +22,7 @@ from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.executor import Emit, Event, Executor, Incident, ModelSession, Started, Stepped, open_executor, run_all
 from sparsetune.models.pipelines import demo_config
 from sparsetune.tuning import TuningListener, TuningResult, tune
-from sparsetune.tuning.curves import Curves
+from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.events import TrialResult, TrialStep
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from sparsetune.cli.settings import build_config
 from sparsetune.config import Config, resolve
 from sparsetune.report.command import eval_command, tune_command
 from sparsetune.tuning.record import TuningRecord
-from sparsetune.tuning.rerun import recorded
+from sparsetune.tuning.reproduce import recorded
 from tests.report.synthetic import record_of, result_of
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from sparsetune.errors import TrackingError
-from sparsetune.tracking.asking import MissingError, asking
-from sparsetune.tracking.references import resolve_checkpoint
+from sparsetune.tracking.lookup import resolve_checkpoint
 from sparsetune.tracking.registry import Registry
+from sparsetune.tracking.store import MissingError, asking
 
 
 class _Forbidding(BaseHTTPRequestHandler):

@@ -9,7 +9,7 @@ from mlflow.models import Model
 from sparsetune.checkpoint import Manifest, load_checkpoint, versions
 from sparsetune.errors import CheckpointError, ConfigError, PromptError
 from sparsetune.tracking import flavor
-from sparsetune.tracking.rendering import SparseVideoModel, base_config, call_parameters
+from sparsetune.tracking.pyfunc import SparseVideoModel, base_config, call_parameters
 from tests.tracking.recorded import checkpoint_of, policy_of
 
 

@@ -5,7 +5,7 @@ import pytest
 from sparsetune.checkpoint import save_checkpoint
 from sparsetune.errors import TrackingError
 from sparsetune.evaluation.conditions import policy_digest
-from sparsetune.tracking.logged import DIGEST, find_model, log_checkpoint_model
+from sparsetune.tracking.logged_model import DIGEST, find_model, log_checkpoint_model
 from tests.tracking.recorded import Place, checkpoint_of, policy_of
 
 

@@ -1,4 +1,4 @@
-from sparsetune.tracking.overview import list_runs
+from sparsetune.tracking.results import list_runs
 from tests.tracking.recorded import Place, World
 
 

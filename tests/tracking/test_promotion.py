@@ -9,8 +9,8 @@ import mlflow
 import pytest
 
 from sparsetune.errors import GateError, RegistryError, TrackingError, UsageError
-from sparsetune.tracking.judging import Verdict, find_candidate, judge
 from sparsetune.tracking.promotion import Move, promote, rollback
+from sparsetune.tracking.promotion_conditions import Verdict, find_candidate, judge
 from sparsetune.tracking.registry import CLAIM, EVALUATION, OVERRIDE, RUN, Registry
 from tests.tracking.recorded import Place, Recorded, World
 

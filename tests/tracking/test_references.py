@@ -5,11 +5,10 @@ import pytest
 
 from sparsetune.checkpoint import load_checkpoint
 from sparsetune.errors import CheckpointError, TrackingError, UsageError
-from sparsetune.tracking.asking import MissingError
-from sparsetune.tracking.judging import find_candidate, judge
-from sparsetune.tracking.lookup import find_run
+from sparsetune.tracking.lookup import find_run, is_reference, resolve_checkpoint
 from sparsetune.tracking.promotion import promote
-from sparsetune.tracking.references import is_reference, resolve_checkpoint
+from sparsetune.tracking.promotion_conditions import find_candidate, judge
+from sparsetune.tracking.store import MissingError
 from tests.tracking.recorded import Place, World, policy_of
 
 

@@ -9,8 +9,9 @@ from mlflow import MlflowClient
 
 from sparsetune.config import Config
 from sparsetune.errors import ReportError, TrackingError
-from sparsetune.tracking import TrackingListener, reporting
-from sparsetune.tracking.reporting import source_of
+from sparsetune.tracking import TrackingListener
+from sparsetune.tracking import log_report as reporting
+from sparsetune.tracking.log_report import source_of
 from sparsetune.tuning.record import RECORD_NAME, save_record
 from tests.report.synthetic import record_of, result_of
 from tests.tracking.conftest import Evaluation, artifacts_of, make_evaluation

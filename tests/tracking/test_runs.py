@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from sparsetune.config.files import flatten
 from sparsetune.errors import TrackingError
 from sparsetune.tracking import Store
-from sparsetune.tracking.runs import MAX_TAG, Run, fit_name, start_run, text
+from sparsetune.tracking.run_logger import MAX_TAG, Run, fit_name, start_run, text
 from sparsetune.tracking.store import experiment_id
 
 Start = Callable[..., Run]

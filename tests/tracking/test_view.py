@@ -4,7 +4,7 @@ from mlflow import MlflowClient
 
 from sparsetune.config import Config
 from sparsetune.tracking import TrackingListener
-from sparsetune.tracking.view import VIEW, experiment_page, page_of
+from sparsetune.tracking.ui import VIEW, experiment_page, page_of
 from tests.tracking.conftest import Evaluation
 
 

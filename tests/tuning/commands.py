@@ -18,7 +18,6 @@ from sparsetune.cli.main import main
 from sparsetune.models.loading import load_pipeline
 from sparsetune.models.pipelines import demo_config
 from sparsetune.tracking import TrackingListener  # noqa: F401
-from sparsetune.tuning import search  # noqa: F401
 
 
 def warm_up() -> None:

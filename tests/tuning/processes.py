@@ -14,7 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
-from sparsetune.tuning import study as studies
+from sparsetune.tuning.search import study as studies
 from tests.executor.engines import FakeExecutor
 from tests.tuning.test_study import Recorder, make
 

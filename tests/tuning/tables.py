@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sparsetune.tuning.curves import Arrangement, Curves, grid
+from sparsetune.tuning.calibration.curves import Arrangement, Curves, grid
 
 POINTS = grid(("cdf", "topk"))
 LAYERS = (("transformer.blocks.0.attn", 2), ("transformer.blocks.1.attn", 3))

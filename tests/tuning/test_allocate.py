@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from sparsetune.attention.policy import Policy
-from sparsetune.tuning.allocate import allocate, best_order, predict
-from sparsetune.tuning.bounds import DENSE
-from sparsetune.tuning.curves import Arrangement, Curves
-from sparsetune.tuning.offers import Catalogue
-from sparsetune.tuning.sensitivity import Sensitivity
+from sparsetune.tuning.calibration.bounded_policy import DENSE
+from sparsetune.tuning.calibration.curves import Arrangement, Curves
+from sparsetune.tuning.calibration.sensitivity import Sensitivity
+from sparsetune.tuning.search.allocation import CandidateTable, allocate, best_order, predict
 from tests.tuning.tables import LAYERS, POINTS, curves, smooth
 
 
@@ -35,16 +34,17 @@ def sparsity_of(table: Curves, policy: Policy) -> float:
 @pytest.mark.parametrize("budget", [0.02, 0.1, 0.3])
 def test_the_whole_error_is_within_the_budget(budget: float) -> None:
     for table in (smooth(), curves()):
-        policy = allocate(Catalogue(table, Sensitivity()), budget, steepness=0.0)
-        error = predict(Catalogue(table, Sensitivity()), policy)
+        policy = allocate(CandidateTable(table, Sensitivity()), budget, steepness=0.0)
+        error = predict(CandidateTable(table, Sensitivity()), policy)
         assert error is not None and error <= budget * (1 + 1e-9)
     assert (
-        predict(Catalogue(smooth(), Sensitivity()), allocate(Catalogue(smooth(), Sensitivity()), budget)) > 0.6 * budget
+        predict(CandidateTable(smooth(), Sensitivity()), allocate(CandidateTable(smooth(), Sensitivity()), budget))
+        > 0.6 * budget
     )
 
 
 def test_heads_alike_get_alike_and_a_larger_budget_gets_more() -> None:
-    tight, loose = (allocate(Catalogue(smooth(), Sensitivity()), budget, steepness=0.0) for budget in (0.02, 0.2))
+    tight, loose = (allocate(CandidateTable(smooth(), Sensitivity()), budget, steepness=0.0) for budget in (0.02, 0.2))
     assert len(set(shares(tight))) == len(set(shares(loose))) == 1
     assert shares(tight)[0] < shares(loose)[0]
 
@@ -57,7 +57,7 @@ def test_no_other_choice_within_the_error_is_sparser() -> None:
         table, layers=(LAYERS[0],), points=tuple(POINTS[index] for index in few),
         error_rms=table.error[:, :1, ..., few], sparsity=table.sparsity[:, :1, ..., few], size=table.size[:1],
     )  # fmt: skip
-    policy = allocate(Catalogue(table, Sensitivity()), 0.4, orders=("raster",), rule="topk", steepness=0.0)
+    policy = allocate(CandidateTable(table, Sensitivity()), 0.4, orders=("raster",), rule="topk", steepness=0.0)
     place = {point: index for index, point in enumerate(table.points)}
 
     def figures(choice: tuple[int, ...]) -> tuple[float, float]:
@@ -77,16 +77,16 @@ def test_no_other_choice_within_the_error_is_sparser() -> None:
 
 def test_a_sensitive_step_drops_less_and_a_dense_one_nothing() -> None:
     sensitivity = Sensitivity(phases=tuple(np.geomspace(0.01, 100.0, 10)))
-    policy = allocate(Catalogue(smooth(), sensitivity), 0.05, steepness=0.5, dense_fraction=0.2)
+    policy = allocate(CandidateTable(smooth(), sensitivity), 0.05, steepness=0.5, dense_fraction=0.2)
     scale = [policy.schedule.scale(step, 10) for step in range(10)]
     assert scale[:2] == [0.0, 0.0]
     assert scale[2:] == sorted(scale[2:], reverse=True) and scale[2] > scale[-1]
 
 
 def test_layers_that_weigh_more_drop_less() -> None:
-    policy = allocate(Catalogue(smooth(), Sensitivity(groups=(4.0, 0.25))), 0.05)
+    policy = allocate(CandidateTable(smooth(), Sensitivity(groups=(4.0, 0.25))), 0.05)
     assert shares(policy)[0] < shares(policy)[-1]
-    weighed = allocate(Catalogue(smooth(), Sensitivity()), 0.05, weights=(1.0, 0.1))
+    weighed = allocate(CandidateTable(smooth(), Sensitivity()), 0.05, weights=(1.0, 0.1))
     assert shares(weighed)[0] < shares(weighed)[-1]
 
 
@@ -94,12 +94,12 @@ def test_each_head_takes_the_order_that_is_worth_most() -> None:
     table = smooth()
     table.sparsity[0, 0] *= 0.5
     table.sparsity[1, 1] *= 0.5
-    assert allocate(Catalogue(table, Sensitivity()), 0.05).orders == ("tiles", "raster")
+    assert allocate(CandidateTable(table, Sensitivity()), 0.05).orders == ("tiles", "raster")
     table.sparsity[1, 0, :, 1] *= 0.25
-    policy = allocate(Catalogue(table, Sensitivity()), 0.05)
+    policy = allocate(CandidateTable(table, Sensitivity()), 0.05)
     assert policy.orders == (("tiles", "raster"), "raster")
-    alone = [allocate(Catalogue(table, Sensitivity()), 0.05, orders=(order,)) for order in ("raster", "tiles")]
-    error = predict(Catalogue(table, Sensitivity()), policy)
+    alone = [allocate(CandidateTable(table, Sensitivity()), 0.05, orders=(order,)) for order in ("raster", "tiles")]
+    error = predict(CandidateTable(table, Sensitivity()), policy)
     assert error is not None and error <= 0.05 * (1 + 1e-9)
     assert all(sparsity_of(table, policy) > sparsity_of(table, other) for other in alone)
     table.sparsity[0] *= 0.5
@@ -108,7 +108,7 @@ def test_each_head_takes_the_order_that_is_worth_most() -> None:
 
 def test_a_dense_layer_is_predicted_whatever_order_stands_there() -> None:
     table = smooth()
-    catalogue = Catalogue(
+    catalogue = CandidateTable(
         replace(table, arrangements=(Arrangement("hilbert", True), Arrangement("tiles", True))), Sensitivity()
     )
     policy = allocate(catalogue, 0.1, steepness=0.0)
@@ -120,9 +120,9 @@ def test_a_dense_layer_is_predicted_whatever_order_stands_there() -> None:
 
 
 def test_thresholds_that_were_not_calibrated_have_no_prediction() -> None:
-    assert predict(Catalogue(smooth(), Sensitivity()), Policy.uniform(LAYERS)) is None
+    assert predict(CandidateTable(smooth(), Sensitivity()), Policy.uniform(LAYERS)) is None
     odd = Policy.uniform(LAYERS, order="raster", keep_text=True, select_partial=True)
-    assert predict(Catalogue(smooth(), Sensitivity()), odd) is None
+    assert predict(CandidateTable(smooth(), Sensitivity()), odd) is None
 
 
 def test_what_a_step_drops_twice_as_much_of_is_read_off_the_curve() -> None:
@@ -133,6 +133,6 @@ def test_what_a_step_drops_twice_as_much_of_is_read_off_the_curve() -> None:
     from sparsetune.attention.schedule import DenseSchedule
 
     two = Policy.uniform(table.layers, double, keep_text=True, select_partial=True, schedule=DenseSchedule(0.0, (2.0,)))
-    assert predict(Catalogue(table, Sensitivity()), one) == pytest.approx(
-        predict(Catalogue(table, Sensitivity()), two), rel=1e-6
+    assert predict(CandidateTable(table, Sensitivity()), one) == pytest.approx(
+        predict(CandidateTable(table, Sensitivity()), two), rel=1e-6
     )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from sparsetune.tuning.approach import CLOSE, Tried, next_budget
+from sparsetune.tuning.search.warm_start import CLOSE, Tried, next_budget
 
 STARTS = (0.01, 0.02, 0.04)
 

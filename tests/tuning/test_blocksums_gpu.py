@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sparsetune.attention.blockmap import SPARGE_BLOCKS, SPARGE_BLOCKS_SM90, BlockShape
-from sparsetune.tuning.blocksums import _sum_blocks, block_sums
+from sparsetune.tuning.calibration.block_sums import _sum_blocks, block_sums
 from tests.attention.conftest import structured
 
 pytestmark = pytest.mark.gpu

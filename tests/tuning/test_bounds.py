@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparsetune.errors import TuningError
-from sparsetune.tuning.bounds import Bounds, bounded_policy, starting_policy
+from sparsetune.tuning.calibration.bounded_policy import Bounds, bounded_policy, starting_policy
 from tests.tuning.tables import POINTS, curves, smooth
 
 

@@ -34,10 +34,10 @@ from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import LoadedModel, load_pipeline
 from sparsetune.models.pipelines import demo_config
 from sparsetune.models.runtime import describe
-from sparsetune.tuning import builtin
-from sparsetune.tuning.bench import Bench
-from sparsetune.tuning.builtin import CONTRACT, check_builtin, checkpoint_file, run_builtin
+from sparsetune.tuning import sparge_builtin as builtin
+from sparsetune.tuning.context import TuningContext
 from sparsetune.tuning.events import CalibrationStep, TuningListener
+from sparsetune.tuning.sparge_builtin import CONTRACT, check_builtin, checkpoint_file, run_builtin
 from sparsetune.tuning.sparge_pool import KeepingPool
 from tests.tuning import sparge_package
 
@@ -62,7 +62,7 @@ def package(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return sparge_package.install(monkeypatch)
 
 
-MakeBench = Callable[..., Bench]
+MakeBench = Callable[..., TuningContext]
 
 
 @pytest.fixture
@@ -71,10 +71,10 @@ def make_bench(demo: LoadedModel, tmp_path: Path) -> MakeBench:
 
 
 def bench_maker(demo: LoadedModel, folder: Path) -> MakeBench:
-    def make(*listeners: TuningListener, **overrides: object) -> Bench:
+    def make(*listeners: TuningListener, **overrides: object) -> TuningContext:
         config: Config = demo_config(SMALL | {key.replace("__", "."): value for key, value in overrides.items()})
         renderer = Renderer(demo, config.generation)
-        return Bench(
+        return TuningContext(
             config=config,
             engine=LocalExecutor(ModelSession(renderer)),
             rig=describe(renderer, "reference"),
@@ -92,7 +92,7 @@ def bench_maker(demo: LoadedModel, folder: Path) -> MakeBench:
 
 @dataclass(frozen=True)
 class Searched:
-    bench: Bench
+    bench: TuningContext
     policy: Policy
     steps: list[CalibrationStep]
     printed: str

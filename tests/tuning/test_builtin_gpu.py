@@ -17,8 +17,8 @@ from sparsetune.models import loading
 from sparsetune.models.generation import Renderer
 from sparsetune.models.random_weights import blueprint
 from sparsetune.models.runtime import describe
-from sparsetune.tuning.bench import Bench
-from sparsetune.tuning.builtin import COLUMNS, checkpoint_file, run_builtin
+from sparsetune.tuning.context import TuningContext
+from sparsetune.tuning.sparge_builtin import COLUMNS, checkpoint_file, run_builtin
 from tests.tuning.sparge_package import RECORDED
 
 # Whatever SpargeAttn's package warns of is its own matter.
@@ -38,14 +38,14 @@ TINY = {
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Bench:
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> TuningContext:
     pytest.importorskip("spas_sage_attn", reason="SpargeAttn's package isn't installed")
     if request.param and torch.cuda.device_count() < 2:
         pytest.skip("searching in parallel needs two GPUs")
     return make_bench(tmp_path, monkeypatch, parallel=request.param)
 
 
-def make_bench(folder: Path, monkeypatch: pytest.MonkeyPatch, parallel: bool) -> Bench:
+def make_bench(folder: Path, monkeypatch: pytest.MonkeyPatch, parallel: bool) -> TuningContext:
     plan = blueprint("cogvideox-2b")
     transformer = plan.components["transformer"]
     wider = transformer | {"tiny": transformer["tiny"] | {"num_attention_heads": 4}}
@@ -55,7 +55,7 @@ def make_bench(folder: Path, monkeypatch: pytest.MonkeyPatch, parallel: bool) ->
     loaded = loading.load_pipeline(config.model)
     assert [(heads, dim) for _, heads, dim in loaded.identity.layers] == [(4, 64)] * 2
     renderer = Renderer(loaded, config.generation)
-    return Bench(
+    return TuningContext(
         config=config,
         engine=LocalExecutor(ModelSession(renderer)),
         rig=describe(renderer, "sparge"),
@@ -70,7 +70,7 @@ def make_bench(folder: Path, monkeypatch: pytest.MonkeyPatch, parallel: bool) ->
 
 
 @pytest.mark.parametrize("bench", [False, True], ids=["sequential", "parallel"], indirect=True)
-def test_its_file_loads_in_both_loaders_with_equal_thresholds(bench: Bench) -> None:
+def test_its_file_loads_in_both_loaders_with_equal_thresholds(bench: TuningContext) -> None:
     from spas_sage_attn import autotune
 
     policy = run_builtin(bench)

@@ -14,15 +14,14 @@ from sparsetune.cli.tuning_cost import cost_dict, cost_text
 from sparsetune.errors import PromptError, TuningError
 from sparsetune.evaluation.conditions import baseline_key
 from sparsetune.models.pipelines import demo_config
-from sparsetune.tuning import stepcosts
-from sparsetune.tuning.bench import Bench
-from sparsetune.tuning.cost import Cost, Phase, Workload, estimate, plan, workload
-from sparsetune.tuning.curves import Curves
-from sparsetune.tuning.limits import Limits
-from sparsetune.tuning.opening import open_bench
-from sparsetune.tuning.preparation import curves_path
+from sparsetune.tuning import step_costs as stepcosts
+from sparsetune.tuning.calibration.curves import Curves
+from sparsetune.tuning.calibration.refine import Limits
+from sparsetune.tuning.context import TuningContext, open_context
+from sparsetune.tuning.cost_estimate import Cost, Phase, Workload, estimate, plan, workload
+from sparsetune.tuning.prepare import curves_path
 from sparsetune.tuning.refinement import limits_path, start_of
-from sparsetune.tuning.stepcosts import StepCosts, measure_costs
+from sparsetune.tuning.step_costs import StepCosts, measure_costs
 
 COSTS = StepCosts(
     dense_step=2.0,
@@ -133,15 +132,15 @@ def test_the_text_has_a_line_for_each_tuner_and_phase() -> None:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> TuningContext:
     folder = tmp_path_factory.mktemp("cost")
     small = {"generation.num_frames": 9, "generation.num_inference_steps": 3, "model.device": "cpu"}
     few = {"tune.num_prompts": 2, "eval.num_prompts": 2, "tune.orders": ("raster",)}
     places = {"cache.dir": folder / "cache", "tracking.root": folder / "mlruns"}
-    return open_bench(demo_config(small | few | places), folder)
+    return open_context(demo_config(small | few | places), folder)
 
 
-def test_steps_and_calls_of_the_demo_model_are_measured(bench: Bench) -> None:
+def test_steps_and_calls_of_the_demo_model_are_measured(bench: TuningContext) -> None:
     started = time.perf_counter()
     measured = measure_costs(bench)
     spent = time.perf_counter() - started
@@ -155,7 +154,7 @@ def test_steps_and_calls_of_the_demo_model_are_measured(bench: Bench) -> None:
     assert not any("forward" in vars(module) for module in bench.renderer.loaded.pipe.transformer.modules())
 
 
-def smooth_curves(bench: Bench) -> Curves:
+def smooth_curves(bench: TuningContext) -> Curves:
     """Curves of the bench's layers, whatever they say."""
     shape = (len(bench.arrangements), len(bench.rig.layers), 3, 3)
     error = np.broadcast_to(np.linspace(1.0, 0.0, len(bench.points)), (*shape, len(bench.points))).astype(np.float32)
@@ -165,7 +164,7 @@ def smooth_curves(bench: Bench) -> Curves:
     )  # fmt: skip
 
 
-def test_what_earlier_runs_kept_is_found(bench: Bench) -> None:
+def test_what_earlier_runs_kept_is_found(bench: TuningContext) -> None:
     before = workload(bench)
     assert (before.num_eval_prompts, before.eval_cached) == (2, 0)
     assert (before.num_steps, before.num_prompts, before.calibration_steps) == (3, 2, 3)
@@ -180,7 +179,7 @@ def test_what_earlier_runs_kept_is_found(bench: Bench) -> None:
     assert workload(bench).limits_kept
 
 
-def test_a_model_without_a_call_to_measure_is_said(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_a_call_to_measure_is_said(bench: TuningContext, monkeypatch: pytest.MonkeyPatch) -> None:
     plain_call = stepcosts.plain_call
 
     def causal(call: AttentionCall) -> object:

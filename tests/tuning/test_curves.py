@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparsetune.errors import TuningError
-from sparsetune.tuning.curves import Curves, grid
+from sparsetune.tuning.calibration.curves import Curves, grid
 from tests.tuning.tables import curves
 
 

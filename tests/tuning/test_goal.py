@@ -3,8 +3,7 @@
 import pytest
 
 from sparsetune.tuning.events import TrialResult
-from sparsetune.tuning.goal import closest, directions, pareto_front, values, winner
-from sparsetune.tuning.insight import rank_correlation
+from sparsetune.tuning.search.ranking import closest, directions, pareto_front, rank_correlation, values, winner
 
 
 def trial(

@@ -9,7 +9,7 @@ import pytest
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
 from sparsetune.errors import TuningError
-from sparsetune.tuning.limits import Limits
+from sparsetune.tuning.calibration.refine import Limits
 
 LAYERS = (("blocks.0.attn", 2), ("blocks.1.attn", 3))
 START = Policy(

@@ -11,8 +11,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 
-from sparsetune.tuning import study as studies
-from sparsetune.tuning.mirror import Mirror
+from sparsetune.tuning.search import study as studies
+from sparsetune.tuning.search.mirror import Mirror
 from tests.executor.engines import FakeExecutor
 from tests.tuning.test_study import make
 

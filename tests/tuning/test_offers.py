@@ -5,10 +5,9 @@ import pytest
 
 from sparsetune.attention.schedule import DenseSchedule, phase
 from sparsetune.attention.thresholds import Rule
-from sparsetune.tuning.allocate import allocate, predict
-from sparsetune.tuning.curves import Curves
-from sparsetune.tuning.offers import Catalogue, Floats, _shift
-from sparsetune.tuning.sensitivity import Sensitivity, head_shares
+from sparsetune.tuning.calibration.curves import Curves
+from sparsetune.tuning.calibration.sensitivity import Sensitivity, head_shares
+from sparsetune.tuning.search.allocation import CandidateTable, Floats, _shift, allocate, predict
 from tests.tuning.tables import curves
 
 SENSITIVITIES = (
@@ -43,7 +42,7 @@ def written_out(
 def test_offers_are_the_same_to_the_last_bit_whatever_was_asked_before(sensitivity: Sensitivity, rule: Rule) -> None:
     table = curves(2)
     table.error_rms[1, 1, 0, 0, 5] = np.inf
-    catalogue = Catalogue(table, sensitivity)
+    catalogue = CandidateTable(table, sensitivity)
     for dense_fraction, steepness, weights in ((0.2, 0.5, (1.0, 1.7)), (0.0, 0.0, (1.0,)), (0.2, 0.5, (1.0, 0.6))):
         schedule = sensitivity.schedule(dense_fraction, steepness)
         found = catalogue.offers((0, 1), rule, schedule, weights)
@@ -55,7 +54,7 @@ def test_offers_are_the_same_to_the_last_bit_whatever_was_asked_before(sensitivi
 @pytest.mark.parametrize("rule", ["cdf", "topk"])
 def test_a_prediction_adds_up_what_each_head_takes_to_the_last_bit(sensitivity: Sensitivity, rule: Rule) -> None:
     table = curves(3)
-    catalogue = Catalogue(table, sensitivity)
+    catalogue = CandidateTable(table, sensitivity)
     for budget, orders in ((0.1, None), (0.3, ("tiles",)), (1e-9, ("raster",))):
         policy = allocate(catalogue, budget, orders=orders, rule=rule, dense_fraction=0.2)
         cost, _, unit = written_out(table, sensitivity, rule, policy.schedule, (1.0,))

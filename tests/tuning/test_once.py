@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sparsetune.checkpoint import Checkpoint, Manifest, save_checkpoint
-from sparsetune.tuning.once import CHECKPOINT, EVALUATION, WinnersFolder
+from sparsetune.tuning.winner import CHECKPOINT, EVALUATION, WinnersFolder
 from tests.tracking.recorded import policy_of
 
 

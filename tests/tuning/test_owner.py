@@ -8,7 +8,7 @@ import time
 import optuna
 import pytest
 
-from sparsetune.tuning.owner import OWNER, PULSE, Watch, is_ours, pulsing, this_process
+from sparsetune.tuning.search.owner import OWNER, PULSE, Watch, is_ours, pulsing, this_process
 
 
 @pytest.fixture

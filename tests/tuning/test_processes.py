@@ -10,8 +10,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from sparsetune.tuning import study as studies
-from sparsetune.tuning.shared import OUTCOME
+from sparsetune.tuning.search import study as studies
+from sparsetune.tuning.search.shared import OUTCOME
 from tests.tracking.servers import postgres, postgres_binaries
 from tests.tuning.test_study import GATE, Recorder, make
 

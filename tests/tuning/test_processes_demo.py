@@ -18,9 +18,9 @@ from sparsetune.checkpoint import load_checkpoint
 from sparsetune.config import TrackingConfig
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.tracking import connect, resolve_store
-from sparsetune.tuning.owner import OWNER
-from sparsetune.tuning.shared import OUTCOME
-from sparsetune.tuning.turn import turn
+from sparsetune.tuning.search.owner import OWNER
+from sparsetune.tuning.search.shared import OUTCOME
+from sparsetune.tuning.search.turn import turn
 from tests.tracking.conftest import runs_of
 from tests.tracking.servers import postgres, postgres_binaries
 

@@ -19,18 +19,16 @@ from sparsetune.errors import TuningError
 from sparsetune.executor import run_one
 from sparsetune.models.pipelines import demo_config
 from sparsetune.tuning import tune
-from sparsetune.tuning.bench import Bench
-from sparsetune.tuning.bounds import Bounds
-from sparsetune.tuning.curves import Curves
+from sparsetune.tuning.calibration.attention_tap import in_order, render_watched
+from sparsetune.tuning.calibration.bounded_policy import Bounds
+from sparsetune.tuning.calibration.curves import Curves
+from sparsetune.tuning.calibration.refine import Limits, RefinePrompt
+from sparsetune.tuning.context import TuningContext, open_context
 from sparsetune.tuning.events import CalibrationStep, TuningListener
-from sparsetune.tuning.limits import Limits
-from sparsetune.tuning.opening import open_bench
-from sparsetune.tuning.preparation import curves_path, prepare, sampled_steps
-from sparsetune.tuning.probe import in_order, render_watched
-from sparsetune.tuning.refine import RefinePrompt
+from sparsetune.tuning.prepare import curves_path, prepare, sampled_steps
 from sparsetune.tuning.refinement import limits_path, refined_policy, start_of
-from sparsetune.tuning.rerun import config_from_manifest
-from sparsetune.tuning.runner import TimeIsUp
+from sparsetune.tuning.reproduce import config_from_manifest
+from sparsetune.tuning.search.runner import TimeIsUp
 
 BOUNDS = Bounds(0.1, 0.12)
 
@@ -75,7 +73,7 @@ class Place:
     """A bench whose prompts are calibrated, and what refining them came to."""
 
     folder: Path
-    bench: Bench
+    bench: TuningContext
     curves: Curves
     start: Policy
     policy: Policy
@@ -85,7 +83,7 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder, recorder = tmp_path_factory.mktemp("refinement"), Recorder()
-    bench = open_bench(config(folder), folder, (recorder,))
+    bench = open_context(config(folder), folder, (recorder,))
     curves = prepare(bench, probe=False).curves
     return Place(folder, bench, curves, start_of(bench, curves), refined_policy(bench, curves), recorder)
 
@@ -135,7 +133,7 @@ def test_steps_are_told_and_the_limits_kept(place: Place) -> None:
     assert [path.suffixes for path in limits_path(place.bench, place.start).parent.iterdir()] == [[".npz"]]
 
 
-def bench_at(place: Place, root: Path, *listeners: TuningListener, **changes: float) -> Bench:
+def bench_at(place: Place, root: Path, *listeners: TuningListener, **changes: float) -> TuningContext:
     """The same bench with a place of its own for what it measures, and the first one's curves."""
     tuned = place.bench.config
     tuned = tuned.model_copy(
@@ -147,7 +145,7 @@ def bench_at(place: Place, root: Path, *listeners: TuningListener, **changes: fl
     return replace(place.bench, config=tuned, listeners=listeners)
 
 
-def searched(bench: Bench, start: Policy, index: int, bounds: Bounds = BOUNDS) -> Limits:
+def searched(bench: TuningContext, start: Policy, index: int, bounds: Bounds = BOUNDS) -> Limits:
     """What a worker makes of one prompt."""
     return run_one(
         bench.engine, RefinePrompt(bench.prompts[index], 42, start, bounds, sampled_steps(bench), "reference")

@@ -16,7 +16,7 @@ from sparsetune.errors import CheckpointError, TuningError
 from sparsetune.models.pipelines import demo_config
 from sparsetune.models.prompts import load_prompts
 from sparsetune.tuning import tune
-from sparsetune.tuning.rerun import config_from_manifest, recorded
+from sparsetune.tuning.reproduce import config_from_manifest, recorded
 
 TUNED = {
     "model.device": "cpu",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sparsetune.tuning.sensitivity import NUM_PHASES, REFERENCE, Sensitivity, fit, head_shares, probes
+from sparsetune.tuning.calibration.sensitivity import NUM_PHASES, REFERENCE, Sensitivity, fit, head_shares, probes
 from tests.tuning.tables import POINTS, smooth
 
 

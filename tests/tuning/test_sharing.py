@@ -11,8 +11,8 @@ import pytest
 
 from sparsetune.errors import GenerationError
 from sparsetune.locks import exclusive, exclusive_if_free
-from sparsetune.tuning import sharing
-from sparsetune.tuning.sharing import share_out
+from sparsetune.tuning import shared_files as sharing
+from sparsetune.tuning.shared_files import share_out
 from tests.executor.engines import FakeExecutor
 
 KEYS = [f"piece {index}" for index in range(12)]

@@ -21,13 +21,13 @@ from sparsetune.errors import GenerationError, TuningError
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.executor import Executor, TaskResult, Worker
 from sparsetune.metrics import Gate
-from sparsetune.tuning import study as studies
 from sparsetune.tuning.events import TrialResult, TuningListener
-from sparsetune.tuning.objective import Objective
-from sparsetune.tuning.plan import plan
-from sparsetune.tuning.runner import TrialRunner, shortfalls
-from sparsetune.tuning.samplers import SAMPLERS, make_sampler
-from sparsetune.tuning.space import CALIBRATED, DEFAULT, SearchSpace
+from sparsetune.tuning.search import study as studies
+from sparsetune.tuning.search.objective import Objective
+from sparsetune.tuning.search.runner import TrialRunner, shortfalls
+from sparsetune.tuning.search.space import CALIBRATED, DEFAULT, SearchSpace
+from sparsetune.tuning.search.study import SAMPLERS, make_sampler
+from sparsetune.tuning.search.warm_start import plan
 from tests.executor.engines import FakeExecutor
 from tests.tuning.tables import curves
 
@@ -408,7 +408,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tests.tuning.test_study import make
-from sparsetune.tuning import study as studies
+from sparsetune.tuning.search import study as studies
 from tests.executor.engines import FakeExecutor
 study, objective = make(Path(sys.argv[1]), engine=FakeExecutor(int(sys.argv[2])))
 submit = type(objective.runner)._submit

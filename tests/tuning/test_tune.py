@@ -10,9 +10,9 @@ from sparsetune.errors import ExecutorError, TuningError
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.models.pipelines import demo_config
 from sparsetune.tuning import tune
+from sparsetune.tuning.calibration.attention_tap import sample_steps
+from sparsetune.tuning.context import open_context
 from sparsetune.tuning.events import CalibrationStep, ProbeStep, StudyStarted, TrialPrompt, TuningListener, TuningResult
-from sparsetune.tuning.opening import open_bench
-from sparsetune.tuning.probe import sample_steps
 
 
 def config(tmp_path: Path, **overrides) -> Config:
@@ -137,7 +137,7 @@ def test_builtin_stays_in_this_process(tmp_path: Path) -> None:
     with pytest.raises(
         ExecutorError, match="must have the model in this process, but --engine is ray; use --engine local"
     ):
-        open_bench(config(tmp_path, tune__tuner="builtin", engine__name="ray"), tmp_path)
+        open_context(config(tmp_path, tune__tuner="builtin", engine__name="ray"), tmp_path)
 
 
 def test_no_time_is_no_trial_and_nothing_is_lost(tmp_path: Path) -> None:

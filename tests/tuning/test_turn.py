@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sparsetune.errors import CacheError, TuningError
-from sparsetune.tuning.turn import turn
+from sparsetune.tuning.search.turn import turn
 from tests.tracking.servers import postgres, postgres_binaries
 
 

@@ -17,7 +17,7 @@ from sparsetune.tuning.events import (
     TrialStarted,
     TrialStep,
 )
-from sparsetune.tuning.goal import winner
+from sparsetune.tuning.search.ranking import winner
 
 TRIALS: Final = "trials"
 JUDGE: Final = "judge"

@@ -1,0 +1,180 @@
+"""An evaluation as one MLflow run."""
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsetune.attention.policy import Policy
+from sparsetune.attention.thresholds import HeadThresholds
+from sparsetune.checkpoint import load_checkpoint, save_checkpoint, summarize
+from sparsetune.config.files import flatten
+from sparsetune.evaluation.events import EvaluationEnded, EvaluationStarted, PromptDone
+from sparsetune.evaluation.prompt import PromptResult
+from sparsetune.evaluation.result import EvaluationResult, PromptRow
+from sparsetune.tracking.run_logger import Run, metric_entries, prompt_set
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
+
+def log_start(run: Run, event: EvaluationStarted, *, with_model: bool) -> None:
+    """Write what was asked for: the result's `config` as parameters, the prompts, and the checkpoint judged.
+
+    Args:
+        run: the evaluation's.
+        event: of the evaluation.
+        with_model: whether to log the checkpoint as a model too; a tuning's run has its winner's already.
+    """
+    run.log(params=flatten(event.config))
+    run.log_inputs([prompt_set(event.prompts, event.config.get("prompt_file"), "evaluation")])
+    path = event.config.get("tuned_path")
+    if path is not None and Path(path).exists():
+        log_checkpoint(run, Path(path), with_model=with_model)
+
+
+def log_prompt(run: Run, event: PromptDone, also: "Sequence[Metric]" = ()) -> None:
+    """Write a prompt's metrics at its index as step, so that the UI draws them, and its side-by-side video.
+
+    Args:
+        run: the evaluation's.
+        event: of the prompt.
+        also: metrics to write with them.
+    """
+    run.log([*metric_entries(prompt_metrics(event.result), event.index), *also])
+    if "compare" in event.videos:
+        run.log_file(event.videos["compare"], "videos")
+
+
+def log_end(run: Run, event: EvaluationEnded, also: "Sequence[Metric]" = ()) -> None:
+    """Write the statistics, verdict, gate and sparsity, and the files of the evaluation.
+
+    Args:
+        run: the evaluation's.
+        event: of the evaluation.
+        also: metrics to write with them.
+    """
+    result = event.result
+    tables = {"prompts.json": [_prompt_row(row) for row in result.detailed_results]}
+    if result.sparsity.by_layer:
+        tables["sparsity_by_layer.json"] = layer_rows(result.sparsity.by_layer)
+    run.log(
+        [*metric_entries(result_metrics(result)), *by_layer("sparsity", result.sparsity.by_layer.values()), *also],
+        tags={
+            "verdict": result.verdict,
+            "gate": "passed" if result.gate.passed else "failed",
+            "gate.failures": "; ".join(result.gate.failures) or None,
+            "device": result.environment.device_name,
+            "platform": result.environment.platform,
+            "kernels": sorted(set(result.sparsity.kernels.values())),
+        },
+        tables=tables,
+    )
+    run.log_json(result.to_dict(), "result.json")
+    if event.report_path is not None:
+        run.describe(event.report_path.read_text(encoding="utf-8"), event.report_path.name)
+        run.log_file(event.report_path)
+    for path in event.artifacts:
+        if path.suffix == ".png":
+            run.log_file(path, "stills")
+
+
+def log_checkpoint(run: Run, path: Path, *, with_model: bool) -> None:
+    """Write a checkpoint, whatever form it has, as the artifact folder `checkpoint`, with its thresholds.
+
+    Args:
+        run: where it belongs.
+        path: the checkpoint.
+        with_model: whether to log it as one of MLflow's models too.
+    """
+    checkpoint = load_checkpoint(path)
+    with tempfile.TemporaryDirectory() as folder:
+        saved = save_checkpoint(checkpoint, Path(folder) / "checkpoint")
+        run.log_file(saved, "checkpoint")
+        if with_model:
+            run.log_model(saved)
+    tables = threshold_tables(checkpoint.policy) | {"thresholds_by_layer.json": summary_rows(checkpoint.policy)}
+    run.log(threshold_metrics(checkpoint.policy), tables=tables)
+
+
+def threshold_tables(policy: Policy) -> dict[str, list[dict[str, Any]]]:
+    """Make the table of every threshold and token order, a row a head."""
+    names = tuple(field.name for field in fields(HeadThresholds))  # asdict copies deeply: 40 ms for 900 heads
+    rows = [
+        {"index": index, "head": number, **{name: getattr(head, name) for name in names}, "order": order,
+         "layer": layer.name}
+        for index, (layer, orders) in enumerate(zip(policy.layers, policy.head_orders, strict=True))
+        for number, (head, order) in enumerate(zip(layer.heads, orders, strict=True))
+    ]  # fmt: skip
+    return {"thresholds.json": rows}
+
+
+def summary_rows(policy: Policy) -> list[dict[str, Any]]:
+    """Make a table of a policy's layers, with mean thresholds."""
+    return [{"index": index, **asdict(layer)} for index, layer in enumerate(summarize(policy))]
+
+
+def threshold_metrics(policy: Policy) -> "list[Metric]":
+    """Name each layer's mean thresholds as metrics, e.g. `layers/cdfthreshd`, with the layer as step."""
+    rows = summary_rows(policy)
+    names = ("sparse_heads", "simthreshd1", "cdfthreshd", "topk", "pvthreshd")
+    return [entry for name in names for entry in by_layer(name, [row[name] for row in rows])]
+
+
+def by_layer(name: str, values: Iterable[float | None]) -> "list[Metric]":
+    """Make one metric `layers/NAME` with the layers, in the policy's order, as its steps: the UI draws a line."""
+    return [entry for step, value in enumerate(values) for entry in metric_entries({f"layers/{name}": value}, step)]
+
+
+def prompt_metrics(result: PromptResult) -> dict[str, float | None]:
+    """Name one prompt's numbers as metrics, e.g. `prompt/psnr`."""
+    metrics: dict[str, float | None] = {f"prompt/{name}": value for name, value in result.metrics.items()}
+    return metrics | {
+        "prompt/sparsity": result.sparsity,
+        "prompt/seconds_dense": result.seconds_dense,
+        "prompt/seconds_sparse": result.seconds_sparse,
+    }
+
+
+def result_metrics(result: EvaluationResult) -> dict[str, float | None]:
+    """Name a whole evaluation's numbers as metrics, e.g. `psnr/mean` and `sparsity/overall`."""
+    metrics: dict[str, float | None] = {
+        f"{name}/{statistic}": getattr(summary, statistic)
+        for name, summary in result.statistics.items()
+        for statistic in ("mean", "std", "min", "max", "ci95_low", "ci95_high")
+    }
+    sparsity = result.sparsity
+    metrics |= sparsity_metrics(sparsity.overall, sparsity.active, sparsity.by_layer)
+    return metrics | {
+        "score": result.overall_score,
+        "gate_passed": float(result.gate.passed),
+        "failed_prompts": float(len(result.failed)),
+        "speedup/theoretical": sparsity.theoretical_speedup,
+        "speedup/measured": sparsity.measured_speedup,
+        "seconds/dense": sparsity.seconds_dense,
+        "seconds/sparse": sparsity.seconds_sparse,
+        "seconds/total": result.environment.seconds_total,
+    }
+
+
+def sparsity_metrics(
+    overall: float | None, active: float | None, by_layer: Mapping[str, float]
+) -> dict[str, float | None]:
+    """Name sparsity as metrics: `sparsity/overall`, `sparsity/active`, `sparsity/layer_00` and so on.
+
+    Layers are numbered in the policy's order; the table `sparsity_by_layer.json` has their names.
+    """
+    metrics: dict[str, float | None] = {"sparsity/overall": overall, "sparsity/active": active}
+    width = max(2, len(str(len(by_layer) - 1)))
+    return metrics | {f"sparsity/layer_{index:0{width}d}": value for index, value in enumerate(by_layer.values())}
+
+
+def layer_rows(by_layer: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Make a table of the sparsity of each layer, numbered as in the metrics."""
+    return [{"index": index, "layer": name, "sparsity": value} for index, (name, value) in enumerate(by_layer.items())]
+
+
+def _prompt_row(row: PromptRow) -> dict[str, Any]:
+    values = row.model_dump(mode="json")
+    return {name: value for name, value in values.items() if not isinstance(value, Mapping | list)}

@@ -1,0 +1,165 @@
+"""Reports of runs: logged with a run when it ends, and made of what a run recorded."""
+
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsetune.config import Config
+from sparsetune.errors import ReportError, TrackingError
+from sparsetune.evaluation.events import EvaluationEnded
+from sparsetune.report.build import build_report, check_extra
+from sparsetune.report.figures import figures
+from sparsetune.report.pictures import save_pictures
+from sparsetune.report.source import Files, Source, from_folder, of_tuning
+from sparsetune.report.words import words
+from sparsetune.tracking.lookup import ModelReference, evaluations_of, find_run, find_version, kind_of
+from sparsetune.tracking.registry import EVALUATION
+from sparsetune.tracking.results import evaluation_of, read_result
+from sparsetune.tracking.run_logger import Run
+from sparsetune.tracking.store import asking
+from sparsetune.tuning.events import TuningResult
+from sparsetune.tuning.record import RECORD_NAME, load_record
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as FoundRun
+
+_LOG = logging.getLogger(__name__)
+
+REPORT = "report.html"
+FIGURES = "figures"
+
+
+class Reporting:
+    """Logs the report of each run that ends, where that is asked for and can be done.
+
+    What is missing is said once. Nothing that goes wrong here ends the work whose run it is, or its recording.
+
+    Args:
+        config: the configuration; `tracking.report` is read.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._wanted = config.tracking.enabled and config.tracking.report
+
+    def evaluation(self, run: Run, event: EvaluationEnded) -> None:
+        """Log an evaluation's report; where its videos don't fit in, it links those that the run has."""
+        folder = event.result_path.parent if event.result_path is not None else None
+        files = Files.of(folder) if folder is not None else Files()
+        name = folder.name if folder is not None else run.run_id[:8]
+        self._log(run, lambda: Source(name, event.result, files=files), linked=True)
+
+    def tuning(self, run: Run, result: TuningResult) -> None:
+        """Log a tuning's report, with the videos of its winner and of the default thresholds."""
+        path = result.record_path
+        if path is not None:
+            self._log(run, lambda: from_folder(path))
+
+    def _log(self, run: Run, make: Callable[[], Source], *, linked: bool = False) -> None:
+        if not self._wanted:
+            return
+        try:
+            check_extra()
+        except ReportError as missing:
+            self._wanted = False
+            _LOG.warning("runs are recorded without a report: %s", missing)
+            return
+        try:
+            log_report(run, make(), linked=linked)
+        except Exception as error:  # whatever is wrong with a drawing, it isn't worth the hours that it is drawn of
+            _LOG.warning("run %s is recorded without a report: %s", run.run_id[:8], error, exc_info=_debugging())
+
+
+def log_report(run: Run, source: Source, *, linked: bool = False) -> None:
+    """Write a report and its figures to a run's artifacts, `report.html` and `figures/`.
+
+    Args:
+        run: the run.
+        source: what is told of.
+        linked: whether the run has the side-by-side videos in its folder `videos`, to be linked where they don't fit
+            into the file; they are logged beside it otherwise.
+
+    Raises:
+        SparsetuneError: it can't be written, here or there.
+    """
+    links = {path: f"videos/{path.name}" for path in source.files.videos.values()} if linked else None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / REPORT
+        build_report(source, path, links=links)
+        save_pictures(figures(source, words("en")), Path(folder) / FIGURES)
+        run.log_file(path)
+        for beside in sorted(one for one in Path(folder).iterdir() if one.is_dir()):
+            run.log_file(beside, beside.name)
+
+
+def source_of(client: "MlflowClient", reference: str, folder: Path, model: str | None = None) -> Source:
+    """Read what a run recorded, as far as a report tells of it.
+
+    Args:
+        client: of the store.
+        reference: a run as `find_run` takes it, `runs:/ID`, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        folder: where videos are downloaded to.
+        model: see `find_run`.
+
+    Raises:
+        UsageError, TrackingError, ResultError: as `find_run`, `evaluation_of` and `read_result` raise them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    run = _find(client, reference, model)
+    if kind_of(run) != "tuning":
+        return _of_evaluation(client, evaluation_of(client, run), folder)
+    run_id = str(run.info.run_id)
+    sides = evaluations_of(client, run_id)
+    for side in ("tuned", "default"):
+        if side in sides:
+            _download(client, str(sides[side].info.run_id), folder / side)
+    with asking(f"the artifacts of run {run_id} must be readable"):
+        if RECORD_NAME in [one.path for one in client.list_artifacts(run_id)]:
+            record = load_record(Path(client.download_artifacts(run_id, RECORD_NAME, str(folder))))
+            return of_tuning(record, run_id[:8], folder / "tuned", folder / "default")
+    return _without_record(client, run, folder)
+
+
+def _find(client: "MlflowClient", reference: str, model: str | None) -> "FoundRun":
+    if not reference.startswith("models:/"):
+        return find_run(client, reference.removeprefix("runs:").strip("/"), model)
+    version = find_version(client, ModelReference.parse(reference))
+    if EVALUATION not in version.tags:
+        raise TrackingError(f"{reference} must have been promoted by sparsetune, but wasn't; give a run")
+    return find_run(client, version.tags[EVALUATION])
+
+
+def _of_evaluation(client: "MlflowClient", run: "FoundRun", folder: Path) -> Source:
+    run_id = str(run.info.run_id)
+    result = read_result(client, run_id)
+    _download(client, run_id, folder)
+    return Source(run_id[:8], result, files=Files.of(folder))
+
+
+def _without_record(client: "MlflowClient", run: "FoundRun", folder: Path) -> Source:
+    """Tell of a tuning that an earlier version recorded, by its evaluations alone."""
+    sides = evaluations_of(client, str(run.info.run_id))
+    after = evaluation_of(client, run)
+    before = read_result(client, str(sides["default"].info.run_id)) if "default" in sides else None
+    return Source(
+        str(run.info.run_id)[:8],
+        read_result(client, str(after.info.run_id)),
+        before,
+        files=Files.of(folder / "tuned"),
+        files_before=Files.of(folder / "default"),
+    )
+
+
+def _download(client: "MlflowClient", run_id: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with asking(f"the artifacts of run {run_id} must be readable"):
+        there = {one.path for one in client.list_artifacts(run_id)}
+        for name in ("videos", "stills"):
+            if name in there:
+                client.download_artifacts(run_id, name, str(folder))
+
+
+def _debugging() -> bool:
+    return _LOG.isEnabledFor(logging.DEBUG)

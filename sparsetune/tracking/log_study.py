@@ -1,0 +1,255 @@
+"""A tuning study as one MLflow run, with a child run a trial."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from sparsetune.attention.device import device_name, device_of
+from sparsetune.config.files import flatten
+from sparsetune.evaluation.prompt import PromptResult
+from sparsetune.tracking.log_evaluation import (
+    by_layer,
+    log_checkpoint,
+    prompt_metrics,
+    result_metrics,
+    sparsity_metrics,
+    threshold_metrics,
+    threshold_tables,
+)
+from sparsetune.tracking.run_logger import Run, Status, metric_entries, prompt_set, text
+from sparsetune.tracking.store import without_password
+from sparsetune.tuning.events import Insight, StudyStarted, TrialResult, TuningResult
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
+
+from sparsetune.evaluation.result import EvaluationResult
+
+
+def study_text(result: TuningResult, runs: Mapping[int, str], page: str) -> str:
+    """Write a tuning's outcome in markdown, with a link to each trial's run.
+
+    Args:
+        result: of the study.
+        runs: the run id of each recorded trial, by number.
+        page: the experiment's page in MLflow's UI, e.g. `#/experiments/1`.
+    """
+    lines = [f"# {result.study_name}", "", _headline(result, runs, page), ""]
+    if result.evaluation is not None:
+        lines += [_verdict(result.evaluation), ""]
+    if result.incidents:
+        lines += ["What happened to workers:", "", *(f"- {one.time}: {one.text}" for one in result.incidents), ""]
+    lines += ["| trial | state | sparsity | PSNR, dB | worst | parameters or reason |", "| --- " * 6 + "|"]
+    ranked = sorted(result.trials, key=lambda trial: (not trial.feasible, -(trial.sparsity or 0.0)))
+    return "\n".join(lines + [_row(trial, runs, page) for trial in ranked]) + "\n"
+
+
+def _headline(result: TuningResult, runs: Mapping[int, str], page: str) -> str:
+    if result.best is not None:
+        return f"Winner: {_link(result.best, runs, page)}, {_parameters(result.best)}."
+    if result.closest is not None:
+        return f"No trial meets the gate; the closest is {_link(result.closest, runs, page)}."
+    return "No trial meets the gate."
+
+
+def _verdict(evaluation: EvaluationResult) -> str:
+    gate = "passed" if evaluation.gate.passed else f"failed ({'; '.join(evaluation.gate.failures)})"
+    psnr = evaluation.statistics.get("psnr")
+    figures = f", PSNR {psnr.mean:.2f} dB, worst {psnr.min:.2f}" if psnr else ""
+    return (
+        f"On eval prompts: {evaluation.verdict}, gate {gate}, sparsity {_number(evaluation.sparsity.overall)}{figures}."
+    )
+
+
+def _row(trial: TrialResult, runs: Mapping[int, str], page: str) -> str:
+    state = "meets the gate" if trial.feasible else trial.state
+    figures = (_number(value) for value in (trial.sparsity, trial.psnr, trial.psnr_worst))
+    note = (trial.reason or _parameters(trial)).replace("|", "/")
+    return f"| {_link(trial, runs, page)} | {state} | {' | '.join(figures)} | {note} |"
+
+
+def _link(trial: TrialResult, runs: Mapping[int, str], page: str) -> str:
+    run_id = runs.get(trial.number)
+    return f"[trial {trial.number}]({page}/runs/{run_id})" if run_id else f"trial {trial.number}"
+
+
+def _parameters(trial: TrialResult) -> str:
+    return ", ".join(f"{name} = {text(_short(value))}" for name, value in trial.params.items())
+
+
+def _short(value: object) -> object:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+STATUS: Mapping[str, Status] = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+"""How MLflow's UI shows a trial: one that was pruned was stopped on purpose."""
+
+
+def log_study_start(run: Run, event: StudyStarted, *, goes_on: bool) -> None:
+    """Write what is searched: the configuration as parameters, without where things are kept.
+
+    Args:
+        run: the study's.
+        event: its start.
+        goes_on: whether the run was begun before, here or by another process: only parameters that weren't written
+            then are, since MLflow lets none of them change.
+    """
+    config = {
+        section: values for section, values in event.config.items() if section not in ("tracking", "cache", "engine")
+    }
+    params = {name: value for name, value in flatten(config).items() if name != "tune.storage"}
+    params |= {"prompts": event.prompts, "num_inference_steps": event.num_steps}
+    known = run.params() if goes_on else {}
+    run.log_inputs([prompt_set(event.prompts, str(event.config["tune"].get("prompt_file")), "tuning")])
+    run.log(
+        params={name: value for name, value in params.items() if name not in known},
+        tags={
+            "storage": without_password(event.storage),
+            "n_trials": event.n_trials,
+            "device": device_name(device_of(event.config["model"]["device"])),
+            "resumed_at": event.num_done or None,
+        },
+    )
+
+
+def trial_runs(study: Run) -> dict[int, str]:
+    """Read the run ids of a study's trials by number; of a trial recorded twice, the newer one."""
+    found = {}
+    for run in reversed(study.children()):
+        number = run.data.params.get("trial")
+        if number is not None:
+            found[int(number)] = str(run.info.run_id)
+    return found
+
+
+def log_trial(run: Run, trial: TrialResult) -> None:
+    """Write a trial, all at once: parameters, metrics a prompt as steps, their means, sparsity, state and reason."""
+    metrics = metric_entries(trial_metrics(trial)) + threshold_metrics(trial.policy)
+    for step, prompt in enumerate(trial.prompts):
+        metrics += metric_entries(prompt_metrics(prompt), step)
+    run.log(
+        metrics + by_layer("sparsity", trial_sparsity(trial).values()),
+        params={"trial": trial.number, **trial.params},
+        tags={"state": trial.state, "reason": trial.reason, "feasible": trial.feasible, **_worker_tags(trial)},
+        tables=threshold_tables(trial.policy),
+    )
+
+
+def log_study_end(
+    run: Run, result: TuningResult, runs: Mapping[int, str], page: str, also: "Sequence[Metric]" = ()
+) -> None:
+    """Write the winner: its metrics and parameters, checkpoint, evaluation, and a table of all trials with their runs.
+
+    The winner's parameters are tags, which may change when the study goes on.
+
+    Args:
+        run: the study's.
+        result: of the study.
+        runs: the run id of each recorded trial, by number.
+        page: the experiment's page in MLflow's UI.
+        also: metrics to write with them.
+    """
+    states: list[str] = [trial.state for trial in result.trials]
+    metrics: dict[str, float | None] = {f"trials/{state}": float(states.count(state)) for state in STATUS}
+    tags: dict[str, object] = {"interrupted": result.interrupted, "incidents": len(result.incidents) or None}
+    for word, trial in (("best", result.best), ("closest", result.closest)):
+        # Written even where there is none: the study may have had one when it was interrupted.
+        tags[f"{word}.trial"] = "none" if trial is None else trial.number
+        tags[f"{word}.run_id"] = "none" if trial is None else runs.get(trial.number, "unknown")
+        tags[f"{word}.params"] = [f"{name}={text(value)}" for name, value in trial.params.items()] if trial else "none"
+    if result.best is not None:
+        metrics |= trial_metrics(result.best)
+    if result.evaluation is not None:
+        metrics |= {f"eval/{name}": value for name, value in result_metrics(result.evaluation).items()}
+        metrics["score"] = result.evaluation.overall_score
+        # Without the prefix too: MLflow's table has one column for these tags of tunings and evaluations.
+        for prefix in ("", "eval."):
+            tags[f"{prefix}verdict"] = result.evaluation.verdict
+            tags[f"{prefix}gate"] = "passed" if result.evaluation.gate.passed else "failed"
+    if result.before is not None:
+        metrics |= {f"before/{name}": value for name, value in result_metrics(result.before).items()}
+    tables = {"trials.json": [_trial_row(trial, runs.get(trial.number)) for trial in result.trials]}
+    if result.incidents:
+        tables["incidents.json"] = [asdict(incident) for incident in result.incidents]
+    if result.insight is not None:
+        metrics |= insight_metrics(result.insight)
+        shares = sorted(result.insight.importances.items(), key=lambda share: -share[1])
+        tables |= {"importances.json": [{"parameter": name, "importance": share} for name, share in shares]}
+    metrics |= {"seconds/total": result.seconds}
+    metrics |= {f"seconds/phase/{phase}": seconds for phase, seconds in result.seconds_by_phase.items()}
+    run.log([*metric_entries(metrics), *also], tags=tags, tables=tables)
+    run.describe(study_text(result, runs, page), "trials.json")
+    if result.checkpoint_path is not None:
+        log_checkpoint(run, result.checkpoint_path, with_model=True)
+    if result.comparison is not None:
+        run.log_json(result.comparison.to_dict(), "comparison.json")
+    if result.record_path is not None and result.record_path.exists():
+        run.log_file(result.record_path)
+    if result.calibration_path is not None and result.calibration_path.exists():
+        run.log_file(result.calibration_path, "calibration")
+
+
+def insight_metrics(insight: Insight) -> dict[str, float | None]:
+    """Name what the trials say of the search, e.g. `insight/importance/dense_fraction`."""
+    metrics: dict[str, float | None] = {"insight/rank_correlation": insight.rank_correlation}
+    return metrics | {f"insight/importance/{name}": share for name, share in insight.importances.items()}
+
+
+def trial_metrics(trial: TrialResult) -> dict[str, float | None]:
+    """Name a trial's numbers as an evaluation's are, e.g. `psnr/mean`, over the prompts that rendered."""
+    prompts: Sequence[PromptResult] = [prompt for prompt in trial.prompts if prompt.metrics]
+    # What is known of a trial that an earlier process ran; its prompts' own numbers come on top.
+    metrics: dict[str, float | None] = {
+        "psnr/mean": trial.psnr,
+        "psnr/min": trial.psnr_worst,
+        "frame_cosine/mean": trial.frame_cosine,
+    }
+    for name in dict.fromkeys(name for prompt in prompts for name in prompt.metrics):
+        values = [prompt.metrics[name] for prompt in prompts if name in prompt.metrics]
+        metrics |= {f"{name}/mean": fmean(values), f"{name}/min": min(values), f"{name}/max": max(values)}
+    stats = [prompt.stats for prompt in prompts if prompt.stats is not None]
+    active = stats[0].merged(stats[1:]).sparsity_active if stats else None
+    metrics |= sparsity_metrics(trial.sparsity, active, trial_sparsity(trial))
+    metrics |= {"predicted_error": trial.predicted_error, "seconds/sparse": trial.seconds_sparse}
+    return metrics | {"seconds/total": trial.seconds}
+
+
+def _worker_tags(trial: TrialResult) -> dict[str, object]:
+    """Tell who rendered a trial; nothing of one that an earlier process ran."""
+    worker = trial.worker
+    if worker is None:
+        return {}
+    gpus = worker.gpus or None
+    return {"worker": worker.index, "worker.host": worker.host, "worker.device": worker.device, "worker.gpu": gpus}
+
+
+def trial_sparsity(trial: TrialResult) -> Mapping[str, float]:
+    """Pool the sparsity of each layer over a trial's prompts; empty where none rendered."""
+    stats = [prompt.stats for prompt in trial.prompts if prompt.stats is not None]
+    return stats[0].merged(stats[1:]).by_layer if stats else {}
+
+
+def trial_started_ms(trial: TrialResult) -> int:
+    """Tell when a trial that has just ended began, in milliseconds since 1970, as MLflow counts."""
+    return int(1000 * (time.time() - trial.seconds))
+
+
+def _trial_row(trial: TrialResult, run_id: str | None) -> dict[str, Any]:
+    outcome = {name: getattr(trial, name) for name in ("sparsity", "psnr", "psnr_worst", "frame_cosine")}
+    return {
+        "trial": trial.number,
+        "run_id": run_id,
+        "state": trial.state,
+        "reason": trial.reason,
+        "feasible": trial.feasible,
+        **outcome,
+        "seconds": trial.seconds,
+        **trial.params,
+    }

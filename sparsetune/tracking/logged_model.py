@@ -1,0 +1,110 @@
+"""The checkpoint of a run as one of MLflow's logged models."""
+
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint
+from sparsetune.evaluation.conditions import policy_digest
+from sparsetune.tracking.flavor import FLAVOR_NAME, MODEL_NAME, MODEL_TYPE, base_reference, save_model
+from sparsetune.tracking.run_logger import text
+from sparsetune.tracking.store import asking
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+
+DIGEST = "sparsetune.policy_digest"
+"""Tag of models: `policy_digest` of what they hold; of versions: that of the policy as it was judged, which names
+layers as the model does."""
+
+
+def log_checkpoint_model(client: "MlflowClient", run_id: str, checkpoint: Path, name: str = MODEL_NAME) -> str:
+    """Log a checkpoint as a model that the run put out; one that the run has already is left as it is.
+
+    One that was begun and isn't finished, because the process or the server was killed, is taken up again.
+    Unlike `flavor.log_model` this leaves MLflow's global state alone.
+
+    Args:
+        client: of the run's store.
+        run_id: the run that made or judged the checkpoint.
+        checkpoint: its folder or file.
+        name: of the model in MLflow's UI.
+
+    Returns:
+        The model's id.
+
+    Raises:
+        CheckpointError: it can't be read.
+        TrackingError: the store fails.
+    """
+    loaded = load_checkpoint(checkpoint)
+    digest = policy_digest(loaded.policy)
+    with asking(f"run {run_id} must be writable"):
+        found = find_model(client, run_id, digest)
+        if found is None:
+            found = _unfinished(client, run_id, digest) or _create(client, run_id, loaded, name, digest)
+            _fill(client, run_id, loaded, found)
+    return str(found.model_id)
+
+
+def find_model(client: "MlflowClient", run_id: str, digest: str) -> "LoggedModel | None":
+    """Find the finished model of a policy among those that a run put out."""
+    for model_id in _outputs(client, run_id):
+        model = client.get_logged_model(model_id)
+        if model.tags.get(DIGEST) == digest and str(model.status) == "READY":
+            return model
+    return None
+
+
+def _outputs(client: "MlflowClient", run_id: str) -> list[str]:
+    outputs = client.get_run(run_id).outputs
+    return [output.model_id for output in outputs.model_outputs] if outputs else []
+
+
+def _unfinished(client: "MlflowClient", run_id: str, digest: str) -> "LoggedModel | None":
+    """Find a model of a policy that was begun for a run and has no files yet, or not all."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    begun = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    return next((one for one in begun if one.tags.get(DIGEST) == digest and str(one.status) != "READY"), None)
+
+
+def _create(client: "MlflowClient", run_id: str, checkpoint: Checkpoint, name: str, digest: str) -> "LoggedModel":
+    manifest = checkpoint.manifest
+    experiment_id = client.get_run(run_id).info.experiment_id
+    tags = {DIGEST: digest, "flavor": FLAVOR_NAME, "tuner": manifest.tuner, **base_reference(manifest)}
+    return client.create_logged_model(
+        experiment_id, name, run_id, tags=tags, params=_params(manifest), model_type=MODEL_TYPE
+    )
+
+
+def _fill(client: "MlflowClient", run_id: str, checkpoint: Checkpoint, created: "LoggedModel") -> None:
+    """Send a model's files and declare it the run's output."""
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    model_id = str(created.model_id)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            model = Model(
+                artifact_path=created.artifact_location, run_id=run_id, model_uuid=model_id, model_id=model_id
+            )
+            save_model(checkpoint, Path(folder) / "model", mlflow_model=model)
+            client.log_model_artifacts(model_id, str(Path(folder) / "model"))
+        if model_id not in _outputs(client, run_id):
+            client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+        client.finalize_logged_model(model_id, "READY")
+    except BaseException:
+        with suppress(Exception):  # a server that is away; what made it fail is told, and the next call goes on
+            client.finalize_logged_model(model_id, "FAILED")
+        raise
+
+
+def _params(manifest: Manifest) -> dict[str, str]:
+    """Name the generation that the checkpoint was tuned for."""
+    names = (
+        "num_frames", "height", "width", "num_inference_steps", "guidance_scale", "guidance_scale_2", "dtype",
+        "scheduler", "kernel",
+    )  # fmt: skip
+    return {name: text(value) for name in names if (value := getattr(manifest, name)) is not None}

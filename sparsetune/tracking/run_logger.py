@@ -1,0 +1,342 @@
+"""One MLflow run: begun, written in batches, ended for good."""
+
+import getpass
+import json
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sparsetune.checkpoint.manifest import git_commit, versions
+from sparsetune.tracking.store import tracking_errors
+
+if TYPE_CHECKING:
+    import mlflow
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, Metric
+
+from typing import TYPE_CHECKING
+
+from sparsetune.checkpoint.manifest import hash_prompts
+from sparsetune.tracking.operations import Dataset
+from sparsetune.tracking.sending import dataset_input
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
+
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+METRICS_PER_BATCH = 1000
+ENTRIES_PER_BATCH = 100
+MAX_PARAM = 6000
+MAX_TAG = 8000
+MAX_NAME = 250
+"""MLflow's limits: entries a batch, characters of a parameter, tag and name."""
+
+NOTE = "mlflow.note.content"
+PARENT = "mlflow.parentRunId"
+KIND = "sparsetune.kind"
+MODEL = "sparsetune.model"
+TABLES = "mlflow.loggedArtifacts"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a tracking store. Every method raises TrackingError when the store fails.
+
+    Args:
+        client: of the store.
+        run_id: the run's id.
+        start_ms: when it began, in milliseconds since 1970.
+        tables: names of the tables that it has; None where that must be read first.
+    """
+
+    client: "MlflowClient"
+    run_id: str
+    start_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000, compare=False)
+    tables: list[str] | None = field(default=None, compare=False)
+
+    def log(
+        self,
+        metrics: "Mapping[str, float | None] | Sequence[Metric] | None" = None,
+        *,
+        step: int = 0,
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, object] | None = None,
+        tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    ) -> None:
+        """Write metrics, parameters, tags and tables in as few calls as MLflow's limits allow.
+
+        What is None is left out. A parameter or tag that is too long for MLflow is cut, says so at its end,
+        and is written whole as an artifact under `long/`.
+
+        Args:
+            metrics: value by name, or MLflow's own entries, each with its step.
+            step: of metrics given by name.
+            params: value by name; sequences are joined by commas.
+            tags: value by name.
+            tables: rows by artifact name, shown as tables by MLflow's UI and read by `mlflow.load_table`; the columns
+                are those of all rows, in order.
+        """
+        from mlflow.entities import Param, RunTag
+
+        listed = self._write_tables(tables) if tables else {}
+        whole_params = {fit_name(key): text(value) for key, value in (params or {}).items() if value is not None}
+        whole_tags = {fit_name(key): text(value) for key, value in (tags or {}).items() if value is not None}
+        self.batch(
+            metric_entries(metrics, step) if isinstance(metrics, Mapping) else metrics or (),
+            [Param(key, self._fitted(key, value, MAX_PARAM)) for key, value in whole_params.items()],
+            [RunTag(key, self._fitted(key, value, MAX_TAG)) for key, value in (whole_tags | listed).items()],
+        )
+
+    def batch(self, metrics: "Sequence[Metric]", params: Sequence[Any] = (), tags: Sequence[Any] = ()) -> None:
+        """Write entries of MLflow's own kinds, cut into batches that it takes."""
+        with self._errors():
+            while metrics or params or tags:
+                self.client.log_batch(
+                    self.run_id,
+                    metrics=metrics[: METRICS_PER_BATCH - 2 * ENTRIES_PER_BATCH],
+                    params=params[:ENTRIES_PER_BATCH],
+                    tags=tags[:ENTRIES_PER_BATCH],
+                    synchronous=True,
+                )
+                metrics = metrics[METRICS_PER_BATCH - 2 * ENTRIES_PER_BATCH :]
+                params, tags = params[ENTRIES_PER_BATCH:], tags[ENTRIES_PER_BATCH:]
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Copy a file, or all files of a folder, to the run's artifacts, under `folder` there."""
+        with self._errors():
+            if path.is_dir():
+                self.client.log_artifacts(self.run_id, str(path), folder)
+            else:
+                self.client.log_artifact(self.run_id, str(path), folder)
+
+    def log_json(self, value: Mapping[str, Any], name: str) -> None:
+        """Write a value as a JSON artifact."""
+        with self._errors():
+            self.client.log_dict(self.run_id, dict(value), name)
+
+    def describe(self, markdown: str, whole: str) -> None:
+        """Set the run's description; what is too long is cut at a line and points to the artifact `whole`."""
+        if len(markdown) > MAX_TAG:
+            more = f"\n\n… the rest is in the artifact {whole}"
+            markdown = markdown[: MAX_TAG - len(more)].rpartition("\n")[0] + more
+        self.log(tags={NOTE: markdown})
+
+    def log_inputs(self, datasets: "Sequence[DatasetInput]") -> None:
+        """Name the data sets that the run uses."""
+        with self._errors():
+            self.client.log_inputs(self.run_id, list(datasets))
+
+    def log_model(self, checkpoint: Path) -> None:
+        """Log a checkpoint as a model of sparsetune's flavour that the run puts out."""
+        from sparsetune.tracking.logged_model import log_checkpoint_model
+        from sparsetune.tracking.outbox import Outbox
+
+        with self._errors():
+            if isinstance(self.client, Outbox):
+                self.client.log_checkpoint_model(self.run_id, checkpoint)
+            else:
+                log_checkpoint_model(self.client, self.run_id, checkpoint)
+
+    def reopen(self) -> None:
+        """Let a run that ended go on."""
+        with self._errors():
+            self.client.update_run(self.run_id, status="RUNNING")
+
+    def params(self) -> dict[str, str]:
+        """Read the parameters written so far; MLflow lets none of them change."""
+        with self._errors():
+            return dict(self.client.get_run(self.run_id).data.params)
+
+    def children(self) -> "list[mlflow.entities.Run]":
+        """Read the runs that name this one as their parent."""
+        with self._errors():
+            experiment = self.client.get_run(self.run_id).info.experiment_id
+            found: list[mlflow.entities.Run] = []
+            token: str | None = ""
+            while token is not None:
+                page = self.client.search_runs(
+                    [experiment], f"tags.`{PARENT}` = '{self.run_id}'", max_results=1000, page_token=token or None
+                )
+                found += page
+                token = page.token or None
+            return found
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        """End the run."""
+        with self._errors():
+            self.client.set_terminated(self.run_id, status)
+
+    def fail(self, error: BaseException) -> None:
+        """End the run with its cause: KILLED by Ctrl-C or an exit, else FAILED."""
+        cause = next(iter(str(error).splitlines()), "")
+        self.log(tags={"error": f"{type(error).__name__}: {cause}" if cause else type(error).__name__})
+        self.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+
+    def _write_tables(self, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
+        """Write tables and give the tag that lists all of the run's.
+
+        MLflow's own `log_table` isn't used: it goes through pandas, an import of its own for a few rows.
+        """
+        with self._errors():
+            for name, rows in tables.items():
+                columns = list(dict.fromkeys(column for row in rows for column in row))
+                data = [[row.get(column) for column in columns] for row in rows]
+                self.client.log_text(self.run_id, json.dumps({"columns": columns, "data": data}), name)
+            known = self._read_tables() if self.tables is None else self.tables
+        known += [name for name in tables if name not in known]
+        return {TABLES: json.dumps([{"path": name, "type": "table"} for name in known])}
+
+    def _read_tables(self) -> list[str]:
+        return table_names(self.client.get_run(self.run_id).data.tags)
+
+    def _fitted(self, key: str, value: str, limit: int) -> str:
+        if len(value) <= limit:
+            return value
+        name = f"long/{re.sub(r'[^-.0-9A-Za-z_]', '_', key)}.txt"
+        with self._errors():
+            self.client.log_text(self.run_id, value, name)
+        more = f"… (cut; whole in the artifact {name})"
+        return value[: limit - len(more)] + more
+
+    def _errors(self) -> Any:
+        return tracking_errors(f"run {self.run_id} must be writable")
+
+
+def start_run(
+    client: "MlflowClient",
+    experiment_id: str,
+    name: str,
+    *,
+    kind: str,
+    parent: Run | None = None,
+    tags: Mapping[str, object] | None = None,
+    start_ms: int | None = None,
+) -> Run:
+    """Begin a run.
+
+    Args:
+        client: of the store.
+        experiment_id: where the run belongs.
+        name: shown in MLflow's UI.
+        kind: `tuning`, `trial` or `evaluation`; written as the tag `KIND`.
+        parent: the run that this one is a part of.
+        tags: further tags.
+        start_ms: when it began, in milliseconds since 1970; None is now.
+
+    Raises:
+        TrackingError: the store fails.
+    """
+    written: dict[str, object] = {KIND: kind, **(tags or {})}
+    if parent is None:
+        written |= environment_tags()
+    else:
+        written[PARENT] = parent.run_id
+    fitting = {fit_name(key): text(value)[:MAX_TAG] for key, value in written.items() if value is not None}
+    with tracking_errors("a run must be begun"):
+        start_ms = start_ms or time.time_ns() // 1_000_000
+        created = client.create_run(experiment_id, start_time=start_ms, tags=fitting, run_name=name)
+    return Run(client, str(created.info.run_id), start_ms, [])
+
+
+def find_study(client: "MlflowClient", experiment_id: str, study: str, run_id: str | None = None) -> Run | None:
+    """Find the newest tuning run of a study in an experiment, or the one of an id; None where there is none.
+
+    Raises:
+        TrackingError: the store fails.
+    """
+    with tracking_errors("runs must be readable"):
+        found = client.search_runs(
+            [experiment_id],
+            f"tags.`{KIND}` = 'tuning' and tags.study = \"{study_tag(study)}\""
+            + ("" if run_id is None else f" and attributes.run_id = '{run_id}'"),
+            max_results=1,
+            order_by=["attributes.start_time DESC"],
+        )
+    if not found:
+        return None
+    return Run(client, str(found[0].info.run_id), found[0].info.start_time, table_names(found[0].data.tags))
+
+
+def table_names(tags: Mapping[str, str]) -> list[str]:
+    """Read the names of a run's tables from its tags."""
+    return [entry["path"] for entry in json.loads(tags.get(TABLES, "[]"))]
+
+
+def study_tag(study: str) -> str:
+    """Write a study's name as a tag that MLflow's search can quote: it knows no escape."""
+    return study.replace('"', "'")
+
+
+def environment_tags() -> dict[str, object]:
+    """Tell who ran what, with MLflow's own tags and one a package version."""
+    tags: dict[str, object] = {
+        "mlflow.user": user_name(),
+        "mlflow.source.name": "sparsetune",
+        "mlflow.source.type": "LOCAL",
+    }
+    commit = git_commit()
+    if commit is not None:
+        tags["mlflow.source.git.commit"] = commit
+    return tags | {f"version.{package}": version for package, version in versions().items()}
+
+
+def metric_entries(metrics: Mapping[str, float | None], step: int = 0) -> "list[Metric]":
+    """Make MLflow's metrics of a mapping, all of now; None is left out."""
+    from mlflow.entities import Metric
+
+    now = time.time_ns() // 1_000_000
+    return [Metric(fit_name(key), float(value), now, step) for key, value in metrics.items() if value is not None]
+
+
+def text(value: object) -> str:
+    """Write a value as MLflow shows it: booleans in lower case, sequences joined by commas."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    if isinstance(value, Iterable) and not isinstance(value, str | Mapping):
+        return ", ".join(text(item) for item in value)
+    return str(value)
+
+
+def fit_name(name: str) -> str:
+    """Make a name that MLflow takes: other characters become `_`, and the end of a long one is cut."""
+    return re.sub(r"[^-/.0-9A-Za-z_ ]", "_", name)[:MAX_NAME]
+
+
+def user_name() -> str:
+    """Give the name of the user who runs this process."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # no such user in a container
+        return "unknown"
+
+
+MAX_DIGEST = 36
+"""MLflow's limit."""
+
+
+def prompt_set(prompts: Sequence[str], file: str | None, context: Literal["tuning", "evaluation"]) -> "DatasetInput":
+    """DescribeSession prompts as a data set; its digest begins as `hash_prompts` of them does.
+
+    Args:
+        prompts: in order.
+        file: where they come from; None where that isn't known.
+        context: what they are used for, shown in MLflow's UI.
+    """
+    whole = hash_prompts(prompts)
+    return dataset_input(
+        Dataset(
+            name=f"{context} prompts",
+            digest=whole[:MAX_DIGEST],
+            source_type="local",
+            source=json.dumps({"uri": file or "unknown"}),
+            profile=json.dumps({"num_rows": len(prompts), "prompts_hash": whole}),
+            context=context,
+        )
+    )

@@ -1,0 +1,1 @@
+"""Calibration: what thresholds do to attention calls, measured in dense renderings."""

@@ -1,0 +1,200 @@
+"""Calibrated curves: what each point of a grid of thresholds costs each head in error, and earns in sparsity."""
+
+import json
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sparsetune.attention.schedule import DenseSchedule
+from sparsetune.attention.thresholds import HeadThresholds, Rule
+from sparsetune.errors import ThresholdError, TuningError
+from sparsetune.files import atomic_path
+
+UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, SyntaxError, tokenize.TokenError,
+    zipfile.BadZipFile, zlib.error, ThresholdError,
+)  # fmt: skip
+"""What NumPy, zipfile and json raise on damaged files, and what our own types raise on their contents."""
+
+
+def write_table(path: Path, schema_version: int, about: Mapping[str, Any], **arrays: Any) -> None:
+    """Write arrays and what is to be said about them; whole or not at all."""
+    text = json.dumps({"schema_version": schema_version, **about})
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays, about=np.array(text))
+
+
+def read_table(path: Path, schema_version: int, *names: str) -> tuple[dict[str, Any], list[Any]]:
+    """Read what `write_table` wrote: what is said about the arrays, and those of these names.
+
+    Raises:
+        UNREADABLE: the file is damaged, or has another `schema_version`.
+    """
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        about = json.loads(str(file["about"]))
+        if about.pop("schema_version") != schema_version:
+            raise ValueError("another version's schema")
+        return about, [file[name] for name in names]
+
+
+Array = npt.NDArray[np.float32]
+
+SCHEMA_VERSION = 2
+
+_CDFS = tuple(round(1.0 - 2.0 ** (-place / 2), 6) for place in range(21))
+"""Error goes with the probability that is left out, 1 − cdfthreshd: each point leaves out √2 less than the last."""
+
+_TOPKS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_SIMS = (-1.0, 0.3)
+
+
+def grid(rules: Sequence[Rule]) -> tuple[HeadThresholds, ...]:
+    """List the thresholds to measure: every simthreshd1 with every cdfthreshd, and topk without a similarity rule.
+
+    The cdf rule's come first, whether it is asked for or not: sensitivity is probed with one of them.
+
+    Args:
+        rules: mask rules that are searched.
+    """
+    points = {
+        "cdf": [HeadThresholds(simthreshd1=sim, cdfthreshd=cdf) for sim in _SIMS for cdf in _CDFS],
+        "topk": [HeadThresholds(simthreshd1=-1.0, topk=topk) for topk in _TOPKS],
+    }
+    wanted: list[Rule] = ["cdf", *(rule for rule in rules if rule != "cdf")]
+    return tuple(point for rule in wanted for point in points[rule])
+
+
+class Arrangement(NamedTuple):
+    """How a sequence is cut into blocks, and which key blocks are always computed."""
+
+    order: str
+    keep_text: bool
+
+
+@dataclass(frozen=True)
+class Curves:
+    """For each arrangement, layer, sampled step and head: error and sparsity at every point of a grid.
+
+    Args:
+        layers: (name, number of heads) of each layer.
+        arrangements: token orders and text rules measured.
+        steps: sampled denoising steps, ascending, of `num_steps`.
+        num_steps: steps of the generation.
+        points: the grid.
+        error: the largest relative L1 error seen, float32 (arrangements, layers, steps, heads, points); NaN for heads
+            that a layer doesn't have.
+        error_rms: the root mean square of that error over the prompts, the same shape.
+        sparsity: mean fraction of block pairs not computed, the same shape.
+        size: mean |o| of the dense output, float32 (layers, steps, heads); NaN as above.
+        num_inputs: prompts measured.
+        select_partial: whether partial last blocks were chosen like any other.
+    """
+
+    layers: tuple[tuple[str, int], ...]
+    arrangements: tuple[Arrangement, ...]
+    steps: tuple[int, ...]
+    num_steps: int
+    points: tuple[HeadThresholds, ...]
+    error: Array
+    error_rms: Array
+    sparsity: Array
+    size: Array
+    num_inputs: int
+    select_partial: bool
+
+    def places(self, orders: Sequence[str] | None, keep_text: bool) -> list[int]:
+        """Give the places of the arrangements with one of these orders (None is any) and this text rule.
+
+        Raises:
+            TuningError: an order wasn't measured so.
+        """
+        measured = [arrangement.order for arrangement in self.arrangements if arrangement.keep_text == keep_text]
+        wanted = measured if orders is None else list(orders)
+        if not wanted or not set(wanted) <= set(measured):
+            raise TuningError(
+                f"orders must be calibrated ones ({', '.join(measured) or 'none'} with keep_text {keep_text}), "
+                f"but are {', '.join(wanted) or 'none'}; name them in --orders"
+            )
+        return [self.arrangements.index(Arrangement(order, keep_text)) for order in wanted]
+
+    def active_steps(self, schedule: DenseSchedule) -> list[int]:
+        """Places of the sampled steps that run sparse; the last one where all of them run dense."""
+        active = [place for place, step in enumerate(self.steps) if not schedule.is_dense(step, self.num_steps)]
+        return active or [len(self.steps) - 1]
+
+    def merged(self, other: "Curves") -> "Curves":
+        """Put the curves of further prompts to these: the largest errors, and means of all else.
+
+        Raises:
+            TuningError: the two measured different things.
+        """
+        same = ("layers", "arrangements", "steps", "num_steps", "points", "select_partial")
+        if differing := [name for name in same if getattr(self, name) != getattr(other, name)]:
+            raise TuningError(
+                f"curves can be merged when they measure the same, but they differ in {', '.join(differing)}"
+            )
+        total = self.num_inputs + other.num_inputs
+
+        def mean(ours: Array, theirs: Array) -> Array:
+            return ((ours * self.num_inputs + theirs * other.num_inputs) / total).astype(np.float32)
+
+        return replace(
+            self,
+            error=np.maximum(self.error, other.error),
+            error_rms=np.sqrt(mean(self.error_rms**2, other.error_rms**2)),
+            sparsity=mean(self.sparsity, other.sparsity),
+            size=mean(self.size, other.size),
+            num_inputs=total,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the curves as .npz: the four arrays as above, `about` a JSON text with the rest."""
+        about: dict[str, Any] = {
+            "layers": self.layers,
+            "arrangements": [arrangement._asdict() for arrangement in self.arrangements],
+            "steps": self.steps,
+            "num_steps": self.num_steps,
+            "num_inputs": self.num_inputs,
+            "select_partial": self.select_partial,
+            "points": [asdict(point) for point in self.points],
+        }
+        write_table(
+            path, SCHEMA_VERSION, about,
+            error=self.error, error_rms=self.error_rms, sparsity=self.sparsity, size=self.size,
+        )  # fmt: skip
+
+    @classmethod
+    def load(cls, path: Path) -> "Curves":
+        """Read curves that `save` wrote.
+
+        Raises:
+            TuningError: the file isn't that.
+        """
+        try:
+            about, arrays = read_table(path, SCHEMA_VERSION, "error", "error_rms", "sparsity", "size")
+            error, error_rms, sparsity, size = arrays
+            return cls(
+                layers=tuple((name, heads) for name, heads in about["layers"]),
+                arrangements=tuple(Arrangement(**each) for each in about["arrangements"]),
+                steps=tuple(about["steps"]),
+                num_steps=about["num_steps"],
+                points=tuple(HeadThresholds(**point) for point in about["points"]),
+                error=error,
+                error_rms=error_rms,
+                sparsity=sparsity,
+                size=size,
+                num_inputs=about["num_inputs"],
+                select_partial=about["select_partial"],
+            )
+        except UNREADABLE as problem:
+            raise TuningError(
+                f"the calibration must be a table that sparsetune wrote, but {path} can't be read as one ({problem}); "
+                "remove it to calibrate again"
+            ) from problem

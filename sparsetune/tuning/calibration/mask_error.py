@@ -1,0 +1,134 @@
+"""What a grid of thresholds would do to one attention call: its error and its sparsity, for all heads at once.
+
+SpargeAttn's own tuner calls a kernel for every head, threshold and bisection step. Here one dense pass over
+sampled queries keeps, for each key block, its share of the softmax's numerator and denominator. The output
+under any block map is then a sum over the blocks of the map: a grid of thresholds costs about as much as the
+dense attention itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsetune.attention.blockmap import BlockShape, PooledBlocks, pool
+from sparsetune.attention.thresholds import HeadThresholds, Rule
+from sparsetune.tuning.calibration.block_sums import BlockSums, block_sums
+
+
+def critical_cuts(pooled_q: PooledBlocks, pooled_k: PooledBlocks, sim: Tensor, keep: range, rule: Rule) -> Tensor:
+    """Find the threshold from which on `select_blocks` takes each pair.
+
+    Args:
+        pooled_q: query blocks.
+        pooled_k: key blocks.
+        sim: simthreshd1 of each head, float32 (heads,).
+        keep: key blocks that are always computed.
+        rule: cdf or topk.
+
+    Returns:
+        float32 (heads, batch · q blocks, k blocks); -inf where the pair is computed whatever the threshold.
+    """
+    similar_q, similar_k = (pooled.similarity > sim[:, None] for pooled in (pooled_q, pooled_k))
+    scores = pooled_q.means @ pooled_k.means.transpose(-1, -2) * pooled_q.means.shape[-1] ** -0.5
+    ranked = scores.masked_fill(~similar_k[..., None, :], -torch.inf).softmax(-1).sort(dim=-1, descending=True)
+    num_blocks = scores.shape[-1]
+    if rule == "cdf":
+        reached = ranked.values.cumsum(-1).float()
+    else:
+        reached = (torch.arange(num_blocks, device=scores.device) + 1.0).div(num_blocks).expand(scores.shape).clone()
+    reached[..., 0] = -torch.inf
+    critical = torch.empty_like(reached).scatter_(-1, ranked.indices, reached)
+    critical = critical.masked_fill_(~(similar_q[..., None] & similar_k[..., None, :]), -torch.inf)
+    critical[..., keep.start : keep.stop] = -torch.inf
+    return critical.transpose(0, 1).flatten(1, 2)
+
+
+_FLOATS_AT_ONCE = 1 << 26
+"""Most floats of block sums held at a time: 256 MiB."""
+
+_POINTS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The effect of each point of a grid on one attention call.
+
+    Args:
+        error: relative L1 error Σ|o − o'| / Σ|o| of each head's output, float32 (heads, points); sums run over the
+            batch, the sampled queries and the channels.
+        sparsity: fraction of block pairs not computed over all query blocks, float32 (heads, points).
+        size: mean |o| of each head's dense output, float32 (heads,).
+    """
+
+    error: Tensor
+    sparsity: Tensor
+    size: Tensor
+
+
+def measure(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    points: Sequence[HeadThresholds],
+    *,
+    blocks: BlockShape,
+    keep: range,
+    scale: float,
+    every: int = 1,
+    select_partial: bool = False,
+) -> Measured:
+    """Measure every point of a grid on one attention call.
+
+    Args:
+        q: (batch, heads, tokens, head_dim), in the token order to measure in; k and v alike.
+        k: see q.
+        v: see q.
+        points: the thresholds; their `pvthreshd` isn't measured.
+        blocks: block shape.
+        keep: key blocks that are always computed.
+        scale: softmax scale.
+        every: the error is measured on every so many query tokens of each query block.
+        select_partial: whether a partial last block is chosen like any other.
+
+    Memory: one slab of heads' block sums (`_FLOATS_AT_ONCE`), and their maps at `_POINTS_AT_ONCE` points.
+    """
+    num_q, num_k = blocks.counts(q.shape[-2], k.shape[-2])
+    floats = q.shape[0] * num_q * num_k * -(-blocks.q // every) * q.shape[-1]
+    slab = max(1, _FLOATS_AT_ONCE // floats)
+    parts = []
+    for head in range(0, q.shape[1], slab):
+        q_, k_, v_ = (x[:, head : head + slab] for x in (q, k, v))
+        sums = block_sums(q_, k_, v_, blocks=blocks, scale=scale, every=every)
+        parts.append(_measure_heads(q_, k_, sums, points, blocks, keep, select_partial))
+    return Measured(*(torch.cat([getattr(part, name) for part in parts]) for name in ("error", "sparsity", "size")))
+
+
+def _measure_heads(
+    q: Tensor,
+    k: Tensor,
+    sums: BlockSums,
+    points: Sequence[HeadThresholds],
+    blocks: BlockShape,
+    keep: range,
+    select_partial: bool,
+) -> Measured:
+    pooled_q = pool(q, blocks.q, None, select_partial)
+    pooled_k = pool(k, blocks.k, k.mean(dim=-2, keepdim=True), select_partial)
+    error = torch.empty(q.shape[1], len(points), device=q.device)
+    sparsity = torch.empty_like(error)
+    for rule, sim in sorted({(point.rule, point.simthreshd1) for point in points}):
+        sims = torch.full((q.shape[1],), sim, device=q.device)
+        critical = critical_cuts(pooled_q, pooled_k, sims, keep, rule)
+        family = [
+            (index, point.cdfthreshd if rule == "cdf" else point.topk)
+            for index, point in enumerate(points)
+            if (point.rule, point.simthreshd1) == (rule, sim)
+        ]
+        for first in range(0, len(family), _POINTS_AT_ONCE):
+            indices, cuts = zip(*family[first : first + _POINTS_AT_ONCE], strict=True)
+            maps = critical.unsqueeze(2) <= torch.tensor(cuts, device=q.device)[:, None]
+            error[:, indices] = sums.errors(maps)
+            sparsity[:, indices] = 1.0 - maps.float().mean(dim=(1, 3))
+    return Measured(error, sparsity, sums.size)

@@ -1,0 +1,241 @@
+"""What a search works with, and what decides its outcome."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sparsetune.attention.backends import Backend, choose_backend
+from sparsetune.attention.policy import Policy
+from sparsetune.attention.thresholds import HeadThresholds
+from sparsetune.checkpoint import hash_prompts
+from sparsetune.config import Config
+from sparsetune.errors import ExecutorError, TuningError
+from sparsetune.evaluation.baseline import BaselineCache
+from sparsetune.evaluation.conditions import baseline_key
+from sparsetune.evaluation.tasks import ScorePrompt
+from sparsetune.executor import Executor, Incident, LocalExecutor, open_executor, run_one
+from sparsetune.executor.session import DescribeSession
+from sparsetune.metrics import Gate, import_metrics
+from sparsetune.models.generation import Frames, Renderer
+from sparsetune.models.prompts import AnyPrompt, load_prompts, texts
+from sparsetune.models.runtime import RuntimeDescription
+from sparsetune.tuning.calibration.curves import Arrangement, grid
+from sparsetune.tuning.events import StudyStarted, TuningListener, tell
+from sparsetune.tuning.search.others import Alone
+from sparsetune.tuning.search.shared import SharedStudy
+
+
+@dataclass(frozen=True)
+class TuningContext:
+    """What a search works with.
+
+    Args:
+        config: the configuration.
+        engine: does the work.
+        rig: what its workers render with.
+        prompts: tune prompts.
+        eval_prompts: prompts that judge the winner.
+        cache: the dense baselines.
+        gate: what the winner must meet on the eval prompts.
+        listeners: told what happens.
+        output_dir: where the winner goes.
+        started: `time.perf_counter()` at the start.
+    """
+
+    config: Config
+    engine: Executor
+    rig: RuntimeDescription
+    prompts: tuple[AnyPrompt, ...]
+    eval_prompts: tuple[AnyPrompt, ...]
+    cache: BaselineCache
+    gate: Gate
+    listeners: tuple[TuningListener, ...]
+    output_dir: Path
+    started: float
+
+    @property
+    def renderer(self) -> Renderer:
+        """The model of this process, with nothing installed on its pipeline.
+
+        Raises:
+            ExecutorError: other processes have it.
+        """
+        if not isinstance(self.engine, LocalExecutor):
+            raise ExecutorError(
+                f"--tuner {self.config.tune.tuner} must have the model in this process, but Ray's workers have it; "
+                "use --engine local"
+            )
+        return self.engine.place.renderer
+
+    @property
+    def backend(self) -> Backend:
+        """The kernel that trials run on, in this process."""
+        return choose_backend(self.config.backend, self.renderer.loaded.device)
+
+    @property
+    def search_gate(self) -> Gate:
+        """The gate that trials must meet: stricter in PSNR by the margin, since other prompts will judge the winner."""
+
+        def raised(bound: float | None) -> float | None:
+            return None if bound is None else bound + self.config.tune.margin_db
+
+        return replace(
+            self.gate,
+            min_psnr=self.gate.min_psnr + self.config.tune.margin_db,
+            min_psnr_worst=raised(self.gate.min_psnr_worst),
+            min_psnr_frame=raised(self.gate.min_psnr_frame),
+        )
+
+    @property
+    def keep_text(self) -> tuple[bool, ...]:
+        """Text rules to choose from."""
+        return {"always": (True,), "never": (False,), "search": (True, False)}[self.config.tune.keep_text]
+
+    @property
+    def arrangements(self) -> tuple[Arrangement, ...]:
+        """Token orders and text rules to calibrate."""
+        return tuple(Arrangement(order, keep) for keep in self.keep_text for order in self.config.tune.orders)
+
+    @property
+    def points(self) -> tuple[HeadThresholds, ...]:
+        """The grid of thresholds to calibrate."""
+        return grid(self.config.tune.rules)
+
+    @property
+    def probe_prompts(self) -> tuple[AnyPrompt, ...]:
+        """Prompts that sensitivity is measured on; none where a search tells neither steps nor layers apart."""
+        tune = self.config.tune
+        wanted = tune.schedule or (tune.space == "budget" and tune.granularity != "global")
+        return self.prompts[: tune.probe_prompts] if wanted else ()
+
+    def start(self, study_name: str, storage: str, n_trials: int, study: SharedStudy | None = None) -> None:
+        """Tell the listeners that a study of these trials begins, or goes on; None is one that no other can work on."""
+        event = StudyStarted(
+            study_name=study_name,
+            storage=storage,
+            config=self.config.model_dump(mode="json"),
+            n_trials=n_trials,
+            num_done=0 if study is None else study.num_done(),
+            prompts=texts(self.prompts),
+            num_steps=self.config.generation.num_inference_steps,
+            output_dir=self.output_dir,
+            num_eval_prompts=len(self.eval_prompts),
+            others=Alone() if study is None else study,
+        )
+        tell(self.listeners, lambda listener: listener.on_study_start(event))
+
+    def score(self, prompt: AnyPrompt, policy: Policy, metrics: tuple[str, ...]) -> ScorePrompt:
+        """Make the task that renders and measures a prompt under a policy."""
+        return ScorePrompt(prompt, policy, self.config.backend, self.config.tune.seed, self.cache, metrics)
+
+    def tell_incident(self, what: object) -> None:
+        """Tell the listeners of an incident; anything else is none of theirs."""
+        if isinstance(what, Incident):
+            incident = what
+            tell(self.listeners, lambda listener: listener.on_incident(incident))
+
+    def has_time(self) -> bool:
+        """Whether `tune.max_minutes` aren't over."""
+        return self.seconds_left != 0.0
+
+    def keep_dense(self, prompt: AnyPrompt, frames: Frames, seconds: float) -> None:
+        """Put a dense video that was rendered on the way into the cache, unless it is there."""
+        self.cache.get_or_render(baseline_key(self.renderer, prompt, self.config.tune.seed), lambda: (frames, seconds))
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until `tune.max_minutes` are over; None without that bound."""
+        if self.config.tune.max_minutes is None:
+            return None
+        return max(0.0, self.config.tune.max_minutes * 60.0 - (time.perf_counter() - self.started))
+
+
+_LAYOUT = 3
+"""Raised whenever trials are kept, or their parameters meant, otherwise: an earlier version's can't be gone on with."""
+
+
+def signature(bench: TuningContext) -> dict[str, Any]:
+    """Name all that the trials of one study share, as JSON values."""
+    config = bench.config
+    shared = ("space", "granularity", "objective", "schedule", "probe_prompts")
+    return (
+        calibration_signature(bench)
+        | {"layout": _LAYOUT}
+        | {name: getattr(config.tune, name) for name in shared}
+        | {"gate": asdict(bench.search_gate)}
+    )
+
+
+def calibration_signature(bench: TuningContext) -> dict[str, Any]:
+    """Name all that decides the calibrated curves, as JSON values."""
+    config, rig = bench.config, bench.rig
+    return {
+        "model": rig.identity.fingerprint,
+        "layers": [[name, heads] for name, heads in rig.layers],
+        "generation": config.generation.model_dump(mode="json"),
+        "scheduler": rig.scheduler,
+        "dtype": rig.dtype,
+        "device": rig.device,
+        "kernel": rig.kernel,
+        "blocks": asdict(rig.blocks),
+        "prompts": hash_prompts(bench.prompts),
+        "seed": config.tune.seed,
+        "arrangements": [list(arrangement) for arrangement in bench.arrangements],
+        "grid": [asdict(point) for point in bench.points],
+        "calibration_steps": config.tune.calibration_steps,
+        "select_partial": config.tune.select_partial,
+    }
+
+
+def digest(value: Mapping[str, Any]) -> str:
+    """Shorten JSON values to 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def open_context(
+    config: Config, output_dir: Path, listeners: Sequence[TuningListener] = (), engine: Executor | None = None
+) -> TuningContext:
+    """Check a configuration, load the model and give what a search works with; its engine is the caller's to close.
+
+    Args:
+        config: the configuration.
+        output_dir: where the winner goes.
+        listeners: told what happens.
+        engine: does the work; None opens the configuration's.
+
+    Raises:
+        PromptError, MetricError, ModelError, BackendError, ExecutorError, TuningError, GenerationError: what was asked
+            for can't be done.
+    """
+    if config.backend == "dense":
+        raise TuningError("tuning must have a backend that can run sparse, but backend is dense; use --backend auto")
+    if config.tune.tuner == "builtin" and config.engine.name != "local":
+        raise ExecutorError(
+            "--tuner builtin must have the model in this process, but --engine is ray; use --engine local, and "
+            "--parallel-tune for the GPUs of this host"
+        )
+    import_metrics(config.eval.metric_modules)
+    prompts = load_prompts(config.tune.prompt_file, config.tune.num_prompts)
+    eval_prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
+    engine = engine or open_executor(config, measures_speed=config.tune.objective == "speed")
+    try:
+        rig = run_one(engine, DescribeSession(config.backend)).rig
+    except BaseException:
+        engine.close()
+        raise
+    return TuningContext(
+        config=config,
+        engine=engine,
+        rig=rig,
+        prompts=prompts,
+        eval_prompts=eval_prompts,
+        cache=BaselineCache(config.cache.folder.absolute(), config.cache.max_gb),
+        gate=Gate(**config.gate.model_dump()),
+        listeners=tuple(listeners),
+        output_dir=output_dir,
+        started=time.perf_counter(),
+    )
