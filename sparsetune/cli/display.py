@@ -20,10 +20,9 @@ from sparsetune.evaluation.events import (
     EvaluationStarted,
     PromptDone,
     PromptStarted,
-    StepDone,
 )
 from sparsetune.evaluation.prompt import PromptResult
-from sparsetune.executor import Incident
+from sparsetune.executor import Incident, StepDone
 
 
 class EvaluationFollower(EvaluationListener):

@@ -17,15 +17,12 @@ from sparsetune.cli.live.search_view import search_rows
 from sparsetune.cli.live.time_left import TimeLeft, search_time_left
 from sparsetune.cli.log import Log
 from sparsetune.evaluation.events import EvaluationListener, EvaluationStarted
-from sparsetune.executor import Incident
+from sparsetune.executor import Incident, StepDone
 from sparsetune.tuning.events import (
-    CalibrationStep,
-    ProbeStep,
     StudyStarted,
     TrialPrompt,
     TrialResult,
     TrialStarted,
-    TrialStep,
     TuningListener,
     TuningResult,
 )
@@ -70,21 +67,6 @@ class TuningDisplay(TuningListener):
         self.state = SearchState.begun(event, self.outlet.clock())
         self.outlet.start()
 
-    def on_calibration_step(self, event: CalibrationStep) -> None:
-        """Count a step of the calibration."""
-        if self.state is not None:
-            self.keep(self.state.calibrated(event, self.outlet.clock()))
-
-    def on_refine_step(self, event: CalibrationStep) -> None:
-        """Count a step of the search of every head's thresholds."""
-        if self.state is not None:
-            self.keep(self.state.refined(event, self.outlet.clock()))
-
-    def on_probe_step(self, event: ProbeStep) -> None:
-        """Count a step of a sensitivity probe."""
-        if self.state is not None:
-            self.keep(self.state.probed(event, self.outlet.clock()))
-
     def on_trial_start(self, event: TrialStarted) -> None:
         """Take a trial up."""
         if self.state is None:
@@ -98,10 +80,10 @@ class TuningDisplay(TuningListener):
             worker=event.worker,
         )
 
-    def on_step(self, event: TrialStep) -> None:
-        """Count a step of a trial."""
+    def on_step(self, event: StepDone) -> None:
+        """Count a step."""
         if self.state is not None:
-            self.keep(self.state.trial_stepped(event, self.outlet.clock()))
+            self.keep(self.state.stepped(event, self.outlet.clock()))
 
     def on_prompt(self, event: TrialPrompt) -> None:
         """Keep what a prompt of a trial came to."""

@@ -23,7 +23,6 @@ from sparsetune.evaluation.events import (
     Listeners,
     PromptDone,
     PromptStarted,
-    StepDone,
 )
 from sparsetune.evaluation.outputs import OutputFolder, telling_prompts
 from sparsetune.evaluation.report_markdown import report_markdown
@@ -37,7 +36,7 @@ from sparsetune.executor import (
     ModelSession,
     Side,
     Started,
-    Stepped,
+    StepDone,
     open_executor,
     run_all,
     run_one,
@@ -262,8 +261,8 @@ class _Run:
             given, seed = as_prompt(self.tasks[index].prompt), self.tasks[index].seed
             seed = seed if given.seed is None else given.seed
             self.listener.on_prompt_start(PromptStarted(index, len(self.tasks), given.text, seed, event.worker))
-        elif isinstance(what, Stepped):
-            self.listener.on_step(StepDone(index, what.side, what.step, what.num_steps, what.cached, event.worker))
+        elif isinstance(what, StepDone):
+            self.listener.on_step(replace(what, index=index, num_renderings=len(self.tasks), worker=event.worker))
 
     def _assembled(self, judged: Sequence[JudgedPrompt]) -> EvaluationResult:
         rows = tuple(prompt.row for prompt in judged)

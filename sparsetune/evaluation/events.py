@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparsetune.evaluation.prompt import PromptResult
     from sparsetune.evaluation.result import EvaluationResult
-    from sparsetune.executor import Incident, Side, Worker
+    from sparsetune.executor import Incident, Side, StepDone, Worker
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,6 @@ class PromptStarted:
     num_prompts: int
     prompt: str
     seed: int
-    worker: "Worker | None" = None
-
-
-@dataclass(frozen=True)
-class StepDone:
-    """Denoising step `step` of `num_steps` of one rendering is done; `step` counts from 1.
-
-    A dense video that comes from the cache emits one event with `cached` true and `step == num_steps`.
-    """
-
-    index: int
-    side: "Side"
-    step: int
-    num_steps: int
-    cached: bool = False
     worker: "Worker | None" = None
 
 
@@ -113,7 +98,7 @@ class EvaluationListener:
     def on_prompt_start(self, event: PromptStarted) -> None:
         """A prompt begins."""
 
-    def on_step(self, event: StepDone) -> None:
+    def on_step(self, event: "StepDone") -> None:
         """A denoising step is done."""
 
     def on_prompt(self, event: PromptDone) -> None:
@@ -145,7 +130,7 @@ class Listeners(EvaluationListener):
         for listener in self._listeners:
             listener.on_prompt_start(event)
 
-    def on_step(self, event: StepDone) -> None:
+    def on_step(self, event: "StepDone") -> None:
         """Tell every listener."""
         for listener in self._listeners:
             listener.on_step(event)

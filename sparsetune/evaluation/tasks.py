@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 from sparsetune.evaluation.prompt import evaluate_prompt
-from sparsetune.executor import Side, Stepped
+from sparsetune.executor import Phase, Side, StepDone
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ScorePrompt:
     metrics: tuple[str, ...]
 
     def run(self, place: ModelSession, emit: Emit) -> PromptResult:
-        """Render and measure; every step is told as `Stepped`.
+        """Render and measure; every step is told as `StepDone`.
 
         Raises:
             GenerationError: out of memory, or the frames are NaN or black.
@@ -57,18 +57,18 @@ class ScorePrompt:
         """
         handle = place.sparse(self.policy, self.backend)
         result = evaluate_prompt(
-            place.renderer, handle, self.prompt, self.seed, self.cache, self.metrics, watching(emit)
+            place.renderer, handle, self.prompt, self.seed, self.cache, self.metrics, watching(emit, "trials")
         )
         if result.error is not None:
             raise GenerationError(result.error)
         return result
 
 
-def watching(emit: Emit) -> Watch:
-    """Tell every denoising step as `Stepped`."""
+def watching(emit: Emit, phase: Phase) -> Watch:
+    """Tell every denoising step as `StepDone`."""
 
     def watch(side: Side, step: int, num_steps: int, cached: bool) -> None:
-        emit(Stepped(side, step, num_steps, cached))
+        emit(StepDone(phase, side, step, num_steps, cached=cached))
 
     return watch
 
@@ -120,7 +120,7 @@ class JudgePrompt:
     ladder: bool
 
     def run(self, place: ModelSession, emit: Emit) -> JudgedPrompt:
-        """Render and judge the prompt and write its videos; every step is told as `Stepped`.
+        """Render and judge the prompt and write its videos; every step is told as `StepDone`.
 
         Raises:
             GenerationError: out of memory.
@@ -128,7 +128,7 @@ class JudgePrompt:
         """
         for name in self.metrics:  # a worker that doesn't know a user's own metric says so before it renders
             get(name)
-        handle, watch = place.sparse(self.policy, self.backend, self.break_even), watching(emit)
+        handle, watch = place.sparse(self.policy, self.backend, self.break_even), watching(emit, "trials")
         result, pair = judge(place.renderer, handle, self.prompt, self.seed, self.cache, self.metrics, watch)
         if pair is None:
             return JudgedPrompt(prompt_row(self.index, result), result)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,18 @@ Emit = Callable[[object], None]
 Side = Literal["dense", "sparse", "dense_again", "kernel"]
 """What is being rendered; the last two are rungs of the attribution ladder."""
 
+Phase = Literal["preparation", "calibration", "refinement", "sensitivity", "trials", "evaluation"]
+
+PHASES: Final[tuple[Phase, ...]] = (
+    "preparation",
+    "calibration",
+    "refinement",
+    "sensitivity",
+    "trials",
+    "evaluation",
+)
+"""Phases of a tuning in order: events, displays, costs, records and reports use these names."""
+
 Change = Literal["lost", "joined", "refused", "out of memory"]
 
 
@@ -47,20 +59,32 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Stepped:
-    """A denoising step is done.
+class StepDone:
+    """One denoising step of one rendering is done.
+
+    A task emits it without `index`, `num_renderings`, `trial` and `worker`; who submitted the task adds these.
 
     Args:
+        phase: what the rendering belongs to.
         side: what is rendered; calibration renders dense.
         step: steps done, from 1.
         num_steps: of the rendering.
-        cached: whether the video came from the cache instead, in one step.
+        index: of the rendering or prompt within its phase or trial, from 0.
+        num_renderings: of the phase or trial.
+        cached: whether the video came from the baseline cache instead, in one event with `step == num_steps`.
+        trial: number of the trial; None outside of one.
+        worker: who rendered it; None for this process.
     """
 
+    phase: Phase
     side: Side
     step: int
     num_steps: int
+    index: int = 0
+    num_renderings: int = 1
     cached: bool = False
+    trial: int | None = None
+    worker: Worker | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +111,7 @@ class Event:
     Args:
         ticket: of the task that it works on; None where it is about no task.
         worker: who.
-        what: `Started`, `Stepped`, `Incident`, or a task's own value.
+        what: `Started`, `StepDone`, `Incident`, or a task's own value.
     """
 
     ticket: int | None

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from sparsetune.config import Config
 from sparsetune.errors import TrackingError
-from sparsetune.evaluation.events import EvaluationEnded, EvaluationListener, EvaluationStarted, PromptDone, StepDone
+from sparsetune.evaluation.events import EvaluationEnded, EvaluationListener, EvaluationStarted, PromptDone
+from sparsetune.executor import StepDone
 from sparsetune.tracking.log_evaluation import log_end, log_prompt, log_start
 from sparsetune.tracking.log_report import Reporting
 from sparsetune.tracking.log_study import (
@@ -19,7 +20,7 @@ from sparsetune.tracking.log_study import (
 )
 from sparsetune.tracking.monitor import SystemMonitor
 from sparsetune.tracking.run_logger import MODEL, Run, study_tag
-from sparsetune.tuning.events import StudyStarted, TrialPrompt, TrialResult, TrialStep, TuningListener, TuningResult
+from sparsetune.tuning.events import StudyStarted, TrialPrompt, TrialResult, TuningListener, TuningResult
 from sparsetune.tuning.search.others import Alone, Others
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ class TrackingListener(EvaluationListener, TuningListener):
         else:
             self._begin_evaluation(event)
 
-    def on_step(self, event: StepDone | TrialStep) -> None:
+    def on_step(self, event: StepDone) -> None:
         """Steps aren't recorded."""
 
     def on_prompt(self, event: PromptDone | TrialPrompt) -> None:

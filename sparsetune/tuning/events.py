@@ -10,7 +10,7 @@ from sparsetune.evaluation.compare import Comparison
 from sparsetune.evaluation.events import EvaluationListener
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import EvaluationResult
-from sparsetune.executor import Incident, Worker
+from sparsetune.executor import Incident, StepDone, Worker
 from sparsetune.tuning.search.others import Alone, Others
 
 Parameter = float | int | str | bool
@@ -47,28 +47,6 @@ class StudyStarted:
 
 
 @dataclass(frozen=True)
-class CalibrationStep:
-    """A denoising step of a rendering that is measured on the way is done; `step` counts from 1, `index` from 0."""
-
-    index: int
-    num_prompts: int
-    step: int
-    num_steps: int
-    worker: Worker | None = None
-
-
-@dataclass(frozen=True)
-class ProbeStep:
-    """A denoising step of a sensitivity probe is done; `step` counts from 1, `index`, of the rendering, from 0."""
-
-    index: int
-    num_renderings: int
-    step: int
-    num_steps: int
-    worker: Worker | None = None
-
-
-@dataclass(frozen=True)
 class TrialStarted:
     """Trial `number` begins with these parameters.
 
@@ -80,18 +58,6 @@ class TrialStarted:
     params: Mapping[str, Parameter]
     policy: Policy
     worker: str | None = None
-
-
-@dataclass(frozen=True)
-class TrialStep:
-    """Denoising step `step` of `num_steps` of a trial's prompt `index` is done; `step` counts from 1."""
-
-    number: int
-    index: int
-    num_prompts: int
-    step: int
-    num_steps: int
-    worker: Worker | None = None
 
 
 @dataclass(frozen=True)
@@ -213,20 +179,11 @@ class TuningListener:
     def on_study_start(self, event: StudyStarted) -> None:
         """The first call: nothing was rendered yet."""
 
-    def on_calibration_step(self, event: CalibrationStep) -> None:
-        """A denoising step of the calibration is done, or of SpargeAttn's own search."""
-
-    def on_refine_step(self, event: CalibrationStep) -> None:
-        """A denoising step of a rendering is done on which each head's thresholds are searched."""
-
-    def on_probe_step(self, event: ProbeStep) -> None:
-        """A denoising step of a sensitivity probe is done."""
-
     def on_trial_start(self, event: TrialStarted) -> None:
         """A trial begins."""
 
-    def on_step(self, event: TrialStep) -> None:
-        """A denoising step of a trial is done."""
+    def on_step(self, event: StepDone) -> None:
+        """A denoising step of any phase is done; SpargeAttn's own search counts as calibration."""
 
     def on_prompt(self, event: TrialPrompt) -> None:
         """A prompt of a trial is judged."""

@@ -3,41 +3,24 @@
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, Literal
 
+from sparsetune.executor import PHASES, Phase, StepDone
 from sparsetune.tuning.events import (
-    CalibrationStep,
-    ProbeStep,
     StudyStarted,
     TrialPrompt,
     TrialResult,
     TrialStarted,
-    TrialStep,
     TuningListener,
 )
-
-Phase = Literal["preparation", "calibration", "refinement", "probes", "trials", "judging"]
-
-PHASES: Final[tuple[Phase, ...]] = (
-    "preparation",
-    "calibration",
-    "refinement",
-    "probes",
-    "trials",
-    "judging",
-)
-"""In the order in which a tuning goes through them; one that it skips has no seconds.
-
-`preparation` is the study's opening and what a tuner does before its first rendering, SpargeAttn's own search counted
-in; `trials` holds the sampler's own time and the winner's saving.
-"""
 
 
 class PhaseClock(TuningListener):
     """Adds up the seconds of each phase.
 
     An event of a step comes at the step's end, so the time before it is its phase's; the first trial begins at once,
-    so the time before that is still the phase's before it.
+    so the time before that is still the phase's before it. `preparation` is the study's opening and what a tuner does
+    before its first rendering, SpargeAttn's own search counted in; `trials` holds the sampler's own time and the
+    winner's saving. A phase that is skipped has no seconds.
 
     Args:
         now: a clock in seconds.
@@ -62,26 +45,14 @@ class PhaseClock(TuningListener):
         """The study is open."""
         self._close("preparation")
 
-    def on_calibration_step(self, event: CalibrationStep) -> None:
-        """A step of calibration was done."""
-        self._close("calibration")
-
-    def on_refine_step(self, event: CalibrationStep) -> None:
-        """A step of refining was done."""
-        self._close("refinement")
-
-    def on_probe_step(self, event: ProbeStep) -> None:
-        """A step of a probe was done."""
-        self._close("probes")
-
     def on_trial_start(self, event: TrialStarted) -> None:
         """A trial begins."""
         self._close(self._phase)
         self._phase = "trials"
 
-    def on_step(self, event: TrialStep) -> None:
-        """A step of a trial was done."""
-        self._close("trials")
+    def on_step(self, event: StepDone) -> None:
+        """A step was done."""
+        self._close(event.phase)
 
     def on_prompt(self, event: TrialPrompt) -> None:
         """A prompt of a trial was judged."""
@@ -94,7 +65,7 @@ class PhaseClock(TuningListener):
     def on_winner(self, trial: TrialResult, checkpoint_path: Path) -> None:
         """The winner is saved, and judged next."""
         self._close(self._phase)
-        self._phase = "judging"
+        self._phase = "evaluation"
 
     def _close(self, phase: Phase) -> None:
         now = self._now()

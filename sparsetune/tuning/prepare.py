@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sparsetune.errors import TuningError
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.tasks import ScorePrompt
-from sparsetune.executor import Event, Stepped
+from sparsetune.executor import Event, StepDone
 from sparsetune.files import write_json
 from sparsetune.locks import exclusive
 from sparsetune.tuning.calibration.attention_tap import sample_steps
@@ -16,7 +16,7 @@ from sparsetune.tuning.calibration.calibrate import CalibratePrompt
 from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.calibration.sensitivity import Sensitivity, fit, probes
 from sparsetune.tuning.context import TuningContext, calibration_signature, digest
-from sparsetune.tuning.events import ProbeStep, tell
+from sparsetune.tuning.events import tell
 from sparsetune.tuning.search.allocation import best_order
 from sparsetune.tuning.search.space import num_groups
 from sparsetune.tuning.shared_files import lock_file, measured, share
@@ -55,9 +55,7 @@ def curves_path(bench: TuningContext) -> Path:
 def _calibrated(bench: TuningContext, path: Path) -> Curves:
     """Calibrate on every tune prompt; the dense videos that this renders go to the cache."""
     tasks = {str(index): _calibration(bench, index) for index in range(len(bench.prompts))}
-    return measured(
-        bench, path, Curves.load, tasks, "calibration", lambda listener, step: listener.on_calibration_step(step)
-    )
+    return measured(bench, path, Curves.load, tasks, "calibration")
 
 
 def sampled_steps(bench: TuningContext) -> tuple[int, ...]:
@@ -123,11 +121,11 @@ def _probe(bench: TuningContext, work: Mapping[str, ScorePrompt], results: _Prob
 
     def tell_event(key: str | None, event: Event) -> None:
         what = event.what
-        if key is None or not isinstance(what, Stepped):
+        if key is None or not isinstance(what, StepDone):
             bench.tell_incident(what)
         elif what.side == "sparse":
-            step = ProbeStep(numbers[key], len(work), what.step, what.num_steps, event.worker)
-            tell(bench.listeners, lambda listener: listener.on_probe_step(step))
+            step = replace(what, phase="sensitivity", index=numbers[key], num_renderings=len(work), worker=event.worker)
+            tell(bench.listeners, lambda listener: listener.on_step(step))
 
     share(bench, work, results, results.path, tell_event, "probe")
 

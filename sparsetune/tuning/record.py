@@ -83,7 +83,9 @@ class TuningRecord(_Part):
     closest: int | None = Field(description="Without a winner, the sparse trial that misses the gate by the least.")
     interrupted: bool = Field(description="Whether Ctrl-C ended the search before its time.")
     seconds: Seconds = Field(description="Of this run, from loaded model to judged winner.")
-    seconds_by_phase: dict[str, Seconds] = Field(description="The same by preparation, calibration, probes, …")
+    seconds_by_phase: dict[str, Seconds] = Field(
+        description="The same by phase: preparation, calibration, refinement, sensitivity, trials, evaluation."
+    )
     insight: InsightSection | None
     before: EvaluationResult | None = Field(description="SpargeAttn's default thresholds on the eval prompts.")
     evaluation: EvaluationResult | None = Field(description="The winner on the eval prompts.")

@@ -47,7 +47,6 @@ def refined_policy(bench: TuningContext, curves: Curves) -> Policy:
         Limits.load,
         tasks,
         "refinement",
-        lambda listener, step: listener.on_refine_step(step),
     )
     return limits.policy(start)
 

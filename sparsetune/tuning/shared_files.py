@@ -4,14 +4,14 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from sparsetune.executor import Event, Executor, Stepped, Task, run_all
+from sparsetune.executor import Event, Executor, StepDone, Task, run_all
 from sparsetune.locks import exclusive, exclusive_if_free
 from sparsetune.tuning.context import TuningContext, digest
-from sparsetune.tuning.events import CalibrationStep, TuningListener, tell
+from sparsetune.tuning.events import tell
 from sparsetune.tuning.search.runner import TimeIsUp
 
 POLL_SECONDS = 0.5
@@ -152,7 +152,6 @@ def measured(
     load: Callable[[Path], T],
     tasks: Mapping[str, Task[T]],
     name: str,
-    listen: Callable[[TuningListener, CalibrationStep], None],
 ) -> T:
     """Give the table that all prompts come to, measured as far as no run with the same settings has.
 
@@ -162,7 +161,6 @@ def measured(
         load: reads a table; raises TuningError where it is damaged.
         tasks: of each prompt, by its number.
         name: what a prompt's is called, e.g. `calibration`.
-        listen: tells a listener of a step.
 
     Raises:
         TimeIsUp: `tune.max_minutes` ended first; what was measured is kept.
@@ -172,9 +170,9 @@ def measured(
 
     def tell_event(key: str | None, event: Event) -> None:
         what = event.what
-        if key is not None and isinstance(what, Stepped):
-            step = CalibrationStep(int(key), len(tasks), what.step, what.num_steps, event.worker)
-            tell(bench.listeners, lambda listener: listen(listener, step))
+        if key is not None and isinstance(what, StepDone):
+            step = replace(what, index=int(key), num_renderings=len(tasks), worker=event.worker)
+            tell(bench.listeners, lambda listener: listener.on_step(step))
         else:
             bench.tell_incident(what)
 

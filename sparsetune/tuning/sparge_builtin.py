@@ -24,10 +24,11 @@ from sparsetune.attention.unmask import UnmaskedCall, plain_call
 from sparsetune.checkpoint import read_sparge_pt
 from sparsetune.checkpoint.policy_file import from_columns
 from sparsetune.errors import TuningError
+from sparsetune.executor import StepDone
 from sparsetune.files import atomic_path
 from sparsetune.models.families import attention_sites
 from sparsetune.tuning.context import TuningContext
-from sparsetune.tuning.events import CalibrationStep, tell
+from sparsetune.tuning.events import tell
 from sparsetune.tuning.sparge_pool import check_gpus, parallel_tuning
 
 CONTRACT = {
@@ -145,8 +146,8 @@ class _Search:
 
         def on_step(step: int, num_steps: int) -> None:
             self._check(self._refused)  # before days are spent
-            event = CalibrationStep(index, len(bench.prompts), step, num_steps)
-            tell(bench.listeners, lambda listener: listener.on_calibration_step(event))
+            event = StepDone("calibration", "dense", step, num_steps, index, len(bench.prompts))
+            tell(bench.listeners, lambda listener: listener.on_step(event))
 
         rendering = bench.renderer.render(prompt, seed, on_step)
         self._check(self._modules)

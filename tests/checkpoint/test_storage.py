@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from sparsetune import files as folders
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
@@ -18,7 +19,6 @@ from sparsetune.checkpoint import (
     Manifest,
     convert,
     difference,
-    folders,
     load_checkpoint,
     save_checkpoint,
 )

@@ -11,8 +11,9 @@ from sparsetune.cli.display import EvaluationDisplay
 from sparsetune.cli.live.outlet import can_be_live
 from sparsetune.cli.log import JsonLog, Log, TextLog
 from sparsetune.cli.terminal import SteadyConsole
-from sparsetune.evaluation.events import EvaluationEnded, EvaluationStarted, PromptDone, PromptStarted, StepDone
+from sparsetune.evaluation.events import EvaluationEnded, EvaluationStarted, PromptDone, PromptStarted
 from sparsetune.evaluation.prompt import PromptResult
+from sparsetune.executor import StepDone
 from tests.cli.live.events import FakeClock, judged
 from tests.cli.live.screen import PseudoTerminal
 from tests.tracking.conftest import make_result
@@ -30,10 +31,10 @@ def watch(log: Log, result: PromptResult, seconds: float = 1.0, console: Console
     display = EvaluationDisplay(log, "eval demo", console or Console(file=io.StringIO()), time)
     display.on_start(EvaluationStarted({}, ("a red circle", "b"), 10, ("dense", "sparse"), ("psnr",)))
     display.on_prompt_start(PromptStarted(0, 2, "a red circle", 1))
-    display.on_step(StepDone(0, "dense", 10, 10, cached=True))
+    display.on_step(StepDone("evaluation", "dense", 10, 10, 0, 4, cached=True))
     for step in range(1, 11):
         time.now += seconds
-        display.on_step(StepDone(0, "sparse", step, 10))
+        display.on_step(StepDone("evaluation", "sparse", step, 10, 0, 4))
     display.on_prompt(PromptDone(0, 2, result, {"dense": Path("x.mp4")}))
     display.on_prompt_start(PromptStarted(1, 2, "b", 1))
     display.on_end(EvaluationEnded(make_result(), (result,)))
@@ -109,7 +110,7 @@ def test_a_terminal_gets_the_view_in_colours_unless_told_not_to(variable: str, c
     display = EvaluationDisplay(TextLog(), "eval demo", console, FakeClock())
     display.on_start(EvaluationStarted({}, ("a red circle", "b"), 10, ("dense", "sparse"), ("psnr",)))
     display.on_prompt_start(PromptStarted(0, 2, "a red circle", 1))
-    display.on_step(StepDone(0, "sparse", 5, 10))
+    display.on_step(StepDone("evaluation", "sparse", 5, 10, 0, 4))
     display.on_failure(KeyboardInterrupt())
     screen = terminal.read()
     terminal.close()

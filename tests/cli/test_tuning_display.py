@@ -10,8 +10,9 @@ from sparsetune.cli.log import JsonLog, Log, TextLog
 from sparsetune.cli.terminal import SteadyConsole
 from sparsetune.cli.tuning_display import TuningDisplay, outcome_text
 from sparsetune.cli.tuning_text import outcome_dict, tuning_text
-from sparsetune.evaluation.events import PromptDone, PromptStarted, StepDone
-from sparsetune.tuning.events import CalibrationStep, ProbeStep, TrialResult, TuningResult
+from sparsetune.evaluation.events import PromptDone, PromptStarted
+from sparsetune.executor import StepDone
+from sparsetune.tuning.events import TrialResult, TuningResult
 from tests.cli.live.events import FakeClock, evaluation, judged, prompt, start, step, study
 from tests.cli.live.events import result as trial
 from tests.cli.live.screen import PseudoTerminal
@@ -30,8 +31,8 @@ def watch(log: Log, console: Console | None = None) -> TuningDisplay:
     time = FakeClock()
     display = TuningDisplay(log, console or Console(file=io.StringIO()), time)
     display.on_study_start(study(n_trials=3, num_done=1))
-    display.on_calibration_step(CalibrationStep(0, 1, 10, 10))
-    display.on_probe_step(ProbeStep(0, 1, 10, 10))
+    display.on_step(StepDone("calibration", "dense", 10, 10, 0, 1))
+    display.on_step(StepDone("sensitivity", "sparse", 10, 10, 0, 1))
     for number in (1, 2):
         display.on_trial_start(start(number, f"gpu-{number}:cuda:0"))
     for at in range(1, 11):
@@ -47,7 +48,7 @@ def watch(log: Log, console: Console | None = None) -> TuningDisplay:
     (listener,) = display.evaluation_listeners()
     listener.on_start(evaluation(prompts=1))
     listener.on_prompt_start(PromptStarted(0, 1, "a red circle", 1))
-    listener.on_step(StepDone(0, "sparse", 1, 10))
+    listener.on_step(StepDone("evaluation", "sparse", 1, 10, 0, 4))
     listener.on_prompt(PromptDone(0, 1, judged()))
     return display
 
@@ -126,8 +127,8 @@ def test_outcome_without_a_winner_says_so() -> None:
 def test_refining_is_a_phase_of_calibrate(capsys: pytest.CaptureFixture[str]) -> None:
     display = TuningDisplay(TextLog(), Console(file=io.StringIO()), FakeClock())
     display.on_study_start(study(n_trials=1, tuner="calibrate"))
-    display.on_calibration_step(CalibrationStep(0, 1, 10, 10))
-    display.on_refine_step(CalibrationStep(0, 1, 1, 10))
+    display.on_step(StepDone("calibration", "dense", 10, 10, 0, 1))
+    display.on_step(StepDone("refinement", "dense", 1, 10, 0, 1))
     assert capsys.readouterr().err.splitlines()[1:] == [
         "calibrating on the tune prompts",
         "searching every head's thresholds on the tune prompts",

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 
 from sparsetune.errors import GenerationError
-from sparsetune.executor import Event, ModelSession, Started, Stepped, run_all, run_one
+from sparsetune.executor import Event, ModelSession, Started, StepDone, run_all, run_one
 from tests.executor.engines import FakeExecutor
 
 
@@ -12,7 +12,7 @@ class Square:
     number: int
 
     def run(self, place: ModelSession, emit) -> int:
-        emit(Stepped("sparse", 1, 1))
+        emit(StepDone("trials", "sparse", 1, 1))
         if self.number < 0:
             raise GenerationError("a number must be positive")
         return self.number**2
@@ -26,7 +26,7 @@ def test_tasks_come_back_with_their_place_whoever_ends_first() -> None:
     assert [place for place, _ in outcomes] != list(range(7))
     assert engine.most_in_hand == 3
     for place in range(7):
-        assert [type(event.what) for at, event in told if at == place] == [Started, Stepped]
+        assert [type(event.what) for at, event in told if at == place] == [Started, StepDone]
 
 
 def test_nothing_is_handed_out_once_there_is_no_time_left() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsetune.executor import Incident
+from sparsetune.executor import Incident, StepDone
 from sparsetune.tuning import TuningListener, TuningResult, tune
-from sparsetune.tuning.events import TrialResult, TrialStep
+from sparsetune.tuning.events import TrialResult
 from tests.executor.test_ray import SMALL, config
 
 ray = pytest.importorskip("ray", reason="the extra ray isn't installed")
@@ -51,7 +51,7 @@ class Mover(TuningListener):
         self.incidents: list[Incident] = []
         self.trials: list[TrialResult] = []
 
-    def on_step(self, event: TrialStep) -> None:
+    def on_step(self, event: StepDone) -> None:
         if self.left is None and event.number == 1 and event.worker is not None:
             self.left = event.worker.index
             (gone,) = [node for node in self.cluster.worker_nodes if raylet(node) == parent(event.worker.pid)]

@@ -19,11 +19,11 @@ from sparsetune.config import Config
 from sparsetune.errors import ExecutorError, GenerationError, OutOfMemoryError
 from sparsetune.evaluation.evaluate import evaluate_config
 from sparsetune.evaluation.result import EvaluationResult
-from sparsetune.executor import Emit, Event, Executor, Incident, ModelSession, Started, Stepped, open_executor, run_all
+from sparsetune.executor import Emit, Event, Executor, Incident, ModelSession, Started, StepDone, open_executor, run_all
 from sparsetune.models.pipelines import demo_config
 from sparsetune.tuning import TuningListener, TuningResult, tune
 from sparsetune.tuning.calibration.curves import Curves
-from sparsetune.tuning.events import TrialResult, TrialStep
+from sparsetune.tuning.events import TrialResult
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +78,7 @@ class Answer:
     how: str = ""
 
     def run(self, place: ModelSession, emit: Emit) -> tuple[int, int]:
-        emit(Stepped("sparse", 1, 1))
+        emit(StepDone("trials", "sparse", 1, 1))
         if self.mark is not None and (self.how == "always" or not self.mark.exists()):
             self.mark.touch()
             if self.how == "memory":
@@ -169,7 +169,7 @@ class Killer(TuningListener):
         self.incidents: list[Incident] = []
         self.trials: list[TrialResult] = []
 
-    def on_step(self, event: TrialStep) -> None:
+    def on_step(self, event: StepDone) -> None:
         if self.killed is None and event.number == 1 and event.worker is not None:
             self.killed = event.worker.pid
             os.kill(event.worker.pid, signal.SIGKILL)

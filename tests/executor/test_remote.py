@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sparsetune.errors import GenerationError, ModelError
-from sparsetune.executor import Emit, ModelSession, Started, Stepped
+from sparsetune.executor import Emit, ModelSession, Started, StepDone
 from sparsetune.executor.remote_worker import Ended, LogRecord, RemoteWorker, absolute, deciding_versions
 from sparsetune.models.pipelines import demo_config
 
@@ -22,7 +22,7 @@ class Steps:
 
     def run(self, place: ModelSession, emit: Emit) -> int:
         for step in range(self.number):
-            emit(Stepped("sparse", step + 1, self.number))
+            emit(StepDone("trials", "sparse", step + 1, self.number))
         logging.getLogger("sparsetune.test").warning("said")
         if self.problem is not None:
             raise self.problem
@@ -33,7 +33,7 @@ class Steps:
 class Endless:
     def run(self, place: ModelSession, emit: Emit) -> None:
         while True:
-            emit(Stepped("sparse", 1, 2))
+            emit(StepDone("trials", "sparse", 1, 2))
             time.sleep(0.01)
 
 
@@ -53,7 +53,7 @@ def test_it_says_who_it_is(worker: RemoteWorker) -> None:
 
 def test_what_a_task_tells_comes_in_order_and_its_end_last(worker: RemoteWorker) -> None:
     told = list(worker.run(1, Steps(2)))
-    assert told[:3] == [Started(), Stepped("sparse", 1, 2), Stepped("sparse", 2, 2)]
+    assert told[:3] == [Started(), StepDone("trials", "sparse", 1, 2), StepDone("trials", "sparse", 2, 2)]
     assert told[3:] == [LogRecord("sparsetune.test", logging.WARNING, "said"), Ended(2)]
     assert pickle.loads(pickle.dumps(told)) == told
 

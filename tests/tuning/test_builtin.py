@@ -28,7 +28,7 @@ from sparsetune.config import Config
 from sparsetune.errors import TuningError
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.conditions import baseline_key
-from sparsetune.executor import LocalExecutor, ModelSession
+from sparsetune.executor import LocalExecutor, ModelSession, StepDone
 from sparsetune.metrics import Gate
 from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import LoadedModel, load_pipeline
@@ -36,7 +36,7 @@ from sparsetune.models.pipelines import demo_config
 from sparsetune.models.runtime import describe
 from sparsetune.tuning import sparge_builtin as builtin
 from sparsetune.tuning.context import TuningContext
-from sparsetune.tuning.events import CalibrationStep, TuningListener
+from sparsetune.tuning.events import TuningListener
 from sparsetune.tuning.sparge_builtin import CONTRACT, check_builtin, checkpoint_file, run_builtin
 from sparsetune.tuning.sparge_pool import KeepingPool
 from tests.tuning import sparge_package
@@ -46,9 +46,9 @@ SMALL = {"generation.num_frames": 9, "generation.num_inference_steps": 2, "model
 
 class Steps(TuningListener):
     def __init__(self) -> None:
-        self.told: list[CalibrationStep] = []
+        self.told: list[StepDone] = []
 
-    def on_calibration_step(self, event: CalibrationStep) -> None:
+    def on_step(self, event: StepDone) -> None:
         self.told.append(event)
 
 
@@ -94,7 +94,7 @@ def bench_maker(demo: LoadedModel, folder: Path) -> MakeBench:
 class Searched:
     bench: TuningContext
     policy: Policy
-    steps: list[CalibrationStep]
+    steps: list[StepDone]
     printed: str
     made: tuple[sparge_package.SparseAttentionMeansim, ...]
 
@@ -139,7 +139,9 @@ def test_the_search_ends_in_a_policy_and_its_own_file(searched: Searched) -> Non
 
 
 def test_every_call_of_every_layer_was_searched(searched: Searched) -> None:
-    assert searched.steps == [CalibrationStep(prompt, 2, step, 2) for prompt in (0, 1) for step in (1, 2)]
+    assert searched.steps == [
+        StepDone("calibration", "dense", step, 2, prompt, 2) for prompt in (0, 1) for step in (1, 2)
+    ]
     assert {(module.l1, module.pv_l1) for module in searched.made} == {(0.06, 0.065)}
     assert {module.num_data_passed for module in searched.made} == {4}
     assert not any(any(module.parallel) for module in searched.made)

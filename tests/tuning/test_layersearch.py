@@ -12,8 +12,8 @@ from sparsetune.attention.blockmap import BlockShape
 from sparsetune.attention.ordering import TokenLayout
 from sparsetune.attention.thresholds import PVTHRESHD_OFF, Rule, ThresholdTensors
 from sparsetune.bench.latency import video_like
+from sparsetune.tuning.calibration import threshold_search as layersearch
 from sparsetune.tuning.calibration.bounded_policy import Bounds
-from sparsetune.tuning.calibration.calibrate import threshold_search as layersearch
 from sparsetune.tuning.calibration.threshold_search import Cuts, lowest_cuts
 
 BLOCKS = BlockShape(q=32, k=16)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from sparsetune.attention.backends import ReferenceBackend
 from sparsetune.attention.blockmap import SPARGE_BLOCKS, SPARGE_BLOCKS_SM90, BlockShape
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
-from sparsetune.tuning.calibration.calibrate import mask_error as module
+from sparsetune.tuning.calibration import mask_error as module
 from sparsetune.tuning.calibration.mask_error import measure
 from tests.attention.conftest import structured
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sparsetune.tuning.events import CalibrationStep, ProbeStep, TrialStep
+from sparsetune.executor import StepDone
 from sparsetune.tuning.phases import PHASES, PhaseClock
 
 
@@ -23,12 +23,12 @@ def test_time_belongs_to_the_phase_whose_event_ends_it() -> None:
     unused: Any = None
     events = [
         (1.0, lambda: clock.on_study_start(unused)),
-        (5.0, lambda: clock.on_calibration_step(CalibrationStep(0, 1, 1, 2))),
-        (5.0, lambda: clock.on_calibration_step(CalibrationStep(0, 1, 2, 2))),
-        (4.0, lambda: clock.on_refine_step(CalibrationStep(0, 1, 1, 1))),
-        (7.0, lambda: clock.on_probe_step(ProbeStep(0, 1, 1, 1))),
+        (5.0, lambda: clock.on_step(StepDone("calibration", "dense", 1, 2, 0, 1))),
+        (5.0, lambda: clock.on_step(StepDone("calibration", "dense", 2, 2, 0, 1))),
+        (4.0, lambda: clock.on_step(StepDone("refinement", "dense", 1, 1, 0, 1))),
+        (7.0, lambda: clock.on_step(StepDone("sensitivity", "sparse", 1, 1, 0, 1))),
         (2.0, lambda: clock.on_trial_start(unused)),  # what the last probe's video took to be judged
-        (20.0, lambda: clock.on_step(TrialStep(0, 0, 1, 1, 1))),
+        (20.0, lambda: clock.on_step(StepDone("trials", "sparse", 1, 1, trial=0))),
         (1.0, lambda: clock.on_prompt(unused)),
         (1.0, lambda: clock.on_trial(unused)),
         (0.5, lambda: clock.on_winner(unused, Path())),
@@ -38,7 +38,8 @@ def test_time_belongs_to_the_phase_whose_event_ends_it() -> None:
         hands.now += seconds
         happens()
     assert clock.stop() == {
-        "preparation": 1.0, "calibration": 10.0, "refinement": 4.0, "probes": 9.0, "trials": 22.5, "judging": 30.0
+        "preparation": 1.0, "calibration": 10.0, "refinement": 4.0, "sensitivity": 9.0, "trials": 22.5,
+        "evaluation": 30.0,
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from sparsetune.attention.unmask import UnmaskedCall
 from sparsetune.checkpoint import load_checkpoint
 from sparsetune.config import Config
 from sparsetune.errors import TuningError
-from sparsetune.executor import run_one
+from sparsetune.executor import StepDone, run_one
 from sparsetune.models.pipelines import demo_config
 from sparsetune.tuning import tune
 from sparsetune.tuning.calibration.attention_tap import in_order, render_watched
@@ -24,7 +24,7 @@ from sparsetune.tuning.calibration.bounded_policy import Bounds
 from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.calibration.refine import Limits, RefinePrompt
 from sparsetune.tuning.context import TuningContext, open_context
-from sparsetune.tuning.events import CalibrationStep, TuningListener
+from sparsetune.tuning.events import TuningListener
 from sparsetune.tuning.prepare import curves_path, prepare, sampled_steps
 from sparsetune.tuning.refinement import limits_path, refined_policy, start_of
 from sparsetune.tuning.reproduce import config_from_manifest
@@ -58,14 +58,14 @@ class Recorder(TuningListener):
     """Keeps the steps."""
 
     def __init__(self) -> None:
-        self.calibrated: list[CalibrationStep] = []
-        self.refined: list[CalibrationStep] = []
+        self.calibrated: list[StepDone] = []
+        self.refined: list[StepDone] = []
 
-    def on_calibration_step(self, event: CalibrationStep) -> None:
-        self.calibrated.append(event)
-
-    def on_refine_step(self, event: CalibrationStep) -> None:
-        self.refined.append(event)
+    def on_step(self, event: StepDone) -> None:
+        if event.phase == "calibration":
+            self.calibrated.append(event)
+        elif event.phase == "refinement":
+            self.refined.append(event)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,9 @@ def test_orders_and_similarity_thresholds_are_those_of_the_start(place: Place) -
 
 def test_steps_are_told_and_the_limits_kept(place: Place) -> None:
     assert place.recorder.refined == [
-        CalibrationStep(prompt, 2, step, 2, place.bench.engine.workers[0]) for prompt in (0, 1) for step in (1, 2)
+        StepDone("refinement", "dense", step, 2, prompt, 2, worker=place.bench.engine.workers[0])
+        for prompt in (0, 1)
+        for step in (1, 2)
     ]
     limits = Limits.load(limits_path(place.bench, place.start))
     assert limits.num_inputs == 2 and limits.policy(place.start) == place.policy

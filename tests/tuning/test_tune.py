@@ -8,11 +8,12 @@ from sparsetune.checkpoint import load_checkpoint
 from sparsetune.config import Config
 from sparsetune.errors import ExecutorError, TuningError
 from sparsetune.evaluation.baseline import BaselineCache
+from sparsetune.executor import StepDone
 from sparsetune.models.pipelines import demo_config
 from sparsetune.tuning import tune
 from sparsetune.tuning.calibration.attention_tap import sample_steps
 from sparsetune.tuning.context import open_context
-from sparsetune.tuning.events import CalibrationStep, ProbeStep, StudyStarted, TrialPrompt, TuningListener, TuningResult
+from sparsetune.tuning.events import StudyStarted, TrialPrompt, TuningListener, TuningResult
 
 
 def config(tmp_path: Path, **overrides) -> Config:
@@ -45,11 +46,9 @@ class Recorder(TuningListener):
         self.started = event
         self.names.append("start")
 
-    def on_calibration_step(self, event: CalibrationStep) -> None:
-        self.names.append("calibration")
-
-    def on_probe_step(self, event: ProbeStep) -> None:
-        self.names.append("probe")
+    def on_step(self, event: StepDone) -> None:
+        if event.phase in ("calibration", "sensitivity"):
+            self.names.append(event.phase)
 
     def on_prompt(self, event: TrialPrompt) -> None:
         self.names.append("prompt")
@@ -91,7 +90,7 @@ def test_listeners_are_told_in_order(first) -> None:
     _, recorder, result = first
     assert recorder.started.n_trials == 2
     assert recorder.names[:5] == ["start"] + ["calibration"] * 4
-    assert recorder.names[5:21] == ["probe"] * 16  # four steps, each alone, in four steps
+    assert recorder.names[5:21] == ["sensitivity"] * 16  # four steps, each alone, in four steps
     assert recorder.names[-1] == "end"
     assert recorder.names.count("prompt") == 2
     assert [trial.number for trial in result.trials] == [0, 1]
@@ -107,7 +106,7 @@ def test_the_same_command_goes_on_and_calibrates_only_once(first) -> None:
     recorder = Recorder()
     result = tune(config(folder, tune__n_trials=3), output_dir=folder / "again", listeners=(recorder,))
     assert recorder.started.num_done == 2
-    assert "calibration" not in recorder.names and "probe" not in recorder.names
+    assert "calibration" not in recorder.names and "sensitivity" not in recorder.names
     assert [trial.number for trial in result.trials] == [0, 1, 2]
 
 

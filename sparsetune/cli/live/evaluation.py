@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from sparsetune.cli.live.phase import Phase
-from sparsetune.evaluation.events import EvaluationStarted, PromptDone, PromptStarted, StepDone
-from sparsetune.executor import Side
+from sparsetune.evaluation.events import EvaluationStarted, PromptDone, PromptStarted
+from sparsetune.executor import Side, StepDone
 
 SIDES = {"dense": "dense", "sparse": "sparse", "dense_again": "dense again", "kernel": "kernel at sparsity 0"}
 

@@ -8,14 +8,12 @@ from sparsetune.cli.live.evaluation import EvaluationState
 from sparsetune.cli.live.phase import Phase
 from sparsetune.config.models import Goal
 from sparsetune.evaluation.events import EvaluationStarted
+from sparsetune.executor import StepDone
 from sparsetune.tuning.events import (
-    CalibrationStep,
-    ProbeStep,
     StudyStarted,
     TrialPrompt,
     TrialResult,
     TrialStarted,
-    TrialStep,
 )
 from sparsetune.tuning.search.ranking import winner
 
@@ -107,17 +105,29 @@ class SearchState:
             deadline=None if minutes is None else now + 60.0 * minutes,
         )
 
-    def calibrated(self, event: CalibrationStep, now: float) -> Self:
+    def stepped(self, event: StepDone, now: float) -> Self:
+        """Count a step of any phase before the evaluation."""
+        match event.phase:
+            case "calibration":
+                return self.calibrated(event, now)
+            case "refinement":
+                return self.refined(event, now)
+            case "sensitivity":
+                return self.probed(event, now)
+            case _:
+                return self.trial_stepped(event, now)
+
+    def calibrated(self, event: StepDone, now: float) -> Self:
         """Count a step of the calibration, or of SpargeAttn's search."""
         place = event.index * event.num_steps + event.step
-        return self._counted(self.phases[0].name, now, place, event.num_prompts * event.num_steps)
+        return self._counted(self.phases[0].name, now, place, event.num_renderings * event.num_steps)
 
-    def refined(self, event: CalibrationStep, now: float) -> Self:
+    def refined(self, event: StepDone, now: float) -> Self:
         """Count a step of a rendering on which thresholds are searched."""
         place = event.index * event.num_steps + event.step
-        return self._counted("refine", now, place, event.num_prompts * event.num_steps)
+        return self._counted("refine", now, place, event.num_renderings * event.num_steps)
 
-    def probed(self, event: ProbeStep, now: float) -> Self:
+    def probed(self, event: StepDone, now: float) -> Self:
         """Count a step of a probe."""
         place = event.index * event.num_steps + event.step
         return self._counted("probe", now, place, event.num_renderings * event.num_steps)
@@ -128,15 +138,15 @@ class SearchState:
         total = float(max(1, self.study.n_trials - self.study.num_done))
         return self._entered(TRIALS, now, now, total)._with_running({**self.running, event.number: begun}, now)
 
-    def trial_stepped(self, event: TrialStep, now: float) -> Self:
+    def trial_stepped(self, event: StepDone, now: float) -> Self:
         """Count a step of a trial."""
-        known = self.running.get(event.number)
+        known = None if event.trial is None else self.running.get(event.trial)
         if known is None:
             return self
         stepped = replace(
-            known, index=event.index, num_prompts=event.num_prompts, step=event.step, num_steps=event.num_steps
+            known, index=event.index, num_prompts=event.num_renderings, step=event.step, num_steps=event.num_steps
         )
-        return self._with_running({**self.running, event.number: stepped}, now)
+        return self._with_running({**self.running, known.number: stepped}, now)
 
     def trial_judged(self, event: TrialPrompt, now: float) -> Self:
         """Keep the psnr of a prompt of a trial."""

@@ -11,7 +11,7 @@ from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.attention.unmask import UnmaskedCall
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.conditions import baseline_key
-from sparsetune.executor import Emit, ModelSession, Stepped
+from sparsetune.executor import Emit, ModelSession, StepDone
 from sparsetune.models.generation import Renderer, Rendering
 from sparsetune.models.prompts import AnyPrompt
 from sparsetune.tuning.calibration.attention_tap import OnStep, in_order, layers_of, render_watched
@@ -111,7 +111,7 @@ class CalibratePrompt:
     cache: BaselineCache
 
     def run(self, place: ModelSession, emit: Emit) -> Curves:
-        """Calibrate; every step is told as `Stepped`.
+        """Calibrate; every step is told as `StepDone`.
 
         Raises:
             TuningError: a layer made no call that could be measured.
@@ -135,4 +135,4 @@ class CalibratePrompt:
 
 
 def _telling(emit: Emit) -> Callable[[int, int], None]:
-    return lambda step, num_steps: emit(Stepped("dense", step, num_steps))
+    return lambda step, num_steps: emit(StepDone("calibration", "dense", step, num_steps))

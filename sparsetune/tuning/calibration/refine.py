@@ -13,7 +13,7 @@ from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds, Rule
 from sparsetune.attention.unmask import UnmaskedCall
 from sparsetune.errors import TuningError
-from sparsetune.executor import Emit, ModelSession, Stepped
+from sparsetune.executor import Emit, ModelSession, StepDone
 from sparsetune.models.generation import Renderer
 from sparsetune.models.prompts import AnyPrompt
 from sparsetune.tuning.calibration.attention_tap import OnStep, in_order, layers_of, render_watched
@@ -190,7 +190,7 @@ class RefinePrompt:
     backend: str
 
     def run(self, place: ModelSession, emit: Emit) -> Limits:
-        """Refine; every step is told as `Stepped`.
+        """Refine; every step is told as `StepDone`.
 
         Raises:
             TuningError: a layer made no call that could be measured.
@@ -205,5 +205,5 @@ class RefinePrompt:
             bounds=self.bounds,
             steps=self.steps,
             backend=choose_backend(self.backend, renderer.loaded.device),
-            on_step=lambda step, num_steps: emit(Stepped("dense", step, num_steps)),
+            on_step=lambda step, num_steps: emit(StepDone("refinement", "dense", step, num_steps)),
         )

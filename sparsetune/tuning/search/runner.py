@@ -4,13 +4,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from sparsetune.attention.policy import Policy
 from sparsetune.errors import GenerationError
 from sparsetune.evaluation.prompt import PromptResult
-from sparsetune.executor import Event, Executor, Incident, Started, Stepped, Task, TaskResult, Worker
+from sparsetune.executor import Event, Executor, Incident, Started, StepDone, Task, TaskResult, Worker
 from sparsetune.metrics import Gate
 from sparsetune.models.prompts import AnyPrompt
 from sparsetune.tuning.context import TuningContext
@@ -20,7 +20,6 @@ from sparsetune.tuning.events import (
     TrialResult,
     TrialStarted,
     TrialState,
-    TrialStep,
     TuningListener,
     tell,
 )
@@ -191,8 +190,8 @@ class TrialRunner:
             name = None if worker.pid == os.getpid() else worker.label
             started = TrialStarted(running.number, running.params, running.policy, name)
             tell(self.listeners, lambda listener: listener.on_trial_start(started))
-        elif isinstance(what, Stepped) and what.side == "sparse":
-            step = TrialStep(running.number, index, len(self.prompts), what.step, what.num_steps, worker)
+        elif isinstance(what, StepDone) and what.side == "sparse":
+            step = replace(what, trial=running.number, index=index, num_renderings=len(self.prompts), worker=worker)
             tell(self.listeners, lambda listener: listener.on_step(step))
 
     def _outcome(self, running: _Running, state: TrialState, reason: str | None, worker: Worker) -> TrialResult:

@@ -6,7 +6,8 @@ from typing import Any
 from sparsetune.attention.policy import Policy
 from sparsetune.evaluation.events import EvaluationStarted, PromptDone
 from sparsetune.evaluation.prompt import PromptResult
-from sparsetune.tuning.events import StudyStarted, TrialPrompt, TrialResult, TrialStarted, TrialState, TrialStep
+from sparsetune.executor import StepDone
+from sparsetune.tuning.events import StudyStarted, TrialPrompt, TrialResult, TrialStarted, TrialState
 
 POLICY = Policy.uniform([("transformer.blocks.0.attn1", 2)])
 NUM_STEPS = 10
@@ -40,8 +41,8 @@ def start(number: int, worker: str | None = None) -> TrialStarted:
     return TrialStarted(number, {"l1_all": 0.1}, POLICY, worker)
 
 
-def step(number: int, index: int, at: int) -> TrialStep:
-    return TrialStep(number, index, 2, at, NUM_STEPS)
+def step(number: int, index: int, at: int) -> StepDone:
+    return StepDone("trials", "sparse", at, NUM_STEPS, index, 2, trial=number)
 
 
 def prompt(number: int, index: int, psnr: float) -> TrialPrompt:

@@ -1,5 +1,6 @@
 from sparsetune.cli.live.evaluation import EvaluationState
-from sparsetune.evaluation.events import PromptStarted, StepDone
+from sparsetune.evaluation.events import PromptStarted
+from sparsetune.executor import StepDone
 from tests.cli.live.events import done, evaluation
 
 
@@ -10,17 +11,21 @@ def begun(**options: object) -> EvaluationState:
 def test_work_is_the_steps_of_all_renderings_and_cached_ones_are_taken_out() -> None:
     state = begun()
     assert state.phase.total == 80
-    state = state.prompt_started(PromptStarted(0, 4, "a", 1)).stepped(StepDone(0, "dense", 10, 10, cached=True))
+    state = state.prompt_started(PromptStarted(0, 4, "a", 1)).stepped(
+        StepDone("evaluation", "dense", 10, 10, 0, 4, cached=True)
+    )
     assert (state.phase.total, state.phase.done) == (70, 0)
-    state = state.stepped(StepDone(0, "sparse", 1, 10))
+    state = state.stepped(StepDone("evaluation", "sparse", 1, 10, 0, 4))
     assert (state.phase.done, state.side, state.step) == (1, "sparse", 1)
 
 
 def test_a_side_that_was_thought_cached_and_is_not_comes_on_top() -> None:
     state = EvaluationState.begun(evaluation(), 0.0, ("dense",))
     assert state.phase.total == 40
-    assert state.stepped(StepDone(0, "dense", 10, 10, cached=True)).phase.total == 40
-    rendered = state.stepped(StepDone(0, "dense", 1, 10)).stepped(StepDone(0, "dense", 2, 10))
+    assert state.stepped(StepDone("evaluation", "dense", 10, 10, 0, 4, cached=True)).phase.total == 40
+    rendered = state.stepped(StepDone("evaluation", "dense", 1, 10, 0, 4)).stepped(
+        StepDone("evaluation", "dense", 2, 10, 0, 4)
+    )
     assert (rendered.phase.total, rendered.phase.done) == (50, 2)
 
 

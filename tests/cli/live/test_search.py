@@ -1,6 +1,5 @@
 from sparsetune.cli.live.search import SearchState
-from sparsetune.evaluation.events import StepDone
-from sparsetune.tuning.events import CalibrationStep, ProbeStep
+from sparsetune.executor import StepDone
 from tests.cli.live.events import evaluation, prompt, result, start, step, study
 
 
@@ -16,9 +15,11 @@ def phases(state: SearchState) -> dict[str, str]:
 
 
 def test_phases_follow_one_another_as_their_events_come() -> None:
-    state = begun().calibrated(CalibrationStep(0, 2, 1, 10), 1.0)
+    state = begun().calibrated(StepDone("calibration", "dense", 1, 10, 0, 2), 1.0)
     assert phases(state) == {"calibrate": "running", "probe": "none", "trials": "none", "judge": "none"}
-    state = state.calibrated(CalibrationStep(1, 2, 10, 10), 20.0).probed(ProbeStep(0, 4, 1, 10), 23.0)
+    state = state.calibrated(StepDone("calibration", "dense", 10, 10, 1, 2), 20.0).probed(
+        StepDone("sensitivity", "sparse", 1, 10, 0, 4), 23.0
+    )
     assert phases(state) == {"calibrate": "ended", "probe": "running", "trials": "none", "judge": "none"}
     assert state.phases[0].seconds(99.0) == 20.0
     assert state.phases[1].started == 20.0  # its first step took the time since the last event
@@ -35,16 +36,18 @@ def test_phases_that_an_earlier_run_has_measured_never_begin() -> None:
 def test_every_tuner_has_phases_of_its_own() -> None:
     state = begun(tuner="calibrate")
     assert [phase.name for phase in state.phases] == ["calibrate", "refine", "trials", "judge"]
-    state = state.calibrated(CalibrationStep(1, 2, 10, 10), 1.0).refined(CalibrationStep(1, 2, 1, 10), 5.0)
+    state = state.calibrated(StepDone("calibration", "dense", 10, 10, 1, 2), 1.0).refined(
+        StepDone("refinement", "dense", 1, 10, 1, 2), 5.0
+    )
     assert phases(state) == {"calibrate": "ended", "refine": "running", "trials": "none", "judge": "none"}
     refine = state.named("refine")
     assert (refine.done, refine.kept, refine.total, refine.started) == (11.0, 10.0, 20.0, 1.0)
-    state = begun(tuner="builtin").calibrated(CalibrationStep(0, 1, 5, 10), 1.0)
+    state = begun(tuner="builtin").calibrated(StepDone("calibration", "dense", 5, 10, 0, 1), 1.0)
     assert phases(state) == {"search": "running", "trials": "none", "judge": "none"}
 
 
 def test_probes_that_are_taken_up_in_the_middle_count_as_done() -> None:
-    state = begun().probed(ProbeStep(2, 4, 1, 10), 1.0)
+    state = begun().probed(StepDone("sensitivity", "sparse", 1, 10, 2, 4), 1.0)
     probe = state.named("probe")
     assert (probe.done, probe.kept, probe.total) == (21.0, 20.0, 40.0)
 
@@ -91,7 +94,7 @@ def test_a_winner_of_an_earlier_run_is_the_best() -> None:
 def test_the_judging_foresees_that_the_second_evaluation_renders_no_dense_video() -> None:
     state = begun().won(result(0), 0.0).evaluation_begun(evaluation(use_tuned=False), 0.0)
     assert state.named("judge").total == 4 * 2 * 10 + 4 * 10
-    first = state.evaluations[0].stepped(StepDone(0, "dense", 10, 10, cached=True))
+    first = state.evaluations[0].stepped(StepDone("evaluation", "dense", 10, 10, 0, 4, cached=True))
     state = state.evaluation_went_on(first, 1.0)
     assert state.named("judge").total == 110
     state = state.evaluation_begun(evaluation(), 2.0)

@@ -3,8 +3,7 @@ import pytest
 from sparsetune.cli.live.evaluation import EvaluationState
 from sparsetune.cli.live.search import SearchState
 from sparsetune.cli.live.time_left import evaluation_time_left, search_time_left
-from sparsetune.evaluation.events import StepDone
-from sparsetune.tuning.events import CalibrationStep, ProbeStep
+from sparsetune.executor import StepDone
 from tests.cli.live.events import evaluation, result, start, step, study
 
 
@@ -12,13 +11,13 @@ def test_an_evaluation_goes_on_as_it_went() -> None:
     state = EvaluationState.begun(evaluation(), 0.0)
     assert evaluation_time_left(state, 5.0).total is None
     for at in range(1, 11):
-        state = state.stepped(StepDone(0, "dense", at, 10))
+        state = state.stepped(StepDone("evaluation", "dense", at, 10, 0, 4))
     left = evaluation_time_left(state, 20.0)
     assert (left.total, left.basis) == (140.0, "2 s a step over 10 steps")
 
 
 def test_a_calibration_foretells_itself_alone() -> None:
-    state = SearchState.begun(study(), 0.0).calibrated(CalibrationStep(0, 2, 5, 10), 10.0)
+    state = SearchState.begun(study(), 0.0).calibrated(StepDone("calibration", "dense", 5, 10, 0, 2), 10.0)
     left = search_time_left(state, 10.0)
     assert left.phase == pytest.approx(10.0 / 1 * 15)  # the first event seen was for the fifth step
     assert left.total is None
@@ -27,7 +26,7 @@ def test_a_calibration_foretells_itself_alone() -> None:
 def test_probes_foretell_trials_and_judging_by_their_renderings() -> None:
     state = SearchState.begun(study(n_trials=3), 0.0)
     for at in range(1, 11):
-        state = state.probed(ProbeStep(0, 4, at, 10), float(at))
+        state = state.probed(StepDone("sensitivity", "sparse", at, 10, 0, 4), float(at))
     left = search_time_left(state, 10.0)
     assert left.phase == 30.0
     # 3 trials of 2 prompts, and 4 eval prompts in 3 renderings each, at 10 s a rendering

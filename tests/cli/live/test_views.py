@@ -10,8 +10,8 @@ from sparsetune.cli.live.frame import Frame
 from sparsetune.cli.live.memory import Memory
 from sparsetune.cli.live.search import SearchState
 from sparsetune.cli.live.search_view import search_rows
-from sparsetune.evaluation.events import PromptStarted, StepDone
-from sparsetune.tuning.events import CalibrationStep, ProbeStep
+from sparsetune.evaluation.events import PromptStarted
+from sparsetune.executor import StepDone
 from tests.cli.live.events import done, evaluation, prompt, result, start, step, study
 
 MEMORY = Memory(process=3.2, gpu=21.4, gpu_peak=25.0, gpu_total=79.6)
@@ -25,8 +25,8 @@ def drawn(rows: list[RenderableType], width: int = 80, height: int = 24) -> list
 
 
 def searching(running: int = 1) -> SearchState:
-    state = SearchState.begun(study(num_done=1), 0.0).calibrated(CalibrationStep(0, 2, 1, 10), 2.0)
-    state = state.probed(ProbeStep(0, 4, 1, 10), 22.0).trial_started(start(1), 40.0)
+    state = SearchState.begun(study(num_done=1), 0.0).calibrated(StepDone("calibration", "dense", 1, 10, 0, 2), 2.0)
+    state = state.probed(StepDone("sensitivity", "sparse", 1, 10, 0, 4), 22.0).trial_started(start(1), 40.0)
     outcomes = [result(1, 0.218, 40.85), result(2, 0.466, 30.47, "pruned", "psnr 30.5 dB after 1 of 2 prompts")]
     for outcome in [*outcomes, result(3, None, None, "failed", "all frames are black")]:
         state = state.trial_ended(outcome, 60.0)
@@ -39,7 +39,9 @@ def searching(running: int = 1) -> SearchState:
 def judging() -> SearchState:
     state = searching(0).won(result(1, 0.218, 40.85), 70.0).evaluation_begun(evaluation(use_tuned=False), 70.0)
     first = state.evaluations[0].prompt_started(PromptStarted(0, 4, "a red\ncircle", 1)).prompt_done(done(0, 37.0))
-    first = first.prompt_started(PromptStarted(1, 4, "a blue square", 1)).stepped(StepDone(1, "sparse", 6, 10))
+    first = first.prompt_started(PromptStarted(1, 4, "a blue square", 1)).stepped(
+        StepDone("evaluation", "sparse", 6, 10, 1, 4)
+    )
     return state.evaluation_went_on(first, 75.0)
 
 
@@ -85,8 +87,10 @@ def test_judging_shows_whose_videos_they_are_and_the_figures_so_far() -> None:
 
 
 def test_refining_has_its_bar_and_its_time_left() -> None:
-    state = SearchState.begun(study(1, tuner="calibrate"), 0.0).calibrated(CalibrationStep(1, 2, 10, 10), 8.0)
-    lines = drawn(search_rows(state.refined(CalibrationStep(0, 2, 1, 10), 10.0), 10.0, MEMORY, 79, 24))
+    state = SearchState.begun(study(1, tuner="calibrate"), 0.0).calibrated(
+        StepDone("calibration", "dense", 10, 10, 1, 2), 8.0
+    )
+    lines = drawn(search_rows(state.refined(StepDone("refinement", "dense", 1, 10, 0, 2), 10.0), 10.0, MEMORY, 79, 24))
     assert "phase   calibrate 0:08 > [refine] > trials > judge" in lines
     assert any(line.startswith("done    ━") and line.endswith(" 5 %, step 1/20") for line in lines)
     assert any(line.startswith("left    0:38 for refining") for line in lines)
@@ -109,7 +113,7 @@ def test_an_evaluation_shows_its_prompts() -> None:
 
 STATES = [
     SearchState.begun(study(), 0.0),
-    SearchState.begun(study(), 0.0).calibrated(CalibrationStep(0, 2, 3, 10), 9.0),
+    SearchState.begun(study(), 0.0).calibrated(StepDone("calibration", "dense", 3, 10, 0, 2), 9.0),
     searching(0),
     searching(1),
     searching(9),
