@@ -157,7 +157,7 @@ _LOOK_AGAIN = 5
 """A layer that ran dense runs sparse again after so many steps: attention gets sparser as noise goes."""
 
 
-class GainWatch:
+class BreakEvenCheck:
     """Remembers each layer's sparsity, and says which layers had better run dense.
 
     A layer runs sparse at its first step. Where that skipped less than the break-even of its shape, its next steps run
@@ -201,7 +201,7 @@ class GainWatch:
 
         Args:
             layer: the layer's name.
-            computed: block pairs computed by head, as in `Attended`.
+            computed: block pairs computed by head, as in `AttentionOutput`.
             pairs: block pairs that there are, over all heads.
         """
         before, total = self._ran.get(layer, (torch.zeros((), dtype=torch.float64, device=computed.device), 0.0))

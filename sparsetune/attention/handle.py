@@ -7,16 +7,16 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sparsetune.attention.backends import Attended, Backend
+from sparsetune.attention.backends import AttentionOutput, Backend
 from sparsetune.attention.blockmap import BlockShape
-from sparsetune.attention.breakeven import BreakEvenTable, GainWatch
+from sparsetune.attention.breakeven import BreakEvenCheck, BreakEvenTable
 from sparsetune.attention.interception import AttentionCall, Interception
 from sparsetune.attention.ordering import TokenLayout, permutation
 from sparsetune.attention.policy import Policy, check_fits
 from sparsetune.attention.sites import AttentionSites
 from sparsetune.attention.stats import CallRecord, Kind, SparsityStats
 from sparsetune.attention.thresholds import LayerThresholds, ThresholdTensors
-from sparsetune.attention.unmask import UnmaskedCall, attend_padded, head_dim_refusal, plain_call
+from sparsetune.attention.unmask import UnmaskedCall, attend_padded, head_dim_refusal, unmasked_call
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class SparseHandle:
         sites: the pipeline's self-attention.
         policy: one entry for each of its layers.
         backend: the kernel for sparse calls.
-        break_even: break-evens measured on this machine; layers that wouldn't gain then run dense (see `GainWatch`).
+        break_even: break-evens measured on this machine; layers that are slower sparse then run dense.
         chosen_because: why it is this backend, in a few words; kept for whoever reports it.
 
     Raises:
@@ -67,7 +67,7 @@ class SparseHandle:
         self._counts: dict[_CountKey, _Count] = {}
         self._thresholds = {layer.name: layer for layer in policy.layers}
         self._tensors: dict[tuple[str, float, torch.device], ThresholdTensors] = {}
-        self._gain = None if self.break_even is None else GainWatch(self.break_even, self.backend.name)
+        self._gain = None if self.break_even is None else BreakEvenCheck(self.break_even, self.backend.name)
 
     def stats(self) -> SparsityStats:
         """Tell what ran since the start or the last `reset`."""
@@ -94,7 +94,7 @@ class SparseHandle:
         if not thresholds.is_sparse or self._runs_dense(call):
             self._count(call, call.q, "dense", None)
             return call.original()
-        plain = plain_call(call)
+        plain = unmasked_call(call)
         reason = plain if isinstance(plain, str) else head_dim_refusal(self.backend, plain)
         if isinstance(plain, str) or reason is not None:
             self._warn_once(call.layer.name, reason)
@@ -113,7 +113,7 @@ class SparseHandle:
     def _runs_dense(self, call: AttentionCall) -> bool:
         return call.step is not None and self._policy.schedule.is_dense(call.step, call.num_steps)
 
-    def _sparse(self, plain: UnmaskedCall, thresholds: LayerThresholds, drop_scale: float) -> Attended:
+    def _sparse(self, plain: UnmaskedCall, thresholds: LayerThresholds, drop_scale: float) -> AttentionOutput:
         key = (thresholds.name, drop_scale, plain.q.device)
         if key not in self._tensors:
             self._tensors[key] = thresholds.tensors(plain.q.device, drop_scale, self._policy.select_partial)
@@ -123,7 +123,7 @@ class SparseHandle:
         attended = attend_padded(self.backend, q, k, v, self._tensors[key], scale=plain.scale, keep=keep)
         if path is None:
             return attended
-        return Attended(path.undo(attended.output), attended.computed)
+        return AttentionOutput(path.undo(attended.output), attended.computed)
 
     def _warn_once(self, layer: str, reason: str | None) -> None:
         if reason is not None and reason not in self._warned:

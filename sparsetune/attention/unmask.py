@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sparsetune.attention.interception import AttentionCall
 
 
-from sparsetune.attention.backends import Attended, Backend
+from sparsetune.attention.backends import AttentionOutput, Backend
 from sparsetune.attention.thresholds import ThresholdTensors
 
 _MASKED_OUT = -5000.0
@@ -54,7 +54,7 @@ class UnmaskedCall:
         return torch.cat([output, rest], dim=-2)
 
 
-def plain_call(call: "AttentionCall") -> UnmaskedCall | str:
+def unmasked_call(call: "AttentionCall") -> UnmaskedCall | str:
     """Take a call's mask away, or say in a few words why the call can't run sparse on any backend.
 
     A mask that hides nothing is dropped. One that hides the end of the sequence, alike for all of the batch, is
@@ -164,7 +164,7 @@ def head_dim_refusal(backend: Backend, plain: UnmaskedCall) -> str | None:
 
 def attend_padded(
     backend: Backend, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, *, scale: float, keep: range
-) -> Attended:
+) -> AttentionOutput:
     """Attend as `Backend.attend`, with zeros appended to every head where the backend needs that.
 
     Zeros change no score and no cosine. The block map's own scores are divided by the root of the head dimension, and q
@@ -187,7 +187,7 @@ def attend_padded(
     factor = (width / head_dim) ** 0.5
     q, k, v = (F.pad(x, (0, width - head_dim)) for x in (q * factor, k, v))
     attended = backend.attend(q, k, v, thresholds, scale=scale / factor, keep=keep)
-    return Attended(attended.output[..., :head_dim], attended.computed)
+    return AttentionOutput(attended.output[..., :head_dim], attended.computed)
 
 
 def _padded(backend: Backend, q: Tensor, k: Tensor, v: Tensor) -> tuple[int, str | None]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparsetune.attention.interception import AttentionCall, Interception
 from sparsetune.attention.ordering import TokenLayout
 from sparsetune.attention.sites import AttentionSites, TransformerSite
-from sparsetune.attention.unmask import plain_call
+from sparsetune.attention.unmask import unmasked_call
 from sparsetune.errors import ModelError
 from sparsetune.models.families import attention_sites
 from sparsetune.models.generation import Renderer
@@ -60,7 +60,7 @@ class Step:
         found: dict[CallShape, int] = {}
 
         def attend(call: AttentionCall) -> Tensor:
-            plain = plain_call(call)
+            plain = unmasked_call(call)
             if not isinstance(plain, str):
                 batch, heads, tokens, head_dim = plain.q.shape
                 key = CallShape((batch, heads, tokens, head_dim), plain.q.dtype, plain.layout)

@@ -103,7 +103,7 @@ def verify(ctx: click.Context, path: str) -> None:
     from sparsetune.cli.terminal import results_alone
     from sparsetune.models.loading import load_pipeline
     from sparsetune.models.random_weights import blueprint, blueprints
-    from sparsetune.models.shapes import skeleton
+    from sparsetune.models.shapes import meta_pipeline
     from sparsetune.models.sparsify import policy_for
 
     config = build_config(ctx)
@@ -111,7 +111,7 @@ def verify(ctx: click.Context, path: str) -> None:
         checkpoint = load_checkpoint(path)
         published = {name: source for source in blueprints() for name in (source, blueprint(source).hub_id)}
         known = published.get(config.model.source)
-        pipe = skeleton(blueprint(known)) if known else load_pipeline(config.model).pipe
+        pipe = meta_pipeline(blueprint(known)) if known else load_pipeline(config.model).pipe
         policy = policy_for(pipe, checkpoint)
     heads = sum(len(layer.heads) for layer in policy.layers)
     click.echo(f"{path} fits {config.model.name}: {len(policy.layers)} layers, {heads} heads")

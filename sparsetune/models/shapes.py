@@ -102,7 +102,7 @@ def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def skeleton(plan: Blueprint) -> Any:
+def meta_pipeline(plan: Blueprint) -> Any:
     """Build a model's transformers at full size on the meta device, which takes no memory, in a bare pipeline."""
     with torch.device("meta"):
         parts = {name: build_component(plan, name, "full") for name in plan.components if "transformer" in name}

@@ -1,17 +1,17 @@
 import torch
 
-from sparsetune.attention.breakeven import BreakEvenTable, GainWatch
+from sparsetune.attention.breakeven import BreakEvenCheck, BreakEvenTable
 from tests.attention.test_breakeven import shape, table
 
 Q = torch.empty(2, 30, 17776, 64, dtype=torch.bfloat16, device="meta")
 REASON = "sparse is slower under a sparsity of 17% here"
 
 
-def watch(held: BreakEvenTable | None = None) -> GainWatch:
-    return GainWatch(held or table(shape()), "sparge")
+def watch(held: BreakEvenTable | None = None) -> BreakEvenCheck:
+    return BreakEvenCheck(held or table(shape()), "sparge")
 
 
-def ran(of: GainWatch, layer: str, sparsity: float) -> None:
+def ran(of: BreakEvenCheck, layer: str, sparsity: float) -> None:
     of.ran(layer, torch.full((30,), 100.0 * (1 - sparsity), dtype=torch.float64), 3000.0)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsetune.attention.backends import Attended, ReferenceBackend
+from sparsetune.attention.backends import AttentionOutput, ReferenceBackend
 from sparsetune.attention.ordering import TokenLayout
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
 from sparsetune.attention.unmask import UnmaskedCall, attend_padded, head_dim_refusal
@@ -17,7 +17,7 @@ class Narrow(ReferenceBackend):
     def refusal(self, q: Tensor, k: Tensor, v: Tensor) -> str | None:
         return None if q.shape[-1] in (64, 128) else f"head_dim {q.shape[-1]} isn't 64 or 128"
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, *args, **kwargs) -> Attended:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *args, **kwargs) -> AttentionOutput:
         self.width = q.shape[-1]
         return super().attend(q, k, v, *args, **kwargs)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsetune.attention.interception import AttentionCall
 from sparsetune.attention.sites import LayerSite, TextPlace, TransformerCall
-from sparsetune.attention.unmask import UnmaskedCall, plain_call
+from sparsetune.attention.unmask import UnmaskedCall, unmasked_call
 from tests.attention.conftest import structured
 
 GRID = (2, 8, 8)
@@ -50,7 +50,7 @@ def square() -> Tensor:
 )
 def test_padding_at_the_end_is_cut_off_and_the_output_is_the_masked_one(mask: Tensor) -> None:
     made = call(mask)
-    plain = plain_call(made)
+    plain = unmasked_call(made)
     assert isinstance(plain, UnmaskedCall)
     assert plain.q.shape[-2] == plain.k.shape[-2] == plain.layout.num_tokens == 150
     assert plain.layout.text == range(128, 150)
@@ -64,7 +64,7 @@ def test_padding_at_the_end_is_cut_off_and_the_output_is_the_masked_one(mask: Te
     ids=["no", "bool", "add"],
 )
 def test_a_mask_that_hides_nothing_is_dropped(mask: Tensor | None) -> None:
-    plain = plain_call(call(mask))
+    plain = unmasked_call(call(mask))
     assert isinstance(plain, UnmaskedCall)
     assert plain.q.shape[-2] == TOKENS
     output = torch.zeros(2, 3, TOKENS, 64)
@@ -91,11 +91,11 @@ def different_lengths() -> Tensor:
     ids=range(7),
 )
 def test_other_masks_are_told(mask: Tensor, text: TextPlace, reason: str) -> None:
-    assert plain_call(call(mask, text)) == reason
+    assert unmasked_call(call(mask, text)) == reason
 
 
 def test_a_call_of_other_tokens_names_those_of_the_transformers_input() -> None:
     """Also where positions tell them, as Flux's do."""
     positions = torch.cartesian_prod(torch.arange(1), torch.arange(8), torch.arange(32))
     made = replace(call(None), transformer=TransformerCall(torch.tensor(900.0), None, positions=positions))
-    assert plain_call(made) == f"{TOKENS} x {TOKENS} tokens where the transformer's input has 256"
+    assert unmasked_call(made) == f"{TOKENS} x {TOKENS} tokens where the transformer's input has 256"

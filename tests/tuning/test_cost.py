@@ -180,12 +180,12 @@ def test_what_earlier_runs_kept_is_found(bench: TuningContext) -> None:
 
 
 def test_a_model_without_a_call_to_measure_is_said(bench: TuningContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain_call = stepcosts.plain_call
+    unmasked_call = stepcosts.unmasked_call
 
     def causal(call: AttentionCall) -> object:
-        return plain_call(replace(call, is_causal=True))
+        return unmasked_call(replace(call, is_causal=True))
 
-    monkeypatch.setattr(stepcosts, "plain_call", causal)
+    monkeypatch.setattr(stepcosts, "unmasked_call", causal)
     with pytest.raises(TuningError, match="but none is: the call is causal"):
         measure_costs(bench)
 

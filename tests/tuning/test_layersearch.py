@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsetune.attention.backends import Attended, FlexBackend, ReferenceBackend
+from sparsetune.attention.backends import AttentionOutput, FlexBackend, ReferenceBackend
 from sparsetune.attention.blockmap import BlockShape
 from sparsetune.attention.ordering import TokenLayout
 from sparsetune.attention.thresholds import PVTHRESHD_OFF, Rule, ThresholdTensors
@@ -27,7 +27,7 @@ Input = tuple[Tensor, Tensor, Tensor]
 class Rounding(ReferenceBackend):
     """A kernel whose outputs are off by some per cent, as quantisation has them."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, **how: object) -> Attended:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, **how: object) -> AttentionOutput:
         attended = super().attend(q, k, v, thresholds, **how)  # type: ignore[arg-type]
         signs = 1.0 - 2.0 * (torch.arange(attended.output.shape[-1]) % 2)
         return replace(attended, output=attended.output * (1 + 0.03 * signs))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsetune.attention.backends.backend import Attended, Backend, DenseBackend
+from sparsetune.attention.backends.backend import AttentionOutput, Backend, DenseBackend
 from sparsetune.attention.backends.flex import FlexBackend
 from sparsetune.attention.backends.reference import ReferenceBackend
 from sparsetune.attention.backends.sparge import SpargeBackend
@@ -15,7 +15,7 @@ from sparsetune.errors import BackendError
 
 __all__ = [
     "BACKENDS",
-    "Attended",
+    "AttentionOutput",
     "Backend",
     "Choice",
     "DenseBackend",

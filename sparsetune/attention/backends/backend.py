@@ -12,7 +12,7 @@ from sparsetune.attention.thresholds import ThresholdTensors
 
 
 @dataclass(frozen=True)
-class Attended:
+class AttentionOutput:
     """The outcome of one attention call.
 
     Args:
@@ -40,7 +40,7 @@ class Backend(Protocol):
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, *, scale: float, keep: range
-    ) -> Attended:
+    ) -> AttentionOutput:
         """Attend under the block map of `thresholds`, computing the key blocks in `keep` for every query."""
         ...
 
@@ -57,8 +57,8 @@ class DenseBackend:
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, *, scale: float, keep: range
-    ) -> Attended:
+    ) -> AttentionOutput:
         """Attend with PyTorch's dense attention."""
         num_q, num_k = self.blocks.counts(q.shape[-2], k.shape[-2])
         computed = torch.full((q.shape[1],), float(q.shape[0] * num_q * num_k), dtype=torch.float64, device=q.device)
-        return Attended(F.scaled_dot_product_attention(q, k, v, scale=scale), computed)
+        return AttentionOutput(F.scaled_dot_product_attention(q, k, v, scale=scale), computed)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from sparsetune.attention.backends.backend import Attended
+from sparsetune.attention.backends.backend import AttentionOutput
 from sparsetune.attention.blockmap import SPARGE_BLOCKS, BlockShape, block_map
 from sparsetune.attention.thresholds import ThresholdTensors
 
@@ -60,11 +60,11 @@ class FlexBackend:
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, *, scale: float, keep: range
-    ) -> Attended:
+    ) -> AttentionOutput:
         """Attend under the block map of `thresholds`; `pvthreshd` skips nothing here."""
         computed = block_map(q, k, thresholds, self.blocks, keep)
         output = flex_under_map(q, k, v, computed, self.blocks, scale)
-        return Attended(output, computed.sum(dim=(0, 2, 3), dtype=torch.float64))
+        return AttentionOutput(output, computed.sum(dim=(0, 2, 3), dtype=torch.float64))
 
 
 def flex_under_map(q: Tensor, k: Tensor, v: Tensor, computed: Tensor, blocks: BlockShape, scale: float) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsetune.attention.backends.backend import Attended
+from sparsetune.attention.backends.backend import AttentionOutput
 from sparsetune.attention.blockmap import SPARGE_BLOCKS, BlockShape, block_map, skip_pv
 from sparsetune.attention.thresholds import ThresholdTensors
 
@@ -31,12 +31,12 @@ class ReferenceBackend:
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, *, scale: float, keep: range
-    ) -> Attended:
+    ) -> AttentionOutput:
         """Attend under the block map of `thresholds`."""
         computed = block_map(q, k, thresholds, self.blocks, keep)
         used = skip_pv(q, k, computed, thresholds.pvthreshd, scale, self.blocks)
         output = masked_attention(q, k, v, used, self.blocks, scale)
-        return Attended(output, computed.sum(dim=(0, 2, 3), dtype=torch.float64))
+        return AttentionOutput(output, computed.sum(dim=(0, 2, 3), dtype=torch.float64))
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, used: Tensor, blocks: BlockShape, scale: float) -> Tensor:

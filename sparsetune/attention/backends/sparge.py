@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from sparsetune.attention.backends.backend import Attended
+from sparsetune.attention.backends.backend import AttentionOutput
 from sparsetune.attention.blockmap import SPARGE_BLOCKS, SPARGE_BLOCKS_SM90, block_map
 from sparsetune.attention.thresholds import ThresholdTensors
 
@@ -64,11 +64,11 @@ class SpargeBackend:
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, *, scale: float, keep: range
-    ) -> Attended:
+    ) -> AttentionOutput:
         """Attend with SpargeAttn's kernel; the output is quantised (int8 q and k, fp8 or fp16 v)."""
         computed = block_map(q, k, thresholds, self.blocks, keep)
         output = sparge_under_map(q, k, v, computed, thresholds.pvthreshd, scale)
-        return Attended(output, computed.sum(dim=(0, 2, 3), dtype=torch.float64))
+        return AttentionOutput(output, computed.sum(dim=(0, 2, 3), dtype=torch.float64))
 
 
 @torch.library.custom_op("sparsetune::sparge_under_map", mutates_args=())
