@@ -23,7 +23,7 @@ class BlockShape:
         return -(-num_q // self.q), -(-num_k // self.k)
 
     def covering(self, tokens: range) -> range:
-        """Give the key blocks that hold at least one of the consecutive `tokens`."""
+        """Return the key blocks that hold at least one of the consecutive `tokens`."""
         return range(tokens.start // self.k, -(-tokens.stop // self.k)) if tokens else range(0)
 
 
@@ -39,7 +39,7 @@ _INVISIBLE = 40.0
 
 @dataclass(frozen=True)
 class PooledBlocks:
-    """One tensor's blocks, described by what the block map needs.
+    """Means and self-similarities of one tensor's blocks.
 
     `means` (batch, heads, blocks, head_dim) in the input's dtype; `similarity` (batch, heads, blocks) float32, the
     mean cosine similarity over all pairs of tokens of a block, self-pairs included, in [-1, 1].
@@ -50,7 +50,7 @@ class PooledBlocks:
 
 
 def pool(x: Tensor, block: int, centre: Tensor | None = None, select_partial: bool = False) -> PooledBlocks:
-    """DescribeSession each block of `block` tokens of x by its mean and by how alike its tokens are.
+    """Pool blocks of `block` tokens of x: their means, and how similar their tokens are.
 
     The mean pairwise cosine is |Σ x̂|² / n², x̂ the normalised tokens rounded to float16, as SpargeAttn's kernel
     does. Two of that kernel's traits are kept: the mean is rounded to the input's dtype, and a block with a token
@@ -62,8 +62,9 @@ def pool(x: Tensor, block: int, centre: Tensor | None = None, select_partial: bo
     Args:
         x: (batch, heads, tokens, head_dim), floating point.
         block: tokens in a block.
-        centre: (batch, heads, 1, head_dim) in x's dtype, taken off every token first.
-        select_partial: judge a partial last block by its own tokens alone, so that it is chosen like any other.
+        centre: (batch, heads, 1, head_dim) in x's dtype, subtracted from every token first.
+        select_partial: compute a partial last block's similarity over its own tokens alone, so that it is chosen like
+            any other.
     """
     if fits_triton(x):
         from sparsetune.attention.pool_triton import pool_blocks
@@ -95,7 +96,7 @@ def _pool(x: Tensor, block: int) -> PooledBlocks:
 def block_map(q: Tensor, k: Tensor, thresholds: ThresholdTensors, blocks: BlockShape, keep: range = range(0)) -> Tensor:
     """Choose the block pairs to compute by SpargeAttn's rule (arXiv:2502.18137, and its `get_block_map_meansim`).
 
-    k's mean over the tokens is taken off first (it shifts every score of a row alike). The softmax over the pooled
+    k's mean over the tokens is subtracted first (it shifts every score of a row alike). The softmax over the pooled
     scores of similar key blocks is sorted; blocks are taken in descending order while the cumulated probability
     is not above `cdfthreshd`, or the first int(`topk` × blocks); at least one. Rows and columns of blocks that aren't
     similar, and the columns in `keep`, are always computed.
@@ -144,14 +145,14 @@ def select_blocks(
 
 
 def skip_pv(q: Tensor, k: Tensor, computed: Tensor, pvthreshd: Tensor, scale: float, blocks: BlockShape) -> Tensor:
-    """Take out the pairs whose P·V SpargeAttn's kernel skips, since their scores lie too far under the row maximum.
+    """Remove the pairs whose P·V SpargeAttn's kernel skips: their scores lie too far under the row maximum.
 
     The kernel walks a row's computed blocks from left to right and skips one where, for every query of the block,
     block maximum − running maximum + pvthreshd ≤ 0 in base-2 logits; never the first, and never the last (on Hopper)
     or the last two (elsewhere), which its unrolled loop computes without the check. A skipped block is left out of
     the softmax's denominator too, so the result is attention under the map returned here.
-    A head whose pvthreshd is 40 or more (SpargeAttn's default is 50) is taken to skip nothing: what it would skip
-    weighs less than float32's rounding. Skipped pairs still count as computed in `sparsity`, as upstream counts them.
+    A head whose pvthreshd is 40 or more (SpargeAttn's default is 50) skips nothing here: what it would skip weighs
+    less than float32's rounding. Skipped pairs still count as computed in `sparsity`, as upstream counts them.
 
     Args:
         q: (batch, heads, tokens, head_dim).

@@ -1,4 +1,4 @@
-"""From which sparsity on a sparse kernel is faster than dense attention: a table of measured latencies."""
+"""Break-even sparsity, from which on a sparse kernel is faster than dense attention, by measured latencies."""
 
 import json
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ from torch import Tensor
 from sparsetune.errors import BackendError
 from sparsetune.files import write_json
 
-_NEAR = 1.5
-"""A shape with up to so many times the tokens of a measured one, or as many times fewer, goes by it."""
+_MAX_TOKEN_RATIO = 1.5
+"""A measured shape stands for others with up to this many times its tokens, or as many times fewer."""
 
 Milliseconds = float
 """Median of at least 10 calls after warm-up."""
 
 
-class _Part(BaseModel):
+class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class SparseTime(_Part):
+class SparseTime(_Model):
     """A sparse kernel's latency at one sparsity; `sparsity` is a fraction in [0, 1] of the block pairs."""
 
     kernel: str
@@ -32,11 +32,10 @@ class SparseTime(_Part):
     latency_ms: Milliseconds = Field(gt=0.0)
 
 
-class ShapeTimes(_Part):
-    """What was measured for one shape of attention call.
+class ShapeTimes(_Model):
+    """Latencies of one shape of attention call.
 
-    `dense_ms` holds each dense kernel's latency by name; `sdpa` is what PyTorch chooses by itself, and so what runs
-    where a layer is dense.
+    `dense_ms` holds each dense kernel's latency by name; `sdpa` is PyTorch's own choice, which dense layers run on.
     """
 
     batch: int
@@ -48,24 +47,20 @@ class ShapeTimes(_Part):
     sparse: tuple[SparseTime, ...]
 
     def break_even(self, kernel: str) -> float | None:
-        """Give the sparsity from which on `kernel` is at least as fast as dense; None where it never is.
+        """Return the sparsity from which on `kernel` is at least as fast as dense; None where it never is.
 
-        Both rules count, since the time of a kernel is that of the blocks which it computes.
+        Points of both rules count, since a kernel's time depends only on the blocks that it computes.
         """
         points = [(time.sparsity, time.latency_ms) for time in self.sparse if time.kernel == kernel]
         return crossing(points, self.dense_ms["sdpa"])
 
     @property
     def kernels(self) -> tuple[str, ...]:
-        """The sparse kernels that were measured."""
         return tuple(dict.fromkeys(time.kernel for time in self.sparse))
 
 
-class BreakEvenTable(_Part):
-    """Measured shapes of one machine.
-
-    `device` is its GPU by name; `versions` are those of the packages that the latencies depend on.
-    """
+class BreakEvenTable(_Model):
+    """Latencies measured on one machine, by shape, with the versions of the packages that they depend on."""
 
     schema_version: Literal[1] = 1
     device: str
@@ -73,9 +68,7 @@ class BreakEvenTable(_Part):
     shapes: tuple[ShapeTimes, ...]
 
     def limit(self, kernel: str, shape: Sequence[int], dtype: str) -> float | None:
-        """Give the sparsity under which a call had better run dense.
-
-        The measured shape of that head_dim and dtype which is nearest in size decides.
+        """Return the sparsity below which dense is faster, by the measured shape nearest in size.
 
         Args:
             kernel: the sparse kernel.
@@ -83,28 +76,26 @@ class BreakEvenTable(_Part):
             dtype: e.g. `bfloat16`.
 
         Returns:
-            A fraction in [0, 1]; above 1 where sparse never pays; None where nothing alike was measured.
+            A fraction in [0, 1]; above 1 where sparse is never faster; None where no similar shape was measured.
         """
         batch, heads, tokens, head_dim = shape
-        alike = [
+        similar = [
             times
             for times in self.shapes
             if (times.head_dim, times.dtype) == (head_dim, dtype)
             and kernel in times.kernels
-            and max(times.tokens, tokens) <= _NEAR * min(times.tokens, tokens)
+            and max(times.tokens, tokens) <= _MAX_TOKEN_RATIO * min(times.tokens, tokens)
         ]
-        if not alike:
+        if not similar:
             return None
         size = batch * heads * tokens
-        nearest = min(alike, key=lambda times: abs(times.batch * times.heads * times.tokens - size))
+        nearest = min(similar, key=lambda times: abs(times.batch * times.heads * times.tokens - size))
         found = nearest.break_even(kernel)
         return 2.0 if found is None else found
 
 
 def crossing(points: Sequence[tuple[float, Milliseconds]], dense_ms: Milliseconds) -> float | None:
-    """Find the sparsity from which on every measured latency is at most `dense_ms`.
-
-    Between points latency is taken to be linear.
+    """Find the sparsity from which on every latency is at most `dense_ms`, interpolating linearly between points.
 
     Args:
         points: (sparsity, latency), in any order.
@@ -124,7 +115,6 @@ def crossing(points: Sequence[tuple[float, Milliseconds]], dense_ms: Millisecond
 
 
 def save_table(table: BreakEvenTable, path: Path) -> None:
-    """Write a table as JSON, whole or not at all."""
     write_json(path, table.model_dump(mode="json"))
 
 
@@ -132,37 +122,31 @@ def load_table(path: Path, device: str) -> BreakEvenTable:
     """Read a table that was measured on `device`.
 
     Raises:
-        BackendError: there is none, it can't be read, or it is of another device.
+        BackendError: there is none, it can't be read, or it is another device's.
     """
     remedy = "run `sparsetune bench` here"
     try:
         table = BreakEvenTable.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise BackendError(
-            f"the break-even table must be a readable file, but {path}: {error.strerror or error}; {remedy}"
-        ) from error
+        raise BackendError(f"cannot read the break-even table {path}: {error.strerror or error}; {remedy}") from error
     except (ValidationError, ValueError) as error:
         line = " ".join(str(error).split())[:160]
-        raise BackendError(
-            f"the break-even table must be what `sparsetune bench` wrote, but {path}: {line}; {remedy}"
-        ) from error
+        raise BackendError(f"{path} is no break-even table: {line}; {remedy}") from error
     if table.device != device:
-        raise BackendError(
-            f"the break-even table must be of this machine's {device}, but {path} is of {table.device}; {remedy}"
-        )
+        raise BackendError(f"{path} was measured on {table.device}, not on this machine's {device}; {remedy}")
     return table
 
 
-_LOOK_AGAIN = 5
-"""A layer that ran dense runs sparse again after so many steps: attention gets sparser as noise goes."""
+_RECHECK_STEPS = 5
+"""A layer that ran dense runs sparse again after so many steps: attention gets sparser as noise decreases."""
 
 
 class BreakEvenCheck:
-    """Remembers each layer's sparsity, and says which layers had better run dense.
+    """Tracks each layer's sparsity, and decides which layers run dense because sparse would be slower.
 
     A layer runs sparse at its first step. Where that skipped less than the break-even of its shape, its next steps run
-    dense. The counts of a whole step are read off the GPU in one go at the start of the next, when it has nothing else
-    to do: so nothing waits in between, and the same inputs give the same decisions.
+    dense. The counts of a whole step are copied from the GPU at once at the start of the next, when it is idle: so
+    nothing waits in between, and the same inputs give the same decisions.
 
     Args:
         table: break-evens of this machine.
@@ -173,51 +157,51 @@ class BreakEvenCheck:
         self._table = table
         self._kernel = kernel
         self._step = -1
-        self._ran: dict[str, tuple[Tensor, float]] = {}
-        self._known: dict[str, tuple[int, float]] = {}
+        self._counts: dict[str, tuple[Tensor, float]] = {}
+        self._sparsity: dict[str, tuple[int, float]] = {}
 
-    def loss(self, layer: str, step: int | None, q: Tensor) -> str | None:
-        """Say in a few words why a call had better run dense; None where it may run sparse.
+    def reason_to_run_dense(self, layer: str, step: int | None, q: Tensor) -> str | None:
+        """Return in a few words why a call should run dense; None where it may run sparse.
 
         Args:
             layer: the layer's name.
-            step: the denoising step; a smaller one than before starts a new generation; None says nothing.
+            step: the denoising step; a smaller one than before starts a new generation; None never runs dense.
             q: the call's queries, (batch, heads, tokens, head_dim).
         """
         if step is not None and step != self._step:
-            self._begin(step)
-        if step is None or layer not in self._known:
+            self._begin_step(step)
+        if step is None or layer not in self._sparsity:
             return None
-        seen, sparsity = self._known[layer]
-        if step - seen > _LOOK_AGAIN:
+        measured_at, sparsity = self._sparsity[layer]
+        if step - measured_at > _RECHECK_STEPS:
             return None
         limit = self._table.limit(self._kernel, q.shape, dtype_name(q.dtype))
         if limit is None or sparsity >= limit:
             return None
         return f"sparse is slower under a sparsity of {limit:.0%} here" if limit <= 1 else "sparse is never faster here"
 
-    def ran(self, layer: str, computed: Tensor, pairs: float) -> None:
-        """Note a sparse call.
+    def record(self, layer: str, computed: Tensor, pairs: float) -> None:
+        """Record a sparse call.
 
         Args:
             layer: the layer's name.
             computed: block pairs computed by head, as in `AttentionOutput`.
-            pairs: block pairs that there are, over all heads.
+            pairs: all block pairs, over all heads.
         """
-        before, total = self._ran.get(layer, (torch.zeros((), dtype=torch.float64, device=computed.device), 0.0))
-        self._ran[layer] = (before + computed.sum(), total + pairs)
+        before, total = self._counts.get(layer, (torch.zeros((), dtype=torch.float64, device=computed.device), 0.0))
+        self._counts[layer] = (before + computed.sum(), total + pairs)
 
-    def _begin(self, step: int) -> None:
+    def _begin_step(self, step: int) -> None:
         if step < self._step:
-            self._known.clear()
-        elif self._ran:
-            counts = torch.stack([computed for computed, _ in self._ran.values()]).tolist()
-            for (layer, (_, pairs)), computed in zip(self._ran.items(), counts, strict=True):
-                self._known[layer] = (self._step, 1.0 - computed / pairs)
-        self._ran.clear()
+            self._sparsity.clear()
+        elif self._counts:
+            counts = torch.stack([computed for computed, _ in self._counts.values()]).tolist()
+            for (layer, (_, pairs)), computed in zip(self._counts.items(), counts, strict=True):
+                self._sparsity[layer] = (self._step, 1.0 - computed / pairs)
+        self._counts.clear()
         self._step = step
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Name a dtype without its package, e.g. `bfloat16`."""
+    """Return a dtype's name without its package, e.g. `bfloat16`."""
     return str(dtype).removeprefix("torch.")

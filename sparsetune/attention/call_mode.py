@@ -1,7 +1,4 @@
-"""The way of an attention call from below a module's forward to whoever intercepts it.
-
-A `TorchFunctionMode` sees each `scaled_dot_product_attention` call while the forward runs.
-"""
+"""A `TorchFunctionMode` that redirects `scaled_dot_product_attention` calls while a module's forward runs."""
 
 import itertools
 from collections.abc import Callable
@@ -12,13 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sparsetune.attention.ordering import Grid
 from sparsetune.attention.sites import DenseCall, LayerSite, TransformerCall
 
 Forward = Callable[..., Any]
 
 
-def native(
+def sdpa(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -33,45 +29,55 @@ def native(
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale=scale, enable_gqa=enable_gqa)
 
 
-class AttentionCallMode:
-    """Sends a layer's attention calls on: at once, or as one operator where a graph is being compiled.
+class AttentionCallMode(TorchFunctionMode):
+    """Redirects a layer's attention calls: at once, or as one operator where a graph is being compiled.
 
-    `running` is the transformer call around them, `dense` the kernel that the layer had chosen (None: PyTorch's),
-    `seen` whether there was a call.
+    `running` is the transformer call around them, `called` whether there was any since it was last reset.
 
     Args:
-        run: what they are sent to.
-        layer: whose calls they are.
+        redirect: called with the transformer call, the layer's dense kernel and each attention call's arguments.
+        layer: the layer.
     """
 
-    def __init__(self, run: Callable[..., Tensor], layer: LayerSite) -> None:
+    def __init__(self, redirect: Callable[..., Tensor], layer: LayerSite) -> None:
+        super().__init__()
         self.running: TransformerCall | None = None
-        self.dense: DenseCall | None = None
-        self.seen = False
-        self._run = run
+        self.called = False
+        self._redirect = redirect
         self._switch = layer.switch
+        self._dense: DenseCall | None = None
         # A tensor, not a number: torch.compile would compile a block anew for each number, and give up after eight.
-        self._key = torch.tensor(register(self._opaque))
+        self._key = torch.tensor(next(_KEYS))
+        _COMPILED_CALLS[int(self._key)] = self._from_graph
 
     def close(self) -> None:
-        """Make compiled graphs forget where they sent to."""
-        unregister(int(self._key))
+        """Unregister from compiled graphs."""
+        _COMPILED_CALLS.pop(int(self._key), None)
 
-    def under(self, original: Forward, args: Any, kwargs: Any) -> Any:
-        """Run a module's forward with every attention call below it sent on, whatever kernel it has chosen."""
+    def run(self, original: Forward, args: Any, kwargs: Any) -> Any:
+        """Run a module's forward with every attention call below it redirected, whatever kernel the module chose."""
         if self._switch is None:
-            with _AttentionMode(self):
+            with self:
                 return original(*args, **kwargs)
         if not torch.compiler.is_compiling():
-            self.dense = self._switch.dense()
+            self._dense = self._switch.dense()
         before = self._switch.to_native()
         try:
-            with _AttentionMode(self):
+            with self:
                 return original(*args, **kwargs)
         finally:
             self._switch.restore(before)
 
-    def __call__(
+    def __torch_function__(
+        self, func: Forward, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return self._intercept(*args, **(kwargs or {}))
+        if func is Tensor.unflatten:  # torch.compile can trace the function below a mode, but not the method
+            return torch.unflatten(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _intercept(
         self,
         query: Tensor,
         key: Tensor,
@@ -82,7 +88,7 @@ class AttentionCallMode:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """Send one call on; the arguments are those of `scaled_dot_product_attention`."""
+        """Redirect one call; the arguments are those of `scaled_dot_product_attention`."""
         if scale is None:
             scale = query.shape[-1] ** -0.5
         running = self.running
@@ -103,10 +109,10 @@ class AttentionCallMode:
                 enable_gqa,
             )
             return output
-        self.seen = True
-        return self._run(
+        self.called = True
+        return self._redirect(
             running,
-            self.dense or native,
+            self._dense or sdpa,
             q=query,
             k=key,
             v=value,
@@ -117,49 +123,21 @@ class AttentionCallMode:
             enable_gqa=enable_gqa,
         )
 
-    def _opaque(
+    def _from_graph(
         self, timestep: Tensor | None, positions: Tensor | None, grid: list[int], tail: int, **call: Any
     ) -> Tensor:
-        """Take up the call that a compiled graph made by the operator."""
+        """Redirect a call that a compiled graph made through the operator."""
         running = None
         if timestep is not None:
-            given: Grid | None = (grid[0], grid[1], grid[2]) if grid else None
-            running = TransformerCall(timestep, given, tail, positions)
+            running = TransformerCall(timestep, (grid[0], grid[1], grid[2]) if grid else None, tail, positions)
         dense = None if self._switch is None else self._switch.dense()
-        return self._run(running, dense or native, **call)
+        return self._redirect(running, dense or sdpa, **call)
 
 
-class _AttentionMode(TorchFunctionMode):
-    def __init__(self, send: AttentionCallMode) -> None:
-        super().__init__()
-        self._send = send
+_COMPILED_CALLS: dict[int, Callable[..., Tensor]] = {}
+"""What the operator `attend` runs, by key."""
 
-    def __torch_function__(
-        self, func: Forward, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return self._send(*args, **(kwargs or {}))
-        if func is Tensor.unflatten:  # torch.compile can trace the function below a mode, but not the method
-            return torch.unflatten(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-OpaqueCall = Callable[..., Tensor]
-
-_CALLS: dict[int, OpaqueCall] = {}
 _KEYS = itertools.count()
-
-
-def register(call: OpaqueCall) -> int:
-    """Keep what `attend` runs under a key, until `unregister`."""
-    key = next(_KEYS)
-    _CALLS[key] = call
-    return key
-
-
-def unregister(key: int) -> None:
-    """Forget a key."""
-    _CALLS.pop(key, None)
 
 
 @torch.library.custom_op("sparsetune::attend", mutates_args=())
@@ -178,12 +156,12 @@ def attend(
     scale: float,
     enable_gqa: bool,
 ) -> Tensor:
-    """Run the call that is registered under `key`, a tensor of one number.
+    """Run the call registered under `key`, a tensor of one number.
 
-    q, k, v are (batch, heads, tokens, head_dim), the output too.
+    q, k, v and the output are (batch, heads, tokens, head_dim).
     """
     given = {"mask": mask, "dropout": dropout, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-    return _CALLS[int(key)](timestep, positions, grid, tail, q=q, k=k, v=v, **given).contiguous()
+    return _COMPILED_CALLS[int(key)](timestep, positions, grid, tail, q=q, k=k, v=v, **given).contiguous()
 
 
 @attend.register_fake

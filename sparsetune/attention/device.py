@@ -1,4 +1,4 @@
-"""What computes, by name and by setting."""
+"""Devices: their names, the one that a setting means, and what Triton can run on."""
 
 import platform
 
@@ -9,14 +9,14 @@ _TRITON_DIMS = (16, 32, 64, 128, 256)
 
 
 def device_name(device: torch.device) -> str:
-    """Name the device as a person would, e.g. `NVIDIA H100 80GB HBM3`."""
+    """Return the product name, e.g. `NVIDIA H100 80GB HBM3`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return platform.processor() or platform.machine()
 
 
 def device_of(setting: str) -> torch.device:
-    """Give the device of a setting: `auto` is a GPU where there is one, else the CPU; others are PyTorch's names."""
+    """Return the device of a setting: `auto` is a GPU where there is one, else the CPU; others are PyTorch's names."""
     if setting == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(setting)

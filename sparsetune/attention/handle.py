@@ -1,4 +1,4 @@
-"""Installs a policy on a pipeline, counts what really ran, and takes it off again."""
+"""Installs a policy on a pipeline, counts what really ran, and removes it again."""
 
 import logging
 from types import TracebackType
@@ -16,7 +16,7 @@ from sparsetune.attention.policy import Policy, check_fits
 from sparsetune.attention.sites import AttentionSites
 from sparsetune.attention.stats import CallRecord, Kind, SparsityStats
 from sparsetune.attention.thresholds import LayerThresholds, ThresholdTensors
-from sparsetune.attention.unmask import UnmaskedCall, attend_padded, head_dim_refusal, unmasked_call
+from sparsetune.attention.unmask import Refusal, UnmaskedCall, attend_padded, unmasked_call
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +25,15 @@ DENSE_KERNEL = "sdpa"
 
 
 class SparseHandle:
-    """A policy at work on a pipeline; a context manager that takes it off at its end.
+    """A policy installed on a pipeline; a context manager that removes it at its end.
 
     Args:
         sites: the pipeline's self-attention.
         policy: one entry for each of its layers.
         backend: the kernel for sparse calls.
-        break_even: break-evens measured on this machine; layers that are slower sparse then run dense.
-        chosen_because: why it is this backend, in a few words; kept for whoever reports it.
+        break_even: break-evens measured on this machine; layers that are slower sparse then run dense (see
+            `BreakEvenCheck`).
+        chosen_because: why this backend was chosen, in a few words.
 
     Raises:
         ModelError: the pipeline is sparse already.
@@ -57,7 +58,7 @@ class SparseHandle:
 
     @property
     def policy(self) -> Policy:
-        """The policy at work; set another one to try it without installing anything anew. Counting starts anew."""
+        """The installed policy; assigning another one replaces it in place and resets the statistics."""
         return self._policy
 
     @policy.setter
@@ -67,18 +68,18 @@ class SparseHandle:
         self._counts: dict[_CountKey, _Count] = {}
         self._thresholds = {layer.name: layer for layer in policy.layers}
         self._tensors: dict[tuple[str, float, torch.device], ThresholdTensors] = {}
-        self._gain = None if self.break_even is None else BreakEvenCheck(self.break_even, self.backend.name)
+        self._check = None if self.break_even is None else BreakEvenCheck(self.break_even, self.backend.name)
 
     def stats(self) -> SparsityStats:
-        """Tell what ran since the start or the last `reset`."""
+        """Return what ran since the start or the last `reset`."""
         return SparsityStats(tuple(count.record(key) for key, count in self._counts.items()))
 
     def reset(self) -> None:
-        """Forget what ran so far."""
+        """Reset the statistics."""
         self._counts.clear()
 
     def remove(self) -> None:
-        """Take the policy off; the pipeline's modules are as they were. Does nothing the second time."""
+        """Remove the policy and restore the pipeline's modules exactly. Does nothing the second time."""
         self._interception.remove()
 
     def __enter__(self) -> Self:
@@ -90,49 +91,48 @@ class SparseHandle:
         self.remove()
 
     def _attend(self, call: AttentionCall) -> Tensor:
-        thresholds = self._thresholds[call.layer.name]
-        if not thresholds.is_sparse or self._runs_dense(call):
-            self._count(call, call.q, "dense", None)
-            return call.original()
-        plain = unmasked_call(call)
-        reason = plain if isinstance(plain, str) else head_dim_refusal(self.backend, plain)
-        if isinstance(plain, str) or reason is not None:
-            self._warn_once(call.layer.name, reason)
-            self._count(call, call.q, "fallback", reason)
-            return call.original()
-        if self._gain is not None and (loss := self._gain.loss(call.layer.name, call.step, plain.q)):
-            self._count(call, call.q, "fallback", loss)
-            return call.original()
-        attended = self._sparse(plain, thresholds, self._policy.schedule.scale(call.step, call.num_steps))
-        self._count(call, plain.q, "sparse", None, attended.computed)
-        if self._gain is not None:
-            num_q, num_k = self.backend.blocks.counts(plain.q.shape[-2], plain.q.shape[-2])
-            self._gain.ran(call.layer.name, attended.computed, float(num_q * num_k * plain.q.shape[:2].numel()))
-        return plain.whole(attended.output)
+        layer, thresholds = call.layer.name, self._thresholds[call.layer.name]
+        drop_scale = self._policy.schedule.scale(call.step, call.num_steps)
+        if not thresholds.is_sparse or drop_scale == 0.0:
+            return self._dense(call, "dense", None)
+        unmasked = unmasked_call(call, self.backend)
+        if isinstance(unmasked, Refusal):
+            self._warn_once(layer, unmasked.reason)
+            return self._dense(call, "fallback", unmasked.reason)
+        if self._check is not None and (slower := self._check.reason_to_run_dense(layer, call.step, unmasked.q)):
+            return self._dense(call, "fallback", slower)
+        attended = self._sparse(unmasked, thresholds, drop_scale)
+        pairs = self._count(call, unmasked.q, "sparse", None, attended.computed)
+        if self._check is not None:
+            self._check.record(layer, attended.computed, pairs * unmasked.q.shape[1])
+        return unmasked.with_padding(attended.output)
 
-    def _runs_dense(self, call: AttentionCall) -> bool:
-        return call.step is not None and self._policy.schedule.is_dense(call.step, call.num_steps)
+    def _dense(self, call: AttentionCall, kind: Kind, reason: str | None) -> Tensor:
+        self._count(call, call.q, kind, reason)
+        return call.original()
 
-    def _sparse(self, plain: UnmaskedCall, thresholds: LayerThresholds, drop_scale: float) -> AttentionOutput:
-        key = (thresholds.name, drop_scale, plain.q.device)
+    def _sparse(self, unmasked: UnmaskedCall, thresholds: LayerThresholds, drop_scale: float) -> AttentionOutput:
+        device = unmasked.q.device
+        key = (thresholds.name, drop_scale, device)
         if key not in self._tensors:
-            self._tensors[key] = thresholds.tensors(plain.q.device, drop_scale, self._policy.select_partial)
-        keep = kept_blocks(self._policy.keep_text, plain.layout, self.backend.blocks)
-        path = permutation(thresholds.order or self._policy.order, plain.layout, plain.q.device)
-        q, k, v = (x if path is None else path.order(x) for x in (plain.q, plain.k, plain.v))
-        attended = attend_padded(self.backend, q, k, v, self._tensors[key], scale=plain.scale, keep=keep)
-        if path is None:
+            self._tensors[key] = thresholds.tensors(device, drop_scale, self._policy.select_partial)
+        keep = kept_blocks(self._policy.keep_text, unmasked.layout, self.backend.blocks)
+        reordering = permutation(thresholds.order or self._policy.order, unmasked.layout, device)
+        q, k, v = (x if reordering is None else reordering.order(x) for x in (unmasked.q, unmasked.k, unmasked.v))
+        attended = attend_padded(self.backend, q, k, v, self._tensors[key], scale=unmasked.scale, keep=keep)
+        if reordering is None:
             return attended
-        return AttentionOutput(path.undo(attended.output), attended.computed)
+        return AttentionOutput(reordering.undo(attended.output), attended.computed)
 
-    def _warn_once(self, layer: str, reason: str | None) -> None:
-        if reason is not None and reason not in self._warned:
+    def _warn_once(self, layer: str, reason: str) -> None:
+        if reason not in self._warned:
             self._warned.add(reason)
-            logger.warning("%s runs dense: %s (said once; the result counts such calls)", layer, reason)
+            logger.warning("%s runs dense: %s (logged once; the result counts such calls)", layer, reason)
 
     def _count(
         self, call: AttentionCall, q: Tensor, kind: Kind, reason: str | None, computed: Tensor | None = None
-    ) -> None:
+    ) -> float:
+        """Count a call; return the number of block pairs in a head."""
         num_q, num_k = self.backend.blocks.counts(q.shape[-2], q.shape[-2])
         pairs = float(q.shape[0] * num_q * num_k)
         kernel = self.backend.name if kind == "sparse" else DENSE_KERNEL
@@ -140,6 +140,7 @@ class SparseHandle:
         if computed is None:
             computed = torch.full((call.layer.num_heads,), pairs, dtype=torch.float64)
         self._counts.setdefault(key, _Count()).add(computed, pairs)
+        return pairs
 
 
 _CountKey = tuple[str, int | None, Kind, str, str | None, int]
@@ -165,7 +166,7 @@ class _Count:
 
 
 def kept_blocks(keep_text: bool, layout: TokenLayout, blocks: BlockShape) -> range:
-    """Give the key blocks that a policy always computes.
+    """Return the key blocks that a policy always computes.
 
     Those with text tokens, or else the first one, as SpargeAttn does whenever it renders (`attention_sink`).
     """

@@ -1,6 +1,6 @@
-"""The one interception that serves every model.
+"""Intercepts the self-attention calls of any model.
 
-While a self-attention module's forward runs, an `AttentionCallMode` sees each attention call below it, whatever
+While a self-attention module's forward runs, an `AttentionCallMode` redirects each attention call below it, whatever
 processor makes that call. Nothing of a model's own code is copied or replaced.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsetune.attention.call_mode import AttentionCallMode, Forward, native
+from sparsetune.attention.call_mode import AttentionCallMode, Forward, sdpa
 from sparsetune.attention.ordering import TokenLayout
 from sparsetune.attention.schedule import step_of
 from sparsetune.attention.sites import AttentionSites, DenseCall, LayerSite, TransformerCall, TransformerSite
@@ -23,19 +23,19 @@ from sparsetune.errors import ModelError
 logger = logging.getLogger(__name__)
 
 _UNHOOKED = "_old_forward"
-"""Where accelerate's hooks, which offloading hangs on a module, keep the forward that they call.
+"""The attribute in which accelerate's offloading hooks keep the forward that they call.
 
-They put it back as `forward` and hook it anew after each generation, so whatever lies around the hooked forward is lost
-by then: ours goes below.
+They restore it as `forward` and hook it again after each generation, which would lose a wrapper around the hooked
+forward: ours goes below.
 """
 
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One attention call of a self-attention layer, as its module made it.
+    """One attention call of a self-attention layer, as its module makes it.
 
     Args:
-        layer: whose call it is.
+        layer: the layer.
         transformer: the transformer call around it; None when the attention ran outside of one.
         step: the denoising step, from 0; None when the timestep isn't one of the scheduler's.
         num_steps: denoising steps of the generation.
@@ -43,7 +43,7 @@ class AttentionCall:
         mask: the call's attention mask.
         is_causal, dropout, enable_gqa: as the call has them.
         scale: the softmax scale, never None.
-        dense: the kernel that the pipeline runs.
+        dense: the pipeline's own kernel.
     """
 
     layer: LayerSite
@@ -58,10 +58,10 @@ class AttentionCall:
     dropout: float
     enable_gqa: bool
     scale: float
-    dense: DenseCall = native
+    dense: DenseCall = sdpa
 
     def original(self) -> Tensor:
-        """Run the call as it was made and return its output."""
+        """Return the dense output, by the pipeline's own kernel."""
         return self.dense(
             self.q,
             self.k,
@@ -75,10 +75,10 @@ class AttentionCall:
 
     @functools.cached_property
     def layout(self) -> TokenLayout | None:
-        """Where the queries lie; None where their number isn't that of the transformer's input and text."""
+        """Positions of video and text tokens; None where they don't add up to the number of queries."""
         if self.transformer is None:
             return None
-        grid, tail = self.transformer.cut()
+        grid, tail = self.transformer.grid_and_tail()
         frames, height, width = grid
         num_text = self.q.shape[-2] - frames * height * width - tail
         if num_text < 0 or (num_text and self.layer.text is None):
@@ -88,11 +88,11 @@ class AttentionCall:
 
 
 Attend = Callable[[AttentionCall], Tensor]
-"""Gives a call's output; `call.original()` is the dense one."""
+"""Computes a call's output; `call.original()` is the dense one."""
 
 
 class Interception:
-    """Sends every self-attention call of a pipeline to `attend`, until `remove`.
+    """Redirects every self-attention call of a pipeline to `attend`, until `remove`.
 
     Raises:
         ModelError: the pipeline's attention is intercepted already.
@@ -105,17 +105,17 @@ class Interception:
         self._attend = attend
         self._running: dict[str, TransformerCall] = {}
         self._last: tuple[Tensor, int | None, int] | None = None
-        self._silent: set[str] = set()
+        self._without_calls: set[str] = set()
         self._replaced: list[tuple[nn.Module, Forward | None, Forward]] = []
-        self._senders: list[AttentionCallMode] = []
+        self._modes: list[AttentionCallMode] = []
         for transformer in sites.transformers:
-            self._replace(transformer.module, self._watched(transformer))
+            self._replace(transformer.module, self._transformer_wrapper(transformer))
             for layer in transformer.layers:
-                self._replace(layer.module, self._intercepted(transformer, layer))
+                self._replace(layer.module, self._layer_wrapper(transformer, layer))
 
     def remove(self) -> None:
         """Restore the pipeline's modules exactly; does nothing the second time."""
-        self.active = False  # a forward that someone wrapped around ours since can't be taken out: it passes through
+        self.active = False  # a wrapper that someone put around ours since stays in place: ours passes calls through
         for module, own_forward, ours in self._replaced:
             if module.__dict__.get("forward") is ours:
                 if own_forward is None:
@@ -124,22 +124,22 @@ class Interception:
                     module.forward = own_forward
             elif module.__dict__.get(_UNHOOKED) is ours:
                 module.__dict__[_UNHOOKED] = own_forward or types.MethodType(type(module).forward, module)
-        for sender in self._senders:
-            sender.close()
+        for mode in self._modes:
+            mode.close()
         self._replaced.clear()
-        self._senders.clear()
+        self._modes.clear()
 
     def _replace(self, module: nn.Module, wrap: Callable[[Forward], Forward]) -> None:
-        place = _UNHOOKED if _UNHOOKED in module.__dict__ else "forward"
-        own_forward = module.__dict__.get(place)
-        original = getattr(module, place)
+        attribute = _UNHOOKED if _UNHOOKED in module.__dict__ else "forward"
+        own_forward = module.__dict__.get(attribute)
+        original = getattr(module, attribute)
         forward = functools.wraps(original)(wrap(original))
         forward.sparsetune_interception = self  # type: ignore[attr-defined]
-        module.__dict__[place] = forward
+        module.__dict__[attribute] = forward
         self._replaced.append((module, own_forward, forward))
 
-    def _watched(self, transformer: TransformerSite) -> Callable[[Forward], Forward]:
-        """Wrap a transformer's forward so that what it was called with is known below it."""
+    def _transformer_wrapper(self, transformer: TransformerSite) -> Callable[[Forward], Forward]:
+        """Wrap a transformer's forward so that its timestep and grid are known below it."""
 
         def wrap(original: Forward) -> Forward:
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -147,7 +147,7 @@ class Interception:
                     return original(*args, **kwargs)
                 given = dict(zip(transformer.arguments, args, strict=False)) | kwargs
                 call = transformer.read_call(transformer.module, given)
-                # Reading a number off a GPU waits for it: once a call, not once a layer.
+                # Copying from a GPU waits for it: once a call, not once a layer.
                 self._running[transformer.name] = call._replace(
                     timestep=call.timestep.to("cpu"),
                     positions=None if call.positions is None else call.positions.to("cpu"),
@@ -161,29 +161,29 @@ class Interception:
 
         return wrap
 
-    def _intercepted(self, transformer: TransformerSite, layer: LayerSite) -> Callable[[Forward], Forward]:
-        """Wrap an attention module's forward so that its attention calls come to us."""
+    def _layer_wrapper(self, transformer: TransformerSite, layer: LayerSite) -> Callable[[Forward], Forward]:
+        """Wrap an attention module's forward so that its attention calls are redirected."""
 
-        def run(running: TransformerCall | None, dense: DenseCall, **call: Any) -> Tensor:
+        def redirect(running: TransformerCall | None, dense: DenseCall, **call: Any) -> Tensor:
             step, num_steps = (None, 0) if running is None else self._step(running.timestep)
             return self._attend(
                 AttentionCall(layer=layer, transformer=running, step=step, num_steps=num_steps, dense=dense, **call)
             )
 
-        send = AttentionCallMode(run, layer)
-        self._senders.append(send)
+        mode = AttentionCallMode(redirect, layer)
+        self._modes.append(mode)
 
         def wrap(original: Forward) -> Forward:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 if not self.active:
                     return original(*args, **kwargs)
-                send.running = self._running.get(transformer.name)
+                mode.running = self._running.get(transformer.name)
                 try:
-                    output = send.under(original, args, kwargs)
+                    output = mode.run(original, args, kwargs)
                 finally:
-                    send.running = None  # a graph can't give back what was made while it was compiled
+                    mode.running = None  # a graph can't return what was made while it was compiled
                 if not torch.compiler.is_compiling():
-                    self._check_seen(layer, send)
+                    self._check_called(layer, mode)
                 return output
 
             return forward
@@ -198,10 +198,10 @@ class Interception:
             self._last = (timestep, step, len(timesteps))
         return self._last[1:]
 
-    def _check_seen(self, layer: LayerSite, send: AttentionCallMode) -> None:
-        if not send.seen and layer.name not in self._silent:
-            self._silent.add(layer.name)
-            if len(self._silent) == 1:
+    def _check_called(self, layer: LayerSite, mode: AttentionCallMode) -> None:
+        if not mode.called and layer.name not in self._without_calls:
+            self._without_calls.add(layer.name)
+            if len(self._without_calls) == 1:
                 processor = type(getattr(layer.module, "processor", layer.module)).__name__
                 logger.warning(
                     "%s made no attention call that can be made sparse or counted: a cache skipped it, or its %s "
@@ -209,18 +209,14 @@ class Interception:
                     layer.name,
                     processor,
                 )
-        send.seen = False
+        mode.called = False
 
 
 def _check_free(sites: AttentionSites) -> None:
     for transformer in sites.transformers:
-        for name, module in (
-            (transformer.name, transformer.module),
-            *((at.name, at.module) for at in transformer.layers),
-        ):
-            for place in ("forward", _UNHOOKED):
-                interception = getattr(module.__dict__.get(place), "sparsetune_interception", None)
+        places: tuple[TransformerSite | LayerSite, ...] = (transformer, *transformer.layers)
+        for site in places:
+            for attribute in ("forward", _UNHOOKED):
+                interception = getattr(site.module.__dict__.get(attribute), "sparsetune_interception", None)
                 if interception is not None and interception.active:
-                    raise ModelError(
-                        f"a pipeline can be made sparse once, but {name} is sparse already; remove() it first"
-                    )
+                    raise ModelError(f"{site.name} is sparse already; call remove() on its handle first")

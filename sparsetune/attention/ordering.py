@@ -3,8 +3,8 @@
 Attention doesn't depend on the order of its tokens, but blocks do: tokens that are neighbours in the video have
 similar keys, so a block of neighbours is described well by its mean, and fewer blocks need to be computed. Heads differ
 in what they look at: one attends within a frame, another to the same place in all frames, a third along a column; each
-needs few blocks in an order that puts those tokens together. q, k and v are permuted before the attention and its
-output is permuted back, which changes nothing else.
+needs few blocks in an order that puts those tokens together. q, k and v are permuted before the attention, and its
+output is permuted back.
 """
 
 import functools
@@ -26,7 +26,7 @@ TokenOrder = str | tuple[str, ...]
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Where the tokens of a sequence lie.
+    """Positions of video and text tokens in a sequence.
 
     Args:
         grid: latent frames, height and width in tokens; the video tokens lie in raster order over it.
@@ -46,32 +46,32 @@ class TokenLayout:
 
 @dataclass(frozen=True)
 class Permutation:
-    """A token order as positions, both int64: `there` to read in the order, `back` to undo that.
+    """A token order as positions and their inverse.
 
     Args:
-        there: (tokens,), or (orders, tokens) where heads differ.
-        back: the same shape.
-        of_head: which of the orders each head takes, int64 (heads,); None where there is one for all.
+        forward: positions to read tokens at, int64 (tokens,), or (orders, tokens) where heads differ.
+        inverse: positions that undo that, of the same shape.
+        of_head: the index of each head's order, int64 (heads,); None where there is one for all.
     """
 
-    there: Tensor
-    back: Tensor
+    forward: Tensor
+    inverse: Tensor
     of_head: Tensor | None = None
 
     def order(self, x: Tensor) -> Tensor:
         """Put the tokens of x (batch, heads, tokens, head_dim) in the order."""
-        return self._moved(x, self.there)
+        return self._gather(x, self.forward)
 
     def undo(self, x: Tensor) -> Tensor:
         """Put ordered tokens back; exact."""
-        return self._moved(x, self.back)
+        return self._gather(x, self.inverse)
 
-    def _moved(self, x: Tensor, positions: Tensor) -> Tensor:
+    def _gather(self, x: Tensor, positions: Tensor) -> Tensor:
         if fits_triton(x) and not x.requires_grad:
             from sparsetune.attention.reorder_triton import reorder
 
-            moved: Tensor = reorder(x, positions, self.of_head)
-            return moved
+            gathered: Tensor = reorder(x, positions, self.of_head)
+            return gathered
         if self.of_head is None:
             return _read_rows(x, positions.expand(x.shape[1], -1))
         return _read_rows(x, positions.index_select(0, self.of_head))
@@ -92,7 +92,7 @@ def _read_rows(x: Tensor, positions: Tensor) -> Tensor:
 
 
 def permutation(order: TokenOrder, layout: TokenLayout, device: torch.device | str = "cpu") -> Permutation | None:
-    """Give the positions that put a sequence in `order`; text tokens stay where they are.
+    """Return the permutation that puts a sequence in `order`; text tokens stay where they are.
 
     Args:
         order: one of `ORDERS` for all heads, or one for each head.
@@ -100,33 +100,33 @@ def permutation(order: TokenOrder, layout: TokenLayout, device: torch.device | s
         device: where the result lies.
 
     Returns:
-        The permutation of all layout.num_tokens tokens, or None for raster, which changes nothing.
+        None for raster, which changes nothing.
     """
     names = {order} if isinstance(order, str) else set(order)
     if names == {"raster"}:
         return None
-    there, back = _positions(layout, str(device))
+    forward, inverse = _positions(layout, str(device))
     if isinstance(order, str) or len(names) == 1:
-        place = list(ORDERS).index(names.pop())
-        return Permutation(there[place], back[place])
-    return Permutation(there, back, _places(order, str(device)))
+        index = list(ORDERS).index(names.pop())
+        return Permutation(forward[index], inverse[index])
+    return Permutation(forward, inverse, _order_indices(order, str(device)))
 
 
 @functools.lru_cache(maxsize=16)
 def _positions(layout: TokenLayout, device: str) -> tuple[Tensor, Tensor]:
-    """Positions of every order and back, int64 (orders, tokens) each, as `ORDERS` lists them."""
+    """Positions of every order and their inverses, int64 (orders, tokens) each, as `ORDERS` lists them."""
     first = len(layout.text) if layout.text.start == 0 else 0
-    with torch.inference_mode(False):  # what is kept must serve calls outside of inference mode too
-        there = torch.arange(layout.num_tokens).repeat(len(ORDERS), 1)
-        for place, key_of in enumerate(ORDERS.values()):
+    with torch.inference_mode(False):  # cached tensors are used outside of inference mode too
+        forward = torch.arange(layout.num_tokens).repeat(len(ORDERS), 1)
+        for index, sort_key in enumerate(ORDERS.values()):
             video = slice(first, first + math.prod(layout.grid))
-            there[place, video] = first + torch.argsort(key_of(layout.grid), stable=True)
-        return there.to(device), torch.argsort(there, dim=-1).to(device)
+            forward[index, video] = first + torch.argsort(sort_key(layout.grid), stable=True)
+        return forward.to(device), torch.argsort(forward, dim=-1).to(device)
 
 
 @functools.lru_cache(maxsize=1024)
-def _places(orders: tuple[str, ...], device: str) -> Tensor:
-    """The place in `ORDERS` of each head's order, int64 (heads,)."""
+def _order_indices(orders: tuple[str, ...], device: str) -> Tensor:
+    """Index in `ORDERS` of each head's order, int64 (heads,)."""
     with torch.inference_mode(False):
         return torch.tensor([list(ORDERS).index(order) for order in orders], device=device)
 

@@ -36,10 +36,10 @@ class Policy:
     def __post_init__(self) -> None:
         names = [layer.name for layer in self.layers]
         if not names or len(set(names)) != len(names):
-            raise ThresholdError(f"a policy must name each layer once, but names {names or 'none'}")
+            raise ThresholdError(f"a policy must name each layer once, got {names or 'no layers'}")
         for order in (self.order, *(order for of_layer in self.head_orders for order in of_layer)):
             if order not in ORDERS:
-                raise ThresholdError(f"order must be one of {', '.join(ORDERS)}, but is {order!r}")
+                raise ThresholdError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
 
     @property
     def orders(self) -> tuple[TokenOrder, ...]:
@@ -78,12 +78,12 @@ class Policy:
         keep_text: bool = False,
         select_partial: bool = False,
     ) -> "Policy":
-        """Give every head of every layer the same thresholds; SpargeAttn's defaults where none are given.
+        """Make a policy with the same thresholds for every head; SpargeAttn's defaults if `head` is None.
 
         Args:
             layers: (name, number of heads) of each self-attention layer.
             head: the thresholds of every head.
-            schedule: how sparse each denoising step runs; all alike by default.
+            schedule: how sparse each denoising step runs; the same throughout by default.
             order: as in `Policy`.
             keep_text: as in `Policy`.
             select_partial: as in `Policy`.
@@ -100,16 +100,14 @@ class Policy:
         raise KeyError(name)
 
 
-_LISTED = 4
+_MAX_LISTED = 4
 
 
 def check_fits(policy: Policy, layers: Sequence[tuple[str, int]]) -> None:
-    """Check that a policy has thresholds for exactly these layers and heads.
-
-    Names are compared whole, never in part.
+    """Check that a policy has thresholds for exactly a model's layers and heads.
 
     Args:
-        policy: the policy to be installed.
+        policy: the policy.
         layers: (module path from the pipeline, number of heads) of each self-attention layer of the model.
 
     Raises:
@@ -130,13 +128,13 @@ def check_fits(policy: Policy, layers: Sequence[tuple[str, int]]) -> None:
     found = "; ".join(problem for problem in problems if problem)
     if found:
         raise CheckpointError(
-            f"the policy must have the model's {len(wanted)} self-attention layers, but of its {len(held)} there are "
-            f"{found}; give a checkpoint that was tuned for this model"
+            f"the policy's {len(held)} layers don't match the model's {len(wanted)} self-attention layers: {found}; "
+            "use a checkpoint that was tuned for this model"
         )
 
 
 def _listed(kind: str, names: list[str]) -> str:
     if not names:
         return ""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{len(names)} {kind}: {', '.join(names[:_LISTED])}{more}"
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return f"{len(names)} {kind}: {', '.join(names[:_MAX_LISTED])}{more}"

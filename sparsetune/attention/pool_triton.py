@@ -1,4 +1,4 @@
-"""Pooling of blocks in one pass over the tokens, as a Triton kernel; `blockmap.pool` calls it for CUDA tensors.
+"""Triton kernel that pools blocks in one pass over the tokens; `blockmap.pool` calls it for CUDA tensors.
 
 It is an operator of its own, since torch.compile can't trace the choice of the GPU around the kernel.
 """
@@ -11,12 +11,12 @@ from torch import Tensor
 
 @torch.library.custom_op("sparsetune::pool_blocks", mutates_args=())
 def pool_blocks(x: Tensor, block: int, centre: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Do as `blockmap.pool`, reading x once.
+    """`blockmap.pool` in one pass over x.
 
     Args:
         x: (batch, heads, tokens, head_dim), any strides but 1 for the last; head_dim a power of two, at least 16.
         block: tokens in a block, a power of two.
-        centre: (batch, heads, 1, head_dim) in x's dtype, taken off every token first.
+        centre: (batch, heads, 1, head_dim) in x's dtype, subtracted from every token first.
 
     Returns:
         Means (batch, heads, blocks, head_dim) in x's dtype, similarity (batch, heads, blocks) in float32.

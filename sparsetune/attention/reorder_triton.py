@@ -1,4 +1,4 @@
-"""Reading tokens in another order in one pass, as a Triton kernel; `ordering.Permutation` calls it for CUDA tensors.
+"""Triton kernel that gathers tokens by position in one pass; `ordering.Permutation` calls it for CUDA tensors.
 
 It is an operator of its own, since torch.compile can't trace the choice of the GPU around the kernel.
 """
@@ -18,7 +18,7 @@ def reorder(x: Tensor, positions: Tensor, of_head: Tensor | None) -> Tensor:
     Args:
         x: (batch, heads, tokens, head_dim), any strides but 1 for the last; head_dim a power of two.
         positions: int64 (tokens,), or (orders, tokens) with `of_head`; contiguous.
-        of_head: which of the orders each head takes, int64 (heads,).
+        of_head: the index of each head's order, int64 (heads,).
 
     Returns:
         The shape and dtype of x, contiguous.

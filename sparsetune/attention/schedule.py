@@ -1,4 +1,4 @@
-"""How sparse each denoising step runs."""
+"""Schedule of dense and sparse denoising steps."""
 
 import math
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from sparsetune.errors import ThresholdError
 
 @dataclass(frozen=True)
 class DenseSchedule:
-    """The first `dense_fraction` of the denoising steps run dense; the others drop as much as `drop_scale` says.
+    """Runs the first `dense_fraction` of the denoising steps dense, and scales what the others drop by `drop_scale`.
 
-    Steps bear sparsity very differently: an error early in the generation moves the layout of the video, one in the
-    last step goes into the frames as it is, and those between are forgiven. So a step may drop a multiple of what
-    its thresholds would leave out: with a scale of g, cdfthreshd c becomes 1 − g · (1 − c), and topk likewise.
+    Steps tolerate sparsity very differently: an early error changes the layout of the video, one in the last step goes
+    into the frames as it is, and those between are corrected by later steps. So a step may drop a multiple of what its
+    thresholds leave out: with a scale of g, cdfthreshd c becomes 1 − g · (1 − c), and topk likewise.
 
     Args:
         dense_fraction: fraction of the steps in [0, 1], rounded up to whole steps.
@@ -29,11 +29,9 @@ class DenseSchedule:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.dense_fraction <= 1.0:
-            raise ThresholdError(f"dense_fraction must be in [0, 1], but is {self.dense_fraction}; give e.g. 0.25")
+            raise ThresholdError(f"dense_fraction must be in [0, 1], got {self.dense_fraction}")
         if any(not 0.0 <= factor < math.inf for factor in self.drop_scale):
-            raise ThresholdError(
-                f"drop_scale must be factors of at least 0, but is {self.drop_scale}; give e.g. 0.5, 1 and 2"
-            )
+            raise ThresholdError(f"drop_scale must be factors of at least 0, e.g. 0.5, 1 and 2, got {self.drop_scale}")
 
     def num_dense_steps(self, num_steps: int) -> int:
         """Count the dense steps at the start of a generation of `num_steps` steps."""
@@ -41,9 +39,9 @@ class DenseSchedule:
         return math.ceil(round(self.dense_fraction * num_steps, 9))
 
     def scale(self, step: int | None, num_steps: int) -> float:
-        """Give the factor on what step `step` (0 is the first, noisiest one) of `num_steps` drops; 0 is dense.
+        """Return the factor on what step `step` (0 is the first, noisiest one) of `num_steps` drops; 0 is dense.
 
-        An unknown step (None) drops what the thresholds say.
+        It is 1 for an unknown step (None).
         """
         if step is None:
             return 1.0
@@ -52,12 +50,12 @@ class DenseSchedule:
         return self.drop_scale[phase(step, num_steps, len(self.drop_scale))] if self.drop_scale else 1.0
 
     def is_dense(self, step: int, num_steps: int) -> bool:
-        """Tell whether step `step` of `num_steps` runs dense."""
+        """Whether step `step` of `num_steps` runs dense."""
         return self.scale(step, num_steps) == 0.0
 
 
 def phase(step: int, num_steps: int, num_phases: int) -> int:
-    """Say which of `num_phases` equal parts of the generation step `step` of `num_steps` lies in."""
+    """Return the index of the part of the generation, of `num_phases` equal ones, that a step lies in."""
     return min(step * num_phases // num_steps, num_phases - 1)
 
 
@@ -72,13 +70,13 @@ def step_of(
     Args:
         timestep: the value the transformer was called with.
         timesteps: the scheduler's values in the order they are run.
-        rounding: relative rounding of `timestep`: bfloat16 gives the neighbouring steps of a shifted schedule the
+        rounding: relative rounding of `timestep`: in bfloat16 neighbouring steps of a shifted schedule have the
             same value.
-        step_index: the scheduler's own count; it decides among the steps that rounding makes alike.
+        step_index: the scheduler's own; it decides among steps whose timesteps rounding makes equal.
 
     Returns:
         The index of the nearest value, or None when `timesteps` is empty or none is within the rounding or 1e-3 of
-        it, relative to the largest value: the transformer was then called outside of this generation.
+        it, relative to the largest value: the call is then none of this generation's.
     """
     if not timesteps:
         return None
@@ -87,5 +85,5 @@ def step_of(
     slack = rounding * abs(timestep)
     if distances[nearest] > max(slack, 1e-3 * max(1.0, max(abs(value) for value in timesteps))):
         return None
-    alike = step_index is not None and 0 <= step_index < len(timesteps) and distances[step_index] <= slack
-    return step_index if alike else nearest
+    equal = step_index is not None and 0 <= step_index < len(timesteps) and distances[step_index] <= slack
+    return step_index if equal else nearest

@@ -1,4 +1,4 @@
-"""Where a pipeline's self-attention happens; what `sparsify` needs to know of a model, and all it knows."""
+"""The self-attention modules of a pipeline: all that `sparsify` knows of a model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ TextPlace = Literal["start", "end"]
 
 
 class DenseCall(Protocol):
-    """Attends dense: q, k, v of (batch, heads, tokens, head_dim), mask, dropout, is_causal, scale, shared key heads."""
+    """Dense attention over q, k, v of (batch, heads, tokens, head_dim); returns (batch, heads, q tokens, head_dim)."""
 
     def __call__(
         self,
@@ -25,25 +25,21 @@ class DenseCall(Protocol):
         is_causal: bool,
         scale: float,
         enable_gqa: bool,
-    ) -> Tensor:
-        """Return (batch, heads, q tokens, head_dim)."""
-        ...
+    ) -> Tensor: ...
 
 
 class KernelSwitch(Protocol):
     """A module's choice among dense kernels that don't all pass `scaled_dot_product_attention`."""
 
     def dense(self) -> DenseCall | None:
-        """Give the kernel that is chosen now; None where it is PyTorch's."""
+        """Return the kernel that is chosen now; None where it is PyTorch's."""
         ...
 
     def to_native(self) -> Any:
-        """Choose PyTorch's; return what `restore` needs."""
+        """Choose PyTorch's; return what `restore` takes."""
         ...
 
-    def restore(self, before: Any) -> None:
-        """Choose again what was chosen before."""
-        ...
+    def restore(self, before: Any) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -55,8 +51,8 @@ class LayerSite:
         module: the module whose forward makes the attention call.
         num_heads: attention heads.
         head_dim: channels a head.
-        text: where the text tokens lie in q, k and v, before or after all others; None where there are none.
-        switch: its choice among dense kernels; None where it always calls PyTorch's.
+        text: whether text tokens come before or after all others in q, k and v; None where there are none.
+        switch: its choice of a dense kernel; None where it always calls PyTorch's.
     """
 
     name: str
@@ -68,12 +64,12 @@ class LayerSite:
 
 
 class TransformerCall(NamedTuple):
-    """What one call of a transformer says about itself.
+    """Timestep and token grid of one call of a transformer.
 
     Args:
         timestep: the value it was called with, a tensor of one element.
-        grid: latent frames, height and width in tokens; None where only `positions` tells.
-        tail: further tokens that follow those of the grid, e.g. of a conditioning image.
+        grid: latent frames, height and width in tokens; None where `positions` is given.
+        tail: further tokens after those of the grid, e.g. of a conditioning image.
         positions: (tokens, 3), frame, row and column of every token but text; None where `grid` is given.
     """
 
@@ -82,12 +78,11 @@ class TransformerCall(NamedTuple):
     tail: int = 0
     positions: Tensor | None = None
 
-    def cut(self) -> tuple[Grid, int]:
-        """Give the grid and the number of tokens beyond it; of several images by positions, the first is the grid."""
+    def grid_and_tail(self) -> tuple[Grid, int]:
+        """Return the grid and the number of tokens beyond it; of several images by positions, the first is the grid."""
         if self.grid is not None:
             return self.grid, self.tail
-        if self.positions is None:
-            raise AssertionError("a transformer call must tell its grid or its positions")
+        assert self.positions is not None
         first = self.positions[self.positions[:, 0] == self.positions[0, 0]].long()
         grid = (1, int(first[:, 1].max()) + 1, int(first[:, 2].max()) + 1)
         if grid[1] * grid[2] != len(first):
@@ -96,7 +91,7 @@ class TransformerCall(NamedTuple):
 
 
 ReadCall = Callable[[nn.Module, Mapping[str, Any]], TransformerCall]
-"""Reads a `TransformerCall` off a transformer's arguments by name."""
+"""Makes a `TransformerCall` of a transformer's arguments by name."""
 
 
 @dataclass(frozen=True)
@@ -115,14 +110,14 @@ class TransformerSite:
 
 @dataclass(frozen=True)
 class AttentionSites:
-    """All transformers of a pipeline, and what its scheduler says of the steps.
+    """All transformers of a pipeline, and its scheduler's timesteps.
 
     Args:
         transformers: in the order in which they run.
-        timesteps: gives what the transformers are called with at each denoising step, in the order of the steps; asked
-            at every call, since a pipeline sets them when it starts.
-        step_index: gives the scheduler's own count of the step, where it has one; it decides between steps whose
-            timesteps a low-precision dtype rounds to the same value.
+        timesteps: returns the timestep argument of each denoising step, in order; evaluated at every call, since a
+            pipeline sets them when it starts.
+        step_index: returns the scheduler's own step index, where it has one; it decides between steps whose timesteps
+            a low-precision dtype rounds to the same value.
     """
 
     transformers: tuple[TransformerSite, ...]
@@ -131,5 +126,5 @@ class AttentionSites:
 
     @property
     def layers(self) -> tuple[LayerSite, ...]:
-        """Every self-attention layer."""
+        """Every self-attention layer, in the order in which they run."""
         return tuple(layer for transformer in self.transformers for layer in transformer.layers)

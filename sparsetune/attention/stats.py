@@ -1,4 +1,4 @@
-"""What really ran: block pairs computed, by layer, step and head, and the calls that fell back to dense."""
+"""Sparsity statistics: block pairs computed, by layer, step and head, and calls that fell back to dense."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -15,12 +15,12 @@ class CallRecord:
     Args:
         layer: the layer's name.
         step: the denoising step, or None outside of the scheduler's list.
-        kind: `sparse`, `dense` by the policy (dense step, dense layer) or `fallback` to dense.
+        kind: `sparse`, `dense` (by the policy: a dense step or layer) or `fallback` (dense).
         kernel: the kernel that ran, e.g. `reference`, `sparge`, or `sdpa` for the pipeline's own attention.
         reason: why a call fell back.
         calls: number of calls.
         computed: block pairs computed, one number a head, or a single number where only the sum is known.
-        pairs: block pairs that there are, in a head.
+        pairs: all block pairs of a head.
         num_heads: heads of the layer.
     """
 
@@ -73,12 +73,12 @@ class SparsityStats:
 
     @property
     def by_layer_and_step(self) -> dict[str, tuple[float, ...]]:
-        """Sparsity of each layer at each denoising step: a heat map's rows."""
+        """Sparsity of each layer at each denoising step."""
         return {layer: SparsityStats(records).by_step for layer, records in self._by_layer().items()}
 
     @property
     def by_head(self) -> dict[str, tuple[float, ...]]:
-        """Sparsity of each head of each layer; a layer whose kernel doesn't tell its heads apart is left out."""
+        """Sparsity of each head of each layer; layers whose kernel only counts the sum over heads are left out."""
         heads: dict[str, tuple[float, ...]] = {}
         for layer, records in self._by_layer().items():
             if all(len(record.computed) == record.num_heads for record in records):
@@ -118,7 +118,7 @@ class SparsityStats:
         return SparsityStats(self.records + tuple(record for other in others for record in other.records))
 
     def to_dict(self) -> Mapping[str, Any]:
-        """Lay the figures out for JSON."""
+        """Return the figures as JSON values."""
         return {
             "overall": self.sparsity,
             "active": self.sparsity_active,

@@ -14,13 +14,13 @@ from sparsetune.errors import ThresholdError
 Rule = Literal["cdf", "topk"]
 
 PVTHRESHD_OFF = 50.0
-"""SpargeAttn's default `pvthreshd`, in base-2 logits: so high that P·V is in practice never skipped."""
+"""SpargeAttn's default `pvthreshd`, in base-2 logits: so high that P·V is practically never skipped."""
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high or math.isinf(value):
         bounds = f"in [{low:g}, {high:g}]" if high != math.inf else f"at least {low:g} and finite"
-        raise ThresholdError(f"{name} must be {bounds}, but is {value}; mend the thresholds")
+        raise ThresholdError(f"{name} must be {bounds}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,14 @@ class HeadThresholds:
 
     def __post_init__(self) -> None:
         if (self.cdfthreshd is None) == (self.topk is None):
-            raise ThresholdError(
-                "exactly one of cdfthreshd and topk must be given, "
-                f"but they are {self.cdfthreshd} and {self.topk}; leave one of them out"
-            )
+            raise ThresholdError(f"set either cdfthreshd or topk, got {self.cdfthreshd} and {self.topk}")
         _check("simthreshd1", self.simthreshd1, -1.0, 1.0)
         if self.cdfthreshd is not None:
             _check("cdfthreshd", self.cdfthreshd, 0.0, 1.0)
         if self.topk is not None:
             _check("topk", self.topk, 0.0, 1.0)
             if self.topk == 0.0:
-                raise ThresholdError("topk must be above 0, but is 0.0; give the fraction of key blocks to compute")
+                raise ThresholdError("topk must be above 0, got 0.0")
         _check("pvthreshd", self.pvthreshd, 0.0, math.inf)
 
     @property
@@ -91,24 +88,24 @@ class LayerThresholds:
     def __post_init__(self) -> None:
         rules = {head.rule for head in self.heads}
         if len(rules) != 1:
-            found = " and ".join(sorted(rules)) or "no head at all"
-            raise ThresholdError(f"all heads of {self.name} must follow one rule, cdf or topk, but there is {found}")
+            found = " and ".join(sorted(rules)) or "no heads"
+            raise ThresholdError(f"all heads of {self.name} must follow one rule, cdf or topk, got {found}")
         if not isinstance(self.order, str | tuple | None):
-            raise ThresholdError(f"the token order of {self.name} must be a name or a tuple, but is {self.order!r}")
+            raise ThresholdError(f"the token order of {self.name} must be a name or a tuple, got {self.order!r}")
         if isinstance(self.order, tuple) and len(self.order) != len(self.heads):
             raise ThresholdError(
-                f"{self.name} must have one token order, or one for each of its {len(self.heads)} heads, "
-                f"but has {len(self.order)}"
+                f"{self.name} needs one token order, or one for each of its {len(self.heads)} heads, "
+                f"got {len(self.order)}"
             )
 
     @classmethod
     def in_orders(cls, name: str, heads: Sequence[HeadThresholds], orders: Sequence[str]) -> "LayerThresholds":
-        """Give each sparse head its token order; dense ones, which need none, get one of those.
+        """Make a layer whose sparse heads have these token orders; dense ones, which need none, get one of those.
 
         Args:
             name: as in `LayerThresholds`.
             heads: as in `LayerThresholds`.
-            orders: one a head; what they say of dense heads is of no account.
+            orders: one a head; those of dense heads are ignored.
         """
         needed = [order if head.is_sparse else None for order, head in zip(orders, heads, strict=True)]
         used = list(dict.fromkeys(order for order in needed if order))
@@ -118,7 +115,7 @@ class LayerThresholds:
 
     @classmethod
     def uniform(cls, name: str, num_heads: int, head: HeadThresholds) -> "LayerThresholds":
-        """Give every head of a layer the same thresholds."""
+        """Make a layer whose heads all have the same thresholds."""
         return cls(name, (head,) * num_heads)
 
     @property
@@ -134,13 +131,13 @@ class LayerThresholds:
     def tensors(
         self, device: torch.device, drop_scale: float = 1.0, select_partial: bool = False
     ) -> "ThresholdTensors":
-        """Lay the thresholds out as one float32 value a head.
+        """Return the thresholds as float32 tensors with one value a head.
 
         A dense head gets simthreshd1 2, so that no block counts as similar and every one is computed. (SpargeAttn
         writes 1, which float16 rounding lets blocks of equal tokens pass.)
 
         Args:
-            device: where the tensors lie.
+            device: of the tensors.
             drop_scale: factor on the share (of probability, or of blocks) that is left out.
             select_partial: as in `Policy`.
         """
@@ -149,7 +146,7 @@ class LayerThresholds:
             return torch.tensor(tuple(values), dtype=torch.float32, device=device)
 
         kept = [(head.cdfthreshd if self.rule == "cdf" else head.topk) or 0.0 for head in self.heads]
-        # A scale of 1 must give back the very thresholds: 1 − (1 − 0.98) isn't 0.98.
+        # A scale of 1 must keep the thresholds exactly: 1 − (1 − 0.98) isn't 0.98.
         kept = kept if drop_scale == 1.0 else [max(0.0, 1.0 - drop_scale * (1.0 - share)) for share in kept]
         return ThresholdTensors(
             rule=self.rule,

@@ -1,22 +1,20 @@
-"""An attention call without its mask, as a sparse kernel takes it."""
+"""Attention calls without their mask, and with a head dimension that the kernel has: what a sparse backend can run."""
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparsetune.attention.backends import AttentionOutput, Backend
 from sparsetune.attention.ordering import TokenLayout
 from sparsetune.attention.sites import TransformerCall
+from sparsetune.attention.thresholds import ThresholdTensors
 
 if TYPE_CHECKING:
     from sparsetune.attention.interception import AttentionCall
-
-
-from sparsetune.attention.backends import AttentionOutput, Backend
-from sparsetune.attention.thresholds import ThresholdTensors
 
 _MASKED_OUT = -5000.0
 """An additive mask's value that hides a key for certain: models write -10000 or -inf, and exp(-5000) is 0."""
@@ -31,8 +29,8 @@ class UnmaskedCall:
         layout: where these tokens lie.
         scale: softmax scale.
         padding: the queries that were cut off, (batch, heads, cut tokens, head_dim).
-        padding_attends: whether those queries see the keys that are left, as they do under a mask over keys alone;
-            otherwise they see nothing and their output is 0.
+        padding_attends: whether the padding attends to the remaining keys, as it does under a mask over keys alone;
+            otherwise its output is 0.
     """
 
     q: Tensor
@@ -43,8 +41,8 @@ class UnmaskedCall:
     padding: Tensor
     padding_attends: bool = True
 
-    def whole(self, output: Tensor) -> Tensor:
-        """Put the padding's output, computed dense, behind that of the square part."""
+    def with_padding(self, output: Tensor) -> Tensor:
+        """Append the padding's output, computed dense, to that of the square part."""
         if not self.padding.shape[-2]:
             return output
         if self.padding_attends:
@@ -54,98 +52,97 @@ class UnmaskedCall:
         return torch.cat([output, rest], dim=-2)
 
 
-def unmasked_call(call: "AttentionCall") -> UnmaskedCall | str:
-    """Take a call's mask away, or say in a few words why the call can't run sparse on any backend.
+@dataclass(frozen=True)
+class Refusal:
+    """Why a call can't run sparse, in a few words."""
+
+    reason: str
+
+
+def unmasked_call(call: "AttentionCall", backend: Backend | None = None) -> UnmaskedCall | Refusal:
+    """Remove a call's mask, or return why the call can't run sparse: on `backend`, or on any where that is None.
 
     A mask that hides nothing is dropped. One that hides the end of the sequence, alike for all of the batch, is
     honoured by cutting those keys (and queries) off, which is exact.
     """
     if call.transformer is None:
-        return "the attention ran outside of its transformer"
+        return Refusal("the attention ran outside of its transformer")
     if call.step is None:
-        return "the timestep isn't in the scheduler's list"
+        return Refusal("the timestep isn't in the scheduler's list")
     if call.is_causal:
-        return "the call is causal"
+        return Refusal("the call is causal")
     if call.dropout:
-        return "the call has dropout"
+        return Refusal("the call has dropout")
     if call.k.shape[1] != call.q.shape[1]:
-        return "key heads are shared between query heads"
+        return Refusal("key heads are shared between query heads")
     num_tokens, num_keys = call.q.shape[-2], call.k.shape[-2]
     layout = call.layout
     if layout is None or num_keys != num_tokens:
-        grid, tail = call.transformer.cut()
-        wanted = math.prod(grid) + tail
-        return f"{num_tokens} x {num_keys} tokens where the transformer's input has {wanted}"
-    shown = _Shown(num_tokens) if call.mask is None else _last_mask.read(call.mask, call.transformer, num_tokens)
-    if isinstance(shown, str):
-        return shown
-    layout = _cut(layout, num_tokens - shown.tokens)
+        grid, tail = call.transformer.grid_and_tail()
+        expected = math.prod(grid) + tail
+        return Refusal(f"{num_tokens} x {num_keys} tokens where the transformer's input has {expected}")
+    visible = _Visible(num_tokens) if call.mask is None else _mask_cache.read(call.mask, call.transformer, num_tokens)
+    if isinstance(visible, Refusal):
+        return visible
+    layout = _shortened(layout, num_tokens - visible.tokens)
     if layout is None:
-        return "the mask hides tokens of the video"
-    used = slice(shown.tokens)
-    return UnmaskedCall(
-        call.q[..., used, :],
-        call.k[..., used, :],
-        call.v[..., used, :],
-        layout,
-        call.scale,
-        call.q[..., shown.tokens :, :],
-        shown.padding_attends,
-    )
+        return Refusal("the mask hides tokens of the video")
+    q, k, v = (x[..., : visible.tokens, :] for x in (call.q, call.k, call.v))
+    padding = call.q[..., visible.tokens :, :]
+    unmasked = UnmaskedCall(q, k, v, layout, call.scale, padding, visible.padding_attends)
+    reason = None if backend is None else head_dim_refusal(backend, unmasked)
+    return unmasked if reason is None else Refusal(reason)
 
 
-class _Shown(NamedTuple):
+class _Visible(NamedTuple):
+    """Tokens that a mask leaves visible, from the first one on; `padding_attends` is as in `UnmaskedCall`."""
+
     tokens: int
     padding_attends: bool = True
 
 
-Reason = Literal["the call has an attention mask", "the mask pads the batch's sequences to different lengths"]
-
-
-class _LastMask:
-    """The mask read last: all layers in a transformer's call get the same one, and reading it waits for the GPU."""
+class _MaskCache:
+    """The last mask: all layers in a transformer's call get the same one, and reading it waits for the GPU."""
 
     def __init__(self) -> None:
-        self._of: tuple[Tensor, TransformerCall] | None = None
-        self._shown: _Shown | Reason = _Shown(0)
+        self._key: tuple[Tensor, TransformerCall] | None = None
+        self._value: _Visible | Refusal = _Visible(0)
 
-    def read(self, mask: Tensor, transformer: TransformerCall, num_tokens: int) -> _Shown | Reason:
-        if self._of is None or self._of[0] is not mask or self._of[1] is not transformer:
-            self._shown = _read_mask(mask, num_tokens)
-            self._of = (mask, transformer)
-        return self._shown
-
-
-_last_mask = _LastMask()
+    def read(self, mask: Tensor, transformer: TransformerCall, num_tokens: int) -> _Visible | Refusal:
+        if self._key is None or self._key[0] is not mask or self._key[1] is not transformer:
+            self._value = _read_mask(mask, num_tokens)
+            self._key = (mask, transformer)
+        return self._value
 
 
-def _read_mask(mask: Tensor, num_tokens: int) -> _Shown | Reason:
-    """Read a mask (…, queries or 1, keys), bool or additive, for a prefix of keys that it shows."""
+_mask_cache = _MaskCache()
+
+
+def _read_mask(mask: Tensor, num_tokens: int) -> _Visible | Refusal:
+    """Find the prefix of keys that a mask (…, queries or 1, keys), bool or additive, leaves visible."""
+    other = Refusal("the call has an attention mask")
     if mask.shape[-1] != num_tokens or mask.dim() < 2:
-        return "the call has an attention mask"
+        return other
     shows = mask if mask.dtype == torch.bool else mask == 0
     if mask.dtype != torch.bool and not bool((shows | (mask <= _MASKED_OUT)).all()):
-        return "the call has an attention mask"
+        return other
     if bool(shows.all()):
-        return _Shown(num_tokens)
-    rows = shows.any(dim=-1)
-    keys = shows.any(dim=-2)
-    lengths = keys.sum(dim=-1)
+        return _Visible(num_tokens)
+    lengths = shows.any(dim=-2).sum(dim=-1)
     tokens = int(lengths.max())
-    prefix = torch.arange(num_tokens, device=mask.device) < tokens
     if tokens == 0:
-        return "the call has an attention mask"
+        return other
     if not bool((lengths == tokens).all()):
-        return "the mask pads the batch's sequences to different lengths"
-    if bool(rows.all()):
-        return _Shown(tokens) if bool((shows == prefix).all()) else "the call has an attention mask"
-    square = prefix[:, None] & prefix
-    exact = mask.shape[-2] == num_tokens and bool((shows == square).all())
-    return _Shown(tokens, padding_attends=False) if exact else "the call has an attention mask"
+        return Refusal("the mask pads the batch's sequences to different lengths")
+    prefix = torch.arange(num_tokens, device=mask.device) < tokens
+    if bool(shows.any(dim=-1).all()):
+        return _Visible(tokens) if bool((shows == prefix).all()) else other
+    exact = mask.shape[-2] == num_tokens and bool((shows == (prefix[:, None] & prefix)).all())
+    return _Visible(tokens, padding_attends=False) if exact else other
 
 
-def _cut(layout: TokenLayout, tokens: int) -> TokenLayout | None:
-    """Take `tokens` off a layout's end: text that lies there; None where there isn't so much."""
+def _shortened(layout: TokenLayout, tokens: int) -> TokenLayout | None:
+    """Remove `tokens` text tokens from a layout's end; None where fewer lie there."""
     if tokens == 0:
         return layout
     if layout.text.start == 0 or tokens > len(layout.text):
@@ -157,9 +154,9 @@ _HEAD_DIMS = (64, 128)
 """What SpargeAttn's kernels are built for."""
 
 
-def head_dim_refusal(backend: Backend, plain: UnmaskedCall) -> str | None:
-    """Say why a backend can't run a call, not even with its head dimension padded; None where it can."""
-    return _padded(backend, plain.q, plain.k, plain.v)[1]
+def head_dim_refusal(backend: Backend, unmasked: UnmaskedCall) -> str | None:
+    """Return why a backend can't run a call, not even with its head dimension padded; None where it can."""
+    return _padded_width(backend, unmasked.q, unmasked.k, unmasked.v)[1]
 
 
 def attend_padded(
@@ -181,7 +178,7 @@ def attend_padded(
         keep: key blocks that are computed for every query.
     """
     head_dim = q.shape[-1]
-    width, _ = _padded(backend, q, k, v)
+    width, _ = _padded_width(backend, q, k, v)
     if width == head_dim:
         return backend.attend(q, k, v, thresholds, scale=scale, keep=keep)
     factor = (width / head_dim) ** 0.5
@@ -190,8 +187,8 @@ def attend_padded(
     return AttentionOutput(attended.output[..., :head_dim], attended.computed)
 
 
-def _padded(backend: Backend, q: Tensor, k: Tensor, v: Tensor) -> tuple[int, str | None]:
-    """Give the head dimension to run with, and why the backend refuses even that."""
+def _padded_width(backend: Backend, q: Tensor, k: Tensor, v: Tensor) -> tuple[int, str | None]:
+    """Return the head dimension to run with, and why the backend refuses even that."""
     head_dim = q.shape[-1]
     reason = backend.refusal(q, k, v)
     if reason is None:

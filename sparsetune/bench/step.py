@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparsetune.attention.interception import AttentionCall, Interception
 from sparsetune.attention.ordering import TokenLayout
 from sparsetune.attention.sites import AttentionSites, TransformerSite
-from sparsetune.attention.unmask import unmasked_call
+from sparsetune.attention.unmask import Refusal, unmasked_call
 from sparsetune.errors import ModelError
 from sparsetune.models.families import attention_sites
 from sparsetune.models.generation import Renderer
@@ -61,7 +61,7 @@ class Step:
 
         def attend(call: AttentionCall) -> Tensor:
             plain = unmasked_call(call)
-            if not isinstance(plain, str):
+            if not isinstance(plain, Refusal):
                 batch, heads, tokens, head_dim = plain.q.shape
                 key = CallShape((batch, heads, tokens, head_dim), plain.q.dtype, plain.layout)
                 found[key] = found.get(key, 0) + 1

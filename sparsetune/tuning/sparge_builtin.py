@@ -20,7 +20,7 @@ from sparsetune.attention.interception import AttentionCall, Interception
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.sites import AttentionSites, TransformerSite
 from sparsetune.attention.thresholds import LayerThresholds
-from sparsetune.attention.unmask import UnmaskedCall, unmasked_call
+from sparsetune.attention.unmask import Refusal, UnmaskedCall, unmasked_call
 from sparsetune.checkpoint import read_sparge_pt
 from sparsetune.checkpoint.policy_file import from_columns
 from sparsetune.errors import TuningError
@@ -157,8 +157,8 @@ class _Search:
     def attend(self, call: AttentionCall) -> Tensor:
         """Search on a call, and run it as the pipeline made it."""
         name, plain = call.layer.name, unmasked_call(call)
-        reason = plain if isinstance(plain, str) else self._refusal(plain)
-        if isinstance(plain, str) or reason is not None:
+        reason = plain.reason if isinstance(plain, Refusal) else self._refusal(plain)
+        if isinstance(plain, Refusal) or reason is not None:
             self._refused[name] = str(reason)
         elif not self.is_over() or self._modules[name].is_sparse is None:
             self._tune(self._modules[name], plain)

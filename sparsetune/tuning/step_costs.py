@@ -18,7 +18,7 @@ from sparsetune.attention.handle import SparseHandle, kept_blocks
 from sparsetune.attention.interception import AttentionCall, Interception
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import SPARGE_DEFAULTS, HeadThresholds, LayerThresholds
-from sparsetune.attention.unmask import UnmaskedCall, head_dim_refusal, unmasked_call
+from sparsetune.attention.unmask import Refusal, UnmaskedCall, unmasked_call
 from sparsetune.errors import TuningError
 from sparsetune.models.families import attention_sites
 from sparsetune.models.generation import Renderer
@@ -131,10 +131,9 @@ class _Watched:
         self.num_calls += 1
         self.num_heads += call.layer.num_heads
         if self._kept is None:
-            plain = unmasked_call(call)
-            reason = plain if isinstance(plain, str) else head_dim_refusal(self._backend, plain)
-            if isinstance(plain, str) or reason is not None:
-                self._refused = str(reason)
+            plain = unmasked_call(call, self._backend)
+            if isinstance(plain, Refusal):
+                self._refused = plain.reason
             else:
                 copies = {name: getattr(plain, name).clone() for name in ("q", "k", "v", "padding")}
                 self._kept = replace(plain, **copies)

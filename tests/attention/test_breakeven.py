@@ -2,8 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from sparsetune.attention.breakeven import (
+    BreakEvenCheck,
     BreakEvenTable,
     ShapeTimes,
     SparseTime,
@@ -77,13 +79,70 @@ def test_a_table_survives_its_file(tmp_path: Path) -> None:
 def test_a_table_that_cant_be_used_says_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     with pytest.raises(
-        BackendError, match=r"must be a readable file, but .*table.json: No such file.*; run `sparsetune"
+        BackendError, match=r"cannot read the break-even table .*table.json: No such file.*; run `sparsetune"
     ):
         load_table(path, "NVIDIA H100")
     for content in ("{", json.dumps({"device": "NVIDIA H100"}), "[1]"):
         path.write_text(content)
-        with pytest.raises(BackendError, match="must be what `sparsetune bench` wrote, but"):
+        with pytest.raises(BackendError, match="is no break-even table"):
             load_table(path, "NVIDIA H100")
     save_table(table(shape()), path)
-    with pytest.raises(BackendError, match=r"must be of this machine's NVIDIA A100, but .* is of NVIDIA H100"):
+    with pytest.raises(BackendError, match=r"was measured on NVIDIA H100.*, not on this machine's NVIDIA A100"):
         load_table(path, "NVIDIA A100")
+
+
+Q = torch.empty(2, 30, 17776, 64, dtype=torch.bfloat16, device="meta")
+REASON = "sparse is slower under a sparsity of 17% here"
+
+
+def break_even_check(held: BreakEvenTable | None = None) -> BreakEvenCheck:
+    return BreakEvenCheck(held or table(shape()), "sparge")
+
+
+def record(of: BreakEvenCheck, layer: str, sparsity: float) -> None:
+    of.record(layer, torch.full((30,), 100.0 * (1 - sparsity), dtype=torch.float64), 3000.0)
+
+
+def test_a_layer_that_skipped_too_little_runs_dense_from_the_next_step_on() -> None:
+    check = break_even_check()
+    for layer, sparsity in (("a", 0.1), ("b", 0.5)):
+        assert check.reason_to_run_dense(layer, 0, Q) is None
+        record(check, layer, sparsity)
+    assert check.reason_to_run_dense("a", 0, Q) is None  # another call of the same step
+    assert check.reason_to_run_dense("a", 1, Q) == REASON
+    assert check.reason_to_run_dense("b", 1, Q) is None
+
+
+def test_a_dense_layer_is_checked_again() -> None:
+    check = break_even_check()
+    check.reason_to_run_dense("a", 0, Q)
+    record(check, "a", 0.1)
+    reasons = [check.reason_to_run_dense("a", step, Q) for step in range(1, 7)]
+    assert reasons == [REASON] * 5 + [None]
+    record(check, "a", 0.6)
+    assert check.reason_to_run_dense("a", 7, Q) is None
+
+
+def test_both_calls_of_a_step_count_together() -> None:
+    check = break_even_check()
+    check.reason_to_run_dense("a", 0, Q)
+    record(check, "a", 0.0)
+    record(check, "a", 0.5)
+    assert check.reason_to_run_dense("a", 1, Q) is None  # 0.25 in all
+
+
+def test_a_new_generation_forgets() -> None:
+    check = break_even_check()
+    check.reason_to_run_dense("a", 3, Q)
+    record(check, "a", 0.1)
+    assert check.reason_to_run_dense("a", 4, Q) == REASON
+    assert check.reason_to_run_dense("a", 0, Q) is None
+
+
+def test_a_kernel_that_never_pays_is_refused_and_an_unknown_shape_runs_sparse() -> None:
+    never = break_even_check(table(shape(dense=0.5)))
+    never.reason_to_run_dense("a", 0, Q)
+    record(never, "a", 0.99)
+    assert never.reason_to_run_dense("a", 1, Q) == "sparse is never faster here"
+    assert never.reason_to_run_dense("a", 1, Q[:, :, :1000]) is None
+    assert never.reason_to_run_dense("a", None, Q) is None

@@ -18,8 +18,8 @@ def test_a_permutation_holds_every_token_once_and_leaves_text(order: str, grid: 
     layout = TokenLayout(grid, text)
     path = permutation(order, layout)
     assert path is not None
-    assert torch.equal(path.there.sort().values, torch.arange(layout.num_tokens))
-    assert torch.equal(path.there[text.start : text.stop], torch.tensor(list(text)))
+    assert torch.equal(path.forward.sort().values, torch.arange(layout.num_tokens))
+    assert torch.equal(path.forward[text.start : text.stop], torch.tensor(list(text)))
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -30,7 +30,7 @@ def test_undoing_is_exact(order: str) -> None:
     if path is None:
         assert order == "raster"
         return
-    assert torch.equal(path.order(x), x[..., path.there, :]) and not torch.equal(path.order(x), x)
+    assert torch.equal(path.order(x), x[..., path.forward, :]) and not torch.equal(path.order(x), x)
     assert torch.equal(path.undo(path.order(x)), x)
 
 
@@ -59,7 +59,7 @@ def test_raster_needs_no_permutation_and_one_order_for_all_is_that_order() -> No
     assert permutation("raster", layout) is permutation(("raster",) * 3, layout) is None
     same, one = permutation(("whf",) * 3, layout), permutation("whf", layout)
     assert same is not None and one is not None
-    assert same.of_head is None and torch.equal(same.there, one.there)
+    assert same.of_head is None and torch.equal(same.forward, one.forward)
 
 
 def test_two_layouts_in_turn_keep_their_own_positions() -> None:
@@ -97,7 +97,7 @@ def test_an_axis_order_names_its_axes_from_the_outermost(order: str, first: tupl
 def coordinates(order: str, grid: tuple[int, int, int]) -> torch.Tensor:
     path = permutation(order, TokenLayout(grid, range(0)))
     assert path is not None
-    path = path.there
+    path = path.forward
     return torch.stack([path // (grid[1] * grid[2]), path // grid[2] % grid[1], path % grid[2]], dim=1)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sparsetune.attention.backends import Backend
 from sparsetune.attention.interception import AttentionCall
 from sparsetune.cli.tuning_cost import cost_dict, cost_text
 from sparsetune.errors import PromptError, TuningError
@@ -182,8 +183,8 @@ def test_what_earlier_runs_kept_is_found(bench: TuningContext) -> None:
 def test_a_model_without_a_call_to_measure_is_said(bench: TuningContext, monkeypatch: pytest.MonkeyPatch) -> None:
     unmasked_call = stepcosts.unmasked_call
 
-    def causal(call: AttentionCall) -> object:
-        return unmasked_call(replace(call, is_causal=True))
+    def causal(call: AttentionCall, backend: Backend) -> object:
+        return unmasked_call(replace(call, is_causal=True), backend)
 
     monkeypatch.setattr(stepcosts, "unmasked_call", causal)
     with pytest.raises(TuningError, match="but none is: the call is causal"):

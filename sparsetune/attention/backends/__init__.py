@@ -1,4 +1,4 @@
-"""The kernels that an attention call can run on, and how one is chosen."""
+"""Attention backends by name, and the choice of one."""
 
 import functools
 import logging
@@ -17,7 +17,7 @@ __all__ = [
     "BACKENDS",
     "AttentionOutput",
     "Backend",
-    "Choice",
+    "BackendChoice",
     "DenseBackend",
     "FlexBackend",
     "ReferenceBackend",
@@ -31,23 +31,23 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "reference", "sparge", "flex", "dense")
 
-_REMEDIES = {
-    "sparge": "have spas_sage_attn and a CUDA GPU, but {}; "
-    "use --backend reference, or install it as https://github.com/thu-ml/SpargeAttn says",
-    "flex": "have a CUDA GPU, Ampere or newer, but {}; use --backend reference",
+_REQUIREMENTS = {
+    "sparge": "spas_sage_attn and a CUDA GPU, but {}; "
+    "use --backend reference, or install it from https://github.com/thu-ml/SpargeAttn",
+    "flex": "a CUDA GPU, Ampere or newer, but {}; use --backend reference",
 }
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A backend, and why it is this one in a few words."""
+class BackendChoice:
+    """A backend, and why it was chosen."""
 
     backend: Backend
     reason: str
 
 
 def missing_backends(device: torch.device) -> dict[str, str | None]:
-    """Say of each backend why it can't run on `device`; None where it can."""
+    """Return for each backend why it can't run on `device`; None where it can."""
     return {
         "sparge": SpargeBackend.missing(device),
         "flex": FlexBackend.missing(device),
@@ -56,8 +56,8 @@ def missing_backends(device: torch.device) -> dict[str, str | None]:
     }
 
 
-def backend_choice(name: str, device: torch.device) -> Choice:
-    """Make the backend of that name for tensors on `device`, and say why.
+def backend_choice(name: str, device: torch.device) -> BackendChoice:
+    """Choose the backend of that name for tensors on `device`.
 
     `auto` is SpargeAttn's kernel where it can run, FlexAttention on other GPUs that can run that, and the plain
     PyTorch reference elsewhere.
@@ -66,29 +66,29 @@ def backend_choice(name: str, device: torch.device) -> Choice:
         BackendError: the name is unknown, or the backend can't run here.
     """
     if name not in BACKENDS:
-        raise BackendError(f"backend must be one of {', '.join(BACKENDS)}, but is {name!r}; choose one of them")
+        raise BackendError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
     missing = missing_backends(device)
     if name != "auto":
-        if reason := missing[name]:
-            raise BackendError(f"backend {name} must {_REMEDIES[name].format(reason)}")
-        return Choice(_MAKERS[name](device), "asked for")
-    chosen = next(candidate for candidate, reason in missing.items() if reason is None)
-    why = "; ".join(f"not {other}: {reason}" for other, reason in missing.items() if reason is not None)
-    choice = Choice(_MAKERS[chosen](device), f"auto; {why}" if why else "auto: the fastest of those that run here")
+        if why_not := missing[name]:
+            raise BackendError(f"backend {name} needs {_REQUIREMENTS[name].format(why_not)}")
+        return BackendChoice(_MAKERS[name](device), "asked for")
+    chosen = next(candidate for candidate, why_not in missing.items() if why_not is None)
+    why = "; ".join(f"not {other}: {why_not}" for other, why_not in missing.items() if why_not is not None)
+    reason = f"auto; {why}" if why else "auto: the fastest of those that run here"
     if device.type == "cuda":
-        _say_once(chosen, choice.reason)
-    return choice
+        _log_once(chosen, reason)
+    return BackendChoice(_MAKERS[chosen](device), reason)
 
 
 @functools.cache
-def _say_once(chosen: str, reason: str) -> None:
+def _log_once(chosen: str, reason: str) -> None:
     level = logging.WARNING if chosen == "reference" else logging.INFO
     slow = ", which is slow" if chosen == "reference" else ""
     logger.log(level, "sparse attention runs on backend %s%s (%s)", chosen, slow, reason)
 
 
 def choose_backend(name: str, device: torch.device) -> Backend:
-    """Make a backend as `backend_choice` does."""
+    """Return the backend that `backend_choice` chooses."""
     return backend_choice(name, device).backend
 
 

@@ -1,4 +1,4 @@
-"""What every attention backend offers."""
+"""The protocol of attention backends, and the dense one."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,12 +13,12 @@ from sparsetune.attention.thresholds import ThresholdTensors
 
 @dataclass(frozen=True)
 class AttentionOutput:
-    """The outcome of one attention call.
+    """Output of one attention call, and the block pairs computed for it.
 
     Args:
         output: (batch, heads, q tokens, head_dim), in the query's dtype.
         computed: block pairs computed, summed over the batch: float64 of shape (heads,), or (1,) where the kernel
-            only tells the sum over its heads.
+            only counts the sum over its heads.
     """
 
     output: Tensor
@@ -26,7 +26,7 @@ class AttentionOutput:
 
 
 class Backend(Protocol):
-    """Runs one attention call sparse.
+    """A sparse attention kernel.
 
     Tensors are (batch, heads, tokens, head_dim); q and k have as many heads.
     """
@@ -35,7 +35,7 @@ class Backend(Protocol):
     blocks: BlockShape
 
     def refusal(self, q: Tensor, k: Tensor, v: Tensor) -> str | None:
-        """Say in a few words why this call can't run here, or None where it can."""
+        """Return in a few words why this call can't run here; None where it can."""
         ...
 
     def attend(
@@ -52,13 +52,11 @@ class DenseBackend:
     blocks = SPARGE_BLOCKS
 
     def refusal(self, q: Tensor, k: Tensor, v: Tensor) -> str | None:
-        """Refuse nothing."""
         return None
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, *, scale: float, keep: range
     ) -> AttentionOutput:
-        """Attend with PyTorch's dense attention."""
         num_q, num_k = self.blocks.counts(q.shape[-2], k.shape[-2])
         computed = torch.full((q.shape[1],), float(q.shape[0] * num_q * num_k), dtype=torch.float64, device=q.device)
         return AttentionOutput(F.scaled_dot_product_attention(q, k, v, scale=scale), computed)

@@ -16,13 +16,13 @@ from sparsetune.attention.backends.backend import AttentionOutput
 from sparsetune.attention.blockmap import SPARGE_BLOCKS, BlockShape, block_map
 from sparsetune.attention.thresholds import ThresholdTensors
 
-_FEWEST_TOKENS = 128
+_MIN_TOKENS = 128
 _HEAD_DIMS = (16, 32, 64, 128, 256)
-_MOST_KERNELS = 64
-"""Compiled kernels kept at a time."""
+_MAX_KERNELS = 64
+"""Compiled kernels in the cache."""
 
 _COMPILER = "inductor"
-"""What `torch.compile` makes the kernels with."""
+"""torch.compile's backend for the kernels."""
 
 
 class FlexBackend:
@@ -43,7 +43,7 @@ class FlexBackend:
 
     @staticmethod
     def missing(device: torch.device) -> str | None:
-        """Say why FlexAttention's compiled kernel can't run on `device`, or None where it can."""
+        """Return why FlexAttention's compiled kernel can't run on `device`; None where it can."""
         if device.type != "cuda":
             return f"the model is on {device.type}"
         if importlib.util.find_spec("triton") is None:
@@ -56,7 +56,7 @@ class FlexBackend:
         """Refuse head dimensions that aren't powers of two, and sequences of less than one block."""
         if q.shape[-1] not in _HEAD_DIMS or v.shape[-1] not in _HEAD_DIMS:
             return f"head_dim {q.shape[-1]} isn't one of {', '.join(map(str, _HEAD_DIMS))}"
-        return f"fewer than {_FEWEST_TOKENS} tokens" if q.shape[-2] < _FEWEST_TOKENS else None
+        return f"fewer than {_MIN_TOKENS} tokens" if q.shape[-2] < _MIN_TOKENS else None
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, *, scale: float, keep: range
@@ -90,7 +90,7 @@ def flex_under_map(q: Tensor, k: Tensor, v: Tensor, computed: Tensor, blocks: Bl
 
 @torch.library.custom_op("sparsetune::flex_under_map", mutates_args=())
 def _under_map(q: Tensor, k: Tensor, v: Tensor, computed: Tensor, block_q: int, block_k: int, scale: float) -> Tensor:
-    """Run the kernel of this shape; one operator, so that a model's graph needn't take in the making of the mask."""
+    """Run the kernel of this shape; one operator, so that a model's graph need not contain the mask's construction."""
     blocks = BlockShape(block_q, block_k)
     mask = block_mask(computed, blocks, (q.shape[-2], k.shape[-2]), by_token=not q.is_cuda)
     if not q.is_cuda:
@@ -110,13 +110,13 @@ def _shape_of_output(
 
 
 def block_mask(computed: Tensor, blocks: BlockShape, lengths: tuple[int, int], *, by_token: bool) -> BlockMask:
-    """WorkerHandle our block map to FlexAttention: every computed block is a full one.
+    """Convert our block map to FlexAttention's: every computed block is a full one.
 
     Args:
         computed: bool (batch, heads, q blocks, k blocks).
         blocks: block shape.
         lengths: query and key tokens.
-        by_token: also give the mask token by token, which is all that uncompiled FlexAttention looks at.
+        by_token: also define the mask token by token, the only form that uncompiled FlexAttention reads.
     """
     num_blocks, indices = ordered_blocks(computed)
     none = torch.zeros_like(num_blocks)
@@ -124,7 +124,7 @@ def block_mask(computed: Tensor, blocks: BlockShape, lengths: tuple[int, int], *
     def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return computed[batch, head, query // blocks.q, key // blocks.k]
 
-    # The lists by key block serve the backward pass alone; older versions of PyTorch always make them.
+    # The lists by key block serve only the backward pass; older versions of PyTorch always make them.
     forward_only: dict[str, Any] = {"compute_q_blocks": False} if _CAN_SKIP_Q_BLOCKS else {}
     return BlockMask.from_kv_blocks(
         none, indices, num_blocks, indices, (blocks.q, blocks.k), allowed if by_token else None, lengths, **forward_only
@@ -132,7 +132,7 @@ def block_mask(computed: Tensor, blocks: BlockShape, lengths: tuple[int, int], *
 
 
 def ordered_blocks(computed: Tensor) -> tuple[Tensor, Tensor]:
-    """List each row's computed blocks.
+    """Return the number and indices of each row's computed blocks.
 
     Args:
         computed: bool (batch, heads, q blocks, k blocks).
@@ -152,15 +152,15 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float, opti
     return flex_attention(q, k, v, block_mask=mask, scale=scale, kernel_options=options)
 
 
-@functools.lru_cache(_MOST_KERNELS)
+@functools.lru_cache(_MAX_KERNELS)
 def _compiled(*key: object) -> Callable[..., Tensor]:
-    """Give the kernel of one shape; `key` is what it is compiled for.
+    """Compile the kernel of one shape; `key` is the cache key.
 
-    PyTorch counts recompilations by code object, and gives up after 8: so each shape gets a copy of its own.
+    PyTorch counts recompilations by code object, and gives up after 8: so each shape gets its own copy.
     """
-    own = types.FunctionType(_attend.__code__.replace(), _attend.__globals__)
-    # fullgraph: without it a shape too many would silently run uncompiled, with the whole score matrix in memory.
-    compiled: Callable[..., Tensor] = torch.compile(own, dynamic=False, fullgraph=True, backend=_COMPILER)
+    copy = types.FunctionType(_attend.__code__.replace(), _attend.__globals__)
+    # fullgraph: without it a shape beyond that limit would silently run uncompiled, with all scores in memory.
+    compiled: Callable[..., Tensor] = torch.compile(copy, dynamic=False, fullgraph=True, backend=_COMPILER)
     return compiled
 
 

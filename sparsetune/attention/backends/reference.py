@@ -9,8 +9,7 @@ from sparsetune.attention.blockmap import SPARGE_BLOCKS, BlockShape, block_map, 
 from sparsetune.attention.thresholds import ThresholdTensors
 
 _MASK_ENTRIES = 1 << 24
-"""Most entries of a token mask held at a time, or one query block of one head where that is more: 64 MB in
-float32."""
+"""Bound on the entries of a token mask, or one query block of one head where that is more: 64 MB in float32."""
 
 
 class ReferenceBackend:
@@ -66,7 +65,7 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, used: Tensor, blocks: Bloc
 
 
 def _masked_heads(q: Tensor, k: Tensor, v: Tensor, used: Tensor, blocks: BlockShape, scale: float) -> Tensor:
-    """Do as `masked_attention`, for as few heads that one row of query blocks fits into a slab."""
+    """`masked_attention` for so few heads that one row of query blocks fits into a slab."""
     rows_at_once = max(1, _MASK_ENTRIES // (q.shape[0] * q.shape[1] * blocks.q * k.shape[-2]))
     # Added to the scores: PyTorch would make a float mask of a bool one anyway, and token by token.
     bias = torch.zeros_like(used, dtype=q.dtype).masked_fill(~used, -torch.inf)

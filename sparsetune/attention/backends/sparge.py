@@ -12,22 +12,22 @@ from sparsetune.attention.blockmap import SPARGE_BLOCKS, SPARGE_BLOCKS_SM90, blo
 from sparsetune.attention.thresholds import ThresholdTensors
 
 _HEAD_DIMS = (64, 128)
-_FEWEST_TOKENS = 128
+_MIN_TOKENS = 128
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-"""What the kernels take; they run float32 in float16."""
+"""Dtypes that the kernels accept; they run float32 in float16."""
 
 
 class SpargeBackend:
     """A thin adapter over `spas_sage_attn` (SpargeAttn's SageAttention2 kernels).
 
     The block map is ours, by SpargeAttn's rule, and `block_sparse_sage2_attn_cuda` runs it: so every set of kept
-    blocks and every token order goes the same way, the blocks are counted by head, and nothing waits for the GPU.
+    blocks and every token order works, blocks are counted by head, and nothing waits for the GPU.
 
     Args:
-        device: the GPU; Hopper has another block shape than the rest.
+        device: the GPU; Hopper's block shape differs.
 
     Raises:
-        ImportError: the package can't be imported; `missing` tells beforehand.
+        ImportError: the package can't be imported; see `missing`.
     """
 
     name = "sparge"
@@ -39,7 +39,7 @@ class SpargeBackend:
 
     @staticmethod
     def missing(device: torch.device) -> str | None:
-        """Say why the kernels can't run on `device`, or None where they can."""
+        """Return why the kernels can't run on `device`; None where they can."""
         if device.type != "cuda":
             return f"the model is on {device.type}"
         if importlib.util.find_spec("spas_sage_attn") is None:
@@ -58,8 +58,8 @@ class SpargeBackend:
             return f"head_dim {q.shape[-1]} isn't 64 or 128"
         if q.dtype not in _DTYPES:
             return f"dtype {q.dtype} isn't float16, bfloat16 or float32"
-        if q.shape[-2] < _FEWEST_TOKENS:
-            return f"fewer than {_FEWEST_TOKENS} tokens"
+        if q.shape[-2] < _MIN_TOKENS:
+            return f"fewer than {_MIN_TOKENS} tokens"
         return None
 
     def attend(
@@ -86,7 +86,7 @@ def sparge_under_map(q: Tensor, k: Tensor, v: Tensor, computed: Tensor, pvthresh
     Returns:
         (batch, heads, q tokens, head_dim), contiguous, in q's dtype.
     """
-    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]  # SpargeAttn sets the current GPU and leaves it so
+    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]  # SpargeAttn changes the current GPU
         output: Tensor = _package().block_sparse_sage2_attn_cuda(
             q, k, v, mask_id=computed.contiguous(), scale=scale, pvthreshd=pvthreshd, tensor_layout="HND"
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from sparsetune.attention.backends import Backend
 from sparsetune.attention.interception import AttentionCall, Interception
 from sparsetune.attention.ordering import TokenOrder, permutation
-from sparsetune.attention.unmask import UnmaskedCall, head_dim_refusal, unmasked_call
+from sparsetune.attention.unmask import Refusal, UnmaskedCall, unmasked_call
 from sparsetune.errors import TuningError
 from sparsetune.models.families import attention_sites
 from sparsetune.models.generation import Renderer, Rendering
@@ -103,10 +103,9 @@ class _Probe:
 
     def attend(self, call: AttentionCall) -> Tensor:
         if call.step is None or call.step in self._step_index:
-            plain = unmasked_call(call)
-            reason = plain if isinstance(plain, str) else head_dim_refusal(self._backend, plain)
-            if isinstance(plain, str) or reason is not None:
-                self._refused.add(str(reason))
+            plain = unmasked_call(call, self._backend)
+            if isinstance(plain, Refusal):
+                self._refused.add(plain.reason)
             elif call.step is not None:
                 self._time(self._layer_index[call.layer.name], self._step_index[call.step], plain)
         return call.original()

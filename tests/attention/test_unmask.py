@@ -1,4 +1,4 @@
-"""Masks taken away exactly, or told apart."""
+"""Masks and head dimensions that a kernel lacks."""
 
 from dataclasses import replace
 
@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsetune.attention.backends import AttentionOutput, ReferenceBackend
 from sparsetune.attention.interception import AttentionCall
+from sparsetune.attention.ordering import TokenLayout
 from sparsetune.attention.sites import LayerSite, TextPlace, TransformerCall
-from sparsetune.attention.unmask import UnmaskedCall, unmasked_call
+from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
+from sparsetune.attention.unmask import Refusal, UnmaskedCall, attend_padded, head_dim_refusal, unmasked_call
 from tests.attention.conftest import structured
 
 GRID = (2, 8, 8)
@@ -54,7 +57,7 @@ def test_padding_at_the_end_is_cut_off_and_the_output_is_the_masked_one(mask: Te
     assert isinstance(plain, UnmaskedCall)
     assert plain.q.shape[-2] == plain.k.shape[-2] == plain.layout.num_tokens == 150
     assert plain.layout.text == range(128, 150)
-    output = plain.whole(F.scaled_dot_product_attention(plain.q, plain.k, plain.v, scale=plain.scale))
+    output = plain.with_padding(F.scaled_dot_product_attention(plain.q, plain.k, plain.v, scale=plain.scale))
     torch.testing.assert_close(output, made.original(), atol=1e-5, rtol=1e-5)
 
 
@@ -68,7 +71,7 @@ def test_a_mask_that_hides_nothing_is_dropped(mask: Tensor | None) -> None:
     assert isinstance(plain, UnmaskedCall)
     assert plain.q.shape[-2] == TOKENS
     output = torch.zeros(2, 3, TOKENS, 64)
-    assert plain.whole(output) is output
+    assert plain.with_padding(output) is output
 
 
 def different_lengths() -> Tensor:
@@ -90,12 +93,46 @@ def different_lengths() -> Tensor:
     ],
     ids=range(7),
 )
-def test_other_masks_are_told(mask: Tensor, text: TextPlace, reason: str) -> None:
-    assert unmasked_call(call(mask, text)) == reason
+def test_other_masks_are_refused(mask: Tensor, text: TextPlace, reason: str) -> None:
+    assert unmasked_call(call(mask, text)) == Refusal(reason)
 
 
 def test_a_call_of_other_tokens_names_those_of_the_transformers_input() -> None:
     """Also where positions tell them, as Flux's do."""
     positions = torch.cartesian_prod(torch.arange(1), torch.arange(8), torch.arange(32))
     made = replace(call(None), transformer=TransformerCall(torch.tensor(900.0), None, positions=positions))
-    assert unmasked_call(made) == f"{TOKENS} x {TOKENS} tokens where the transformer's input has 256"
+    assert unmasked_call(made) == Refusal(f"{TOKENS} x {TOKENS} tokens where the transformer's input has 256")
+
+
+class Narrow(ReferenceBackend):
+    """Runs what SpargeAttn's kernels run, and remembers how wide the heads were."""
+
+    width = 0
+
+    def refusal(self, q: Tensor, k: Tensor, v: Tensor) -> str | None:
+        return None if q.shape[-1] in (64, 128) else f"head_dim {q.shape[-1]} isn't 64 or 128"
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *args, **kwargs) -> AttentionOutput:
+        self.width = q.shape[-1]
+        return super().attend(q, k, v, *args, **kwargs)
+
+
+def plain(dim: int) -> UnmaskedCall:
+    q, k, v = structured(tokens=400, dim=dim)
+    return UnmaskedCall(q, k, v, TokenLayout((1, 20, 20), range(0)), dim**-0.5, q[..., :0, :])
+
+
+@pytest.mark.parametrize(("dim", "width"), [(16, 64), (64, 64), (96, 128), (128, 128)])
+def test_padding_is_exact_in_the_map_and_in_the_output(dim: int, width: int) -> None:
+    call, backend = plain(dim), Narrow()
+    thresholds = LayerThresholds.uniform("a", 3, HeadThresholds(-1.0, cdfthreshd=0.6)).tensors(torch.device("cpu"))
+    assert head_dim_refusal(backend, call) is None
+    padded = attend_padded(backend, call.q, call.k, call.v, thresholds, scale=call.scale, keep=range(1))
+    exact = ReferenceBackend().attend(call.q, call.k, call.v, thresholds, scale=call.scale, keep=range(1))
+    assert backend.width == width
+    assert torch.equal(padded.computed, exact.computed)
+    torch.testing.assert_close(padded.output, exact.output, atol=1e-5, rtol=1e-5)
+
+
+def test_wider_heads_are_refused_with_the_backends_reason() -> None:
+    assert head_dim_refusal(Narrow(), plain(192)) == "head_dim 192 isn't 64 or 128"
