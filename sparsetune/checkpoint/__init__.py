@@ -1,11 +1,9 @@
-"""A tuned policy on disk: safetensors beside a manifest, and SpargeAttn's `.pt` in and out."""
+"""Tuned policies on disk: safetensors with a manifest, and import and export of SpargeAttn's `.pt`."""
 
-from sparsetune.checkpoint.checkpoint import Checkpoint
-from sparsetune.checkpoint.difference import PolicyDifference, difference
-from sparsetune.checkpoint.manifest import LayerShape, Manifest, git_commit, hash_prompts, versions
+from sparsetune.checkpoint.difference import LayerSummary, PolicyDifference, difference, summarize
+from sparsetune.checkpoint.manifest import Checkpoint, LayerShape, Manifest, git_commit, hash_prompts, versions
 from sparsetune.checkpoint.sparge_pt import read_sparge_pt, write_sparge_pt
 from sparsetune.checkpoint.storage import convert, load_checkpoint, save_checkpoint
-from sparsetune.checkpoint.summary import LayerSummary, summarize
 
 __all__ = [
     "Checkpoint",

@@ -1,9 +1,11 @@
-"""What sets two policies apart, layer by layer."""
+"""The difference of two policies, and the summary of one, layer by layer."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 
 from sparsetune.attention.policy import Policy
-from sparsetune.attention.thresholds import HeadThresholds
+from sparsetune.attention.thresholds import HeadThresholds, Rule
+from sparsetune.checkpoint.manifest import Checkpoint
 
 _COLUMNS = ("simthreshd1", "cdfthreshd", "topk", "pvthreshd")
 
@@ -17,8 +19,8 @@ class LayerDifference:
         num_heads: heads of the first and of the second.
         changed_heads: heads whose thresholds or token order differ; all where the numbers of heads do.
         sparse_heads: sparse heads of the first and of the second.
-        means: for each threshold that differs, its mean over the heads of the first and of the second; None where a
-            side has none.
+        means: the mean of each differing threshold over the heads of the first and of the second; None where a side
+            has none.
     """
 
     name: str
@@ -30,12 +32,12 @@ class LayerDifference:
 
 @dataclass(frozen=True)
 class PolicyDifference:
-    """What differs between two policies; empty throughout where they are the same.
+    """Everything that differs between two policies.
 
     Args:
-        rules: what differs beside the layers (dense steps, order, text rule), as (first, second).
-        only_first, only_second: layers that one alone has.
-        layers: layers of both whose thresholds or token orders differ.
+        rules: differing rules (dense steps, order, text rule), as (first, second).
+        only_first, only_second: layers of only one of them.
+        layers: common layers whose thresholds or token orders differ.
     """
 
     rules: dict[str, tuple[object, object]]
@@ -45,7 +47,7 @@ class PolicyDifference:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the policies are the same."""
+        """Whether the policies are equal."""
         return not (self.rules or self.only_first or self.only_second or self.layers)
 
 
@@ -63,7 +65,7 @@ def difference(first: Policy, second: Policy) -> PolicyDifference:
 
 
 def _rules(policy: Policy) -> dict[str, object]:
-    """Everything that a policy says beside its layers."""
+    """All of a policy but its layers."""
     held = {field.name: getattr(policy, field.name) for field in fields(policy) if field.name != "layers"}
     return asdict(held.pop("schedule")) | held
 
@@ -80,18 +82,61 @@ def _layers(policy: Policy) -> dict[str, _Heads]:
 
 
 def _layer(name: str, first: _Heads, second: _Heads) -> LayerDifference:
-    alike = len(first) == len(second)
+    same_size = len(first) == len(second)
     changed = [one for one, other in zip(first, second, strict=False) if one != other]
-    means = {column: (_mean(first, column), _mean(second, column)) for column in _COLUMNS}
+    heads = [[head for head, _ in of_layer] for of_layer in (first, second)]
+    means = {column: (_mean(heads[0], column), _mean(heads[1], column)) for column in _COLUMNS}
     return LayerDifference(
         name=name,
         num_heads=(len(first), len(second)),
-        changed_heads=len(changed) if alike else max(len(first), len(second)),
+        changed_heads=len(changed) if same_size else max(len(first), len(second)),
         sparse_heads=(sum(head.is_sparse for head, _ in first), sum(head.is_sparse for head, _ in second)),
         means={column: pair for column, pair in means.items() if pair[0] != pair[1]},
     )
 
 
-def _mean(heads: _Heads, column: str) -> float | None:
-    values = [value for head, _ in heads if (value := getattr(head, column)) is not None]
+@dataclass(frozen=True)
+class LayerSummary:
+    """One layer's mean thresholds, over its sparse heads; None where it has none.
+
+    Args:
+        name: the attention module's path from the pipeline.
+        rule: `cdf` or `topk`; the mean of the other rule's threshold is None.
+        num_heads, sparse_heads: heads of the layer, and how many of them are sparse.
+        simthreshd1, cdfthreshd, topk, pvthreshd: mean thresholds.
+        orders: token orders of its sparse heads, sorted.
+    """
+
+    name: str
+    rule: Rule
+    num_heads: int
+    sparse_heads: int
+    simthreshd1: float | None
+    cdfthreshd: float | None
+    topk: float | None
+    pvthreshd: float | None
+    orders: tuple[str, ...]
+
+
+def summarize(checkpoint: Checkpoint | Policy) -> tuple[LayerSummary, ...]:
+    """Summarize each layer of a checkpoint or policy, in the policy's order."""
+    policy = checkpoint.policy if isinstance(checkpoint, Checkpoint) else checkpoint
+    rows = []
+    for layer, orders in zip(policy.layers, policy.sparse_orders, strict=True):
+        sparse = [head for head in layer.heads if head.is_sparse]
+        rows.append(
+            LayerSummary(
+                name=layer.name,
+                rule=layer.rule,
+                num_heads=len(layer.heads),
+                sparse_heads=len(sparse),
+                orders=orders,
+                **{column: _mean(sparse, column) for column in _COLUMNS},
+            )
+        )
+    return tuple(rows)
+
+
+def _mean(heads: Iterable[HeadThresholds], column: str) -> float | None:
+    values = [value for head in heads if (value := getattr(head, column)) is not None]
     return sum(values) / len(values) if values else None

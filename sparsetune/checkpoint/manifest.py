@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: where its policy comes from and what it was tuned for."""
+"""A checkpoint and its manifest: where its policy comes from and what it was tuned for."""
 
 import functools
 import hashlib
@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -13,14 +14,15 @@ from typing import Annotated, Any, Final, Protocol
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from sparsetune.attention.policy import Policy
 from sparsetune.errors import CheckpointError
 
 SCHEMA_VERSION: Final = 1
-"""Version of the manifest and of the policy's metadata; raised whenever a field changes its meaning."""
+"""Version of the manifest and of the policy's metadata; increment when a field changes its meaning."""
 
 
 def utc_now() -> str:
-    """Return the present time in UTC as ISO 8601 with seconds, e.g. `2026-11-22T10:16:37+00:00`."""
+    """Return the current time in UTC as ISO 8601 with seconds, e.g. `2026-11-22T10:16:37+00:00`."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -30,9 +32,9 @@ class _Identified(Protocol):
 
 
 def hash_prompts(prompts: Sequence[str | _Identified]) -> str:
-    """Return the SHA-256 of a list of prompts, in hexadecimal; order and repetition count.
+    """Return the SHA-256 of a list of prompts, in hexadecimal; order and repetition matter.
 
-    A prompt that is more than a text counts with its `identity`.
+    A prompt that is more than a text is hashed by its `identity`.
     """
     text = json.dumps(list(prompts), ensure_ascii=False, default=lambda prompt: prompt.identity)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -42,9 +44,9 @@ def _in_utc(text: str) -> str:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise ValueError(f"must be an ISO 8601 time, but is {text!r}") from error
+        raise ValueError(f"must be an ISO 8601 time, got {text!r}") from error
     if moment.tzinfo is None:
-        raise ValueError(f"must name its time zone, but is {text!r}")
+        raise ValueError(f"must have a time zone, got {text!r}")
     return moment.astimezone(UTC).isoformat(timespec="seconds")
 
 
@@ -59,11 +61,11 @@ class LayerShape(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Where a policy comes from; None or empty means unknown.
+    """Provenance of a policy; None or empty means unknown.
 
     Args:
-        tuner: what found the policy: `optuna`, `builtin`, `calibrate`, `manual`, or `unknown`.
-        created: when, in UTC as ISO 8601 (any time zone is taken and converted).
+        tuner: the policy's tuner: `optuna`, `builtin`, `calibrate`, `manual`, or `unknown`.
+        created: when, in UTC as ISO 8601 (other time zones are converted).
         base_model, base_source, base_revision, base_fingerprint: the model the policy was tuned for: its name,
             hub id or folder, revision, and SHA-256 of its weights' index.
         pipeline_class, transformer_class, layers: its classes and self-attention layers.
@@ -74,8 +76,8 @@ class Manifest(BaseModel):
         search: the whole configuration of the search that found the policy, for `tune --from-manifest`.
         eval_prompts_hash: `hash_prompts` of the prompts that judged the search's winner.
         prompts_hash, seeds: `hash_prompts` of the tune prompts and the seeds rendered.
-        versions, git_commit: as `versions()` and `git_commit()` gave them.
-        metrics: what was measured for this policy, e.g. `psnr` in dB and `sparsity` in [0, 1].
+        versions, git_commit: from `versions()` and `git_commit()`.
+        metrics: the policy's measured metrics, e.g. `psnr` in dB and `sparsity` in [0, 1].
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -113,6 +115,14 @@ class Manifest(BaseModel):
     metrics: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A policy and its manifest."""
+
+    policy: Policy
+    manifest: Manifest
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest.json.
 
@@ -123,33 +133,32 @@ def read_manifest(path: Path) -> Manifest:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{path} must be a checkpoint's manifest in JSON, but: {reason}; save it anew") from error
+        raise CheckpointError(f"cannot read the manifest {path}: {reason}; save the checkpoint again") from error
     check_schema_version(path, value.get("schema_version") if isinstance(value, dict) else None)
     try:
         return Manifest.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{path}: {where}: {first['msg']}; mend it or save the checkpoint anew") from error
+        raise CheckpointError(f"{path}: {where}: {first['msg']}; correct it or save the checkpoint again") from error
 
 
 def check_schema_version(path: Path, version: object) -> None:
     """Raise CheckpointError unless `version` is one that this sparsetune reads."""
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise CheckpointError(f"{path} must have schema_version {SCHEMA_VERSION}, but has {version!r}; save it anew")
+        raise CheckpointError(f"{path} needs schema_version {SCHEMA_VERSION}, got {version!r}; save it again")
     if version > SCHEMA_VERSION:
         raise CheckpointError(
-            f"{path} must have schema_version {SCHEMA_VERSION} or lower, but has {version}: "
-            "a newer sparsetune wrote it; update sparsetune"
+            f"{path} has schema_version {version}, from a newer sparsetune that this one can't read; update sparsetune"
         )
 
 
 PACKAGES = ("sparsetune", "torch", "diffusers", "transformers", "optuna", "mlflow", "spas-sage-attn", "triton")
-"""Packages whose versions can change what a policy does to a video, or how it was found."""
+"""Packages whose versions can affect a search or its videos."""
 
 
 def versions() -> dict[str, str]:
-    """Return the installed version of Python and of each of `PACKAGES`; those not installed are left out.
+    """Return the installed version of Python and of each of `PACKAGES`; except those not installed.
 
     Only package metadata is read: nothing is imported.
     """
@@ -166,10 +175,10 @@ def versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """Return the commit of sparsetune's own checkout, with `-dirty` when files differ from it.
 
-    None where sparsetune isn't run from a checkout of its own (an installed wheel), or git is missing.
+    None for an installed wheel, or without git.
     """
     package = Path(__file__).resolve().parent
-    # Site-packages may lie inside somebody else's repository, whose commit would say nothing about this code.
+    # Site-packages may lie inside another repository, whose commit would say nothing about this code.
     if _git(package, "ls-files", "--error-unmatch", "--", Path(__file__).name) is None:
         return None
     commit = _git(package, "rev-parse", "HEAD")

@@ -1,4 +1,4 @@
-"""A policy as one safetensors file, whose metadata suffices to rebuild it."""
+"""Policies as safetensors files: thresholds as tensors, the rest as metadata."""
 
 import json
 from collections.abc import Mapping
@@ -26,9 +26,9 @@ def select_column(rule: Rule) -> str:
 
 
 def to_columns(layer: LayerThresholds) -> dict[str, Tensor]:
-    """Lay a layer out as tensors of shape (heads,): `is_sparse` bool, the thresholds float32.
+    """Return a layer as tensors of shape (heads,): `is_sparse` bool, the thresholds float32.
 
-    Unlike `LayerThresholds.tensors`, a dense head keeps the thresholds it has.
+    Unlike in `LayerThresholds.tensors`, dense heads keep their thresholds.
     """
     select = select_column(layer.rule)
     columns = {"is_sparse": torch.tensor([head.is_sparse for head in layer.heads], dtype=torch.bool)}
@@ -54,11 +54,11 @@ def from_columns(name: str, rule: Rule, columns: Mapping[str, Tensor]) -> LayerT
     wanted = ("is_sparse", "simthreshd1", select, "pvthreshd")
     missing = [column for column in wanted if column not in columns]
     if missing:
-        raise CheckpointError(f"{name} must have {', '.join(wanted)}, but lacks {', '.join(missing)}; save it anew")
+        raise CheckpointError(f"{name} lacks {', '.join(missing)}; save the checkpoint again")
     _check_shapes(name, {column: columns[column] for column in wanted})
     flags = columns["is_sparse"].to(torch.float32)
     if not bool(((flags == 0) | (flags == 1)).all()):
-        raise CheckpointError(f"{name}.is_sparse must hold only true and false, but holds {flags.tolist()}")
+        raise CheckpointError(f"{name}.is_sparse must be true or false for each head, got {flags.tolist()}")
     thresholds = zip(*(_values(columns[column]) for column in wanted[1:]), strict=True)
     heads = []
     for index, (is_sparse, (similarity, chosen, pv)) in enumerate(zip(flags.tolist(), thresholds, strict=True)):
@@ -83,7 +83,7 @@ def _check_shapes(name: str, columns: Mapping[str, Tensor]) -> None:
     shape = next(iter(shapes.values()))
     if not plain or len(shape) != 1 or shape[0] == 0 or set(shapes.values()) != {shape}:
         listed = ", ".join(f"{column} {found}" for column, found in shapes.items())
-        raise CheckpointError(f"the tensors of {name} must all have the shape (heads,) and be real, but are {listed}")
+        raise CheckpointError(f"the tensors of {name} must be real and of one shape (heads,), got {listed}")
 
 
 def _values(column: Tensor) -> list[float]:
@@ -93,11 +93,11 @@ def _values(column: Tensor) -> list[float]:
 
 
 METADATA_KEY = "sparsetune.policy"
-"""The safetensors metadata entry that holds, as JSON, all of a policy but its tensors."""
+"""The safetensors metadata entry with the rest of the policy, as JSON."""
 
 
 def write_policy(policy: Policy, path: Path) -> None:
-    """Write a policy to a .safetensors file, whole or not at all; thresholds are rounded to float32.
+    """Write a policy atomically to a .safetensors file; thresholds are rounded to float32.
 
     The tensors are `{layer}.{is_sparse,simthreshd1,cdfthreshd or topk,pvthreshd}`, each of shape (heads,).
     """
@@ -121,23 +121,20 @@ def read_policy(path: Path) -> Policy:
     """Read a policy that `write_policy` wrote.
 
     Raises:
-        CheckpointError: the file can't be read, isn't a policy, has tensors too many or too few, or values
-            out of range.
+        CheckpointError: the file can't be read, isn't a policy, has extra or missing tensors, or values out of range.
     """
     try:
         with safe_open(path, framework="pt") as opened:
             described = _described(path, opened.metadata() or {})
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} must be a safetensors file that sparsetune wrote, but can't be read: {error}; save it anew"
-        ) from error
+        raise CheckpointError(f"cannot read the policy {path}: {error}; save the checkpoint again") from error
     try:
         return _build(described, tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, ThresholdError) as error:
-        raise CheckpointError(f"{path} must describe a whole policy, but doesn't: {error!r}; save it anew") from error
+        raise CheckpointError(f"{path} is no complete policy: {error!r}; save the checkpoint again") from error
 
 
 def _build(described: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
@@ -148,27 +145,25 @@ def _build(described: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
         columns = {column: tensors.pop(key) for column in wanted if (key := f"{name}.{column}") in tensors}
         layers.append(replace(from_columns(name, rule, columns), order=_order(entry.get("order"))))
     if tensors:
-        raise CheckpointError(f"a policy must hold only its layers' tensors, but holds {', '.join(tensors)} too")
+        raise CheckpointError(f"unexpected tensors {', '.join(tensors)}")
     drop_scale = tuple(float(factor) for factor in described.get("drop_scale", ()))
     schedule = DenseSchedule(float(described["dense_fraction"]), drop_scale)
     keep_text, select_partial = described["keep_text"], described.get("select_partial", False)
     if not isinstance(keep_text, bool) or not isinstance(select_partial, bool):
-        raise TypeError(
-            f"keep_text and select_partial must be true or false, but are {keep_text!r} and {select_partial!r}"
-        )
+        raise TypeError(f"keep_text and select_partial must be true or false, got {keep_text!r}, {select_partial!r}")
     return Policy(tuple(layers), schedule, str(described["order"]), keep_text, select_partial)
 
 
 def _described(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     if METADATA_KEY not in metadata:
         raise CheckpointError(
-            f"{path} must be a policy that sparsetune wrote, but its metadata has no entry {METADATA_KEY!r}; "
+            f"{path} is no policy that sparsetune wrote: its metadata has no entry {METADATA_KEY!r}; "
             "is it a model's weights?"
         )
     try:
         described = json.loads(metadata[METADATA_KEY])
     except ValueError as error:
-        raise CheckpointError(f"{path} must describe its policy in JSON, but: {error}; save it anew") from error
+        raise CheckpointError(f"the metadata of {path} is no JSON: {error}; save the checkpoint again") from error
     check_schema_version(path, described.get("schema_version") if isinstance(described, dict) else None)
     return cast("dict[str, Any]", described)
 
@@ -180,8 +175,6 @@ def _order(value: object) -> TokenOrder | None:
 
 
 def _rule(value: object) -> Rule:
-    if value == "cdf":
-        return "cdf"
-    if value == "topk":
-        return "topk"
-    raise ValueError(f"a rule must be cdf or topk, but is {value!r}")
+    if value in ("cdf", "topk"):
+        return cast(Rule, value)
+    raise ValueError(f"a rule must be cdf or topk, got {value!r}")

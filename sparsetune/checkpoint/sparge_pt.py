@@ -1,4 +1,4 @@
-"""SpargeAttn's own checkpoint file: a `torch.save`d dict of one tensor a threshold and layer."""
+"""SpargeAttn's checkpoint format: a `torch.save`d dict of one tensor per threshold and layer."""
 
 import re
 from collections.abc import Mapping
@@ -21,23 +21,21 @@ _KEY = re.compile(
 def read_sparge_pt(path: Path | str, *, root: str = "transformer") -> Policy:
     """Read a checkpoint that SpargeAttn's tuner saved.
 
-    Keys are taken apart exactly, where SpargeAttn's loader compares substrings and so mixes up
+    Keys are matched whole, where SpargeAttn's loader compares substrings and so mixes up
     `transformer_blocks` and `single_transformer_blocks`. Thresholds may be stored in any float dtype, and
     `is_sparse` as numbers (SpargeAttn casts both with the model's dtype). `simthreshd2` is read by none of its
-    kernels and isn't kept. The policy has no dense steps, raster order, and keeps the first key block, since
-    SpargeAttn infers with `attention_sink`.
+    kernels and is dropped. The policy has no dense steps and raster order, and keeps the first key block, as
+    SpargeAttn's `attention_sink` does.
 
-    Deviation: SpargeAttn's kernels never look at `is_sparse`, so a head tuned to be dense (both thresholds 1)
-    still skips P·V there, by its pvthreshd; here a head that isn't sparse is wholly dense. The stored value is
-    kept, and written again by `write_sparge_pt`.
+    Deviation: SpargeAttn's kernels ignore `is_sparse`, so a head tuned to be dense (both thresholds 1) still skips P·V
+    by its pvthreshd there; here it runs fully dense. `write_sparge_pt` writes the stored value again.
 
     Args:
         path: the `.pt` file; only tensors are unpickled.
         root: the pipeline's attribute under which the keys' modules lie.
 
     Raises:
-        CheckpointError: the file can't be read, holds more than tensors, has other keys, lacks some, or its
-            shapes or values don't hold.
+        CheckpointError: the file can't be read, holds more than tensors, or has wrong keys, shapes or values.
     """
     path = Path(path)
     layers: dict[str, dict[str, Tensor]] = {}
@@ -45,12 +43,12 @@ def read_sparge_pt(path: Path | str, *, root: str = "transformer") -> Policy:
         match = _KEY.fullmatch(key)
         if match is None:
             raise CheckpointError(
-                f"{path}: keys must read MODULE.inner_attention.THRESHOLD as SpargeAttn saves them, but one is "
-                f"{key!r}; give a file of its extract_sparse_attention_state_dict"
+                f"{path}: key {key!r} is not MODULE.inner_attention.THRESHOLD; "
+                "use a file of SpargeAttn's extract_sparse_attention_state_dict"
             )
         layers.setdefault(match["module"], {})[match["column"]] = tensor
     if not layers:
-        raise CheckpointError(f"{path} must hold the thresholds of at least one layer, but is empty; tune first")
+        raise CheckpointError(f"{path} holds no thresholds; tune first")
     try:
         return Policy(tuple(from_columns(f"{root}.{module}", "cdf", columns) for module, columns in layers.items()))
     except CheckpointError as error:
@@ -64,10 +62,10 @@ def write_sparge_pt(policy: Policy, path: Path | str, *, root: str = "transforme
 
     Args:
         policy: thresholds by the cdf rule.
-        path: the file to write, whole or not at all.
+        path: the file, written atomically.
         root: the pipeline's attribute that every layer lies under; keys are written without it.
-        allow_loss: write the thresholds even where the policy has dense steps, a token order or a text rule
-            that SpargeAttn's format can't say. Its videos will then differ from those of the policy.
+        allow_loss: write even where SpargeAttn's format can't hold the policy's dense steps, token order or text
+            rule. Its videos will then differ from those of the policy.
 
     Raises:
         CheckpointError: the format can't hold the policy.
@@ -86,11 +84,10 @@ def check_expressible(policy: Policy, path: Path, *, root: str = "transformer", 
     """Raise CheckpointError unless `write_sparge_pt` can write the policy; `path` is for the message."""
     outside = next((layer.name for layer in policy.layers if not layer.name.startswith(f"{root}.")), None)
     if outside is not None:
-        raise CheckpointError(f"every layer must lie under {root!r} to be written to {path}, but {outside} doesn't")
+        raise CheckpointError(f"cannot write {path}: layer {outside} is not under {root!r}")
     if any(layer.rule == "topk" for layer in policy.layers):
         raise CheckpointError(
-            f"thresholds must follow the cdf rule to be written to {path}, but some follow topk, which SpargeAttn's "
-            "format has no place for; convert to a folder or .safetensors instead"
+            f"cannot write {path}: SpargeAttn's format has no topk thresholds; convert to a folder or .safetensors"
         )
     lost = []
     if policy.schedule.dense_fraction:
@@ -105,14 +102,13 @@ def check_expressible(policy: Policy, path: Path, *, root: str = "transformer", 
         lost.append("select_partial")
     if lost and not allow_loss:
         raise CheckpointError(
-            f"a policy written to {path} must have one set of thresholds for all steps and raster order, but it has "
-            f"{', '.join(lost)}, which SpargeAttn's format would lose; convert to a folder or .safetensors, "
-            "or allow the loss"
+            f"cannot write {path}: SpargeAttn's format would lose {', '.join(lost)}; "
+            "convert to a folder or .safetensors, or allow the loss"
         )
 
 
 def _sparge_columns(layer: LayerThresholds) -> dict[str, Tensor]:
-    """Lay a layer out in the order in which SpargeAttn's module registers its parameters."""
+    """Return a layer's tensors in the order in which SpargeAttn's module registers its parameters."""
     columns = to_columns(layer)
     dense = ~columns["is_sparse"]
     return {
@@ -128,14 +124,13 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise CheckpointError(f"{path} must be a readable file, but: {error.strerror or error}") from error
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # unpickling what isn't a pickle of tensors raises nearly anything
         raise CheckpointError(
-            f"{path} must be a torch.save of tensors alone, but can't be read as one "
-            f"({type(error).__name__}); it is damaged, or holds code, which is never run"
+            f"cannot load {path} as tensors ({type(error).__name__}): it is damaged, or holds code, which is never run"
         ) from error
     if not isinstance(loaded, dict):
-        raise CheckpointError(f"{path} must hold a dict of tensors, but holds a {type(loaded).__name__}")
+        raise CheckpointError(f"{path} must hold a dict of tensors, got {type(loaded).__name__}")
     for key, value in loaded.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"{path} must hold only tensors by name, but {key!r} is a {type(value).__name__}")

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: saved as a folder, loaded from any of three forms, converted between them."""
+"""Saving, loading and converting checkpoints."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -6,9 +6,8 @@ from pathlib import Path
 import torch
 
 from sparsetune.attention.policy import Policy
-from sparsetune.checkpoint.checkpoint import Checkpoint
 from sparsetune.checkpoint.difference import difference
-from sparsetune.checkpoint.manifest import Manifest, read_manifest
+from sparsetune.checkpoint.manifest import Checkpoint, Manifest, read_manifest
 from sparsetune.checkpoint.policy_file import read_policy, write_policy
 from sparsetune.checkpoint.sparge_pt import check_expressible, read_sparge_pt, write_sparge_pt
 from sparsetune.errors import CheckpointError
@@ -21,14 +20,14 @@ MANIFEST_FILE = "manifest.json"
 def save_checkpoint(checkpoint: Checkpoint, folder: Path | str) -> Path:
     """Save a checkpoint as FOLDER/policy.safetensors and FOLDER/manifest.json.
 
-    An existing checkpoint there is replaced whole; one that isn't the same when loaded never takes its place.
-    Thresholds are rounded to float32, as kernels take them.
+    An existing checkpoint there is replaced atomically, after the new one was read back and compared. Thresholds are
+    rounded to float32, as kernels take them.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: FOLDER is a file, or holds anything else than a checkpoint.
+        CheckpointError: FOLDER is a file, or holds anything but a checkpoint.
         SparsetuneError: the folder can't be written.
     """
     folder = Path(folder).expanduser()
@@ -43,19 +42,18 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path | str) -> Path:
 def load_checkpoint(path: Path | str) -> Checkpoint:
     """Load a checkpoint from its folder, a lone .safetensors file, or SpargeAttn's `.pt`.
 
-    A policy.safetensors with its manifest.json beside it is the same as their folder. Without a manifest the
-    checkpoint's says tuner `unknown` (`builtin` for a `.pt`) and the file's time.
+    A policy.safetensors with its manifest.json beside it is the same as their folder. A checkpoint
+    without one gets a manifest with tuner `unknown` (`builtin` for a `.pt`) and the file's time.
 
     Raises:
-        CheckpointError: nothing is there, it is no checkpoint, or its values don't hold.
+        CheckpointError: there is no such path, it is no checkpoint, or its values are invalid.
     """
     path = Path(path).expanduser()
     if path.is_dir():
         return _load_folder(path)
     if not path.is_file():
         raise CheckpointError(
-            f"a checkpoint must be a folder, a .safetensors file or SpargeAttn's .pt, but there is no {path}; "
-            "check the path, or make one with `sparsetune tune`"
+            f"there is no checkpoint {path}; check the path, or make a checkpoint with `sparsetune tune`"
         )
     if path.suffix == ".safetensors":
         if path.name == POLICY_FILE and (path.parent / MANIFEST_FILE).is_file():
@@ -63,21 +61,18 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         return Checkpoint(read_policy(path), _manifest_of_file(path, "unknown"))
     if path.suffix == ".pt":
         return Checkpoint(read_sparge_pt(path), _manifest_of_file(path, "builtin"))
-    raise CheckpointError(
-        f"a checkpoint must be a folder, a .safetensors file or SpargeAttn's .pt, but {path} is none of them; "
-        "give another path"
-    )
+    raise CheckpointError(f"{path} is no checkpoint: use a checkpoint folder, a .safetensors file or SpargeAttn's .pt")
 
 
 def convert(source: Path | str, target: Path | str, *, allow_loss: bool = False) -> Path:
-    """Load a checkpoint in any form and save it in the form that the target's suffix names.
+    """Convert a checkpoint to the form of the target's suffix.
 
-    `.pt` is SpargeAttn's, `.safetensors` a lone policy file, anything else a checkpoint folder. A manifest
-    only fits into a folder; a policy.safetensors with a manifest.json beside it is its folder, whose manifest is
-    replaced too. What was written is read again and compared before it takes the target's place.
+    `.pt` is SpargeAttn's, `.safetensors` a lone policy file, anything else a checkpoint folder. Only a folder keeps
+    the manifest; a policy.safetensors with a manifest.json beside it stands for its folder, whose manifest is replaced
+    too. The output is read back and compared before it replaces the target.
 
     Args:
-        source: what `load_checkpoint` takes.
+        source: as for `load_checkpoint`.
         target: the path to write.
         allow_loss: see `write_sparge_pt`.
 
@@ -85,14 +80,14 @@ def convert(source: Path | str, target: Path | str, *, allow_loss: bool = False)
         The target.
 
     Raises:
-        CheckpointError: the source isn't a checkpoint, the target's form can't hold it, or what was written isn't
-            what was read.
+        CheckpointError: the source is no checkpoint, the target's form can't hold it, or reading back gave another
+            policy.
     """
     checkpoint, target = load_checkpoint(source), Path(target).expanduser()
     if target.suffix not in (".pt", ".safetensors"):
         return save_checkpoint(checkpoint, target)
     if target.is_dir():
-        raise CheckpointError(f"the target must be a file, but {target} is a folder; give another path")
+        raise CheckpointError(f"{target} is a folder, but its suffix names a file; choose another path")
     if target.name == POLICY_FILE and (target.parent / MANIFEST_FILE).is_file():
         save_checkpoint(checkpoint, target.parent)
         return target
@@ -109,15 +104,15 @@ def convert(source: Path | str, target: Path | str, *, allow_loss: bool = False)
 
 
 def _check_same(policy: Policy, written: Policy, target: Path) -> None:
-    """Compare all of two policies, their thresholds as kernels get them."""
+    """Compare two policies, their thresholds as kernels get them."""
     orders = [layer.order for layer in policy.layers] == [layer.order for layer in written.layers]
     if difference(policy, written).rules or not orders:
-        raise CheckpointError(f"what is written to {target} must be what was read, but its rules differ; save it anew")
+        raise CheckpointError(f"{target} was read back with other rules than were written; save it again")
     _check_thresholds(policy, written, target)
 
 
 def _check_thresholds(policy: Policy, written: Policy, target: Path) -> None:
-    """Compare the thresholds that a kernel gets, in float32; a dense head's own are of no account."""
+    """Compare the thresholds that a kernel gets, in float32; those of dense heads are ignored."""
     device = torch.device("cpu")
     held, found = ([layer.tensors(device) for layer in one.layers] for one in (policy, written))
     names = [layer.name for layer in policy.layers] == [layer.name for layer in written.layers]
@@ -128,29 +123,29 @@ def _check_thresholds(policy: Policy, written: Policy, target: Path) -> None:
         for column in columns
     )
     if not same:
-        raise CheckpointError(f"what is written to {target} must be what was read, but differs; choose another form")
+        raise CheckpointError(f"{target} was read back with other thresholds than were written; choose another form")
 
 
 def _load_folder(folder: Path) -> Checkpoint:
     missing = [name for name in (POLICY_FILE, MANIFEST_FILE) if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
-            f"a checkpoint folder must hold {POLICY_FILE} and {MANIFEST_FILE}, but {folder} lacks "
-            f"{' and '.join(missing)}; give another folder, or make one with `sparsetune tune`"
+            f"{folder} is no checkpoint folder: it lacks {' and '.join(missing)}; use another folder, or make a "
+            "checkpoint with `sparsetune tune`"
         )
     return Checkpoint(read_policy(folder / POLICY_FILE), read_manifest(folder / MANIFEST_FILE))
 
 
 def _check_replaceable(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"a checkpoint must be saved in a folder, but {folder} is a file; give another path")
+        raise CheckpointError(f"cannot save a checkpoint folder at {folder}: it is a file; choose another path")
     if not folder.exists():
         return
     others = sorted(entry.name for entry in folder.iterdir() if entry.name not in (POLICY_FILE, MANIFEST_FILE))
     if others:
         raise CheckpointError(
-            f"{folder} must be new, empty or a checkpoint to be replaced, but holds {', '.join(others[:3])}"
-            f"{' and more' if len(others) > 3 else ''}; give another folder"
+            f"{folder} holds other files than a checkpoint's: {', '.join(others[:3])}"
+            f"{' and more' if len(others) > 3 else ''}; choose another folder"
         )
 
 

@@ -43,7 +43,7 @@ def fails(message: str, *args: str, status: int) -> None:
         (("--prompt-file", "none.txt"), 2, "must be readable UTF-8 text, but none.txt is not: No such file"),
         (("--num-frames", "10"), 1, "num_frames must be a multiple of 8 plus 1, but is 10; the nearest is 9"),
         (("--height", "60"), 1, "height must be a multiple of 8, but is 60; the nearest is 64"),
-        (("--use-tuned",), 1, "there is no results/demo/checkpoint; check the path, or make one with"),
+        (("--use-tuned",), 1, "there is no checkpoint results/demo/checkpoint; check the path"),
         (("--checkpoint", "other"), 1, "don't match the model's 8 self-attention layers"),
         (("--metrics", "psnrr"), 1, "a metric must be registered, but 'psnrr' is not; choose from psnr"),
         (("--metric-module", "none.py"), 1, "there is no file none.py; mend the path"),
