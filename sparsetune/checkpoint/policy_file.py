@@ -176,5 +176,5 @@ def _order(value: object) -> TokenOrder | None:
 
 def _rule(value: object) -> Rule:
     if value in ("cdf", "topk"):
-        return cast(Rule, value)
+        return value
     raise ValueError(f"a rule must be cdf or topk, got {value!r}")

@@ -1,4 +1,4 @@
-"""How a transformer's call is read: which timestep it has, and how its latents are cut into tokens."""
+"""Timestep and token grid of a transformer's call, read from its arguments, and a scheduler's timesteps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,58 +10,58 @@ from sparsetune.attention.ordering import Grid
 from sparsetune.attention.sites import TransformerCall
 
 
-def video_call(module: nn.Module, given: Mapping[str, Any]) -> TransformerCall:
+def video_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
     """Read latents (batch, channels, frames, height, width)."""
-    frames, height, width = given["hidden_states"].shape[-3:]
+    frames, height, width = arguments["hidden_states"].shape[-3:]
     patch = patch_of(module)
-    return TransformerCall(_last(given["timestep"]), (frames // patch[0], height // patch[1], width // patch[2]))
+    return TransformerCall(_last(arguments["timestep"]), (frames // patch[0], height // patch[1], width // patch[2]))
 
 
-def frames_first_call(module: nn.Module, given: Mapping[str, Any]) -> TransformerCall:
+def frames_first_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
     """Read latents (batch, frames, channels, height, width), their frames padded to whole patches."""
-    _, frames, _, height, width = given["hidden_states"].shape
+    _, frames, _, height, width = arguments["hidden_states"].shape
     patch = patch_of(module)
-    return TransformerCall(_last(given["timestep"]), (-(-frames // patch[0]), height // patch[1], width // patch[2]))
+    grid = (-(-frames // patch[0]), height // patch[1], width // patch[2])
+    return TransformerCall(_last(arguments["timestep"]), grid)
 
 
-def image_call(module: nn.Module, given: Mapping[str, Any]) -> TransformerCall:
+def image_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
     """Read latents (batch, channels, height, width)."""
-    height, width = given["hidden_states"].shape[-2:]
+    height, width = arguments["hidden_states"].shape[-2:]
     patch = patch_of(module)
-    return TransformerCall(_last(given["timestep"]), (1, height // patch[1], width // patch[2]))
+    return TransformerCall(_last(arguments["timestep"]), (1, height // patch[1], width // patch[2]))
 
 
-def packed_video_call(module: nn.Module, given: Mapping[str, Any]) -> TransformerCall:
-    """Read latents (batch, tokens, channels) whose grid is given beside them.
+def packed_video_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
+    """Read latents (batch, tokens, channels) with their grid in separate arguments.
 
-    Conditioning frames have a lower timestep than the rest, wherever they lie. Where a pipeline gives coordinates
+    Conditioning frames have a lower timestep than the rest, wherever they lie. Where a pipeline passes coordinates
     instead of a grid, the tokens count as one row.
     """
-    tokens = given["hidden_states"].shape[1]
-    frames, height, width = (given.get(name) or 0 for name in ("num_frames", "height", "width"))
+    tokens = arguments["hidden_states"].shape[1]
+    frames, height, width = (arguments.get(name) or 0 for name in ("num_frames", "height", "width"))
     known = 0 < frames * height * width <= tokens
     grid: Grid = (frames, height, width) if known else (1, 1, tokens)
-    return TransformerCall(_tensor(given["timestep"]).max(), grid, tokens - grid[0] * grid[1] * grid[2])
+    return TransformerCall(_tensor(arguments["timestep"]).max(), grid, tokens - grid[0] * grid[1] * grid[2])
 
 
-def positioned_call(module: nn.Module, given: Mapping[str, Any]) -> TransformerCall:
+def positioned_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
     """Read latents (batch, tokens, channels) with a position for each."""
-    ids = given["img_ids"]
-    return TransformerCall(_last(given["timestep"]), None, positions=ids[0] if ids.dim() == 3 else ids)
+    ids = arguments["img_ids"]
+    return TransformerCall(_last(arguments["timestep"]), None, positions=ids[0] if ids.dim() == 3 else ids)
 
 
-def shaped_call(module: nn.Module, given: Mapping[str, Any]) -> TransformerCall:
+def shaped_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
     """Read latents (batch, tokens, channels) with the shapes of the images in them."""
-    shapes: Any = given["img_shapes"]
+    shapes: Any = arguments["img_shapes"]
     while not isinstance(shapes[0], int):
         shapes = shapes[0]
     grid = (shapes[0], shapes[1], shapes[2])
-    tail = given["hidden_states"].shape[1] - grid[0] * grid[1] * grid[2]
-    return TransformerCall(_last(given["timestep"]), grid, tail)
+    tail = arguments["hidden_states"].shape[1] - grid[0] * grid[1] * grid[2]
+    return TransformerCall(_last(arguments["timestep"]), grid, tail)
 
 
 def timesteps(scheduler: Any) -> Sequence[float]:
-    """The scheduler's timesteps."""
     return _listed(scheduler.timesteps)
 
 
@@ -71,7 +71,7 @@ def flow_times(scheduler: Any) -> Sequence[float]:
 
 
 def sigmas(scheduler: Any) -> Sequence[float]:
-    """The scheduler's noise levels, without the last, which no step begins at."""
+    """The scheduler's noise levels, without the last, at which no step starts."""
     return _listed(scheduler.sigmas)[:-1]
 
 
@@ -81,7 +81,7 @@ def sigma_ratios(scheduler: Any) -> Sequence[float]:
 
 
 def patch_of(module: nn.Module) -> Grid:
-    """Give a transformer's patch in frames, rows and columns, as its configuration spells it."""
+    """Return a transformer's patch size in frames, rows and columns."""
     config: Any = module.config
     size = config.patch_size
     if not isinstance(size, int):
@@ -90,7 +90,7 @@ def patch_of(module: nn.Module) -> Grid:
 
 
 def _last(value: Any) -> Tensor:
-    """Give the timestep of the last token: conditioning frames, which come first, have another."""
+    """Return the timestep of the last token: conditioning frames, which come first, have another."""
     return _tensor(value)[-1]
 
 

@@ -1,4 +1,4 @@
-"""A module's dense kernel as `set_attention_backend` chose it, which may not pass PyTorch's attention."""
+"""The dense kernel that diffusers' `set_attention_backend` chose for a module, which may bypass PyTorch's."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from sparsetune.attention.sites import DenseCall
 
 
 class DenseKernel:
-    """The choice of one attention module; a `KernelSwitch`.
+    """The dense kernel of one attention module; a `KernelSwitch`.
 
-    diffusers keeps it on the module's processor, and falls back to its process-wide one.
+    diffusers keeps it on the module's processor, and falls back to its process-wide choice.
 
     Args:
         module: the attention module.
@@ -20,7 +20,6 @@ class DenseKernel:
         self._module = module
 
     def dense(self) -> DenseCall | None:
-        """Give the kernel that is chosen now; None where it is PyTorch's."""
         from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
         name = self._processor._attention_backend or _AttentionBackendRegistry._active_backend
@@ -49,7 +48,6 @@ class DenseKernel:
         return dense
 
     def to_native(self) -> Any:
-        """Choose PyTorch's; return what `restore` needs."""
         from diffusers.models.attention_dispatch import AttentionBackendName
 
         processor = self._processor
@@ -58,7 +56,6 @@ class DenseKernel:
         return before
 
     def restore(self, before: Any) -> None:
-        """Choose again what was chosen before."""
         self._processor._attention_backend = before
 
     @property
@@ -67,5 +64,5 @@ class DenseKernel:
 
 
 def dense_kernel(module: nn.Module) -> DenseKernel | None:
-    """Give a module's choice of kernels; None where its processor has none and always calls PyTorch's."""
+    """Return a module's choice of kernels; None where its processor always calls PyTorch's."""
     return DenseKernel(module) if hasattr(getattr(module, "processor", None), "_attention_backend") else None

@@ -1,4 +1,4 @@
-"""What differs from one family of diffusers models to the next, as data."""
+"""Supported families of diffusers models, as data, and their self-attention modules."""
 
 import inspect
 import re
@@ -17,9 +17,9 @@ from sparsetune.models.dense_kernel import dense_kernel
 
 @dataclass(frozen=True)
 class LayerRule:
-    """Which modules are self-attention: those whose path within the transformer matches whole.
+    """The self-attention modules whose path within the transformer matches `path` whole.
 
-    `text` is where text tokens lie in their q, k and v (joint attention); None where there are none.
+    `text` is the position of text tokens in their q, k and v (joint attention); None where there are none.
     """
 
     path: re.Pattern[str]
@@ -31,21 +31,20 @@ class Family:
     """One family of models.
 
     Args:
-        name: stem of its result files, e.g. `cogvideo`.
+        name: the family's name, which its result files start with, e.g. `cogvideo`.
         transformer_class: class name of its transformer in diffusers.
         layers: its self-attention modules.
-        read_call: reads timestep and tokens off a call of the transformer.
-        frame_unit: a video has a multiple of so many frames, plus `first_frames`; 0 for images.
+        read_call: reads timestep and token grid from a transformer call.
+        frame_unit: the number of frames is a multiple of this plus `first_frames`; 0 for images.
         first_frames: see `frame_unit`.
-        transformers: the pipeline's attributes that hold one, in the order in which they run.
-        steps: what the transformer is called with at each step of the scheduler.
-        pipelines: full match of the pipeline's class, where the family is only some of those with this transformer.
+        transformers: the pipeline's transformer attributes, in the order in which they run.
+        steps: returns the timestep argument of each step of a scheduler.
+        pipelines: full match of the pipeline's class, where several families share a transformer class.
         packing: latent pixels in a token's side where the pipeline packs them rather than the transformer.
-        guidance: the pipeline's argument that takes the guidance scale; `guider` where a component of it does.
-        no_negative: what is given where there is no negative prompt; None leaves that to the pipeline, which may have
-            one of its own.
-        from_image: full match of the pipeline's class, where an image is needed though its signature doesn't say so.
-        tiled_vae: whether its VAE can only work in tiles.
+        guidance: the pipeline's argument for the guidance scale; `guider` where a component has it.
+        no_negative: the default negative prompt; None leaves that to the pipeline.
+        from_image: full match of the pipeline's class, where an image is required though its signature doesn't say so.
+        tiled_vae: whether its VAE only works in tiles.
         upstream: module paths in the model's own code, which SpargeAttn's checkpoints are saved from, and the path in
             diffusers that stands for each.
     """
@@ -68,7 +67,6 @@ class Family:
 
     @property
     def is_image(self) -> bool:
-        """Whether it makes still images."""
         return self.frame_unit == 0
 
 
@@ -88,7 +86,7 @@ FAMILIES: tuple[Family, ...] = (
         transformer_class="CogVideoXTransformer3DModel",
         layers=(_rule(r"transformer_blocks\.\d+\.attn1", "start"),),
         read_call=calls.frames_first_call,
-        # Its VAE makes 4 frames of a latent frame, and one frame less of the first only where their number is odd.
+        # Its VAE decodes a latent frame to 4 frames, and drops one of the first only where their number is odd.
         frame_unit=8,
     ),
     Family(
@@ -130,7 +128,7 @@ FAMILIES: tuple[Family, ...] = (
         read_call=calls.packed_video_call,
         frame_unit=8,
     ),
-    Family(  # the audio's own attention has too few tokens to gain by sparsity
+    Family(  # the audio's own attention has too few tokens for sparsity to help
         name="ltx2",
         transformer_class="LTX2VideoTransformer3DModel",
         layers=_TRANSFORMER_BLOCKS_ATTN1,
@@ -229,7 +227,7 @@ FAMILIES: tuple[Family, ...] = (
         frame_unit=0,
         steps=calls.flow_times,
         guidance="true_cfg_scale",
-        no_negative=" ",  # as its authors do: without one there is no guidance
+        no_negative=" ",  # its authors' default: without one there is no guidance
     ),
 )
 
@@ -253,14 +251,11 @@ def family_named(pipeline: str, transformer: str) -> Family:
         if family.transformer_class == transformer and family.pipelines.fullmatch(pipeline):
             return family
     known = ", ".join(dict.fromkeys(family.transformer_class for family in FAMILIES))
-    raise ModelError(
-        f"the pipeline's transformer must be one of {known}, but {pipeline} has {transformer}; "
-        "use a model of a supported family"
-    )
+    raise ModelError(f"{pipeline} with transformer {transformer} is not supported; supported transformers are {known}")
 
 
 def main_transformer(pipe: Any) -> Any:
-    """Give the transformer that runs first, as it is without `torch.compile`; None where there is none."""
+    """Return the transformer that runs first, without a `torch.compile` wrapper; None where there is none."""
     for name in ("transformer", "transformer_2"):
         module = getattr(pipe, name, None)
         if module is not None:
@@ -275,35 +270,34 @@ def attention_sites(pipe: Any) -> AttentionSites:
         ModelError: the family is unknown, or no module matches.
     """
     family = family_of(pipe)
-    held = [(name, getattr(pipe, name, None)) for name in family.transformers]
+    modules = [(name, getattr(pipe, name, None)) for name in family.transformers]
     transformers = tuple(
         transformer_site(family, name, getattr(module, "_orig_mod", module))
-        for name, module in held
+        for name, module in modules
         if module is not None
     )
     if not any(transformer.layers for transformer in transformers):
         raise ModelError(
-            f"{type(pipe).__name__} must have self-attention modules to make sparse, but none was found in it; "
-            "use a model of a supported family as diffusers builds it"
+            f"found no self-attention modules in {type(pipe).__name__}; use a model as diffusers builds it"
         )
     return AttentionSites(transformers, _Steps(pipe, family.steps), lambda: getattr(pipe.scheduler, "step_index", None))
 
 
 class _Steps:
-    """What a pipeline's transformers are called with at each step; read off a GPU once a generation."""
+    """The timestep argument of each denoising step; copied from the GPU once a generation."""
 
     def __init__(self, pipe: Any, read: Callable[[Any], Sequence[float]]) -> None:
         self._pipe = pipe
         self._read = read
-        self._of: torch.Tensor | None = None
+        self._timesteps: torch.Tensor | None = None
         self._values: Sequence[float] = ()
 
     def __call__(self) -> Sequence[float]:
         scheduler = self._pipe.scheduler
         if scheduler.timesteps is None:
             return ()
-        if self._of is not scheduler.timesteps:
-            self._of, self._values = scheduler.timesteps, self._read(scheduler)
+        if self._timesteps is not scheduler.timesteps:
+            self._timesteps, self._values = scheduler.timesteps, self._read(scheduler)
         return self._values
 
 

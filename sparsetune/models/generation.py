@@ -1,4 +1,4 @@
-"""Rendering videos: one prompt and seed in, frames out."""
+"""Rendering of videos from prompts and seeds."""
 
 import contextlib
 import inspect
@@ -35,12 +35,12 @@ _MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", 
 _SCALES = (
     "vae_scale_factor_spatial", "vae_spatial_scale_factor", "vae_spatial_compression_ratio", "vae_scale_factor",
 )  # fmt: skip
-"""How diffusers' pipelines call the pixels in a side of a latent pixel."""
+"""Attributes of diffusers' pipelines with the pixels in a side of a latent pixel."""
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """A rendered video: frames before any video encoding, and the seconds that the pipeline took."""
+    """A rendered video: frames before any video encoding, and the pipeline's seconds."""
 
     frames: Frames
     seconds: float
@@ -51,11 +51,11 @@ class Renderer:
 
     Args:
         loaded: the model; while a policy is installed on its pipeline, renderings are sparse.
-        settings: size, frames, steps and guidance; an image model renders one frame, whatever they say.
+        settings: size, frames, steps and guidance; an image model always renders one frame.
 
     Raises:
-        GenerationError: the model can't do that size or number of frames; the message names the nearest it can. Or it
-            has no second transformer to guide.
+        GenerationError: the model can't render that size or number of frames (the message names the nearest), or has
+            no second transformer for guidance_scale_2.
     """
 
     def __init__(self, loaded: LoadedModel, settings: GenerationConfig) -> None:
@@ -68,16 +68,16 @@ class Renderer:
     def render(self, prompt: AnyPrompt, seed: int, on_step: OnStep | None = None) -> Rendering:
         """Render one prompt.
 
-        The noise is drawn on the CPU, so that a seed means the same video on every device.
+        The noise is drawn on the CPU, so that a seed gives the same noise on every device.
 
         Args:
-            prompt: what is rendered; what it says of seed and negative prompt goes before the rest.
+            prompt: the prompt; its own seed and negative prompt, if any, override the others.
             seed: of the noise.
-            on_step: told of every denoising step.
+            on_step: called after every denoising step.
 
         Raises:
-            GenerationError: the model needs an image and the prompt has none, or the other way around; out of memory;
-                or frames that are NaN or black throughout.
+            GenerationError: the model needs an image and the prompt has none, or the other way around; memory ran
+                out; or frames are NaN or all black.
             PromptError: the prompt's image can't be read.
         """
         given = as_prompt(prompt)
@@ -92,7 +92,7 @@ class Renderer:
         return Rendering(to_uint8(frames), time.perf_counter() - started)
 
     def _arguments(self, prompt: Prompt, generator: torch.Generator, on_step: OnStep | None) -> dict[str, Any]:
-        """Gather what the pipeline takes of the settings."""
+        """Return the settings that the pipeline takes, as its arguments."""
         settings = self.settings
         negative = settings.negative_prompt if prompt.negative_prompt is None else prompt.negative_prompt
         arguments: dict[str, Any] = {
@@ -123,24 +123,21 @@ class Renderer:
 
     @contextlib.contextmanager
     def _explained_errors(self) -> Iterator[None]:
-        """Say what to do where memory runs out, or PyTorch can't compute in the model's data type."""
+        """Explain errors of memory and of operators that PyTorch lacks in the model's data type."""
         try:
             yield
         except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-            raise OutOfMemoryError(f"the video must fit into memory, but it ran out; {MEMORY_ADVICE}") from error
+            raise OutOfMemoryError(f"out of memory while rendering; {MEMORY_ADVICE}") from error
         except NotImplementedError as error:
             device, dtype = self.loaded.device, str(self.loaded.dtype).removeprefix("torch.")
-            raise GenerationError(
-                f"the model must be able to compute on {device} in {dtype}, but PyTorch says: {error}; "
-                "try another --dtype"
-            ) from error
+            raise GenerationError(f"cannot compute on {device} in {dtype}: {error}; try another --dtype") from error
         except RuntimeError as error:
             if not any(text in str(error) for text in _MEMORY_TEXTS):
                 raise
-            raise OutOfMemoryError(f"the video must fit into memory, but it ran out; {MEMORY_ADVICE}") from error
+            raise OutOfMemoryError(f"out of memory while rendering; {MEMORY_ADVICE}") from error
 
     def _text_length(self) -> int | None:
-        """Give the number of text tokens to ask for; None leaves it to the pipeline."""
+        """Return the number of text tokens to request; None leaves it to the pipeline."""
         if "max_sequence_length" not in self._takes:
             return None
         if self.settings.max_sequence_length is not None:
@@ -156,72 +153,63 @@ class Renderer:
         if prompt.image is None:
             if needed:
                 raise GenerationError(
-                    f"{name} must be given an image with each prompt, but {prompt.text!r} has none; "
+                    f"{name} needs an image with each prompt, but {prompt.text!r} has none; "
                     "use --image, or a YAML or JSONL prompt file with `image`"
                 )
             return None
         if "image" not in self._takes:
             raise GenerationError(
-                f"a prompt with an image must go to an image-to-video pipeline, but {name} takes none; "
-                "leave the image out or use another model"
+                f"{name} takes no image, but the prompt has one; remove the image or use an image-to-video model"
             )
         return open_image(prompt.image).resize((self.settings.width, self.settings.height))
 
 
 def to_uint8(frames: npt.NDArray[Any]) -> Frames:
-    """Turn a pipeline's float frames in [0, 1] into uint8, rounding to the nearest.
+    """Convert a pipeline's float frames in [0, 1] to uint8, rounding to the nearest.
 
     Args:
         frames: (frames, height, width, 3).
 
     Raises:
-        GenerationError: a value isn't finite, or all frames are black: the model broke down.
+        GenerationError: a value isn't finite, or all frames are black.
     """
     if not np.isfinite(frames).all():
-        raise GenerationError("frames must be finite, but the model gave NaN or infinite values; try another --dtype")
+        raise GenerationError("the model returned NaN or infinite frames; try another --dtype")
     video: Frames = np.rint(np.clip(frames, 0.0, 1.0) * 255.0).astype(np.uint8)
     if not video.any():
-        raise GenerationError("frames must show something, but all are black; try another --dtype or more steps")
+        raise GenerationError("all frames are black; try another --dtype or more steps")
     return video
 
 
 def check_size(pipe: Any, settings: GenerationConfig) -> None:
-    """Check that the model can render frames of that number and size.
-
-    Raises:
-        GenerationError: it can't; the message names the nearest that it can.
-    """
+    """Raise GenerationError, naming the nearest valid value, where the model can't render that number or size."""
     family = family_of(pipe)
     unit, first = family.frame_unit, family.first_frames
     if not family.is_image and (settings.num_frames - first) % unit:
         nearest = max(1 - first, round((settings.num_frames - first) / unit)) * unit + first
         raise GenerationError(
-            f"num_frames must be a multiple of {unit}{f' plus {first}' if first else ''}, but is "
-            f"{settings.num_frames}; the nearest is {nearest}"
+            f"num_frames must be a multiple of {unit}{f' plus {first}' if first else ''}, got {settings.num_frames}; "
+            f"the nearest is {nearest}"
         )
     unit = size_unit(pipe)
     for name, value in (("height", settings.height), ("width", settings.width)):
         if value % unit:
             nearest = max(1, round(value / unit)) * unit
-            raise GenerationError(f"{name} must be a multiple of {unit}, but is {value}; the nearest is {nearest}")
+            raise GenerationError(f"{name} must be a multiple of {unit}, got {value}; the nearest is {nearest}")
 
 
 def check_guidance(pipe: Any, settings: GenerationConfig) -> None:
-    """Check that a second guidance has a second transformer to act on.
-
-    Raises:
-        GenerationError: it hasn't.
-    """
+    """Raise GenerationError where guidance_scale_2 is set without a second transformer."""
     if settings.guidance_scale_2 is not None and getattr(pipe.config, "boundary_ratio", None) is None:
         raise GenerationError(
-            "guidance_scale_2 must be given to a pipeline whose second transformer takes over at a boundary_ratio, but "
-            f"{type(pipe).__name__} has none here; leave it null"
+            "guidance_scale_2 needs a pipeline with a second transformer and boundary_ratio, but "
+            f"{type(pipe).__name__} has none; leave it null"
         )
 
 
 def size_unit(pipe: Any) -> int:
-    """Give the number of pixels that must divide a frame's sides: those in a side of a token."""
+    """Return the number of pixels that must divide a frame's sides: those in a side of a token."""
     scale = next(int(getattr(pipe, name)) for name in _SCALES if hasattr(pipe, name))
     side = patch_of(main_transformer(pipe))[-1]
-    # The pipelines of diffusers refuse what 8 doesn't divide, also where the model itself could do it.
+    # diffusers' pipelines require multiples of 8, even where the model doesn't.
     return math.lcm(8, scale * side * family_of(pipe).packing)

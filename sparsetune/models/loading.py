@@ -1,4 +1,4 @@
-"""Loading a pipeline: the embedded demo, a folder in the hub's layout, or a model of the hub."""
+"""Loading of pipelines: the embedded demo, a folder in the hub's layout, or a model of the hub."""
 
 import hashlib
 import logging
@@ -27,18 +27,17 @@ _HASHED_EVERY = 1 << 23
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """A loaded model.
+    """Identity of a loaded model.
 
     Args:
         name: short name, e.g. `cogvideox-2b`.
         source: `demo`, a folder, or a hub id.
-        revision: the hub's commit that was loaded; the branch or tag asked for where the commit isn't known, None for
-            a folder that isn't one of the hub's.
+        revision: the loaded commit of the hub; the branch or tag where the commit isn't known; None for other folders.
         fingerprint: hexadecimal digest of the model's files; of one above 256 MiB, 64 KiB in every 8 MiB are read.
         pipeline_class: class name in diffusers.
         transformer_class: class name in diffusers.
         layers: (name, heads, head_dim) of every self-attention layer, in order.
-        random_weights: the size it was built at where its weights are random, `full` or `tiny`; else `no`.
+        random_weights: `full` or `tiny` where its weights are random, else `no`.
     """
 
     name: str
@@ -51,29 +50,18 @@ class ModelIdentity:
     random_weights: Literal["no", "full", "tiny"] = "no"
 
 
-def pinned(revision: str | None) -> bool:
-    """Whether a revision is a commit, which means the same files for ever; branches and tags can move."""
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a commit, which pins the files; branches and tags can move."""
     return revision is not None and _COMMIT.fullmatch(revision) is not None
 
 
 def identity_of_files(pipe: Any, config: ModelConfig, source: str) -> ModelIdentity:
-    """Identify a pipeline that was loaded.
-
-    Args:
-        pipe: the pipeline.
-        config: what was asked for.
-        source: the folder or the hub id that it was loaded from.
-    """
+    """Return the identity of a pipeline loaded from `source`, a folder or hub id."""
     local = Path(source).is_dir()
-    # A hub model's parts are loaded from the cache's snapshot folder, which is named after the commit.
+    # A hub model is loaded from the cache's snapshot folder, which is named after the commit.
     folder = Path(source) if local else Path(main_transformer(pipe).config._name_or_path).parent
     commit = folder.name if folder.parent.name == "snapshots" else None
     return _identity(pipe, config, commit or (None if local else config.revision), _fingerprint(folder))
-
-
-def identity_of_random(pipe: Any, config: ModelConfig, described: str) -> ModelIdentity:
-    """Identify a pipeline with random weights by the text that says what it was built of."""
-    return _identity(pipe, config, None, hashlib.sha256(described.encode()).hexdigest())
 
 
 def _identity(pipe: Any, config: ModelConfig, revision: str | None, fingerprint: str) -> ModelIdentity:
@@ -106,7 +94,7 @@ def _fingerprint(folder: Path) -> str:
 logger = logging.getLogger(__name__)
 
 DEMO = "demo"
-"""The source that means the embedded model."""
+"""The source of the embedded model."""
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -126,24 +114,23 @@ def load_pipeline(config: ModelConfig) -> LoadedModel:
     """Load a pipeline and put it where it computes.
 
     Raises:
-        ModelError: there is no such folder or hub model, the hub can't be reached, the files are damaged, the
-            family isn't supported, random weights were asked for and there is no blueprint, or the device isn't
-            there.
+        ModelError: there is no such folder, hub model, blueprint or device, the hub can't be reached, the files are
+            damaged, or the family isn't supported.
     """
     device = _device(config.device)
     dtype = _DTYPES.get(config.dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    pipe, find_identity = _made(config, dtype)
+    pipe, find_identity = _load_or_build(config, dtype)
     family = family_of(pipe)
     try:
         _place(pipe, config, device)
     except torch.cuda.OutOfMemoryError as error:
-        raise ModelError(f"the model must fit into {device}'s memory, but it ran out; try --offload model") from error
+        raise ModelError(f"the model doesn't fit into the memory of {device}; try --offload model") from error
     pipe.set_progress_bar_config(disable=True)
     return LoadedModel(pipe, find_identity(), family, device, dtype)
 
 
-def _made(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Callable[[], ModelIdentity]]:
-    """Load or build a pipeline; gives what tells its identity too."""
+def _load_or_build(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Callable[[], ModelIdentity]]:
+    """Load or build a pipeline; return a function for its identity too, which reads its files once it is placed."""
     if config.random_weights == "no":
         source = _resolve(config.source)
         pipe = _from_pretrained(source, config, dtype)
@@ -151,19 +138,19 @@ def _made(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Callable[[], Mo
     plan, size = blueprint(config.source), config.random_weights
     logger.info("building %s (%s) with random weights", plan.name, size)
     built = build_pipeline(plan, size, dtype)
-    return built, lambda: identity_of_random(built, config, f"{size} {dtype} {torch.__version__} {plan}")
+    digest = hashlib.sha256(f"{size} {dtype} {torch.__version__} {plan}".encode()).hexdigest()
+    return built, lambda: _identity(built, config, None, digest)
 
 
 def _identified(pipe: Any, config: ModelConfig, source: str) -> ModelIdentity:
-    """Identify a loaded model, and warn where the hub may give another one next time."""
+    """Return a loaded model's identity, and warn where its revision isn't pinned."""
     identity = identity_of_files(pipe, config, source)
-    if not Path(source).is_dir() and not pinned(config.revision):
-        was = "at a commit that isn't known" if identity.revision is None else f"at {identity.revision}"
+    if not Path(source).is_dir() and not is_commit(config.revision):
+        loaded = "an unknown commit" if identity.revision is None else identity.revision
         logger.warning(
-            "%s was loaded %s, which is recorded, but isn't pinned: the hub may give another one next time; "
-            "pin it with --set model.revision=COMMIT",
+            "%s was loaded at %s, but its revision isn't pinned; pin it with --set model.revision=COMMIT",
             config.source,
-            was,
+            loaded,
         )
     return identity
 
@@ -172,7 +159,7 @@ def _device(name: str) -> torch.device:
     device = device_of(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ModelError(
-            f"device {name} must be a GPU of this machine, but it has {torch.cuda.device_count()}; use --device cpu"
+            f"there is no device {name}: this machine has {torch.cuda.device_count()} GPUs; use --device cpu"
         )
     return device
 
@@ -186,8 +173,8 @@ def _resolve(source: str) -> str:
     looks_local = folder.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1
     if looks_local:
         raise ModelError(
-            f"the model must be `{DEMO}`, an existing folder or a hub id like owner/name, but {source} is none; "
-            f"check the path, or use --model {DEMO}, which is embedded"
+            f"{source} is neither an existing folder nor a hub id like owner/name; check the path, or use "
+            f"--model {DEMO}, which is embedded"
         )
     return source
 
@@ -202,10 +189,9 @@ def _from_pretrained(source: str, config: ModelConfig, dtype: torch.dtype) -> An
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, ImportError, SafetensorError) as error:
         cause = " ".join(str(error).split())[:200] or type(error).__name__
         if Path(source).is_dir():
-            raise ModelError(f"the folder {source} must hold a pipeline as diffusers saves it, but: {cause}") from error
+            raise ModelError(f"cannot load the folder {source} as a diffusers pipeline: {cause}") from error
         raise ModelError(
-            f"the hub must be reachable and have {source}, but loading it failed: {cause}; give a local folder, "
-            f"or use --model {DEMO}, which needs neither hub nor folder"
+            f"cannot load {source} from the hub: {cause}; use a local folder, or --model {DEMO}, which is embedded"
         ) from error
 
 
@@ -215,9 +201,7 @@ def _place(pipe: Any, config: ModelConfig, device: torch.device) -> None:
         offload = "model" if device.type == "cuda" and _weights_bytes(pipe) * 1.3 > _free_memory(device) else "none"
         logger.info("offload auto chose %s", offload)
     if offload != "none" and device.type != "cuda":
-        raise ModelError(
-            f"offload {offload} must have a CUDA GPU to offload from, but the device is {device}; use none"
-        )
+        raise ModelError(f"--offload {offload} needs a CUDA GPU, but the device is {device}; use --offload none")
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif offload == "sequential":

@@ -1,4 +1,4 @@
-"""A dense and a sparse pipeline over one set of weights, as two callables."""
+"""A dense and a sparse pipeline with shared weights, as two callables."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from sparsetune.models.sparsify import default_policy, policy_for, sparsify
 
 @dataclass(frozen=True)
 class VideoOutput:
-    """What a call returns.
+    """Output of a `VideoPipeline` call.
 
     Args:
         frames: `frames[0]` is the video, RGB uint8 of shape (frames, height, width, 3).
-        sparsity: fraction of block pairs not computed, over all self-attention calls; 0 where it was dense.
+        sparsity: fraction of block pairs not computed, over all self-attention calls; 0 for dense.
     """
 
     frames: tuple[Frames, ...]
@@ -31,7 +31,7 @@ class VideoOutput:
 
 
 class VideoPipeline:
-    """Renders a prompt, dense or under a policy.
+    """Renders prompts, dense or under a policy.
 
     Args:
         loaded: the model; several pipelines may share it.
@@ -48,13 +48,13 @@ class VideoPipeline:
         """Render one prompt.
 
         Args:
-            prompt: the text, or a `Prompt` with an image, a seed or a negative prompt of its own.
+            prompt: the text, or a `Prompt` with its own image, seed or negative prompt.
             seed: of the noise; the configuration's `eval.seed` where None.
             settings: any of `GenerationConfig`'s fields, e.g. `num_inference_steps=30`.
 
         Raises:
             ConfigError: a setting is unknown or out of its range.
-            GenerationError: the model can't do the size, memory ran out, or the frames are NaN or black.
+            GenerationError: the model can't render the size, memory ran out, or the frames are NaN or black.
         """
         renderer = Renderer(self._loaded, _changed(self._config.generation, settings))
         seed = self._config.eval.seed if seed is None else seed
@@ -68,7 +68,7 @@ class VideoPipeline:
 def create_pipelines(
     config: Config | str | None = None, checkpoint: Policy | Checkpoint | str | Path | None = None
 ) -> tuple[VideoPipeline, VideoPipeline]:
-    """Load a model once and give it as two callables, `pipe_dense(prompt)` and `pipe_sparse(prompt)`.
+    """Load a model once and return two callables, `pipe_dense(prompt)` and `pipe_sparse(prompt)`.
 
         pipe_dense, pipe_sparse = create_pipelines("demo", "results/demo/checkpoint")
         for prompt in load_prompts("my_prompts.txt"):
@@ -77,9 +77,9 @@ def create_pipelines(
             print(my_metric(dense, sparse))
 
     Args:
-        config: what to load and how to render: a configuration, or a model as `--model` takes it with the settings
-            of its packaged configuration; None is the embedded demo model.
-        checkpoint: what `pipe_sparse` runs under; None is SpargeAttn's default thresholds.
+        config: a configuration, or a model as `--model` takes it, with the settings of its packaged configuration;
+            None is the embedded demo model.
+        checkpoint: the policy of `pipe_sparse`; None is SpargeAttn's default thresholds.
 
     Raises:
         ConfigError, ModelError, CheckpointError: as `resolve`, `load_pipeline` and `sparsify` raise them.
@@ -106,6 +106,6 @@ def _changed(generation: GenerationConfig, settings: dict[str, Any]) -> Generati
         name = first["loc"][0]
         if name not in GenerationConfig.model_fields:
             known = ", ".join(GenerationConfig.model_fields)
-            raise ConfigError(f"a setting of a call must be seed or one of {known}, but is {name}; mend it") from error
-        message = first["msg"].replace("Input should", "it must", 1)
-        raise ConfigError(f"{name}: {message}, but it is {first['input']!r}; choose another value") from error
+            raise ConfigError(f"unknown setting {name}; settings of a call are seed and {known}") from error
+        message = first["msg"].replace("Input should", "must", 1)
+        raise ConfigError(f"{name} {message}, got {first['input']!r}") from error

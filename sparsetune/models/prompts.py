@@ -1,4 +1,4 @@
-"""Prompts: a text, and what else conditions a rendering; prompt files."""
+"""Prompts and prompt files."""
 
 import functools
 import hashlib
@@ -17,13 +17,13 @@ from sparsetune.errors import PromptError
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one video is rendered from. A plain `str` stands for a prompt that is nothing but its text.
+    """A text with optional image, seed and negative prompt. A plain `str` stands for a text alone.
 
     Args:
         text: the text.
         image: file of the image that the video starts from; None for text-to-video.
         seed: of the noise; None is the run's.
-        negative_prompt: what guidance steers away from; None is the configuration's.
+        negative_prompt: None is the configuration's.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Prompt:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells it from other prompts; an image by its content, wherever it lies."""
+        """JSON values that identify the prompt; an image by its content, wherever the file is."""
         return {
             "prompt": self.text,
             "image": None if self.image is None else image_digest(self.image),
@@ -46,12 +46,12 @@ AnyPrompt = str | Prompt
 
 
 def as_prompt(prompt: AnyPrompt) -> Prompt:
-    """Give a plain text as a prompt."""
+    """Convert a plain text to a prompt."""
     return Prompt(prompt) if isinstance(prompt, str) else prompt
 
 
 def texts(prompts: Sequence[AnyPrompt]) -> tuple[str, ...]:
-    """Give the prompts' texts."""
+    """Return the prompts' texts."""
     return tuple(as_prompt(prompt).text for prompt in prompts)
 
 
@@ -66,7 +66,7 @@ def open_image(path: Path) -> Image.Image:
             return opened.convert("RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or "it is no image"
-        raise PromptError(f"a prompt's image must be an image file, but {path} can't be read: {reason}") from error
+        raise PromptError(f"cannot read the prompt's image {path}: {reason}") from error
 
 
 @functools.lru_cache(maxsize=1024)
@@ -80,7 +80,7 @@ def load_prompts(path: str | Path, limit: int | None = None) -> tuple[AnyPrompt,
     """Read a prompt file, UTF-8.
 
     A text file has one prompt a line; blank lines and lines that begin with `#` are skipped. A `.yaml`, `.yml`
-    or `.jsonl` file has a list (JSONL: one a line) of texts and of mappings with `prompt`, and where wanted `image` (a
+    or `.jsonl` file has a list (JSONL: one a line) of texts and of mappings with `prompt`, and optionally `image` (a
     path, relative to the file), `seed` and `negative_prompt`.
 
     Args:
@@ -88,28 +88,24 @@ def load_prompts(path: str | Path, limit: int | None = None) -> tuple[AnyPrompt,
         limit: take only the first `limit` prompts, at least 1.
 
     Returns:
-        The prompts; a plain `str` for each that is only a text.
+        The prompts; a plain `str` for each text alone.
 
     Raises:
-        PromptError: the file can't be read, holds no prompt or something else than prompts, names an image that isn't
-            one, or `limit` is less than 1 or more than it holds.
+        PromptError: the file can't be read, holds no or invalid prompts or images, or `limit` is out of range.
     """
     file = Path(path).expanduser()
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise PromptError(f"the prompt file must be readable UTF-8 text, but {file} is not: {reason}") from error
+        raise PromptError(f"cannot read the prompt file {file}: {reason}") from error
     prompts = _parse(file, text)
     if not prompts:
-        raise PromptError(f"the prompt file must hold at least one prompt, but {file} holds none; write one a line")
+        raise PromptError(f"the prompt file {file} is empty; write one prompt a line")
     if limit is None:
         return prompts
     if not 1 <= limit <= len(prompts):
-        raise PromptError(
-            f"the number of prompts must be from 1 to the {len(prompts)} that {file} holds, but is {limit}; "
-            "choose fewer or another file"
-        )
+        raise PromptError(f"the number of prompts must be from 1 to the {len(prompts)} that {file} holds, got {limit}")
     return prompts[:limit]
 
 
@@ -129,11 +125,11 @@ def _yaml(file: Path, text: str) -> list[Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        raise PromptError(f"{file} must be valid YAML, but isn't{where}; mend the file") from error
+        raise PromptError(f"{file} is not valid YAML{where}") from error
     if content is None:
         return []
     if not isinstance(content, list):
-        raise PromptError(f"{file} must hold a list of prompts, but holds a {type(content).__name__}; begin with `- `")
+        raise PromptError(f"{file} must hold a list of prompts (`- ` before each), got a {type(content).__name__}")
     return content
 
 
@@ -141,7 +137,7 @@ def _json(file: Path, number: int, line: str) -> Any:
     try:
         return json.loads(line)
     except ValueError as error:
-        raise PromptError(f"{file} must hold one JSON value a line, but line {number} is none: {error}") from error
+        raise PromptError(f"line {number} of {file} is not valid JSON: {error}") from error
 
 
 class _Entry(BaseModel):
@@ -159,16 +155,16 @@ def _entries(file: Path, entries: list[Any]) -> tuple[AnyPrompt, ...]:
 
 def _entry(file: Path, number: int, entry: Any) -> AnyPrompt:
     try:
-        held = _Entry.model_validate({"prompt": entry} if isinstance(entry, str) else entry)
+        parsed = _Entry.model_validate({"prompt": entry} if isinstance(entry, str) else entry)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "entry"
         raise PromptError(
-            f"{file}: prompt {number}: {where}: {first['msg']}; give a text, or a mapping of prompt, image, seed and "
-            "negative_prompt"
+            f"{file}: prompt {number}: {where}: {first['msg']}; write a text, or a mapping with prompt, image, seed "
+            "and negative_prompt"
         ) from error
-    image = None if held.image is None else file.absolute().parent / Path(held.image).expanduser()
+    image = None if parsed.image is None else file.absolute().parent / Path(parsed.image).expanduser()
     if image is not None:
-        image_digest(image)  # one that can't be read is said before a model is loaded
-    prompt = Prompt(held.prompt.strip(), image, held.seed, held.negative_prompt)
+        image_digest(image)  # fails before a model is loaded where it can't be read
+    prompt = Prompt(parsed.prompt.strip(), image, parsed.seed, parsed.negative_prompt)
     return prompt.text if prompt == Prompt(prompt.text) else prompt

@@ -24,17 +24,17 @@ _FOLDER = Path(__file__).parent / "blueprints"
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What a model is built of.
+    """Classes and configurations of a model's components.
 
     Args:
         name: as `--model` takes it.
         hub_id: the model on the hub.
-        facts_from: where the configuration is from.
+        facts_from: source of the configuration.
         pipeline: the pipeline's class in diffusers.
         options: the pipeline's own settings.
         tokens: frames and pixels in a side of a latent (`temporal`, `spatial`), and the `text` tokens of the joint
             attention at most.
-        components: for each of its parts, `class`, the published `config`, and what `tiny` changes in it.
+        components: for each component, `class`, the published `config`, and its changes for `tiny`.
     """
 
     name: str
@@ -46,39 +46,35 @@ class Blueprint:
     tokens: dict[str, int]
 
     def config(self, component: str, size: Size = "full") -> dict[str, Any]:
-        """Return a component's configuration; what it doesn't name is its class's default."""
+        """Return a component's configuration; other values are its class's defaults."""
         part = self.components[component]
         return dict(part["config"]) | (part.get("tiny", {}) if size == "tiny" else {})
 
 
 def blueprints() -> tuple[str, ...]:
-    """Return the names of all models that can be built."""
+    """Return the names of all blueprints."""
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
 
 
 @cache
 def blueprint(name: str) -> Blueprint:
-    """Read a model's blueprint by its name, or by its id on the hub.
-
-    Raises:
-        ModelError: there is none; the nearest name is told.
-    """
+    """Read a model's blueprint by its name or hub id; ModelError where there is none."""
     for known in blueprints():
         found = Blueprint(name=known, **json.loads((_FOLDER / f"{known}.json").read_text(encoding="utf-8")))
         if name in (known, found.hub_id):
             return found
     hint = nearest(name, dict.fromkeys(blueprints()))
     raise ModelError(
-        f"a model with random weights must be one of {', '.join(blueprints())}, but is {name!r}; "
-        + (f"did you mean {hint}?" if hint else "choose one of them")
+        f"no model {name!r} with random weights; "
+        + (f"did you mean {hint}?" if hint else f"choose one of {', '.join(blueprints())}")
     )
 
 
 def build_pipeline(plan: Blueprint, size: Size, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
     """Build a pipeline with random weights.
 
-    Text and image encoders have one narrow layer and a vocabulary of hashed words at any size: they only have to give
-    embeddings of the right width. Transformer and VAE are those of the size that was asked for.
+    Text and image encoders have one narrow layer and a vocabulary of hashed words at any size: only the width of their
+    embeddings matters. Transformer and VAE have the requested size.
 
     Args:
         plan: the model.
@@ -96,48 +92,44 @@ def build_pipeline(plan: Blueprint, size: Size, dtype: torch.dtype = torch.float
 
 
 def build_component(plan: Blueprint, name: str, size: Size, dtype: torch.dtype = torch.float32) -> Any:
-    """Build one part of a pipeline with random weights; on the meta device where that is torch's default."""
+    """Build one component with random weights; on the meta device where that is torch's default."""
     kind, config = plan.components[name]["class"], plan.config(name, size)
-    found = _find(kind)
+    found = _class_named(kind)
     if not issubclass(found, nn.Module):
         return found.from_config(config) if hasattr(found, "from_config") else found(**config)
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # a full transformer in float32 wouldn't fit where it does in bfloat16
+    torch.set_default_dtype(dtype)  # a full transformer may only fit in bfloat16
     try:
         module = _module(found, config)
     finally:
         torch.set_default_dtype(before)
-    return _settled(module)
+    return _ready(module)
 
 
 def _module(found: Any, config: dict[str, Any]) -> nn.Module:
-    from sparsetune.models.random_weights import encoder
-
-    if hasattr(found, "load_config"):  # diffusers; transformers' from_config is another thing
+    if hasattr(found, "load_config"):  # diffusers
         built: nn.Module = found.from_config(config)
         return built
     return encoder(found, config) if hasattr(found, "config_class") else found(**config)
 
 
-def _find(kind: str) -> type:
-    """Find a class: one of ours, one in a module that is named, or diffusers' before transformers'."""
-    from sparsetune.models import random_weights as stand_ins
-
+def _class_named(kind: str) -> type:
+    """Import a class: by its full path, or from this module, diffusers or transformers."""
     module, _, name = kind.rpartition(".")
-    with torch.device("cpu"):  # importing makes a module's own constants, which outlive a build on the meta device
-        places = [importlib.import_module(module)] if module else [stand_ins, *map(importlib.import_module, _LIBRARIES)]
+    with torch.device("cpu"):  # tensor constants of imported modules must not be on the meta device
+        places = map(importlib.import_module, (module,) if module else (__name__, *_LIBRARIES))
         found: type = next(getattr(place, name) for place in places if hasattr(place, name))
     return found
 
 
-def _settled(module: nn.Module) -> nn.Module:
-    """Make a module ready to infer as loading would: in evaluation mode, some of its parts in float32.
+def _ready(module: nn.Module) -> nn.Module:
+    """Prepare a module for inference as loading would: in evaluation mode, some of its parts in float32.
 
-    Parameters that start at zero get some values: a model that is nothing at all shows no difference.
+    Parameters initialized to zero get random values, so that they affect the output.
     """
-    kept = getattr(module, "_keep_in_fp32_modules", None) or ()
+    in_fp32 = getattr(module, "_keep_in_fp32_modules", None) or ()
     for name, parameter in module.named_parameters():
-        if any(part in name.split(".") for part in kept):
+        if any(part in name.split(".") for part in in_fp32):
             parameter.data = parameter.data.float()
         if parameter.device.type != "meta" and parameter.dim() > 1 and not bool(parameter.any()):
             nn.init.normal_(parameter, std=0.02)
@@ -150,7 +142,7 @@ _CHAT = "{% for message in messages %}{{ message['role'] }} {{ message['content'
 
 
 class HashTokenizer(PreTrainedTokenizer):
-    """Numbers a word by its hash: deterministic, and needs no vocabulary.
+    """Maps words to ids by hash, without a vocabulary.
 
     Args:
         model_max_length: tokens of the longest text.
@@ -167,19 +159,16 @@ class HashTokenizer(PreTrainedTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids."""
         return _VOCABULARY
 
     def get_vocab(self) -> dict[str, int]:
-        """Return the special tokens; words have no list."""
+        """Return only the special tokens: words are hashed."""
         return {token: number for number, token in enumerate(_SPECIAL)}
 
     def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: Any = None) -> list[int]:
-        """Append the end token."""
         return [*token_ids_0, _SPECIAL.index("<eos>")]
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """Count the end token."""
         return 1
 
     def _tokenize(self, text: str, **_rest: Any) -> list[str]:
@@ -195,27 +184,20 @@ class HashTokenizer(PreTrainedTokenizer):
 
 
 class NoSafetyChecker(nn.Module):
-    """Takes the place of Cosmos' guardrail, which is a large model of its own, and lets everything pass."""
+    """Stands in for Cosmos' guardrail, a large model of its own; accepts everything."""
 
     device = torch.device("cpu")
     dtype = torch.float32
 
     def check_text_safety(self, text: str) -> bool:
-        """Let any text pass."""
         return True
 
     def check_video_safety(self, frames: Any) -> Any:
-        """Return the frames as they are."""
         return frames
 
 
 def encoder(kind: Any, config: dict[str, Any]) -> nn.Module:
-    """Build a text or image encoder of transformers with one or two narrow layers.
-
-    Args:
-        kind: its class.
-        config: what decides the shape of its output.
-    """
+    """Build a text or image encoder of class `kind` from transformers, with one or two narrow layers."""
     defaults = next(values for prefix, values in _ENCODERS.items() if kind.__name__.startswith(prefix))
     built: nn.Module = kind(kind.config_class(**(defaults(config) if callable(defaults) else defaults | config)))
     return built
@@ -230,7 +212,7 @@ _CLIP = {"intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 
 
 
 def _qwen_text(config: dict[str, Any]) -> dict[str, Any]:
-    half = config["hidden_size"] // 4  # half of a head's width, shared out among time, height and width
+    half = config["hidden_size"] // 4  # half of a head's width, divided among time, height and width
     sections = [half - 2 * (half // 3), half // 3, half // 3]
     rope = {"rope_type": "default", "type": "default", "mrope_section": sections, "rope_theta": 1000000.0}
     return _DECODER | config | {"rope_parameters": rope}

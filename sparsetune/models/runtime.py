@@ -1,4 +1,4 @@
-"""What renders, as far as results depend on it: a value that says of a loaded model all that its caller must know."""
+"""Description of a loaded model, its settings, device and kernel: all that results depend on."""
 
 import hashlib
 import json
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RuntimeDescription:
-    """A loaded model with its settings, device and kernel, described.
+    """A loaded model with its settings, device and kernel.
 
     Args:
-        identity: which model it is.
+        identity: the model.
         family: its family's name.
-        settings: what it renders.
+        settings: generation settings.
         scheduler: the scheduler's class and a hash of its configuration.
         dtype: of the transformer, e.g. `bfloat16`.
-        device: what computes, as baselines tell devices apart (`device_kind`).
-        device_name: the same as a person would name it.
+        device: the kind of device, as `device_kind` names it.
+        device_name: its product name.
         vae_tiling: whether frames are decoded in tiles.
         kernel: the backend of sparse calls, by name.
-        chosen_because: why it is this one, in a few words.
+        chosen_because: why it was chosen, in a few words.
         blocks: its block shape.
         num_threads: PyTorch's on the CPU.
     """
@@ -58,11 +58,7 @@ class RuntimeDescription:
 
 
 def describe(renderer: "Renderer", backend: str) -> RuntimeDescription:
-    """DescribeSession a loaded model, and the kernel that a setting means for it.
-
-    Raises:
-        BackendError: that kernel can't run here.
-    """
+    """Describe a loaded model with the kernel of backend setting `backend`; BackendError where that can't run here."""
     loaded, choice = renderer.loaded, backend_choice(backend, renderer.loaded.device)
     return RuntimeDescription(
         identity=loaded.identity,
@@ -81,11 +77,11 @@ def describe(renderer: "Renderer", backend: str) -> RuntimeDescription:
 
 
 def scheduler(pipe: Any) -> str:
-    """Name a pipeline's scheduler by its class and a hash of its configuration, e.g. `DDIMScheduler-1f0c...`."""
+    """Return a scheduler's class and a hash of its configuration, e.g. `DDIMScheduler-1f0c...`."""
     config: Mapping[str, Any] = pipe.scheduler.config
-    # Keys with an underscore say where the configuration came from, not what it does.
-    deciding = {name: value for name, value in config.items() if not name.startswith("_")}
-    text = json.dumps(deciding, sort_keys=True, default=str)
+    # Keys with an underscore say where the configuration came from.
+    relevant = {name: value for name, value in config.items() if not name.startswith("_")}
+    text = json.dumps(relevant, sort_keys=True, default=str)
     return f"{type(pipe.scheduler).__name__}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -95,7 +91,7 @@ def vae_tiling(pipe: Any) -> bool:
 
 
 def device_kind(device: torch.device) -> str:
-    """Name what computes: `cpu` with its vector instructions, or the accelerator."""
+    """Return `cpu` with its vector instructions, or the accelerator's name."""
     if device.type == "cpu":
         return f"cpu {torch.backends.cpu.get_cpu_capability()}"
     return f"{device.type} {device_name(device)}"

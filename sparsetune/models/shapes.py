@@ -1,4 +1,4 @@
-"""How large a published model is: layers, tokens, weights, and how much of its work is attention."""
+"""Size of a published model: layers, tokens, weights, and attention's share of its arithmetic."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -21,13 +21,13 @@ class ModelShape:
     Args:
         num_layers: self-attention layers of all transformers.
         num_heads, head_dim: of a layer.
-        num_transformers: transformers, of which a step runs one.
+        num_transformers: transformers; a step runs one of them.
         num_parameters: of all transformers.
         vae_parameters: of the VAE.
-        grid: latent frames, height and width in tokens, for the settings asked for.
+        grid: latent frames, height and width in tokens.
         num_text_tokens: text tokens in the joint attention, at most.
-        attention_share: part in [0, 1] of a transformer call's arithmetic that is attention: 4 N² d in every layer,
-            beside 2 N for each parameter. Other work (norms, the VAE, text encoders) isn't counted.
+        attention_share: fraction in [0, 1] of a transformer call's arithmetic that is attention: 4 N² d in every layer,
+            against 2 N for each parameter. Other work (norms, the VAE, text encoders) isn't counted.
     """
 
     num_layers: int
@@ -60,9 +60,7 @@ class ModelShape:
 def shape_of(plan: Blueprint, settings: GenerationConfig) -> ModelShape:
     """Build a model on the meta device, which takes no memory, and measure it.
 
-    Args:
-        plan: the model.
-        settings: frames, height and width that the tokens are counted for.
+    `settings` has the frames, height and width for the number of tokens.
     """
     with torch.device("meta"):
         module = build_component(plan, "transformer", "full")

@@ -1,4 +1,4 @@
-"""Making a pipeline sparse."""
+"""Installation of a policy or checkpoint on a diffusers pipeline."""
 
 import logging
 from dataclasses import replace
@@ -32,65 +32,71 @@ def sparsify(
         pipe: a diffusers pipeline of a supported family, loaded and placed as you like.
         policy: the policy, a checkpoint, or a checkpoint's folder or file.
         backend: `auto`, `sparge`, `flex`, `reference` or `dense`.
-        break_even: what `sparsetune bench` measured on this machine, or its file: layers whose sparsity wouldn't pay
-            then run dense. None runs every layer as the policy says.
+        break_even: break-even table that `sparsetune bench` measured on this machine, or its file: layers that would be
+            slower sparse then run dense. None runs every layer as the policy says.
 
     Returns:
-        The handle, which counts what runs (`handle.stats()`) and restores the pipeline exactly (`handle.remove()`).
+        The handle, with statistics of what ran (`handle.stats()`); `handle.remove()` restores the pipeline exactly.
 
     Raises:
-        ModelError: the family is unknown, or the pipeline is sparse already or runs context-parallel.
+        ModelError: the family is unknown, or the pipeline is sparse already or context-parallel.
         CheckpointError: the checkpoint can't be read, or is another model's; the message lists the differences.
         BackendError: the backend can't run here, or the table is missing or another machine's.
     """
     sites = attention_sites(pipe)
-    _check_undivided(sites)
-    device = torch.device(_device(pipe))
+    _check_not_parallel(sites)
+    # With offloading the weights lie on the CPU until they are needed; _execution_device is where they will run.
+    device = torch.device(pipe._execution_device)
     if isinstance(break_even, str | Path):
         break_even = load_table(Path(break_even), device_name(device))
     choice = backend_choice(backend, device)
-    return SparseHandle(sites, policy_for(pipe, policy), choice.backend, break_even, choice.reason)
+    return SparseHandle(sites, _matching_policy(pipe, sites, policy), choice.backend, break_even, choice.reason)
 
 
 def policy_for(pipe: Any, policy: Policy | Checkpoint | str | Path) -> Policy:
-    """Give the policy of a checkpoint, or of a checkpoint's folder or file, that was tuned for a pipeline's model.
+    """Return the policy of a checkpoint, or of its folder or file, checked against a pipeline's model.
 
     Raises:
         CheckpointError: the checkpoint can't be read, or is another model's; the message lists the differences.
     """
+    sites = attention_sites(pipe)
+    matching = _matching_policy(pipe, sites, policy)
+    check_fits(matching, [(layer.name, layer.num_heads) for layer in sites.layers])
+    return matching
+
+
+def _matching_policy(pipe: Any, sites: AttentionSites, policy: Policy | Checkpoint | str | Path) -> Policy:
+    """Return a checkpoint's policy with diffusers' layer names; its layers aren't checked yet."""
     if isinstance(policy, str | Path):
         policy = load_checkpoint(policy)
-    sites = attention_sites(pipe)
     if isinstance(policy, Checkpoint):
         _check_manifest(pipe, sites, policy.manifest)
         policy = policy.policy
-    policy = _named_as_here(policy, family_of(pipe))
-    check_fits(policy, [(layer.name, layer.num_heads) for layer in sites.layers])
-    return policy
+    return _with_diffusers_names(policy, family_of(pipe))
 
 
-def _named_as_here(policy: Policy, family: Family) -> Policy:
-    """Call layers by diffusers' module paths that a policy calls by those of the model's own code."""
+def _with_diffusers_names(policy: Policy, family: Family) -> Policy:
+    """Rename layers that have the module paths of the model's own code to those of diffusers."""
 
     def renamed(name: str) -> str:
         root, _, path = name.partition(".")
-        for pattern, here in family.upstream:
+        for pattern, diffusers_path in family.upstream:
             if match := pattern.fullmatch(path):
-                return f"{root}.{match.expand(here)}"
+                return f"{root}.{match.expand(diffusers_path)}"
         return name
 
     layers = tuple(replace(layer, name=renamed(layer.name)) for layer in policy.layers)
     return policy if layers == policy.layers else replace(policy, layers=layers)
 
 
-def _check_undivided(sites: AttentionSites) -> None:
-    """Refuse attention whose tokens lie on several devices: block maps need them all."""
+def _check_not_parallel(sites: AttentionSites) -> None:
+    """Raise ModelError for context parallelism: block maps need all tokens of a sequence on one device."""
     for transformer in sites.transformers:
         modules = [transformer.module, *(getattr(layer.module, "processor", None) for layer in transformer.layers)]
         if any(getattr(module, "_parallel_config", None) is not None for module in modules):
             raise ModelError(
-                f"a pipeline must have whole sequences on each device to be made sparse, but {transformer.name} runs "
-                "context-parallel, where a block map would see a part of the keys; don't call enable_parallelism"
+                f"{transformer.name} runs context-parallel, which sparse attention doesn't support: a block map needs "
+                "all keys on one device; don't call enable_parallelism"
             )
 
 
@@ -105,22 +111,17 @@ def _check_manifest(pipe: Any, sites: AttentionSites, manifest: Manifest) -> Non
         differing.append(f"head_dim {tuned[other[0].name]} in {other[0].name}, the model has {other[0].head_dim}")
     if differing:
         raise CheckpointError(
-            f"a checkpoint must have been tuned for this model, but it is for {'; '.join(differing)}; give another one"
+            f"the checkpoint was tuned for another model: {'; '.join(differing)}; use one that was tuned for this model"
         )
 
 
 def default_policy(pipe: Any) -> Policy:
-    """SpargeAttn's default thresholds for every head of a pipeline: the 'before' of any tuning.
+    """Return SpargeAttn's default thresholds for every head of a pipeline: an untuned policy.
 
     simthreshd1 0.6, cdfthreshd 0.98, no dense steps, raster order; the first key block is kept, as SpargeAttn does
     when it renders (`attention_sink`).
     """
     return Policy.uniform([(layer.name, layer.num_heads) for layer in attention_sites(pipe).layers])
-
-
-def _device(pipe: Any) -> Any:
-    # With offloading the weights lie on the CPU until they are needed; _execution_device is where they will run.
-    return pipe._execution_device
 
 
 _LOG = logging.getLogger(__name__)
@@ -129,19 +130,19 @@ _SIZE = ("num_frames", "height", "width")
 
 
 def warn_of_other_settings(manifest: Manifest, settings: GenerationConfig) -> None:
-    """Warn where size, frames or steps of a generation aren't those that a checkpoint was tuned for."""
+    """Warn where a checkpoint was tuned for another size, or number of frames or steps."""
     names = (*_SIZE, "num_inference_steps")
     _warn(manifest, {name: getattr(settings, name) for name in names})
 
 
 def warn_at_first_call(pipe: Any, manifest: Manifest) -> None:
-    """Let the first call of a pipeline's transformer warn as `warn_of_other_settings` does, whatever its settings are.
+    """Warn as `warn_of_other_settings` at the first call of a pipeline's transformer.
 
-    Size and frames are read off the latent video, so packed latents (a sequence of tokens) go unchecked; the number
-    of steps is the scheduler's. Nothing stays behind on the pipeline after that call.
+    Size and frames are computed from the latent video, so packed latents (a sequence of tokens) go unchecked; the
+    number of steps is the scheduler's. The hook is removed after that call.
     """
 
-    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def check(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hook.remove()
         latents = kwargs.get("hidden_states", args[0] if args else None)
         found = {"num_inference_steps": getattr(pipe.scheduler, "num_inference_steps", None)}
@@ -149,11 +150,11 @@ def warn_at_first_call(pipe: Any, manifest: Manifest) -> None:
             found |= _pixels(pipe, module, latents, manifest)
         _warn(manifest, found)
 
-    hook = pipe.transformer.register_forward_pre_hook(look, with_kwargs=True)
+    hook = pipe.transformer.register_forward_pre_hook(check, with_kwargs=True)
 
 
 def _pixels(pipe: Any, transformer: nn.Module, latents: Tensor, manifest: Manifest) -> dict[str, int | None]:
-    """Tell a video's size from its latents, (batch, frames, channels, h, w) or (batch, channels, frames, h, w)."""
+    """Compute a video's size from its latents, (batch, frames, channels, h, w) or (batch, channels, frames, h, w)."""
     spatial = getattr(pipe, "vae_scale_factor_spatial", None)
     temporal = getattr(pipe, "vae_scale_factor_temporal", None)
     config: Any = transformer.config
@@ -164,7 +165,7 @@ def _pixels(pipe: Any, transformer: nn.Module, latents: Tensor, manifest: Manife
         frames = latents.shape[1] if latents.shape[2] == config.in_channels else latents.shape[2]
         unit = getattr(config, "patch_size_t", None) or 1
         tuned = None if manifest.num_frames is None else (manifest.num_frames - 1) // temporal + 1
-        # A pipeline pads the latent frames to whole patches, and cuts the video afterwards.
+        # Pipelines pad latent frames to whole patches, and crop the video afterwards.
         if tuned is not None and -(-tuned // unit) * unit != frames:
             found["num_frames"] = (frames - 1) * temporal + 1
     return found
@@ -178,7 +179,7 @@ def _warn(manifest: Manifest, found: dict[str, int | None]) -> None:
     ]
     if differing:
         _LOG.warning(
-            "the checkpoint was tuned for %s: its sparsity and quality aren't known here; tune for these settings, "
-            "or evaluate with them",
+            "the checkpoint was tuned for %s: its sparsity and quality here are unknown; tune or evaluate with these "
+            "settings",
             ", ".join(differing),
         )

@@ -37,18 +37,18 @@ def fails(message: str, *args: str, status: int) -> None:
 @pytest.mark.parametrize(
     ("args", "status", "message"),
     [
-        (("--num-prompts", "0"), 2, "the number of prompts must be from 1 to the 2 that prompts.txt holds, but is 0"),
-        (("--num-prompts", "3"), 2, "the number of prompts must be from 1 to the 2 that prompts.txt holds, but is 3"),
-        (("--prompt-file", "empty.txt"), 2, "must hold at least one prompt, but empty.txt holds none"),
-        (("--prompt-file", "none.txt"), 2, "must be readable UTF-8 text, but none.txt is not: No such file"),
-        (("--num-frames", "10"), 1, "num_frames must be a multiple of 8 plus 1, but is 10; the nearest is 9"),
-        (("--height", "60"), 1, "height must be a multiple of 8, but is 60; the nearest is 64"),
+        (("--num-prompts", "0"), 2, "the number of prompts must be from 1 to the 2 that prompts.txt holds, got 0"),
+        (("--num-prompts", "3"), 2, "the number of prompts must be from 1 to the 2 that prompts.txt holds, got 3"),
+        (("--prompt-file", "empty.txt"), 2, "the prompt file empty.txt is empty"),
+        (("--prompt-file", "none.txt"), 2, "cannot read the prompt file none.txt: No such file"),
+        (("--num-frames", "10"), 1, "num_frames must be a multiple of 8 plus 1, got 10; the nearest is 9"),
+        (("--height", "60"), 1, "height must be a multiple of 8, got 60; the nearest is 64"),
         (("--use-tuned",), 1, "there is no checkpoint results/demo/checkpoint; check the path"),
         (("--checkpoint", "other"), 1, "don't match the model's 8 self-attention layers"),
         (("--metrics", "psnrr"), 1, "a metric must be registered, but 'psnrr' is not; choose from psnr"),
         (("--metric-module", "none.py"), 1, "there is no file none.py; mend the path"),
         (("--model", "no/such/folder"), 1, "use --model demo"),
-        (("--offload", "model"), 1, "offload model must have a CUDA GPU"),
+        (("--offload", "model"), 1, "--offload model needs a CUDA GPU"),
         (("--output-dir", "prompts.txt/out"), 1, "must be writable and have space"),
     ],
 )
@@ -77,7 +77,7 @@ def test_nan_frames_are_a_failed_prompt_and_nothing_rendered_is_a_failure(workin
     result = run("eval", *SMALL, *args, status=1)
     assert "gate to deploy: not met: every prompt must render, but 1 of 1 failed" in result.stdout
     assert result.stderr.splitlines()[-1].startswith(
-        "sparsetune: at least one prompt must render, but all 1 failed, the first because frames must be finite"
+        "sparsetune: at least one prompt must render, but all 1 failed, the first because the model returned NaN"
     )
     assert not (working_folder / "out" / "videos").exists()
     assert not list((working_folder / "cache").glob("*.npz"))

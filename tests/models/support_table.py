@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sparsetune.config import resolve
 from sparsetune.config.files import named_configs
-from sparsetune.models.loading import pinned
+from sparsetune.models.loading import is_commit
 from sparsetune.models.random_weights import blueprint
 from tests.models.other_pipelines import UNTRIED, others
 
@@ -119,7 +119,7 @@ def _configurations() -> list[str]:
         if name == "demo":
             continue
         model = resolve(name, (), {}).model
-        known = f"`{(model.revision or '')[:12]}`" if pinned(model.revision) else None
+        known = f"`{(model.revision or '')[:12]}`" if is_commit(model.revision) else None
         revision = known or (f"branch `{model.revision}`, not pinned" if model.revision else "not pinned")
         rows.append(f"| {name} | {model.source} | {revision} | {blueprint(name).facts_from} |")
     return rows

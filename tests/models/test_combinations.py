@@ -200,7 +200,7 @@ def test_another_attention_backend_runs_the_dense_calls(pipe: Any, kernel: str) 
 
 def test_context_parallel_is_refused_with_the_reason(pipe: Any) -> None:
     pipe.transformer._parallel_config = ContextParallelConfig(ulysses_degree=2)
-    with pytest.raises(ModelError, match="runs context-parallel, where a block map would see a part of the keys"):
+    with pytest.raises(ModelError, match="runs context-parallel, which sparse attention doesn't support"):
         sparsify(pipe, policy(pipe, HALF))
     pipe.transformer._parallel_config = None
     sparsify(pipe, policy(pipe, HALF)).remove()
@@ -209,5 +209,5 @@ def test_context_parallel_is_refused_with_the_reason(pipe: Any) -> None:
 def test_a_pipeline_without_self_attention_is_refused(pipe: Any) -> None:
     wanted = policy(pipe, HALF)
     pipe.transformer.blocks = torch.nn.ModuleList()
-    with pytest.raises(ModelError, match="must have self-attention modules to make sparse, but none was found"):
+    with pytest.raises(ModelError, match="found no self-attention modules"):
         sparsify(pipe, wanted)

@@ -25,9 +25,9 @@ def test_a_rendering_is_uint8_frames_and_the_same_for_the_same_seed(renderer: Re
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_frames": 16}, "num_frames must be a multiple of 8 plus 1, but is 16; the nearest is 17"),
-        ({"height": 66}, "height must be a multiple of 8, but is 66; the nearest is 64"),
-        ({"width": 1}, "width must be a multiple of 8, but is 1; the nearest is 8"),
+        ({"num_frames": 16}, "num_frames must be a multiple of 8 plus 1, got 16; the nearest is 17"),
+        ({"height": 66}, "height must be a multiple of 8, got 66; the nearest is 64"),
+        ({"width": 1}, "width must be a multiple of 8, got 1; the nearest is 8"),
     ],
 )
 def test_a_size_that_the_model_cant_do_names_the_nearest(demo: LoadedModel, change: dict, message: str) -> None:
@@ -40,7 +40,7 @@ def test_frames_are_rounded_and_clipped() -> None:
     assert to_uint8(frames).tolist() == [[[[0, 128, 255]]]]
 
 
-@pytest.mark.parametrize(("value", "message"), [(np.nan, "frames must be finite"), (0.0, "all are black")])
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "NaN or infinite frames"), (0.0, "all frames are black")])
 def test_broken_frames_are_an_error_and_no_video(value: float, message: str) -> None:
     with pytest.raises(GenerationError, match=message):
         to_uint8(np.full((2, 4, 4, 3), value, dtype=np.float32))
@@ -52,5 +52,7 @@ def test_out_of_memory_says_what_would_help(renderer: Renderer, monkeypatch: pyt
 
     with monkeypatch.context() as patch:
         patch.setattr(renderer.loaded.pipe.vae, "decode", allocate)
-        with pytest.raises(GenerationError, match="it ran out; try, in this order: --vae-tiling, --offload model"):
+        with pytest.raises(
+            GenerationError, match="out of memory while rendering; try, in this order: --vae-tiling, --off"
+        ):
             renderer.render(PROMPT, 0)

@@ -68,7 +68,7 @@ def test_a_video_starts_from_the_image_and_not_without_one(start: Path, working_
     assert (working_folder / "out.mp4").stat().st_size > 0
     without = CliRunner().invoke(main, ["generate", "a red circle", *options])
     assert without.exit_code == 1
-    assert "must be given an image with each prompt" in without.stderr
+    assert "needs an image with each prompt" in without.stderr
     assert "use --image" in without.stderr
 
 
@@ -77,6 +77,6 @@ def test_a_video_starts_from_the_image_and_not_without_one(start: Path, working_
 def test_a_world_that_grows_from_an_image_needs_one(name: str, start: Path) -> None:
     wanted = config(name, **{"generation.num_frames": 17})
     renderer = Renderer(load_pipeline(wanted.model), wanted.generation)
-    with pytest.raises(GenerationError, match="must be given an image with each prompt"):
+    with pytest.raises(GenerationError, match="needs an image with each prompt"):
         renderer.render("a red circle", 0)
     assert renderer.render(Prompt("a red circle", start), 0).frames.shape == (17, 128, 192, 3)

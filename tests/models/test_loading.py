@@ -28,27 +28,27 @@ def test_a_local_folder_loads_as_the_same_model(demo: LoadedModel) -> None:
 
 @pytest.mark.parametrize("source", ["./nowhere", "/no/such/folder", "nowhere"])
 def test_a_folder_that_isnt_there_is_said(source: str) -> None:
-    with pytest.raises(ModelError, match=r"existing folder or a hub id.*--model demo"):
+    with pytest.raises(ModelError, match=r"neither an existing folder nor a hub id.*--model demo"):
         load_pipeline(ModelConfig(source=source))
 
 
 def test_a_folder_without_a_pipeline_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="must hold a pipeline as diffusers saves it"):
+    with pytest.raises(ModelError, match="as a diffusers pipeline"):
         load_pipeline(ModelConfig(source=str(tmp_path)))
 
 
 def test_an_unreachable_hub_is_said() -> None:
-    with pytest.raises(ModelError, match=r"the hub must be reachable and have nobody/nothing.*--model demo"):
+    with pytest.raises(ModelError, match=r"cannot load nobody/nothing from the hub.*--model demo"):
         load_pipeline(ModelConfig(source="nobody/nothing"))
 
 
 def test_a_gpu_that_isnt_there_is_said() -> None:
-    with pytest.raises(ModelError, match="device cuda:99 must be a GPU of this machine"):
+    with pytest.raises(ModelError, match="there is no device cuda:99"):
         load_pipeline(ModelConfig(device="cuda:99"))
 
 
 def test_offloading_needs_a_gpu() -> None:
-    with pytest.raises(ModelError, match="offload model must have a CUDA GPU to offload from"):
+    with pytest.raises(ModelError, match="--offload model needs a CUDA GPU"):
         load_pipeline(ModelConfig(device="cpu", offload="model"))
 
 
@@ -73,7 +73,7 @@ def test_the_commit_that_the_hub_gave_is_recorded_and_said_not_to_be_pinned(
 ) -> None:
     identity = load_pipeline(ModelConfig(source=hub, revision=revision, device="cpu")).identity
     assert (identity.revision, identity.fingerprint) == (COMMIT, demo.identity.fingerprint)
-    assert f"nobody/demo was loaded at {COMMIT}, which is recorded, but isn't pinned" in caplog.text
+    assert f"nobody/demo was loaded at {COMMIT}, but its revision isn't pinned" in caplog.text
 
 
 def test_a_pinned_commit_is_loaded_without_a_word(hub: str, caplog: pytest.LogCaptureFixture) -> None:

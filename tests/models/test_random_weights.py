@@ -79,7 +79,7 @@ def test_each_of_two_transformers_has_a_guidance_of_its_own() -> None:
 
 
 def test_a_second_guidance_needs_a_second_transformer() -> None:
-    with pytest.raises(GenerationError, match="guidance_scale_2 must be given to a pipeline whose second transformer"):
+    with pytest.raises(GenerationError, match="guidance_scale_2 needs a pipeline with a second transformer"):
         renderer("wan2.1-t2v-1.3b", guidance_scale_2=3.0)
 
 
@@ -91,9 +91,7 @@ def test_a_data_type_that_the_device_cant_compute_in_is_said(monkeypatch: pytest
         raise NotImplementedError("\"pool\" not implemented for 'BFloat16'")
 
     monkeypatch.setattr(made.loaded.pipe.vae, "decode", cant)
-    with pytest.raises(
-        GenerationError, match=r"compute on cpu in float32, but PyTorch says: \"pool\".*another --dtype"
-    ):
+    with pytest.raises(GenerationError, match=r"cannot compute on cpu in float32: \"pool\".*another --dtype"):
         made.render("a red circle", 0)
 
 
@@ -129,9 +127,9 @@ def test_an_image_model_needs_an_image_and_a_text_model_takes_none(tmp_path) -> 
     frames = made.render(prompt, 0).frames
     assert frames.shape == (9, 128, 192, 3)
     assert np.array_equal(made.render(prompt, 1).frames, frames)  # the prompt's own seed counts
-    with pytest.raises(GenerationError, match="must be given an image with each prompt"):
+    with pytest.raises(GenerationError, match="needs an image with each prompt"):
         made.render("a red circle", 0)
-    with pytest.raises(GenerationError, match="must go to an image-to-video pipeline"):
+    with pytest.raises(GenerationError, match="use an image-to-video model"):
         renderer("cogvideox-2b").render(prompt, 0)
 
 

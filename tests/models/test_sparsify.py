@@ -159,7 +159,7 @@ def test_a_call_outside_of_its_transformer_runs_dense_and_is_counted(
 def test_twice_is_refused_and_leaves_the_first(demo: LoadedModel) -> None:
     with sparsify(demo.pipe, uniform(demo, HALF)):
         forward = demo.pipe.transformer.transformer_blocks[0].attn1.forward
-        with pytest.raises(ModelError, match="a pipeline can be made sparse once"):
+        with pytest.raises(ModelError, match="is sparse already; call remove"):
             sparsify(demo.pipe, uniform(demo, HALF))
         assert demo.pipe.transformer.transformer_blocks[0].attn1.forward is forward
 
@@ -184,14 +184,14 @@ def test_a_checkpoint_folder_is_a_policy(demo: LoadedModel, tmp_path: Path) -> N
     [
         (
             Manifest(tuner="manual", transformer_class="WanTransformer3DModel"),
-            "it is for transformer WanTransformer3DM",
+            "tuned for another model: transformer WanTransformer3DM",
         ),
         (
             Manifest(
                 tuner="manual",
                 layers=(LayerShape(name="transformer.transformer_blocks.0.attn1", num_heads=3, head_dim=128),),
             ),
-            "it is for head_dim 128 in transformer.transformer_blocks.0.attn1, the model has 64",
+            "tuned for another model: head_dim 128 in transformer.transformer_blocks.0.attn1, the model has 64",
         ),
     ],
 )
