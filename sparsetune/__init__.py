@@ -1,6 +1,6 @@
 """Tune sparse attention for video diffusion models, and measure what it does to the videos.
 
-The names below are loaded when they are first used, so that importing sparsetune costs nothing.
+Names are imported on first use, so that `import sparsetune` is fast.
 """
 
 from importlib import import_module
@@ -36,7 +36,7 @@ __all__ = [
     "tune",
 ]
 
-_HOMES = {
+_MODULES = {
     "Config": "sparsetune.config",
     "Policy": "sparsetune.attention.policy",
     "SparsetuneError": "sparsetune.errors",
@@ -55,9 +55,9 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name == "metrics":
         return import_module("sparsetune.metrics")
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""Checkpoints taken by any name: the public functions, with `models:/`, `runs:/` and run ids beside paths."""
+"""The public functions, which take checkpoints by path, `models:/` or `runs:/` URI, or run id."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +25,10 @@ def load_checkpoint(path: Path | str, config: "Config | None" = None) -> Checkpo
     Args:
         path: a checkpoint folder, a .safetensors file or SpargeAttn's .pt; `models:/NAME@ALIAS`,
             `models:/NAME/VERSION`, `runs:/ID`, or a run id.
-        config: says which store; None is what environment and defaults say.
+        config: names the tracking store; None is that of environment and defaults.
 
     Raises:
-        CheckpointError: nothing is there, it is no checkpoint, or its values don't hold.
+        CheckpointError: there is no such path, it is no checkpoint, or its values are invalid.
         UsageError, TrackingError: as `resolve_checkpoint` raises them.
     """
     return load_from_path(resolve_checkpoint(path, config))
@@ -51,11 +51,11 @@ def sparsify(
         pipe: a diffusers pipeline of a supported family, loaded and placed as you like.
         policy: the policy, a checkpoint, or anything that `load_checkpoint` takes.
         backend: `auto`, `sparge`, `flex`, `reference` or `dense`.
-        break_even: what `sparsetune bench` measured on this machine, or its file: layers whose sparsity wouldn't pay
-            then run dense. None runs every layer as the policy says.
+        break_even: break-even table that `sparsetune bench` measured on this machine, or its file: layers that would be
+            slower sparse then run dense. None runs every layer as the policy says.
 
     Returns:
-        The handle, which counts what runs (`handle.stats()`) and restores the pipeline exactly (`handle.remove()`).
+        The handle, with statistics of what ran (`handle.stats()`); `handle.remove()` restores the pipeline exactly.
 
     Raises:
         ModelError: the family is unknown or the pipeline is sparse already.
@@ -77,7 +77,7 @@ def sparsify(
 def create_pipelines(
     config: "Config | str | None" = None, checkpoint: "Policy | Checkpoint | str | Path | None" = None
 ) -> "tuple[VideoPipeline, VideoPipeline]":
-    """Load a model once and give it as two callables, `pipe_dense(prompt)` and `pipe_sparse(prompt)`.
+    """Load a model once and return two callables, `pipe_dense(prompt)` and `pipe_sparse(prompt)`.
 
     As `sparsetune.models.pipelines.create_pipelines`, whose `checkpoint` may here be anything that
     `load_checkpoint` takes.

@@ -1,4 +1,4 @@
-"""Whether sparsetune's work can be done on this machine: one finding for each thing it needs."""
+"""Checks of this machine: Python, libraries, GPU, backends, ffmpeg, tracking store and cache."""
 
 import importlib.util
 import os
@@ -23,19 +23,19 @@ _FILTERS = ("libvmaf", "xpsnr", "ssim", "psnr")
 _LIBRARIES = ("diffusers", "transformers", "accelerate", "safetensors", "optuna", "mlflow")
 _LEAST_PYTHON = (3, 11)
 _ENCODER = "libx264"
-_TOUCHED = "sparsetune.doctor"
-"""A tag whose writing shows that a tracking server can be written to."""
+_TEST_TAG = "sparsetune.doctor"
+"""A tag written to test that a tracking server is writable."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one thing.
+    """Result of one check.
 
     Args:
-        name: the thing, e.g. `torch`.
-        status: `ok`; `note` where something is missing that the work can do without; `fail` where it can't.
+        name: what was checked, e.g. `torch`.
+        status: `ok`; `note` where something optional is missing; `fail` where something required is.
         text: one line.
-        facts: the same for programs, as JSON values.
+        facts: the same as JSON values.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Finding:
 
 
 def examine(config: Config) -> Iterator[Finding]:
-    """Look at everything, one thing after the other; nothing raises."""
+    """Run all checks; an exception in a check is its finding."""
     checks: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
         ("python", lambda: [_python()]),
         ("libraries", lambda: [_library(name) for name in _LIBRARIES]),
@@ -61,7 +61,7 @@ def examine(config: Config) -> Iterator[Finding]:
     for name, check in checks:
         try:
             yield from check()
-        except Exception as error:  # whatever is broken here must not hide the rest
+        except Exception as error:  # a broken check must not stop the others
             yield Finding(name, "fail", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
@@ -92,7 +92,7 @@ def _gpus() -> list[Finding]:
     import torch
 
     if not torch.cuda.is_available():
-        return [Finding("gpu", "note", "none that PyTorch can use; everything runs on the CPU, slowly", {"name": None})]
+        return [Finding("gpu", "note", "PyTorch finds none; everything runs on the CPU, slowly", {"name": None})]
     found = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -120,7 +120,7 @@ def _backends() -> list[Finding]:
 
 
 def _sparge() -> Finding:
-    """Import SpargeAttn's package and run its kernel on a few tokens: a build for another GPU fails only then."""
+    """Run SpargeAttn's kernel on a few tokens: a build for another GPU fails only then."""
     import torch
 
     from sparsetune.attention.backends import SpargeBackend
@@ -138,13 +138,13 @@ def _sparge() -> Finding:
     try:
         attended = SpargeBackend(device).attend(q, k, v, thresholds, scale=0.125, keep=range(1))
         finite = bool(attended.output.isfinite().all())
-    except Exception as error:  # of its extension: whatever that raises
+    except Exception as error:  # its extension may raise anything
         reason = " ".join(str(error).split())[:200]
-        text = f"is installed, but its kernels can't run: {reason}; build it for this GPU and PyTorch"
+        text = f"installed, but its kernels fail: {reason}; build it for this GPU and PyTorch"
         return Finding("spas_sage_attn", "fail", text, {"runs": False, "missing": reason})
     if not finite:
-        text = "is installed, but its kernels gave values that aren't finite; build it for this GPU and PyTorch"
-        return Finding("spas_sage_attn", "fail", text, {"runs": False, "missing": "values that aren't finite"})
+        text = "installed, but its kernels return non-finite values; build it for this GPU and PyTorch"
+        return Finding("spas_sage_attn", "fail", text, {"runs": False, "missing": "non-finite values"})
     return Finding("spas_sage_attn", "ok", "its kernels load and run", {"runs": True, "missing": None})
 
 
@@ -154,14 +154,14 @@ def _demo() -> Finding:
     files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     if not size:
-        return Finding("demo model", "fail", f"its weights are missing from {WEIGHTS}; install sparsetune again")
+        return Finding("demo model", "fail", f"weights missing from {WEIGHTS}; reinstall sparsetune")
     return Finding("demo model", "ok", f"{len(files)} files, {size / 1e6:.1f} MB", {"size_bytes": size})
 
 
 def _ffmpeg() -> Finding:
     binary = ffmpeg.executable()
     if binary is None:
-        text = "imageio-ffmpeg has none that can be run; run: pip install imageio-ffmpeg"
+        text = "no ffmpeg found; run: pip install imageio-ffmpeg"
         return Finding("ffmpeg", "fail", text, {"path": None})
     words = ffmpeg.run(binary, ("-version",)).output.decode(errors="replace").split()
     version = words[2] if len(words) > 2 else "of an unknown version"
@@ -170,10 +170,10 @@ def _ffmpeg() -> Finding:
     has = f"{_ENCODER} and the filters {', '.join(name for name in _FILTERS if name not in missing)}"
     facts = {"path": binary, "version": version, "encodes": encodes, "missing_filters": missing}
     if not encodes:
-        text = f"{version} lacks {_ENCODER}, so no video can be written; run: pip install --upgrade imageio-ffmpeg"
+        text = f"{version} lacks {_ENCODER}, which writes videos; run: pip install --upgrade imageio-ffmpeg"
         return Finding("ffmpeg", "fail", text, facts)
     if missing:
-        return Finding("ffmpeg", "note", f"{version} with {has}; it lacks {', '.join(missing)}", facts)
+        return Finding("ffmpeg", "note", f"{version} with {has}, without {', '.join(missing)}", facts)
     return Finding("ffmpeg", "ok", f"{version} with {has}", facts)
 
 
@@ -185,43 +185,43 @@ def _tracking(config: TrackingConfig) -> Finding:
     failed: Status = "fail" if config.enabled else "note"
     database = sqlite_path(store.uri)
     if database is not None and not database.exists():
-        folder = _nearest(database.parent)
+        folder = _nearest_existing(database.parent)
         if not os.access(folder, os.W_OK):
-            return Finding("tracking", failed, f"{store.shown} can't be made: {folder} isn't writable", facts)
-        return Finding("tracking", "ok", f"{store.shown} will be made by the first run", facts)
+            return Finding("tracking", failed, f"cannot create {store.shown}: {folder} isn't writable", facts)
+        return Finding("tracking", "ok", f"{store.shown} will be created by the first run", facts)
     try:
-        if database is not None:  # first: MLflow retries for minutes on a file that is no database
-            with closing(sqlite3.connect(database, timeout=5)) as held:
-                held.execute("BEGIN IMMEDIATE")
-                held.rollback()
+        if database is not None:  # first, because MLflow retries a file that is no database for minutes
+            with closing(sqlite3.connect(database, timeout=5)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.rollback()
         client = connect(store)
         if store.is_server and (experiments := client.search_experiments(max_results=1)):
-            client.set_experiment_tag(experiments[0].experiment_id, _TOUCHED, "can write")
+            client.set_experiment_tag(experiments[0].experiment_id, _TEST_TAG, "writable")
     except (sqlite3.Error, OSError) as error:
-        return Finding("tracking", failed, f"{store.shown} can't be written to: {error}", facts)
+        return Finding("tracking", failed, f"cannot write to {store.shown}: {error}", facts)
     except SparsetuneError as error:
         return Finding("tracking", failed, " ".join(str(error).split()), facts)
-    except Exception as error:  # MLflow passes on whatever its stores raise
+    except Exception as error:  # MLflow's stores may raise anything
         line = " ".join(str(error).split())[:200]
-        return Finding("tracking", failed, f"{store.shown} can be read but not written to: {line}", facts)
-    return Finding("tracking", "ok", f"{store.shown} can be read and written to", facts)
+        return Finding("tracking", failed, f"cannot write to {store.shown}: {line}", facts)
+    return Finding("tracking", "ok", f"{store.shown} is readable and writable", facts)
 
 
 def _cache(config: CacheConfig) -> Finding:
     from sparsetune.evaluation.baseline import BaselineCache
 
-    folder = _nearest(config.folder)
+    folder = _nearest_existing(config.folder)
     entries = BaselineCache(config.folder, config.max_gb).ls() if config.folder.is_dir() else ()
     size, free = sum(entry.size_bytes for entry in entries), shutil.disk_usage(folder).free
     facts = {"folder": str(config.folder), "entries": len(entries), "size_bytes": size, "free_bytes": free}
     text = f"{len(entries)} dense baselines, {size / 1e9:.2f} of at most {config.max_gb:g} GB, in {config.folder}"
     if not os.access(folder, os.W_OK):
         return Finding("cache", "fail", f"{text}; {folder} isn't writable, set cache.dir to another folder", facts)
-    return Finding("cache", "ok", f"{text}; {free / 1e9:.1f} GB are free", facts)
+    return Finding("cache", "ok", f"{text}; {free / 1e9:.1f} GB free", facts)
 
 
-def _nearest(folder: Path) -> Path:
-    """Give the folder, or the nearest above it that there is."""
+def _nearest_existing(folder: Path) -> Path:
+    """Return the folder, or its nearest existing parent."""
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent

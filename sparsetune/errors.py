@@ -1,30 +1,30 @@
-"""The one tree of errors that sparsetune raises on purpose.
+"""Exceptions of sparsetune.
 
-A message says what must hold, what was given, and what to do about it, in one line: the command line
-prints it as it stands and exits with the class's `exit_code`.
+A message says in one line what went wrong, with the value, and what to do: the command line prints it and exits with
+the class's `exit_code`.
 """
 
 from typing import ClassVar
 
 
 class SparsetuneError(Exception):
-    """Base of every error that is a user's to mend; `exit_code` is the command line's exit status."""
+    """Base of all errors that a user can fix; `exit_code` is the command line's exit status."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(SparsetuneError):
-    """What was asked for can't be asked for: an option, a configuration key, a prompt file."""
+    """Invalid usage: an option, a configuration key, a prompt file."""
 
     exit_code: ClassVar[int] = 2
 
 
 class ConfigError(UsageError):
-    """A configuration key or value that doesn't hold."""
+    """An invalid configuration key or value."""
 
 
 class PromptError(UsageError):
-    """A prompt file or a number of prompts that can't be used."""
+    """An invalid prompt file or number of prompts."""
 
 
 class ThresholdError(UsageError):
@@ -32,51 +32,51 @@ class ThresholdError(UsageError):
 
 
 class ModelError(SparsetuneError):
-    """A model that can't be found, loaded or made sparse."""
+    """A model can't be found, loaded or made sparse."""
 
 
 class GenerationError(SparsetuneError):
-    """Rendering failed: out of memory, frames that the model can't do, NaN or black frames."""
+    """Rendering failed: unsupported size, out of memory, NaN or black frames."""
 
 
 class OutOfMemoryError(GenerationError):
-    """Rendering failed for want of memory: the machine's failing, not the prompt's."""
+    """Rendering ran out of memory, which is the machine's limit rather than the prompt's fault."""
 
 
 class ExecutorError(SparsetuneError):
-    """Workers that can't be had, or can't work together."""
+    """Workers can't be started, or don't match each other."""
 
 
 class CheckpointError(SparsetuneError):
-    """A checkpoint that can't be read or written, or belongs to another model."""
+    """A checkpoint can't be read or written, or belongs to another model."""
 
 
 class BackendError(SparsetuneError):
-    """An attention backend that is missing or can't run here."""
+    """An attention backend is unknown or can't run here."""
 
 
 class MetricError(SparsetuneError):
-    """A metric that is unknown or can't be computed on these frames."""
+    """A metric is unknown or can't be computed on these frames."""
 
 
 class VideoError(SparsetuneError):
-    """A video file that can't be read, written or compared."""
+    """A video file can't be read, written or compared."""
 
 
 class CacheError(SparsetuneError):
-    """The dense baselines' cache can't be used."""
+    """The cache of dense baselines, or a lock file, can't be used."""
 
 
 class ResultError(SparsetuneError):
-    """A result file that can't be read, or results that can't be compared."""
+    """A result file can't be read, or results can't be compared."""
 
 
 class ReportError(SparsetuneError):
-    """A report that can't be made: the extra is missing, or there is nothing to report."""
+    """A report can't be made: a package is missing, or there is nothing to report."""
 
 
 class TuningError(SparsetuneError):
-    """A search that can't start or go on."""
+    """A search can't start or continue."""
 
 
 class TrackingError(SparsetuneError):
@@ -84,7 +84,7 @@ class TrackingError(SparsetuneError):
 
 
 class RegistryError(SparsetuneError):
-    """A registered model's versions or aliases aren't as a promotion or rollback needs them."""
+    """A registered model's versions or aliases don't allow a promotion or rollback."""
 
 
 class GateError(SparsetuneError):

@@ -1,4 +1,4 @@
-"""Runs of imageio-ffmpeg's ffmpeg binary, with frames piped in or out."""
+"""Runs imageio-ffmpeg's ffmpeg binary, with frames piped in or out."""
 
 import functools
 import os
@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import IO
 
 Chunk = bytes | memoryview
-"""What is written to a pipe: bytes, or a contiguous array's `data`, which copies nothing."""
+"""Input to a pipe: bytes, or a contiguous array's `data`, without a copy."""
 
 _FAILURE = re.compile(r"\[(?:error|fatal)\] (.+)")
 
 
 @dataclass(frozen=True)
-class Finished:
-    """How a run ended: its exit status (negative for a signal), what it wrote to the pipe, and its log."""
+class CompletedRun:
+    """Exit status (negative for a signal), output and log of a run."""
 
     status: int
     output: bytes
@@ -27,18 +27,18 @@ class Finished:
 
     @property
     def reason(self) -> str:
-        """One line on why a run failed: the first line of the log that ffmpeg marked as an error."""
+        """Why a run failed: the first line of the log that ffmpeg marked as an error."""
         for line in self.log.splitlines():
             found = _FAILURE.search(line)
             if found:
                 return found[1].strip()
-        return f"it ended with status {self.status}" if self.status else "it found no frames"
+        return f"it exited with status {self.status}" if self.status else "it found no frames"
 
 
 def executable() -> str | None:
-    """The binary's path, or None where imageio-ffmpeg is not installed or gives none that can be run.
+    """The binary's path, or None where imageio-ffmpeg is missing or has no usable one.
 
-    The environment's IMAGEIO_FFMPEG_EXE chooses another one, as everywhere with imageio-ffmpeg.
+    IMAGEIO_FFMPEG_EXE overrides it, as always with imageio-ffmpeg.
     """
     try:
         import imageio_ffmpeg
@@ -53,7 +53,7 @@ def executable() -> str | None:
 
 @functools.cache
 def filters(binary: str) -> frozenset[str]:
-    """Names of the filters that a build of ffmpeg has."""
+    """Names of the filters in a build of ffmpeg."""
     listing = run(binary, ("-filters",)).output.decode(errors="replace")
     words = (line.split() for line in listing.splitlines())
     return frozenset(row[1] for row in words if len(row) > 2 and "->" in row[2])
@@ -65,20 +65,20 @@ def run(
     *,
     feed: Iterable[Chunk] | None = None,
     folder: Path | None = None,
-) -> Finished:
-    """Run ffmpeg to its end.
+) -> CompletedRun:
+    """Run ffmpeg and wait for it.
 
     Args:
         binary: from `executable`.
         arguments: all but the binary.
-        feed: buffers written to `pipe:0`, one after another; a run that ends early leaves the rest unread.
-        folder: where it runs (relative paths in filter options need no escaping then).
+        feed: buffers written to `pipe:0`; a run that exits early leaves the rest unread.
+        folder: working directory (relative paths in filter options then need no escaping).
 
-    A binary that can't be started ends with status 127, as in a shell. The process is ended whenever this
-    function is left early, Ctrl-C included.
+    The status is 127, as in a shell, where the binary can't be started. The process is killed when this function
+    raises, Ctrl-C included.
     """
     command = [binary, "-hide_banner", "-nostdin", "-nostats", "-loglevel", "level+info", *arguments]
-    with tempfile.TemporaryFile() as log:  # a file never fills up and blocks, as an unread pipe does
+    with tempfile.TemporaryFile() as log:  # unlike an unread pipe, a file never blocks
         try:
             process = subprocess.Popen(
                 command,
@@ -89,7 +89,7 @@ def run(
                 env={**os.environ, "AV_LOG_FORCE_NOCOLOR": "1"},
             )
         except OSError as error:
-            return Finished(127, b"", f"[fatal] {binary} can't be started: {error.strerror or error}")
+            return CompletedRun(127, b"", f"[fatal] cannot start {binary}: {error.strerror or error}")
         try:
             output = b""
             if process.stdin is not None:
@@ -103,7 +103,7 @@ def run(
                 process.kill()
                 process.wait()
         log.seek(0)
-        return Finished(status, output, log.read().decode(errors="replace"))
+        return CompletedRun(status, output, log.read().decode(errors="replace"))
 
 
 def _write(pipe: IO[bytes], feed: Iterable[Chunk]) -> None:
@@ -112,4 +112,4 @@ def _write(pipe: IO[bytes], feed: Iterable[Chunk]) -> None:
             for buffer in feed:
                 pipe.write(buffer)
     except BrokenPipeError:
-        pass  # ffmpeg ended before it had read all; its status and log say why
+        pass  # ffmpeg exited before it had read all; see its status and log

@@ -1,11 +1,10 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes of files and folders."""
 
 import contextlib
 import ctypes
 import json
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,56 +15,41 @@ from sparsetune.errors import SparsetuneError
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` that takes its place when the block ends well.
+    """Yield a temporary file beside `path` that replaces it when the block succeeds.
 
-    The temporary file keeps `path`'s suffix (encoders choose a container by it), is flushed to disk before
-    the rename, and is removed when the block raises, Ctrl-C included.
+    It has `path`'s suffix (encoders choose a container by it), is flushed to disk before the rename, and is removed
+    when the block raises, Ctrl-C included.
 
     Raises:
-        SparsetuneError: the folder can't be made or written to, or the disk is full.
+        SparsetuneError: the folder can't be created or written to, or the disk is full.
     """
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    temporary = Path(name)
-    try:
+        temporary.touch()
         yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        _sync(temporary)
         temporary.replace(path)
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all; NaN and infinity are refused (not JSON)."""
+    """Write `value` as indented JSON; ValueError for NaN and infinity, which JSON lacks."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _cannot_write(path: Path, error: OSError) -> SparsetuneError:
     reason = error.strerror or str(error)
-    return SparsetuneError(
-        f"the folder of {path} must be writable and have space, but writing there failed: {reason}; "
-        "choose another folder or free some space"
-    )
+    return SparsetuneError(f"cannot write {path}: {reason}; choose another folder or free some space")
 
 
 _AT_FDCWD = -100
@@ -74,14 +58,14 @@ _RENAME_EXCHANGE = 2
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Give a new folder beside `folder` that takes its place when the block ends well.
+    """Yield a temporary folder beside `folder` that replaces it when the block succeeds.
 
     On Linux the two are exchanged in one step, so a reader finds the old folder or the new one at any moment.
-    Where the system or file system has no such call, the old one is moved aside first and moved back should
-    the second move fail. What was written is removed when the block raises, Ctrl-C included.
+    Where the system or file system has no such call, the old one is moved away first, and back if the second move
+    fails. The temporary folder is removed when the block raises, Ctrl-C included.
 
     Raises:
-        SparsetuneError: the folder can't be made, or the disk is full.
+        SparsetuneError: the folder can't be created, or the disk is full.
     """
     folder = folder.absolute()
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
@@ -95,41 +79,36 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             temporary.rename(folder)
         _sync(folder.parent)
     except OSError as error:
-        raise SparsetuneError(
-            f"the folder of {folder} must be writable and have space, but writing there failed: "
-            f"{error.strerror or error}; choose another folder or free some space"
-        ) from error
+        raise _cannot_write(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _swap(new: Path, old: Path) -> None:
-    """Put `new` in the place of `old`, and `old` in that of `new`."""
+    """Exchange two folders, in three steps where one is not supported."""
     if exchange(new, old):
         return
-    aside = new.with_name(f"{new.name}-old")
-    old.rename(aside)
+    moved = new.with_name(f"{new.name}-old")
+    old.rename(moved)
     try:
         new.rename(old)
     except BaseException:
-        aside.rename(old)
+        moved.rename(old)
         raise
-    aside.rename(new)
+    moved.rename(new)
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Exchange two paths of one file system in one step; False where that isn't to be had."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    """Exchange two paths of one file system in one step; return False where that isn't supported."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False
-    done = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
-    return bool(done == 0)
+    return bool(renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
 
 
-def _sync(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    opened = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Flush a file or folder to disk."""
+    opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
     finally:

@@ -1,7 +1,6 @@
-"""Video files and pictures for people to look at: write, read, side by side.
+"""Video files and images for viewing: write, read, side by side.
 
-Metrics are taken on frames before any encoding; an mp4 is lossy and only for looking (or for `sparsetune
-metrics`, which says so).
+Metrics are computed on frames before encoding; an mp4 is lossy (`sparsetune metrics` on files says so).
 """
 
 import math
@@ -21,13 +20,13 @@ from sparsetune.files import atomic_path
 Frames = npt.NDArray[np.uint8]
 
 QUALITY = 16
-"""x264's constant rate factor: small differences between dense and sparse survive; lower is finer and larger."""
+"""x264's constant rate factor, which keeps small differences between dense and sparse; lower is finer and larger."""
 
 DIFFERENCE_GAIN = 4
-"""How many times the difference pane amplifies |sparse - dense|."""
+"""Factor on |sparse - dense| in the difference pane."""
 
 MIN_PANE_WIDTH = 256
-"""Narrower videos are enlarged side by side by the smallest whole factor that reaches it."""
+"""Narrower videos are enlarged side by side by the smallest integer factor that reaches it."""
 
 _TRUE_SIZE = re.compile(r"sparsetune-size=(\d+)x(\d+)")
 _Y4M_HEADER = re.compile(rb"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) ")
@@ -51,14 +50,14 @@ class Video:
 
 
 def write_video(path: Path | str, frames: Frames, fps: float) -> None:
-    """Write uint8 RGB frames (frames, height, width, 3) as H.264, yuv420p, BT.709, faststart; whole or not at all.
+    """Write uint8 RGB frames (frames, height, width, 3) atomically as H.264, yuv420p, BT.709, faststart.
 
-    yuv420p stores colour for 2 x 2 pixels, so it has no odd sizes. Frames with an odd side get their last row or
-    column once more, and their true size is noted in the file's comment, by which `read_video` crops the extra
-    one away again; nothing is scaled or cut. Other players show the doubled line.
+    yuv420p stores colour for 2 x 2 pixels, so it has no odd sizes. An odd side's last row or column is repeated, and
+    the true size is stored in the file's comment, to which `read_video` crops; nothing is scaled. Other players show
+    the repeated line.
 
     Raises:
-        VideoError: the frames, the rate or the suffix (.mp4) don't hold, or ffmpeg is missing or failed.
+        VideoError: the frames, the rate or the suffix (.mp4) are invalid, or ffmpeg is missing or failed.
         SparsetuneError: the folder can't be written to or is full.
     """
     path = Path(path)
@@ -76,37 +75,37 @@ def write_video(path: Path | str, frames: Frames, fps: float) -> None:
         )
         if done.status != 0:
             raise VideoError(
-                f"{path} must be encoded as H.264, but ffmpeg failed: {done.reason}; "
+                f"cannot encode {path}: {done.reason}; "
                 "free some space, or use an ffmpeg with libx264 (pip install --upgrade imageio-ffmpeg)"
             )
 
 
 def read_video(path: Path | str) -> Video:
-    """Decode a video file whole into memory, every stored frame once.
+    """Decode a whole video file into memory, every stored frame once.
 
     Raises:
-        VideoError: there is no such file, it holds no video that ffmpeg can decode, or it is cut off.
+        VideoError: there is no such file, ffmpeg can't decode it, or it is truncated.
     """
     path = Path(path)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "doesn't exist"
-        raise VideoError(f"a video file must be readable, but {path} {found}; give the path of an mp4")
+        raise VideoError(f"{path} {found}; use the path of an mp4")
     _check_whole(path)
     binary = _binary()
     source = ("-i", str(path.absolute()), "-map", "0:v:0")
     head = ffmpeg.run(binary, (*source, "-frames:v", "1", "-pix_fmt", "yuv444p", "-f", "yuv4mpegpipe", "-"))
     header = _Y4M_HEADER.match(head.output)
     if head.status != 0 or header is None:
-        _refuse(path, head)
+        _raise_undecodable(path, head)
     width, height, rate, per = (int(number) for number in header.groups())
-    # -xerror: a file that is cut off must fail, not give the frames before the cut as if they were all.
+    # -xerror: a truncated file must fail instead of decoding partly.
     body = ffmpeg.run(
         binary,
         ("-xerror", "-err_detect", "explode", *source, "-fps_mode", "passthrough", *_TO_RGB, "-f", "rawvideo", "-"),
     )
     size = height * width * 3
     if body.status != 0 or not body.output or len(body.output) % size or "[error]" in body.log:
-        _refuse(path, body)
+        _raise_undecodable(path, body)
     frames = np.frombuffer(body.output, dtype=np.uint8).reshape(-1, height, width, 3)
     true_size = _TRUE_SIZE.search(head.log)
     if true_size is not None:
@@ -119,16 +118,16 @@ def _check_writable(path: Path, frames: Frames, fps: float) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0:
         raise VideoError(
             "frames must be uint8 (frames, height, width, 3) with at least one frame, "
-            f"but are {frames.dtype} of shape {frames.shape}; scale to 0..255 and cast"
+            f"got {frames.dtype} of shape {frames.shape}"
         )
     if not (math.isfinite(fps) and fps > 0):
-        raise VideoError(f"fps must be above 0 and finite, but is {fps}; give frames a second, e.g. 8")
+        raise VideoError(f"fps must be above 0 and finite, got {fps}")
     if path.suffix.lower() != ".mp4":
-        raise VideoError(f"a video's path must end in .mp4, but is {path}; rename it")
+        raise VideoError(f"a video's path must end in .mp4, got {path}")
 
 
 def _check_whole(path: Path) -> None:
-    """Refuse an mp4 whose boxes reach past the file's end: cut between two frames, it decodes without an error."""
+    """Raise VideoError for an mp4 whose boxes reach past its end: cut between frames, it decodes without error."""
     try:
         end, position = path.stat().st_size, 0
         with path.open("rb") as file:
@@ -143,19 +142,13 @@ def _check_whole(path: Path) -> None:
                     size = end - position
                 position += max(size, 8)
     except OSError as error:
-        raise VideoError(f"{path} must be readable, but isn't: {error.strerror}; mend its permissions") from error
+        raise VideoError(f"cannot read {path}: {error.strerror}") from error
     if position > end:
-        raise VideoError(
-            f"{path} must be a whole video file, but is cut off: it has {end} bytes of at least {position}; "
-            "copy or write it again, to its end"
-        )
+        raise VideoError(f"{path} is truncated: it has {end} of at least {position} bytes; copy or write it again")
 
 
-def _refuse(path: Path, done: ffmpeg.Finished) -> NoReturn:
-    raise VideoError(
-        f"{path} must be a whole video file, but ffmpeg can't decode it: {done.reason}; "
-        "check that it is a video and was copied or written to its end"
-    )
+def _raise_undecodable(path: Path, done: ffmpeg.CompletedRun) -> NoReturn:
+    raise VideoError(f"ffmpeg can't decode {path}: {done.reason}; check that it is a complete video file")
 
 
 def _rate(fps: float) -> str:
@@ -166,16 +159,13 @@ def _rate(fps: float) -> str:
 def _binary() -> str:
     binary = ffmpeg.executable()
     if binary is None:
-        raise VideoError(
-            "video files need an ffmpeg, but imageio-ffmpeg gives none here; "
-            "pip install imageio-ffmpeg, or point IMAGEIO_FFMPEG_EXE to a binary"
-        )
+        raise VideoError("no ffmpeg found; run: pip install imageio-ffmpeg, or point IMAGEIO_FFMPEG_EXE to a binary")
     return binary
 
 
 @dataclass(frozen=True)
 class Pane:
-    """Where one of the videos lies in a side-by-side video, in pixels from its top left corner."""
+    """Position and size of a video in a side-by-side video, in pixels from the top left corner."""
 
     left: int
     top: int
@@ -184,10 +174,7 @@ class Pane:
 
 
 def panes(height: int, width: int, count: int) -> tuple[Pane, ...]:
-    """Say where `side_by_side` lays `count` videos of a size, from left to right.
-
-    Videos narrower than `MIN_PANE_WIDTH` are enlarged by the smallest whole factor that reaches it.
-    """
+    """Return the panes of `count` videos of one size in `side_by_side`, from left to right."""
     factor = max(1, math.ceil(MIN_PANE_WIDTH / width))
     step = width * factor + _GAP
     return tuple(Pane(index * step, _STRIP, width * factor, height * factor) for index in range(count))
@@ -196,16 +183,15 @@ def panes(height: int, width: int, count: int) -> tuple[Pane, ...]:
 def side_by_side(
     dense: Frames, sparse: Frames, labels: tuple[str, str] = ("dense", "sparse"), difference: bool = False
 ) -> Frames:
-    """Lay two videos side by side, dense left, each under a strip with its label.
+    """Place two videos side by side, dense left, each under a strip with its label.
 
     Args:
         dense: uint8 RGB (frames, height, width, 3).
-        sparse: likewise, of the same shape.
-        labels: what the strips say.
-        difference: adds a third pane, |sparse - dense| amplified four times (and cut off at white).
+        sparse: of the same shape.
+        labels: texts of the strips.
+        difference: add a third pane, |sparse - dense| amplified four times (clipped at white).
 
-    Videos under 256 pixels wide are enlarged by the smallest whole factor that reaches it, every pixel becoming
-    a square of that side; no pixel is blended or covered.
+    Videos under 256 pixels wide are enlarged by the smallest integer factor that reaches it, without blending.
 
     Returns:
         uint8 (frames, strip + factor * height, panes and the gaps between them, 3).
@@ -215,8 +201,8 @@ def side_by_side(
     """
     if dense.shape != sparse.shape or dense.ndim != 4 or dense.shape[-1] != 3 or dense.size == 0:
         raise VideoError(
-            "two videos side by side must both be (frames, height, width, 3) of the same shape, but dense are "
-            f"{dense.shape} and sparse {sparse.shape}; render both with the same settings"
+            "videos side by side must have the same shape (frames, height, width, 3), got "
+            f"{dense.shape} (dense) and {sparse.shape} (sparse)"
         )
     num_frames, height, width = dense.shape[:3]
     texts = [*labels, f"difference x{DIFFERENCE_GAIN}"] if difference else [*labels]
@@ -233,21 +219,18 @@ def side_by_side(
 
 
 def save_png(path: Path, image: Frames) -> None:
-    """Write one uint8 RGB picture (height, width, 3) as PNG, whole or not at all.
+    """Write a uint8 RGB image (height, width, 3) atomically as PNG.
 
     Raises:
-        VideoError: the picture isn't of that form, or the suffix isn't .png.
+        VideoError: the image has another form, or the suffix isn't .png.
         SparsetuneError: the folder can't be written to or is full.
     """
     from PIL import Image
 
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or image.size == 0:
-        raise VideoError(
-            f"a picture must be uint8 (height, width, 3), but is {image.dtype} of shape {image.shape}; "
-            "give one frame of a video"
-        )
+        raise VideoError(f"an image must be uint8 (height, width, 3), got {image.dtype} of shape {image.shape}")
     if path.suffix.lower() != ".png":
-        raise VideoError(f"a picture's path must end in .png, but is {path}; rename it")
+        raise VideoError(f"an image's path must end in .png, got {path}")
     with atomic_path(path) as temporary:
         Image.fromarray(np.ascontiguousarray(image)).save(temporary, format="PNG", optimize=True)
 

@@ -17,13 +17,13 @@ def findings(**settings: str) -> dict[str, Finding]:
     return {finding.name: finding for finding in examine(resolve("demo", (), {}, dict(settings)))}
 
 
-def test_doctor_finds_this_machine_fit(working_folder: Path) -> None:
+def test_doctor_finds_this_machine_ready(working_folder: Path) -> None:
     done = CliRunner().invoke(main, ["doctor"])
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[-1] == "fit for work"
+    assert lines[-1] == "ready"
     assert all(line.split()[0] in ("ok", "note") for line in lines[:-1])
-    assert "will be made by the first run" in done.stdout
+    assert "will be created by the first run" in done.stdout
     assert not (working_folder / "mlruns").exists()
 
 
@@ -49,8 +49,8 @@ def test_a_missing_ffmpeg_fails_with_status_1(working_folder: Path, monkeypatch:
     monkeypatch.setattr(ffmpeg, "executable", lambda: None)
     done = CliRunner().invoke(main, ["doctor"])
     assert done.exit_code == 1
-    assert "fail  ffmpeg             imageio-ffmpeg has none that can be run" in done.stdout
-    assert done.stdout.splitlines()[-1] == "not fit for work: ffmpeg"
+    assert "fail  ffmpeg             no ffmpeg found" in done.stdout
+    assert done.stdout.splitlines()[-1] == "not ready: ffmpeg"
 
 
 def test_an_ffmpeg_without_some_filters_will_do(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ def test_a_missing_library_fails(working_folder: Path, monkeypatch: pytest.Monke
 @pytest.mark.filterwarnings("ignore:The ``noload``")  # MLflow's own matter with SQLAlchemy
 def test_a_store_that_is_there_is_read_and_written_to(own_store: Path) -> None:
     before = own_store.read_bytes()
-    assert findings()["tracking"].text == f"sqlite:///{own_store} can be read and written to"
+    assert findings()["tracking"].text == f"sqlite:///{own_store} is readable and writable"
     assert own_store.read_bytes() == before
 
 
@@ -76,7 +76,7 @@ def test_a_damaged_store_fails_and_a_disabled_one_is_noted(working_folder: Path)
     (working_folder / "mlruns" / "mlflow.db").write_text("no database" * 100)
     found = findings()["tracking"]
     assert found.status == "fail"
-    assert found.text.endswith("mlflow.db can't be written to: file is not a database")
+    assert found.text.startswith("cannot write to ") and found.text.endswith("mlflow.db: file is not a database")
     assert findings(**{"tracking.enabled": "false"})["tracking"].status == "note"
 
 

@@ -43,7 +43,7 @@ def test_a_process_does_not_outlive_a_failing_feed(tmp_path):
 
 def test_a_binary_that_cannot_be_started_has_a_reason(tmp_path):
     done = ffmpeg.run(str(tmp_path / "nowhere"), [])
-    assert done.status == 127 and "nowhere can't be started: No such file" in done.reason
+    assert done.status == 127 and "nowhere: No such file" in done.reason
 
 
 def test_a_chosen_binary_must_exist(monkeypatch, tmp_path):

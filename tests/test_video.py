@@ -79,7 +79,7 @@ def test_every_truncation_is_refused(frames, tmp_path):
     cut = tmp_path / "cut.mp4"
     for size in [0, 5, 16, len(data) // 3, len(data) // 2, data.index(b"mdat") - 4, len(data) - 1]:
         cut.write_bytes(data[:size])
-        with pytest.raises(VideoError, match=r"cut.mp4 must be a whole video file") as caught:
+        with pytest.raises(VideoError, match=r"(cut.mp4 is truncated|ffmpeg can't decode .*cut.mp4)") as caught:
             read_video(cut)
         assert "\n" not in str(caught.value)
 
@@ -92,7 +92,7 @@ def test_a_cut_between_two_frames_is_refused(frames, tmp_path):
     last = int([line for line in packets.splitlines() if not line.startswith("#")][-1].split(",")[4])
     data = (tmp_path / "a.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[:-last])
-    with pytest.raises(VideoError, match=rf"is cut off: it has {len(data) - last} bytes of at least {len(data)}"):
+    with pytest.raises(VideoError, match=rf"is truncated: it has {len(data) - last} of at least {len(data)} bytes"):
         read_video(tmp_path / "cut.mp4")
 
 
@@ -102,7 +102,7 @@ def test_damage_in_the_middle_is_refused(frames, tmp_path):
     start = data.index(b"mdat") + 4
     data[start : start + 200] = bytes(200)
     (tmp_path / "a.mp4").write_bytes(data)
-    with pytest.raises(VideoError, match="must be a whole video file"):
+    with pytest.raises(VideoError, match=r"is truncated|can't decode"):
         read_video(tmp_path / "a.mp4")
 
 
@@ -110,21 +110,21 @@ def test_damage_in_the_middle_is_refused(frames, tmp_path):
 def test_a_file_that_is_no_video_is_refused(tmp_path, content):
     path = tmp_path / "a.mp4"
     path.write_bytes(content)
-    with pytest.raises(VideoError, match=r"a.mp4 must be a whole video file, but .+: .+;") as caught:
+    with pytest.raises(VideoError, match=r"ffmpeg can't decode .*a.mp4: .+;") as caught:
         read_video(path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_path_without_a_file_is_refused(tmp_path):
-    with pytest.raises(VideoError, match=r"none.mp4 doesn't exist; give the path"):
+    with pytest.raises(VideoError, match=r"none.mp4 doesn't exist; use the path"):
         read_video(tmp_path / "none.mp4")
-    with pytest.raises(VideoError, match="is a folder; give the path"):
+    with pytest.raises(VideoError, match="is a folder; use the path"):
         read_video(tmp_path)
 
 
 def test_a_missing_ffmpeg_is_said(frames, tmp_path, monkeypatch):
     monkeypatch.setattr(ffmpeg, "executable", lambda: None)
-    with pytest.raises(VideoError, match="imageio-ffmpeg gives none here"):
+    with pytest.raises(VideoError, match="no ffmpeg found"):
         write_video(tmp_path / "a.mp4", frames, 8)
     assert list(tmp_path.iterdir()) == []
 
@@ -134,24 +134,24 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(frames, tmp_path, monke
     write_video(path, frames, 8)
     before = path.read_bytes()
     monkeypatch.setattr("sparsetune.video._ENCODE", ["-c:v", "no-such-encoder"])
-    with pytest.raises(VideoError, match=r"a.mp4 must be encoded as H.264, but ffmpeg failed: .*no-such-encoder"):
+    with pytest.raises(VideoError, match=r"cannot encode .*a.mp4: .*no-such-encoder"):
         write_video(path, frames, 8)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_an_unwritable_folder_is_said(frames, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(SparsetuneError, match="must be writable"):
+    with pytest.raises(SparsetuneError, match="cannot write"):
         write_video(tmp_path / "file" / "a.mp4", frames, 8)
 
 
 @pytest.mark.parametrize(
     ("change", "fps", "name", "message"),
     [
-        (lambda frames: frames / 255.0, 8, "a.mp4", "must be uint8 .* but are float64"),
-        (lambda frames: frames[:0], 8, "a.mp4", r"at least one frame, but are uint8 of shape \(0, 48, 64, 3\)"),
-        (lambda frames: frames, 0, "a.mp4", "fps must be above 0 and finite, but is 0"),
-        (lambda frames: frames, float("nan"), "a.mp4", "fps must be above 0 and finite, but is nan"),
+        (lambda frames: frames / 255.0, 8, "a.mp4", "must be uint8 .* got float64"),
+        (lambda frames: frames[:0], 8, "a.mp4", r"at least one frame, got uint8 of shape \(0, 48, 64, 3\)"),
+        (lambda frames: frames, 0, "a.mp4", "fps must be above 0 and finite, got 0"),
+        (lambda frames: frames, float("nan"), "a.mp4", "fps must be above 0 and finite, got nan"),
         (lambda frames: frames, 8, "a.gif", "must end in .mp4"),
     ],
 )
@@ -190,7 +190,7 @@ def test_side_by_side_labels_its_panes(frames):
 
 
 def test_side_by_side_refuses_videos_that_differ(frames):
-    with pytest.raises(VideoError, match=r"dense are \(6, 48, 64, 3\) and sparse \(5, 48, 64, 3\)"):
+    with pytest.raises(VideoError, match=r"got \(6, 48, 64, 3\) \(dense\) and \(5, 48, 64, 3\) \(sparse\)"):
         side_by_side(frames, frames[:5])
 
 
@@ -202,7 +202,7 @@ def test_a_picture_is_saved_losslessly(frames, tmp_path):
 
 
 def test_a_picture_of_another_form_is_refused(frames, tmp_path):
-    with pytest.raises(VideoError, match=r"a picture must be uint8 \(height, width, 3\)"):
+    with pytest.raises(VideoError, match=r"an image must be uint8 \(height, width, 3\)"):
         save_png(tmp_path / "a.png", frames)
     with pytest.raises(VideoError, match=r"must end in .png"):
         save_png(tmp_path / "a.jpg", frames[0])

@@ -38,6 +38,6 @@ def command(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"ok": not failed, "findings": [asdict(finding) for finding in findings]}, indent=2))
     else:
-        click.echo(f"not fit for work: {', '.join(failed)}" if failed else "fit for work")
+        click.echo(f"not ready: {', '.join(failed)}" if failed else "ready")
     if failed:
         ctx.exit(1)

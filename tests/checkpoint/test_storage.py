@@ -195,7 +195,7 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(SparsetuneError, match=r"file/tuned must be writable"):
+    with pytest.raises(SparsetuneError, match=r"cannot write .*file/tuned"):
         save_checkpoint(make_checkpoint(), tmp_path / "file" / "tuned")
 
 

@@ -84,4 +84,4 @@ def test_a_file_that_cannot_be_written_is_said(folder: Path) -> None:
     Path("file").write_text("")
     done = call("results/demo", "-o", "file/report.html")
     assert done.exit_code == 1
-    assert "must be writable" in done.stderr
+    assert "cannot write" in done.stderr

@@ -274,7 +274,7 @@ def test_an_unwritable_folder_is_found_before_anything_is_rendered(
     evaluate: Evaluate, renderer: FakeRenderer, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SparsetuneError, match="must be writable"):
+    with pytest.raises(SparsetuneError, match="cannot write"):
         evaluate(output_dir=tmp_path / "file" / "out")
     assert renderer.rendered == []
 
