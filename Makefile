@@ -61,7 +61,7 @@ lint: $(INSTALLED) ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(INSTALLED) ## build the documentation in build/site; broken links fail
+docs: $(INSTALLED) ## build the documentation's site in build/site; a broken link or reference fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 docs-serve: $(INSTALLED) ## serve the documentation and rebuild it on changes
