@@ -1,7 +1,7 @@
-# Every target sets itself up once: .venv with the versions of constraints.txt. `make help` lists the targets.
+# The first target creates .venv with the versions in constraints.txt. `make help` lists the targets.
 
 MODEL ?= demo
-# A run's id or its first characters; latest is the newest tuning of MODEL that has a winner.
+# A run id or its first characters; latest is the newest tuning of MODEL that has a winner.
 RUN ?= latest
 LANGUAGE ?= en
 PYTHON ?= python3
@@ -14,14 +14,14 @@ INSTALLED := .venv/.installed
 
 help: ## list the targets
 	@echo 'make TARGET [MODEL=demo] [RUN=latest]'
-	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 14
 
-tune: $(INSTALLED) ## search thresholds for MODEL; the best checkpoint goes to results/MODEL/checkpoint
+tune: $(INSTALLED) ## tune thresholds for MODEL; save the best checkpoint in results/MODEL/checkpoint
 	$(BIN)/sparsetune tune --model $(MODEL)
 
-eval: $(INSTALLED) ## judge SpargeAttn's default thresholds, then the tuned checkpoint, and compare the two
+eval: $(INSTALLED) ## evaluate SpargeAttn's default thresholds and the tuned checkpoint, and compare them
 	@test -d $(RESULTS)/checkpoint || \
-		{ echo 'there must be a tuned checkpoint, but $(RESULTS)/checkpoint is missing; run: make tune MODEL=$(MODEL)' >&2; exit 1; }
+		{ echo 'no tuned checkpoint in $(RESULTS)/checkpoint; run: make tune MODEL=$(MODEL)' >&2; exit 1; }
 	$(BIN)/sparsetune eval --model $(MODEL) --output-dir $(RESULTS)/before
 	$(BIN)/sparsetune eval --model $(MODEL) --output-dir $(RESULTS)/after --checkpoint $(RESULTS)/checkpoint
 	$(BIN)/sparsetune compare $(RESULTS)/before $(RESULTS)/after
@@ -29,31 +29,31 @@ eval: $(INSTALLED) ## judge SpargeAttn's default thresholds, then the tuned chec
 report: $(INSTALLED) ## write RUN as one HTML file, report-RUN.html; LANGUAGE=zh for Chinese
 	$(BIN)/sparsetune report $(RUN) --model $(MODEL) --lang $(LANGUAGE)
 
-runs: $(INSTALLED) ## list the recorded runs of MODEL, the best first
+runs: $(INSTALLED) ## list the recorded runs of MODEL, best first
 	$(BIN)/sparsetune runs --model $(MODEL)
 
-compare: $(INSTALLED) ## compare before and after of RUN, or two runs: A=RUN_A B=RUN_B
+compare: $(INSTALLED) ## compare RUN before and after tuning, or two runs: A=RUN_A B=RUN_B
 	$(BIN)/sparsetune compare --model $(MODEL) $(if $(A)$(B),$(A) $(B),--before-after $(RUN))
 
-review: $(INSTALLED) ## look at the videos of RUN, and record what you see
+review: $(INSTALLED) ## review the videos of RUN and record the result
 	$(BIN)/sparsetune review $(RUN) --model $(MODEL)
 
-promote: $(INSTALLED) ## let the checkpoint of RUN serve, if gate, review and comparison permit
+promote: $(INSTALLED) ## promote the checkpoint of RUN if it passes the checks
 	$(BIN)/sparsetune promote $(RUN) --model $(MODEL)
 
-rollback: $(INSTALLED) ## let the checkpoint before the last promotion serve again
+rollback: $(INSTALLED) ## restore the previously promoted checkpoint
 	$(BIN)/sparsetune rollback --model $(MODEL)
 
-ui: $(INSTALLED) ## open the MLflow UI on the recorded runs
+ui: $(INSTALLED) ## open the MLflow UI
 	$(BIN)/sparsetune ui
 
-test: $(INSTALLED) ## run the tests that need no GPU (CI=true: the slow ones too)
+test: $(INSTALLED) ## run the tests that need no GPU (CI=true: slow ones too)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not slow and not browser"
 ifeq ($(CI),true)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "(slow or browser) and not gpu"
 endif
 
-check: lint docs test ## lint, types, layers, documentation, tests
+check: lint docs test ## run everything that CI checks: lint, docs, tests
 
 lint: $(INSTALLED) ## ruff, mypy, import-linter
 	$(BIN)/ruff check
@@ -64,22 +64,22 @@ lint: $(INSTALLED) ## ruff, mypy, import-linter
 docs: $(INSTALLED) ## build the documentation's site in build/site; a broken link or reference fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-docs-serve: $(INSTALLED) ## show the documentation's site while you write it
+docs-serve: $(INSTALLED) ## serve the documentation and rebuild it on changes
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
-format: $(INSTALLED) ## let ruff lay out the code
+format: $(INSTALLED) ## format the code with ruff
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-clean: ## remove what tools and builds left; runs, results and .venv stay
+clean: ## remove build and cache files; keep runs, results and .venv
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage
 	find sparsetune tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo 'Python 3.11 or newer is needed, as $(PYTHON); name another one: make PYTHON=python3.12' >&2; exit 1; }
-	@echo 'setting up .venv (once; some minutes) ...' >&2
+		{ echo '$(PYTHON) is missing or older than Python 3.11; select another one: make PYTHON=python3.12' >&2; exit 1; }
+	@echo 'creating .venv (once; takes a few minutes) ...' >&2
 	@$(PYTHON) -m venv .venv || \
-		{ echo 'python3 -m venv must work; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+		{ echo '$(PYTHON) -m venv failed; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -1,8 +1,8 @@
-"""Two folders of videos compared, with no model at hand: whatever rendered them, these are the same metrics.
+"""Compare two folders of videos without a model, with the same metrics as an evaluation.
 
     python examples/compare_folders.py DENSE SPARSE
 
-Both folders hold equally named videos. `sparsetune metrics DENSE SPARSE` prints the same as a table.
+Videos with the same name are compared. `sparsetune metrics DENSE SPARSE` prints the same as a table.
 """
 
 import sys
@@ -15,11 +15,11 @@ NAMES = ("psnr", "psnr_frame_min", "frame_cosine", "ssim")
 
 
 def main(dense: Path, sparse: Path) -> int:
-    """Print each pair, the worst first, and the verdict; give an exit status, 3 where the gate is missed."""
+    """Print each pair, the worst first, and the verdict; return the exit code, 3 if the gate is not met."""
     comparison = compare_videos(dense, sparse, names=NAMES, gate=Gate(min_psnr=30.0, min_psnr_worst=25.0))
     for pair in sorted(comparison.pairs, key=lambda pair: pair.metrics["psnr"]):
         print(f"{pair.name}: " + ", ".join(f"{name} {pair.metrics[name]:.4g}" for name in NAMES))
-    print(f"score {comparison.score}/100, {comparison.verdict}; mind: {comparison.note}")
+    print(f"score {comparison.score}/100, {comparison.verdict}; note: {comparison.note}")
     for failure in comparison.gate.failures:
         print(f"gate not met: {failure}")
     return 0 if comparison.gate.passed else 3

@@ -1,8 +1,8 @@
-"""A metric of your own, beside sparsetune's in every table, result and run.
+"""A custom metric, which appears in every table, result and run.
 
     python examples/custom_metric.py
 
-registers it and evaluates with it from Python. On the command line the same file is a module of metrics:
+registers it and evaluates with it from Python. On the command line, pass the same file as a metric module:
 
     sparsetune eval --use-tuned --metric-module examples/custom_metric.py
 """
@@ -14,14 +14,14 @@ from sparsetune import metrics
 
 @metrics.metric(higher_is_better=False, unit="levels", range=(0.0, 255.0))
 def flicker(dense: metrics.Frames, sparse: metrics.Frames) -> float:
-    """Mean change of a frame's brightness from one frame to the next that the dense video doesn't have."""
+    """Mean change in brightness between consecutive frames, in excess of the dense video's."""
     brightness = np.stack([dense, sparse]).mean(axis=(2, 3, 4))
     of_dense, of_sparse = np.abs(np.diff(brightness, axis=1)).mean(axis=1)
     return float(max(of_sparse - of_dense, 0.0))
 
 
 def main() -> None:
-    """Judge the tuned checkpoint of the demo model with it."""
+    """Evaluate the tuned checkpoint of the demo model."""
     from sparsetune import evaluate_config, resolve
 
     config = resolve("demo", flags={"eval.num_prompts": 2, "eval.metrics": ("psnr", "ssim"), "eval.save_videos": False})
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def worst(name: str, statistics: metrics.Summary) -> float:
-    """Take the end of the range that is the bad one."""
+    """Return the value of the worst prompt."""
     return statistics.min if metrics.get(name).higher_is_better else statistics.max
 
 

@@ -1,12 +1,12 @@
 #!/bin/bash
-# One study on all GPUs of this host without Ray: a process a GPU, all of them on one study.
+# One study on all GPUs of this host without Ray: one process per GPU.
 #
 #   examples/one-host.sh --model cogvideox-2b --n-trials 32
 #
-# Options are those of `sparsetune tune`. Ctrl-C ends all of them; the same command goes on.
+# Takes the options of `sparsetune tune`. Ctrl-C stops all processes; the same command resumes the study.
 
 set -euo pipefail
-set -m # without job control, what runs in the background is deaf to Ctrl-C
+set -m # without job control, background processes ignore Ctrl-C
 
 num_gpus=$(nvidia-smi --list-gpus | wc -l)
 mkdir -p mlruns
@@ -17,12 +17,12 @@ for ((gpu = 0; gpu < num_gpus; gpu++)); do
 done
 trap 'kill -INT "${processes[@]}" 2>/dev/null || true' INT TERM
 
-# The status is the first one that isn't 0: 3, say, where no trial met the gate.
+# Exit with the first status other than 0, e.g. 3 if no trial met the gate.
 status=0
 for process in "${processes[@]}"; do
     ended=0
     wait "$process" || ended=$?
-    while kill -0 "$process" 2>/dev/null; do # Ctrl-C ended the waiting, and not yet the process
+    while kill -0 "$process" 2>/dev/null; do # Ctrl-C interrupted `wait`, but the process still runs
         ended=0
         wait "$process" || ended=$?
     done

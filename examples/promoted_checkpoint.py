@@ -1,9 +1,9 @@
-"""Render with the checkpoint that was promoted, in a diffusers script of your own.
+"""Use the promoted checkpoint in a diffusers script.
 
     python examples/promoted_checkpoint.py
 
-It stands for a server: the model is loaded as diffusers loads it, and the alias `champion` decides which thresholds it
-runs under. `sparsetune promote` and `rollback` move that alias; this script needn't change.
+This is what a server would do: load the model with plain diffusers, and apply the policy that has the alias `champion`.
+`sparsetune promote` and `rollback` move the alias; the script stays the same.
 """
 
 import torch
@@ -15,7 +15,7 @@ from sparsetune.video import write_video
 
 PROMPT = "a purple star moving left over a grey background"
 
-# The embedded demo model; with CogVideoX-2b: "zai-org/CogVideoX-2b", torch.bfloat16, and .to("cuda").
+# The demo model; for CogVideoX-2b: "zai-org/CogVideoX-2b", torch.bfloat16, and .to("cuda").
 pipe = CogVideoXPipeline.from_pretrained(WEIGHTS, dtype=torch.float32)
 
 with sparsetune.sparsify(pipe, "models:/demo-sparse@champion") as handle:
@@ -36,4 +36,4 @@ path = "results/demo/champion.mp4"
 write_video(path, (output.frames[0] * 255).round().astype("uint8"), fps=8)
 print(f"{path}: sparsity {stats.sparsity:.3f} on {', '.join(sorted(set(stats.kernels.values())))}")
 for reason, calls in stats.fallbacks.items():
-    print(f"ran dense instead: {calls} calls, {reason}")
+    print(f"{calls} calls ran dense: {reason}")

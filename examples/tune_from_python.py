@@ -1,10 +1,9 @@
-"""A search from Python, watched by a listener of your own.
+"""Run a search from Python with a custom listener.
 
     python examples/tune_from_python.py
 
-Everything that `sparsetune tune` can be told is a setting of `resolve`; what happens is told to listeners, of which
-MLflow's recording is one. It is a short search for a stricter gate than the packaged one: three trials, two prompts to
-judge by.
+All options of `sparsetune tune` are settings of `resolve`. Listeners receive the events of a search; MLflow tracking is
+one of them. This is a short search with a stricter gate than the packaged one: three trials, evaluated on two prompts.
 """
 
 from pathlib import Path
@@ -15,10 +14,10 @@ from sparsetune.tuning import TrialResult, TuningListener
 
 
 class Printer(TuningListener):
-    """Prints each trial as it ends."""
+    """Prints each finished trial."""
 
     def on_trial(self, result: TrialResult) -> None:
-        """Say how sparse it was, how near the dense videos, and whether it would pass."""
+        """Print sparsity, PSNR and whether the gate is met."""
         if result.state == "complete":
             verdict = "meets the gate" if result.feasible else "misses the gate"
             print(f"trial {result.number + 1}: sparsity {result.sparsity:.3f}, {result.psnr:.1f} dB, {verdict}")
@@ -27,15 +26,15 @@ class Printer(TuningListener):
 
 
 def main() -> None:
-    """Search, and say what came of it."""
+    """Run the search and print its result."""
     config = resolve("demo", flags={"tune.n_trials": 3, "eval.num_prompts": 2, "gate.min_psnr": 38.0})
     folder = Path("results/demo-from-python")
     result = tune(config, output_dir=folder, listeners=[Printer(), TrackingListener(config)])
     if result.best is None or result.evaluation is None:
-        print("no trial meets the gate: allow more of them, or a lower gate")
+        print("no trial meets the gate; allow more trials or lower the gate")
         return
-    judged = result.evaluation
-    print(f"on other prompts: sparsity {judged.sparsity.overall:.3f}, psnr {judged.statistics['psnr'].mean:.1f} dB")
+    sparsity, psnr = result.evaluation.sparsity.overall, result.evaluation.statistics["psnr"].mean
+    print(f"on eval prompts: sparsity {sparsity:.3f}, psnr {psnr:.1f} dB")
     print(f"checkpoint: {result.checkpoint_path}")
 
 

@@ -1,4 +1,4 @@
-"""The code blocks of the documentation, with what their markers and headers say of them."""
+"""Parser for the code blocks of the documentation, with their markers and titles."""
 
 import re
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 COMMANDS = ("sh", "python")
-"""Languages whose blocks are commands, run by the tests."""
+"""Languages of blocks that the tests run."""
 
 SHOWN = ("console", "json", "mermaid", "text", "yaml")
-"""Languages whose blocks are output, data and synopses."""
+"""Languages of output, data and usage lines."""
 
 _FENCE = re.compile(
     r'^(?P<indent> *)```(?:(?P<plain>\w*)| \{ \.(?P<classed>\w+)(?: \.\w+)*)(?: title="(?P<title>[^"]+)")?(?: \})?$'
@@ -23,16 +23,16 @@ _SNIPPET = re.compile(r'--8<-- "(?P<file>[^":]+)"')
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block.
+    """A fenced code block.
 
     Args:
         page: its file, relative to the checkout.
-        line: of its first fence, from 1.
-        language: as the fence names it.
-        text: its lines, without their common indentation.
-        title: the file that it shows; None where it has no title.
-        not_run: why the tests don't run it; None where they do.
-        until_stopped: whether it serves until Ctrl-C.
+        line: line of its opening fence, from 1.
+        language: as named in the fence.
+        text: its lines, without the indentation of the fence.
+        title: the file that it shows, if any.
+        not_run: why the tests don't run it; None if they do.
+        until_stopped: whether it runs until Ctrl-C.
     """
 
     page: str
@@ -48,18 +48,18 @@ class Block:
 
     @property
     def is_command(self) -> bool:
-        """Whether it is to be run: a block with a title is a file."""
+        """Whether the tests run it; a block with a title is a file."""
         return self.language in COMMANDS and self.title is None and self.not_run is None
 
     @property
     def shows(self) -> str | None:
-        """The file of the checkout that it shows by including it; None where its text stands in the page."""
+        """The file of the checkout that it includes, if any."""
         found = _SNIPPET.fullmatch(self.text.strip())
         return None if found is None else found["file"]
 
 
 def pages() -> list[str]:
-    """Name the documentation's files in the order in which a reader meets them: later ones build on earlier ones."""
+    """Return the pages in reading order: later ones depend on earlier ones."""
     names = ("index", "install", "tutorial", "examples")
     first = ["README.md", "README.zh-CN.md", *(f"docs/{name}.md" for name in names)]
     rest = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
@@ -67,7 +67,7 @@ def pages() -> list[str]:
 
 
 def blocks_of(page: str) -> Iterator[Block]:
-    """Take the fenced blocks of a page, in order."""
+    """Yield the fenced blocks of a page, in order."""
     lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
     number = 0
     while number < len(lines):
@@ -89,5 +89,5 @@ def blocks_of(page: str) -> Iterator[Block]:
 
 
 def all_blocks() -> list[Block]:
-    """Take the blocks of all pages."""
+    """Return the blocks of all pages."""
     return [block for page in pages() for block in blocks_of(page)]

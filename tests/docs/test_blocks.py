@@ -1,4 +1,4 @@
-"""Every code block of the documentation is run by a test, or says why not."""
+"""Every code block of the documentation runs in a test, or states why not."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from tests.docs.blocks import COMMANDS, ROOT, SHOWN, Block, all_blocks, blocks_o
 
 BLOCKS = all_blocks()
 
-EXCUSES = (
+REASONS = (
     "needs a GPU",
     "needs an NVIDIA H100, and trains for half an hour",
     "needs a cluster",
     "needs fish",
     "needs zsh",
-    "a test installs the wheel it builds beside the packages that are here, in place of a download of gigabytes",
+    "a test installs the wheel without downloading gigabytes of dependencies",
 )
 
 
@@ -24,12 +24,12 @@ def test_a_block_names_a_known_language(page: str) -> None:
     assert unknown == [], f"name one of {', '.join((*COMMANDS, *SHOWN))}"
 
 
-def test_a_block_that_is_not_run_needs_more_than_this_machine() -> None:
-    unknown = [f"{block}: {block.not_run}" for block in BLOCKS if block.not_run not in (None, *EXCUSES)]
+def test_a_block_that_is_not_run_has_a_known_reason() -> None:
+    unknown = [f"{block}: {block.not_run}" for block in BLOCKS if block.not_run not in (None, *REASONS)]
     assert unknown == []
 
 
-def test_the_main_job_stands_where_a_new_user_begins() -> None:
+def test_the_start_pages_show_the_main_command() -> None:
     for page in ("README.md", "README.zh-CN.md", "docs/index.md", "docs/tutorial.md", "docs/examples.md"):
         assert any(block.text == "make tune && make eval\n" for block in blocks_of(page)), page
 

@@ -1,4 +1,4 @@
-"""The documentation followed to the letter: every command block, in order, in one folder, as a new user runs them."""
+"""Runs every command block of the documentation, in order, in one folder, like a new user."""
 
 import pytest
 
@@ -13,8 +13,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return make_workspace(tmp_path_factory.mktemp("docs") / "checkout")
 
 
-def _followed() -> list[Block]:
-    """Blocks to run, and files to write where they are shown with their names."""
+def _blocks() -> list[Block]:
+    """Return the blocks to run and the titled blocks to write as files."""
     return [
         block
         for block in all_blocks()
@@ -22,7 +22,7 @@ def _followed() -> list[Block]:
     ]
 
 
-@pytest.mark.parametrize("block", _followed(), ids=str)
+@pytest.mark.parametrize("block", _blocks(), ids=str)
 def test_the_documentation_can_be_followed(block: Block, workspace: Workspace) -> None:
     if block.is_command:
         workspace.run(block)

@@ -1,4 +1,4 @@
-"""Messages that the documentation quotes are ones that the program prints."""
+"""Messages quoted in the documentation exist in the source."""
 
 import ast
 import re
@@ -7,8 +7,8 @@ import pytest
 
 from tests.docs.blocks import ROOT, blocks_of
 
-LEAST_LITERAL = 20
-"""A pattern with fewer letters of its own would fit anything."""
+MIN_LITERAL = 20
+"""Patterns with fewer literal characters would match anything."""
 
 QUOTED = [
     line
@@ -20,18 +20,18 @@ QUOTED = [
 
 @pytest.fixture(scope="module")
 def patterns() -> list[re.Pattern[str]]:
-    """Make a pattern of every text in the source that may be quoted; its values may be anything."""
+    """Return a pattern for every text in the source that may be quoted, with wildcards for values."""
     found, page = [], "\n".join(QUOTED)
     for path in (ROOT / "sparsetune").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             parts = _parts(node)
-            if sum(map(len, parts)) >= LEAST_LITERAL and max(parts, key=len) in page:
+            if sum(map(len, parts)) >= MIN_LITERAL and max(parts, key=len) in page:
                 found.append(re.compile(".*?".join(map(re.escape, parts)), re.DOTALL))
     return found
 
 
 def _parts(node: ast.AST) -> list[str]:
-    """Take the fixed parts of a text: those around an f-string's values, or around %s."""
+    """Return the literal parts of a text, around the values of an f-string or around %s."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return re.split(r"%[sd]", node.value)
     if not isinstance(node, ast.JoinedStr):
@@ -52,4 +52,4 @@ def test_the_troubleshooting_page_quotes_messages() -> None:
 @pytest.mark.parametrize("quoted", QUOTED)
 def test_a_quoted_message_is_the_program_s(quoted: str, patterns: list[re.Pattern[str]]) -> None:
     message = re.sub(r"^(sparsetune|warning): ", "", quoted)
-    assert any(pattern.match(message) for pattern in patterns), "the program has no text like it"
+    assert any(pattern.match(message) for pattern in patterns), "no such message in the source"

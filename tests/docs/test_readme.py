@@ -1,4 +1,4 @@
-"""README.md stays short, and its Chinese quick start says the same."""
+"""README.md stays short and agrees with its Chinese translation."""
 
 import re
 
@@ -8,7 +8,7 @@ ENGLISH, CHINESE = "README.md", "README.zh-CN.md"
 
 
 def numbers(page: str) -> list[str]:
-    """Take every number of a page's prose: blocks, links and the digits of names are left out."""
+    """Return the numbers in a page's prose, without code blocks, links and digits in names."""
     text = (ROOT / page).read_text(encoding="utf-8")
     text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"\]\([^)]*\)|<!--.*?-->|`[^`]*`|[A-Za-z][\w.-]*\d\w*", "", text)
@@ -19,17 +19,17 @@ def test_readme_is_no_longer_than_200_lines() -> None:
     assert len((ROOT / ENGLISH).read_text(encoding="utf-8").splitlines()) <= 200
 
 
-def test_the_chinese_quick_start_has_the_english_one_s_blocks_to_the_letter() -> None:
+def test_the_chinese_page_has_the_blocks_of_the_english_one() -> None:
     english = [block.text for block in blocks_of(ENGLISH)]
     chinese = [block.text for block in blocks_of(CHINESE)]
     assert chinese == [text for text in english if text in chinese]
     commands = [block.text for block in blocks_of(ENGLISH) if block.language in ("sh", "python")]
-    assert [text for text in commands if text not in chinese] == [], "each command of README.md belongs there too"
+    assert [text for text in commands if text not in chinese] == [], "add each command of README.md"
     measured = [block.text for block in blocks_of(ENGLISH) if "trial " in block.text or "95 %" in block.text]
-    assert len(measured) == 2 and set(measured) <= set(chinese), "copy what README.md says was printed"
+    assert len(measured) == 2 and set(measured) <= set(chinese), "copy the output in README.md"
 
 
-def test_the_chinese_quick_start_has_no_figure_that_the_english_one_lacks() -> None:
+def test_the_chinese_page_has_no_number_that_the_english_one_lacks() -> None:
     english = numbers(ENGLISH)
     assert [number for number in numbers(CHINESE) if number not in english] == []
 

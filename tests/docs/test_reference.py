@@ -1,4 +1,4 @@
-"""What the site says of commands, settings, metrics and files is what the program has."""
+"""The generated reference covers all commands, settings, metrics and schemas."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from tools.docs.settings_table import settings_tables
 
 
 def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
-    """Go through all commands and their subcommands, each with its full name."""
+    """Yield all commands and subcommands with their full names."""
     context = click.Context(group, info_name=path)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
@@ -71,7 +71,7 @@ def test_a_schema_s_table_has_its_fields_and_those_of_its_parts(name: str) -> No
     json.dumps(schema)
 
 
-def test_a_schema_s_table_tells_what_a_docstring_tells_of_several_fields() -> None:
+def test_a_schema_s_table_has_the_descriptions_that_several_fields_share() -> None:
     table = schema_tables(schemas()["manifest"])
     assert (
         "| `base_revision` | string or null | the model the policy was tuned for: its name, hub id or folder," in table

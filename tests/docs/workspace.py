@@ -1,4 +1,4 @@
-"""A folder as a new user has it: a checkout whose environment is set up already."""
+"""A checkout with an installed environment, in which the documentation's blocks run."""
 
 import os
 import re
@@ -13,24 +13,24 @@ from pathlib import Path
 from tests.docs.blocks import ROOT, Block
 
 TIMEOUT_SECONDS = 1200.0
-_TAKEN = ("Makefile", "pyproject.toml", "constraints.txt", "configs", "examples")
+_COPIED = ("Makefile", "pyproject.toml", "constraints.txt", "configs", "examples")
 _LINK = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
 @dataclass
 class Workspace:
-    """Runs blocks of the documentation one after the other, each text once: pages repeat the main job.
+    """Runs blocks of the documentation one after the other, each text once, since pages repeat the main command.
 
     Args:
         folder: the checkout.
-        outcomes: how each text that was run ended: None where it ended well, else what is to be said of it.
+        outcomes: by text, None for success, else an error message.
     """
 
     folder: Path
     outcomes: dict[str, str | None] = field(default_factory=dict)
 
     def run(self, block: Block) -> None:
-        """Run a block as it stands; fails with what it printed unless it ends well."""
+        """Run a block; fail with its output unless it succeeds."""
         if block.text not in self.outcomes:
             self.outcomes[block.text] = self._outcome(block)
         outcome = self.outcomes[block.text]
@@ -39,32 +39,32 @@ class Workspace:
     def _outcome(self, block: Block) -> str | None:
         with subprocess.Popen(
             _command(block), cwd=self.folder, env=_environment(self.folder), text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, preexec_fn=_hear_ctrl_c,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, preexec_fn=_enable_ctrl_c,
         ) as process:  # fmt: skip
-            overdue = threading.Timer(TIMEOUT_SECONDS, os.killpg, (process.pid, signal.SIGKILL))
-            overdue.start()
+            timeout = threading.Timer(TIMEOUT_SECONDS, os.killpg, (process.pid, signal.SIGKILL))
+            timeout.start()
             printed = _until_link(process) if block.until_stopped else ""
             printed += process.communicate()[0]
-            overdue.cancel()
+            timeout.cancel()
         if block.until_stopped:
-            well = _LINK.search(printed) and process.returncode != -signal.SIGKILL and "Traceback" not in printed
+            succeeded = _LINK.search(printed) and process.returncode != -signal.SIGKILL and "Traceback" not in printed
         else:
-            well = process.returncode == 0
-        return None if well else f"it ended with {process.returncode}:\n{block.text}\n{printed[-6000:]}"
+            succeeded = process.returncode == 0
+        return None if succeeded else f"exit code {process.returncode}:\n{block.text}\n{printed[-6000:]}"
 
     def write(self, block: Block) -> None:
-        """Write the file that a block shows with its name."""
+        """Write the file that a titled block shows."""
         assert block.title is not None
         (self.folder / block.title).write_text(block.text, encoding="utf-8")
 
 
-def _hear_ctrl_c() -> None:
-    """Undo what a shell does to what it starts in the background, which then never hears of Ctrl-C."""
+def _enable_ctrl_c() -> None:
+    """Restore the default handler: shells make background processes ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _until_link(process: subprocess.Popen[str]) -> str:
-    """Read what a server prints up to its link, and press Ctrl-C."""
+    """Return the output of a server up to its link, and send Ctrl-C."""
     assert process.stdout is not None
     printed = ""
     for line in process.stdout:
@@ -76,9 +76,9 @@ def _until_link(process: subprocess.Popen[str]) -> str:
 
 
 def make_workspace(folder: Path) -> Workspace:
-    """Copy what commands of the documentation use of the checkout, and link the environment in."""
+    """Copy the files that documented commands use, and link the environment."""
     folder.mkdir()
-    for name in _TAKEN:
+    for name in _COPIED:
         source = ROOT / name
         shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
     _link_environment(folder / ".venv")
@@ -86,14 +86,14 @@ def make_workspace(folder: Path) -> Workspace:
 
 
 def _link_environment(target: Path) -> None:
-    """Make a virtual environment of links to the one that runs the tests; `make` takes it for set up."""
+    """Link the environment that runs the tests, marked as installed for `make`."""
     target.mkdir()
     for name in ("bin", "lib"):
         (target / name).symlink_to(Path(sys.prefix) / name)
     shutil.copy(Path(sys.prefix) / "pyvenv.cfg", target)
     (target / ".installed").touch()
     for name in ("pyproject.toml", "constraints.txt"):
-        os.utime(target.parent / name, (0, 0))  # older than .installed, so that nothing is installed anew
+        os.utime(target.parent / name, (0, 0))  # older than .installed, so that make installs nothing
 
 
 def _command(block: Block) -> list[str]:

@@ -10,21 +10,21 @@ from diffusers import DiffusionPipeline
 
 from sparsetune.models.families import FAMILIES
 
-_ABOVE = "its transformer is one of the above"
-_CONTROL = f"takes a ControlNet beside the prompt; {_ABOVE}"
-_UNSEEDED = f"draws noise for its control image that no generator decides: two dense renderings differ; {_ABOVE}"
-_LTX2 = f"a stage or variant of LTX-2 with inputs of its own; {_ABOVE}"
-_CHUNKS = f"renders in chunks that see each other; {_ABOVE}"
-_EDIT = f"edits images that its text encoder reads too, each enlarged to a megapixel; {_ABOVE}"
-_VISUAL_CLOZE = f"lays several images out in a grid; {_ABOVE}"
+_ABOVE = "its transformer is one of those above"
+_CONTROL = f"takes a ControlNet in addition to the prompt; {_ABOVE}"
+_UNSEEDED = f"its control image uses noise that ignores the generator, so two dense renderings differ; {_ABOVE}"
+_LTX2 = f"a stage or variant of LTX-2 with different inputs; {_ABOVE}"
+_CHUNKS = f"renders in chunks that attend to each other; {_ABOVE}"
+_EDIT = f"edits images that its text encoder also reads, each upscaled to a megapixel; {_ABOVE}"
+_VISUAL_CLOZE = f"arranges several images in a grid; {_ABOVE}"
 UNTRIED = {
-    "LTXI2VLongMultiPromptPipeline": f"renders windows of a long video, each with a prompt of its own; {_ABOVE}",
+    "LTXI2VLongMultiPromptPipeline": f"renders windows of a long video, each with its own prompt; {_ABOVE}",
     "LTX2DFRPipeline": _LTX2,
     "LTX2DFRTemporalRefinePipeline": _LTX2,
     "LTX2HDRPipeline": _LTX2,
     "LTX2InContextPipeline": _LTX2,
-    "EasyAnimateControlPipeline": "diffusers' own call of it fails: it gives its encode_prompt an unknown argument",
-    "EasyAnimateInpaintPipeline": "diffusers' own call of it fails: it reads a setting that its VAE doesn't have",
+    "EasyAnimateControlPipeline": "fails in diffusers: it passes an unknown argument to encode_prompt",
+    "EasyAnimateInpaintPipeline": "fails in diffusers: it reads a setting that its VAE doesn't have",
     "Cosmos2_5_TransferPipeline": _CHUNKS,
     "QwenImageControlNetInpaintPipeline": _CONTROL,
     "QwenImageEditPlusPipeline": _EDIT,
@@ -37,12 +37,12 @@ UNTRIED = {
 }
 """Those whose transformer is one of a supported family: `sparsify` takes them, but no test shows what it does."""
 
-_AUDIO = "makes sound"
-_LINEAR = "its self-attention is linear: there are no blocks to leave out"
-_FEW = "sequences are too short to gain"
-_NO_FAMILY = "a transformer that is none of a supported family yet; `sparsify` refuses it"
-_UNET = "denoises with a UNet, which has no family here"
-_OTHER = "gives embeddings, texts, shapes, molecules or other latents rather than images or videos"
+_AUDIO = "generates audio"
+_LINEAR = "its self-attention is linear and has no blocks to skip"
+_FEW = "its sequences are too short to benefit"
+_NO_FAMILY = "its transformer belongs to no supported family; `sparsify` rejects it"
+_UNET = "denoises with a UNet, which is not supported"
+_OTHER = "outputs embeddings, text, shapes, molecules or other latents instead of images or videos"
 _BY_TRANSFORMER = {
     "AceStepTransformer1DModel": _AUDIO,
     "LongCatAudioDiTTransformer": _AUDIO,

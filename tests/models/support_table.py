@@ -14,28 +14,28 @@ COLUMNS = ("verdict", "text", "exactness", "compiled", "reason")
 _UNSAID = {"compiled": "as above"}
 _HEAD = """# Models
 
-What `sparsify` does on each pipeline class of diffusers. The table is written by the tests that check it
-(`tests/models/test_support.py`): each class is built tiny with random weights, rendered dense and sparse on the CPU's
-reference backend, and put through `torch.compile`.
+What `sparsify` does on each pipeline class of diffusers. The tests that check this table also generate it
+(`tests/models/test_support.py`): they build each class tiny with random weights, render it dense and sparse on the CPU's
+reference backend, and compile it with `torch.compile`.
 
-- **works**: at full density the latents are the dense ones; at half the probability (`cdfthreshd` 0.5) blocks are left
-  out and the latents differ; the first half of the steps runs dense where the schedule says so; taking the policy off
-  restores the pipeline exactly. *partly* names the calls that run dense, and why.
-- **text**: where text tokens lie in the joint attention, which `keep_text` and the token orders follow; `none` where
-  text comes in by cross-attention, which stays dense.
-- **full density**: how near the dense latents are. Not bit for bit where a padding mask is cut off.
+- **works**: at full density the latents equal the dense ones; with `cdfthreshd` 0.5 blocks are skipped and the latents
+  differ; the first half of the steps runs dense if the schedule says so; removing the policy restores the pipeline
+  exactly. *partly* lists the calls that run dense, with the reason.
+- **text**: the position of text tokens in joint attention, which `keep_text` and the token orders respect; `none` if
+  text is used in cross-attention, which stays dense.
+- **full density**: how close the latents are to the dense ones. Not bit for bit if a padding mask is cut off.
 - **torch.compile**: whether sparse attention breaks the compiled graph. Some models break it themselves. *as above* is
-  another pipeline of a transformer that was compiled.
+  another pipeline whose transformer was already compiled.
 
-Heads of another width than 64 or 128 run padded with zeros on kernels that only know those: the block map and the
-output are the same but for the rounding of one factor on q.
+Heads of a width other than 64 or 128 are padded with zeros for kernels that support only these widths: block map and
+output are the same except for the rounding of one factor on q.
 
-`transformer.compile_repeated_blocks()` compiles a block once for all layers, sparse as dense. Together with a policy
-work (`tests/models/test_combinations.py`): LoRAs, `enable_model_cpu_offload` and `enable_sequential_cpu_offload`, group
-offloading, FP8 layerwise casting, VAE tiling, `set_attention_backend`, and caches (first block, pyramid attention
-broadcast: what they skip isn't counted). Offloading was tried on a CPU that stands in for the GPU too: the hooks, and
-weights on the meta device, are the same, copies between two devices are not. `tests/models/test_offload_gpu.py` tries
-it on a GPU and has not been run yet. Context parallelism is refused.
+`transformer.compile_repeated_blocks()` compiles a block once for all layers, sparse as well as dense. These work
+together with a policy (`tests/models/test_combinations.py`): LoRA, `enable_model_cpu_offload` and
+`enable_sequential_cpu_offload`, group offloading, FP8 layerwise casting, VAE tiling, `set_attention_backend`, and caches
+(first block, pyramid attention broadcast; calls that they skip aren't counted). Offloading was tested on a CPU in place
+of the GPU: hooks and weights on the meta device are the same, copies between two devices are not.
+`tests/models/test_offload_gpu.py` tests it on a GPU and has not been run yet. Context parallelism is rejected.
 
 A ControlNet's own attention stays dense and isn't counted.
 
@@ -43,9 +43,9 @@ A ControlNet's own attention stays dense and isn't counted.
 | --- | --- | --- | --- | --- | --- | --- |
 """
 _TAIL = """
-## Not tried
+## Not tested
 
-Their transformer is one of a supported family, so `sparsify` takes them; no test shows what it does.
+Their transformer belongs to a supported family, so `sparsify` accepts them, but no test covers them.
 
 | pipeline | why |
 | --- | --- |
@@ -53,7 +53,7 @@ Their transformer is one of a supported family, so `sparsify` takes them; no tes
 _OTHERS = """
 ## Not supported
 
-All further pipelines of diffusers {version}.
+All other pipelines of diffusers {version}.
 
 | why | pipelines |
 | --- | --- |
@@ -61,10 +61,10 @@ All further pipelines of diffusers {version}.
 _CONFIGURATIONS = """
 ## Configurations
 
-What `sparsetune models` lists; `--random-weights [--tiny]` builds any of them without a download. Layers, heads, widths
-and tokens are those of the model that diffusers builds from the settings in the last column. A revision is pinned where
-several projects name the same commit of that repository in public; nothing was downloaded to check it. Where none is
-pinned, what the hub gives is loaded with a warning, and its commit is recorded in results and manifests.
+`sparsetune models` lists these; `--random-weights [--tiny]` builds any of them without a download. Layers, heads, widths
+and tokens are those of the model that diffusers builds from the settings in the last column. A revision is pinned if
+several public projects name the same commit of that repository; it was not downloaded to check it. Without a pinned
+revision, the Hub's current one is loaded with a warning, and its commit is recorded in results and manifests.
 
 | name | hub id | revision | settings from |
 | --- | --- | --- | --- |
@@ -82,7 +82,7 @@ class Table:
     def read(cls, page: Path, writing: bool) -> "Table":
         rows = {}
         text = page.read_text(encoding="utf-8") if page.is_file() else ""
-        for line in text.partition("## Not tried")[0].splitlines():
+        for line in text.partition("## Not tested")[0].splitlines():
             cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
             if line.startswith("| ") and len(cells) == len(COLUMNS) + 2 and cells[0].endswith("Pipeline"):
                 rows[f"{cells[0]}-{cells[1]}"] = dict(zip(COLUMNS, cells[2:], strict=True))

@@ -1,1 +1,1 @@
-"""What of the documentation is made from the code when the site is built; `hooks.py` is what mkdocs calls."""
+"""Generators of the documentation's reference pages; mkdocs calls `hooks.py`."""

@@ -1,7 +1,7 @@
-"""The command line's reference, from the commands themselves.
+"""Command-line reference, generated from the click commands.
 
-mkdocs-click finds our lazily loaded commands, but runs a help text's examples together into one paragraph and shows no
-default, since ours stand in the help; hence this.
+mkdocs-click merges the examples of a help text into one paragraph and shows no defaults, since ours are part of the
+help text.
 """
 
 import inspect
@@ -14,7 +14,7 @@ _DEFAULT = re.compile(r"\s*\[default: (?P<default>.*)\]$", re.DOTALL)
 
 
 def reference(group: click.Group, name: str) -> str:
-    """Write every command of `group` in Markdown, in the group's own order, a heading of level 2 each."""
+    """Return Markdown for all commands of `group`, in its order, each with a heading of level 2."""
     context = click.Context(group, info_name=name, help_option_names=["-h", "--help"])
     lines = [*_options(group, context), ""]
     for command in _subcommands(group, context):
@@ -42,7 +42,7 @@ def _subcommands(command: click.Command, context: click.Context) -> list[click.C
 
 
 def _help(command: click.Command) -> Iterator[str]:
-    """Give the help's paragraphs; what click wouldn't wrap, our examples, as code."""
+    """Yield the paragraphs of the help; those that click must not wrap are examples, shown as code."""
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(command.help or "")):
         if not paragraph.startswith("\b"):
             yield from (paragraph, "")
@@ -56,7 +56,7 @@ def _options(command: click.Command, context: click.Context) -> Iterator[str]:
     yield "| option | what it does | default |"
     yield "| --- | --- | --- |"
     for option in options:
-        text, default = _parted(option.help or "")
+        text, default = _split_default(option.help or "")
         yield f"| {_names(option, context)} | {_cell(text)} | {_cell(default)} |"
 
 
@@ -69,13 +69,13 @@ def _names(option: click.Option, context: click.Context) -> str:
     return f"{names} `{option.make_metavar(context)}`"
 
 
-def _parted(help_text: str) -> tuple[str, str]:
-    """Take a help apart into what it says and the default at its end."""
+def _split_default(help_text: str) -> tuple[str, str]:
+    """Split a help text into its description and the default at its end."""
     found = _DEFAULT.search(help_text)
     return (help_text, "") if found is None else (help_text[: found.start()], found["default"])
 
 
 def _cell(text: str) -> str:
-    """Make a text fit into a cell; what has commas without spaces may be wrapped at them."""
+    """Escape a text for a table cell; add spaces after commas, so that lists can wrap."""
     text = re.sub(r",(?=\w)", ", ", " ".join(text.split()))
     return text.replace("|", "&#124;").replace("<", "&lt;")

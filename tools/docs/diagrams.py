@@ -1,7 +1,7 @@
-"""Mermaid diagrams as pictures, drawn once and kept: the site then needs no script and no network to show them.
+"""Mermaid diagrams as stored SVG files, so that the site needs neither scripts nor a network.
 
-A diagram's source stands in the page, where forges draw it themselves. `docs/images/PAGE-NUMBER.svg` is what Chromium
-drew of it, with a digest of the source; the site's build warns where the two don't agree. After a change:
+The source of a diagram is in the page, where code forges render it. Chromium renders `docs/images/PAGE-NUMBER.svg`,
+with a digest of the source; the build warns if the two differ. After a change:
 
     npm pack mermaid@11 && tar xzf mermaid-11*.tgz package/dist/mermaid.min.js
     python -m tools.docs.diagrams package/dist/mermaid.min.js
@@ -22,7 +22,7 @@ async function draw(source) {{
     mermaid.initialize({{startOnLoad: false, theme: "neutral", htmlLabels: false, fontFamily: "sans-serif",
                         flowchart: {{htmlLabels: false, wrappingWidth: 420}}}});
     document.body.innerHTML = (await mermaid.render("diagram", source)).svg;
-    for (const cluster of document.querySelectorAll(".cluster")) {{  // arrows run through titles in the middle
+    for (const cluster of document.querySelectorAll(".cluster")) {{  // titles to the left: arrows cross the middle
         const box = cluster.querySelector("rect"), label = cluster.querySelector(".cluster-label");
         const [left, top] = ["x", "y"].map(name => Number(box.getAttribute(name)));
         const words = label.getBBox();
@@ -34,13 +34,13 @@ async function draw(source) {{
 
 
 def with_pictures(markdown: str, page: str, images: Path, warn: Callable[[str], None]) -> str:
-    """Put the kept picture in place of each diagram's source.
+    """Replace the source of each diagram by its stored SVG file.
 
     Args:
         markdown: the page's text.
         page: its name without suffix.
-        images: folder of the pictures, as the page links to it: `images/` beside it.
-        warn: told where a picture is missing or of another source.
+        images: folder of the SVG files; the page links to it as `images/`.
+        warn: called for each file that is missing or out of date.
     """
     number = 0
 
@@ -50,21 +50,21 @@ def with_pictures(markdown: str, page: str, images: Path, warn: Callable[[str], 
         name, title = f"{page}-{number}.svg", _TITLE.search(block["source"])
         kept = images / name
         if not kept.is_file() or _digest(block["source"]) not in kept.read_text(encoding="utf-8"):
-            warn(f"{kept} isn't drawn from the source in {page}.md; see tools/docs/diagrams.py")
+            warn(f"{kept} doesn't match the source in {page}.md; see tools/docs/diagrams.py")
         return f"![{title['title'].strip() if title else page}](images/{name}){{ .diagram }}"
 
     return _BLOCK.sub(picture, markdown)
 
 
-def draw_all(mermaid: Path) -> None:
-    """Draw every diagram of the pages whose picture is missing or of another source."""
+def render_all(mermaid: Path) -> None:
+    """Render all diagrams whose SVG file is missing or out of date."""
     for page in sorted((ROOT / "docs").glob("*.md")):
         for number, block in enumerate(_BLOCK.finditer(page.read_text(encoding="utf-8")), 1):
             target = ROOT / "docs" / "images" / f"{page.stem}-{number}.svg"
             digest = _digest(block["source"])
             if target.is_file() and digest in target.read_text(encoding="utf-8"):
                 continue
-            target.write_text(f"{_drawn(block['source'], mermaid)}<!-- {digest} -->\n", encoding="utf-8")
+            target.write_text(f"{_render(block['source'], mermaid)}<!-- {digest} -->\n", encoding="utf-8")
             print(target)
 
 
@@ -72,7 +72,7 @@ def _digest(source: str) -> str:
     return f"source {hashlib.sha256(source.encode()).hexdigest()[:16]}"
 
 
-def _drawn(source: str, mermaid: Path) -> str:
+def _render(source: str, mermaid: Path) -> str:
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -90,10 +90,10 @@ def _drawn(source: str, mermaid: Path) -> str:
                 "const done = arguments[1]; draw(arguments[0]).then(done, error => done('failed: ' + error))", source
             )
     if not svg.startswith("<svg"):
-        raise SystemExit(f"mermaid couldn't draw the diagram: {svg}")
+        raise SystemExit(f"mermaid failed: {svg}")
     svg = re.sub(r' data-[a-z-]+="[^"]*"', "", svg)
     return re.sub(r"\d+\.\d\d+", lambda number: f"{float(number[0]):.1f}", svg)
 
 
 if __name__ == "__main__":
-    draw_all(Path(sys.argv[1]))
+    render_all(Path(sys.argv[1]))

@@ -1,6 +1,6 @@
-"""What mkdocs calls while it builds the site: pages that are made from the code, and from files of the root.
+"""mkdocs hooks: generated reference tables, and files of the checkout's root as pages.
 
-A page says `<!-- generate: NAME -->` where something is to stand, and `<!-- include: FILE -->` for a file of the root.
+In a page, `<!-- generate: NAME -->` stands for a generated table and `<!-- include: FILE -->` for a file of the root.
 """
 
 import json
@@ -19,7 +19,7 @@ from root_files import as_page
 from schema_tables import NAMES, schema_tables, schemas
 from settings_table import settings_tables
 
-_LOG = logging.getLogger("mkdocs.hooks.sparsetune")  # a warning of it fails a strict build
+_LOG = logging.getLogger("mkdocs.hooks.sparsetune")  # a warning fails a strict build
 _ROOT = Path(__file__).resolve().parents[2]
 _PAGES = {
     "CHANGELOG.md": "changelog.md",
@@ -31,7 +31,7 @@ _DIRECTIVE = re.compile(r"^<!-- (?P<kind>generate|include): (?P<name>[\w ./-]+) 
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the JSON Schemas and the examples, which pages link to, to the site's files."""
+    """Add the JSON Schemas and the examples, which pages link to."""
     for name, schema in _schemas().items():
         text = json.dumps(schema, indent=2) + "\n"
         files.append(File.generated(config, f"schemas/{name}.schema.json", content=text))
@@ -43,15 +43,15 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Put what is generated, included or drawn in its place."""
+    """Insert generated tables, included files and diagrams."""
 
-    def put(directive: re.Match[str]) -> str:
+    def insert(directive: re.Match[str]) -> str:
         if directive["kind"] == "include":
             return as_page(_ROOT / directive["name"], _PAGES, _LOG.warning)
         return _GENERATED[directive["name"]]()
 
     name = Path(page.file.src_uri).stem
-    markdown = _DIRECTIVE.sub(put, markdown.replace("](../examples/", "](examples/"))
+    markdown = _DIRECTIVE.sub(insert, markdown.replace("](../examples/", "](examples/"))
     return with_pictures(markdown, name, _ROOT / "docs" / "images", _LOG.warning)
 
 

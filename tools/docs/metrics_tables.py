@@ -1,4 +1,4 @@
-"""The registered metrics, and how the score is counted, as tables."""
+"""Tables of the registered metrics and of the score."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from sparsetune.metrics.score import COSINE_POINTS, L1_POINTS, PSNR_POINTS, VERD
 
 
 def metrics_table() -> str:
-    """Write each registered metric with its definition, those that are computed unless told otherwise first."""
+    """Return a table of all registered metrics with their definitions, the default ones first."""
     lines = ["| metric | range | better | definition | source |", "| --- | --- | --- | --- | --- |"]
     for name in dict.fromkeys((*DEFAULT_METRICS, *metrics.names())):
         one = metrics.get(name)
@@ -22,7 +22,7 @@ def metrics_table() -> str:
 
 
 def score_tables() -> str:
-    """Write the points of each metric's mean, and the verdict of each score."""
+    """Return tables of the points for each mean and of the verdicts."""
     lines = ["| mean | points |", "| --- | --- |"]
     for name, sign, unit, steps in (
         ("frame_cosine", ">", "", COSINE_POINTS),
@@ -31,7 +31,7 @@ def score_tables() -> str:
     ):
         lines.append(f"| `{name}` | {_steps(sign, unit, steps)}, otherwise 0 |")
     verdicts = ", ".join(f"from {lowest} **{word}**" for lowest, word in VERDICTS)
-    return "\n".join([*lines, "", f"Of 100 points: {verdicts}, otherwise **degraded**. Every bound is strict."])
+    return "\n".join([*lines, "", f"Out of 100 points: {verdicts}, otherwise **degraded**. All bounds are strict."])
 
 
 def _steps(sign: str, unit: str, steps: Sequence[tuple[float, int]]) -> str:

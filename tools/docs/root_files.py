@@ -1,4 +1,4 @@
-"""Files of the checkout's root as pages of the site: their text as it is, links turned to the site's pages."""
+"""Files of the checkout's root as pages of the site, with rewritten links."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -8,15 +8,15 @@ _LINK = re.compile(r"\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 
 
 def as_page(file: Path, pages: Mapping[str, str], warn: Callable[[str], None]) -> str:
-    """Read a Markdown file of the root for the site.
+    """Read a Markdown file of the root and point its links to pages of the site.
 
     Args:
         file: the file.
-        pages: page of the site for each root file that has one, e.g. `CHANGELOG.md`: `changelog.md`.
-        warn: told of each link that leads nowhere in the site.
+        pages: the page for each root file that has one, e.g. `CHANGELOG.md`: `changelog.md`.
+        warn: called for each link without a page.
     """
 
-    def turned(link: re.Match[str]) -> str:
+    def rewritten(link: re.Match[str]) -> str:
         target, anchor = link["target"], link["anchor"] or ""
         if re.match(r"[a-z]+:", target):
             return link[0]
@@ -26,4 +26,4 @@ def as_page(file: Path, pages: Mapping[str, str], warn: Callable[[str], None]) -
             return link[0]
         return f"]({page}{anchor})"
 
-    return _LINK.sub(turned, file.read_text(encoding="utf-8"))
+    return _LINK.sub(rewritten, file.read_text(encoding="utf-8"))

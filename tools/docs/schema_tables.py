@@ -1,4 +1,4 @@
-"""The JSON files' schemas: as files of the site, and as tables to read."""
+"""JSON Schemas of the files, also as tables."""
 
 import json
 import re
@@ -11,7 +11,7 @@ NAMES = ("result", "tuning", "manifest", "break-even", "prompt")
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """Give the JSON Schema of each kind of file by its name, one of `NAMES`."""
+    """Return the JSON Schema of each kind of file, by name (`NAMES`)."""
     from sparsetune.attention.breakeven import BreakEvenTable
     from sparsetune.checkpoint.manifest import Manifest
     from sparsetune.evaluation.result import SCHEMA_PATH
@@ -28,9 +28,9 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 
 def schema_tables(schema: Schema) -> str:
-    """Write a schema's fields as a table, and one for each of the parts that it refers to, in order of mention."""
+    """Return a table of a schema's fields, and one for each definition that it refers to, in order of reference."""
     lines = list(_table(schema))
-    for name in _parts_in_order(schema):
+    for name in _definitions_in_order(schema):
         part = schema["$defs"][name]
         about = str(part.get("description", "")).partition("\n")[0]
         lines += [f"**{name}**" + (f": {about}" if about else ""), "", *_table(part)]
@@ -39,18 +39,18 @@ def schema_tables(schema: Schema) -> str:
 
 def _table(schema: Schema) -> Iterator[str]:
     yield from ("| field | type | meaning |", "| --- | --- | --- |")
-    told = _arguments(str(schema.get("description", "")))
+    described = _arguments(str(schema.get("description", "")))
     for name, field in schema.get("properties", {}).items():
-        meaning = str(field.get("description", told.get(name, ""))).replace("\n", " ").replace("|", "\\|")
+        meaning = str(field.get("description", described.get(name, ""))).replace("\n", " ").replace("|", "\\|")
         yield f"| `{name}` | {_type(field)} | {meaning} |"
     yield ""
 
 
 def _arguments(docstring: str) -> dict[str, str]:
-    """Take what a docstring's Args tell of each field; several may share one entry."""
+    """Return the description of each field from a docstring's Args; several fields may share one entry."""
     _, _, arguments = docstring.partition("Args:\n")
-    entries = re.findall(r"^    (?P<names>[\w, ]+): (?P<told>.*(?:\n {5,}.*)*)", arguments, re.MULTILINE)
-    return {name: " ".join(told.split()) for names, told in entries for name in names.split(", ")}
+    entries = re.findall(r"^    (?P<names>[\w, ]+): (?P<meaning>.*(?:\n {5,}.*)*)", arguments, re.MULTILINE)
+    return {name: " ".join(meaning.split()) for names, meaning in entries for name in names.split(", ")}
 
 
 def _type(field: Schema) -> str:
@@ -70,25 +70,25 @@ def _type(field: Schema) -> str:
     return kind
 
 
-def _parts_in_order(schema: Schema) -> list[str]:
-    """Give the names of all parts, each after the first part that mentions it."""
+def _definitions_in_order(schema: Schema) -> list[str]:
+    """Return the names of all definitions, each after the first one that refers to it."""
     found: list[str] = []
     waiting = [schema]
     while waiting:
-        for name in _mentioned(waiting.pop(0)):
+        for name in _references(waiting.pop(0)):
             if name not in found:
                 found.append(name)
                 waiting.append(schema["$defs"][name])
     return found
 
 
-def _mentioned(value: Any) -> Iterator[str]:
+def _references(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if key == "$ref":
                 yield str(inner).rpartition("/")[2]
             elif key != "$defs":
-                yield from _mentioned(inner)
+                yield from _references(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from _mentioned(inner)
+            yield from _references(inner)

@@ -1,4 +1,4 @@
-"""Every setting of the configuration as a table, from the configuration's own models."""
+"""Table of all settings, from the configuration's pydantic models."""
 
 import types
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from sparsetune.config.resolver import config_fields
 
 
 def settings_tables() -> str:
-    """Write a table for each section of the configuration, and one for the settings outside of any."""
+    """Return a table for each section of the configuration, and one for settings without a section."""
     return "\n".join(_tables())
 
 
@@ -23,8 +23,8 @@ def _tables() -> Iterator[str]:
         sections.setdefault(key.rpartition(".")[0], {})[key] = field
     for section, fields in sections.items():
         model = Config.model_fields[section].annotation if section else None
-        about = (model.__doc__ or "") if model is not None else "Outside of any section."
-        yield from (f"## {section or 'the rest'}", "", about, "")
+        about = (model.__doc__ or "") if model is not None else "Settings without a section."
+        yield from (f"## {section or 'other settings'}", "", about, "")
         yield from ("| setting | values | default | meaning |", "| --- | --- | --- | --- |")
         for key, field in fields.items():
             meaning = (field.description or "").replace("|", "\\|")
