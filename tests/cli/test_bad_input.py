@@ -45,7 +45,7 @@ def fails(message: str, *args: str, status: int) -> None:
         (("--height", "60"), 1, "height must be a multiple of 8, but is 60; the nearest is 64"),
         (("--use-tuned",), 1, "there is no results/demo/checkpoint; check the path, or make one with"),
         (("--checkpoint", "other"), 1, "the policy must have the model's 8 self-attention layers"),
-        (("--metrics", "psnrr"), 1, "a metric must be registered, but 'psnrr' is not; choose from psnr"),
+        (("--metrics", "psnrr"), 1, "unknown metric 'psnrr'; choose from psnr"),
         (("--metric-module", "none.py"), 1, "there is no file none.py; mend the path"),
         (("--model", "no/such/folder"), 1, "use --model demo"),
         (("--offload", "model"), 1, "offload model must have a CUDA GPU"),
