@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsetune.errors import ResultError
-from sparsetune.evaluation.compare import Change, Comparison, Outcome, compare
-from sparsetune.evaluation.report_markdown import difference, number
+from sparsetune.evaluation.compare import Comparison, change_rows, compare, summary_rows
+from sparsetune.evaluation.report_markdown import number
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
 from sparsetune.metrics import interval_caveat
 from sparsetune.report.figures import front, kind
@@ -109,33 +109,26 @@ def compared(before: EvaluationResult, after: EvaluationResult) -> Comparison | 
         return str(error)
 
 
-def outcome_rows(comparison: Comparison, words: Words) -> list[tuple[str, str, str]]:
-    """Set the two results' outcomes side by side."""
+def comparison_rows(comparison: Comparison, words: Words) -> list[tuple[str, str, str]]:
+    """Headline numbers of both results side by side."""
 
-    def column(outcome: Outcome) -> tuple[str, ...]:
-        return (
-            "–" if outcome.score is None else f"{outcome.score}/100",
-            words(f"verdict.{outcome.verdict}"),
-            words("gate.met") if outcome.gate_passed else words("gate.missed"),
-            _percent(outcome.sparsity) or "–",
-            _times(outcome.theoretical_speedup),
-            _times(outcome.measured_speedup),
-            str(outcome.num_failed),
-        )
+    def translated(key: str, text: str) -> str:
+        if key == "gate":
+            return words("gate.met" if text == "met" else "gate.missed")
+        return words(f"verdict.{text}") if key == "verdict" else text
 
-    names = ("score", "verdict", "gate", "sparsity", "theoretical", "measured", "failed")
-    texts = (words(f"outcome.{name}") for name in names)
-    return list(zip(texts, column(comparison.before), column(comparison.after), strict=True))
+    rows = summary_rows(comparison, speedup="{:.2f}×", missing="–")
+    return [(words(f"outcome.{key}"), translated(key, one), translated(key, other)) for key, one, other in rows]
 
 
-def change_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """Tell how each figure moved, over the prompts that both have."""
-    return [_change(change) for change in comparison.changes]
+def metric_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """Before, after and difference of each metric over the prompts that both results have."""
+    return [(*row[:4], f"{row.low} … {row.high}", "/".join(map(str, row.counts))) for row in change_rows(comparison)]
 
 
-def caveat(num_pairs: int) -> str:
-    """Say what intervals over so few prompts are worth; empty where they are enough."""
-    return interval_caveat(num_pairs) or ""
+def caveat(num_pairs: int) -> bool:
+    """Whether there are too few prompts for a reliable interval."""
+    return interval_caveat(num_pairs) is not None
 
 
 def settings_rows(result: EvaluationResult, words: Words) -> list[tuple[str, str]]:
@@ -192,25 +185,8 @@ def _state(trial: TrialSection, best: int | None, words: Words) -> str:
     return words("search.winner") if trial.number == best else words(f"search.{kind(trial)}")
 
 
-def _change(change: Change) -> tuple[str, ...]:
-    pairs = change.difference
-    scale = max(abs(change.before), abs(change.after))
-    return (
-        change.name + (f" ({change.unit})" if change.unit else ""),
-        number(change.before, scale),
-        number(change.after, scale),
-        difference(pairs.mean, scale),
-        f"{difference(pairs.ci95_low, scale)} … {difference(pairs.ci95_high, scale)}",
-        f"{pairs.better}/{pairs.worse}/{pairs.equal}",
-    )
-
-
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
-
-
-def _times(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}×"
 
 
 def _cosine(value: float | None) -> str:

@@ -4,7 +4,7 @@ import pytest
 
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.report.source import Source
-from sparsetune.report.tables import compared, outcome_rows, prompt_table, trial_table
+from sparsetune.report.tables import compared, comparison_rows, prompt_table, trial_table
 from sparsetune.report.verdict import conditions, sentence, tiles, tone
 from sparsetune.report.words import words
 from tests.report.synthetic import record_of, result_of, source_of
@@ -52,7 +52,7 @@ def test_before_and_after_stand_side_by_side() -> None:
     assert source.before is not None and source.evaluation is not None
     comparison = compared(source.before, source.evaluation)
     assert not isinstance(comparison, str)
-    rows = outcome_rows(comparison, words("en"))
+    rows = comparison_rows(comparison, words("en"))
     assert rows[0] == ("Score", "85/100", "85/100")
     assert len(rows) == 7
 
