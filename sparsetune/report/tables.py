@@ -1,4 +1,4 @@
-"""The tables of a report, as texts and what to sort them by."""
+"""Tables of a report: cell texts and sort values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _DIRECTIONS = {True: "up", False: "down", None: ""}
 
 @dataclass(frozen=True)
 class Cell:
-    """A text, and the number or text that its column is sorted by; None sorts last."""
+    """A text and its sort value; None sorts last."""
 
     text: str
     value: float | str | None = None
@@ -25,7 +25,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Head:
-    """A column's heading; `better` is `up`, `down` or empty."""
+    """A column heading; `better` is `up`, `down` or empty."""
 
     text: str
     better: str = ""
@@ -33,13 +33,12 @@ class Head:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table.
+    """A row of a table.
 
     Args:
-        key: what it is about: a prompt's index or a trial's number.
-        cells: one a heading.
-        note: in place of the figures that it lacks.
-        mark: what it is distinguished by, a class of the page's style.
+        key: a prompt's index or a trial's number.
+        note: a failed prompt's error.
+        mark: CSS class.
     """
 
     key: int
@@ -50,14 +49,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Headings and lines."""
-
     heads: tuple[Head, ...]
     rows: tuple[Row, ...]
 
 
 def prompt_table(result: EvaluationResult, words: Words) -> Table:
-    """List every prompt with every metric, the failed ones first, then the worst by PSNR."""
+    """All prompts with all metrics, failed ones first, then by PSNR, the worst first."""
     metrics = tuple(result.statistics)
     heads = [Head("#"), Head(words("table.prompt"))]
     heads += [
@@ -71,7 +68,7 @@ def prompt_table(result: EvaluationResult, words: Words) -> Table:
 
 
 def trial_table(record: TuningRecord, words: Words) -> Table:
-    """List every trial, the winner first, then those that meet the gate, the sparser the higher."""
+    """All trials, the winner first, then those that meet the gate, by sparsity."""
     names = ("table.trial", "table.state", "table.sparsity", "table.psnr", "table.psnr_worst", "table.cosine")
     heads = (*(Head(words(name)) for name in names), Head(words("table.seconds")))
     best = {trial.number for trial in front(record.trials)}
@@ -82,7 +79,7 @@ def trial_table(record: TuningRecord, words: Words) -> Table:
 
 
 def trial_details(trial: TrialSection, best: int | None, words: Words) -> dict[str, list[list[str]] | str]:
-    """Give a trial's parameters and figures as the page shows them when it is chosen."""
+    """A trial's parameters and results as the page shows them when it is selected."""
     figures = [
         [words("table.state"), _state(trial, best, words)],
         [words("table.sparsity"), _percent(trial.sparsity)],
@@ -102,7 +99,7 @@ def trial_details(trial: TrialSection, best: int | None, words: Words) -> dict[s
 
 
 def compared(before: EvaluationResult, after: EvaluationResult) -> Comparison | str:
-    """Compare two results; the reason where they can't be."""
+    """Compare two results; the reason where they are not comparable."""
     try:
         return compare(before, after)
     except ResultError as error:
@@ -132,7 +129,7 @@ def caveat(num_pairs: int) -> bool:
 
 
 def settings_rows(result: EvaluationResult, words: Words) -> list[tuple[str, str]]:
-    """Tell with what, on what and when it was made."""
+    """Model, settings and environment of a result."""
     config, environment = result.config, result.environment
     rows = [
         ("model", " @ ".join(filter(None, (config.model.source, config.model.revision)))),
