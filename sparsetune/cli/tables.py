@@ -11,7 +11,7 @@ from sparsetune.metrics import interval_caveat, registry
 
 if TYPE_CHECKING:
     from sparsetune.checkpoint import LayerSummary, PolicyDifference
-    from sparsetune.evaluation.compare import Change, Comparison
+    from sparsetune.evaluation.compare import Comparison
     from sparsetune.evaluation.result import EvaluationResult, MetricStatistics
     from sparsetune.evaluation.videos import VideoComparison
     from sparsetune.metrics import Summary
@@ -191,23 +191,30 @@ def _optional(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
+_SUMMARY_LABELS = {
+    "score": "score",
+    "verdict": "verdict",
+    "gate": "gate to deploy",
+    "sparsity": "sparsity",
+    "theoretical": "theoretical attention speed-up",
+    "measured": "measured speed-up",
+    "failed": "failed prompts",
+}
+
+
 def before_after_text(comparison: "Comparison") -> str:
     """The comparison of two evaluations: both in brief, then each figure's change, then what limits it."""
-    sides = comparison.before, comparison.after
+    from sparsetune.evaluation.compare import change_rows, summary_rows
+
     brief = [
-        ["score", *("-" if side.score is None else f"{side.score}/100" for side in sides)],
-        ["verdict", *(outcome(side.verdict) for side in sides)],
-        ["gate to deploy", *(outcome("met" if side.gate_passed else "not met") for side in sides)],
-        ["sparsity", *(_figure(side.sparsity, "{:.3f}") for side in sides)],
-        ["theoretical attention speed-up", *(_figure(side.theoretical_speedup, "{:.2f}x") for side in sides)],
-        *(
-            [["measured speed-up", *(_figure(side.measured_speedup, "{:.2f}x") for side in sides)]]
-            if any(side.measured_speedup is not None for side in sides)
-            else []
-        ),
-        ["failed prompts", *(str(side.num_failed) for side in sides)],
+        [_SUMMARY_LABELS[key], *(outcome(text) if key in ("verdict", "gate") else text for text in texts)]
+        for key, *texts in summary_rows(comparison, sparsity="{:.3f}")
+        if key != "measured" or texts != ["-", "-"]
     ]
-    changes = [_change_row(change) for change in comparison.changes]
+    changes = [
+        [*row[:4], f"{row.low} .. {row.high}", "/".join(map(str, row.counts))]
+        for row in change_rows(comparison, decimals=6)
+    ]
     heads = ("mean", "before", "after", "difference", "95 % of the difference", "better/worse/equal")
     lines = [table_text((("", "before", "after"), brief)), "", table_text((heads, changes)), ""]
     pairs = "1 prompt is" if comparison.num_pairs == 1 else f"{comparison.num_pairs} prompts are"
@@ -215,29 +222,8 @@ def before_after_text(comparison: "Comparison") -> str:
         f"{pairs} paired by prompt and seed"
         + (f"; {comparison.num_unpaired} have no partner or no number" if comparison.num_unpaired else "")
     )
-    for name, side in zip(("before", "after"), sides, strict=True):
+    for name, side in (("before", comparison.before), ("after", comparison.after)):
         lines += [f"gate {name}: {failure}" for failure in side.gate_failures]
     lines += caveat_lines(comparison.num_pairs)
     lines += [f"NOT comparable: {difference}" for difference in comparison.forced]
     return "\n".join([*lines, *(f"note: {note}" for note in comparison.notes)])
-
-
-def _change_row(change: "Change") -> list[str]:
-    name, unit, difference = change.name, change.unit, change.difference
-    scale = max(abs(change.before), abs(change.after))
-    return [
-        f"{name} ({unit})" if unit else name,
-        value_text(change.before, unit, scale),
-        value_text(change.after, unit, scale),
-        _signed(difference.mean, unit, scale),
-        f"{_signed(difference.ci95_low, unit, scale)} .. {_signed(difference.ci95_high, unit, scale)}",
-        f"{difference.better}/{difference.worse}/{difference.equal}",
-    ]
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
-
-
-def _signed(value: float, unit: str, scale: float) -> str:
-    return ("+" if value >= 0 else "") + value_text(value, unit, scale)

@@ -1,1 +1,1 @@
-"""Sparse video judged against dense video: the baseline cache, the run, its result, comparison and report."""
+"""Evaluation of a sparse policy against the dense model: baseline cache, run, result, comparison and report."""

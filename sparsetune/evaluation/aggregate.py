@@ -1,4 +1,4 @@
-"""From prompts to a result: rows, statistics, and what the renderings' counters say together."""
+"""Aggregation of prompt results into the sections of an evaluation's result."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,6 +19,8 @@ from sparsetune.evaluation.result import (
 )
 from sparsetune.metrics import Gate, get, summarize
 
+_COUNTERS = ("by_layer", "by_layer_and_step", "by_head", "kernels", "num_calls", "fallbacks")
+
 
 def prompt_row(
     index: int,
@@ -26,7 +28,7 @@ def prompt_row(
     ladder: Mapping[Rung, Mapping[str, float]] | None = None,
     psnr_per_frame: Sequence[float] | None = None,
 ) -> PromptRow:
-    """Lay one prompt out as its row of the JSON; its worst frame is the one with the lowest PSNR."""
+    """Convert a prompt's result to its row of the JSON; the worst frame is the one with the lowest PSNR."""
     values: dict[str, Any] = {
         "index": index,
         "prompt": result.prompt,
@@ -47,7 +49,7 @@ def prompt_row(
 
 
 def statistics(rows: Sequence[PromptRow]) -> dict[str, MetricStatistics]:
-    """Summarise each metric over the prompts that have it; one that none has is left out."""
+    """Summarize each metric over the prompts that have it."""
     columns: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.metrics.items():
@@ -61,7 +63,7 @@ def _metric_statistics(name: str, values: Sequence[float]) -> MetricStatistics:
 
 
 def gate_section(gate: Gate, rows: Sequence[PromptRow]) -> GateSection:
-    """Check the gate on the prompts; a failed prompt fails it."""
+    """Check the gate; a failed prompt fails it."""
     measured = [row.metrics for row in rows if row.error is None]
     checked = gate.check(measured, num_failed=len(rows) - len(measured))
     conditions = tuple(ConditionSection.model_validate(one) for one in checked.to_dict()["conditions"])
@@ -69,38 +71,33 @@ def gate_section(gate: Gate, rows: Sequence[PromptRow]) -> GateSection:
 
 
 def sparsity_section(results: Sequence[PromptResult]) -> SparsitySection:
-    """Pool the counters of all prompts that rendered, and the seconds they took."""
+    """Merge the counters and rendering times of all prompts that rendered."""
     counted = [result.stats for result in results if result.stats is not None]
     dense = _mean([result.seconds_dense for result in results if result.seconds_dense is not None])
     sparse = _mean([result.seconds_sparse for result in results if result.seconds_sparse is not None])
-    pooled = counted[0].merged(counted[1:]) if counted else None
-    overall = _fraction(pooled.sparsity) if pooled else None
+    merged = counted[0].merged(counted[1:]) if counted else None
+    overall = _fraction(merged.sparsity) if merged else None
     return SparsitySection(
         overall=overall,
-        active=_fraction(pooled.sparsity_active) if pooled else None,
+        active=_fraction(merged.sparsity_active) if merged else None,
         theoretical_speedup=None if overall is None or overall == 1.0 else 1.0 / (1.0 - overall),
         measured_speedup=_speedup(results),
         seconds_dense=dense,
         seconds_sparse=sparse,
-        by_layer=dict(pooled.by_layer) if pooled else {},
-        by_step=tuple(pooled.by_step) if pooled else (),
-        by_layer_and_step=dict(pooled.by_layer_and_step) if pooled else {},
-        by_head=dict(pooled.by_head) if pooled else {},
-        kernels=dict(pooled.kernels) if pooled else {},
-        num_calls=dict(pooled.num_calls) if pooled else {},
-        fallbacks=dict(pooled.fallbacks) if pooled else {},
+        by_step=merged.by_step if merged else (),
+        **{name: getattr(merged, name) if merged else {} for name in _COUNTERS},
     )
 
 
 def threshold_sections(policy: Policy) -> tuple[LayerSection, ...]:
-    """Sum up a policy layer by layer, in its order."""
+    """Summarize a policy by layer."""
     return tuple(LayerSection(**asdict(layer)) for layer in summarize_policy(policy))
 
 
 def _speedup(results: Sequence[PromptResult]) -> float | None:
-    """Compare the fastest rendering of each kind: all have the same work, and warm-up or a busy machine only adds.
+    """Fastest dense over fastest sparse rendering: warm-up or a busy machine only adds time.
 
-    None with the reference kernel, which computes every pair and drops some afterwards: its time says nothing.
+    None with the reference kernel, which computes every pair and drops some afterwards.
     """
     if any(ReferenceBackend.name in result.stats.kernels.values() for result in results if result.stats is not None):
         return None
@@ -110,7 +107,7 @@ def _speedup(results: Sequence[PromptResult]) -> float | None:
 
 
 def _fraction(value: float | None) -> float | None:
-    """Bring what rounding put a hair outside of [0, 1] back into it."""
+    """Clamp rounding errors to [0, 1]."""
     return None if value is None else min(max(value, 0.0), 1.0)
 
 

@@ -1,26 +1,25 @@
-"""Two evaluations compared, prompt by prompt."""
+"""Paired comparison of two evaluations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sparsetune.errors import MetricError, ResultError
-from sparsetune.evaluation.report_markdown import cell, difference, number, table
+from sparsetune.evaluation.report_markdown import cell, table
 from sparsetune.evaluation.result import EvaluationResult, PromptRow, load_result
 from sparsetune.metrics import PairedDifference, get, interval_caveat, paired_difference
 
 
 @dataclass(frozen=True)
 class Change:
-    """How one figure moved from before to after, over the prompts that both have.
+    """Difference of one metric between two results, over the prompts that both have.
 
     Args:
         name: the metric, `sparsity` or `seconds_sparse`.
         unit: of its values.
-        higher_is_better: its direction; None where neither the result nor the registry knows it.
-        before: mean over the paired prompts.
-        after: likewise.
+        higher_is_better: None where neither the result nor the registry knows it.
+        before, after: means over the paired prompts.
         difference: of the pairs, with the bootstrap interval of the mean and the prompts better and worse.
     """
 
@@ -33,8 +32,8 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One of the two results in brief."""
+class EvaluationSummary:
+    """Headline numbers of one of the two results."""
 
     use_tuned: bool
     score: int | None
@@ -49,20 +48,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """Result of `compare`.
 
     Args:
-        before: the one result.
-        after: the other.
-        changes: one entry a figure that both have.
+        changes: one per metric that both results have.
         num_pairs: prompts with numbers in both results, paired by prompt and seed.
-        num_unpaired: prompts of either result without a partner, failed ones counted in.
-        notes: what differs without forbidding the comparison.
-        forced: what differs and does forbid it; only with `force`.
+        num_unpaired: prompts of either result without a partner, failed ones included.
+        notes: differences that don't forbid the comparison.
+        forced: differences that do; only with `force`.
     """
 
-    before: Outcome
-    after: Outcome
+    before: EvaluationSummary
+    after: EvaluationSummary
     changes: tuple[Change, ...]
     num_pairs: int
     num_unpaired: int
@@ -70,10 +67,10 @@ class Comparison:
     forced: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the comparison as JSON's value."""
+        """Convert to a JSON value."""
         return {
-            "before": _outcome_dict(self.before),
-            "after": _outcome_dict(self.after),
+            "before": vars(self.before) | {"gate_failures": list(self.before.gate_failures)},
+            "after": vars(self.after) | {"gate_failures": list(self.after.gate_failures)},
             "num_pairs": self.num_pairs,
             "num_unpaired": self.num_unpaired,
             "changes": {
@@ -91,67 +88,90 @@ class Comparison:
         }
 
     def to_markdown(self) -> str:
-        """Give the comparison as Markdown."""
+        """Format as Markdown."""
+        sides = {"before": self.before, "after": self.after}
+        tuned = ("Tuned", *("yes" if side.use_tuned else "no" for side in sides.values()))
+        summary = [tuned, *((_LABELS[key], *texts) for key, *texts in summary_rows(self))]
+        changes = [
+            (*row[:4], f"{row.low} to {row.high}" + (" \\*" if row.significant else ""), *map(str, row.counts))
+            for row in change_rows(self)
+        ]
+        forced = f"**Not comparable, compared with --force:** {'; '.join(map(cell, self.forced))}"
         parts = [
             "# Before and after",
-            *[f"**Not comparable, compared all the same:** {'; '.join(map(cell, self.forced))}"][: len(self.forced)],
-            table(("", "Before", "After"), _outcome_rows(self.before, self.after)),
+            forced if self.forced else None,
+            table(("", "Before", "After"), summary),
+            "\n".join(f"- gate {name}: {cell(one)}" for name, side in sides.items() for one in side.gate_failures),
             f"{self.num_pairs} pairs by prompt and seed; {self.num_unpaired} prompts without a partner or a number.",
-            table(
-                ("Figure", "Before", "After", "Difference", "95 % interval", "Better", "Worse", "Equal"),
-                [_change_row(change) for change in self.changes],
-            ),
-            "A star marks an interval that leaves out 0: the difference is more than the choice of these prompts.",
-            *filter(None, [interval_caveat(self.num_pairs)]),
+            table(("Metric", "Before", "After", "Difference", "95% interval", "Better", "Worse", "Equal"), changes),
+            "A star marks an interval that excludes 0: the difference is unlikely to be chance.",
+            interval_caveat(self.num_pairs),
             *(f"- {cell(note)}" for note in self.notes),
         ]
-        return "\n\n".join(parts) + "\n"
+        return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _outcome_dict(outcome: Outcome) -> dict[str, Any]:
-    return {**vars(outcome), "gate_failures": list(outcome.gate_failures)}
+_LABELS = {
+    "score": "Score",
+    "verdict": "Verdict",
+    "gate": "Gate",
+    "sparsity": "Sparsity",
+    "theoretical": "Theoretical speed-up of attention",
+    "measured": "Measured speed-up of a rendering",
+    "failed": "Failed prompts",
+}
 
 
-def _outcome_rows(before: Outcome, after: Outcome) -> list[tuple[str, str, str]]:
-    def column(outcome: Outcome) -> tuple[str, ...]:
+class ChangeRow(NamedTuple):
+    """A `Change` as texts: `low` and `high` bound the difference; `counts` are the prompts better, worse and equal."""
+
+    name: str
+    before: str
+    after: str
+    difference: str
+    low: str
+    high: str
+    counts: tuple[int, int, int]
+    significant: bool
+
+
+def summary_rows(
+    comparison: Comparison, *, sparsity: str = "{:.1%}", speedup: str = "{:.2f}x", missing: str = "-"
+) -> list[tuple[str, str, str]]:
+    """Key, before and after of the headline numbers, as texts; the verdict and `met` or `not met` untranslated."""
+
+    def column(side: EvaluationSummary) -> tuple[str, ...]:
         return (
-            "yes" if outcome.use_tuned else "no",
-            "none" if outcome.score is None else f"{outcome.score}/100",
-            outcome.verdict,
-            "met" if outcome.gate_passed else "not met: " + cell("; ".join(outcome.gate_failures)),
-            "" if outcome.sparsity is None else f"{outcome.sparsity:.1%}",
-            "" if outcome.theoretical_speedup is None else f"{outcome.theoretical_speedup:.2f}x",
-            "" if outcome.measured_speedup is None else f"{outcome.measured_speedup:.2f}x",
-            str(outcome.num_failed),
+            missing if side.score is None else f"{side.score}/100",
+            side.verdict,
+            "met" if side.gate_passed else "not met",
+            missing if side.sparsity is None else sparsity.format(side.sparsity),
+            missing if side.theoretical_speedup is None else speedup.format(side.theoretical_speedup),
+            missing if side.measured_speedup is None else speedup.format(side.measured_speedup),
+            str(side.num_failed),
         )
 
-    names = (
-        "Tuned",
-        "Score",
-        "Verdict",
-        "Gate",
-        "Sparsity",
-        "Theoretical speed-up of attention",
-        "Measured speed-up of a rendering",
-        "Failed prompts",
-    )
-    return list(zip(names, column(before), column(after), strict=True))
+    return list(zip(_LABELS, column(comparison.before), column(comparison.after), strict=True))
 
 
-def _change_row(change: Change) -> tuple[str, ...]:
+def change_rows(comparison: Comparison, decimals: int = 4) -> list[ChangeRow]:
+    """Format every change: two decimals for dB and from 10 on, otherwise `decimals`."""
+    return [_change_row(change, decimals) for change in comparison.changes]
+
+
+def _change_row(change: Change, decimals: int) -> ChangeRow:
     pairs = change.difference
-    scale = max(abs(change.before), abs(change.after))
-    low, high = difference(pairs.ci95_low, scale), difference(pairs.ci95_high, scale)
-    mark = " \\*" if pairs.significant else ""
-    return (
-        change.name + (f" ({change.unit})" if change.unit else ""),
-        number(change.before),
-        number(change.after),
-        difference(pairs.mean, scale),
-        f"{low} to {high}{mark}",
-        str(pairs.better),
-        str(pairs.worse),
-        str(pairs.equal),
+    if change.unit == "dB" or max(abs(change.before), abs(change.after)) >= 10:
+        decimals = 2
+    return ChangeRow(
+        name=f"{change.name} ({change.unit})" if change.unit else change.name,
+        before=f"{change.before:.{decimals}f}",
+        after=f"{change.after:.{decimals}f}",
+        difference=f"{pairs.mean:+.{decimals}f}",
+        low=f"{pairs.ci95_low:+.{decimals}f}",
+        high=f"{pairs.ci95_high:+.{decimals}f}",
+        counts=(pairs.better, pairs.worse, pairs.equal),
+        significant=pairs.significant,
     )
 
 
@@ -175,10 +195,10 @@ _DECIDING = (
     "num_prompts",
     "prompts_hash",
 )
-"""Configuration that both results must share: what decides the dense videos and which they are."""
+"""Configuration that both results must share, because it decides the dense videos."""
 
-_TELLING = ("device", "backend")
-"""Configuration that may differ, which is said."""
+_NOTED = ("device", "backend")
+"""Configuration that may differ, with a note."""
 
 _ALWAYS = ("sparsity", "seconds_sparse")
 
@@ -191,38 +211,32 @@ def compare(
     Args:
         before: a result, its JSON file, or a folder that holds one.
         after: likewise.
-        force: compare what isn't comparable, over the prompts that both have.
+        force: compare results that aren't comparable, over the prompts that both have.
 
     Raises:
         ResultError: a result can't be read, the two aren't comparable (every difference is listed), or no prompt
             has numbers in both.
     """
-    first, second = _load(before), _load(after)
+    first, second = (given if isinstance(given, EvaluationResult) else load_result(given) for given in (before, after))
     differing = _differences(first, second, _DECIDING)
     if differing and not force:
         raise ResultError(
-            f"two results must be of the same model, settings and prompts, but differ in {'; '.join(differing)}; "
-            "evaluate both alike, or compare with --force"
+            f"results are not comparable, they differ in {'; '.join(differing)}; "
+            "evaluate both with the same settings, or use --force"
         )
     pairs = _pairs(first.detailed_results, second.detailed_results)
     if not pairs:
-        raise ResultError(
-            "two results must share a prompt and seed that rendered in both, but share none; evaluate both alike"
-        )
+        raise ResultError("the results share no prompt and seed that rendered in both")
     total = len(first.detailed_results) + len(second.detailed_results)
     return Comparison(
-        before=_outcome(first),
-        after=_outcome(second),
+        before=_summary(first),
+        after=_summary(second),
         changes=tuple(_change(name, pairs, *_direction(name, first)) for name in _names(pairs)),
         num_pairs=len(pairs),
         num_unpaired=total - 2 * len(pairs),
         notes=_notes(first, second),
         forced=tuple(differing),
     )
-
-
-def _load(given: EvaluationResult | Path | str) -> EvaluationResult:
-    return given if isinstance(given, EvaluationResult) else load_result(given)
 
 
 def _differences(first: EvaluationResult, second: EvaluationResult, names: Sequence[str]) -> list[str]:
@@ -242,7 +256,7 @@ def _short(value: object) -> str:
 
 
 def _pairs(first: Sequence[PromptRow], second: Sequence[PromptRow]) -> list[tuple[dict[str, float], dict[str, float]]]:
-    """Pair the prompts with numbers; a prompt that is listed twice is paired in order."""
+    """Pair the prompts that have numbers; repeated prompts are paired in order."""
     waiting: dict[tuple[str, int], list[PromptRow]] = {}
     for row in second:
         if row.error is None:
@@ -251,17 +265,17 @@ def _pairs(first: Sequence[PromptRow], second: Sequence[PromptRow]) -> list[tupl
     for row in first:
         partners = waiting.get((row.prompt, row.seed), [])
         if row.error is None and partners:
-            pairs.append((_figures(row), _figures(partners.pop(0))))
+            pairs.append((_metrics(row), _metrics(partners.pop(0))))
     return pairs
 
 
-def _figures(row: PromptRow) -> dict[str, float]:
+def _metrics(row: PromptRow) -> dict[str, float]:
     always = {name: getattr(row, name) for name in _ALWAYS}
     return row.metrics | {name: value for name, value in always.items() if value is not None}
 
 
 def _names(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> list[str]:
-    """Name the figures that some pair has on both sides, in the order of their first appearance."""
+    """Names of metrics that some pair has on both sides, in order of first appearance."""
     return list(dict.fromkeys(name for one, other in pairs for name in one if name in other))
 
 
@@ -284,23 +298,23 @@ def _change(
 
 
 def _direction(name: str, result: EvaluationResult) -> tuple[str, bool | None]:
-    """Tell a figure's unit and whether higher is better: as the result says, so that no user's module is needed."""
+    """Unit and direction of a metric, from the result first: a user's metric need not be registered here."""
     if name == "sparsity":
         return "", True
     if name == "seconds_sparse":
         return "s", False
-    told = result.statistics.get(name)
-    if told is not None and told.higher_is_better is not None:
-        return told.unit, told.higher_is_better
+    recorded = result.statistics.get(name)
+    if recorded is not None and recorded.higher_is_better is not None:
+        return recorded.unit, recorded.higher_is_better
     try:
         metric = get(name)
-    except MetricError:  # registered by whoever made the results, not here
+    except MetricError:
         return "", None
     return metric.unit, metric.higher_is_better
 
 
 def _notes(first: EvaluationResult, second: EvaluationResult) -> tuple[str, ...]:
-    notes = [f"{difference} differ" for difference in _differences(first, second, _TELLING)]
+    notes = [f"{difference} differ" for difference in _differences(first, second, _NOTED)]
     versions = (first.environment.versions, second.environment.versions)
     changed = [
         f"{name} {versions[0].get(name, 'none')} and {versions[1].get(name, 'none')}"
@@ -313,15 +327,15 @@ def _notes(first: EvaluationResult, second: EvaluationResult) -> tuple[str, ...]
     if missing:
         notes.append(f"only one result has {', '.join(missing)}")
     if unknown := [name for name in first.statistics if _direction(name, first)[1] is None]:
-        notes.append(f"not registered here, so taken as better when higher: {', '.join(unknown)}")
+        notes.append(f"not registered here, so higher is taken as better: {', '.join(unknown)}")
     for side, result in (("before", first), ("after", second)):
         if overlap := result.config.prompts_in_tune_set:
-            notes.append(f"{len(overlap)} prompts of {side} are in the set that policies are tuned on")
+            notes.append(f"{len(overlap)} prompts of {side} are also in the tune set, which inflates scores")
     return tuple(notes)
 
 
-def _outcome(result: EvaluationResult) -> Outcome:
-    return Outcome(
+def _summary(result: EvaluationResult) -> EvaluationSummary:
+    return EvaluationSummary(
         use_tuned=result.config.use_tuned,
         score=result.overall_score,
         verdict=result.verdict,

@@ -1,4 +1,4 @@
-"""The conditions of an evaluation: all that decides its numbers, read off what renders."""
+"""Conditions of an evaluation: model, policy, settings and environment, as sections of the result."""
 
 import functools
 import platform
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sparsetune.attention.breakeven import dtype_name
 from sparsetune.attention.policy import Policy
 from sparsetune.checkpoint.manifest import git_commit, hash_prompts, utc_now, versions
-from sparsetune.evaluation.baseline_entry import BaselineKey, canonical_hash
+from sparsetune.evaluation.baseline import BaselineKey, canonical_hash
 from sparsetune.evaluation.result import ConfigSection, EnvironmentSection, ModelSection, PolicySection, Spread
 from sparsetune.executor import Executor
 from sparsetune.models.loading import ModelIdentity
@@ -25,25 +25,20 @@ _RENDERING_PACKAGES = ("torch", "diffusers", "transformers")
 
 
 def baseline_key(renderer: "Renderer", prompt: AnyPrompt, seed: int) -> BaselineKey:
-    """Give the address of a prompt's dense video."""
-    loaded, settings = renderer.loaded, renderer.settings
+    """Return the cache key of a prompt's dense video."""
+    loaded, identity = renderer.loaded, renderer.loaded.identity
+    settings = renderer.settings.model_dump(exclude={"fps"})
     given = as_prompt(prompt)
-    negative_prompt = settings.negative_prompt if given.negative_prompt is None else given.negative_prompt
+    if given.negative_prompt is not None:
+        settings["negative_prompt"] = given.negative_prompt
     return BaselineKey(
-        source=loaded.identity.source,
-        revision=loaded.identity.revision,
-        fingerprint=loaded.identity.fingerprint,
-        pipeline_class=loaded.identity.pipeline_class,
+        source=identity.source,
+        revision=identity.revision,
+        fingerprint=identity.fingerprint,
+        pipeline_class=identity.pipeline_class,
         prompt=given.text,
-        negative_prompt=negative_prompt,
         seed=seed if given.seed is None else given.seed,
-        num_frames=settings.num_frames,
-        height=settings.height,
-        width=settings.width,
-        num_inference_steps=settings.num_inference_steps,
-        guidance_scale=settings.guidance_scale,
-        guidance_scale_2=settings.guidance_scale_2,
-        max_sequence_length=settings.max_sequence_length,
+        **settings,
         scheduler=scheduler(loaded.pipe),
         dtype=dtype_name(loaded.dtype),
         device=device_kind(loaded.device),
@@ -54,7 +49,6 @@ def baseline_key(renderer: "Renderer", prompt: AnyPrompt, seed: int) -> Baseline
 
 
 def model_section(identity: ModelIdentity) -> ModelSection:
-    """DescribeSession the model."""
     return ModelSection(
         source=identity.source,
         revision=identity.revision,
@@ -68,16 +62,14 @@ def model_section(identity: ModelIdentity) -> ModelSection:
 
 
 def policy_digest(policy: Policy) -> str:
-    """Hash a whole policy, in hexadecimal.
+    """SHA-256 of a policy, in hexadecimal.
 
-    What has its default value is left out: a field that a later version adds leaves the hashes of the policies before
-    it as they were, and a registered checkpoint is still told from another.
+    Fields with their default value are left out, so that a field added later doesn't change older policies' digests.
     """
-    return canonical_hash(_beyond_defaults(policy))
+    return canonical_hash(_non_defaults(policy))
 
 
 def policy_section(policy: Policy) -> PolicySection:
-    """DescribeSession a policy in brief."""
     heads = [head for layer in policy.layers for head in layer.heads]
     sparse = [head for head in heads if head.is_sparse]
     return PolicySection(
@@ -99,7 +91,7 @@ def policy_section(policy: Policy) -> PolicySection:
 
 
 def config_section(
-    rig: RuntimeDescription,
+    runtime: RuntimeDescription,
     policy: Policy,
     prompts: Sequence[AnyPrompt],
     *,
@@ -112,31 +104,22 @@ def config_section(
     prompt_file: Path | None,
     tune_prompts: Sequence[AnyPrompt],
 ) -> ConfigSection:
-    """Put together everything that decides an evaluation's numbers; the arguments are those of `evaluate`."""
-    settings = rig.settings
+    """Collect everything that decides an evaluation's numbers; the arguments are those of `evaluate`."""
     tuned_on = set(tune_prompts) if tuned else set()
     return ConfigSection(
-        model_name=rig.identity.name,
+        model_name=runtime.identity.name,
         use_tuned=tuned,
         num_prompts=len(prompts),
         seed=seed,
         tuned_path=checkpoint,
         tuner=tuner,
-        model=model_section(rig.identity),
-        height=settings.height,
-        width=settings.width,
-        num_frames=settings.num_frames,
-        fps=settings.fps,
-        num_inference_steps=settings.num_inference_steps,
-        guidance_scale=settings.guidance_scale,
-        guidance_scale_2=settings.guidance_scale_2,
-        negative_prompt=settings.negative_prompt,
-        max_sequence_length=settings.max_sequence_length,
-        scheduler=rig.scheduler,
-        dtype=rig.dtype,
-        device=rig.device,
-        vae_tiling=rig.vae_tiling,
-        backend=rig.kernel,
+        model=model_section(runtime.identity),
+        **runtime.settings.model_dump(),
+        scheduler=runtime.scheduler,
+        dtype=runtime.dtype,
+        device=runtime.device,
+        vae_tiling=runtime.vae_tiling,
+        backend=runtime.kernel,
         break_even=str(break_even) if break_even is not None else None,
         policy=policy_section(policy),
         metrics=metrics,
@@ -147,21 +130,20 @@ def config_section(
 
 
 def environment_section(
-    rig: RuntimeDescription, engine: Executor, seconds_total: float, seconds_generation: float
+    runtime: RuntimeDescription, executor: Executor, seconds_total: float, seconds_generation: float
 ) -> EnvironmentSection:
-    """DescribeSession the machines and the software, and what befell the workers."""
     return EnvironmentSection(
         created=utc_now(),
         platform=platform.platform(),
-        device_name=rig.device_name,
-        backend_reason=rig.chosen_because,
-        num_threads=rig.num_threads,
+        device_name=runtime.device_name,
+        backend_reason=runtime.chosen_because,
+        num_threads=runtime.num_threads,
         versions=versions(),
         git_commit=git_commit(),
         seconds_total=seconds_total,
         seconds_generation=seconds_generation,
-        workers=tuple(f"{worker.label}, {worker.device}" for worker in engine.workers),
-        incidents=tuple(incident.text for incident in engine.incidents),
+        workers=tuple(f"{worker.label}, {worker.device}" for worker in executor.workers),
+        incidents=tuple(incident.text for incident in executor.incidents),
     )
 
 
@@ -171,9 +153,9 @@ def _rendering_versions() -> tuple[tuple[str, str], ...]:
     return tuple((name, installed.get(name, "none")) for name in _RENDERING_PACKAGES)
 
 
-def _beyond_defaults(value: Any) -> Any:
+def _non_defaults(value: Any) -> Any:
     if isinstance(value, tuple):
-        return [_beyond_defaults(one) for one in value]
+        return [_non_defaults(one) for one in value]
     if not is_dataclass(value):
         return value
     found = {}
@@ -181,7 +163,7 @@ def _beyond_defaults(value: Any) -> Any:
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         own = getattr(value, field.name)
         if own != default:
-            found[field.name] = _beyond_defaults(own)
+            found[field.name] = _non_defaults(own)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The evaluation: every prompt dense and sparse, judged, written and reported."""
+"""Evaluation of a policy: every prompt rendered dense and sparse, measured, written and reported."""
 
 import contextlib
 import logging
@@ -24,7 +24,7 @@ from sparsetune.evaluation.events import (
     PromptDone,
     PromptStarted,
 )
-from sparsetune.evaluation.outputs import OutputFolder, telling_prompts
+from sparsetune.evaluation.outputs import OutputFolder, worst_and_median
 from sparsetune.evaluation.report_markdown import report_markdown
 from sparsetune.evaluation.result import ConfigSection, EvaluationResult, PromptRow, save_result
 from sparsetune.evaluation.tasks import JudgedPrompt, JudgePrompt
@@ -63,22 +63,22 @@ def evaluate_config(
     *,
     difference: bool = False,
 ) -> EvaluationResult:
-    """Load what a configuration names and evaluate a checkpoint, or SpargeAttn's default thresholds.
+    """Load the configured model and evaluate a checkpoint, or SpargeAttn's default thresholds.
 
     Args:
         config: the configuration.
-        checkpoint: a checkpoint, or its folder or file; None tests the default thresholds.
-        output_dir: where files go; None is `eval.output_dir`, and where that is None too, results/MODEL/eval.
-        listeners: told what happens, in order.
-        difference: give side-by-side videos a third pane with the difference amplified.
+        checkpoint: a checkpoint, or its folder or file; None evaluates the default thresholds.
+        output_dir: of all files; None is `eval.output_dir`, and where that is None too, results/MODEL/eval.
+        listeners: notified of every event, in order.
+        difference: add a third pane with the amplified difference to side-by-side videos.
 
     Raises:
-        PromptError, CheckpointError, ModelError, BackendError, GenerationError, MetricError, CacheError: what was
-            asked for can't be done; the message says what to change.
+        PromptError, CheckpointError, ModelError, BackendError, GenerationError, MetricError, CacheError: the message
+            says what to change.
     """
     import_metrics(config.eval.metric_modules)
     gate = Gate(**config.gate.model_dump())
-    _metric_names(config.eval.metrics, gate)  # an unknown one fails before a large model is loaded
+    _metric_names(config.eval.metrics, gate)  # fails before a large model is loaded
     prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
     loaded_checkpoint = load_checkpoint(checkpoint) if isinstance(checkpoint, Path | str) else checkpoint
     if loaded_checkpoint is not None:
@@ -129,48 +129,48 @@ def evaluate(
     prompt_file: Path | None = None,
     tune_prompts: Sequence[AnyPrompt] = (),
 ) -> EvaluationResult:
-    """Judge a policy: render every prompt dense (or read it from the cache) and sparse with the same seed.
+    """Evaluate a policy: render every prompt dense (or read it from the cache) and sparse with the same seed.
 
-    Prompts whose frames are NaN or black are failed prompts in the result, without a number.
+    Prompts whose frames are NaN or black are failed prompts in the result, without numbers.
 
     Args:
         renderer: the loaded model with its generation settings, on which no policy may be installed; or an engine,
             whose workers have it.
         policy: None is SpargeAttn's default thresholds.
-        prompts: the texts, or what else a video is rendered from.
+        prompts: texts, or `Prompt`s with an image, seed or negative prompt.
         cache: of dense videos.
-        seed: of every rendering.
+        seed: of all renderings.
         metrics: names of registered metrics; `BASE_METRICS`, those that the gate needs and those that a user
             registered (`metrics.own_names()`) are always computed.
-        gate: bounds to deploy; None is the default gate.
+        gate: None is the default gate.
         backend: `auto`, `sparge`, `flex`, `reference` or `dense`.
-        break_even: table of `sparsetune bench`: layers whose sparsity wouldn't pay run dense.
-        listener: told what happens.
-        output_dir: where result, report, stills and videos go; None writes nothing.
+        break_even: table of `sparsetune bench`: layers whose sparsity wouldn't pay off run dense.
+        listener: notified of every event.
+        output_dir: of result, report, stills and videos; None writes nothing.
         save_videos: write dense, sparse and side-by-side videos.
-        difference: give side-by-side videos a third pane with the difference amplified.
+        difference: add a third pane with the amplified difference to side-by-side videos.
         tuned: whether the result counts as tuned; None means when a policy is given.
-        checkpoint: where the policy comes from, for the result.
-        tuner: what found the policy, for the result.
-        ladder: measure noise and quantisation floors as well: two more renderings a prompt.
-        prompt_file: where the prompts come from, for the result.
-        tune_prompts: what the policy may have been tuned on; an overlap is said in the result.
+        checkpoint: the policy's source, for the result.
+        tuner: of the policy, for the result.
+        ladder: also measure noise and kernel rounding: two more renderings per prompt.
+        prompt_file: the prompts' source, for the result.
+        tune_prompts: prompts that the policy may have been tuned on; the result flags an overlap.
 
     Raises:
         PromptError: there are no prompts.
         ExecutorError: no worker is left.
-        MetricError: a metric is unknown or gave no finite number.
+        MetricError: a metric is unknown or returned no finite number.
         CheckpointError: the policy is for another model.
         GenerationError: out of memory.
         CacheError, BackendError, VideoError, SparsetuneError: the cache, kernel, encoder or folder can't be used.
     """
     started = time.perf_counter()
     if not prompts:
-        raise PromptError("an evaluation must have at least one prompt, but was given none; give prompts")
+        raise PromptError("an evaluation needs at least one prompt")
     tuned = policy is not None if tuned is None else tuned
     gate = gate or Gate()
     names = _metric_names(metrics, gate)
-    table = None if break_even is None else break_even.absolute()  # workers have other working folders
+    table = None if break_even is None else break_even.absolute()  # workers have other working directories
     with _as_engine(renderer) as engine:
         described = run_one(engine, DescribeSession(backend, break_even=table))
         rig, policy = described.rig, policy or described.policy
@@ -207,7 +207,7 @@ def _as_engine(renderer: Renderer | Executor) -> contextlib.AbstractContextManag
 
 @dataclass(frozen=True)
 class _Run:
-    """An evaluation that is ready to begin: its tasks, one a prompt, and what judges and tells of them."""
+    """A prepared evaluation with one task per prompt."""
 
     engine: Executor
     rig: RuntimeDescription
@@ -218,7 +218,6 @@ class _Run:
     started: float
 
     def result(self) -> EvaluationResult:
-        """Judge every prompt, put the result together, write it, and tell the listener of all that."""
         first = self.tasks[0]
         ladder: tuple[Side, ...] = ("dense_again", "kernel") if first.ladder else ()
         try:
@@ -288,8 +287,8 @@ def _write(outputs: OutputFolder | None, result: EvaluationResult, judged: Seque
     prompts = tuple(prompt.result for prompt in judged)
     if outputs is None:
         return EvaluationEnded(result, prompts)
-    moments = {prompt.row.index: prompt.moment for prompt in judged if prompt.moment is not None}
-    stills = {index: outputs.write_still(moments[index]) for index in telling_prompts(result.detailed_results)}
+    worst = {prompt.row.index: prompt.worst_frame for prompt in judged if prompt.worst_frame is not None}
+    stills = {index: outputs.write_still(worst[index]) for index in worst_and_median(result.detailed_results)}
     videos = {prompt.row.index: outputs.keep_videos(prompt.row.index, prompt.videos) for prompt in judged}
     videos = {index: kinds for index, kinds in videos.items() if kinds}
     write_text(outputs.report_path, report_markdown(result, outputs.folder, videos, stills))
@@ -304,14 +303,14 @@ def _metric_names(metrics: Sequence[str], gate: Gate) -> tuple[str, ...]:
     for name in names:
         get(name)
         if (name in PromptRow.model_fields or hasattr(PromptRow, name)) and name not in BASE_METRICS:
-            raise MetricError(f"a metric must not be called as a field of the result, but is {name!r}; rename it")
+            raise MetricError(f"metric name {name!r} is a field of the result; rename the metric")
     return names
 
 
 def _tune_prompts(
     config: "Config", prompts: Sequence[AnyPrompt], checkpoint: Checkpoint | None
 ) -> tuple[AnyPrompt, ...]:
-    """Find the prompts that a policy may have been tuned on: the tune file's, or these if its hash is theirs."""
+    """Prompts that the policy may have been tuned on: these if the checkpoint has their hash, else the tune file's."""
     if checkpoint is None:
         return ()
     if checkpoint.manifest.prompts_hash == hash_prompts(prompts):
@@ -319,5 +318,5 @@ def _tune_prompts(
     try:
         return load_prompts(config.tune.prompt_file)
     except PromptError as error:
-        _LOG.warning("whether the prompts were tuned on isn't known: %s", error)
+        _LOG.warning("cannot check whether the policy was tuned on these prompts: %s", error)
         return ()

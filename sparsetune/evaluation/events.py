@@ -1,4 +1,4 @@
-"""What an evaluation tells those who watch it."""
+"""Events of an evaluation, and the listener that receives them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationStarted:
-    """An evaluation begins.
+    """An evaluation starts.
 
     Args:
         config: the result's `config` section: model, generation, seed, policy, checkpoint.
-        prompts: every prompt that will be judged, in order.
-        num_steps: denoising steps of one rendering.
-        renderings: what is rendered for each prompt, in order; a dense one may come from the cache instead.
+        prompts: all prompts, in order.
+        num_steps: denoising steps per rendering.
+        renderings: what is rendered per prompt, in order; a dense one may come from the cache instead.
         metrics: names of the metrics that will be computed.
         output_dir: where files go; None when none are written.
     """
@@ -34,10 +34,7 @@ class EvaluationStarted:
 
 @dataclass(frozen=True)
 class PromptStarted:
-    """Prompt `index` of `num_prompts` begins; `index` counts from 0.
-
-    It begins once more, with other steps to come, where the worker that had it was lost.
-    """
+    """Prompt `index` (from 0) of `num_prompts` starts; again, where the worker that had it was lost."""
 
     index: int
     num_prompts: int
@@ -48,14 +45,12 @@ class PromptStarted:
 
 @dataclass(frozen=True)
 class PromptDone:
-    """A prompt was judged, or failed (`result.error`).
+    """Prompt `index` (from 0) of `num_prompts` was evaluated, or failed (`result.error`).
 
     Args:
-        index: counts from 0.
-        num_prompts: how many there are.
+        index, num_prompts, worker: as in `PromptStarted`.
         result: its metrics, sparsity and seconds.
         videos: files written for it by kind, `dense`, `sparse` and `compare`; empty when none were.
-        worker: who judged it.
     """
 
     index: int
@@ -70,11 +65,11 @@ class EvaluationEnded:
     """An evaluation is done and its files are written.
 
     Args:
-        result: all of it.
+        result: the whole result.
         prompts: the prompts' results, with the counters of each one.
-        result_path: the result's JSON; None where no output folder was given, as for the rest.
+        result_path: the result's JSON; None without an output folder, as `report_path`.
         report_path: report.md.
-        artifacts: every further file written (videos, stills), in order.
+        artifacts: all other files written (videos, stills), in order.
     """
 
     result: "EvaluationResult"
@@ -85,72 +80,46 @@ class EvaluationEnded:
 
 
 class EvaluationListener:
-    """Watches an evaluation; every method does nothing until a subclass says otherwise.
+    """Base class of listeners to an evaluation; its methods do nothing.
 
-    Methods are called on the thread that called for the evaluation, however many workers there are; the prompts' events
-    mix where there are several. What a listener raises ends the evaluation, so one that can fail for reasons of its own
-    (a full disk, a lost server) handles that itself.
+    Methods are called on the thread that called `evaluate`, however many workers there are; with several, the events of
+    their prompts interleave. An exception from a listener ends the evaluation.
     """
 
     def on_start(self, event: EvaluationStarted) -> None:
         """The first call: nothing was rendered yet."""
 
     def on_prompt_start(self, event: PromptStarted) -> None:
-        """A prompt begins."""
+        """A prompt starts."""
 
     def on_step(self, event: "StepDone") -> None:
         """A denoising step is done."""
 
     def on_prompt(self, event: PromptDone) -> None:
-        """A prompt is judged and its videos are written."""
+        """A prompt is evaluated and its videos are written."""
 
     def on_incident(self, incident: "Incident") -> None:
-        """A worker was lost, say; the work goes on."""
+        """A worker was lost or joined; the evaluation goes on."""
 
     def on_end(self, event: EvaluationEnded) -> None:
-        """The last call of an evaluation that came to its end."""
+        """The last call of an evaluation that succeeded."""
 
     def on_failure(self, error: BaseException) -> None:
-        """The last call of an evaluation that did not: an error or Ctrl-C, which goes on up after this."""
+        """The last call of one that failed or was interrupted; the error is raised after it."""
 
 
 class Listeners(EvaluationListener):
-    """Several listeners as one, told in order."""
+    """Several listeners as one, called in order."""
 
     def __init__(self, listeners: Sequence[EvaluationListener]) -> None:
         self._listeners = tuple(listeners)
 
-    def on_start(self, event: EvaluationStarted) -> None:
-        """Tell every listener."""
-        for listener in self._listeners:
-            listener.on_start(event)
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("on_"):
+            return super().__getattribute__(name)
 
-    def on_prompt_start(self, event: PromptStarted) -> None:
-        """Tell every listener."""
-        for listener in self._listeners:
-            listener.on_prompt_start(event)
+        def notify(event: Any) -> None:
+            for listener in self._listeners:
+                getattr(listener, name)(event)
 
-    def on_step(self, event: "StepDone") -> None:
-        """Tell every listener."""
-        for listener in self._listeners:
-            listener.on_step(event)
-
-    def on_prompt(self, event: PromptDone) -> None:
-        """Tell every listener."""
-        for listener in self._listeners:
-            listener.on_prompt(event)
-
-    def on_incident(self, incident: "Incident") -> None:
-        """Tell every listener."""
-        for listener in self._listeners:
-            listener.on_incident(incident)
-
-    def on_end(self, event: EvaluationEnded) -> None:
-        """Tell every listener."""
-        for listener in self._listeners:
-            listener.on_end(event)
-
-    def on_failure(self, error: BaseException) -> None:
-        """Tell every listener."""
-        for listener in self._listeners:
-            listener.on_failure(error)
+        return notify

@@ -1,4 +1,4 @@
-"""One prompt rendered dense and sparse with the same seed, and what tells the two apart."""
+"""Dense and sparse rendering of one prompt with the same seed, and their metrics."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,30 +20,27 @@ if TYPE_CHECKING:
     from sparsetune.attention.handle import SparseHandle
     from sparsetune.attention.stats import SparsityStats
     from sparsetune.executor import Side
-    from sparsetune.models.generation import OnStep, Renderer, Rendering
+    from sparsetune.models.generation import Renderer, Rendering
 
 Frames = NDArray[np.uint8]
 """RGB video, uint8 of shape (frames, height, width, 3)."""
 
-Watch = Callable[["Side", int, int, bool], None]
-"""Told what is being rendered, the steps done (from 1), all steps, and whether the video came from the cache."""
+StepCallback = Callable[["Side", int, int, bool], None]
+"""Called with what is rendered, the steps done (from 1), all steps, and whether the video came from the cache."""
 
 
 @dataclass(frozen=True)
 class PromptResult:
-    """What one prompt's sparse video is worth against its dense one.
+    """Metrics of one prompt's sparse video against its dense one.
 
     Args:
-        prompt: the text.
-        seed: of both renderings.
         metrics: value by metric name; empty when the prompt failed.
         unavailable: metrics that could not be computed here, with the reason.
         sparsity: fraction of block pairs not computed, over all self-attention calls; None when it failed.
         sparsity_active: the same over sparse calls only.
-        seconds_dense: the dense rendering's seconds, as measured when it was rendered (perhaps by an earlier run).
-        seconds_sparse: the sparse rendering's seconds.
-        stats: the counters of the sparse rendering.
-        error: why the prompt has no numbers; None when it has.
+        seconds_dense: of the dense rendering, perhaps by an earlier run.
+        stats: counters of the sparse rendering.
+        error: why the prompt failed; None when it didn't.
         dense_cached: whether the dense video came from the cache.
     """
 
@@ -62,7 +59,7 @@ class PromptResult:
 
 @dataclass(frozen=True)
 class Pair:
-    """The two videos of a prompt, RGB uint8 of shape (frames, height, width, 3)."""
+    """The two videos of a prompt."""
 
     dense: Frames
     sparse: Frames
@@ -75,45 +72,26 @@ def evaluate_prompt(
     seed: int,
     cache: BaselineCache,
     metrics: Sequence[str],
-    watch: Watch | None = None,
-) -> PromptResult:
-    """Render a prompt under the handle's policy and judge it against its dense video.
+    on_step: StepCallback | None = None,
+) -> tuple[PromptResult, Pair | None]:
+    """Render a prompt under the handle's policy and compute metrics against its dense video.
 
-    Args:
-        renderer: of the pipeline that the handle is installed on.
-        handle: the policy at work; its counters are reset.
-        prompt: what is rendered.
-        seed: of both renderings, where the prompt has none of its own.
-        cache: where the dense video is read from, or kept in when it must be rendered.
-        metrics: names of registered metrics.
-        watch: told of every step.
+    The handle is installed on the renderer's pipeline; its counters are reset. `seed` holds for both renderings where
+    the prompt has none of its own.
 
     Returns:
-        The result; one without numbers but with `error` where NaN or black frames came out.
+        The result and the videos; where NaN or black frames came out, a result with only `error`, and None.
 
     Raises:
-        OutOfMemoryError: which no other prompt would escape.
-        MetricError: a metric is unknown, or gave no finite number.
+        OutOfMemoryError: which would hit every other prompt too.
+        MetricError: a metric is unknown, or returned no finite number.
     """
-    return judge(renderer, handle, prompt, seed, cache, metrics, watch)[0]
-
-
-def judge(
-    renderer: "Renderer",
-    handle: "SparseHandle",
-    prompt: AnyPrompt,
-    seed: int,
-    cache: BaselineCache,
-    metrics: Sequence[str],
-    watch: Watch | None = None,
-) -> tuple[PromptResult, Pair | None]:
-    """Do as `evaluate_prompt`, and give the videos too; None where the prompt failed."""
     given = as_prompt(prompt)
     seed = seed if given.seed is None else given.seed
     try:
-        dense = dense_baseline(renderer, handle, prompt, seed, cache, watch)
+        dense = dense_baseline(renderer, handle, prompt, seed, cache, on_step)
         handle.reset()
-        sparse = render(renderer, prompt, seed, "sparse", watch)
+        sparse = render(renderer, prompt, seed, "sparse", on_step)
     except OutOfMemoryError:
         raise
     except GenerationError as error:
@@ -141,17 +119,12 @@ def dense_baseline(
     prompt: AnyPrompt,
     seed: int,
     cache: BaselineCache,
-    watch: Watch | None = None,
+    on_step: StepCallback | None = None,
 ) -> Baseline:
-    """Read a prompt's dense video from the cache, or render and keep it.
+    """Read a prompt's dense video from the cache, or render and store it.
 
-    Args:
-        renderer: of the pipeline.
-        handle: the handle installed on it, kept from working meanwhile; None where none is.
-        prompt: what is rendered.
-        seed: of the rendering.
-        cache: the cache.
-        watch: told of every step; once, as cached, where nothing was rendered.
+    `handle` is the one installed on the pipeline, if any; it runs dense meanwhile. `on_step` is called once, as cached,
+    where nothing was rendered.
 
     Raises:
         GenerationError: rendering failed.
@@ -160,29 +133,26 @@ def dense_baseline(
 
     def rendered() -> tuple[Frames, float]:
         with rendering_dense(handle):
-            video = render(renderer, prompt, seed, "dense", watch)
+            video = render(renderer, prompt, seed, "dense", on_step)
         return video.frames, video.seconds
 
     found = cache.get_or_render(baseline_key(renderer, prompt, seed), rendered)
-    if found.cached and watch is not None:
+    if found.cached and on_step is not None:
         num_steps = renderer.settings.num_inference_steps
-        watch("dense", num_steps, num_steps, True)
+        on_step("dense", num_steps, num_steps, True)
     return found
 
 
-@contextlib.contextmanager
-def rendering_dense(handle: "SparseHandle | None") -> Iterator[None]:
-    """Have every attention call run as the pipeline made it while the block runs."""
+def rendering_dense(handle: "SparseHandle | None") -> contextlib.AbstractContextManager[None]:
+    """Run every attention call dense within the context."""
     if handle is None:
-        yield
-        return
-    with running(handle, replace(handle.policy, schedule=DenseSchedule(1.0))):
-        yield
+        return contextlib.nullcontext()
+    return with_policy(handle, replace(handle.policy, schedule=DenseSchedule(1.0)))
 
 
 @contextlib.contextmanager
-def running(handle: "SparseHandle", policy: Policy) -> Iterator[None]:
-    """Put another policy to work while the block runs, in all its layers, whether that pays or not."""
+def with_policy(handle: "SparseHandle", policy: Policy) -> Iterator[None]:
+    """Install another policy within the context, in all its layers: the break-even table is off meanwhile."""
     before, break_even = handle.policy, handle.break_even
     handle.break_even = None
     handle.policy = policy
@@ -193,16 +163,14 @@ def running(handle: "SparseHandle", policy: Policy) -> Iterator[None]:
         handle.policy = before
 
 
-def render(renderer: "Renderer", prompt: AnyPrompt, seed: int, side: "Side", watch: Watch | None) -> "Rendering":
-    """Render a prompt as the pipeline stands.
+def render(
+    renderer: "Renderer", prompt: AnyPrompt, seed: int, side: "Side", on_step: StepCallback | None
+) -> "Rendering":
+    """Render a prompt with the pipeline as it is.
 
     Raises:
         GenerationError: rendering failed.
     """
-    on_step: OnStep | None = None
-    if watch is not None:
-
-        def on_step(step: int, num_steps: int) -> None:
-            watch(side, step, num_steps, False)
-
-    return renderer.render(prompt, seed, on_step)
+    if on_step is None:
+        return renderer.render(prompt, seed, None)
+    return renderer.render(prompt, seed, lambda step, num_steps: on_step(side, step, num_steps, False))

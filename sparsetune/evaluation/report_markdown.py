@@ -1,4 +1,4 @@
-"""report.md: an evaluation told to a person who decides whether to deploy."""
+"""The Markdown report of an evaluation, report.md."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,58 +12,50 @@ from sparsetune.metrics import interval_caveat
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table; cells must be escaped already, see `cell`."""
+    """Format a Markdown table; cells must be escaped already, see `cell`."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def cell(text: str) -> str:
-    """Put any text on one line of a table."""
+    """Escape any text for a cell of a Markdown table."""
     escaped = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
     return escaped.replace("<", "&lt;").replace("*", "\\*").replace("`", "\\`")
 
 
 def number(value: float | None, scale: float | None = None) -> str:
-    """Print a figure: two decimals from 10 on, four below; as many as `scale` would have where it is given."""
-    return "" if value is None else f"{value:.{_decimals(value if scale is None else scale)}f}"
-
-
-def difference(value: float, scale: float) -> str:
-    """Print a difference of figures that are about as large as `scale`, with its sign and as many decimals as they."""
-    return f"{value:+.{_decimals(scale)}f}"
-
-
-def _decimals(value: float) -> int:
-    return 2 if abs(value) >= 10 else 4
+    """Format with two decimals from 10 on, four below; `scale` decides instead of the value where it is given."""
+    decimals = 2 if abs(scale or value or 0.0) >= 10 else 4
+    return "" if value is None else f"{value:.{decimals}f}"
 
 
 def relative(path: Path, folder: Path) -> str:
-    """Give the link from a file in `folder` to `path`."""
+    """Relative link from a file in `folder` to `path`."""
     return quote(Path(os.path.relpath(path, folder)).as_posix())
 
 
 CHECKLIST = (
     ("Content", "the sparse video shows the same things in the same places"),
-    ("Motion", "movements are as smooth, with no jump or flicker of their own"),
-    ("Detail", "textures, edges and small things are kept"),
+    ("Motion", "movements are as smooth, with no added jumps or flicker"),
+    ("Detail", "textures, edges and small objects are kept"),
     ("Artifacts", "there are no blocks, smears or ghosts that the dense video lacks"),
     ("Colour", "colours and brightness are the same"),
 )
-"""What a person looks for in the side-by-side videos."""
+"""Checklist of the human review of the side-by-side videos."""
 
 _ARROWS = {True: " ↑", False: " ↓", None: ""}
 
 _VERDICTS = {
-    "excellent": "Excellent: hardly any difference can be seen.",
+    "excellent": "Excellent: hardly any visible difference.",
     "good": "Good: the video keeps its quality.",
-    "acceptable": "Acceptable: there are differences; look at them before you deploy.",
+    "acceptable": "Acceptable: some differences; review them before deploying.",
     "degraded": "Degraded: the videos differ visibly; use less sparsity or tune.",
     "failed": "Failed: no prompt rendered.",
 }
 
 
 def verdict_text(result: EvaluationResult) -> str:
-    """Put score and verdict into words, e.g. `85/100. Good: the video keeps its quality` with a full stop."""
+    """Score and verdict as a sentence, e.g. "85/100. Good: the video keeps its quality."."""
     score = "no score" if result.overall_score is None else f"{result.overall_score}/100"
     return f"{score}. {_VERDICTS[result.verdict]}"
 
@@ -74,16 +66,13 @@ def report_markdown(
     videos: Mapping[int, Mapping[str, Path]] | None = None,
     stills: Mapping[int, Path] | None = None,
 ) -> str:
-    """Write the report.
+    """Format the report.
 
     Args:
-        result: the evaluation.
-        folder: where the report will lie; links are relative to it.
-        videos: files by kind of each prompt's index.
-        stills: pictures by prompt's index, the worst prompt's first.
-
-    Returns:
-        Markdown.
+        result: of the evaluation.
+        folder: of the report; links are relative to it.
+        videos: files by prompt index and kind.
+        stills: pictures by prompt index, the worst prompt's first.
     """
     parts = (
         f"# Sparse attention on {result.config.model_name}: accuracy report",
@@ -126,9 +115,9 @@ def _configuration(result: EvaluationResult) -> str:
         ("Computed with", f"{config.dtype} on {config.device}, backend {config.backend}"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in result.environment.versions.items())),
         *([("Workers", "; ".join(result.environment.workers))] if len(result.environment.workers) > 1 else []),
-        *([("What happened to them", "; ".join(happened))] if (happened := result.environment.incidents) else []),
+        *([("Incidents", "; ".join(incidents))] if (incidents := result.environment.incidents) else []),
         (
-            "Made",
+            "Created",
             result.environment.created
             + (f", commit {result.environment.git_commit}" if result.environment.git_commit else ""),
         ),
@@ -136,8 +125,8 @@ def _configuration(result: EvaluationResult) -> str:
     text = "## Configuration\n\n" + table(("Setting", "Value"), [(name, cell(value)) for name, value in rows])
     if config.prompts_in_tune_set:
         text += (
-            f"\n\n**{len(config.prompts_in_tune_set)} of {config.num_prompts} prompts are in the set that policies are "
-            "tuned on: this result flatters the policy.**"
+            f"\n\n**{len(config.prompts_in_tune_set)} of {config.num_prompts} prompts are also in the tune set, "
+            "which inflates scores.**"
         )
     return text
 
@@ -151,11 +140,11 @@ def _objective(result: EvaluationResult) -> str:
             for value in (spread.mean, spread.std, spread.min, spread.max, spread.ci95_low, spread.ci95_high)
         )
         rows.append((f"{name}{unit}{direction}", f"{mean} ± {std}", low, high, f"{ci95_low} to {ci95_high}"))
-    body = table(("Metric", "Mean ± std", "Min", "Max", "95 % interval of the mean"), rows) if rows else "None."
+    body = table(("Metric", "Mean ± std", "Min", "Max", "95% interval of the mean"), rows) if rows else "None."
     reasons = {name: why for row in result.detailed_results for name, why in row.unavailable.items()}
     notes = "".join(f"\n\n{name} could not be computed: {why}." for name, why in reasons.items())
     caveat = interval_caveat(len(result.detailed_results) - len(result.failed))
-    notes += f"\n\nMind that {caveat}." if caveat and rows else ""
+    notes += f"\n\nWarning: {caveat}." if caveat and rows else ""
     return f"## Objective metrics\n\n{body}{notes}\n\n**Score: {verdict_text(result)}**"
 
 
@@ -192,7 +181,7 @@ def _sparsity(result: EvaluationResult) -> str:
         f"- Sparsity: {_percent(part.overall)} of the block pairs of all self-attention calls "
         f"({_percent(part.active)} of the sparse calls)",
         f"- Theoretical speed-up of attention: {_times(part.theoretical_speedup)}",
-        f"- Measured speed-up of a rendering: {_times(part.measured_speedup)}, fastest against fastest "
+        f"- Measured speed-up of a rendering: {_times(part.measured_speedup)}, fastest dense over fastest sparse "
         f"(means: {_seconds(part.seconds_dense)} dense, {_seconds(part.seconds_sparse)} sparse)"
         + _cached_note(result.detailed_results),
         f"- Kernels that ran: {kernels}; calls: {calls}",
@@ -215,16 +204,16 @@ def _ladder(result: EvaluationResult) -> str:
     if found is None:
         return ""
     rows = [
-        ("Dense rendered again: noise", *_rung(found, "dense_again")),
-        ("The kernel at sparsity 0: quantisation", *_rung(found, "kernel")),
-        ("The policy", *_rung(found, "policy")),
+        ("Noise: dense rendered again", *_rung(found, "dense_again")),
+        ("Kernel rounding: sparsity 0", *_rung(found, "kernel")),
+        ("Sparsity: the policy", *_rung(found, "policy")),
     ]
     note = (
-        f"Means over {found.num_prompts} prompts, against the dense baseline. The share is what each step adds to the "
-        "squared error of the line above; only the last is the policy's doing."
+        f"Means over {found.num_prompts} prompts, against the dense baseline. The share is what each row adds to the "
+        "squared error of the row above; only the last is due to sparsity."
     )
-    head = ("Rung", "psnr (dB)", "Mean squared error", "Share of the error")
-    return f"## Whose error it is\n\n{table(head, rows)}\n\n{note}"
+    head = ("Source", "psnr (dB)", "Mean squared error", "Share of the error")
+    return f"## Error sources\n\n{table(head, rows)}\n\n{note}"
 
 
 def _rung(found: Attribution, rung: str) -> tuple[str, str, str]:
@@ -248,7 +237,7 @@ def _stills(result: EvaluationResult, folder: Path, stills: Mapping[int, Path]) 
 
 def _checklist() -> str:
     lines = "\n".join(f"- [ ] {name}: {question}" for name, question in CHECKLIST)
-    return f"## A person's look\n\nWatch the side-by-side videos and tick what holds:\n\n{lines}"
+    return f"## Human review\n\nWatch the side-by-side videos and tick what is true:\n\n{lines}"
 
 
 def _conclusion(result: EvaluationResult) -> str:
@@ -258,9 +247,9 @@ def _conclusion(result: EvaluationResult) -> str:
         for one in result.gate.conditions
     )
     if result.gate.passed:
-        verdict = "The numbers permit to deploy, once a person has ticked every line above."
+        verdict = "Passed on metrics; human review still required."
     else:
-        verdict = "Not to be deployed: " + "; ".join(result.gate.failures) + "."
+        verdict = "Do not deploy: " + "; ".join(result.gate.failures) + "."
     return f"## Conclusion\n\n{verdict}" + (f"\n\n{conditions}" if conditions else "")
 
 
@@ -283,7 +272,7 @@ def _dense_steps(result: EvaluationResult) -> str:
     num_dense = DenseSchedule(result.config.policy.dense_fraction).num_dense_steps(num_steps)
     dense = f"the first {num_dense} of {num_steps} steps dense" if num_dense else "no dense steps"
     scale = result.config.policy.drop_scale
-    return dense if scale is None else f"{dense}, {_spread(scale)} times what is left out by step"
+    return dense if scale is None else f"{dense}, {_spread(scale)} times the dropped attention by step"
 
 
 def _times(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The result of an evaluation: what its JSON holds, read and written."""
+"""Result of an evaluation: its JSON schema, read and written."""
 
 import json
 from pathlib import Path
@@ -10,48 +10,8 @@ from sparsetune.errors import ResultError
 from sparsetune.files import write_json
 from sparsetune.metrics import BASE_METRICS, Verdict
 
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def read_versioned(path: Path, model: type[Model], version: int, kind: Literal["evaluation", "tuning"]) -> Model:
-    """Read a file that sparsetune wrote.
-
-    Args:
-        path: the file.
-        model: what it holds.
-        version: the `schema_version` that this sparsetune knows.
-        kind: what the file says of itself, for messages.
-
-    Raises:
-        ResultError: it can't be read, is something else, or a newer sparsetune wrote it.
-    """
-    article, command = {"evaluation": ("an", "sparsetune eval"), "tuning": ("a", "sparsetune tune")}[kind]
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ResultError(
-            f"{path} must be the JSON of {article} {kind}, but: {reason}; run `{command}` anew"
-        ) from error
-    found = value.get("schema_version") if isinstance(value, dict) else None
-    if found != version:
-        newer = isinstance(found, int) and found > version
-        raise ResultError(
-            f"{path} must be {article} {kind} with schema_version {version}, but has {found}; "
-            f"{'update sparsetune' if newer else f'run `{command}`'}"
-        )
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ResultError(
-            f"{path} must hold a whole {kind}, but {where}: {first['msg']}; run `{command}` anew"
-        ) from error
-
-
 SCHEMA_VERSION: Final = 1
-"""Raised whenever a field of the JSON changes its meaning or goes away."""
+"""Increment when a field of the JSON changes its meaning or is removed."""
 
 SCHEMA_PATH: Final = Path(__file__).parent / "result.schema.json"
 """The JSON Schema of a result, shipped with the package."""
@@ -59,8 +19,9 @@ SCHEMA_PATH: Final = Path(__file__).parent / "result.schema.json"
 RESULT_GLOB: Final = "*_accuracy_*.json"
 
 Rung = Literal["dense_again", "kernel"]
-"""The lower rungs of the attribution ladder: the dense video rendered again, and the kernel at sparsity 0."""
+"""Lower rungs of the attribution ladder: the dense video rendered again, and the kernel at sparsity 0."""
 
+Model = TypeVar("Model", bound=BaseModel)
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(ge=0.0)]
 
@@ -72,7 +33,7 @@ class _Part(BaseModel):
 
 
 class ModelSection(_Part):
-    """Which model rendered."""
+    """The model that rendered."""
 
     source: str = Field(description="`demo`, a folder or a hub id.")
     revision: str | None = Field(description="Commit or tag on the hub.")
@@ -81,7 +42,7 @@ class ModelSection(_Part):
     transformer_class: str
     num_layers: int = Field(description="Self-attention layers.")
     num_heads: int = Field(description="Attention heads of all layers together.")
-    random_weights: str = Field("no", description="full or tiny where it was built with random weights, else no.")
+    random_weights: str = Field("no", description="full or tiny where its weights are random, else no.")
 
 
 class Spread(_Part):
@@ -93,7 +54,7 @@ class Spread(_Part):
 
 
 class PolicySection(_Part):
-    """The policy in brief; the checkpoint holds all of it."""
+    """Summary of the policy; the checkpoint holds the whole of it."""
 
     digest: str = Field(description="SHA-256 of the whole policy.")
     rule: str = Field(description="cdf, topk, or both where layers differ.")
@@ -106,22 +67,22 @@ class PolicySection(_Part):
     pvthreshd: Spread | None
     dense_fraction: Fraction = Field(description="Fraction of the denoising steps, at the start, that run dense.")
     drop_scale: Spread | None = Field(
-        None, description="Factors on what the thresholds leave out, by denoising step; null is 1 throughout."
+        None, description="Factors on the dropped attention, by denoising step; null is 1 throughout."
     )
     order: str = Field(description="Token order; all of them where layers differ.")
     keep_text: bool = Field(description="Whether key blocks with text tokens are always computed.")
-    select_partial: bool = Field(False, description="Whether a partial last block is chosen like any other.")
+    select_partial: bool = Field(False, description="Whether a partial last block is selected like any other.")
 
 
 class ConfigSection(_Part):
-    """Everything that decides the numbers, and so what they may be compared with."""
+    """Everything that decides the numbers, and so which results are comparable."""
 
     model_name: str
     use_tuned: bool = Field(description="False tests SpargeAttn's default thresholds.")
     num_prompts: int
-    seed: int = Field(description="Of every prompt's dense and sparse rendering.")
-    tuned_path: str | None = Field(description="The checkpoint, as it was given.")
-    tuner: str | None = Field(description="What found the checkpoint's policy.")
+    seed: int = Field(description="Of all renderings.")
+    tuned_path: str | None = Field(description="Path of the checkpoint, as given.")
+    tuner: str | None = Field(description="Tuner that produced the checkpoint.")
     model: ModelSection
     height: int
     width: int
@@ -129,42 +90,39 @@ class ConfigSection(_Part):
     fps: int
     num_inference_steps: int
     guidance_scale: float
-    guidance_scale_2: float | None = Field(None, description="Of a second transformer; null is that of the first.")
+    guidance_scale_2: float | None = Field(None, description="Of a second transformer; null is the first's.")
     negative_prompt: str
     max_sequence_length: int | None
-    scheduler: str = Field(description="Class and a hash of its configuration.")
+    scheduler: str = Field(description="Class and hash of its configuration.")
     dtype: str
     device: str
     vae_tiling: bool
-    backend: str = Field(description="The kernel that sparse calls were to run on.")
-    break_even: str | None = Field(None, description="Table by which layers that wouldn't gain ran dense.")
+    backend: str = Field(description="Kernel requested for sparse calls.")
+    break_even: str | None = Field(None, description="Break-even table; layers that it says wouldn't gain ran dense.")
     policy: PolicySection
     metrics: tuple[str, ...]
     prompt_file: str | None
     prompts_hash: str = Field(description="SHA-256 of the list of prompts.")
     prompts_in_tune_set: tuple[str, ...] = Field(
-        description="Prompts that the policy may have been tuned on; a result on these flatters it."
+        description="Prompts that are also in the tune set, which inflates scores."
     )
 
 
 class MetricStatistics(_Part):
-    """A metric over the prompts that rendered."""
+    """Statistics of a metric over the prompts that rendered."""
 
     mean: float
     std: float
     min: float
     max: float
-    ci95_low: float = Field(description="Lower end of the 95 % bootstrap interval of the mean.")
-    ci95_high: float = Field(description="Upper end of the 95 % bootstrap interval of the mean.")
+    ci95_low: float = Field(description="Lower end of the 95% bootstrap interval of the mean.")
+    ci95_high: float = Field(description="Upper end of the 95% bootstrap interval of the mean.")
     unit: str = Field(default="", description="Of the values.")
-    higher_is_better: bool | None = Field(default=None, description="The metric's direction; None where unknown.")
+    higher_is_better: bool | None = Field(default=None, description="The metric's direction; null where unknown.")
 
 
 class PromptRow(_Part):
-    """One prompt; every further metric is a number under its own name.
-
-    A prompt that failed has `error`, and no number.
-    """
+    """Row of one prompt; further metrics are numbers under their own names. A failed prompt has only `error`."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float]
@@ -187,15 +145,15 @@ class PromptRow(_Part):
     )
     error: str | None = None
     unavailable: dict[str, str] = Field(
-        default_factory=dict, description="Metrics that can't be computed here, with the reason."
+        default_factory=dict, description="Metrics that could not be computed, with the reason."
     )
     ladder: dict[Rung, dict[str, float]] | None = Field(
-        default=None, description="The same metrics of the dense video rendered again and of the kernel at sparsity 0."
+        default=None, description="Metrics of the dense video rendered again and of the kernel at sparsity 0."
     )
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Every metric of the prompt by name; empty when it failed."""
+        """All metrics by name; empty when the prompt failed."""
         base = {name: getattr(self, name) for name in BASE_METRICS}
         return {name: value for name, value in (base | self.__pydantic_extra__).items() if value is not None}
 
@@ -211,7 +169,7 @@ class ConditionSection(_Part):
 
 
 class GateSection(_Part):
-    """Whether the numbers permit to deploy; a person's look at the videos comes on top."""
+    """Whether the gate is passed on metrics; human review is still required."""
 
     passed: bool
     failures: tuple[str, ...]
@@ -219,13 +177,13 @@ class GateSection(_Part):
 
 
 class SparsitySection(_Part):
-    """What was not computed, and what that saved; block pairs are counted over all prompts that rendered."""
+    """Sparsity and speed-up; block pairs are counted over all prompts that rendered."""
 
-    overall: Fraction | None = Field(description="Over all self-attention calls; None when no prompt rendered.")
-    active: Fraction | None = Field(description="Over the sparse calls only.")
+    overall: Fraction | None = Field(description="Over all self-attention calls; null when no prompt rendered.")
+    active: Fraction | None = Field(description="Over sparse calls only.")
     theoretical_speedup: float | None = Field(description="Of attention: 1 / (1 - overall).")
     measured_speedup: float | None = Field(
-        description="Of renderings: the fastest dense over the fastest sparse one; null with the reference kernel."
+        description="Fastest dense over fastest sparse rendering; null with the reference kernel."
     )
     seconds_dense: Seconds | None = Field(description="Mean of a rendering.")
     seconds_sparse: Seconds | None = Field(description="Mean of a rendering.")
@@ -233,15 +191,15 @@ class SparsitySection(_Part):
     by_step: tuple[float, ...]
     by_layer_and_step: dict[str, tuple[float, ...]]
     by_head: dict[str, tuple[float, ...]]
-    kernels: dict[str, str] = Field(description="The kernel that really ran, by layer.")
+    kernels: dict[str, str] = Field(description="Kernel that really ran, by layer.")
     num_calls: dict[str, int] = Field(description="Sparse, dense and fallback calls.")
     fallbacks: dict[str, int] = Field(description="Calls that fell back to dense, by reason.")
 
 
 class LayerSection(_Part):
-    """One layer of the policy; thresholds are means over its sparse heads, null where it has none of the kind."""
+    """One layer of the policy; thresholds are means over its sparse heads, null where none has them."""
 
-    name: str = Field(description="The attention module's path from the pipeline.")
+    name: str = Field(description="Module path of the attention layer in the pipeline.")
     rule: str = Field(description="cdf or topk.")
     num_heads: int
     sparse_heads: int
@@ -253,52 +211,48 @@ class LayerSection(_Part):
 
 
 class EnvironmentSection(_Part):
-    """Where and when it ran."""
+    """Hardware and software of the run."""
 
     created: str = Field(description="UTC, ISO 8601.")
     platform: str
     device_name: str
-    backend_reason: str | None = Field(None, description="Why the sparse calls ran on that kernel.")
+    backend_reason: str | None = Field(None, description="Why that kernel was chosen.")
     num_threads: int = Field(description="Of PyTorch on the CPU.")
     versions: dict[str, str]
     git_commit: str | None
     seconds_total: Seconds = Field(description="The whole evaluation.")
-    seconds_generation: Seconds = Field(
-        description="Of those, the ones spent rendering; added up over the workers, so more where there are several."
-    )
-    workers: tuple[str, ...] = Field((), description="Who rendered: host, GPU and device of each worker.")
-    incidents: tuple[str, ...] = Field((), description="What happened to workers: one lost, one joined.")
+    seconds_generation: Seconds = Field(description="Of rendering, summed over all workers.")
+    workers: tuple[str, ...] = Field((), description="Host, GPU and device of each worker.")
+    incidents: tuple[str, ...] = Field((), description="Workers lost or joined.")
 
 
 class EvaluationResult(_Part):
-    """The whole result; its JSON has exactly these sections."""
+    """Result of an evaluation; its JSON has exactly these sections."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     config: ConfigSection
     statistics: dict[str, MetricStatistics]
     detailed_results: tuple[PromptRow, ...]
-    overall_score: int | None = Field(description="0 to 100; None when no prompt rendered.")
+    overall_score: int | None = Field(description="0 to 100; null when no prompt rendered.")
     verdict: Verdict | Literal["failed"] = Field(description="`failed` when no prompt rendered.")
     gate: GateSection
     sparsity: SparsitySection
-    thresholds: tuple[LayerSection, ...] = Field(
-        default=(), description="The policy layer by layer; empty in results of versions before this field."
-    )
+    thresholds: tuple[LayerSection, ...] = Field(default=(), description="The policy by layer.")
     environment: EnvironmentSection
 
     @property
     def failed(self) -> tuple[PromptRow, ...]:
-        """The prompts that have no numbers."""
+        """The prompts that failed."""
         return tuple(row for row in self.detailed_results if row.error is not None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the JSON's value."""
+        """Convert to a JSON value."""
         value: dict[str, Any] = self.model_dump(mode="json")
         return value
 
 
 def save_result(result: EvaluationResult, path: Path) -> None:
-    """Write a result as JSON, whole or not at all."""
+    """Write a result as JSON, atomically."""
     write_json(path, result.to_dict())
 
 
@@ -308,28 +262,48 @@ def load_result(path: Path | str) -> EvaluationResult:
     Raises:
         ResultError: there is none or several, it is not a result, or a newer sparsetune wrote it.
     """
-    file = _find(Path(path))
-    return read_versioned(file, EvaluationResult, SCHEMA_VERSION, "evaluation")
+    path = Path(path)
+    if path.is_dir():
+        found = sorted(path.glob(RESULT_GLOB))
+        if len(found) != 1:
+            names = ", ".join(file.name for file in found) or "none"
+            raise ResultError(f"{path} must hold one {RESULT_GLOB} file, found {names}; pass the file itself")
+        path = found[0]
+    return read_versioned(path, EvaluationResult, SCHEMA_VERSION, "evaluation")
+
+
+def read_versioned(path: Path, model: type[Model], version: int, kind: Literal["evaluation", "tuning"]) -> Model:
+    """Read a JSON file as a pydantic model, after a check of its `schema_version`.
+
+    Raises:
+        ResultError: it can't be read, isn't such a file, or a newer sparsetune wrote it.
+    """
+    again = f"run `sparsetune {'eval' if kind == 'evaluation' else 'tune'}` again"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}; {again}") from error
+    found = value.get("schema_version") if isinstance(value, dict) else None
+    if found != version:
+        newer = isinstance(found, int) and found > version
+        raise ResultError(
+            f"{path} must be the JSON of sparsetune's {kind} with schema_version {version}, got {found}; "
+            + ("update sparsetune" if newer else again)
+        )
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ResultError(f"{path} is not a valid {kind} result: {where}: {first['msg']}; {again}") from error
 
 
 def result_schema() -> dict[str, Any]:
-    """Generate the JSON Schema of a result; `SCHEMA_PATH` holds it, and a test keeps the two equal."""
+    """Generate the JSON Schema of a result, as `SCHEMA_PATH` holds it."""
     schema = EvaluationResult.model_json_schema(mode="serialization")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def write_schema() -> None:
-    """Write `SCHEMA_PATH` anew, after a change to the models above."""
+    """Regenerate `SCHEMA_PATH`, after a change to the models above."""
     write_json(SCHEMA_PATH, result_schema())
-
-
-def _find(path: Path) -> Path:
-    if not path.is_dir():
-        if not path.exists():
-            raise ResultError(f"a result must be a JSON file or a folder that holds one, but there is no {path}")
-        return path
-    found = sorted(path.glob(RESULT_GLOB))
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise ResultError(f"{path} must hold one {RESULT_GLOB} file, but holds {names}; name the file itself")
-    return found[0]

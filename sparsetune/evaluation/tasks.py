@@ -1,4 +1,4 @@
-"""The task that an evaluation hands out: one prompt rendered, measured, shown."""
+"""Executor tasks that render and measure one prompt."""
 
 import logging
 import tempfile
@@ -11,11 +11,11 @@ from sparsetune.attention.policy import Policy
 from sparsetune.errors import GenerationError, OutOfMemoryError
 from sparsetune.evaluation.aggregate import prompt_row
 from sparsetune.evaluation.baseline import BaselineCache
-from sparsetune.evaluation.ladder import climb
-from sparsetune.evaluation.outputs import Moment, OutputFolder
-from sparsetune.evaluation.prompt import Pair, PromptResult, Watch, judge
+from sparsetune.evaluation.ladder import render_ladder
+from sparsetune.evaluation.outputs import FramePair, OutputFolder
+from sparsetune.evaluation.prompt import Pair, PromptResult, StepCallback, evaluate_prompt
 from sparsetune.evaluation.result import PromptRow, Rung
-from sparsetune.executor import Emit, ModelSession
+from sparsetune.executor import Emit, ModelSession, Phase, Side, StepDone
 from sparsetune.metrics import get, psnr_per_frame
 from sparsetune.models.prompts import AnyPrompt
 
@@ -23,19 +23,22 @@ if TYPE_CHECKING:
     from sparsetune.attention.handle import SparseHandle
     from sparsetune.models.generation import Renderer
 
+_LOG = logging.getLogger(__name__)
 
-from sparsetune.evaluation.prompt import evaluate_prompt
-from sparsetune.executor import Phase, Side, StepDone
+
+def _step_callback(emit: Emit, phase: Phase) -> StepCallback:
+    def on_step(side: Side, step: int, num_steps: int, cached: bool) -> None:
+        emit(StepDone(phase, side, step, num_steps, cached=cached))
+
+    return on_step
 
 
 @dataclass(frozen=True)
 class ScorePrompt:
-    """Renders a prompt under a policy and measures it.
+    """Renders a prompt under a policy and computes its metrics.
 
     Args:
-        prompt: what is rendered.
-        policy: what is at work.
-        backend: the kernel of sparse calls, as the configuration names it.
+        backend: the kernel of sparse calls, as in the configuration.
         seed: of both renderings, where the prompt has none of its own.
         cache: of dense videos.
         metrics: names of registered metrics.
@@ -48,61 +51,44 @@ class ScorePrompt:
     cache: BaselineCache
     metrics: tuple[str, ...]
 
-    def run(self, place: ModelSession, emit: Emit) -> PromptResult:
-        """Render and measure; every step is told as `StepDone`.
+    def run(self, session: ModelSession, emit: Emit) -> PromptResult:
+        """Render and measure; emits `StepDone` for every step.
 
         Raises:
             GenerationError: out of memory, or the frames are NaN or black.
-            MetricError: a metric is unknown or gave no finite number.
+            MetricError: a metric is unknown or returned no finite number.
         """
-        handle = place.sparse(self.policy, self.backend)
-        result = evaluate_prompt(
-            place.renderer, handle, self.prompt, self.seed, self.cache, self.metrics, watching(emit, "trials")
-        )
+        handle, on_step = session.sparse(self.policy, self.backend), _step_callback(emit, "trials")
+        result, _ = evaluate_prompt(session.renderer, handle, self.prompt, self.seed, self.cache, self.metrics, on_step)
         if result.error is not None:
             raise GenerationError(result.error)
         return result
 
 
-def watching(emit: Emit, phase: Phase) -> Watch:
-    """Tell every denoising step as `StepDone`."""
-
-    def watch(side: Side, step: int, num_steps: int, cached: bool) -> None:
-        emit(StepDone(phase, side, step, num_steps, cached=cached))
-
-    return watch
-
-
-_LOG = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True)
 class JudgedPrompt:
-    """All that is kept of a prompt: its videos are let go, but for one frame.
+    """An evaluated prompt; of its videos only one frame is kept.
 
     Args:
         row: its row of the JSON.
         result: its metrics and counters.
-        moment: its worst frame; None where it failed or nothing is written.
-        videos: files written, by kind; or their contents, where the worker's files are elsewhere.
-        seconds: what was spent rendering now, the ladder included and a cached dense video not.
+        worst_frame: of its two videos; None where it failed or nothing is written.
+        videos: files written, by kind; or their contents, where the worker's files are on another machine.
+        seconds: spent rendering now, the ladder included and a cached dense video not.
     """
 
     row: PromptRow
     result: PromptResult
-    moment: Moment | None = None
+    worst_frame: FramePair | None = None
     videos: Mapping[str, Path | bytes] = field(default_factory=dict)
     seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """Judges a prompt of an evaluation; see `evaluate` for what isn't said here.
+    """Evaluates prompt `index` (from 0); the other fields are `evaluate`'s arguments.
 
     Args:
-        index: the prompt's, from 0.
-        prompt: what is rendered.
-        backend: the kernel of sparse calls, as the configuration names it.
         outputs: where videos go; None writes nothing.
     """
 
@@ -119,34 +105,34 @@ class JudgePrompt:
     difference: bool
     ladder: bool
 
-    def run(self, place: ModelSession, emit: Emit) -> JudgedPrompt:
-        """Render and judge the prompt and write its videos; every step is told as `StepDone`.
+    def run(self, session: ModelSession, emit: Emit) -> JudgedPrompt:
+        """Render and measure the prompt and write its videos; emits `StepDone` for every step.
 
         Raises:
             GenerationError: out of memory.
             MetricError, CacheError, VideoError, SparsetuneError: as `evaluate` raises them.
         """
-        for name in self.metrics:  # a worker that doesn't know a user's own metric says so before it renders
+        for name in self.metrics:  # a worker that lacks a user's metric fails before it renders
             get(name)
-        handle, watch = place.sparse(self.policy, self.backend, self.break_even), watching(emit, "trials")
-        result, pair = judge(place.renderer, handle, self.prompt, self.seed, self.cache, self.metrics, watch)
+        handle = session.sparse(self.policy, self.backend, self.break_even)
+        renderer, on_step = session.renderer, _step_callback(emit, "trials")
+        result, pair = evaluate_prompt(renderer, handle, self.prompt, self.seed, self.cache, self.metrics, on_step)
         if pair is None:
             return JudgedPrompt(prompt_row(self.index, result), result)
         seconds = (result.seconds_sparse or 0.0) + (0.0 if result.dense_cached else result.seconds_dense or 0.0)
         rungs: dict[Rung, dict[str, float]] | None = None
         if self.ladder:
-            rungs, spent = self._climb(place.renderer, handle, result, pair, watch)
+            rungs, spent = self._ladder(renderer, handle, result, pair, on_step)
             seconds += spent
         row = prompt_row(self.index, result, rungs, psnr_per_frame(pair.dense, pair.sparse))
-        moment = Moment.of(self.index, row.worst_frame or 0, pair) if self.outputs is not None else None
-        videos = self._videos(pair, place.shares_files)
-        return JudgedPrompt(row, result, moment, videos, seconds)
+        worst = FramePair.of(self.index, row.worst_frame or 0, pair) if self.outputs is not None else None
+        return JudgedPrompt(row, result, worst, self._videos(pair, session.shares_files), seconds)
 
-    def _climb(
-        self, renderer: "Renderer", handle: "SparseHandle", result: PromptResult, pair: Pair, watch: Watch
+    def _ladder(
+        self, renderer: "Renderer", handle: "SparseHandle", result: PromptResult, pair: Pair, on_step: StepCallback
     ) -> tuple[dict[Rung, dict[str, float]] | None, float]:
         try:
-            return climb(renderer, handle, self.prompt, result.seed, pair.dense, self.metrics, watch)
+            return render_ladder(renderer, handle, self.prompt, result.seed, pair.dense, self.metrics, on_step)
         except OutOfMemoryError:
             raise
         except GenerationError as error:
@@ -159,6 +145,6 @@ class JudgePrompt:
         if shares_files:
             return self.outputs.write_videos(self.index, pair, difference=self.difference)
         with tempfile.TemporaryDirectory() as folder:
-            elsewhere = replace(self.outputs, folder=Path(folder))
-            written = elsewhere.write_videos(self.index, pair, difference=self.difference)
+            outputs = replace(self.outputs, folder=Path(folder))
+            written = outputs.write_videos(self.index, pair, difference=self.difference)
             return {kind: path.read_bytes() for kind, path in written.items()}

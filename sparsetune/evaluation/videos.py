@@ -1,5 +1,6 @@
-"""The comparison of video files, dense against sparse, with no model at hand."""
+"""Metrics of video files, dense against sparse, without a model."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,21 +16,20 @@ from sparsetune.video import Video, read_video
 Align = Literal["strict", "shortest"]
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
-"""Files that count as videos when a folder is compared."""
+"""Extensions of video files in a compared folder."""
 
 LOSSY_NOTE = (
-    "taken on decoded video files: lossy encoding of either side counts as error; "
-    "an evaluation takes the same metrics before any encoding"
+    "computed on decoded video files, so lossy encoding of either side counts as error; "
+    "`sparsetune eval` computes the same metrics before any encoding"
 )
-"""What every result of this module says about its own figures."""
 
 
 @dataclass(frozen=True)
 class VideoPair:
     """Two compared files and their metrics.
 
-    `num_frames` were compared, of `num_frames_dense` and `num_frames_sparse`; `unavailable` gives for each
-    metric without a value the reason. `size` is (height, width) in pixels.
+    `num_frames` were compared, of `num_frames_dense` and `num_frames_sparse`; `unavailable` has the reason for each
+    metric without a value; `size` is (height, width) in pixels.
     """
 
     name: str
@@ -46,7 +46,7 @@ class VideoPair:
 
 @dataclass(frozen=True)
 class VideoComparison:
-    """All pairs with their statistics, score and gate. Statistics are over the pairs that have the metric."""
+    """All pairs with score, gate and statistics, which are over the pairs that have the metric."""
 
     pairs: tuple[VideoPair, ...]
     statistics: dict[str, Summary]
@@ -57,7 +57,7 @@ class VideoComparison:
     note: str = LOSSY_NOTE
 
     def to_dict(self) -> dict[str, Any]:
-        """The comparison as a JSON object."""
+        """Convert to a JSON object."""
         return {
             "schema_version": 1,
             "align": self.align,
@@ -84,9 +84,9 @@ def compare_videos(
     Args:
         dense: a file or a folder; the reference.
         sparse: likewise.
-        names: metrics to take; those that score and gate need and those that a user registered are taken as well.
-        gate: judges the result.
-        align: `strict` wants equal frame counts, `shortest` compares as many frames as the shorter one has.
+        names: of metrics; those that score and gate need and those that a user registered are always computed.
+        gate: to check.
+        align: `strict` requires equal frame counts, `shortest` compares as many frames as the shorter one has.
         on_pair: called after each pair with its number from 1, the number of pairs and the pair.
 
     Raises:
@@ -131,58 +131,42 @@ def _compare(dense: Path, sparse: Path, names: Sequence[str], align: Align) -> V
 
 
 def _check_match(dense: Path, left: Video, sparse: Path, right: Video, align: Align) -> None:
-    if left.frames.shape[1:] != right.frames.shape[1:]:
-        raise _differ("size", dense, _size(left), sparse, _size(right), "render both at one size")
-    if abs(left.fps - right.fps) > 1e-3 * max(left.fps, right.fps):
-        raise _differ("frame rate", dense, f"{left.fps:g} fps", sparse, f"{right.fps:g} fps", "write both at one rate")
-    counts = len(left.frames), len(right.frames)
-    if counts[0] != counts[1] and align == "strict":
-        remedy = "render equally many, or compare only the frames that both have with --align shortest"
-        raise _differ("number of frames", dense, f"{counts[0]} frames", sparse, f"{counts[1]} frames", remedy)
-
-
-def _differ(what: str, dense: Path, left: str, sparse: Path, right: str, remedy: str) -> VideoError:
-    return VideoError(
-        f"two compared videos must have the same {what}, but {dense} has {left} and {sparse} {right}; {remedy}"
-    )
-
-
-def _size(video: Video) -> str:
-    height, width = video.frames.shape[1:3]
-    return f"{width}x{height} pixels"
+    sizes = [f"{video.frames.shape[2]}x{video.frames.shape[1]} pixels" for video in (left, right)]
+    rates = [f"{video.fps:g} fps" for video in (left, right)]
+    counts = [f"{len(video.frames)} frames" for video in (left, right)]
+    if sizes[0] != sizes[1]:
+        what, values = "size", sizes
+    elif not math.isclose(left.fps, right.fps, rel_tol=1e-3):
+        what, values = "frame rate", rates
+    elif align == "strict" and counts[0] != counts[1]:
+        what, values = "number of frames (or use --align shortest)", counts
+    else:
+        return
+    raise VideoError(f"videos must have the same {what}, got {values[0]} in {dense} and {values[1]} in {sparse}")
 
 
 def _pairs(dense: Path, sparse: Path) -> tuple[tuple[Path, Path], ...]:
     for path in (dense, sparse):
         if not path.exists():
-            raise VideoError(
-                f"there must be a video file or a folder of them at {path}, but there is none; mend the path"
-            )
+            raise VideoError(f"no video file or folder at {path}")
     if dense.is_dir() != sparse.is_dir():
         kinds = ["a folder" if path.is_dir() else "a file" for path in (dense, sparse)]
-        raise VideoError(
-            f"two files or two folders can be compared, but {dense} is {kinds[0]} and {sparse} {kinds[1]}; "
-            "give both of one kind"
-        )
+        raise VideoError(f"pass two files or two folders; {dense} is {kinds[0]} and {sparse} {kinds[1]}")
     if not dense.is_dir():
         return ((dense, sparse),)
     left, right = _videos(dense), _videos(sparse)
-    if left.keys() != right.keys() or not left:
-        raise VideoError(_unmatched(dense, set(left), sparse, set(right)))
+    if not left and not right:
+        raise VideoError(f"no videos in {dense} and {sparse}")
+    if left.keys() != right.keys():
+        lacks = [
+            f"{folder} lacks {', '.join(sorted(names)[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            for folder, names in ((sparse, left.keys() - right.keys()), (dense, right.keys() - left.keys()))
+            if names
+        ]
+        raise VideoError(f"the folders must hold videos of the same names; {' and '.join(lacks)}")
     return tuple((left[name], right[name]) for name in left)
 
 
 def _videos(folder: Path) -> dict[str, Path]:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
     return {path.name: path for path in files if not path.name.startswith(".")}
-
-
-def _unmatched(dense: Path, left: set[str], sparse: Path, right: set[str]) -> str:
-    if not left and not right:
-        return f"folders of videos must hold some, but {dense} and {sparse} hold none; give folders with mp4 files"
-    lacks = [
-        f"{folder} lacks {', '.join(sorted(names)[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        for folder, names in ((sparse, left - right), (dense, right - left))
-        if names
-    ]
-    return f"two folders must hold equally named videos, but {' and '.join(lacks)}; name them alike or compare files"

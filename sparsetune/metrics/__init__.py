@@ -1,10 +1,10 @@
-"""Metrics of how far a sparse model's video lies from the dense one's: pure functions over frames.
+"""Video quality metrics of a sparse model's video against the dense one: pure functions over frames.
 
     from sparsetune import metrics
 
     values = metrics.compute(dense, sparse, ("psnr", "ssim", "vmaf"))
 
-Importing this brings in numpy alone; torch and ffmpeg are reached by the metrics that need them.
+Importing this imports only numpy; torch and ffmpeg are loaded by the metrics that need them.
 """
 
 from sparsetune.metrics.ffmpeg import vmaf, xpsnr
@@ -45,7 +45,7 @@ from sparsetune.metrics.statistics import (
 from sparsetune.metrics.structure import ms_ssim, ssim
 
 BASE_METRICS = ("frame_cosine", "psnr", "frame_l1", "frame_diff")
-"""The four pinned metrics; score and gate rest on the first three."""
+"""Always computed: the score uses the first three, the gate the first two."""
 
 __all__ = [
     "BASE_METRICS",

@@ -1,8 +1,8 @@
-"""ffmpeg's own metrics, VMAF and XPSNR, taken with the binary that imageio-ffmpeg brings.
+"""VMAF and XPSNR, computed by the ffmpeg binary of imageio-ffmpeg.
 
-Frames go in losslessly as raw RGB: each dense frame with the sparse one right under it, through one pipe, and
-a crop parts them again. So there are no two pipes that could block each other and no temporary video files.
-Both metrics work on YUV: RGB is converted to 8-bit BT.709 (limited range, 4:4:4) after the crop.
+Frames are piped as raw RGB, each dense frame with the sparse one under it, and cropped apart again: one pipe can't
+deadlock, and there are no temporary video files. Both metrics work on YUV: RGB is converted to 8-bit BT.709 (limited
+range, 4:4:4) after the crop.
 """
 
 import json
@@ -17,7 +17,7 @@ import numpy as np
 
 from sparsetune import ffmpeg
 from sparsetune.errors import MetricError
-from sparsetune.metrics.registry import Frames, MetricUnavailable, check_pair, metric
+from sparsetune.metrics.registry import Frames, MetricUnavailable, check_min_side, checked, metric
 
 VMAF_MODEL = "vmaf_v0.6.1"
 """The default model, trained for viewing 1080p at three picture heights; built into libvmaf."""
@@ -35,8 +35,8 @@ _TO_YUV = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chr
 _XPSNR_LINE = re.compile(r"XPSNR\s+y: *(-?[\d.]+|inf)")
 
 
+@checked
 @metric(
-    unit="",
     range=(0.0, 100.0),
     higher_is_better=True,
     definition=f"VMAF, model {VMAF_MODEL}, dense as reference; mean over frames. Identical videos are near 100, "
@@ -47,19 +47,13 @@ def vmaf(dense: Frames, sparse: Frames) -> float:
     """VMAF of the sparse video with the dense one as reference, in [0, 100]; luma only.
 
     It weighs lost and added detail: a change of colour or of a flat area's brightness hardly counts (flat black
-    against flat white is 97), so never judge by it alone.
+    against flat white is 97), so don't rely on it alone.
 
     Raises:
         MetricUnavailable: there is no ffmpeg, its build lacks libvmaf, or a side is under 32 pixels.
         MetricError: the frames don't match, or ffmpeg failed.
     """
-    check_pair(dense, sparse)
-    height, width = dense.shape[1:3]
-    if min(height, width) < VMAF_MIN_SIDE:
-        raise MetricUnavailable(
-            f"vmaf needs frames of at least {VMAF_MIN_SIDE}x{VMAF_MIN_SIDE} pixels, but they are {height}x{width} "
-            "(height x width); leave it out, or render larger frames"
-        )
+    check_min_side("vmaf", dense, VMAF_MIN_SIDE)
     with tempfile.TemporaryDirectory(prefix="sparsetune-vmaf-") as name:
         folder = Path(name)
         threads = min(4, os.cpu_count() or 1)
@@ -69,6 +63,7 @@ def vmaf(dense: Frames, sparse: Frames) -> float:
     return float(log["pooled_metrics"]["vmaf"]["mean"])
 
 
+@checked
 @metric(
     unit="dB",
     range=(-math.inf, XPSNR_CAP_DB),  # perceptual weights can lift the error above MAX
@@ -83,16 +78,15 @@ def xpsnr(dense: Frames, sparse: Frames) -> float:
         MetricUnavailable: there is no ffmpeg, or its build lacks the filter (ffmpeg 7.1 and later have it).
         MetricError: the frames don't match, or ffmpeg failed.
     """
-    check_pair(dense, sparse)
     found = _XPSNR_LINE.findall(_run("xpsnr", dense, sparse))
     if not found:
-        raise MetricError("ffmpeg's xpsnr filter must print its result, but didn't; install a newer imageio-ffmpeg")
+        raise MetricError("ffmpeg's xpsnr filter printed no result; install a newer imageio-ffmpeg")
     value = float(found[-1])
     return XPSNR_CAP_DB if math.isinf(value) else min(XPSNR_CAP_DB, value)
 
 
 def _run(comparison: str, dense: Frames, sparse: Frames, folder: Path | None = None) -> str:
-    """Put the two videos through one of ffmpeg's comparison filters and give back the log."""
+    """Run one of ffmpeg's comparison filters on the two videos and return its log."""
     filter_name = comparison.partition("=")[0]
     binary = _binary(filter_name)
     height, width = dense.shape[1:3]
@@ -104,10 +98,7 @@ def _run(comparison: str, dense: Frames, sparse: Frames, folder: Path | None = N
     arguments = (*source, "-filter_complex", graph, "-f", "null", "-")
     done = ffmpeg.run(binary, arguments, feed=_stacked(dense, sparse), folder=folder)
     if done.status != 0:
-        raise MetricError(
-            f"ffmpeg's {filter_name} must end well on {len(dense)} frames of {height}x{width}, "
-            f"but failed: {done.reason}; leave this metric out"
-        )
+        raise MetricError(f"ffmpeg's {filter_name} failed on {len(dense)} frames of {height}x{width}: {done.reason}")
     return done.log
 
 
@@ -121,12 +112,11 @@ def _binary(filter_name: str) -> str:
     binary = ffmpeg.executable()
     if binary is None:
         raise MetricUnavailable(
-            f"{filter_name} needs an ffmpeg, but imageio-ffmpeg gives none here; "
-            "pip install imageio-ffmpeg, or point IMAGEIO_FFMPEG_EXE to a binary"
+            f"{filter_name} needs ffmpeg; pip install imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE to a binary"
         )
     if filter_name not in ffmpeg.filters(binary):
         raise MetricUnavailable(
-            f"{filter_name} needs an ffmpeg that was built with it, but {binary} wasn't; pip install --upgrade "
-            "imageio-ffmpeg, or point IMAGEIO_FFMPEG_EXE to a build that lists it under `ffmpeg -filters`"
+            f"{binary} was built without the filter {filter_name}; pip install --upgrade imageio-ffmpeg, "
+            "or set IMAGEIO_FFMPEG_EXE to a build that has it"
         )
     return binary

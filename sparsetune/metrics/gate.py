@@ -1,4 +1,4 @@
-"""The gate to deploy: bounds that measured quality must pass."""
+"""Quality gate: bounds on metrics that a result must meet before deployment."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ WORST_FRAME_METRIC = "psnr_frame_min"
 
 @dataclass(frozen=True)
 class Condition:
-    """One bound with what was measured; `measured` must be above `bound`. `name` tells both in words."""
+    """One bound and its measured value, which must be above it; `name` names both, e.g. `mean psnr`."""
 
     name: str
     unit: str
@@ -23,12 +23,12 @@ class Condition:
     def __str__(self) -> str:
         unit = f" {self.unit}" if self.unit else ""
         relation = ">" if self.met else "<="
-        return f"{self.name} {_figure(self.measured, self.bound)}{unit} {relation} {self.bound:g}{unit}"
+        return f"{self.name} {_distinguishable(self.measured, self.bound)}{unit} {relation} {self.bound:g}{unit}"
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """Whether the gate is met, by what it fails, and every condition with its figures."""
+    """Whether the gate is passed, the failed conditions as text, and every condition."""
 
     passed: bool
     failures: tuple[str, ...]
@@ -45,16 +45,13 @@ class GateResult:
 
 @dataclass(frozen=True)
 class Gate:
-    """Bounds of the gate; all are strict, and every one that is given must be met.
-
-    A gate judges measurements. The person's review that deployment also needs is recorded where a checkpoint
-    is promoted.
+    """Strict lower bounds that all must be met; the human review comes on top, when a checkpoint is promoted.
 
     Args:
-        min_frame_cosine: the mean frame_cosine over prompts must be above it.
-        min_psnr: the mean psnr over prompts must be above it, in dB.
-        min_psnr_worst: the worst prompt's psnr must be above it, in dB; None for no such bound.
-        min_psnr_frame: the worst frame's PSNR in any prompt must be above it, in dB; None for no such bound.
+        min_frame_cosine: on the mean frame_cosine over prompts.
+        min_psnr: on the mean psnr over prompts, in dB.
+        min_psnr_worst: on the worst prompt's psnr, in dB; None for no such bound.
+        min_psnr_frame: on the worst frame's PSNR in any prompt, in dB; None for no such bound.
 
     Raises:
         MetricError: a bound isn't a finite number.
@@ -68,27 +65,25 @@ class Gate:
     def __post_init__(self) -> None:
         for name, bound in asdict(self).items():
             if bound is not None and not math.isfinite(bound):
-                raise MetricError(f"{name} must be a finite number, but is {bound}; mend the gate's bounds")
+                raise MetricError(f"gate bound {name} must be a finite number, got {bound}")
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The metrics that must have been measured to check it."""
+        """The metrics that `check` needs."""
         base = ("frame_cosine", "psnr")
         return base if self.min_psnr_frame is None else (*base, WORST_FRAME_METRIC)
 
     def check(self, rows: Sequence[Mapping[str, float]], num_failed: int = 0) -> GateResult:
-        """Check the metrics of every prompt that rendered, one row each; `num_failed` prompts did not.
-
-        No row at all, or any failed prompt, fails the gate.
+        """Check the metrics of the prompts that rendered, one row each; no row, or any failed prompt, fails the gate.
 
         Raises:
             MetricError: a row lacks a metric that a bound needs.
         """
         failures = []
         if num_failed:
-            failures.append(f"every prompt must render, but {num_failed} of {num_failed + len(rows)} failed")
+            failures.append(f"{num_failed} of {num_failed + len(rows)} prompts failed to render")
         elif not rows:
-            failures.append("at least one prompt must be measured, but none was")
+            failures.append("no prompt was measured")
         conditions = self._conditions(rows) if rows else ()
         failures += [str(condition) for condition in conditions if not condition.met]
         return GateResult(not failures, tuple(failures), conditions)
@@ -113,12 +108,12 @@ def _condition(name: str, unit: str, measured: float, bound: float) -> Condition
 
 def _column(rows: Sequence[Mapping[str, float]], name: str) -> list[float]:
     if any(name not in row for row in rows):
-        raise MetricError(f"the gate needs {name} of every prompt, but a row lacks it; add {name} to the metrics")
+        raise MetricError(f"the gate needs {name} of every prompt; add {name} to the metrics")
     return [row[name] for row in rows]
 
 
-def _figure(measured: float, bound: float) -> str:
-    """As few decimals as show on which side of the bound the value lies: 34.998 isn't printed as 35.00."""
+def _distinguishable(measured: float, bound: float) -> str:
+    """Format a value with as few decimals as show its side of the bound: 34.998 isn't printed as 35.00."""
     for decimals in (4, 6, 9) if abs(bound) <= 1 else (2, 4, 6, 9):
         text = f"{measured:.{decimals}f}"
         if (float(text) > bound) == (measured > bound):

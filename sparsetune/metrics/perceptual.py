@@ -1,6 +1,6 @@
-"""LPIPS between two videos, an optional extra: `pip install sparsetune[lpips]`.
+"""LPIPS of two videos, an optional extra: `pip install sparsetune[lpips]`.
 
-Nothing is ever downloaded: the AlexNet weights come from torch's usual cache or a given file.
+Nothing is downloaded: the AlexNet weights come from torch's cache or a given file.
 """
 
 import functools
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparsetune.errors import MetricError
-from sparsetune.metrics.registry import Frames, MetricUnavailable, check_pair, metric
+from sparsetune.metrics.registry import Frames, MetricUnavailable, check_min_side, checked, metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,16 +24,16 @@ WEIGHTS_FILE = "alexnet-owt-7be5be79.pth"
 """torchvision's name for AlexNet's ImageNet weights in torch's cache."""
 
 WEIGHTS_VARIABLE = "SPARSETUNE_LPIPS_WEIGHTS"
-"""Environment variable with the path of those weights, where they lie elsewhere."""
+"""Environment variable with the path of those weights, where they are elsewhere."""
 
 MIN_SIDE = 32
-"""AlexNet's pooling leaves nothing of smaller frames."""
+"""AlexNet's pooling reduces smaller frames to nothing."""
 
 _BATCH = 4  # frames at a time: about 150 MB at 480x720
 
 
+@checked
 @metric(
-    unit="",
     range=(0.0, math.inf),
     higher_is_better=False,
     definition="LPIPS 0.1 with AlexNet, frames scaled to [-1, 1]; mean over frames",
@@ -52,15 +52,9 @@ def lpips(dense: Frames, sparse: Frames, *, weights: Path | None = None) -> floa
         MetricUnavailable: the package or the weights are missing, or a side is under 32 pixels.
         MetricError: the frames don't match, or the weights' file isn't AlexNet's.
     """
-    check_pair(dense, sparse)
-    height, width = dense.shape[1:3]
-    if min(height, width) < MIN_SIDE:
-        raise MetricUnavailable(
-            f"lpips needs frames of at least {MIN_SIDE}x{MIN_SIDE} pixels, but they are {height}x{width} "
-            "(height x width); leave it out, or render larger frames"
-        )
+    check_min_side("lpips", dense, MIN_SIDE)
     if importlib.util.find_spec("lpips") is None:
-        raise MetricUnavailable("lpips needs the package lpips, which isn't installed; pip install sparsetune[lpips]")
+        raise MetricUnavailable("lpips is not installed; pip install sparsetune[lpips]")
     import torch
 
     model = _model(_find_weights(weights))
@@ -79,8 +73,8 @@ def _find_weights(given: Path | None) -> Path:
     path = Path(named) if named else Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_FILE
     if not path.is_file():
         raise MetricUnavailable(
-            f"lpips needs AlexNet's weights, but there is no file {path}; run `python -c \"import torchvision; "
-            f"torchvision.models.alexnet(weights='DEFAULT')\"` once with a network, or set {WEIGHTS_VARIABLE} "
+            f'lpips found no AlexNet weights at {path}; run `python -c "import torchvision; '
+            f"torchvision.models.alexnet(weights='DEFAULT')\"` once online, or set {WEIGHTS_VARIABLE} "
             f"to a copy of {WEIGHTS_FILE}"
         )
     return path
@@ -92,8 +86,7 @@ def _model(weights: Path) -> Any:
     import torch
 
     with warnings.catch_warnings():
-        # The package still passes torchvision's old `pretrained` argument; that is its matter, not the user's.
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # the package still passes torchvision's old `pretrained` argument
         # pnet_rand leaves the backbone empty instead of downloading it; it is filled from the file below.
         model = package.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
     try:
@@ -102,10 +95,7 @@ def _model(weights: Path) -> Any:
         model.net.load_state_dict({key: loaded[f"features.{key.split('.', 1)[1]}"] for key in model.net.state_dict()})
     except (OSError, EOFError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
         detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MetricError(
-            f"lpips needs torchvision's AlexNet weights, but {weights} doesn't hold them: {detail}; "
-            f"give a whole copy of {WEIGHTS_FILE}"
-        ) from error
+        raise MetricError(f"{weights} is not a whole copy of {WEIGHTS_FILE}: {detail}") from error
     return model.eval()
 
 

@@ -1,4 +1,4 @@
-"""The score out of 100 and its verdict in a word."""
+"""Score out of 100 and its one-word verdict."""
 
 import math
 from typing import Literal
@@ -28,7 +28,7 @@ def score(frame_cosine: float, psnr: float, frame_l1: float) -> int:
     """
     for name, value in (("frame_cosine", frame_cosine), ("psnr", psnr), ("frame_l1", frame_l1)):
         if math.isnan(value):
-            raise MetricError(f"a score needs numbers, but {name} is NaN; leave failed prompts out of the mean")
+            raise MetricError(f"cannot score: {name} is NaN; leave failed prompts out of the mean")
     return (
         next((points for bound, points in COSINE_POINTS if frame_cosine > bound), 0)
         + next((points for bound, points in PSNR_POINTS if psnr > bound), 0)
@@ -37,11 +37,11 @@ def score(frame_cosine: float, psnr: float, frame_l1: float) -> int:
 
 
 def verdict(score: int) -> Verdict:
-    """Put a score into a word.
+    """Return the verdict of a score.
 
     Raises:
         MetricError: the score isn't in [0, 100].
     """
     if not 0 <= score <= 100:
-        raise MetricError(f"a score must be in [0, 100], but is {score}; take it from score()")
+        raise MetricError(f"score must be in [0, 100], got {score}")
     return next((word for lowest, word in VERDICTS if score >= lowest), "degraded")

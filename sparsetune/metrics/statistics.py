@@ -1,7 +1,4 @@
-"""Statistics of a metric over prompts: summaries and paired differences, each with a bootstrap interval.
-
-Pure: the same values and seed give the same figures.
-"""
+"""Summary statistics and paired differences of a metric over prompts, with bootstrap confidence intervals."""
 
 import math
 from collections.abc import Sequence
@@ -13,10 +10,10 @@ import numpy.typing as npt
 from sparsetune.errors import MetricError
 
 RESAMPLES = 10_000
-"""Bootstrap resamples: the interval's ends then move by under a hundredth of its width from seed to seed."""
+"""Bootstrap resamples: the interval's ends then vary by under 1% of its width between seeds."""
 
 MIN_FOR_INTERVAL = 6
-"""With fewer prompts an interval says little: five differences all have one sign by luck alone in 2 / 2**5 > 5 %."""
+"""Fewer prompts can't be significant: five differences share one sign by chance with probability 2 / 2**5 > 5%."""
 
 _SLAB = 1 << 20  # resampled values held at a time
 
@@ -25,9 +22,8 @@ _SLAB = 1 << 20  # resampled values held at a time
 class Summary:
     """One metric over all prompts.
 
-    `std` is the sample's standard deviation (n - 1; 0.0 for a single value). `ci95_low` and `ci95_high` bound
-    the mean: the 95 % percentile bootstrap interval. Over a single value it is that value, which says nothing
-    about other prompts.
+    `std` is the sample standard deviation (n - 1; 0.0 for a single value). `ci95_low` and `ci95_high` are the 95%
+    percentile bootstrap interval of the mean; for a single value both are that value.
     """
 
     mean: float
@@ -44,11 +40,10 @@ class Summary:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How a metric moved from one run to another on the same prompts.
+    """Difference of a metric between two runs on the same prompts.
 
-    `mean` is that of after - before, with its 95 % bootstrap interval; `better`, `worse` and `equal` count
-    prompts, in the metric's own direction. `significant` says that the interval leaves out 0 over at
-    least `MIN_FOR_INTERVAL` prompts.
+    `mean` is that of after - before, with its 95% bootstrap interval; `better`, `worse` and `equal` count prompts in
+    the metric's own direction.
     """
 
     mean: float
@@ -61,7 +56,7 @@ class PairedDifference:
 
     @property
     def significant(self) -> bool:
-        """Whether 0 lies outside the interval, and there are prompts enough for that to mean something."""
+        """Whether the interval excludes 0, over at least `MIN_FOR_INTERVAL` prompts."""
         enough = len(self.differences) >= MIN_FOR_INTERVAL
         return enough and (self.ci95_low > 0.0 or self.ci95_high < 0.0)
 
@@ -71,7 +66,7 @@ class PairedDifference:
 
 
 def summarize(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES) -> Summary:
-    """Summarise one metric's values over the prompts.
+    """Summarize one metric's values over the prompts.
 
     Raises:
         MetricError: there is no value, or one isn't finite.
@@ -102,10 +97,7 @@ def paired_difference(
         MetricError: the two have different lengths, there is no pair, or a value isn't finite.
     """
     if len(before) != len(after):
-        raise MetricError(
-            f"paired values must be equally many, but there are {len(before)} before and {len(after)} after; "
-            "compare the prompts that both runs have"
-        )
+        raise MetricError(f"paired values must have equal length, got {len(before)} before and {len(after)} after")
     differences = _checked(after) - _checked(before)
     low, high = bootstrap_mean(differences, seed=seed, resamples=resamples)
     rose, fell = int((differences > 0).sum()), int((differences < 0).sum())
@@ -121,24 +113,24 @@ def paired_difference(
 
 
 def interval_caveat(num_values: int) -> str | None:
-    """Say that an interval over so few values is too narrow; None where there are enough."""
+    """Warning that there are too few values for a 95% interval; None where there are enough."""
     if num_values >= MIN_FOR_INTERVAL:
         return None
-    over = "one prompt says nothing about others" if num_values == 1 else f"{num_values} prompts is too narrow"
-    return f"a 95 % interval over {over}; take at least {MIN_FOR_INTERVAL}"
+    few = "1 prompt is" if num_values == 1 else f"{num_values} prompts are"
+    return f"{few} too few for a reliable 95% interval; use at least {MIN_FOR_INTERVAL}"
 
 
 def bootstrap_mean(
     values: Sequence[float] | npt.NDArray[np.float64], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean (Efron 1979): prompts are drawn with replacement.
+    """95% percentile bootstrap interval of the mean (Efron 1979): prompts are drawn with replacement.
 
     Raises:
         MetricError: there is no value, one isn't finite, or `resamples` is below 1.
     """
     data = _checked(values)
     if resamples < 1:
-        raise MetricError(f"resamples must be at least 1, but is {resamples}; give {RESAMPLES} or more")
+        raise MetricError(f"resamples must be at least 1, got {resamples}")
     if data.size == 1:
         return float(data[0]), float(data[0])
     generator = np.random.default_rng(seed)
@@ -158,8 +150,8 @@ def _mean(data: npt.NDArray[np.float64]) -> float:
 def _checked(values: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 1 or data.size == 0:
-        raise MetricError(f"statistics need a list of at least one value, but got shape {data.shape}; measure a prompt")
+        raise MetricError(f"statistics need a list of at least one value, got shape {data.shape}")
     if not np.isfinite(data).all():
         wrong = data[~np.isfinite(data)][0]
-        raise MetricError(f"statistics need finite values, but one is {wrong}; leave failed prompts out and count them")
+        raise MetricError(f"statistics need finite values, got {wrong}; leave failed prompts out")
     return data

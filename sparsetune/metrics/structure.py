@@ -1,6 +1,6 @@
-"""Structural similarity between two videos: SSIM and its multi-scale form.
+"""SSIM and MS-SSIM of two videos.
 
-Definition (stated because figures without it can't be compared): Wang et al. 2004, an 11 × 11 Gaussian window
+Definition: Wang et al. 2004, an 11 × 11 Gaussian window
 of sigma 1.5, K1 = 0.01, K2 = 0.03, population (not sample) covariances, only windows that lie wholly inside
 the frame; on each RGB channel by itself, data_range 1 (the full range of uint8); averaged over channels and
 windows of a frame, then over frames. scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sparsetune.metrics.registry import Frames, MetricUnavailable, check_pair, metric
+from sparsetune.metrics.registry import Frames, check_min_side, checked, metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +39,8 @@ _BAND = 64  # rows of windows at a time: what a band needs then stays near the p
 _GROUP = 5  # frames at a time: 15 channels fill a vector register of 16 floats
 
 
+@checked
 @metric(
-    unit="",
     range=(-1.0, 1.0),
     higher_is_better=True,
     definition="SSIM, 11×11 Gaussian window of sigma 1.5, per RGB channel; mean over channels, windows and frames",
@@ -52,14 +52,13 @@ def ssim(dense: Frames, sparse: Frames) -> float:
     Raises:
         MetricUnavailable: a side is under 11 pixels, so no window fits.
     """
-    check_pair(dense, sparse)
-    _need_side("ssim", dense, WINDOW)
+    check_min_side("ssim", dense, WINDOW)
     values = [value for p, m in _groups(dense, sparse) for value in _similarity(p, m)[0]]
     return math.fsum(values) / len(values)
 
 
+@checked
 @metric(
-    unit="",
     range=(0.0, 1.0),
     higher_is_better=True,
     definition="MS-SSIM over five scales of SSIM's window; per frame from channel means, then the mean over frames",
@@ -76,8 +75,7 @@ def ms_ssim(dense: Frames, sparse: Frames) -> float:
     Raises:
         MetricUnavailable: a side is under 176 pixels, so the coarsest scale holds no window.
     """
-    check_pair(dense, sparse)
-    _need_side("ms_ssim", dense, MS_SSIM_MIN_SIDE)
+    check_min_side("ms_ssim", dense, MS_SSIM_MIN_SIDE)
     values = [value for p, m in _groups(dense, sparse) for value in _multi_scale(p, m)]
     return math.fsum(values) / len(values)
 
@@ -170,12 +168,3 @@ def _groups(dense: Frames, sparse: Frames) -> Iterator[tuple["Tensor", "Tensor"]
             total = np.add(d, s, dtype=np.float32)
             total -= np.float32(_CENTRE)
             yield torch.from_numpy(total), torch.from_numpy(np.subtract(d, s, dtype=np.float32))
-
-
-def _need_side(name: str, frames: Frames, side: int) -> None:
-    height, width = frames.shape[1:3]
-    if min(height, width) < side:
-        raise MetricUnavailable(
-            f"{name} needs frames of at least {side}x{side} pixels, but they are {height}x{width} "
-            "(height x width); leave it out, or render larger frames"
-        )

@@ -1,1 +1,1 @@
-"""The report of an evaluation or a tuning: one HTML file, and its figures as pictures."""
+"""Report of an evaluation or a tuning: one HTML file, and its figures as images."""

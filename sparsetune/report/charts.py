@@ -1,24 +1,23 @@
-"""What a chart shows, apart from how it is drawn: one description for the page's charts and for pictures."""
+"""Chart data, independent of how it is drawn: for Plotly in the page and matplotlib images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["main", "second", "third", "best", "muted", "bad"]
-"""What a series means, which decides its colour and symbol in every drawing."""
+"""Meaning of a series, which decides its colour and symbol."""
 
 Number = float | int | None
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis.
+    """An axis.
 
     Args:
         title: with the unit.
-        log: whether it is logarithmic.
-        percent: whether values are fractions, to be shown as percentages.
-        labels: of the whole numbers from 0 on, where values are places of named things.
+        percent: whether values are fractions, shown as percentages.
+        labels: of a categorical axis, for the integers from 0.
     """
 
     title: str
@@ -32,13 +31,9 @@ class Series:
     """Points, or the line through them.
 
     Args:
-        name: in the legend.
-        role: what it means.
-        x, y: the points.
-        line: whether a line joins them.
-        step: whether that line holds each value until the next.
-        ids: trial numbers that the points stand for; empty where they stand for none.
-        notes: what is said of each point beside its figures.
+        step: whether the line holds each value until the next.
+        ids: trial numbers of the points, if they are trials.
+        notes: hover text of each point.
     """
 
     name: str
@@ -65,7 +60,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A value in [0, 1] for each row and column, shown as percentages; None where there is none."""
+    """Fractions by row and column, shown as percentages."""
 
     name: str
     title: str
@@ -77,14 +72,7 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Bars:
-    """Horizontal bars.
-
-    Args:
-        name, title, alt: of the chart.
-        axis: of the values.
-        labels: one a bar, from the top.
-        parts: each part's name, role and values, one a bar; several parts are stacked.
-    """
+    """Horizontal bars, from the top; each part has a name, a role and one value per bar, and parts are stacked."""
 
     name: str
     title: str
@@ -98,6 +86,6 @@ Chart = Plot | HeatMap | Bars
 
 
 def extent(values: Sequence[Number]) -> tuple[float, float]:
-    """Give the least and the greatest of the values that there are; 0 and 0 where there is none."""
+    """Minimum and maximum of the known values; zeros where there are none."""
     known = [float(value) for value in values if value is not None]
     return (min(known), max(known)) if known else (0.0, 0.0)

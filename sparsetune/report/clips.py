@@ -1,4 +1,4 @@
-"""The videos of a report: inside its file, or beside it."""
+"""Videos of a report, embedded or beside its file."""
 
 import base64
 import os
@@ -20,14 +20,7 @@ Videos = Literal["embed", "beside"]
 
 @dataclass(frozen=True)
 class Clip:
-    """A prompt's side-by-side video, which holds its dense and its sparse one frame by frame.
-
-    Args:
-        side: whose: the judged policy's, or the default thresholds' before it.
-        index: the prompt's.
-        path: the file.
-        href: where the page finds it; None where it is inside.
-    """
+    """Side-by-side video of a prompt, before or after tuning; `href` is None where it is embedded."""
 
     side: Side
     index: int
@@ -36,56 +29,41 @@ class Clip:
 
     @property
     def key(self) -> str:
-        """Name it within the page, e.g. `after-3`."""
+        """Its name within the page, e.g. `after-3`."""
         return f"{self.side}-{self.index}"
 
     @property
     def size(self) -> int:
-        """Bytes that it takes inside the page, as base64."""
+        """Embedded size in bytes, as base64."""
         return -(-self.path.stat().st_size // 3) * 4
 
     def encoded(self) -> str:
-        """Give it as base64."""
         return base64.b64encode(self.path.read_bytes()).decode("ascii")
 
 
 def find_clips(source: Source) -> tuple[Clip, ...]:
-    """List the videos that there are, the judged policy's first."""
+    """List the existing videos, those after tuning first."""
     sides: tuple[tuple[Side, Files], ...] = (("after", source.files), ("before", source.files_before))
     return tuple(Clip(side, index, path) for side, files in sides for index, path in files.videos.items())
 
 
-def embedded(clips: Sequence[Clip], room: int) -> tuple[Clip, ...] | None:
-    """Choose the videos to put inside the page; None where not even the judged policy's fit.
-
-    Args:
-        clips: all of them.
-        room: bytes that they may take.
-    """
+def embedded(clips: Sequence[Clip], max_bytes: int) -> tuple[Clip, ...] | None:
+    """Choose the videos that fit into `max_bytes`: all, or those after tuning; None where not even these fit."""
     for chosen in (tuple(clips), tuple(clip for clip in clips if clip.side == "after")):
-        if sum(clip.size for clip in chosen) <= room:
+        if sum(clip.size for clip in chosen) <= max_bytes:
             return chosen
     return None
 
 
 def beside(clips: Sequence[Clip], page: Path, links: Mapping[Path, str]) -> tuple[Clip, ...]:
-    """Link the videos from the page; those that don't lie under its folder are copied to one beside it.
-
-    Args:
-        clips: the videos.
-        page: the page's file.
-        links: of videos that will be elsewhere; neither looked for nor copied.
-
-    Raises:
-        SparsetuneError: the folder can't be written.
-    """
+    """Link the videos by `links`, or by their path under the page's folder, to which others are copied."""
     return tuple(replace(clip, href=links.get(clip.path) or _href(clip, page)) for clip in clips)
 
 
 def pane_boxes(result: EvaluationResult) -> list[list[int]]:
-    """Say where the dense and the sparse video lie in the side-by-side one: left, top, width, height of each."""
-    places = panes(result.config.height, result.config.width, 2)
-    return [[place.left, place.top, place.width, place.height] for place in places]
+    """Left, top, width and height of the dense and the sparse video within the side-by-side one."""
+    boxes = panes(result.config.height, result.config.width, 2)
+    return [[box.left, box.top, box.width, box.height] for box in boxes]
 
 
 def _href(clip: Clip, page: Path) -> str:

@@ -1,11 +1,11 @@
-"""The command that makes the reported numbers again."""
+"""The command that reproduces the reported numbers."""
 
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsetune.config import Config, GenerationConfig, resolve
+from sparsetune.config import GenerationConfig, resolve
 from sparsetune.config.files import configs_folder, flatten
 from sparsetune.errors import ConfigError
 from sparsetune.evaluation.result import EvaluationResult
@@ -21,13 +21,13 @@ _BOUNDS = {
 
 
 def tune_command(record: TuningRecord) -> str:
-    """Give the command of a search: its model, and every setting that isn't its configuration's default."""
+    """The command of a tuning: its model, and every setting that isn't the default."""
     given = flatten(record.config)
     return _command("tune", given, str(given.get("model.source", "demo")))
 
 
 def eval_command(result: EvaluationResult) -> str:
-    """Give the command of an evaluation, likewise; where it judged a policy in memory no command can name it."""
+    """The command of an evaluation, likewise; a policy in memory can't be named by one."""
     config = result.config
     given: dict[str, Any] = {f"generation.{name}": getattr(config, name) for name in GenerationConfig.model_fields}
     given |= {
@@ -53,39 +53,31 @@ def _command(verb: str, given: Mapping[str, Any], source: str, options: tuple[st
     random_weights = str(given.get("model.random_weights", "no"))
     defaults = _defaults(source, random_weights)
     parts = ["sparsetune", verb, "--model", source, *options]
-    if random_weights != "no":  # it decides the defaults of others, so it isn't one
+    if random_weights != "no":  # decides the defaults of others
         parts += ["--set", f"model.random_weights={random_weights}"]
     for key, value in given.items():
         if key not in ("model.name", "model.source") and not _equal(value, defaults.get(key), key):
-            told = _whole_path(value) if key.endswith("prompt_file") else _text(value)
-            parts += ["--set", f"{key}={told}"]
+            text = str(configs_folder() / str(value)) if key.endswith("prompt_file") else _text(value)
+            parts += ["--set", f"{key}={text}"]
     return shlex.join(parts)
 
 
 def _defaults(source: str, random_weights: str) -> dict[str, Any]:
-    """Give what holds when only the model is named; nothing where that is no longer to be resolved."""
+    """Settings with only the model given; empty where it is no longer known."""
     try:
         config = resolve(environ={}, flags={"model.source": source, "model.random_weights": random_weights})
     except ConfigError:
         return {}
-    return flatten(recorded(config)) | _full_paths(config)
-
-
-def _full_paths(config: Config) -> dict[str, Any]:
-    return {"break_even": None if config.break_even is None else str(config.break_even)}
+    return flatten(recorded(config)) | {"break_even": config.break_even and str(config.break_even)}
 
 
 def _equal(value: Any, default: Any, key: str) -> bool:
     if key.endswith("prompt_file") and isinstance(default, str):
-        # A packaged file is told relative to the packaged configurations, wherever those were.
+        # the path of a packaged file is recorded relative to the packaged configurations
         return str(value) == default or Path(str(value)).as_posix().endswith(f"configs/{default}")
-    if key == "eval.metrics":  # those that score and gate need are always among the computed ones
+    if key == "eval.metrics":  # their order doesn't matter
         return set(value) == set(default or ())
     return bool(value == default)
-
-
-def _whole_path(value: Any) -> str:
-    return str(configs_folder() / str(value))  # an absolute path stays as it is
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The figures of a report, in the order in which it shows them."""
+"""Figures of a report, in display order."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,11 +11,11 @@ from sparsetune.tuning.record import TrialSection, TuningRecord
 
 _KINDS: tuple[tuple[str, Role], ...] = (("feasible", "main"), ("missed", "second"), ("pruned", "muted"))
 
-Figure = Callable[[TrialSection], Number]
+Getter = Callable[[TrialSection], Number]
 
 
 def front(trials: Sequence[TrialSection]) -> tuple[TrialSection, ...]:
-    """Give the complete trials that no other beats in both sparsity and PSNR, sparsest first."""
+    """The Pareto front: complete trials that no other beats in both sparsity and PSNR, sparsest first."""
     complete = [trial for trial in trials if trial.state == "complete" and trial.sparsity is not None]
     ranked = sorted(complete, key=lambda trial: (-(trial.sparsity or 0.0), -(trial.psnr or 0.0), trial.number))
     found: list[TrialSection] = []
@@ -26,14 +26,14 @@ def front(trials: Sequence[TrialSection]) -> tuple[TrialSection, ...]:
 
 
 def kind(trial: TrialSection) -> str:
-    """Tell a trial's kind: `feasible`, `missed` (the gate), `pruned` or `failed`."""
+    """`feasible`, `missed` (the gate), `pruned` or `failed`."""
     if trial.state == "complete":
         return "feasible" if trial.feasible else "missed"
     return trial.state
 
 
 def pareto(record: TuningRecord, words: Words) -> Plot | None:
-    """Sparsity against PSNR, a point a trial, with the front's line."""
+    """Sparsity against PSNR, one point per trial, with the Pareto front."""
     shown = [trial for trial in record.trials if trial.sparsity is not None and trial.psnr is not None]
     if not shown:
         return None
@@ -54,7 +54,7 @@ def pareto(record: TuningRecord, words: Words) -> Plot | None:
 
 
 def history(record: TuningRecord, words: Words) -> Plot | None:
-    """Sparsity by trial, with the best that met the gate so far."""
+    """Sparsity by trial, with the best feasible so far."""
     if not any(trial.sparsity is not None for trial in record.trials):
         return None
     best: list[Number] = []
@@ -77,7 +77,6 @@ def history(record: TuningRecord, words: Words) -> Plot | None:
 
 
 def importances(record: TuningRecord, words: Words) -> Bars | None:
-    """What set the best trials apart."""
     if record.insight is None or not record.insight.importances:
         return None
     ranked = sorted(record.insight.importances.items(), key=lambda share: -share[1])
@@ -92,7 +91,7 @@ def importances(record: TuningRecord, words: Words) -> Bars | None:
 
 
 def calibration(record: TuningRecord, words: Words) -> Plot | None:
-    """What calibration expected of each trial's policy, against its videos' PSNR."""
+    """Calibrated error of each trial's policy against the PSNR of its videos."""
     shown = [trial for trial in record.trials if trial.predicted_error and trial.psnr is not None]
     if not shown:
         return None
@@ -109,8 +108,8 @@ def calibration(record: TuningRecord, words: Words) -> Plot | None:
     )
 
 
-def _points(record: TuningRecord, words: Words, x: Figure, y: Figure) -> tuple[Series, ...]:
-    """Give the trials that have both figures, a series a kind, the winner last and on top."""
+def _points(record: TuningRecord, words: Words, x: Getter, y: Getter) -> tuple[Series, ...]:
+    """One series per kind of trial, the winner last and on top."""
     both = [trial for trial in record.trials if x(trial) is not None and y(trial) is not None]
     groups = [(key, role, [t for t in both if kind(t) == key and t.number != record.best]) for key, role in _KINDS]
     groups.append(("winner", "best", [trial for trial in both if trial.number == record.best]))
@@ -128,15 +127,12 @@ def _points(record: TuningRecord, words: Words, x: Figure, y: Figure) -> tuple[S
     )
 
 
-_THRESHOLDS = ("cdfthreshd", "topk", "simthreshd1", "pvthreshd")
-
-
 def frames(result: EvaluationResult, words: Words) -> Plot | None:
-    """Every prompt's PSNR frame by frame, the worst prompt set apart and its worst frame marked."""
+    """PSNR per frame of every prompt, with the worst prompt and its worst frame marked."""
     known = [row for row in result.detailed_results if row.psnr_per_frame]
     if not known:
         return None
-    worst = min(known, key=_lowest)
+    worst = min(known, key=lambda row: min(row.psnr_per_frame or (0.0,)))
     values, name = worst.psnr_per_frame or (), words("frames.prompt", index=worst.index)
     at = values.index(min(values))
     others = [row for row in known if row is not worst]
@@ -154,21 +150,20 @@ def frames(result: EvaluationResult, words: Words) -> Plot | None:
 
 
 def by_step(result: EvaluationResult, words: Words) -> HeatMap | None:
-    """Sparsity of each layer at each denoising step."""
     rows = result.sparsity.by_layer_and_step
     return _heat_map("sparsity_by_layer_and_step", "heat.step", "axis.step", 1, rows, words)
 
 
 def by_head(result: EvaluationResult, words: Words) -> HeatMap | None:
-    """Sparsity of each head of each layer; None where the kernel doesn't tell heads apart."""
+    """Sparsity per head; None where the kernel reports none."""
     return _heat_map("sparsity_by_layer_and_head", "heat.head", "axis.head", 0, result.sparsity.by_head, words)
 
 
 def thresholds(result: EvaluationResult, before: EvaluationResult | None, words: Words) -> list[Plot]:
-    """The mean of each threshold by layer, before and after; one that is the same everywhere has no figure."""
+    """Mean of each threshold by layer, before and after; constant thresholds have no figure."""
     sides = [("before", before.thresholds if before else ()), ("after", result.thresholds)]
     plots = []
-    for threshold in _THRESHOLDS:
+    for threshold in ("cdfthreshd", "topk", "simthreshd1", "pvthreshd"):
         columns = {side: _column(layers, threshold) for side, layers in sides}
         known = {value for column in columns.values() for value in column if value is not None}
         if len(known) > 1:
@@ -177,7 +172,7 @@ def thresholds(result: EvaluationResult, before: EvaluationResult | None, words:
 
 
 def ladder(result: EvaluationResult, words: Words) -> Bars | None:
-    """The squared error, stacked by whose doing it is; None where no ladder was measured or there is no error."""
+    """Squared error by source; None without a ladder or without an error."""
     found = attribute(result.detailed_results)
     if found is None or found.shares is None:
         return None
@@ -191,10 +186,6 @@ def ladder(result: EvaluationResult, words: Words) -> Bars | None:
         (words("ladder.bar"),),
         tuple((words(f"ladder.{rung}"), role, (found.shares[rung],)) for rung, role in rungs),
     )
-
-
-def _lowest(row: PromptRow) -> float:
-    return min(row.psnr_per_frame or (0.0,))
 
 
 def _frame_series(row: PromptRow, name: str, role: Role) -> Series:
@@ -253,18 +244,18 @@ def _threshold_plot(
 
 
 def phases(source: Source, words: Words) -> Bars | None:
-    """Minutes of each phase: a search's, or rendering and the rest of an evaluation."""
+    """Time by phase of a tuning, or rendering and the rest of an evaluation."""
     seconds = source.tuning.seconds_by_phase if source.tuning is not None else _of_evaluation(source.evaluation)
     seconds = {phase: value for phase, value in seconds.items() if value > 0.0}
     if not seconds:
         return None
     unit, scale = ("min", 60.0) if sum(seconds.values()) >= 300.0 else ("s", 1.0)
     names = {phase: words.known(f"phase.{phase}", phase) for phase in seconds}
-    told = ", ".join(f"{names[phase]} {value / scale:.1f} {unit}" for phase, value in seconds.items())
+    described = ", ".join(f"{names[phase]} {value / scale:.1f} {unit}" for phase, value in seconds.items())
     return Bars(
         "time_by_phase",
         words("phases.title"),
-        words("phases.alt", phases=told),
+        words("phases.alt", phases=described),
         Axis(words("axis.time", unit=unit)),
         tuple(names.values()),
         ((words("phases.title"), "main", tuple(value / scale for value in seconds.values())),),
@@ -279,21 +270,14 @@ def _of_evaluation(result: EvaluationResult | None) -> dict[str, float]:
 
 
 def figures(source: Source, words: Words) -> tuple[Chart, ...]:
-    """DescribeSession every figure that there are data for.
-
-    Args:
-        source: what is told of.
-        words: titles and alternative texts are in their language; the figures are the same.
-    """
+    """Every figure that there is data for, with titles and alternative texts in the language of `words`."""
     found: list[Chart | None] = []
-    if source.evaluation is not None:
-        result = source.evaluation
+    if (result := source.evaluation) is not None:
         found += [frames(result, words), by_step(result, words), by_head(result, words)]
-        found += [*thresholds(result, source.before, words)]
+        found += thresholds(result, source.before, words)
     if source.tuning is not None:
-        record = source.tuning
-        found += [make(record, words) for make in (pareto, history, importances, calibration)]
-    if source.evaluation is not None:
-        found.append(ladder(source.evaluation, words))
+        found += [make(source.tuning, words) for make in (pareto, history, importances, calibration)]
+    if result is not None:
+        found.append(ladder(result, words))
     found.append(phases(source, words))
     return tuple(chart for chart in found if chart is not None)

@@ -1,7 +1,4 @@
-"""Charts as Plotly draws them: traces and layout as JSON values.
-
-Colours aren't set here: the page's scripts choose them by each trace's `meta`, the role, from its light or dark theme.
-"""
+"""Charts as Plotly figures (JSON values); the page's scripts set colours by each trace's role, in `meta`."""
 
 from typing import Any, assert_never
 
@@ -11,7 +8,7 @@ _MARGIN = {"l": 64, "r": 16, "t": 8, "b": 56}
 
 
 def plotly_figure(chart: Chart) -> dict[str, Any]:
-    """Give a chart's `data` and `layout`."""
+    """Return a chart's `data` and `layout`."""
     match chart:
         case Plot():
             return _plot(chart)
@@ -29,7 +26,7 @@ def _plot(chart: Plot) -> dict[str, Any]:
     data = []
     for series in chart.series:
         trace = _trace(series, chart, shown=series.name not in named)
-        if clickable and not series.ids:  # a line's corner would take the click from the point that lies on it
+        if clickable and not series.ids:  # otherwise a line takes the click on its points
             del trace["hovertemplate"]
             trace["hoverinfo"] = "skip"
         data.append(trace)

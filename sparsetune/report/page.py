@@ -1,4 +1,4 @@
-"""The page: everything that a report tells, put into one HTML text."""
+"""Rendering of the report's HTML page."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,21 +27,11 @@ _GROUPS = {
     "ladder": ("error_attribution",),
     "time": ("time_by_phase",),
 }
-"""Which section shows which figures; the frames' has its own place under the players."""
+"""Figures by section; `frame_psnr` is under the players instead."""
 
 
 def render(source: Source, clips: Sequence[Clip], words: Words, note: str = "") -> str:
-    """Write the page.
-
-    Args:
-        source: what is told of.
-        clips: the videos; those without a link go inside.
-        words: of the page's language.
-        note: what is to be said of the videos.
-
-    Returns:
-        HTML that needs no network, and no other file but the clips that have a link.
-    """
+    """Render HTML that needs no network, and no files but the clips with a link; the others are embedded."""
     charts = _charts(source, words)
     template = _environment().get_template("report.html.j2")
     page: str = template.render(
@@ -67,7 +57,7 @@ def render(source: Source, clips: Sequence[Clip], words: Words, note: str = "") 
 
 @cache
 def plotly_source() -> str:
-    """Read Plotly's own JavaScript from its Python package."""
+    """Plotly's JavaScript, from its Python package."""
     from plotly.offline import get_plotlyjs
 
     source: str = get_plotlyjs()
@@ -75,7 +65,7 @@ def plotly_source() -> str:
 
 
 def script_json(value: Any) -> str:
-    """Write JSON that may stand in a script element: no text in it can end the element or open a comment."""
+    """JSON that is safe in a script element: no text in it can end the element or open a comment."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
@@ -151,7 +141,7 @@ def _prompts(side: str, result: EvaluationResult, clips: Sequence[Clip]) -> list
 
 
 def _stills(source: Source, clips: Sequence[Clip]) -> list[tuple[int, str]]:
-    """Give the stills as data, where there are no videos to look at."""
+    """Stills as base64, where there are no videos."""
     if clips:
         return []
     return [(index, Clip("after", index, path).encoded()) for index, path in source.files.stills.items()]

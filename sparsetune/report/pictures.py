@@ -1,4 +1,4 @@
-"""Charts as pictures, drawn by matplotlib: what MLflow and markdown show."""
+"""Charts as PNG images, drawn by matplotlib."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
@@ -17,29 +17,21 @@ COLOURS: dict[Role, str] = {
     "muted": "#8a919c",
     "bad": "#c62828",
 }
-"""Told apart by the colour-blind too, and by their symbols."""
+"""Distinguishable with colour blindness, and by their markers."""
 
 _MARKERS: dict[Role, str] = {"main": "o", "second": "s", "third": "o", "best": "*", "muted": "x", "bad": "v"}
 _DPI = 110
 
 
 def save_pictures(charts: tuple[Chart, ...], folder: Path) -> tuple[Path, ...]:
-    """Write a PNG a chart, each whole or not at all.
-
-    Args:
-        charts: what to draw; texts in Latin letters, which matplotlib's own font has.
-        folder: where `NAME.png` goes.
-
-    Raises:
-        SparsetuneError: the folder can't be written.
-    """
+    """Write each chart to `NAME.png`; texts must be in Latin letters, which matplotlib's font has."""
     return tuple(_save(chart, folder / f"{chart.name}.png") for chart in charts)
 
 
 def _save(chart: Chart, path: Path) -> Path:
     from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
-    # The margins are fixed: to have matplotlib find them costs as much as the drawing itself.
+    # fixed margins: computing them costs matplotlib as much as drawing
     height, left = 4.2, 0.09
     if isinstance(chart, Bars):
         height, left = 1.5 + 0.45 * len(chart.labels), 0.03 + 0.011 * max(len(label) for label in chart.labels)
@@ -65,8 +57,8 @@ def _plot(chart: Plot, axes: "Axes") -> None:
     for series in chart.series:
         _series(series, axes, None if series.name in named else series.name)
         named.add(series.name)
-    _dress(chart.x, axes.xaxis)
-    _dress(chart.y, axes.yaxis)
+    _format_axis(chart.x, axes.xaxis)
+    _format_axis(chart.y, axes.yaxis)
     if chart.x.log:
         axes.set_xscale("log")
     axes.grid(alpha=0.3)
@@ -96,29 +88,26 @@ def _heat_map(chart: HeatMap, axes: "Axes", figure: Any) -> None:
 
     values = np.array([[np.nan if value is None else value for value in row] for row in chart.values], dtype=np.float64)
     drawn = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0.0, interpolation="nearest")
-    for axis, labels in ((axes.xaxis, chart.x.labels), (axes.yaxis, chart.y.labels)):
-        places = range(0, len(labels), max(1, len(labels) // 16))
-        axis.set_ticks(list(places), [labels[place] for place in places])
-    axes.set_xlabel(chart.x.title)
-    axes.set_ylabel(chart.y.title)
+    _format_axis(chart.x, axes.xaxis)
+    _format_axis(chart.y, axes.yaxis)
     from matplotlib.ticker import PercentFormatter
 
     figure.colorbar(drawn, ax=axes, format=PercentFormatter(1.0, decimals=0), pad=0.02)
 
 
 def _bars(chart: Bars, axes: "Axes") -> None:
-    places = list(range(len(chart.labels)))
-    left = [0.0] * len(places)
+    positions = list(range(len(chart.labels)))
+    left = [0.0] * len(positions)
     for name, role, values in chart.parts:
         form = "{:.1%}" if chart.axis.percent else "{:.2f}"
-        label = f"{name} {form.format(values[0])}" if len(places) == 1 else name
-        drawn = axes.barh(places, values, left=left, color=COLOURS[role], label=label, height=0.6)
+        label = f"{name} {form.format(values[0])}" if len(positions) == 1 else name
+        drawn = axes.barh(positions, values, left=left, color=COLOURS[role], label=label, height=0.6)
         if len(chart.parts) == 1:
             axes.bar_label(drawn, [form.format(value) for value in values], padding=4, fontsize=8)
         left = [start + value for start, value in zip(left, values, strict=True)]
-    axes.set_yticks(places, chart.labels)
+    axes.set_yticks(positions, chart.labels)
     axes.invert_yaxis()
-    _dress(chart.axis, axes.xaxis)
+    _format_axis(chart.axis, axes.xaxis)
     axes.margins(x=0.12 if len(chart.parts) == 1 else 0.0)
     axes.spines[["top", "right"]].set_visible(False)
     if len(chart.parts) > 1:
@@ -126,16 +115,16 @@ def _bars(chart: Bars, axes: "Axes") -> None:
 
 
 def _legend(axes: "Axes", columns: int) -> None:
-    place: Any = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2}
-    axes.legend(fontsize=8, ncols=columns, frameon=False, **place)
+    anchor: Any = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2}
+    axes.legend(fontsize=8, ncols=columns, frameon=False, **anchor)
 
 
-def _dress(axis: Axis, drawn: Any) -> None:
+def _format_axis(axis: Axis, drawn: Any) -> None:
     from matplotlib.ticker import PercentFormatter
 
     drawn.set_label_text(axis.title)
     if axis.percent:
         drawn.set_major_formatter(PercentFormatter(1.0, decimals=0))
     if axis.labels:
-        places = range(0, len(axis.labels), max(1, len(axis.labels) // 16))
-        drawn.set_ticks(list(places), labels=[axis.labels[place] for place in places])
+        positions = range(0, len(axis.labels), max(1, len(axis.labels) // 16))
+        drawn.set_ticks(list(positions), labels=[axis.labels[position] for position in positions])

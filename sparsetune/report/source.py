@@ -1,4 +1,4 @@
-"""What a report tells of: results, a search, and their files."""
+"""Input of a report: evaluation results, a tuning record, and their files."""
 
 import re
 from collections.abc import Mapping
@@ -15,31 +15,26 @@ _STILL = re.compile(r"prompt_(\d+)_frame_\d+\.png")
 
 @dataclass(frozen=True)
 class Files:
-    """What an evaluation left to look at, by the prompt's index.
-
-    Args:
-        videos: side-by-side videos.
-        stills: pictures of one frame.
-    """
+    """Side-by-side videos and stills of an evaluation, by prompt index."""
 
     videos: Mapping[int, Path] = field(default_factory=dict)
     stills: Mapping[int, Path] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path) -> "Files":
-        """Find those of an evaluation's folder."""
+        """Find the files in an evaluation's folder."""
         return cls(_numbered(folder / "videos", _VIDEO), _numbered(folder / "stills", _STILL))
 
 
 @dataclass(frozen=True)
 class Source:
-    """All that a report tells of.
+    """Everything that a report shows.
 
     Args:
         name: of the run or folder.
-        evaluation: what was judged; None for a search without a winner.
-        before: SpargeAttn's default thresholds, judged alike; None where there is none.
-        tuning: the search; None for an evaluation of its own.
+        evaluation: None for a tuning without a winner.
+        before: evaluation of SpargeAttn's default thresholds, if any.
+        tuning: None for a single evaluation.
         files: of `evaluation`.
         files_before: of `before`.
     """
@@ -52,26 +47,18 @@ class Source:
     files_before: Files = field(default_factory=Files)
 
     def beside(self, before: "Source") -> "Source":
-        """Set another evaluation beside this one, as before."""
+        """Add another evaluation as `before`."""
         return replace(self, before=before.evaluation, files_before=before.files)
 
     @property
     def model_name(self) -> str:
-        """The model's short name."""
         if self.evaluation is not None:
             return self.evaluation.config.model_name
         return self.tuning.model_name if self.tuning is not None else "?"
 
 
 def of_tuning(record: TuningRecord, name: str, after: Path, before: Path) -> Source:
-    """Tell of a tuning.
-
-    Args:
-        record: all of it.
-        name: of its run or folder.
-        after: folder of the winner's evaluation.
-        before: folder of the default thresholds' evaluation.
-    """
+    """Source of a tuning; `after` and `before` are the folders of its evaluations."""
     return Source(
         name,
         record.evaluation,
@@ -83,27 +70,21 @@ def of_tuning(record: TuningRecord, name: str, after: Path, before: Path) -> Sou
 
 
 def from_folder(path: Path) -> Source:
-    """Read what a tuning or an evaluation left in a folder.
-
-    Args:
-        path: the folder, or the JSON file in it.
+    """Read the results in a tuning's or an evaluation's folder, or from the JSON file in it.
 
     Raises:
         ReportError: there is no such folder, or nothing to report in it.
         ResultError: its JSON can't be read.
     """
     if not path.exists():
-        raise ReportError(
-            f"a report must be of a run or of a folder that `sparsetune eval` or `tune` left, but there is no {path}; "
-            "`sparsetune runs` lists the runs"
-        )
+        raise ReportError(f"no run or folder {path}; list runs with `sparsetune runs`")
     folder, name = (path, path.name) if path.is_dir() else (path.parent, path.parent.name)
     if path.name == RECORD_NAME or (path.is_dir() and (path / RECORD_NAME).is_file()):
         return of_tuning(load_record(folder / RECORD_NAME), name, folder / "evaluation", folder / "before")
     if path.is_dir() and not any(path.glob(RESULT_GLOB)):
         raise ReportError(
-            f"{path} must hold a {RECORD_NAME} of `sparsetune tune` or a {RESULT_GLOB} of `sparsetune eval`, "
-            "but holds neither; give the folder that one of them named as its output"
+            f"{path} holds neither a {RECORD_NAME} of `sparsetune tune` nor a {RESULT_GLOB} of `sparsetune eval`; "
+            "pass their output folder"
         )
     return Source(name, load_result(path), files=Files.of(folder))
 

@@ -1,11 +1,11 @@
-"""The tables of a report, as texts and what to sort them by."""
+"""Tables of a report: cell texts and sort values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsetune.errors import ResultError
-from sparsetune.evaluation.compare import Change, Comparison, Outcome, compare
-from sparsetune.evaluation.report_markdown import difference, number
+from sparsetune.evaluation.compare import Comparison, change_rows, compare, summary_rows
+from sparsetune.evaluation.report_markdown import number
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
 from sparsetune.metrics import interval_caveat
 from sparsetune.report.figures import front, kind
@@ -17,7 +17,7 @@ _DIRECTIONS = {True: "up", False: "down", None: ""}
 
 @dataclass(frozen=True)
 class Cell:
-    """A text, and the number or text that its column is sorted by; None sorts last."""
+    """A text and its sort value; None sorts last."""
 
     text: str
     value: float | str | None = None
@@ -25,7 +25,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Head:
-    """A column's heading; `better` is `up`, `down` or empty."""
+    """A column heading; `better` is `up`, `down` or empty."""
 
     text: str
     better: str = ""
@@ -33,13 +33,12 @@ class Head:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table.
+    """A row of a table.
 
     Args:
-        key: what it is about: a prompt's index or a trial's number.
-        cells: one a heading.
-        note: in place of the figures that it lacks.
-        mark: what it is distinguished by, a class of the page's style.
+        key: a prompt's index or a trial's number.
+        note: a failed prompt's error.
+        mark: CSS class.
     """
 
     key: int
@@ -50,14 +49,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Headings and lines."""
-
     heads: tuple[Head, ...]
     rows: tuple[Row, ...]
 
 
 def prompt_table(result: EvaluationResult, words: Words) -> Table:
-    """List every prompt with every metric, the failed ones first, then the worst by PSNR."""
+    """All prompts with all metrics, failed ones first, then by PSNR, the worst first."""
     metrics = tuple(result.statistics)
     heads = [Head("#"), Head(words("table.prompt"))]
     heads += [
@@ -71,7 +68,7 @@ def prompt_table(result: EvaluationResult, words: Words) -> Table:
 
 
 def trial_table(record: TuningRecord, words: Words) -> Table:
-    """List every trial, the winner first, then those that meet the gate, the sparser the higher."""
+    """All trials, the winner first, then those that meet the gate, by sparsity."""
     names = ("table.trial", "table.state", "table.sparsity", "table.psnr", "table.psnr_worst", "table.cosine")
     heads = (*(Head(words(name)) for name in names), Head(words("table.seconds")))
     best = {trial.number for trial in front(record.trials)}
@@ -82,7 +79,7 @@ def trial_table(record: TuningRecord, words: Words) -> Table:
 
 
 def trial_details(trial: TrialSection, best: int | None, words: Words) -> dict[str, list[list[str]] | str]:
-    """Give a trial's parameters and figures as the page shows them when it is chosen."""
+    """A trial's parameters and results as the page shows them when it is selected."""
     figures = [
         [words("table.state"), _state(trial, best, words)],
         [words("table.sparsity"), _percent(trial.sparsity)],
@@ -102,44 +99,37 @@ def trial_details(trial: TrialSection, best: int | None, words: Words) -> dict[s
 
 
 def compared(before: EvaluationResult, after: EvaluationResult) -> Comparison | str:
-    """Compare two results; the reason where they can't be."""
+    """Compare two results; the reason where they are not comparable."""
     try:
         return compare(before, after)
     except ResultError as error:
         return str(error)
 
 
-def outcome_rows(comparison: Comparison, words: Words) -> list[tuple[str, str, str]]:
-    """Set the two results' outcomes side by side."""
+def comparison_rows(comparison: Comparison, words: Words) -> list[tuple[str, str, str]]:
+    """Headline numbers of both results side by side."""
 
-    def column(outcome: Outcome) -> tuple[str, ...]:
-        return (
-            "–" if outcome.score is None else f"{outcome.score}/100",
-            words(f"verdict.{outcome.verdict}"),
-            words("gate.met") if outcome.gate_passed else words("gate.missed"),
-            _percent(outcome.sparsity) or "–",
-            _times(outcome.theoretical_speedup),
-            _times(outcome.measured_speedup),
-            str(outcome.num_failed),
-        )
+    def translated(key: str, text: str) -> str:
+        if key == "gate":
+            return words("gate.met" if text == "met" else "gate.missed")
+        return words(f"verdict.{text}") if key == "verdict" else text
 
-    names = ("score", "verdict", "gate", "sparsity", "theoretical", "measured", "failed")
-    texts = (words(f"outcome.{name}") for name in names)
-    return list(zip(texts, column(comparison.before), column(comparison.after), strict=True))
+    rows = summary_rows(comparison, speedup="{:.2f}×", missing="–")
+    return [(words(f"outcome.{key}"), translated(key, one), translated(key, other)) for key, one, other in rows]
 
 
-def change_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """Tell how each figure moved, over the prompts that both have."""
-    return [_change(change) for change in comparison.changes]
+def metric_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """Before, after and difference of each metric over the prompts that both results have."""
+    return [(*row[:4], f"{row.low} … {row.high}", "/".join(map(str, row.counts))) for row in change_rows(comparison)]
 
 
-def caveat(num_pairs: int) -> str:
-    """Say what intervals over so few prompts are worth; empty where they are enough."""
-    return interval_caveat(num_pairs) or ""
+def caveat(num_pairs: int) -> bool:
+    """Whether there are too few prompts for a reliable interval."""
+    return interval_caveat(num_pairs) is not None
 
 
 def settings_rows(result: EvaluationResult, words: Words) -> list[tuple[str, str]]:
-    """Tell with what, on what and when it was made."""
+    """Model, settings and environment of a result."""
     config, environment = result.config, result.environment
     rows = [
         ("model", " @ ".join(filter(None, (config.model.source, config.model.revision)))),
@@ -192,25 +182,8 @@ def _state(trial: TrialSection, best: int | None, words: Words) -> str:
     return words("search.winner") if trial.number == best else words(f"search.{kind(trial)}")
 
 
-def _change(change: Change) -> tuple[str, ...]:
-    pairs = change.difference
-    scale = max(abs(change.before), abs(change.after))
-    return (
-        change.name + (f" ({change.unit})" if change.unit else ""),
-        number(change.before, scale),
-        number(change.after, scale),
-        difference(pairs.mean, scale),
-        f"{difference(pairs.ci95_low, scale)} … {difference(pairs.ci95_high, scale)}",
-        f"{pairs.better}/{pairs.worse}/{pairs.equal}",
-    )
-
-
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
-
-
-def _times(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}×"
 
 
 def _cosine(value: float | None) -> str:

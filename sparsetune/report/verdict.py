@@ -1,4 +1,4 @@
-"""The verdict of a report: one sentence, and the figures that it rests on."""
+"""Verdict of a report: one sentence, headline numbers and gate conditions."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from sparsetune.report.words import Words
 
 @dataclass(frozen=True)
 class Tile:
-    """A figure that stands for itself: what it is, its text, a line of small print, and `good`, `bad` or nothing."""
+    """A headline number with a note; `tone` is `good`, `bad` or empty."""
 
     name: str
     text: str
@@ -18,7 +18,7 @@ class Tile:
 
 
 def sentence(source: Source, words: Words) -> str:
-    """Put score and gate into one sentence."""
+    """Score and gate in one sentence."""
     result = source.evaluation
     if result is None:
         return _without_winner(source, words)
@@ -35,12 +35,12 @@ def sentence(source: Source, words: Words) -> str:
 
 
 def tone(source: Source) -> str:
-    """Say whether the verdict is `good`, `bad`, or neither (empty)."""
+    """`good` where the gate is passed, else `bad`."""
     return "good" if source.evaluation is not None and source.evaluation.gate.passed else "bad"
 
 
 def tiles(result: EvaluationResult, words: Words) -> tuple[Tile, ...]:
-    """Give the figures that decide, each with what it is measured by."""
+    """Headline numbers of a result."""
     psnr, part = result.statistics.get("psnr"), result.sparsity
     found = [
         Tile(
@@ -66,7 +66,7 @@ def tiles(result: EvaluationResult, words: Words) -> tuple[Tile, ...]:
 
 
 def conditions(result: EvaluationResult, words: Words) -> tuple[Tile, ...]:
-    """Give every bound of the gate with what was measured."""
+    """Measured value and bound of every gate condition."""
     found = [_condition(one, words) for one in result.gate.conditions]
     if result.failed:
         failed, total = len(result.failed), len(result.detailed_results)

@@ -220,7 +220,7 @@ def test_all_players_show_the_frame_that_the_slider_says(report: ReportPage, cod
         assert abs(report.grey("dense") - (10 + 12 * frame)) <= 3
         assert abs(report.grey("sparse") - (14 + 12 * frame)) <= 3
         assert abs(report.grey("difference") - 16) <= 8  # four times a difference of 4, each side encoded
-        assert f"frame {frame} of {NUM_FRAMES - 1}" in report.find("#told").text
+        assert f"frame {frame} of {NUM_FRAMES - 1}" in report.find("#frame-label").text
 
 
 def test_players_stay_in_step_while_they_play(report: ReportPage, coded: Path) -> None:

@@ -45,8 +45,8 @@ def fails(message: str, *args: str, status: int) -> None:
         (("--height", "60"), 1, "height must be a multiple of 8, got 60; the nearest is 64"),
         (("--use-tuned",), 1, "there is no checkpoint results/demo/checkpoint; check the path"),
         (("--checkpoint", "other"), 1, "don't match the model's 8 self-attention layers"),
-        (("--metrics", "psnrr"), 1, "a metric must be registered, but 'psnrr' is not; choose from psnr"),
-        (("--metric-module", "none.py"), 1, "there is no file none.py; mend the path"),
+        (("--metrics", "psnrr"), 1, "unknown metric 'psnrr'; choose from psnr"),
+        (("--metric-module", "none.py"), 1, "no metric module at none.py"),
         (("--model", "no/such/folder"), 1, "use --model demo"),
         (("--offload", "model"), 1, "--offload model needs a CUDA GPU"),
         (("--output-dir", "prompts.txt/out"), 1, "cannot write"),
@@ -75,7 +75,7 @@ def test_nan_frames_are_a_failed_prompt_and_nothing_rendered_is_a_failure(workin
     save_file(tensors, weights)
     args = ("--config", "demo", "--model", "./broken", "--output-dir", "out", "--cache-dir", "cache")
     result = run("eval", *SMALL, *args, status=1)
-    assert "gate to deploy: not met: every prompt must render, but 1 of 1 failed" in result.stdout
+    assert "gate to deploy: not met: 1 of 1 prompts failed to render" in result.stdout
     assert result.stderr.splitlines()[-1].startswith(
         "sparsetune: at least one prompt must render, but all 1 failed, the first because the model returned NaN"
     )
@@ -100,13 +100,13 @@ def films(working_folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("short.mp4", "whole.mp4 has 5 frames and short.mp4 4 frames"),
-        ("small.mp4", "whole.mp4 has 48x32 pixels and small.mp4 48x16 pixels"),
-        ("slow.mp4", "whole.mp4 has 8 fps and slow.mp4 4 fps"),
+        ("short.mp4", "got 5 frames in whole.mp4 and 4 frames in short.mp4"),
+        ("small.mp4", "got 48x32 pixels in whole.mp4 and 48x16 pixels in small.mp4"),
+        ("slow.mp4", "got 8 fps in whole.mp4 and 4 fps in slow.mp4"),
         ("cut.mp4", "cut.mp4 is truncated"),
         ("empty.mp4", "ffmpeg can't decode empty.mp4"),
         ("text.mp4", "ffmpeg can't decode text.mp4"),
-        ("none.mp4", "at none.mp4, but there is none; mend the path"),
+        ("none.mp4", "no video file or folder at none.mp4"),
         (".", "whole.mp4 is a file and . a folder"),
     ],
 )
@@ -122,10 +122,10 @@ def test_frames_that_only_one_has_are_left_out_on_request_and_that_is_said(films
 @pytest.mark.parametrize(
     ("after", "message"),
     [
-        ("none", "but there is no none"),
-        ("text.json", "text.json must be the JSON of an evaluation"),
-        ("other.json", "other.json must be an evaluation with schema_version 1, but has None"),
-        ("folder", "folder must hold one *_accuracy_*.json file, but holds none"),
+        ("none", "cannot read none: No such file"),
+        ("text.json", "cannot read text.json"),
+        ("other.json", "other.json must be the JSON of sparsetune's evaluation with schema_version 1, got None"),
+        ("folder", "folder must hold one *_accuracy_*.json file, found none"),
     ],
 )
 def test_compare_says_in_one_line_what_is_no_result(working_folder: Path, after: str, message: str) -> None:

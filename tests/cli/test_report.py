@@ -62,9 +62,9 @@ def test_a_run_gets_its_report_here(shared_place: Place, world: World) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["nowhere"], 1, "but there is no nowhere; `sparsetune runs` lists the runs"),
-        (["empty"], 1, "empty must hold a tuning.json of `sparsetune tune` or a *_accuracy_*.json"),
-        (["cut.json"], 1, "cut.json must be the JSON of an evaluation, but:"),
+        (["nowhere"], 1, "no run or folder nowhere; list runs with `sparsetune runs`"),
+        (["empty"], 1, "empty holds neither a tuning.json of `sparsetune tune` nor a *_accuracy_*.json"),
+        (["cut.json"], 1, "cannot read cut.json: "),
         (["empty", "--lang", "fr"], 2, "'fr' is not one of 'en', 'zh'"),
         ([], 2, "Missing argument 'RUN|FOLDER'"),
     ],

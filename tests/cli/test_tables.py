@@ -60,6 +60,6 @@ def test_the_ladder_says_whose_error_it_is() -> None:
 
 
 def test_intervals_over_few_prompts_come_with_a_reservation() -> None:
-    assert caveat_lines(1) == ["mind: a 95 % interval over one prompt says nothing about others; take at least 6"]
-    assert caveat_lines(5) == ["mind: a 95 % interval over 5 prompts is too narrow; take at least 6"]
+    assert caveat_lines(1) == ["mind: 1 prompt is too few for a reliable 95% interval; use at least 6"]
+    assert caveat_lines(5) == ["mind: 5 prompts are too few for a reliable 95% interval; use at least 6"]
     assert caveat_lines(6) == caveat_lines(0) == []

@@ -17,8 +17,7 @@ from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.config import GenerationConfig
 from sparsetune.errors import GenerationError
 from sparsetune.evaluation import evaluate as run
-from sparsetune.evaluation.baseline import BaselineCache
-from sparsetune.evaluation.baseline_entry import BaselineKey
+from sparsetune.evaluation.baseline import BaselineCache, BaselineKey
 from sparsetune.evaluation.conditions import baseline_key
 from sparsetune.evaluation.events import EvaluationListener
 from sparsetune.evaluation.result import EvaluationResult

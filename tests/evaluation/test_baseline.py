@@ -14,8 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from sparsetune.errors import CacheError, GenerationError, SparsetuneError
-from sparsetune.evaluation.baseline import BaselineCache
-from sparsetune.evaluation.baseline_entry import BaselineKey
+from sparsetune.evaluation.baseline import BaselineCache, BaselineKey
 from sparsetune.locks import exclusive
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (5, 16, 24, 3), dtype=np.uint8)
@@ -184,7 +183,7 @@ def test_a_bound_of_zero_stores_nothing(tmp_path: Path, key: BaselineKey) -> Non
 
 
 def test_a_negative_bound_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match="must be at least 0 GB, but is -1"):
+    with pytest.raises(CacheError, match=r"cache\.max_gb must be at least 0 GB, got -1"):
         BaselineCache(tmp_path, -1.0)
 
 
@@ -236,7 +235,7 @@ def test_a_video_that_cannot_be_stored_is_used_all_the_same(
     monkeypatch.setattr("sparsetune.evaluation.baseline.write_entry", full)
     found = cache.get_or_render(key, lambda: (FRAMES.copy(), 1.0))
     np.testing.assert_array_equal(found.frames, FRAMES)
-    assert "is not kept for later: the disk is full" in caplog.text
+    assert "is not cached: the disk is full" in caplog.text
 
 
 RENDER_SLOWLY = """
@@ -244,7 +243,7 @@ import os, sys, time
 from pathlib import Path
 import numpy as np
 from sparsetune.evaluation.baseline import BaselineCache
-from sparsetune.evaluation.baseline_entry import BaselineKey
+from sparsetune.evaluation.baseline import BaselineKey
 
 def render():
     (Path(sys.argv[2]) / str(os.getpid())).touch()

@@ -75,18 +75,18 @@ def test_a_prompt_listed_twice_is_paired_twice(after: EvaluationResult) -> None:
 def test_what_is_not_comparable_is_refused_with_every_difference(
     before: EvaluationResult, after: EvaluationResult, config: dict[str, object], said: str
 ) -> None:
-    with pytest.raises(ResultError, match=f"must be of the same model, settings and prompts, but differ in {said}"):
+    with pytest.raises(ResultError, match=f"not comparable, they differ in {said}"):
         compare(changed(before, **config), after)
 
 
 def test_force_compares_all_the_same_and_says_so(before: EvaluationResult, after: EvaluationResult) -> None:
     found = compare(changed(before, height=480), after, force=True)
     assert found.forced == ("height (480 and 16)",)
-    assert "**Not comparable, compared all the same:** height (480 and 16)" in found.to_markdown()
+    assert "**Not comparable, compared with --force:** height (480 and 16)" in found.to_markdown()
 
 
 def test_nothing_in_common_cannot_be_forced(evaluate: Evaluate, after: EvaluationResult) -> None:
-    with pytest.raises(ResultError, match="must share a prompt and seed that rendered in both, but share none"):
+    with pytest.raises(ResultError, match="share no prompt and seed that rendered in both"):
         compare(evaluate(prompts=("another",)), after, force=True)
 
 
@@ -128,7 +128,7 @@ def test_few_pairs_are_not_called_significant(evaluate: Evaluate, monkeypatch: p
     monkeypatch.setitem(AMPLITUDES, "sparse", 30)
     found = compare(before, evaluate())
     assert not any(change.difference.significant for change in found.changes)
-    assert "3 prompts is too narrow; take at least 6" in found.to_markdown()
+    assert "3 prompts are too few for a reliable 95% interval; use at least 6" in found.to_markdown()
 
 
 def test_a_users_metric_keeps_unit_and_direction_where_nobody_registers_it(

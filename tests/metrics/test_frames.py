@@ -152,7 +152,7 @@ def test_extra_memory_is_a_few_frames(noise):
 @pytest.mark.parametrize("metric", [*METRICS, psnr_per_frame])
 def test_shapes_that_differ_are_refused_with_both_named(noise, metric):
     dense, sparse = noise(3, 8, 8)
-    with pytest.raises(MetricError, match=r"dense are \(3, 8, 8, 3\) and sparse \(2, 8, 8, 3\)"):
+    with pytest.raises(MetricError, match=r"same shape, got \(3, 8, 8, 3\) and \(2, 8, 8, 3\)"):
         metric(dense, sparse[:2])
 
 

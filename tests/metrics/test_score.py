@@ -59,5 +59,5 @@ def test_nan_has_no_score():
 
 
 def test_a_score_outside_its_range_has_no_verdict():
-    with pytest.raises(MetricError, match=r"in \[0, 100\], but is 101"):
+    with pytest.raises(MetricError, match=r"in \[0, 100\], got 101"):
         verdict(101)

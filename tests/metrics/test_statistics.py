@@ -77,7 +77,7 @@ def test_pairing_sees_what_unpaired_spread_hides():
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_values_that_are_not_finite_are_refused(wrong):
-    with pytest.raises(MetricError, match=f"finite values, but one is {wrong}"):
+    with pytest.raises(MetricError, match=f"finite values, got {wrong}"):
         summarize([1.0, wrong])
 
 
@@ -92,5 +92,5 @@ def test_pairs_of_different_length_are_refused():
 
 
 def test_too_few_resamples_are_refused():
-    with pytest.raises(MetricError, match="resamples must be at least 1, but is 0"):
+    with pytest.raises(MetricError, match="resamples must be at least 1, got 0"):
         bootstrap_mean([1.0, 2.0], resamples=0)

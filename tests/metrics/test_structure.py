@@ -109,9 +109,9 @@ def test_an_inverted_video_counts_as_zero_at_every_scale(panning):
 
 
 def test_frames_without_room_for_a_window_are_unavailable(noise):
-    with pytest.raises(MetricUnavailable, match=r"ssim needs frames of at least 11x11 pixels, but they are 10x40"):
+    with pytest.raises(MetricUnavailable, match=r"ssim needs frames of at least 11x11 pixels, got 10x40"):
         ssim(*noise(1, 10, 40))
-    with pytest.raises(MetricUnavailable, match=r"ms_ssim needs frames of at least 176x176 pixels, but they are 175x"):
+    with pytest.raises(MetricUnavailable, match=r"ms_ssim needs frames of at least 176x176 pixels, got 175x"):
         ms_ssim(*noise(1, 175, 300))
 
 

@@ -76,7 +76,7 @@ def record_of(
             "closest": None,
             "interrupted": False,
             "seconds": 210.0,
-            "seconds_by_phase": {"calibration": 18.0, "probes": 47.0, "trials": 76.0, "judging": 69.0},
+            "seconds_by_phase": {"calibration": 18.0, "sensitivity": 47.0, "trials": 76.0, "evaluation": 69.0},
             "insight": {"rank_correlation": -0.9, "importances": {"l1": 0.7, "order": 0.3}},
             "before": before,
             "evaluation": after,

@@ -101,6 +101,13 @@ def test_every_trial_that_rendered_is_a_point_once() -> None:
     assert best.ids == (record.best,)
 
 
+def test_phases_of_an_older_record_keep_their_names() -> None:
+    record = record_of().model_copy(update={"seconds_by_phase": {"calibration": 18.0, "probes": 47.0, "judging": 69.0}})
+    (*_, phases) = figures(Source("x", None, tuning=record), words("en"))
+    assert isinstance(phases, Bars)
+    assert phases.labels == ("calibration", "probes", "judging")
+
+
 def test_pictures_of_all_figures_are_drawn(tmp_path: Path) -> None:
     charts = figures(source_of(), words("en"))
     paths = save_pictures(charts, tmp_path / "figures")

@@ -139,11 +139,11 @@ def test_what_does_not_fit_is_left_out_or_lies_beside(
     whole = build_report(source, tmp_path / "report.html").num_bytes
     monkeypatch.setattr(build, "LIMIT", whole + 99_000)
     report = build_report(source, tmp_path / "report.html")
-    assert "from before the tuning are left out" in report.note
+    assert "from before tuning are left out" in report.note
     assert report.note in report.path.read_text()
     monkeypatch.setattr(build, "LIMIT", whole - 200_000)
     report = build_report(source, tmp_path / "report.html")
-    assert "lie beside this file" in report.note
+    assert "in a folder beside this file" in report.note
     assert (tmp_path / "report_videos").is_dir()
 
 
@@ -163,7 +163,7 @@ def test_a_search_without_a_winner_says_so(tmp_path: Path) -> None:
     record = record_of().model_copy(update={"best": None, "closest": 3})
     save_record(record, tmp_path / "tuning.json")
     text = render(from_folder(tmp_path), (), words("en"))
-    assert "No winner, so no score: of 12 trials none met the gate; trial 3 came closest" in text
+    assert "No winner: none of 12 trials met the gate to deploy; trial 3 came closest" in text
 
 
 def test_without_videos_the_stills_are_shown(tmp_path: Path) -> None:
@@ -173,13 +173,13 @@ def test_without_videos_the_stills_are_shown(tmp_path: Path) -> None:
     (tmp_path / "demo_accuracy_tuned.json").write_text(json.dumps(result_of().to_dict()))
     page = Page(render(from_folder(tmp_path), (), words("en")))
     assert "data:image/png;base64,cGljdHVyZQ==" in page.links
-    assert "Prompt 1, worst frame: dense, sparse, difference amplified" in page.images
+    assert "Prompt 1, worst frame: dense, sparse, amplified difference" in page.images
 
 
 def test_a_folder_with_nothing_to_report_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match=r"must be of a run or of a folder .*, but there is no .*none; "):
+    with pytest.raises(ReportError, match=r"no run or folder .*none; list runs"):
         from_folder(tmp_path / "none")
-    with pytest.raises(ReportError, match=r"must hold a tuning.json .* but holds neither; give the folder"):
+    with pytest.raises(ReportError, match=r"holds neither a tuning.json .*; pass their output folder"):
         from_folder(tmp_path)
 
 
@@ -187,6 +187,6 @@ def test_a_missing_extra_is_named_with_its_remedy(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extra, "find_spec", lambda name: None if name == "plotly" else object())
-    with pytest.raises(ReportError, match=r"plotly is not installed; run: pip install 'sparsetune\[report\]'"):
+    with pytest.raises(ReportError, match=r"reports need plotly; run: pip install 'sparsetune\[report\]'"):
         build_report(source, tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []

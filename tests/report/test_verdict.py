@@ -4,7 +4,7 @@ import pytest
 
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.report.source import Source
-from sparsetune.report.tables import compared, outcome_rows, prompt_table, trial_table
+from sparsetune.report.tables import compared, comparison_rows, prompt_table, trial_table
 from sparsetune.report.verdict import conditions, sentence, tiles, tone
 from sparsetune.report.words import words
 from tests.report.synthetic import record_of, result_of, source_of
@@ -16,8 +16,7 @@ def changed(**changes: object) -> EvaluationResult:
 
 def test_score_and_gate_stand_in_one_sentence() -> None:
     assert sentence(source_of(), words("en")) == (
-        "Good (85/100): with 25.0% of the attention's block pairs left out, the videos keep their quality, "
-        "and the gate to deploy is met."
+        "Good (85/100): at 25.0% sparsity, the videos keep their quality; the gate to deploy is met."
     )
     for part in ("良好", "85/100", "25.0%", "视频质量保持良好", "部署门槛已达到"):
         assert part in sentence(source_of(), words("zh"))
@@ -41,7 +40,9 @@ def test_nothing_rendered_has_no_score() -> None:
     assert [tile.text for tile in tiles(source.evaluation, words("en"))][:1] == ["–"]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("closest", "words_of_it"), [(None, "none met the gate."), (3, "trial 3 came closest")])
+@pytest.mark.parametrize(
+    ("closest", "words_of_it"), [(None, "none of 12 trials met the gate to deploy."), (3, "trial 3 came closest")]
+)
 def test_a_search_without_a_winner_says_what_came_closest(closest: int | None, words_of_it: str) -> None:
     record = record_of().model_copy(update={"best": None, "closest": closest})
     assert words_of_it in sentence(Source("x", None, tuning=record), words("en"))
@@ -52,7 +53,7 @@ def test_before_and_after_stand_side_by_side() -> None:
     assert source.before is not None and source.evaluation is not None
     comparison = compared(source.before, source.evaluation)
     assert not isinstance(comparison, str)
-    rows = outcome_rows(comparison, words("en"))
+    rows = comparison_rows(comparison, words("en"))
     assert rows[0] == ("Score", "85/100", "85/100")
     assert len(rows) == 7
 

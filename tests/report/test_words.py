@@ -34,7 +34,7 @@ def test_every_text_that_is_asked_for_is_there_and_none_is_idle() -> None:
     scripts = "\n".join(path.read_text() for path in PACKAGE.rglob("*.js"))
     keys = set(words("en").texts)
     asked = set(re.findall(r"""words\(\s*["']([a-z_.]+)["']""", code))
-    asked |= {f"js.{name}" for name in re.findall(r"""say\("([a-z_]+)\"""", scripts)}
+    asked |= {f"js.{name}" for name in re.findall(r"""translate\("([a-z_]+)\"""", scripts)}
     assert len(asked) > 80
     assert {key for key in asked if not key.endswith(".")} <= keys
     asked |= {key for key in keys if re.search(rf"""["']{re.escape(key)}["']""", code)}

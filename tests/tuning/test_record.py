@@ -56,9 +56,9 @@ def test_what_is_no_number_becomes_null() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda value: value | {"schema_version": 2}, r"with schema_version 1, but has 2; update sparsetune"),
-        (lambda value: value | {"trials": 3}, r"must hold a whole tuning, but trials: .*; run `sparsetune tune` anew"),
-        (lambda value: [], r"with schema_version 1, but has None; run `sparsetune tune`"),
+        (lambda value: value | {"schema_version": 2}, r"with schema_version 1, got 2; update sparsetune"),
+        (lambda value: value | {"trials": 3}, r"is not a valid tuning result: trials: .*; run `sparsetune tune` again"),
+        (lambda value: [], r"with schema_version 1, got None; run `sparsetune tune`"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, change: Any, message: str) -> None:
@@ -70,5 +70,5 @@ def test_other_files_are_refused(tmp_path: Path, change: Any, message: str) -> N
 
 def test_a_cut_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tuning.json").write_text('{"schema_version": 1, "trials"')
-    with pytest.raises(ResultError, match=r"must be the JSON of a tuning, but: .*; run `sparsetune tune` anew"):
+    with pytest.raises(ResultError, match=r"cannot read .*: .*; run `sparsetune tune` again"):
         load_record(tmp_path / "tuning.json")

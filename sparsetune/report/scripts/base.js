@@ -7,7 +7,7 @@ function byId(id) {
   return document.getElementById(id);
 }
 
-function say(key, values) {
+function translate(key, values) {
   return report.words[key].replace(/\{(\w+)\}/g, (_, name) => String(values[name]));
 }
 

@@ -63,7 +63,7 @@ function startCharts(onTrial) {
 }
 
 function startPrinting(drawAll) {
-  // Paper has one column and is light; charts keep the width they were drawn with unless told.
+  // Paper has one column and is light; charts keep the width they were drawn with unless resized.
   addEventListener("beforeprint", () => {
     drawAll();
     document.documentElement.dataset.screen = document.documentElement.dataset.theme || "auto";

@@ -27,7 +27,7 @@ else startLate();
 
 if (byId("copy")) {
   byId("copy").addEventListener("click", () => {
-    const done = () => { byId("copy").textContent = say("copied"); };
+    const done = () => { byId("copy").textContent = translate("copied"); };
     if (navigator.clipboard) navigator.clipboard.writeText(byId("command").textContent).then(done, () => selectCommand());
     else selectCommand();
   });

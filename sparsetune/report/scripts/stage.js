@@ -9,18 +9,18 @@ function startStage() {
     ["dense", "sparse", "difference", "wipe"].map((name) => [name, byId(`pane-${name}`)]));
   const player = new Player(canvases, onFrame, (playing) => {
     byId("play").textContent = playing ? "❚❚" : "▶";
-    byId("play").setAttribute("aria-label", say(playing ? "pause" : "play"));
+    byId("play").setAttribute("aria-label", translate(playing ? "pause" : "play"));
   });
   let ready = false;
 
   function onFrame(frame) {
     const value = player.clip.frames[frame];
     byId("frame").value = frame;
-    const told = value === undefined
-      ? say("frame", { frame, last: player.clip.count - 1 })
-      : say("frame_psnr", { frame, last: player.clip.count - 1, psnr: value.toFixed(2) });
-    byId("told").textContent = told;
-    byId("frame").setAttribute("aria-valuetext", told);
+    const label = value === undefined
+      ? translate("frame", { frame, last: player.clip.count - 1 })
+      : translate("frame_psnr", { frame, last: player.clip.count - 1, psnr: value.toFixed(2) });
+    byId("frame-label").textContent = label;
+    byId("frame").setAttribute("aria-valuetext", label);
     if (ready) markFrame(frame);
   }
 
@@ -60,7 +60,7 @@ function listPrompts() {
       value: prompt.key,
       textContent: `${prompt.index}: ${prompt.prompt}` + (prompt.psnr === null ? "" : ` (${prompt.psnr.toFixed(2)} dB)`),
     }));
-    if (sides.length > 1) byId("prompt").append(element("optgroup", { label: say(side) }, ...options));
+    if (sides.length > 1) byId("prompt").append(element("optgroup", { label: translate(side) }, ...options));
     else byId("prompt").append(...options);
   }
 }
@@ -122,26 +122,26 @@ function drawFrames(clip, player) {
     return;
   }
   target.parentElement.hidden = false;
-  const hover = `${say("frame_axis")} %{x}: %{y:.2f} dB<extra></extra>`;
+  const hover = `${translate("frame_axis")} %{x}: %{y:.2f} dB<extra></extra>`;
   const line = {
-    type: "scatter", mode: "lines+markers", meta: "main", name: say("psnr_axis"), hovertemplate: hover,
+    type: "scatter", mode: "lines+markers", meta: "main", name: translate("psnr_axis"), hovertemplate: hover,
     x: clip.frames.map((_, frame) => frame), y: clip.frames, marker: { size: 6 },
   };
   const worst = {
-    type: "scatter", mode: "markers+text", meta: "bad", name: say("worst_frame"), hovertemplate: hover,
-    x: [clip.worst], y: [clip.frames[clip.worst]], text: [say("worst_at", { frame: clip.worst })],
+    type: "scatter", mode: "markers+text", meta: "bad", name: translate("worst_frame"), hovertemplate: hover,
+    x: [clip.worst], y: [clip.frames[clip.worst]], text: [translate("worst_at", { frame: clip.worst })],
     textposition: "bottom center", cliponaxis: false,
   };
   const low = clip.frames[clip.worst], high = Math.max(...clip.frames);
   const room = Math.max(high - low, 0.1); // for the worst frame's label under its mark
   const layout = {
-    xaxis: { title: { text: say("frame_axis") }, automargin: true, zeroline: false, range: [-0.5, clip.count - 0.5] },
+    xaxis: { title: { text: translate("frame_axis") }, automargin: true, zeroline: false, range: [-0.5, clip.count - 0.5] },
     yaxis: {
-      title: { text: say("psnr_axis") }, automargin: true, zeroline: false, range: [low - 0.3 * room, high + 0.1 * room],
+      title: { text: translate("psnr_axis") }, automargin: true, zeroline: false, range: [low - 0.3 * room, high + 0.1 * room],
     },
     margin: { l: 64, r: 16, t: 8, b: 48 }, height: 220, showlegend: false, hovermode: "closest",
   };
-  target.setAttribute("aria-label", say("frames_alt", {
+  target.setAttribute("aria-label", translate("frames_alt", {
     count: clip.count, worst: clip.worst, low: low.toFixed(2), high: high.toFixed(2),
   }));
   const first = !drawn.has(target);

@@ -14,7 +14,7 @@ function storedTheme() {
 function setTheme(theme) {
   if (theme === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = theme;
-  byId("theme").textContent = say(`theme_${theme}`);
+  byId("theme").textContent = translate(`theme_${theme}`);
   byId("theme").dataset.value = theme;
 }
 

@@ -9,7 +9,7 @@ function showTrial(number) {
   panel.replaceChildren(
     element("h3", { textContent: trial.title }),
     list(trial.figures),
-    element("h4", { textContent: say("parameters") }),
+    element("h4", { textContent: translate("parameters") }),
     list(trial.params),
   );
   panel.dataset.number = number;

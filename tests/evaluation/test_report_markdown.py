@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sparsetune.evaluation.ladder import attribute
-from sparsetune.evaluation.outputs import telling_prompts
+from sparsetune.evaluation.outputs import worst_and_median
 from sparsetune.evaluation.report_markdown import CHECKLIST, verdict_text
 from sparsetune.evaluation.result import PromptRow
 from sparsetune.metrics import Gate
@@ -16,7 +16,7 @@ from tests.evaluation.conftest import PROMPTS, Evaluate
 def test_the_report_has_every_part_of_the_template(evaluate: Evaluate, tmp_path: Path) -> None:
     evaluate(output_dir=tmp_path, save_videos=True)
     text = (tmp_path / "report.md").read_text()
-    parts = ["Configuration", "Objective metrics", "Prompts", "Sparsity", "Stills", "A person's look", "Conclusion"]
+    parts = ["Configuration", "Objective metrics", "Prompts", "Sparsity", "Stills", "Human review", "Conclusion"]
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == parts
     for name, _ in CHECKLIST:
         assert f"- [ ] {name}" in text
@@ -42,8 +42,8 @@ def test_prompts_cannot_break_the_tables(evaluate: Evaluate, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("gate", "conclusion"),
     [
-        (Gate(0.0, 0.0), "The numbers permit to deploy, once a person has ticked every line above."),
-        (Gate(0.0, 99.0), "Not to be deployed: mean psnr"),
+        (Gate(0.0, 0.0), "Passed on metrics; human review still required."),
+        (Gate(0.0, 99.0), "Do not deploy: mean psnr"),
     ],
 )
 def test_the_conclusion_follows_the_gate(evaluate: Evaluate, tmp_path: Path, gate: Gate, conclusion: str) -> None:
@@ -72,7 +72,7 @@ def row(index: int, psnr: float | None, again: float = 100.0, kernel: float = 10
     ],
 )
 def test_the_worst_and_the_median_prompt_are_shown(psnr: list[float | None], chosen: tuple[int, ...]) -> None:
-    assert telling_prompts([row(index, value) for index, value in enumerate(psnr)]) == chosen
+    assert worst_and_median([row(index, value) for index, value in enumerate(psnr)]) == chosen
 
 
 def test_shares_of_the_ladder_follow_the_squared_error() -> None:

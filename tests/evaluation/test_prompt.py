@@ -6,7 +6,7 @@ import pytest
 from sparsetune import metrics
 from sparsetune.errors import GenerationError, MetricError, OutOfMemoryError
 from sparsetune.evaluation.baseline import BaselineCache
-from sparsetune.evaluation.prompt import evaluate_prompt, judge
+from sparsetune.evaluation.prompt import evaluate_prompt
 from tests.evaluation.conftest import POLICY, FakeHandle, FakeRenderer
 
 NAMES = metrics.BASE_METRICS
@@ -15,7 +15,7 @@ NAMES = metrics.BASE_METRICS
 def test_the_metrics_are_those_of_the_two_videos(
     renderer: FakeRenderer, handle: FakeHandle, cache: BaselineCache
 ) -> None:
-    result, pair = judge(renderer, handle, "a", 42, cache, NAMES)
+    result, pair = evaluate_prompt(renderer, handle, "a", 42, cache, NAMES)
     assert pair is not None
     renderer.handle = None
     np.testing.assert_array_equal(pair.dense, renderer.render("a", 42).frames)
@@ -27,7 +27,7 @@ def test_the_metrics_are_those_of_the_two_videos(
 def test_the_dense_video_is_rendered_without_the_policy_and_not_counted(
     renderer: FakeRenderer, handle: FakeHandle, cache: BaselineCache
 ) -> None:
-    result = evaluate_prompt(renderer, handle, "a", 42, cache, NAMES)
+    result = evaluate_prompt(renderer, handle, "a", 42, cache, NAMES)[0]
     assert renderer.rendered == [("dense", "a"), ("sparse", "a")]
     assert handle.policy == POLICY
     assert handle.num_resets == 1
@@ -38,8 +38,8 @@ def test_the_dense_video_is_rendered_without_the_policy_and_not_counted(
 def test_the_dense_video_comes_from_the_cache_the_second_time(
     renderer: FakeRenderer, handle: FakeHandle, cache: BaselineCache
 ) -> None:
-    first = evaluate_prompt(renderer, handle, "a", 42, cache, NAMES)
-    second = evaluate_prompt(renderer, handle, "a", 42, cache, NAMES)
+    first = evaluate_prompt(renderer, handle, "a", 42, cache, NAMES)[0]
+    second = evaluate_prompt(renderer, handle, "a", 42, cache, NAMES)[0]
     assert renderer.rendered == [("dense", "a"), ("sparse", "a"), ("sparse", "a")]
     assert (first.dense_cached, second.dense_cached) == (False, True)
     assert first.metrics == second.metrics
@@ -58,7 +58,7 @@ def test_black_or_nan_frames_are_a_failed_prompt_without_a_number(
     renderer: FakeRenderer, handle: FakeHandle, cache: BaselineCache, kind: str
 ) -> None:
     renderer.failing[kind, "a"] = GenerationError("frames must show something, but all are black")
-    result, pair = judge(renderer, handle, "a", 42, cache, NAMES)
+    result, pair = evaluate_prompt(renderer, handle, "a", 42, cache, NAMES)
     assert pair is None
     assert result.error == "frames must show something, but all are black"
     assert (dict(result.metrics), result.sparsity, result.seconds_sparse) == ({}, None, None)
@@ -75,11 +75,11 @@ def test_out_of_memory_ends_the_evaluation(renderer: FakeRenderer, handle: FakeH
 def test_a_metric_that_cannot_be_computed_has_its_reason(
     renderer: FakeRenderer, handle: FakeHandle, cache: BaselineCache
 ) -> None:
-    result = evaluate_prompt(renderer, handle, "a", 42, cache, (*NAMES, "ms_ssim"))
+    result = evaluate_prompt(renderer, handle, "a", 42, cache, (*NAMES, "ms_ssim"))[0]
     assert set(result.unavailable) == {"ms_ssim"}
     assert set(result.metrics) == set(NAMES)
 
 
 def test_an_unknown_metric_is_refused(renderer: FakeRenderer, handle: FakeHandle, cache: BaselineCache) -> None:
-    with pytest.raises(MetricError, match="'psnrr' is not"):
+    with pytest.raises(MetricError, match="unknown metric 'psnrr'"):
         evaluate_prompt(renderer, handle, "a", 42, cache, ("psnrr",))
