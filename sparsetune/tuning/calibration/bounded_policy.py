@@ -137,7 +137,7 @@ def _chosen(
 
     A head that gains nothing gets `otherwise`, or, where that is None, its point with the least error.
     """
-    places = curves.places(orders, keep_text)
+    places = curves.arrangement_indices(orders, keep_text)
     names = [curves.arrangements[place].order for place in places]
     schedule = DenseSchedule(dense_fraction)
     active = curves.active_steps(schedule)

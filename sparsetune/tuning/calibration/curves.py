@@ -109,7 +109,7 @@ class Curves:
     num_inputs: int
     select_partial: bool
 
-    def places(self, orders: Sequence[str] | None, keep_text: bool) -> list[int]:
+    def arrangement_indices(self, orders: Sequence[str] | None, keep_text: bool) -> list[int]:
         """Give the places of the arrangements with one of these orders (None is any) and this text rule.
 
         Raises:

@@ -135,7 +135,7 @@ def fit(curves: Curves, psnr: Mapping[str, Sequence[float]], order: str, keep_te
 
 def _error_power(curves: Curves, order: str, keep_text: bool, num_phases: int) -> npt.NDArray[np.float64]:
     """Squared relative error of each layer's output in each phase under `REFERENCE`, (layers, phases)."""
-    place = curves.places([order], keep_text)[0]
+    place = curves.arrangement_indices([order], keep_text)[0]
     point = curves.points.index(REFERENCE)
     power: npt.NDArray[np.float64] = np.nansum(
         (head_shares(curves) * curves.error_rms[place, ..., point].astype(np.float64)) ** 2, axis=-1
