@@ -37,8 +37,7 @@ from sparsetune.models.runtime import describe
 from sparsetune.tuning import sparge_builtin as builtin
 from sparsetune.tuning.context import TuningContext
 from sparsetune.tuning.events import TuningListener
-from sparsetune.tuning.sparge_builtin import CONTRACT, check_builtin, checkpoint_file, run_builtin
-from sparsetune.tuning.sparge_pool import KeepingPool
+from sparsetune.tuning.sparge_builtin import CONTRACT, KeepingPool, check_builtin, checkpoint_file, run_builtin
 from tests.tuning import sparge_package
 
 SMALL = {"generation.num_frames": 9, "generation.num_inference_steps": 2, "model.device": "cpu", "tune.num_prompts": 2}
@@ -206,9 +205,9 @@ def test_spargeattns_own_processes_forget_all_calls_but_the_last(package: Module
 @pytest.mark.parametrize(
     ("capabilities", "visible", "message"),
     [
-        ([(9, 0)], "3", r"this host shows 1 \(CUDA_VISIBLE_DEVICES is '3'\); leave it out"),
-        ([(9, 0)], None, "this host shows 1; leave it out"),
-        ([(9, 0), (8, 0)], None, "GPUs of one kind, .* but this host has GPU with 8.0 and GPU with 9.0; show it one"),
+        ([(9, 0)], "3", r"this host has 1 \(CUDA_VISIBLE_DEVICES is '3'\); run without it"),
+        ([(9, 0)], None, "this host has 1; run without it"),
+        ([(9, 0), (8, 0)], None, "GPUs of one kind, .* but this host has GPU with 8.0 and GPU with 9.0; select one"),
     ],
 )
 def test_gpus_that_heads_cant_be_shared_among_are_said_at_the_start(
@@ -257,7 +256,7 @@ def test_a_layer_that_it_cant_search_is_said_after_the_first_step(
 
     monkeypatch.setattr(builtin._Search, "attend", altered)
     steps = Steps()
-    with pytest.raises(TuningError, match=rf"transformer.transformer_blocks.3.attn1 isn't: {reason}"):
+    with pytest.raises(TuningError, match=rf"attention layer transformer.transformer_blocks.3.attn1: {reason}"):
         run_builtin(make_bench(steps))
     assert steps.told == []
 
@@ -279,7 +278,7 @@ def test_what_is_missing_is_said_in_one_line(
     with pytest.raises(TuningError) as raised:
         check_builtin()
     assert str(raised.value) == (
-        f"--tuner builtin must have SpargeAttn's package and a CUDA GPU, but {reason}; "
+        f"--tuner builtin needs SpargeAttn's package and a CUDA GPU, but {reason}; "
         "use --tuner calibrate, which needs neither"
     )
 
