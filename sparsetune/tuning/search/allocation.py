@@ -269,7 +269,9 @@ def best_order(curves: Curves, orders: Sequence[str], keep_text: bool, budget: f
     catalogue = CandidateTable(curves, Sensitivity())
 
     def sparsity(order: str) -> float:
-        offers = catalogue.offers(curves.arrangement_indices([order], keep_text), curves.points[0].rule, DenseSchedule())
+        offers = catalogue.offers(
+            curves.arrangement_indices([order], keep_text), curves.points[0].rule, DenseSchedule()
+        )
         taken, first = _take(offers, _price(offers, budget))
         return _sum(offers.gain, taken, first)
 

@@ -19,14 +19,20 @@ from sparsetune.errors import TuningError
 from sparsetune.executor import StepDone, run_one
 from sparsetune.models.pipelines import demo_config
 from sparsetune.tuning import tune
-from sparsetune.tuning.calibration.attention_tap import in_order, render_watched
+from sparsetune.tuning.calibration.attention_tap import render_tapped, reordered
 from sparsetune.tuning.calibration.bounded_policy import Bounds
 from sparsetune.tuning.calibration.curves import Curves
-from sparsetune.tuning.calibration.refine import Limits, RefinePrompt
+from sparsetune.tuning.calibration.refine import RefinedThresholds, RefinePrompt
 from sparsetune.tuning.context import TuningContext, open_context
 from sparsetune.tuning.events import TuningListener
-from sparsetune.tuning.prepare import curves_path, prepare, sampled_steps
-from sparsetune.tuning.refinement import limits_path, refined_policy, start_of
+from sparsetune.tuning.prepare import (
+    curves_path,
+    prepare,
+    refined_path,
+    refined_policy,
+    refinement_start,
+    sampled_steps,
+)
 from sparsetune.tuning.reproduce import config_from_manifest
 from sparsetune.tuning.search.runner import TimeIsUp
 
@@ -85,7 +91,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder, recorder = tmp_path_factory.mktemp("refinement"), Recorder()
     bench = open_context(config(folder), folder, (recorder,))
     curves = prepare(bench, probe=False).curves
-    return Place(folder, bench, curves, start_of(bench, curves), refined_policy(bench, curves), recorder)
+    return Place(folder, bench, curves, refinement_start(bench, curves), refined_policy(bench, curves), recorder)
 
 
 def test_every_head_holds_both_bounds_on_every_call(place: Place) -> None:
@@ -93,7 +99,7 @@ def test_every_head_holds_both_bounds_on_every_call(place: Place) -> None:
     sparsities = []
 
     def look(layer: int, step: int, plain: UnmaskedCall) -> None:
-        q, k, v = in_order(plain, place.policy.orders[layer])
+        q, k, v = reordered(plain, place.policy.orders[layer])
         dense = F.scaled_dot_product_attention(q, k, v, scale=plain.scale)
         backend = ReferenceBackend()
         keep = kept_blocks(True, plain.layout, backend.blocks)
@@ -106,7 +112,7 @@ def test_every_head_holds_both_bounds_on_every_call(place: Place) -> None:
         sparsities.append(1 - attended.computed / (q.shape[0] * num_q * num_k))
 
     for prompt in place.bench.prompts:
-        render_watched(
+        render_tapped(
             place.bench.renderer, prompt, 42, look, steps=sampled_steps(place.bench), backend=ReferenceBackend()
         )
     assert len(sparsities) == 2 * 8
@@ -129,10 +135,10 @@ def test_steps_are_told_and_the_limits_kept(place: Place) -> None:
         for prompt in (0, 1)
         for step in (1, 2)
     ]
-    limits = Limits.load(limits_path(place.bench, place.start))
+    limits = RefinedThresholds.load(refined_path(place.bench, place.start))
     assert limits.num_inputs == 2 and limits.policy(place.start) == place.policy
-    assert limits_path(place.bench, place.start).parent.parent == curves_path(place.bench).parent
-    assert [path.suffixes for path in limits_path(place.bench, place.start).parent.iterdir()] == [[".npz"]]
+    assert refined_path(place.bench, place.start).parent.parent == curves_path(place.bench).parent
+    assert [path.suffixes for path in refined_path(place.bench, place.start).parent.iterdir()] == [[".npz"]]
 
 
 def bench_at(place: Place, root: Path, *listeners: TuningListener, **changes: float) -> TuningContext:
@@ -147,7 +153,7 @@ def bench_at(place: Place, root: Path, *listeners: TuningListener, **changes: fl
     return replace(place.bench, config=tuned, listeners=listeners)
 
 
-def searched(bench: TuningContext, start: Policy, index: int, bounds: Bounds = BOUNDS) -> Limits:
+def searched(bench: TuningContext, start: Policy, index: int, bounds: Bounds = BOUNDS) -> RefinedThresholds:
     """What a worker makes of one prompt."""
     return run_one(
         bench.engine, RefinePrompt(bench.prompts[index], 42, start, bounds, sampled_steps(bench), "reference")
@@ -158,7 +164,7 @@ def searched(bench: TuningContext, start: Policy, index: int, bounds: Bounds = B
 def test_prompts_that_others_did_in_any_order_are_gone_on_with_to_the_same_end(place: Place, tmp_path: Path) -> None:
     recorder = Recorder()
     bench = bench_at(place, tmp_path, recorder)
-    path = limits_path(bench, place.start)
+    path = refined_path(bench, place.start)
     path.parent.mkdir(parents=True)
     second = searched(bench, place.start, 1)
     second.save(path.with_suffix(".1.npz"))
@@ -169,11 +175,11 @@ def test_prompts_that_others_did_in_any_order_are_gone_on_with_to_the_same_end(p
 
 def test_a_damaged_part_says_what_to_do(place: Place, tmp_path: Path) -> None:
     bench = bench_at(place, tmp_path)
-    path = limits_path(bench, place.start)
+    path = refined_path(bench, place.start)
     path.parent.mkdir(parents=True)
     for part in ("0", "1"):
         path.with_suffix(f".{part}.npz").write_bytes(b"nothing")
-    with pytest.raises(TuningError, match=r"\.0\.npz can't be read as one .*; remove it to search them again"):
+    with pytest.raises(TuningError, match=r"cannot read the thresholds .*\.0\.npz .*; remove it to search them again"):
         refined_policy(bench, place.curves)
 
 
@@ -183,24 +189,25 @@ def test_no_time_is_told(place: Place, tmp_path: Path) -> None:
 
 
 def test_all_that_decides_the_limits_is_in_their_name(place: Place, tmp_path: Path) -> None:
-    path = limits_path(bench_at(place, tmp_path), place.start)
+    path = refined_path(bench_at(place, tmp_path), place.start)
     in_order_of_policy = tuple(replace(layer, order=None) for layer in place.start.layers)
     others = [
-        limits_path(bench_at(place, tmp_path, l1=0.09), place.start),
-        limits_path(bench_at(place, tmp_path, pv_l1=0.13), place.start),
-        limits_path(bench_at(place, tmp_path), replace(place.start, keep_text=False)),
-        limits_path(bench_at(place, tmp_path), replace(place.start, order="hilbert", layers=in_order_of_policy)),
+        refined_path(bench_at(place, tmp_path, l1=0.09), place.start),
+        refined_path(bench_at(place, tmp_path, pv_l1=0.13), place.start),
+        refined_path(bench_at(place, tmp_path), replace(place.start, keep_text=False)),
+        refined_path(bench_at(place, tmp_path), replace(place.start, order="hilbert", layers=in_order_of_policy)),
     ]
     assert len({path, *others}) == 5
-    assert limits_path(bench_at(place, tmp_path), place.start) == path
+    assert refined_path(bench_at(place, tmp_path), place.start) == path
 
 
 @pytest.mark.slow
 def test_a_larger_bound_leaves_more_out(place: Place) -> None:
     limits = searched(place.bench, place.start, 0, Bounds(0.2, 0.25))
-    kept = Limits.load(limits_path(place.bench, place.start))
-    there = np.isfinite(kept.cut)
-    assert (limits.cut <= kept.cut)[there].all() and (limits.cut < kept.cut)[there].mean() > 0.9
+    kept = RefinedThresholds.load(refined_path(place.bench, place.start))
+    there = np.isfinite(kept.mask_threshold)
+    assert (limits.mask_threshold <= kept.mask_threshold)[there].all()
+    assert (limits.mask_threshold < kept.mask_threshold)[there].mean() > 0.9
 
 
 @pytest.mark.slow
