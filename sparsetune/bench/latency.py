@@ -22,16 +22,8 @@ from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
 from sparsetune.attention.unmask import UnmaskedCall, attend_padded, head_dim_refusal
 
 FORCED = (
-    HeadThresholds(-1.0, topk=1.0),
-    HeadThresholds(-1.0, topk=0.9),
-    HeadThresholds(-1.0, topk=0.8),
-    HeadThresholds(-1.0, topk=0.65),
-    HeadThresholds(-1.0, topk=0.5),
-    HeadThresholds(-1.0, topk=0.3),
-    HeadThresholds(-1.0, topk=0.1),
-    HeadThresholds(-1.0, cdfthreshd=0.98),
-    HeadThresholds(-1.0, cdfthreshd=0.9),
-    HeadThresholds(-1.0, cdfthreshd=0.7),
+    *(HeadThresholds(-1.0, topk=topk) for topk in (1.0, 0.9, 0.8, 0.65, 0.5, 0.3, 0.1)),
+    *(HeadThresholds(-1.0, cdfthreshd=cdfthreshd) for cdfthreshd in (0.98, 0.9, 0.7)),
 )
 """Thresholds for sparsities from 0 to about 0.9; with simthreshd1 -1 the rule selects among all whole blocks."""
 

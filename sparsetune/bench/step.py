@@ -1,7 +1,7 @@
 """One denoising step of a model, captured so that it can be run repeatedly."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,14 +48,6 @@ class Step:
             for module, args, kwargs in self.calls:
                 module(*args, **kwargs)
 
-    def run_with(self, attend: Callable[[AttentionCall], Tensor]) -> None:
-        """Run the step with `attend` in place of every self-attention call."""
-        interception = Interception(self.sites, attend)
-        try:
-            self.run()
-        finally:
-            interception.remove()
-
     def shapes(self) -> dict[CallShape, int]:
         """Run the step and count the attention calls of each shape; calls that can't run sparse are left out."""
         found: dict[CallShape, int] = {}
@@ -68,7 +60,11 @@ class Step:
                 found[key] = found.get(key, 0) + 1
             return call.original()
 
-        self.run_with(attend)
+        interception = Interception(self.sites, attend)
+        try:
+            self.run()
+        finally:
+            interception.remove()
         return found
 
 

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -69,7 +69,6 @@ class StepTimes:
 
     @property
     def rows(self) -> tuple[StepTime, ...]:
-        """Every timing, in the order of measurement."""
         return (self.dense, *self.sparse, self.without, self.after)
 
 
@@ -105,36 +104,25 @@ def time_step(
         ("self-attention removed", lambda: _without_attention(step)),
         ("dense, everything taken off", nullcontext),
     ]
-    timings = [_Timings(name) for name, _ in variants]
+    milliseconds: dict[str, list[float]] = {name: [] for name, _ in variants}
+    peaks: dict[str, float] = {}
+    sparsity: dict[str, float] = {}
     for number in range(repeats):
-        for (_, install), timing in zip(variants, timings, strict=True):
+        for name, install in variants:
             with install() as handle:
-                timing.add(step, device, warm_up=1 if number else 2)
+                with peak_memory(device) as peak:
+                    milliseconds[name] += time_calls(step.run, device, repeats=1, warm_up=1 if number else 2, at_once=1)
+                peaks[name] = max(peaks.get(name, 0.0), peak())
                 if handle is not None:
                     stats = handle.stats()
-                    timing.sparsity = stats.sparsity
+                    sparsity[name] = stats.sparsity
                     fallbacks |= stats.fallbacks
-    rows = [timing.row() for timing in timings]
-    for row in rows:
-        on_time(row)
+    rows = []
+    for name, ms in milliseconds.items():
+        peak_gib = peaks[name] if device.type == "cuda" else None
+        rows.append(StepTime(name, statistics.median(ms), min(ms), max(ms), peak_gib, sparsity.get(name, 0.0)))
+        on_time(rows[-1])
     return StepTimes(rows[0], tuple(rows[1:-2]), rows[-2], rows[-1], fallbacks)
-
-
-@dataclass
-class _Timings:
-    name: str
-    ms: list[float] = field(default_factory=list)
-    peak_gib: float | None = None
-    sparsity: float = 0.0
-
-    def add(self, step: Step, device: torch.device, warm_up: int) -> None:
-        with peak_memory(device) as peak:
-            self.ms += time_calls(step.run, device, repeats=1, warm_up=warm_up, at_once=1)
-        if device.type == "cuda":
-            self.peak_gib = max(self.peak_gib or 0.0, peak())
-
-    def row(self) -> StepTime:
-        return StepTime(self.name, statistics.median(self.ms), min(self.ms), max(self.ms), self.peak_gib, self.sparsity)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, TypeVar
 
 from sparsetune.attention.policy import Policy
 from sparsetune.errors import TuningError
@@ -162,20 +162,12 @@ def _read_probes(path: Path) -> dict[str, float]:
         raise TuningError(f"cannot read the probes {path} ({problem}); remove it to probe again") from problem
 
 
-class Table(Protocol):
-    """Measurements of prompts: `Curves` or `RefinedThresholds`."""
-
-    def merged(self, other: Self) -> Self: ...
-
-    def save(self, path: Path) -> None: ...
-
-
-T = TypeVar("T", bound=Table)
+Table = TypeVar("Table", Curves, RefinedThresholds)
 
 
 def _measured_table(
-    context: TuningContext, phase: Phase, path: Path, load: Callable[[Path], T], tasks: Sequence[Task[T]]
-) -> T:
+    context: TuningContext, phase: Phase, path: Path, load: Callable[[Path], Table], tasks: Sequence[Task[Table]]
+) -> Table:
     """Load a table, or run the tasks that measure it, one a prompt.
 
     Each prompt's table is saved in a file of its own, so that an interrupted run is resumed, until all are merged: in
@@ -190,7 +182,7 @@ def _measured_table(
         _run_missing(
             context, phase, tasks, lambda index: parts[index].is_file(), lambda index, table: table.save(parts[index])
         )
-        merged: T = functools.reduce(lambda one, other: one.merged(other), [load(part) for part in parts])
+        merged = functools.reduce(lambda one, other: one.merged(other), [load(part) for part in parts])
         merged.save(path)
         for part in parts:
             part.unlink()

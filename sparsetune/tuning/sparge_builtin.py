@@ -8,7 +8,6 @@ import inspect
 import io
 import logging
 import os
-import time
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
@@ -24,6 +23,7 @@ from sparsetune.attention.policy import Policy
 from sparsetune.attention.sites import AttentionSites, TransformerSite
 from sparsetune.attention.thresholds import LayerThresholds
 from sparsetune.attention.unmask import UnmaskedCall, plain_call
+from sparsetune.bench.latency import device_clock
 from sparsetune.checkpoint import read_sparge_pt
 from sparsetune.checkpoint.policy_file import from_columns
 from sparsetune.errors import TuningError
@@ -171,9 +171,7 @@ class _Search:
         return self._kernel.refusal(plain.q, plain.k, plain.v)
 
     def _tune(self, module: Any, plain: UnmaskedCall) -> None:
-        if plain.q.is_cuda:
-            torch.cuda.synchronize(plain.q.device)  # else the time of earlier work would count
-        started = time.perf_counter()
+        started = device_clock(plain.q.device)
         with (
             torch.cuda.device_of(plain.q),  # type: ignore[no-untyped-call]
             # Not tensors of inference mode: modules are used after it, and sent to other processes.
@@ -182,7 +180,7 @@ class _Search:
             contextlib.redirect_stdout(io.StringIO()),  # it prints every layer's thresholds at every step
         ):
             module(*(x.clone() for x in (plain.q, plain.k, plain.v)), tune_mode=True)
-        self._seconds += time.perf_counter() - started
+        self._seconds += device_clock(plain.q.device) - started
 
     def _check(self, layers: dict[str, Any]) -> None:
         """Check that each of these layers has thresholds."""

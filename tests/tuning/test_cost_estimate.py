@@ -131,7 +131,7 @@ def test_the_text_has_a_line_for_each_tuner_and_phase() -> None:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> TuningContext:
+def context(tmp_path_factory: pytest.TempPathFactory) -> TuningContext:
     folder = tmp_path_factory.mktemp("cost")
     small = {"generation.num_frames": 9, "generation.num_inference_steps": 3, "model.device": "cpu"}
     few = {"tune.num_prompts": 2, "eval.num_prompts": 2, "tune.orders": ("raster",)}
@@ -139,9 +139,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> TuningContext:
     return open_context(demo_config(small | few | places), folder)
 
 
-def test_steps_and_calls_of_the_demo_model_are_measured(bench: TuningContext) -> None:
+def test_steps_and_calls_of_the_demo_model_are_measured(context: TuningContext) -> None:
     started = time.perf_counter()
-    measured = measure_costs(bench)
+    measured = measure_costs(context)
     spent = time.perf_counter() - started
     assert measured.calls_per_step == 8.0
     assert measured.head_calls_per_step == 24.0
@@ -150,35 +150,37 @@ def test_steps_and_calls_of_the_demo_model_are_measured(bench: TuningContext) ->
     assert measured.dense(3) + measured.sparse(3) < 1.5 * spent
     assert 0.1 < measured.peak_dense_gib < 16.0
     assert (measured.kernel_call, measured.no_kernel) == (None, "the model is on cpu")
-    assert not any("forward" in vars(module) for module in bench.renderer.loaded.pipe.transformer.modules())
+    assert not any("forward" in vars(module) for module in context.renderer.loaded.pipe.transformer.modules())
 
 
-def smooth_curves(bench: TuningContext) -> Curves:
-    """Curves of the bench's layers, whatever they say."""
-    shape = (len(bench.arrangements), len(bench.rig.layers), 3, 3)
-    error = np.broadcast_to(np.linspace(1.0, 0.0, len(bench.points)), (*shape, len(bench.points))).astype(np.float32)
+def smooth_curves(context: TuningContext) -> Curves:
+    """Curves of the context's layers, whatever they say."""
+    shape = (len(context.arrangements), len(context.rig.layers), 3, 3)
+    error = np.broadcast_to(np.linspace(1.0, 0.0, len(context.points)), (*shape, len(context.points))).astype(
+        np.float32
+    )
     size = np.ones(shape[1:], np.float32)
     return Curves(
-        bench.rig.layers, bench.arrangements, (0, 1, 2), 3, bench.points, error, error, error, size, 2, True
+        context.rig.layers, context.arrangements, (0, 1, 2), 3, context.points, error, error, error, size, 2, True
     )  # fmt: skip
 
 
-def test_what_earlier_runs_kept_is_found(bench: TuningContext) -> None:
-    before = workload(bench)
+def test_what_earlier_runs_kept_is_found(context: TuningContext) -> None:
+    before = workload(context)
     assert (before.num_eval_prompts, before.eval_cached) == (2, 0)
     assert (before.num_steps, before.num_prompts, before.calibration_steps) == (3, 2, 3)
     frames = torch.zeros(9, 64, 64, 3, dtype=torch.uint8).numpy()
-    bench.cache.put(baseline_key(bench.renderer, bench.eval_prompts[1], bench.config.eval.seed), frames, 1.0)
-    assert workload(bench).eval_cached == 1
+    context.cache.put(baseline_key(context.renderer, context.eval_prompts[1], context.config.eval.seed), frames, 1.0)
+    assert workload(context).eval_cached == 1
     assert (before.curves_kept, before.limits_kept) == (False, False)
-    curves = smooth_curves(bench)
-    curves.save(curves_path(bench))
-    assert (workload(bench).curves_kept, workload(bench).limits_kept) == (True, False)
-    RefinedThresholds.zeros(curves.layers).save(refined_path(bench, refinement_start(bench, curves)))
-    assert workload(bench).limits_kept
+    curves = smooth_curves(context)
+    curves.save(curves_path(context))
+    assert (workload(context).curves_kept, workload(context).limits_kept) == (True, False)
+    RefinedThresholds.zeros(curves.layers).save(refined_path(context, refinement_start(context, curves)))
+    assert workload(context).limits_kept
 
 
-def test_a_model_without_a_call_to_measure_is_said(bench: TuningContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_a_call_to_measure_is_said(context: TuningContext, monkeypatch: pytest.MonkeyPatch) -> None:
     plain_call = step_costs.plain_call
 
     def causal(call: AttentionCall) -> object:
@@ -186,7 +188,7 @@ def test_a_model_without_a_call_to_measure_is_said(bench: TuningContext, monkeyp
 
     monkeypatch.setattr(step_costs, "plain_call", causal)
     with pytest.raises(TuningError, match="none of its attention calls can run sparse: the call is causal"):
-        measure_costs(bench)
+        measure_costs(context)
 
 
 def test_an_estimate_begins_as_a_search_does(tmp_path: Path) -> None:

@@ -83,14 +83,7 @@ def starting_policy(
 
     They are those with the highest sparsity at the bound, interpolated between the measured points; the other
     threshold is that of the nearest point within the bound. A head without one gets the point with the lowest error:
-    only the kernel's own error decides whether it can run sparse.
-
-    Args:
-        curves: the calibration.
-        l1: see `bounded_policy`.
-        orders: see `bounded_policy`.
-        keep_text: see `bounded_policy`.
-        rule: see `bounded_policy`.
+    only the kernel's own error decides whether it can run sparse. Arguments are as of `bounded_policy`.
 
     Raises:
         TuningError: an order wasn't calibrated.

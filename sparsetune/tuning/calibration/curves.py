@@ -17,6 +17,8 @@ from sparsetune.attention.thresholds import HeadThresholds, Rule
 from sparsetune.errors import ThresholdError, TuningError
 from sparsetune.files import atomic_path
 
+Array = npt.NDArray[np.float32]
+
 UNREADABLE = (
     OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, SyntaxError, tokenize.TokenError,
     zipfile.BadZipFile, zlib.error, ThresholdError,
@@ -31,7 +33,7 @@ def write_table(path: Path, schema_version: int, about: Mapping[str, Any], **arr
         np.savez_compressed(file, **arrays, about=np.array(text))
 
 
-def read_table(path: Path, schema_version: int, *names: str) -> tuple[dict[str, Any], list[Any]]:
+def read_table(path: Path, schema_version: int, *names: str) -> tuple[dict[str, Any], list[Array]]:
     """Read metadata and the named arrays of a file of `write_table`.
 
     Raises:
@@ -44,9 +46,9 @@ def read_table(path: Path, schema_version: int, *names: str) -> tuple[dict[str, 
         return about, [file[name] for name in names]
 
 
-Array = npt.NDArray[np.float32]
-
 SCHEMA_VERSION = 2
+
+_ARRAYS = ("error", "error_rms", "sparsity", "size")
 
 _CDFS = tuple(round(1.0 - 2.0 ** (-index / 2), 6) for index in range(21))
 """The error grows with the probability left out, 1 − cdfthreshd: each point leaves out √2 less than the last."""
@@ -160,30 +162,20 @@ class Curves:
             "select_partial": self.select_partial,
             "points": [asdict(point) for point in self.points],
         }
-        write_table(
-            path, SCHEMA_VERSION, about,
-            error=self.error, error_rms=self.error_rms, sparsity=self.sparsity, size=self.size,
-        )  # fmt: skip
+        write_table(path, SCHEMA_VERSION, about, **{name: getattr(self, name) for name in _ARRAYS})
 
     @classmethod
     def load(cls, path: Path) -> "Curves":
         """Read a file of `save`; raises TuningError where it is damaged."""
         try:
-            about, arrays = read_table(path, SCHEMA_VERSION, "error", "error_rms", "sparsity", "size")
-            error, error_rms, sparsity, size = arrays
-            return cls(
-                layers=tuple((name, heads) for name, heads in about["layers"]),
-                arrangements=tuple(Arrangement(**each) for each in about["arrangements"]),
-                steps=tuple(about["steps"]),
-                num_steps=about["num_steps"],
-                points=tuple(HeadThresholds(**point) for point in about["points"]),
-                error=error,
-                error_rms=error_rms,
-                sparsity=sparsity,
-                size=size,
-                num_inputs=about["num_inputs"],
-                select_partial=about["select_partial"],
-            )
+            about, arrays = read_table(path, SCHEMA_VERSION, *_ARRAYS)
+            about |= dict(zip(_ARRAYS, arrays, strict=True)) | {
+                "layers": tuple((name, heads) for name, heads in about["layers"]),
+                "arrangements": tuple(Arrangement(**each) for each in about["arrangements"]),
+                "steps": tuple(about["steps"]),
+                "points": tuple(HeadThresholds(**point) for point in about["points"]),
+            }
+            return cls(**about)
         except UNREADABLE as problem:
             raise TuningError(
                 f"cannot read the calibration {path} ({problem}); remove it to calibrate again"

@@ -102,7 +102,8 @@ def lowest_thresholds(
     masks, pvs = [], []
     for head in range(0, q.shape[1], at_once):
         heads = slice(head, head + at_once)
-        call = _Call.of(q[:, heads], k[:, heads], v[:, heads], backend, scale, keep)
+        q_, k_, v_ = (x[:, heads] for x in (q, k, v))
+        call = _Call(q_, k_, v_, F.scaled_dot_product_attention(q_, k_, v_, scale=scale), backend, scale, keep)
         base = ThresholdTensors(
             rule, sim[heads], torch.ones_like(sim[heads]), torch.full_like(sim[heads], PVTHRESHD_OFF), select_partial
         )
@@ -224,10 +225,6 @@ class _Call:
     backend: Backend
     scale: float
     keep: range
-
-    @classmethod
-    def of(cls, q: Tensor, k: Tensor, v: Tensor, backend: Backend, scale: float, keep: range) -> "_Call":
-        return cls(q, k, v, F.scaled_dot_product_attention(q, k, v, scale=scale), backend, scale, keep)
 
     def sample(self) -> "_Call":
         """Some of the query blocks, spread evenly; itself where there are few."""
