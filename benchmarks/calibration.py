@@ -33,9 +33,9 @@ from sparsetune.bench.latency import video_like
 from sparsetune.tuning.calibration.bounded_policy import Bounds, starting_policy
 from sparsetune.tuning.calibration.calibrate import EVERY
 from sparsetune.tuning.calibration.curves import Arrangement, Curves, grid
-from sparsetune.tuning.calibration.mask_error import measure
-from sparsetune.tuning.calibration.refine import Limits
-from sparsetune.tuning.calibration.threshold_search import lowest_cuts
+from sparsetune.tuning.calibration.mask_error import grid_errors
+from sparsetune.tuning.calibration.refine import RefinedThresholds
+from sparsetune.tuning.calibration.threshold_search import lowest_thresholds
 
 BOUNDS = Bounds(0.06, 0.065)
 SPEED_BOUND, SPARSITY_BOUND = 200.0, 0.005
@@ -151,7 +151,7 @@ def our_rows(
 
 def curves_of(one: Input, backend: Backend) -> Curves:
     """Measure an input as calibration does, in one token order."""
-    found = measure(*one, POINTS, blocks=backend.blocks, keep=NOTHING, scale=scale(one), every=EVERY)
+    found = grid_errors(*one, POINTS, blocks=backend.blocks, keep=NOTHING, scale=scale(one), every=EVERY)
     error, sparsity = (table.cpu().numpy()[None, None, None] for table in (found.error, found.sparsity))
     return Curves(
         layers=(("layer", one[0].shape[1]),),
@@ -174,12 +174,12 @@ def searched(
     """Search thresholds as refining does; and median seconds an input, the choice of simthreshd1 counted in."""
     start, choosing = timing(lambda: starting_policy(curves, bounds.l1, keep_text=False))
     sim = start.layers[0].tensors(inputs[0][0].device).simthreshd1
-    limits, seconds = Limits.none(curves.layers), []
+    limits, seconds = RefinedThresholds.zeros(curves.layers), []
 
-    def search(one: Input) -> Limits:
-        found = lowest_cuts(*one, sim, bounds, backend=backend, scale=scale(one), keep=NOTHING, every=EVERY)
-        cut, pvthreshd = (np.array(table.cpu().numpy()[None]) for table in (found.cut, found.pvthreshd))
-        return Limits(curves.layers, cut, pvthreshd, 1)
+    def search(one: Input) -> RefinedThresholds:
+        found = lowest_thresholds(*one, sim, bounds, backend=backend, scale=scale(one), keep=NOTHING, every=EVERY)
+        cut, pvthreshd = (np.array(table.cpu().numpy()[None]) for table in (found.mask_threshold, found.pvthreshd))
+        return RefinedThresholds(curves.layers, cut, pvthreshd, 1)
 
     search(inputs[0])  # warms up
     for one in inputs:

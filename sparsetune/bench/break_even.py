@@ -1,4 +1,4 @@
-"""The break-even table of a model's own attention calls."""
+"""Break-even table: from which sparsity on each kernel is faster than dense, for the shapes of a model's calls."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,7 +17,7 @@ _DEPENDS_ON = ("torch", "triton", "spas-sage-attn")
 
 
 def backends_to_time(name: str, device: torch.device) -> tuple[Backend, ...]:
-    """Give the sparse backends that `bench` compares.
+    """Return the sparse backends that `bench` compares.
 
     Args:
         name: one backend, or `auto`: on a GPU every kernel that runs there, elsewhere the plain PyTorch reference.
@@ -40,10 +40,10 @@ def time_table(
     *,
     repeats: int = 10,
     seed: int = 0,
-    on_shape: Callable[[ShapeTimes], None] | None = None,
-    on_time: Callable[[str, float], None] | None = None,
+    on_shape: Callable[[ShapeTimes], None] = lambda times: None,
+    on_time: Callable[[str, float], None] = lambda name, milliseconds: None,
 ) -> BreakEvenTable:
-    """Measure shapes of attention calls on q, k and v that are smooth over the video, drawn at random.
+    """Time shapes of attention calls on random q, k and v (see `video_like`).
 
     Args:
         shapes: those of a model's step.
@@ -51,19 +51,18 @@ def time_table(
         device: where to measure.
         repeats: timings of which each median is taken.
         seed: of q, k and v.
-        on_shape: told of each shape as it is done.
-        on_time: told of each kernel's median in milliseconds.
+        on_shape: called with the times of each shape.
+        on_time: called with each kernel's name and median milliseconds.
     """
-    done = []
+    table = []
     for shape in shapes:
         q, k, v = _inputs(shape, device, seed)
         times = time_shape(q, k, v, backends, repeats=repeats, on_time=on_time)
-        done.append(times)
-        if on_shape is not None:
-            on_shape(times)
+        table.append(times)
+        on_shape(times)
     installed = versions()
     used = {name: installed[name] for name in _DEPENDS_ON if name in installed}
-    return BreakEvenTable(device=device_name(device), versions=used, shapes=tuple(done))
+    return BreakEvenTable(device=device_name(device), versions=used, shapes=tuple(table))
 
 
 def _inputs(shape: CallShape, device: torch.device, seed: int) -> tuple[Tensor, ...]:

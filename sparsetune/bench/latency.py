@@ -1,11 +1,14 @@
-"""Latency of attention calls: dense kernels against sparse ones at forced sparsities."""
+"""Time and memory of calls, and the latency of attention: dense kernels against sparse ones at forced sparsities."""
 
+import contextlib
+import functools
 import math
+import resource
 import statistics
+import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,32 +22,31 @@ from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
 from sparsetune.attention.unmask import UnmaskedCall, attend_padded, head_dim_refusal
 
 FORCED = (
-    HeadThresholds(-1.0, topk=1.0),
-    HeadThresholds(-1.0, topk=0.9),
-    HeadThresholds(-1.0, topk=0.8),
-    HeadThresholds(-1.0, topk=0.65),
-    HeadThresholds(-1.0, topk=0.5),
-    HeadThresholds(-1.0, topk=0.3),
-    HeadThresholds(-1.0, topk=0.1),
-    HeadThresholds(-1.0, cdfthreshd=0.98),
-    HeadThresholds(-1.0, cdfthreshd=0.9),
-    HeadThresholds(-1.0, cdfthreshd=0.7),
+    *(HeadThresholds(-1.0, topk=topk) for topk in (1.0, 0.9, 0.8, 0.65, 0.5, 0.3, 0.1)),
+    *(HeadThresholds(-1.0, cdfthreshd=cdfthreshd) for cdfthreshd in (0.98, 0.9, 0.7)),
 )
-"""Thresholds that spread over the sparsities; -1 has every whole block judged."""
+"""Thresholds for sparsities from 0 to about 0.9; with simthreshd1 -1 the rule selects among all whole blocks."""
 
 _DENSE = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
 _AT_ONCE = 4
-"""Attention calls timed together on a GPU, as a model makes them: without waiting in between."""
+"""Calls timed together on a GPU: like a model, without synchronising in between."""
+
+
+def device_clock(device: torch.device) -> float:
+    """Return `time.perf_counter()` once a GPU's work is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def time_calls(
     run: Callable[[], object], device: torch.device, *, repeats: int = 10, warm_up: int = 2, at_once: int = _AT_ONCE
 ) -> list[float]:
-    """Time a function.
+    """Time a function on the CPU or a GPU.
 
     Args:
-        run: called again and again.
+        run: the function.
         device: where it computes.
         repeats: number of timings.
         warm_up: calls before the first timing.
@@ -56,10 +58,44 @@ def time_calls(
     for _ in range(warm_up):
         run()
     if device.type != "cuda":
-        return [_seconds(run) * 1e3 for _ in range(repeats)]
+        return [_cpu_ms(run) for _ in range(repeats)]
     with torch.cuda.device(device):
         torch.cuda.synchronize()
-        return [_event_ms(run, at_once) for _ in range(repeats)]
+        return [_cuda_ms(run, at_once) for _ in range(repeats)]
+
+
+def _cpu_ms(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return (time.perf_counter() - started) * 1e3
+
+
+def _cuda_ms(run: Callable[[], object], at_once: int) -> float:
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    before.record()
+    for _ in range(at_once):
+        run()
+    after.record()
+    after.synchronize()
+    elapsed: float = before.elapsed_time(after)
+    return elapsed / at_once
+
+
+@contextlib.contextmanager
+def peak_memory(device: torch.device) -> Iterator[Callable[[], float]]:
+    """Yield a function that returns, after the block, its peak memory in GiB.
+
+    That is what was allocated on a GPU; on a CPU it is what was resident in the process since its start.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    peak: list[float] = []
+    yield lambda: peak[0]
+    if device.type == "cuda":
+        peak.append(torch.cuda.max_memory_allocated(device) / 2**30)
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30)
 
 
 def time_shape(
@@ -70,7 +106,7 @@ def time_shape(
     *,
     repeats: int = 10,
     forced: Sequence[HeadThresholds] = FORCED,
-    on_time: Callable[[str, float], None] | None = None,
+    on_time: Callable[[str, float], None] = lambda name, milliseconds: None,
 ) -> ShapeTimes:
     """Measure one shape: dense attention by each kernel there is, and sparse attention by each backend.
 
@@ -81,36 +117,30 @@ def time_shape(
         backends: those that can run here.
         repeats: timings of which the median is taken.
         forced: thresholds of all heads.
-        on_time: told of every kernel measured and its milliseconds.
+        on_time: called with the name and median milliseconds of every kernel.
     """
-    scale = q.shape[-1] ** -0.5
-    tell = on_time or (lambda name, latency: None)
 
     def median(name: str, run: Callable[[], object]) -> float:
         latency = statistics.median(time_calls(run, q.device, repeats=repeats))
-        tell(name, latency)
+        on_time(name, latency)
         return latency
 
     dense = {name: median(f"dense {name}", run) for name, run in _dense_calls(q, k, v).items()}
-    whole = UnmaskedCall(q, k, v, TokenLayout((1, 1, q.shape[-2]), range(0)), scale, q[..., :0, :])
+    batch, heads, tokens, head_dim = q.shape
+    scale = head_dim**-0.5
+    unmasked = UnmaskedCall(q, k, v, TokenLayout((1, 1, tokens), range(0)), scale, q[..., :0, :])
     sparse = []
     for backend in backends:
-        if head_dim_refusal(backend, whole) is not None:
+        if head_dim_refusal(backend, unmasked) is not None:
             continue
+        num_q, num_k = backend.blocks.counts(tokens, k.shape[-2])
         for head in forced:
-            thresholds = LayerThresholds.uniform("bench", q.shape[1], head).tensors(q.device)
-            call: dict[str, Any] = {"scale": scale, "keep": range(1)}
-            attended = attend_padded(backend, q, k, v, thresholds, **call)
-            num_q, num_k = backend.blocks.counts(q.shape[-2], k.shape[-2])
-            sparsity = 1.0 - float(attended.computed.sum()) / (q.shape[0] * q.shape[1] * num_q * num_k)
-            del attended
-            latency = median(
-                f"{backend.name} {head.rule} at {sparsity:.2f}",
-                lambda b=backend, t=thresholds, c=call: attend_padded(b, q, k, v, t, **c),  # type: ignore[misc]
-            )
-            rounded = min(max(sparsity, 0.0), 1.0)
-            sparse.append(SparseTime(kernel=backend.name, rule=head.rule, sparsity=rounded, latency_ms=latency))
-    batch, heads, tokens, head_dim = q.shape
+            thresholds = LayerThresholds.uniform("bench", heads, head).tensors(q.device)
+            run = functools.partial(attend_padded, backend, q, k, v, thresholds, scale=scale, keep=range(1))
+            sparsity = 1.0 - float(run().computed.sum()) / (batch * heads * num_q * num_k)
+            latency = median(f"{backend.name} {head.rule} at {sparsity:.2f}", run)
+            clipped = min(max(sparsity, 0.0), 1.0)
+            sparse.append(SparseTime(kernel=backend.name, rule=head.rule, sparsity=clipped, latency_ms=latency))
     return ShapeTimes(
         batch=batch, heads=heads, tokens=tokens, head_dim=head_dim, dtype=dtype_name(q.dtype), dense_ms=dense,
         sparse=tuple(sparse),
@@ -123,7 +153,7 @@ def _dense_calls(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], obje
     if not q.is_cuda:
         return calls
 
-    def by(kernel: SDPBackend) -> None:
+    def run(kernel: SDPBackend) -> None:
         with sdpa_kernel(kernel):
             F.scaled_dot_product_attention(q, k, v)
 
@@ -131,35 +161,18 @@ def _dense_calls(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], obje
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch warns of each reason why a kernel doesn't do
             try:
-                by(kernel)
+                run(kernel)
             except RuntimeError:  # it isn't built, or refuses this dtype or head_dim
                 continue
-        calls[name] = lambda kernel=kernel: by(kernel)  # type: ignore[misc]
+        calls[name] = functools.partial(run, kernel)
     return calls
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
-
-
-def _event_ms(run: Callable[[], object], at_once: int) -> float:
-    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    before.record()
-    for _ in range(at_once):
-        run()
-    after.record()
-    after.synchronize()
-    elapsed: float = before.elapsed_time(after)
-    return elapsed / at_once
-
-
 _BANDS = (0.5, 1.0, 2.0, 4.0)
-"""Bandwidths that the heads take in turn: periods of their features along each axis of the video."""
+"""Bandwidths of the heads, cycled: periods of their features along each axis of the video."""
 
 _SHARPNESS = (1.0, 1.4, 1.8)
-"""Scales of q and k that the heads take in turn: the larger, the fewer keys a query attends to."""
+"""Scales of the heads' q and k, cycled: the larger, the fewer keys a query attends to."""
 
 
 def video_like(
@@ -173,21 +186,20 @@ def video_like(
     noise: float = 0.15,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw q, k and v as smooth features over a latent video, with rough ones for the text.
+    """Draw q, k and v that are smooth over a latent video, and rough for the text.
 
     A head's features are waves over frame, row and column: q and k share them, so that a query attends to its
-    neighbourhood and to what repeats, more or less sharply from head to head. On top lies a smooth content of its own,
-    and noise on every token.
+    neighbourhood and to what repeats, more or less sharply from head to head. Content (smooth) and noise are added.
 
     Args:
-        layout: where the tokens lie.
+        layout: positions of the tokens.
         heads: attention heads; bandwidth and sharpness differ between them.
-        head_dim: channels a head, even.
+        head_dim: channels of a head, even.
         batch: batch entries, each with its own content.
         seed: of content and noise: another input of the same model.
         model_seed: of the heads' features: another model.
         noise: standard deviation of the noise, where features have about 0.7.
-        device: where it is drawn; another kind draws other content from the same seed.
+        device: where it is drawn; the content of a seed depends on the kind of device.
 
     Returns:
         q, k, v of shape (batch, heads, tokens, head_dim), float32 on the device.
@@ -195,17 +207,17 @@ def video_like(
     model = torch.Generator().manual_seed(model_seed)
     content = torch.Generator(device).manual_seed(seed + 1_000_003)
     axes = torch.meshgrid(*(torch.arange(length) / max(layout.grid) for length in layout.grid), indexing="ij")
-    place = torch.stack([axis.flatten() for axis in axes], dim=-1).to(device)
+    position = torch.stack([axis.flatten() for axis in axes], dim=-1).to(device)
     band = torch.tensor([_BANDS[head % len(_BANDS)] for head in range(heads)])[:, None, None]
     sharp = torch.tensor([_SHARPNESS[head // len(_BANDS) % len(_SHARPNESS)] for head in range(heads)])
     sharp = sharp[:, None, None].to(device)
-    waves = place @ (torch.randn(heads, 3, head_dim // 2, generator=model) * band * math.tau / 2).to(device)
+    waves = position @ (torch.randn(heads, 3, head_dim // 2, generator=model) * band * math.tau / 2).to(device)
     shared = torch.cat([waves.cos(), waves.sin()], dim=-1)  # (heads, video tokens, head_dim)
 
     def field(strength: float) -> Tensor:
         direction = torch.randn(batch, heads, 3, head_dim, generator=content, device=device) * math.tau
         phase = torch.rand(batch, heads, 1, head_dim, generator=content, device=device) * math.tau
-        return strength * torch.sin(place @ direction + phase)
+        return strength * torch.sin(position @ direction + phase)
 
     def tensor(video: Tensor, scale: Tensor | float) -> Tensor:
         text = torch.randn(batch, heads, len(layout.text), head_dim, generator=content, device=device) * 0.7

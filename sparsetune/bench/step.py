@@ -1,7 +1,8 @@
-"""One denoising step of a model, ready to be run again and again."""
+"""One denoising step of a model, captured so that it can be run repeatedly."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from sparsetune.models.generation import Renderer
 from sparsetune.models.prompts import AnyPrompt
 
 _STEPS = 2
-"""Steps that the pipeline is asked for; it is stopped at the second."""
+"""Steps of the captured rendering, which is stopped at the second."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class CallShape:
 
 @dataclass(frozen=True)
 class Step:
-    """The transformer calls of one denoising step, with the arguments that the pipeline gave.
+    """The transformer calls of one denoising step, with the pipeline's arguments.
 
     Args:
         sites: the pipeline's self-attention.
@@ -42,21 +43,13 @@ class Step:
     calls: tuple[tuple[nn.Module, tuple[Any, ...], Mapping[str, Any]], ...]
 
     def run(self) -> None:
-        """Run the step; its output is dropped."""
+        """Run the step and discard its output."""
         with torch.inference_mode():
             for module, args, kwargs in self.calls:
                 module(*args, **kwargs)
 
-    def run_with(self, attend: Callable[[AttentionCall], Tensor]) -> None:
-        """Run the step with every self-attention call sent to `attend`."""
-        interception = Interception(self.sites, attend)
-        try:
-            self.run()
-        finally:
-            interception.remove()
-
     def shapes(self) -> dict[CallShape, int]:
-        """Run the step and count its attention calls by shape; calls that can't run sparse are left out."""
+        """Run the step and count the attention calls of each shape; calls that can't run sparse are left out."""
         found: dict[CallShape, int] = {}
 
         def attend(call: AttentionCall) -> Tensor:
@@ -67,12 +60,16 @@ class Step:
                 found[key] = found.get(key, 0) + 1
             return call.original()
 
-        self.run_with(attend)
+        interception = Interception(self.sites, attend)
+        try:
+            self.run()
+        finally:
+            interception.remove()
         return found
 
 
 def capture_step(renderer: Renderer, prompt: AnyPrompt, seed: int = 0) -> Step:
-    """Start to render a prompt, keep what the first step calls the transformer with, and stop there.
+    """Capture the transformer calls of a prompt's first denoising step; the rendering stops there.
 
     Raises:
         ModelError: no transformer was called.
@@ -81,39 +78,34 @@ def capture_step(renderer: Renderer, prompt: AnyPrompt, seed: int = 0) -> Step:
     loaded = renderer.loaded
     sites = attention_sites(loaded.pipe)
     settings = renderer.settings.model_copy(update={"num_inference_steps": _STEPS})
-    capture = _Capture()
-    hooks = [site.module.register_forward_pre_hook(capture.hook(site), with_kwargs=True) for site in sites.transformers]
+    calls: list[tuple[nn.Module, tuple[Any, ...], Mapping[str, Any]]] = []
+    timesteps: list[float] = []
+
+    def pre_hook(site: TransformerSite, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments = dict(zip(site.arguments, args, strict=False)) | kwargs
+        timesteps.append(float(site.read_call(module, arguments).timestep))
+        if timesteps[-1] != timesteps[0]:
+            raise _StopRendering
+        calls.append((module, args, kwargs))
+
+    hooks = [
+        site.module.register_forward_pre_hook(functools.partial(pre_hook, site), with_kwargs=True)
+        for site in sites.transformers
+    ]
     try:
         Renderer(loaded, settings).render(prompt, seed)
-    except _StepDone:
+    except _StopRendering:
         pass
     finally:
         for hook in hooks:
             hook.remove()
-    if not capture.calls:
+    if not calls:
         raise ModelError(
-            f"{type(loaded.pipe).__name__} must call its transformer to be measured, but didn't; "
+            f"cannot time {type(loaded.pipe).__name__}: it didn't call its transformer; "
             "use a model of a supported family"
         )
-    return Step(sites, tuple(capture.calls))
+    return Step(sites, tuple(calls))
 
 
-class _StepDone(Exception):
+class _StopRendering(Exception):
     pass
-
-
-@dataclass
-class _Capture:
-    calls: list[tuple[nn.Module, tuple[Any, ...], Mapping[str, Any]]] = field(default_factory=list)
-    timestep: float | None = None
-
-    def hook(self, site: TransformerSite) -> Callable[..., None]:
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = dict(zip(site.arguments, args, strict=False)) | kwargs
-            timestep = float(site.read_call(module, given).timestep)
-            if self.timestep is not None and timestep != self.timestep:
-                raise _StepDone
-            self.timestep = timestep
-            self.calls.append((module, args, kwargs))
-
-        return before

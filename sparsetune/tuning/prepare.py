@@ -1,141 +1,238 @@
-"""What a search measures before its first trial, kept on disk: calibrated curves and the video's sensitivity."""
+"""Measurements before the first trial, kept on disk: calibrated curves, sensitivity and refined thresholds."""
 
+import contextlib
+import functools
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
+from sparsetune.attention.policy import Policy
 from sparsetune.errors import TuningError
-from sparsetune.evaluation.prompt import PromptResult
-from sparsetune.evaluation.tasks import ScorePrompt
-from sparsetune.executor import Event, StepDone
+from sparsetune.executor import Event, Phase, StepDone, Task, run_all
 from sparsetune.files import write_json
-from sparsetune.locks import exclusive
+from sparsetune.locks import exclusive_if_free
 from sparsetune.tuning.calibration.attention_tap import sample_steps
+from sparsetune.tuning.calibration.bounded_policy import Bounds, starting_policy
 from sparsetune.tuning.calibration.calibrate import CalibratePrompt
 from sparsetune.tuning.calibration.curves import Curves
+from sparsetune.tuning.calibration.refine import RefinedThresholds, RefinePrompt
 from sparsetune.tuning.calibration.sensitivity import Sensitivity, fit, probes
 from sparsetune.tuning.context import TuningContext, calibration_signature, digest
 from sparsetune.tuning.events import tell
 from sparsetune.tuning.search.allocation import best_order
+from sparsetune.tuning.search.runner import TimeIsUp
 from sparsetune.tuning.search.space import num_groups
-from sparsetune.tuning.shared_files import lock_file, measured, share
+
+POLL_SECONDS = 0.5
+"""How often a process checks whether another one has finished measuring."""
+
+_REFINEMENT_VERSION = 1
+"""Increment when refinement comes to other thresholds than before; earlier files are then ignored."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a search reads its policies off, and the file of the curves."""
+    """What policies are chosen from, and the file of the curves."""
 
     curves: Curves
     sensitivity: Sensitivity
     path: Path
 
 
-def prepare(bench: TuningContext, probe: bool = True) -> Prepared:
-    """Calibrate and probe, as far as no run with the same settings has; several at once share it out.
+def prepare(context: TuningContext, probe: bool = True) -> Prepared:
+    """Calibrate and measure sensitivity, as far as no earlier run with the same settings has.
 
     Args:
-        bench: what the search works with.
-        probe: whether the policies will be a search's, which needs the sensitivity too.
+        context: of the tuning.
+        probe: whether to measure sensitivity, which only a search needs.
 
     Raises:
-        TuningError: nothing could be measured, or a file of an earlier run is damaged.
-        TimeIsUp: `tune.max_minutes` ended first; what was measured is kept.
+        TuningError: a layer can't be measured, or a file of an earlier run is damaged.
+        GenerationError: a rendering failed.
+        TimeIsUp: `tune.max_minutes` are over; completed prompts are kept.
     """
-    path = curves_path(bench)
-    curves = _calibrated(bench, path)
-    return Prepared(curves, _sensitivity(bench, curves, path) if probe else Sensitivity(), path)
+    config, path = context.config, curves_path(context)
+    tasks = [
+        CalibratePrompt(
+            prompt=prompt,
+            seed=config.tune.seed,
+            steps=sampled_steps(context),
+            arrangements=context.arrangements,
+            points=context.points,
+            backend=config.backend,
+            select_partial=config.tune.select_partial,
+            cache=context.cache,
+        )
+        for prompt in context.prompts
+    ]
+    curves = _measured_table(context, "calibration", path, Curves.load, tasks)
+    return Prepared(curves, _sensitivity(context, curves, path) if probe else Sensitivity(), path)
 
 
-def curves_path(bench: TuningContext) -> Path:
-    """Say where the curves of a search are kept."""
-    return bench.config.tracking.root / "calibrations" / f"{digest(calibration_signature(bench))}.npz"
+def sampled_steps(context: TuningContext) -> tuple[int, ...]:
+    """Denoising steps at which attention is measured."""
+    return sample_steps(context.config.generation.num_inference_steps, context.config.tune.calibration_steps)
 
 
-def _calibrated(bench: TuningContext, path: Path) -> Curves:
-    """Calibrate on every tune prompt; the dense videos that this renders go to the cache."""
-    tasks = {str(index): _calibration(bench, index) for index in range(len(bench.prompts))}
-    return measured(bench, path, Curves.load, tasks, "calibration")
+def curves_path(context: TuningContext) -> Path:
+    """File of the calibrated curves."""
+    return context.config.tracking.root / "calibrations" / f"{digest(calibration_signature(context))}.npz"
 
 
-def sampled_steps(bench: TuningContext) -> tuple[int, ...]:
-    """Give the denoising steps at which a bench's prompts are measured."""
-    return sample_steps(bench.config.generation.num_inference_steps, bench.config.tune.calibration_steps)
+def refined_policy(context: TuningContext, curves: Curves) -> Policy:
+    """Search the sparsest policy with every head's error within `tune.l1` and `tune.pv_l1`, unless a run has before.
+
+    The curves determine each head's simthreshd1 and token order. Each prompt is then rendered dense once more, and the
+    lowest mask threshold and `pvthreshd` within the bounds are searched with the kernel at the sampled steps.
+
+    Raises:
+        TuningError, GenerationError, TimeIsUp: see `prepare`.
+    """
+    tune, start = context.config.tune, refinement_start(context, curves)
+    bounds, steps = Bounds(tune.l1, tune.pv_l1), sampled_steps(context)
+    tasks = [
+        RefinePrompt(prompt, tune.seed, start, bounds, steps, context.config.backend) for prompt in context.prompts
+    ]
+    path = refined_path(context, start)
+    return _measured_table(context, "refinement", path, RefinedThresholds.load, tasks).policy(start)
 
 
-def _calibration(bench: TuningContext, index: int) -> CalibratePrompt:
-    config = bench.config
-    return CalibratePrompt(
-        prompt=bench.prompts[index],
-        seed=config.tune.seed,
-        steps=sampled_steps(bench),
-        arrangements=bench.arrangements,
-        points=bench.points,
-        backend=config.backend,
-        select_partial=config.tune.select_partial,
-        cache=bench.cache,
-    )
+def refinement_start(context: TuningContext, curves: Curves) -> Policy:
+    """Policy whose simthreshd1 and token orders refinement keeps."""
+    tune = context.config.tune
+    return starting_policy(curves, tune.l1, orders=tune.orders, keep_text=context.keep_text[0], rule=tune.rules[0])
 
 
-def _sensitivity(bench: TuningContext, curves: Curves, of_curves: Path) -> Sensitivity:
-    """Render every probe that no run has yet; each result is written when it comes."""
-    prompts = bench.probe_prompts
+def refined_path(context: TuningContext, start: Policy) -> Path:
+    """File of the refined thresholds; its name is a digest of all that decides them."""
+    tune = context.config.tune
+    signature = calibration_signature(context) | {
+        "search": _REFINEMENT_VERSION,
+        "l1": tune.l1,
+        "pv_l1": tune.pv_l1,
+        "start": [
+            [layer.name, order, layer.rule, [head.simthreshd1 for head in layer.heads]]
+            for layer, order in zip(start.layers, start.orders, strict=True)
+        ],
+        "keep_text": start.keep_text,
+    }
+    return context.config.tracking.root / "calibrations" / "limits" / f"{digest(signature)}.npz"
+
+
+def _sensitivity(context: TuningContext, curves: Curves, path_of_curves: Path) -> Sensitivity:
+    """Render the probes that are missing in the file, and fit the sensitivity."""
+    prompts = context.probe_prompts
     if not prompts:
         return Sensitivity()
-    keep_text = bench.keep_text[0]
-    order = best_order(curves, bench.config.tune.orders, keep_text)
-    listed = probes(curves, order, keep_text, num_groups(bench.config.tune.granularity, len(curves.layers)))
-    results = _Probes(of_curves.with_name(f"{of_curves.stem}-sensitivity.json"))
-    kind = f"{len(listed)} probes in {order}"
-    work = {
-        f"{kind}, {probe.name}, prompt {index}": bench.score(prompt, probe.policy, ("psnr",))
+    keep_text = context.keep_text[0]
+    order = best_order(curves, context.config.tune.orders, keep_text)
+    listed = probes(curves, order, keep_text, num_groups(context.config.tune.granularity, len(curves.layers)))
+    path = path_of_curves.with_name(f"{path_of_curves.stem}-sensitivity.json")
+
+    def key(name: str, index: int) -> str:
+        return f"{len(listed)} probes in {order}, {name}, prompt {index}"
+
+    tasks = {
+        key(probe.name, index): context.score(prompt, probe.policy, ("psnr",))
         for probe in listed
         for index, prompt in enumerate(prompts)
     }
-    _probe(bench, work, results)
-    known = _known(results.path)
-    psnr = {
-        probe.name: [known[f"{kind}, {probe.name}, prompt {index}"] for index in range(len(prompts))]
-        for probe in listed
-    }
+    keys = list(tasks)
+    with _locked(context, "sensitivity", path):
+        known = _read_probes(path)
+
+        def keep(number: int, result: Any) -> None:
+            known[keys[number]] = result.metrics["psnr"]
+            write_json(path, known)
+
+        _run_missing(context, "sensitivity", list(tasks.values()), lambda number: keys[number] in known, keep)
+    psnr = {probe.name: [known[key(probe.name, index)] for index in range(len(prompts))] for probe in listed}
     return fit(curves, psnr, order, keep_text)
 
 
-@dataclass(frozen=True)
-class _Probes:
-    """The PSNR of each probe, all in one file."""
-
-    path: Path
-
-    def has(self, key: str) -> bool:
-        return key in _known(self.path)
-
-    def put(self, key: str, value: PromptResult) -> None:
-        with exclusive(lock_file(self.path, "file"), what="the probes' file", setting="tracking.root"):
-            write_json(self.path, {**_known(self.path), key: value.metrics["psnr"]})
-
-
-def _probe(bench: TuningContext, work: Mapping[str, ScorePrompt], results: _Probes) -> None:
-    """Have those probes rendered that no process has."""
-    numbers = {key: number for number, key in enumerate(work)}
-
-    def tell_event(key: str | None, event: Event) -> None:
-        what = event.what
-        if key is None or not isinstance(what, StepDone):
-            bench.tell_incident(what)
-        elif what.side == "sparse":
-            step = replace(what, phase="sensitivity", index=numbers[key], num_renderings=len(work), worker=event.worker)
-            tell(bench.listeners, lambda listener: listener.on_step(step))
-
-    share(bench, work, results, results.path, tell_event, "probe")
-
-
-def _known(path: Path) -> dict[str, float]:
+def _read_probes(path: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
     try:
         return {str(key): float(value) for key, value in json.loads(path.read_text()).items()}
     except (OSError, ValueError, AttributeError, TypeError) as problem:
-        raise TuningError(
-            f"the probes of an earlier run must be readable, but {path} isn't ({problem}); remove it to probe again"
-        ) from problem
+        raise TuningError(f"cannot read the probes {path} ({problem}); remove it to probe again") from problem
+
+
+Table = TypeVar("Table", Curves, RefinedThresholds)
+
+
+def _measured_table(
+    context: TuningContext, phase: Phase, path: Path, load: Callable[[Path], Table], tasks: Sequence[Task[Table]]
+) -> Table:
+    """Load a table, or run the tasks that measure it, one a prompt.
+
+    Each prompt's table is saved in a file of its own, so that an interrupted run is resumed, until all are merged: in
+    the order of the prompts, so that the result is the same to the last bit whatever order they were measured in.
+    """
+    if path.is_file():
+        return load(path)
+    parts = [path.with_suffix(f".{index}.npz") for index in range(len(tasks))]
+    with _locked(context, phase, path):
+        if path.is_file():
+            return load(path)
+        _run_missing(
+            context, phase, tasks, lambda index: parts[index].is_file(), lambda index, table: table.save(parts[index])
+        )
+        merged = functools.reduce(lambda one, other: one.merged(other), [load(part) for part in parts])
+        merged.save(path)
+        for part in parts:
+            part.unlink()
+    return merged
+
+
+def _run_missing(
+    context: TuningContext,
+    phase: Phase,
+    tasks: Sequence[Task[Any]],
+    is_done: Callable[[int], bool],
+    keep: Callable[[int, Any], None],
+) -> None:
+    """Run the tasks that aren't done, and keep each result as it comes.
+
+    Raises:
+        TimeIsUp: `tune.max_minutes` were over before all were done.
+    """
+    missing = [number for number in range(len(tasks)) if not is_done(number)]
+
+    def on_event(index: int, event: Event) -> None:
+        what = event.what
+        if not isinstance(what, StepDone):
+            context.tell_incident(what)
+        elif phase != "sensitivity" or what.side == "sparse":
+            step = replace(what, phase=phase, index=missing[index], num_renderings=len(tasks), worker=event.worker)
+            tell(context.listeners, lambda listener: listener.on_step(step))
+
+    for index, result in run_all(context.engine, [tasks[number] for number in missing], on_event, context.has_time):
+        keep(missing[index], result.get())
+    if not all(map(is_done, range(len(tasks)))):
+        raise TimeIsUp
+
+
+@contextlib.contextmanager
+def _locked(context: TuningContext, phase: Phase, path: Path) -> Iterator[None]:
+    """Hold the lock of a file that several processes may measure; one measures, the others wait and notify listeners.
+
+    Raises:
+        TimeIsUp: `tune.max_minutes` were over while another process held it.
+    """
+    notified = False
+    while True:
+        with exclusive_if_free(path.with_suffix(".lock"), setting="tracking.root") as free:
+            if free:
+                yield
+                return
+        if not context.has_time():
+            raise TimeIsUp
+        if not notified:
+            tell(context.listeners, lambda listener: listener.on_wait(f"the {phase}"))
+            notified = True
+        time.sleep(POLL_SECONDS)

@@ -1,12 +1,14 @@
-"""SpargeAttn's own search, on the attention calls of any model family."""
+"""`--tuner builtin`: SpargeAttn's own search on the attention calls of any model family, on one GPU or several."""
 
 import contextlib
+import copy
 import importlib
 import importlib.util
 import inspect
 import io
 import logging
-import time
+import os
+from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +23,7 @@ from sparsetune.attention.policy import Policy
 from sparsetune.attention.sites import AttentionSites, TransformerSite
 from sparsetune.attention.thresholds import LayerThresholds
 from sparsetune.attention.unmask import Refusal, UnmaskedCall, unmasked_call
+from sparsetune.bench.latency import device_clock
 from sparsetune.checkpoint import read_sparge_pt
 from sparsetune.checkpoint.policy_file import from_columns
 from sparsetune.errors import TuningError
@@ -29,7 +32,6 @@ from sparsetune.files import atomic_path
 from sparsetune.models.families import attention_sites
 from sparsetune.tuning.context import TuningContext
 from sparsetune.tuning.events import tell
-from sparsetune.tuning.sparge_pool import check_gpus, parallel_tuning
 
 CONTRACT = {
     "SparseAttentionMeansim": ("l1", "pv_l1"),
@@ -40,12 +42,15 @@ CONTRACT = {
     "executor.submit": (),
     "executor.shutdown": (),
 }
-"""What is used of `spas_sage_attn.autotune`, as of SpargeAttn's commit bfd980b: names, and the parameters given."""
+"""Names of `spas_sage_attn.autotune` that are used, with the parameters passed, as of SpargeAttn's commit bfd980b."""
 
 COLUMNS = ("is_sparse", "cdfthreshd", "simthreshd1", "simthreshd2", "pvthreshd")
-"""A tuned module's state, one value a head, in the order of its state dict."""
+"""State of a tuned module, one value per head, in the order of its state dict."""
 
 _PACKAGE = "spas_sage_attn"
+
+VARIABLE = "PARALLEL_TUNE"
+"""Environment variable that SpargeAttn reads at every call: if set, its processes search the heads."""
 
 
 def check_builtin(device: torch.device | str = "cuda", *, parallel: bool = False) -> None:
@@ -56,66 +61,66 @@ def check_builtin(device: torch.device | str = "cuda", *, parallel: bool = False
         parallel: whether heads are to be searched on several GPUs.
 
     Raises:
-        TuningError: the package or a GPU is missing, the package isn't one that this search knows, or heads can't be
-            shared among the GPUs there are.
+        TuningError: the package or a GPU is missing, the package has another interface than `CONTRACT`, or the GPUs
+            can't be used in parallel.
     """
     _autotune(torch.device(device))
     if parallel:
         check_gpus()
 
 
-def checkpoint_file(bench: TuningContext, transformer: str = "transformer") -> Path:
-    """Say where the thresholds are left in SpargeAttn's format, named as its users do: NAME_L1_PVL1.pt.
+def checkpoint_file(context: TuningContext, transformer: str = "transformer") -> Path:
+    """File of the thresholds in SpargeAttn's format, named as its users do: NAME_L1_PVL1.pt.
 
     Args:
-        bench: what the search works with.
-        transformer: the pipeline's attribute; any other than `transformer` has its name in the file's.
+        context: of the tuning.
+        transformer: the pipeline's attribute; any other than `transformer` is a suffix of the file's name.
     """
-    tune, suffix = bench.config.tune, "" if transformer == "transformer" else f"_{transformer}"
-    return bench.output_dir / f"{bench.renderer.loaded.identity.name}_{tune.l1:g}_{tune.pv_l1:g}{suffix}.pt"
+    tune, suffix = context.config.tune, "" if transformer == "transformer" else f"_{transformer}"
+    return context.output_dir / f"{context.renderer.loaded.identity.name}_{tune.l1:g}_{tune.pv_l1:g}{suffix}.pt"
 
 
-def run_builtin(bench: TuningContext) -> Policy:
+def run_builtin(context: TuningContext) -> Policy:
     """Run `SparseAttentionMeansim`'s search on every self-attention call of dense renderings of the tune prompts.
 
     Each layer has a module of SpargeAttn's, called in its tune mode with the layer's q, k and v; the video stays
-    dense, and goes to the cache. After each prompt the thresholds found so far are saved by SpargeAttn's own state
-    dict (`checkpoint_file`). Once `tune.max_minutes` are over only layers that have no thresholds yet are searched,
-    and no further prompt is begun.
+    dense, and goes to the cache. After each prompt the thresholds so far are saved by SpargeAttn's own state dict
+    (`checkpoint_file`). Once `tune.max_minutes` are over, only layers without thresholds are searched, and no further
+    prompt is started.
 
-    As in SpargeAttn, the search knows neither token orders nor dense steps, and keeps no block of its own (rendering
-    keeps the first one). Its search takes a softmax scale of head_dim^-0.5 for granted; other calls are refused. Before
-    Ada it searches with its SageAttention1 kernel.
+    As in SpargeAttn, the search has neither token orders nor dense steps, and always computes no block (rendering
+    computes the first one). It assumes a softmax scale of head_dim^-0.5; other calls are refused. Before Ada it uses
+    its SageAttention1 kernel.
 
     Args:
-        bench: what the search works with; `tune.l1` and `tune.pv_l1` bound the relative L1 error of a head's output,
-            `tune.parallel_tune` spreads heads over all GPUs, and finds the same.
+        context: of the tuning; `tune.l1` and `tune.pv_l1` bound the relative L1 error of a head's output,
+            `tune.parallel_tune` distributes heads over all GPUs, with the same result.
 
     Returns:
         The thresholds: raster order, no dense steps, keep_text False.
 
     Raises:
-        TuningError: the package or a GPU is missing, heads can't be shared among the GPUs, or a layer's calls are none
-            that it can search.
+        TuningError: the package or a GPU is missing, the GPUs can't be used in parallel, or the search can't run on a
+            layer's calls.
         GenerationError: a rendering failed.
     """
-    if bench.config.tune.parallel_tune:
+    if context.config.tune.parallel_tune:
         check_gpus()
-    package = _autotune(bench.renderer.loaded.device)
-    sites = attention_sites(bench.renderer.loaded.pipe)
-    search = _Search(bench, package, sites)
+    package = _autotune(context.renderer.loaded.device)
+    sites = attention_sites(context.renderer.loaded.pipe)
+    search = _Search(context, package, sites)
     interception = Interception(sites, search.attend)
     try:
-        with parallel_tuning(package, bench.config.tune.parallel_tune):
-            for index in range(len(bench.prompts)):
+        with parallel_tuning(package, context.config.tune.parallel_tune):
+            for index in range(len(context.prompts)):
                 search.prompt(index)
                 policy = search.save()
-                if search.is_over():
+                if not context.has_time():
                     break
     except BrokenExecutor as error:
         raise TuningError(
-            f"SpargeAttn's parallel tuning must keep a process on each GPU, but one died ({error}); "
-            "leave --parallel-tune out, or use --tuner calibrate"
+            f"a process of SpargeAttn's parallel tuning died ({error}); "
+            "run without --parallel-tune, or with --tuner calibrate"
         ) from error
     finally:
         interception.remove()
@@ -123,44 +128,40 @@ def run_builtin(bench: TuningContext) -> Policy:
 
 
 class _Search:
-    """SpargeAttn's modules, one a layer, and what they were given."""
+    """The search: one module of SpargeAttn's for each layer."""
 
-    def __init__(self, bench: TuningContext, package: ModuleType, sites: AttentionSites) -> None:
-        tune = bench.config.tune
-        self._bench, self._package, self._sites = bench, package, sites
+    def __init__(self, context: TuningContext, package: ModuleType, sites: AttentionSites) -> None:
+        tune = context.config.tune
+        self._context, self._package, self._sites = context, package, sites
         self._modules: dict[str, Any] = {
             layer.name: package.SparseAttentionMeansim(l1=tune.l1, pv_l1=tune.pv_l1) for layer in sites.layers
         }
-        self._kernel = SpargeBackend(bench.renderer.loaded.device)
+        self._kernel = SpargeBackend(context.renderer.loaded.device)
         self._refused: dict[str, str] = {}
         self._seconds = 0.0
 
-    def is_over(self) -> bool:
-        """Whether the time that was given is spent."""
-        return self._bench.seconds_left is not None and self._bench.seconds_left <= 0.0
-
     def prompt(self, index: int) -> None:
-        """Search along the dense rendering of one prompt, and keep its video."""
-        bench, prompt, seed = self._bench, self._bench.prompts[index], self._bench.config.tune.seed
+        """Search during the dense rendering of one prompt, and cache its video."""
+        context, prompt, seed = self._context, self._context.prompts[index], self._context.config.tune.seed
         self._seconds = 0.0
 
         def on_step(step: int, num_steps: int) -> None:
-            self._check(self._refused)  # before days are spent
-            event = StepDone("calibration", "dense", step, num_steps, index, len(bench.prompts))
-            tell(bench.listeners, lambda listener: listener.on_step(event))
+            self._check(self._refused)  # a whole search takes days
+            event = StepDone("calibration", "dense", step, num_steps, index, len(context.prompts))
+            tell(context.listeners, lambda listener: listener.on_step(event))
 
-        rendering = bench.renderer.render(prompt, seed, on_step)
+        rendering = context.renderer.render(prompt, seed, on_step)
         self._check(self._modules)
 
-        bench.keep_dense(prompt, rendering.frames, rendering.seconds - self._seconds)
+        context.keep_dense(prompt, rendering.frames, rendering.seconds - self._seconds)
 
     def attend(self, call: AttentionCall) -> Tensor:
-        """Search on a call, and run it as the pipeline made it."""
+        """Search on a call, and run it dense."""
         name, plain = call.layer.name, unmasked_call(call)
         reason = plain.reason if isinstance(plain, Refusal) else self._refusal(plain)
         if isinstance(plain, Refusal) or reason is not None:
             self._refused[name] = str(reason)
-        elif not self.is_over() or self._modules[name].is_sparse is None:
+        elif self._context.has_time() or self._modules[name].is_sparse is None:
             self._tune(self._modules[name], plain)
         return call.original()
 
@@ -170,52 +171,51 @@ class _Search:
         return self._kernel.refusal(plain.q, plain.k, plain.v)
 
     def _tune(self, module: Any, plain: UnmaskedCall) -> None:
-        if plain.q.is_cuda:
-            torch.cuda.synchronize(plain.q.device)  # else the wait for earlier work would count as ours
-        started = time.perf_counter()
+        started = device_clock(plain.q.device)
         with (
             torch.cuda.device_of(plain.q),  # type: ignore[no-untyped-call]
-            # Ordinary tensors rather than those of inference mode: modules outlive it, and go to other processes.
+            # Not tensors of inference mode: modules are used after it, and sent to other processes.
             torch.inference_mode(False),
             torch.no_grad(),
             contextlib.redirect_stdout(io.StringIO()),  # it prints every layer's thresholds at every step
         ):
             module(*(x.clone() for x in (plain.q, plain.k, plain.v)), tune_mode=True)
-        self._seconds += time.perf_counter() - started
+        self._seconds += device_clock(plain.q.device) - started
 
     def _check(self, layers: dict[str, Any]) -> None:
         """Check that each of these layers has thresholds."""
         for name in layers:
             if self._modules[name].is_sparse is None:
                 raise TuningError(
-                    f"every self-attention layer must be one that SpargeAttn's search can take, but {name} isn't: "
+                    f"SpargeAttn's search can't tune attention layer {name}: "
                     f"{self._refused.get(name, 'no attention call was made there')}; use --tuner calibrate"
                 )
 
     def save(self) -> Policy:
-        """Save the thresholds in SpargeAttn's format, a file a transformer, and check what our loader makes of it.
+        """Save the thresholds in SpargeAttn's format, one file per transformer, and check that our loader reads them.
 
-        Its own loader compares parts of names: of models with `single_transformer_blocks` it reads some wrongly.
+        SpargeAttn's own loader compares parts of names, and misreads models with `single_transformer_blocks`.
         """
         found: list[LayerThresholds] = []
         for transformer in self._sites.transformers:
-            path = checkpoint_file(self._bench, transformer.name)
+            path = checkpoint_file(self._context, transformer.name)
             tensors = self._package.extract_sparse_attention_state_dict(_skeleton(transformer, self._modules))
             with atomic_path(path) as temporary:
                 torch.save({key: tensor.detach().cpu() for key, tensor in tensors.items()}, temporary)
-            layers = [self._thresholds(layer.name) for layer in transformer.layers]
+            modules = {layer.name: self._modules[layer.name] for layer in transformer.layers}
+            layers = [
+                from_columns(name, "cdf", {column: getattr(module, column) for column in COLUMNS})
+                for name, module in modules.items()
+            ]
             read = read_sparge_pt(path, root=transformer.name)
             if {layer.name: layer for layer in read.layers} != {layer.name: layer for layer in layers}:
-                raise TuningError(f"{path} must hold the thresholds that were found, but reads otherwise; report this")
+                raise TuningError(f"{path} doesn't contain the thresholds that were saved; please report this bug")
             found += layers
         return Policy(tuple(found))
 
-    def _thresholds(self, name: str) -> LayerThresholds:
-        return from_columns(name, "cdf", {column: getattr(self._modules[name], column) for column in COLUMNS})
-
 
 def _skeleton(transformer: TransformerSite, modules: dict[str, Any]) -> nn.Module:
-    """Give a module with nothing in it but SpargeAttn's, under the names that they have in a patched transformer."""
+    """A module that contains only SpargeAttn's, under the names that they have in a patched transformer."""
     skeleton = nn.Module()
     for layer in transformer.layers:
         parent = skeleton
@@ -227,8 +227,89 @@ def _skeleton(transformer: TransformerSite, modules: dict[str, Any]) -> nn.Modul
     return skeleton
 
 
+def check_gpus() -> None:
+    """Raise TuningError where there are fewer than two GPUs, or GPUs of different kinds."""
+    count = torch.cuda.device_count()
+    if count < 2:
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+        where = "" if shown is None else f" (CUDA_VISIBLE_DEVICES is {shown!r})"
+        raise TuningError(f"--parallel-tune needs several CUDA GPUs, but this host has {count}{where}; run without it")
+    kinds = {torch.cuda.get_device_capability(index): torch.cuda.get_device_name(index) for index in range(count)}
+    if len(kinds) > 1:
+        raise TuningError(
+            "--parallel-tune needs GPUs of one kind, since SpargeAttn's kernel, and so the effect of a threshold, "
+            f"differs between kinds, but this host has {' and '.join(sorted(kinds.values()))}; select one kind with "
+            "CUDA_VISIBLE_DEVICES, or run without it"
+        )
+
+
+@contextlib.contextmanager
+def parallel_tuning(package: Any, wanted: bool) -> Iterator[None]:
+    """Have SpargeAttn search heads on all GPUs while the block runs, or one after the other where not wanted.
+
+    Its processes start with the first call and have a CUDA context on their own GPU and on the model's, whose tensors
+    they open. At the end of the block they exit, and the memory that the model's GPU held for them is freed.
+
+    Args:
+        package: `spas_sage_attn.autotune`.
+        wanted: whether to use all GPUs; overrides the user's own `PARALLEL_TUNE`.
+    """
+    before, pool = os.environ.pop(VARIABLE, None), package.executor
+    if wanted:
+        os.environ[VARIABLE] = "1"
+        package.executor = KeepingPool(pool)
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE, None)
+        if before is not None:
+            os.environ[VARIABLE] = before
+        if wanted:
+            pool.shutdown()
+            package.executor = package.GPUProcessPoolExecutor()  # a pool that was shut down accepts no tasks
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]  # frees what the processes had open
+                torch.cuda.empty_cache()
+
+
+class KeepingPool:
+    """Wraps SpargeAttn's `GPUProcessPoolExecutor` so that a module keeps what the processes found.
+
+    The search of a head combines the results of all its calls, which are in the module's `hyperparams_cache`. But a
+    process has a copy of the module, and returns only the thresholds: without this pool a parallel search uses only
+    the last call, one step of one prompt. With it, the thresholds are those of the sequential search.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    def submit(self, autotune: Any, *args: Any, head_idx: int, **kwargs: Any) -> "_Pending":
+        """Search a head in a process; `autotune` is the module's method of that name."""
+        module = autotune.__self__
+        sent = copy.copy(module)
+        sent.hyperparams_cache = {head_idx: module.hyperparams_cache.get(head_idx, [])}  # the others' aren't needed
+        return _Pending(module, head_idx, self._pool.submit(search_head, sent, *args, head_idx=head_idx, **kwargs))
+
+
+class _Pending:
+    """Future of a head's search."""
+
+    def __init__(self, module: Any, head: int, future: Any) -> None:
+        self._module, self._head, self._future = module, head, future
+
+    def result(self) -> Any:
+        thresholds, self._module.hyperparams_cache[self._head] = self._future.result()
+        return thresholds
+
+
+def search_head(module: Any, *args: Any, head_idx: int, **kwargs: Any) -> tuple[Any, Any]:
+    """In a process of the pool: return a head's thresholds and the results that they were chosen from."""
+    thresholds = module.autotune(*args, head_idx=head_idx, **kwargs)
+    return thresholds, module.hyperparams_cache[head_idx]
+
+
 def _autotune(device: torch.device) -> ModuleType:
-    """Import `spas_sage_attn.autotune`; raise TuningError where it can't be had or isn't as we know it."""
+    """Import `spas_sage_attn.autotune`; raises TuningError where it is missing or has another interface."""
     missing = []
     if importlib.util.find_spec(_PACKAGE) is None:
         missing.append(f"{_PACKAGE} is not installed")
@@ -244,24 +325,24 @@ def _autotune(device: torch.device) -> ModuleType:
     except (ImportError, OSError) as error:
         cause = " ".join(str(error).split())[:120]
         raise _refusal(f"{_PACKAGE}.autotune can't be imported ({cause})") from error
-    finally:  # on import it configures the logging of the whole program
+    finally:  # its import configures the root logger
         root.handlers[:] = handlers
         root.setLevel(level)
-    unmet = [name for name, given in CONTRACT.items() if not _offers(package, name, given)]
-    if unmet:
-        raise _refusal(f"its {', '.join(unmet)} isn't as in SpargeAttn's commit bfd980b")
+    changed = [name for name, parameters in CONTRACT.items() if not _has(package, name, parameters)]
+    if changed:
+        raise _refusal(f"its {', '.join(changed)} isn't as in SpargeAttn's commit bfd980b")
     return package
 
 
-def _offers(package: ModuleType, name: str, given: tuple[str, ...]) -> bool:
+def _has(package: ModuleType, name: str, parameters: tuple[str, ...]) -> bool:
     found: Any = package
     for part in name.split("."):
         found = getattr(found, part, None)
-    return callable(found) and set(given) <= set(inspect.signature(found).parameters)
+    return callable(found) and set(parameters) <= set(inspect.signature(found).parameters)
 
 
 def _refusal(reason: str) -> TuningError:
     return TuningError(
-        f"--tuner builtin must have SpargeAttn's package and a CUDA GPU, but {reason}; "
+        f"--tuner builtin needs SpargeAttn's package and a CUDA GPU, but {reason}; "
         "use --tuner calibrate, which needs neither"
     )

@@ -1,11 +1,6 @@
-"""What one step of a rendering costs here, measured."""
+"""Seconds and memory of the parts of a tuning, measured on a few steps of the model."""
 
-import contextlib
-import resource
 import statistics
-import sys
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -13,19 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparsetune.attention.backends import Backend
 from sparsetune.attention.backends.sparge import SpargeBackend
 from sparsetune.attention.handle import SparseHandle, kept_blocks
 from sparsetune.attention.interception import AttentionCall, Interception
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import SPARGE_DEFAULTS, HeadThresholds, LayerThresholds
 from sparsetune.attention.unmask import Refusal, UnmaskedCall, unmasked_call
+from sparsetune.bench.latency import device_clock, peak_memory, time_calls
 from sparsetune.errors import TuningError
 from sparsetune.models.families import attention_sites
 from sparsetune.models.generation import Renderer
+from sparsetune.models.prompts import AnyPrompt
 from sparsetune.models.sparsify import default_policy
 from sparsetune.tuning.calibration.bounded_policy import Bounds
 from sparsetune.tuning.calibration.calibrate import EVERY
-from sparsetune.tuning.calibration.mask_error import measure
+from sparsetune.tuning.calibration.mask_error import grid_errors
 from sparsetune.tuning.calibration.refine import search_call
 from sparsetune.tuning.context import TuningContext
 
@@ -37,19 +35,18 @@ _KERNEL_CALLS = 20
 
 @dataclass(frozen=True)
 class StepCosts:
-    """Seconds and memory of the parts that a search is made of.
+    """Seconds and memory of the parts of a tuning.
 
     Args:
         dense_step, sparse_step: seconds of one denoising step.
         fixed: seconds of a rendering outside of its steps: text encoding and decoding.
         calls_per_step: attention calls of a step, over all layers.
         head_calls_per_step: heads of these calls, added up.
-        measure: seconds to measure one attention call as calibration does, in all token orders and text rules.
+        measure: seconds to calibrate one attention call, in all token orders and text rules.
         refine: seconds to search the thresholds of one attention call's heads.
-        peak_dense_gib, peak_sparse_gib, peak_measure_gib: the most memory held while it ran: allocated on the GPU,
-            and on a CPU resident in the process since its start.
+        peak_dense_gib, peak_sparse_gib, peak_measure_gib: peak memory, see `peak_memory`.
         kernel_call: seconds of one step of SpargeAttn's search: its kernel for one head, and the comparison.
-        no_kernel: why there is no `kernel_call`; empty where there is one.
+        no_kernel: why `kernel_call` is None; else empty.
     """
 
     dense_step: float
@@ -74,174 +71,136 @@ class StepCosts:
         return self.fixed + num_steps * self.sparse_step
 
 
-def measure_costs(bench: TuningContext) -> StepCosts:
+def measure_costs(context: TuningContext) -> StepCosts:
     """Measure on short renderings of the first tune prompt, at the real size.
 
     Raises:
-        TuningError: no attention call could be measured; the message says why.
+        TuningError: no attention call could be measured; the message has the reason.
         GenerationError: a rendering failed.
     """
-    steps = min(NUM_STEPS, bench.config.generation.num_inference_steps)
-    device = bench.renderer.loaded.device
-    settings = bench.config.generation.model_copy(update={"num_inference_steps": steps})
-    short = Renderer(bench.renderer.loaded, settings)
-    sites = attention_sites(short.loaded.pipe)
-    watched = _Watched(bench)
-    interception = Interception(sites, watched.attend)
+    loaded, generation = context.renderer.loaded, context.config.generation
+    steps = min(NUM_STEPS, generation.num_inference_steps)
+    short = Renderer(loaded, generation.model_copy(update={"num_inference_steps": steps}))
+    sites = attention_sites(loaded.pipe)
+    prompt, seed = context.prompts[0], context.config.tune.seed
+    counter = _CallCounter(context.backend)
+    interception = Interception(sites, counter.attend)
     try:
-        with _peak_memory(device) as dense_peak:
-            dense = _timed(short, bench)
+        with peak_memory(loaded.device) as dense_peak:
+            dense_step, _ = _time_rendering(short, prompt, seed)  # its fixed part includes what is done only once
     finally:
         interception.remove()
-    call = watched.kept()
-    with (
-        SparseHandle(sites, default_policy(short.loaded.pipe), bench.backend),
-        _peak_memory(device) as sparse_peak,
-    ):
-        sparse = _timed(short, bench)
-    with _peak_memory(device) as measure_peak, torch.inference_mode():
-        measure, refine = _measure_seconds(bench, call), _refine_seconds(bench, call)
-    kernel = _kernel_seconds(call)
+    sample = counter.sample()
+    with SparseHandle(sites, default_policy(loaded.pipe), context.backend), peak_memory(loaded.device) as sparse_peak:
+        sparse_step, fixed = _time_rendering(short, prompt, seed)
+    with peak_memory(loaded.device) as measure_peak, torch.inference_mode():
+        measure, refine = _calibration_seconds(context, sample), _refinement_seconds(context, sample)
+    no_kernel = _kernel_refusal(sample)
     return StepCosts(
-        dense_step=dense.step,
-        sparse_step=sparse.step,
-        fixed=sparse.fixed,  # the first rendering's includes what is done only once
-        calls_per_step=watched.num_calls / steps,
-        head_calls_per_step=watched.num_heads / steps,
+        dense_step=dense_step,
+        sparse_step=sparse_step,
+        fixed=fixed,
+        calls_per_step=counter.num_calls / steps,
+        head_calls_per_step=counter.num_heads / steps,
         measure=measure,
         refine=refine,
         peak_dense_gib=dense_peak(),
         peak_sparse_gib=sparse_peak(),
         peak_measure_gib=measure_peak(),
-        kernel_call=None if isinstance(kernel, str) else kernel,
-        no_kernel=kernel if isinstance(kernel, str) else "",
+        kernel_call=_kernel_seconds(sample) if no_kernel is None else None,
+        no_kernel=no_kernel or "",
     )
 
 
-class _Watched:
-    """Counts the attention calls of a dense rendering, and keeps the first that can be measured."""
+class _CallCounter:
+    """Counts the attention calls of a dense rendering, and copies the first that the backend can run."""
 
-    def __init__(self, bench: TuningContext) -> None:
+    def __init__(self, backend: Backend) -> None:
         self.num_calls = self.num_heads = 0
-        self._backend = bench.backend
-        self._kept: UnmaskedCall | None = None
+        self._backend = backend
+        self._sample: UnmaskedCall | None = None
         self._refused = "it made no attention call"
 
     def attend(self, call: AttentionCall) -> Tensor:
         self.num_calls += 1
         self.num_heads += call.layer.num_heads
-        if self._kept is None:
+        if self._sample is None:
             plain = unmasked_call(call, self._backend)
             if isinstance(plain, Refusal):
                 self._refused = plain.reason
             else:
                 copies = {name: getattr(plain, name).clone() for name in ("q", "k", "v", "padding")}
-                self._kept = replace(plain, **copies)
+                self._sample = replace(plain, **copies)
         return call.original()
 
-    def kept(self) -> UnmaskedCall:
-        if self._kept is None:
-            raise TuningError(f"some attention call must be one that can be tuned, but none is: {self._refused}")
-        return self._kept
+    def sample(self) -> UnmaskedCall:
+        if self._sample is None:
+            raise TuningError(f"cannot tune this model: none of its attention calls can run sparse: {self._refused}")
+        return self._sample
 
 
-@dataclass(frozen=True)
-class _Timing:
-    """Seconds of a step after the first, and of a rendering outside of its steps."""
-
-    step: float
-    fixed: float
-
-
-def _timed(renderer: Renderer, bench: TuningContext) -> _Timing:
+def _time_rendering(renderer: Renderer, prompt: AnyPrompt, seed: int) -> tuple[float, float]:
+    """Seconds of a step after the first, and of the rendering outside of its steps."""
     device = renderer.loaded.device
-    stamps: list[float] = []
-
-    def on_step(_step: int, _num_steps: int) -> None:
-        stamps.append(_now(device))
-
-    started = _now(device)
-    renderer.render(bench.prompts[0], bench.config.tune.seed, on_step)
-    ended = _now(device)
-    if not stamps:  # a pipeline that doesn't tell of its steps: its whole time is theirs
-        return _Timing((ended - started) / renderer.settings.num_inference_steps, 0.0)
-    first = stamps[0] - started
-    step = statistics.median(b - a for a, b in pairwise(stamps)) if len(stamps) > 1 else first
-    return _Timing(step, max(0.0, first - step) + ended - stamps[-1])
+    stamps = [device_clock(device)]
+    renderer.render(prompt, seed, lambda step, num_steps: stamps.append(device_clock(device)))
+    ended = device_clock(device)
+    durations = [after - before for before, after in pairwise(stamps)]
+    if not durations:  # a pipeline without step callbacks
+        return (ended - stamps[0]) / renderer.settings.num_inference_steps, 0.0
+    step = statistics.median(durations[1:] or durations)
+    return step, max(0.0, durations[0] - step) + ended - stamps[-1]
 
 
-def _measure_seconds(bench: TuningContext, call: UnmaskedCall) -> float:
-    """Seconds to measure a call in every arrangement."""
-    tune, blocks, points = bench.config.tune, bench.backend.blocks, bench.points
-    keep = kept_blocks(bench.keep_text[0], call.layout, blocks)
+def _calibration_seconds(context: TuningContext, call: UnmaskedCall) -> float:
+    """Seconds to calibrate a call in every arrangement."""
+    blocks, points = context.backend.blocks, context.points
+    keep = kept_blocks(context.keep_text[0], call.layout, blocks)
 
-    def once(number: int) -> None:
-        measure(
-            call.q, call.k, call.v, points[:number], blocks=blocks, keep=keep, scale=call.scale,
-            every=EVERY, select_partial=tune.select_partial,
+    def run(num_points: int) -> None:
+        grid_errors(
+            call.q, call.k, call.v, points[:num_points], blocks=blocks, keep=keep, scale=call.scale,
+            every=EVERY, select_partial=context.config.tune.select_partial,
         )  # fmt: skip
 
-    once(1)
-    return len(bench.arrangements) * _seconds(lambda: once(len(points)), call.q.device)
+    run(1)  # warms up
+    (ms,) = time_calls(lambda: run(len(points)), call.q.device, repeats=1, warm_up=0, at_once=1)
+    return len(context.arrangements) * ms / 1e3
 
 
-def _refine_seconds(bench: TuningContext, call: UnmaskedCall) -> float:
-    """Seconds to search a call's thresholds, from a similarity threshold that calibration might choose."""
-    tune, backend = bench.config.tune, bench.backend
+def _refinement_seconds(context: TuningContext, call: UnmaskedCall) -> float:
+    """Seconds to search a call's thresholds, with a simthreshd1 that calibration might choose."""
+    tune = context.config.tune
     head = HeadThresholds(-1.0, cdfthreshd=1.0) if tune.rules[0] == "cdf" else HeadThresholds(-1.0, topk=1.0)
     start = Policy.uniform(
-        [("layer", call.q.shape[1])], head, keep_text=bench.keep_text[0], select_partial=tune.select_partial
+        [("layer", call.q.shape[1])], head, keep_text=context.keep_text[0], select_partial=tune.select_partial
     )
+    bounds = Bounds(tune.l1, tune.pv_l1)
+    (ms,) = time_calls(
+        lambda: search_call(call, start, 0, bounds, context.backend), call.q.device, repeats=1, warm_up=1, at_once=1
+    )
+    return ms / 1e3
 
-    def once() -> None:
-        search_call(call, start, 0, Bounds(tune.l1, tune.pv_l1), backend)
 
-    once()
-    return _seconds(once, call.q.device)
+def _one_head(call: UnmaskedCall) -> tuple[Tensor, Tensor, Tensor]:
+    return call.q[:, :1], call.k[:, :1], call.v[:, :1]
 
 
-def _kernel_seconds(call: UnmaskedCall) -> float | str:
-    """Seconds of one kernel call for one head with the comparison that follows it, or why it can't run here."""
-    q, k, v = (x[:, :1] for x in (call.q, call.k, call.v))
-    reason = SpargeBackend.missing(q.device)
-    if reason is not None:
-        return reason
+def _kernel_refusal(call: UnmaskedCall) -> str | None:
+    device = call.q.device
+    return SpargeBackend.missing(device) or SpargeBackend(device).refusal(*_one_head(call))
+
+
+def _kernel_seconds(call: UnmaskedCall) -> float:
+    """Seconds of one kernel call for one head, and of the comparison that follows it."""
+    q, k, v = _one_head(call)
     backend = SpargeBackend(q.device)
-    reason = backend.refusal(q, k, v)
-    if reason is not None:
-        return reason
     thresholds = LayerThresholds.uniform("head", 1, SPARGE_DEFAULTS).tensors(q.device)
     dense = F.scaled_dot_product_attention(q, k, v, scale=call.scale).float()
 
-    def once() -> float:
-        found = backend.attend(q, k, v, thresholds, scale=call.scale, keep=range(0)).output.float()
-        return float(F.cosine_similarity(found.flatten(), dense.flatten(), dim=0) + (found - dense).abs().sum())
+    def run() -> float:
+        output = backend.attend(q, k, v, thresholds, scale=call.scale, keep=range(0)).output.float()
+        return float(F.cosine_similarity(output.flatten(), dense.flatten(), dim=0) + (output - dense).abs().sum())
 
-    once()
-    return _seconds(lambda: [once() for _ in range(_KERNEL_CALLS)], q.device) / _KERNEL_CALLS
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    started = _now(device)
-    work()
-    return _now(device) - started
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-@contextlib.contextmanager
-def _peak_memory(device: torch.device) -> Iterator[Callable[[], float]]:
-    """Give what tells, after the block, the most GiB that were held."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    peak: list[float] = []
-    yield lambda: peak[0]
-    if device.type == "cuda":
-        peak.append(torch.cuda.max_memory_allocated(device) / 2**30)
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30)
+    (ms,) = time_calls(run, q.device, repeats=1, warm_up=1, at_once=_KERNEL_CALLS)
+    return ms / 1e3

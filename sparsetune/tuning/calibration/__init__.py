@@ -1,1 +1,1 @@
-"""Calibration: what thresholds do to attention calls, measured in dense renderings."""
+"""Calibration: error and sparsity of attention calls under thresholds, measured in dense renderings."""

@@ -1,6 +1,5 @@
-"""A dense rendering whose attention calls are looked at, layer by layer, at sampled denoising steps."""
+"""A dense rendering whose attention calls at sampled denoising steps are passed to a callback."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -12,23 +11,20 @@ from sparsetune.attention.backends import Backend
 from sparsetune.attention.interception import AttentionCall, Interception
 from sparsetune.attention.ordering import TokenOrder, permutation
 from sparsetune.attention.unmask import Refusal, UnmaskedCall, unmasked_call
+from sparsetune.bench.latency import device_clock
 from sparsetune.errors import TuningError
 from sparsetune.models.families import attention_sites
-from sparsetune.models.generation import Renderer, Rendering
+from sparsetune.models.generation import OnStep, Renderer, Rendering
 from sparsetune.models.prompts import AnyPrompt
 
-OnStep = Callable[[int, int], None]
-
-Look = Callable[[int, int, UnmaskedCall], None]
-"""Given the places of layer and sampled step, and a call of theirs; a step may make several."""
+OnAttention = Callable[[int, int, UnmaskedCall], None]
+"""Called with the indices of layer and sampled step, and an attention call there; a step may make several."""
 
 
 def sample_steps(num_steps: int, num_samples: int) -> tuple[int, ...]:
-    """Spread `num_samples` denoising steps evenly over the schedule, the first and the last included.
+    """Spread `num_samples` denoising steps (at least 1, at most all) evenly over a schedule of `num_steps`.
 
-    Args:
-        num_steps: steps of the generation.
-        num_samples: how many to sample, at least 1; all of them where it is not less than `num_steps`.
+    The first and the last are included, unless it is a single one: then the middle.
     """
     if num_samples == 1:
         return (num_steps // 2,)
@@ -36,67 +32,67 @@ def sample_steps(num_steps: int, num_samples: int) -> tuple[int, ...]:
     return tuple(sorted({round(float(step)) for step in spread}))
 
 
-def layers_of(renderer: Renderer) -> tuple[tuple[str, int], ...]:
-    """Name and number of heads of each self-attention layer, as a look's places count them."""
+def attention_layers(renderer: Renderer) -> tuple[tuple[str, int], ...]:
+    """Name and number of heads of each self-attention layer, in the order of `OnAttention`'s indices."""
     return tuple((layer.name, layer.num_heads) for layer in attention_sites(renderer.loaded.pipe).layers)
 
 
-def render_watched(
+def render_tapped(
     renderer: Renderer,
     prompt: AnyPrompt,
     seed: int,
-    look: Look,
+    on_attention: OnAttention,
     *,
     steps: Sequence[int],
     backend: Backend,
     on_step: OnStep | None = None,
 ) -> Rendering:
-    """Render one prompt dense, and look at every layer at the sampled steps.
+    """Render one prompt dense, and pass every layer's attention calls at the sampled steps to a callback.
 
     Args:
         renderer: of a pipeline that nothing is installed on.
         prompt: the text.
         seed: of the rendering.
-        look: at each call; what it takes isn't the rendering's time.
-        steps: denoising steps to look at.
-        backend: the kernel that the calls are to run on: what it refuses.
+        on_attention: called with each call that the kernel can run.
+        steps: the sampled denoising steps.
+        backend: the kernel that the calls are to run on.
         on_step: called after each denoising step.
 
     Returns:
-        The dense video, which is the same as without a look; its seconds are those of the rendering alone.
+        The dense video, and its seconds without those of the callback.
 
     Raises:
-        TuningError: a layer made no call that its kernel can run; the message says why.
+        TuningError: a layer made no call that its kernel can run; the message has the reason.
         GenerationError: the rendering failed.
     """
-    probe = _Probe(layers_of(renderer), tuple(steps), backend, look)
-    interception = Interception(attention_sites(renderer.loaded.pipe), probe.attend)
+    tap = _AttentionTap(attention_layers(renderer), tuple(steps), backend, on_attention)
+    interception = Interception(attention_sites(renderer.loaded.pipe), tap.attend)
     try:
         with torch.inference_mode():
             rendering = renderer.render(prompt, seed, on_step)
     finally:
         interception.remove()
-    probe.check_seen()
-    return replace(rendering, seconds=rendering.seconds - probe.seconds)
+    tap.check_complete()
+    return replace(rendering, seconds=rendering.seconds - tap.seconds)
 
 
-def in_order(plain: UnmaskedCall, order: TokenOrder) -> tuple[Tensor, Tensor, Tensor]:
-    """Put q, k and v of a call in a token order, or each head in its own."""
-    path = permutation(order, plain.layout, plain.q.device)
+def reordered(call: UnmaskedCall, order: TokenOrder) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v of a call in a token order, or each head in its own."""
+    path = permutation(order, call.layout, call.q.device)
     if path is None:
-        return plain.q, plain.k, plain.v
-    return path.order(plain.q), path.order(plain.k), path.order(plain.v)
+        return call.q, call.k, call.v
+    return path.order(call.q), path.order(call.k), path.order(call.v)
 
 
-class _Probe:
-    """Has attention calls looked at as they pass, and lets every one run dense."""
+class _AttentionTap:
+    """Passes attention calls to a callback, times it, and lets every call run dense."""
 
     def __init__(
-        self, layers: tuple[tuple[str, int], ...], steps: tuple[int, ...], backend: Backend, look: Look
+        self, layers: tuple[tuple[str, int], ...], steps: tuple[int, ...], backend: Backend, on_attention: OnAttention
     ) -> None:
         self.seconds = 0.0
-        self._layers, self._steps, self._backend, self._look = layers, steps, backend, look
-        self._seen = np.zeros((len(layers), len(steps)), bool)
+        self._layers, self._steps, self._backend, self._on_attention = layers, steps, backend, on_attention
+        self._tapped = np.zeros((len(layers), len(steps)), bool)
         self._layer_index = {name: index for index, (name, _) in enumerate(layers)}
         self._step_index = {step: index for index, step in enumerate(steps)}
         self._refused: set[str] = set()
@@ -107,23 +103,18 @@ class _Probe:
             if isinstance(plain, Refusal):
                 self._refused.add(plain.reason)
             elif call.step is not None:
-                self._time(self._layer_index[call.layer.name], self._step_index[call.step], plain)
+                layer, step = self._layer_index[call.layer.name], self._step_index[call.step]
+                started = device_clock(plain.q.device)
+                self._on_attention(layer, step, plain)
+                self.seconds += device_clock(plain.q.device) - started
+                self._tapped[layer, step] = True
         return call.original()
 
-    def _time(self, layer: int, step: int, plain: UnmaskedCall) -> None:
-        if plain.q.is_cuda:
-            torch.cuda.synchronize(plain.q.device)  # else the wait for earlier work would count as ours
-        started = time.perf_counter()
-        self._look(layer, step, plain)
-        self._seen[layer, step] = True
-        self.seconds += time.perf_counter() - started
-
-    def check_seen(self) -> None:
-        if self._seen.all():
+    def check_complete(self) -> None:
+        if self._tapped.all():
             return
-        layer, step = (int(index) for index in np.argwhere(~self._seen)[0])
+        layer, step = (int(index) for index in np.argwhere(~self._tapped)[0])
         reasons = "; ".join(sorted(self._refused)) or "no attention call was made there"
         raise TuningError(
-            f"every self-attention layer must be measurable, but {self._layers[layer][0]} at step "
-            f"{self._steps[step]} was not: {reasons}"
+            f"cannot calibrate attention layer {self._layers[layer][0]} at step {self._steps[step]}: {reasons}"
         )

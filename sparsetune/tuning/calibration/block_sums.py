@@ -1,4 +1,4 @@
-"""Each key block's share of the attention of sampled queries: the error of any block map is then a small sum."""
+"""Sums of the softmax of sampled queries by key block, from which the error of any block map is computed."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ from sparsetune.attention.blockmap import BlockShape
 from sparsetune.attention.device import fits_triton
 
 _TRITON_BYTES = 512
-"""Largest token of a head that the Triton kernel has room for on every GPU from sm80 on."""
+"""Largest token of a head for which the Triton kernel has enough shared memory on every GPU from sm80 on."""
 
 
 @dataclass(frozen=True)
 class BlockSums:
-    """Numerators and denominators of the softmax, by key block.
+    """Numerators and denominators of the softmax by key block.
 
-    A row is one query block of one batch entry; `queries` is the number sampled in a block.
+    A row is a query block of a batch entry; `queries` is the number of sampled queries in a block.
 
     Args:
         numerator: float32 (heads, rows, k blocks, queries · head_dim).
@@ -43,11 +43,11 @@ class BlockSums:
             maps: bool (heads, rows, points, k blocks).
 
         Returns:
-            float32 (heads, points); infinite for a map that drops all that weighs.
+            float32 (heads, points); infinite where a map leaves out all of the weight.
         """
-        chosen = maps.to(self.numerator.dtype)
-        weight = chosen @ self.denominator
-        output = (chosen @ self.numerator).view(*weight.shape, -1)
+        selected = maps.to(self.numerator.dtype)
+        weight = selected @ self.denominator
+        output = (selected @ self.numerator).view(*weight.shape, -1)
         difference = (output.div_(weight.unsqueeze(-1)) - self.dense.unsqueeze(2)).abs_().sum(-1)
         difference = difference.masked_fill_(~self.inside[:, None], 0.0).sum(dim=(1, 3))
         size = self.dense.abs().sum(dim=(1, 2, 3)).clamp(min=1e-12)
@@ -57,8 +57,8 @@ class BlockSums:
 def block_sums(q: Tensor, k: Tensor, v: Tensor, *, blocks: BlockShape, scale: float, every: int) -> BlockSums:
     """Sum the softmax of sampled queries by key block.
 
-    CUDA tensors whose head_dim is a power of two from 16 to 256 (in float32 to 128) go through a Triton kernel; others
-    in plain PyTorch, head by head.
+    A Triton kernel computes it for CUDA tensors whose head_dim is a power of two from 16 to 256 (in float32 to 128),
+    otherwise plain PyTorch, head by head.
 
     Args:
         q: (batch, heads, tokens, head_dim).
@@ -66,7 +66,7 @@ def block_sums(q: Tensor, k: Tensor, v: Tensor, *, blocks: BlockShape, scale: fl
         v: see q.
         blocks: block shape.
         scale: softmax scale.
-        every: take every so many query tokens of each query block.
+        every: sample every so many query tokens of each query block.
 
     Memory: heads · batch · q blocks · k blocks · queries · head_dim floats (1.2 GB at 30 heads of 17,776 tokens and
     head_dim 64, with blocks of 64 × 128 and every 16th query), and, in plain PyTorch, one head's scores.
@@ -92,7 +92,7 @@ def block_sums(q: Tensor, k: Tensor, v: Tensor, *, blocks: BlockShape, scale: fl
 def _sum_blocks(
     q: Tensor, k: Tensor, v: Tensor, blocks: BlockShape, scale: float, position: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Numerators and denominators, one head after the other; `position` are the sampled tokens (q blocks, queries)."""
+    """Numerators and denominators in plain PyTorch; `position` has the sampled tokens, (q blocks, queries)."""
     batch, heads, tokens, dim = q.shape
     num_q, queries = position.shape
     num_k = -(-k.shape[-2] // blocks.k)
@@ -108,7 +108,7 @@ def _sum_blocks(
             scores -= scores.amax(-1, keepdim=True)
             weights = scores.mul_(scale).exp_()
             by_block = weights.view(-1, num_k, blocks.k)
-            parts = torch.bmm(by_block.transpose(0, 1), values.view(num_k, blocks.k, dim))
-            numerator[head, entry] = parts.view(num_k, num_q, queries * dim).transpose(0, 1)
+            products = torch.bmm(by_block.transpose(0, 1), values.view(num_k, blocks.k, dim))
+            numerator[head, entry] = products.view(num_k, num_q, queries * dim).transpose(0, 1)
             denominator[head, entry] = by_block.sum(-1).view(num_q, queries, num_k).transpose(1, 2)
     return numerator.flatten(1, 2), denominator.flatten(1, 2)

@@ -1,6 +1,6 @@
-"""Block sums in two passes over the keys, as a Triton kernel; `blocksums.block_sums` calls it for CUDA tensors.
+"""Triton kernel of `block_sums` for CUDA tensors, in two passes over the keys.
 
-The plain way holds a head's scores and goes through them seven times; here they never leave the chip.
+In plain PyTorch a head's scores are kept in memory and read seven times; here they stay on the chip.
 """
 
 import math
@@ -13,25 +13,25 @@ from torch import Tensor
 _ROWS_AT_ONCE = 64
 
 _STAGED_DIM = 64
-"""Up to this head_dim there is shared memory for tiles that are loaded ahead."""
+"""Up to this head_dim there is enough shared memory to prefetch tiles."""
 
 
 def sum_blocks(
     q: Tensor, k: Tensor, v: Tensor, *, block_q: int, block_k: int, queries: int, every: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Give the numerators and denominators of `BlockSums`, in its shapes.
+    """Compute the numerators and denominators of `BlockSums`, in its shapes.
 
-    Scores are exact up to float32's accumulation; weights are rounded to TF32 before they meet the values where these
-    are of 16 bits, so that a numerator may be off by 0.05 %. All outputs that are compared are sums of the same ones.
+    Scores are exact up to float32's accumulation; weights are rounded to TF32 before they are multiplied with values of
+    16 bits, so that a numerator may be off by 0.05 %. All outputs that are compared are sums of the same numerators.
 
     Args:
-        q: (batch, heads, tokens, head_dim), channels side by side; head_dim a power of two, at least 16.
+        q: (batch, heads, tokens, head_dim), channels contiguous; head_dim a power of two, at least 16.
         k: see q.
         v: see q.
         block_q: tokens of a query block.
         block_k: tokens of a key block, a power of two, at least 16.
         queries: sampled tokens of a query block.
-        every: how far they lie apart.
+        every: distance between them.
         scale: softmax scale.
     """
     batch, heads, tokens, dim = q.shape
@@ -83,7 +83,7 @@ def _sum_blocks(  # type: ignore[no-untyped-def]
     for block in range(num_k):
         most = tl.maximum(most, tl.max(_scores(rows, k, block, keys, k_token, BLOCK_K, DIM, PRECISION), axis=1))
     # Rows of the result: (head, entry, query block), then key blocks, then queries.
-    place = ((head * batch + entry) * num_q + block_q.to(tl.int64)) * num_k * QUERIES + query
+    first = ((head * batch + entry) * num_q + block_q.to(tl.int64)) * num_k * QUERIES + query
     inside = row < num_q * QUERIES
     for block in range(num_k):
         scores = _scores(rows, k, block, keys, k_token, BLOCK_K, DIM, PRECISION)
@@ -93,6 +93,6 @@ def _sum_blocks(  # type: ignore[no-untyped-def]
             v + key[:, None].to(tl.int64) * v_token + channel[None, :], mask=(key < keys)[:, None], other=0.0
         )
         sums = tl.dot(weights, values.to(tl.float32), input_precision=PRECISION)
-        at = place + block * QUERIES
+        at = first + block * QUERIES
         tl.store(denominator + at, tl.sum(weights, axis=1), mask=inside)
         tl.store(numerator + at[:, None] * DIM + channel[None, :], sums, mask=inside[:, None])

@@ -1,4 +1,4 @@
-"""Calibrated curves: what each point of a grid of thresholds costs each head in error, and earns in sparsity."""
+"""Calibrated curves: error and sparsity of every head at each point of a grid of thresholds, and their .npz files."""
 
 import json
 import tokenize
@@ -17,22 +17,24 @@ from sparsetune.attention.thresholds import HeadThresholds, Rule
 from sparsetune.errors import ThresholdError, TuningError
 from sparsetune.files import atomic_path
 
+Array = npt.NDArray[np.float32]
+
 UNREADABLE = (
     OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, SyntaxError, tokenize.TokenError,
     zipfile.BadZipFile, zlib.error, ThresholdError,
 )  # fmt: skip
-"""What NumPy, zipfile and json raise on damaged files, and what our own types raise on their contents."""
+"""Raised by NumPy, zipfile and json on damaged files, and by our own types on their contents."""
 
 
 def write_table(path: Path, schema_version: int, about: Mapping[str, Any], **arrays: Any) -> None:
-    """Write arrays and what is to be said about them; whole or not at all."""
+    """Write arrays and their JSON metadata as .npz, atomically."""
     text = json.dumps({"schema_version": schema_version, **about})
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays, about=np.array(text))
 
 
-def read_table(path: Path, schema_version: int, *names: str) -> tuple[dict[str, Any], list[Any]]:
-    """Read what `write_table` wrote: what is said about the arrays, and those of these names.
+def read_table(path: Path, schema_version: int, *names: str) -> tuple[dict[str, Any], list[Array]]:
+    """Read metadata and the named arrays of a file of `write_table`.
 
     Raises:
         UNREADABLE: the file is damaged, or has another `schema_version`.
@@ -44,24 +46,21 @@ def read_table(path: Path, schema_version: int, *names: str) -> tuple[dict[str, 
         return about, [file[name] for name in names]
 
 
-Array = npt.NDArray[np.float32]
-
 SCHEMA_VERSION = 2
 
-_CDFS = tuple(round(1.0 - 2.0 ** (-place / 2), 6) for place in range(21))
-"""Error goes with the probability that is left out, 1 − cdfthreshd: each point leaves out √2 less than the last."""
+_ARRAYS = ("error", "error_rms", "sparsity", "size")
+
+_CDFS = tuple(round(1.0 - 2.0 ** (-index / 2), 6) for index in range(21))
+"""The error grows with the probability left out, 1 − cdfthreshd: each point leaves out √2 less than the last."""
 
 _TOPKS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _SIMS = (-1.0, 0.3)
 
 
 def grid(rules: Sequence[Rule]) -> tuple[HeadThresholds, ...]:
-    """List the thresholds to measure: every simthreshd1 with every cdfthreshd, and topk without a similarity rule.
+    """Thresholds to measure: every simthreshd1 with every cdfthreshd, and topk without a similarity rule.
 
-    The cdf rule's come first, whether it is asked for or not: sensitivity is probed with one of them.
-
-    Args:
-        rules: mask rules that are searched.
+    Those of the cdf rule come first and are always included: sensitivity is probed with one of them.
     """
     points = {
         "cdf": [HeadThresholds(simthreshd1=sim, cdfthreshd=cdf) for sim in _SIMS for cdf in _CDFS],
@@ -72,7 +71,7 @@ def grid(rules: Sequence[Rule]) -> tuple[HeadThresholds, ...]:
 
 
 class Arrangement(NamedTuple):
-    """How a sequence is cut into blocks, and which key blocks are always computed."""
+    """A token order, and whether the text's key blocks are always computed."""
 
     order: str
     keep_text: bool
@@ -80,7 +79,7 @@ class Arrangement(NamedTuple):
 
 @dataclass(frozen=True)
 class Curves:
-    """For each arrangement, layer, sampled step and head: error and sparsity at every point of a grid.
+    """Error and sparsity at every point of a grid, for each arrangement, layer, sampled step and head.
 
     Args:
         layers: (name, number of heads) of each layer.
@@ -88,13 +87,13 @@ class Curves:
         steps: sampled denoising steps, ascending, of `num_steps`.
         num_steps: steps of the generation.
         points: the grid.
-        error: the largest relative L1 error seen, float32 (arrangements, layers, steps, heads, points); NaN for heads
-            that a layer doesn't have.
+        error: the largest relative L1 error of all prompts, float32 (arrangements, layers, steps, heads, points); NaN
+            for heads that a layer doesn't have.
         error_rms: the root mean square of that error over the prompts, the same shape.
         sparsity: mean fraction of block pairs not computed, the same shape.
         size: mean |o| of the dense output, float32 (layers, steps, heads); NaN as above.
         num_inputs: prompts measured.
-        select_partial: whether partial last blocks were chosen like any other.
+        select_partial: whether partial last blocks were selected like any other.
     """
 
     layers: tuple[tuple[str, int], ...]
@@ -109,37 +108,35 @@ class Curves:
     num_inputs: int
     select_partial: bool
 
-    def places(self, orders: Sequence[str] | None, keep_text: bool) -> list[int]:
-        """Give the places of the arrangements with one of these orders (None is any) and this text rule.
+    def arrangement_indices(self, orders: Sequence[str] | None, keep_text: bool) -> list[int]:
+        """Indices of the arrangements with one of these orders (None is any) and this text rule.
 
         Raises:
-            TuningError: an order wasn't measured so.
+            TuningError: an order wasn't measured with it.
         """
         measured = [arrangement.order for arrangement in self.arrangements if arrangement.keep_text == keep_text]
         wanted = measured if orders is None else list(orders)
         if not wanted or not set(wanted) <= set(measured):
             raise TuningError(
                 f"orders must be calibrated ones ({', '.join(measured) or 'none'} with keep_text {keep_text}), "
-                f"but are {', '.join(wanted) or 'none'}; name them in --orders"
+                f"got {', '.join(wanted) or 'none'}; add them to --orders"
             )
         return [self.arrangements.index(Arrangement(order, keep_text)) for order in wanted]
 
     def active_steps(self, schedule: DenseSchedule) -> list[int]:
-        """Places of the sampled steps that run sparse; the last one where all of them run dense."""
-        active = [place for place, step in enumerate(self.steps) if not schedule.is_dense(step, self.num_steps)]
+        """Indices of the sampled steps that run sparse; the last one where all of them run dense."""
+        active = [index for index, step in enumerate(self.steps) if not schedule.is_dense(step, self.num_steps)]
         return active or [len(self.steps) - 1]
 
     def merged(self, other: "Curves") -> "Curves":
-        """Put the curves of further prompts to these: the largest errors, and means of all else.
+        """Merge with the curves of other prompts: the largest errors, and means of the rest.
 
         Raises:
             TuningError: the two measured different things.
         """
         same = ("layers", "arrangements", "steps", "num_steps", "points", "select_partial")
         if differing := [name for name in same if getattr(self, name) != getattr(other, name)]:
-            raise TuningError(
-                f"curves can be merged when they measure the same, but they differ in {', '.join(differing)}"
-            )
+            raise TuningError(f"cannot merge curves that differ in {', '.join(differing)}")
         total = self.num_inputs + other.num_inputs
 
         def mean(ours: Array, theirs: Array) -> Array:
@@ -155,7 +152,7 @@ class Curves:
         )
 
     def save(self, path: Path) -> None:
-        """Write the curves as .npz: the four arrays as above, `about` a JSON text with the rest."""
+        """Write the curves as .npz: the four arrays, and the rest as JSON text in `about`."""
         about: dict[str, Any] = {
             "layers": self.layers,
             "arrangements": [arrangement._asdict() for arrangement in self.arrangements],
@@ -165,36 +162,21 @@ class Curves:
             "select_partial": self.select_partial,
             "points": [asdict(point) for point in self.points],
         }
-        write_table(
-            path, SCHEMA_VERSION, about,
-            error=self.error, error_rms=self.error_rms, sparsity=self.sparsity, size=self.size,
-        )  # fmt: skip
+        write_table(path, SCHEMA_VERSION, about, **{name: getattr(self, name) for name in _ARRAYS})
 
     @classmethod
     def load(cls, path: Path) -> "Curves":
-        """Read curves that `save` wrote.
-
-        Raises:
-            TuningError: the file isn't that.
-        """
+        """Read a file of `save`; raises TuningError where it is damaged."""
         try:
-            about, arrays = read_table(path, SCHEMA_VERSION, "error", "error_rms", "sparsity", "size")
-            error, error_rms, sparsity, size = arrays
-            return cls(
-                layers=tuple((name, heads) for name, heads in about["layers"]),
-                arrangements=tuple(Arrangement(**each) for each in about["arrangements"]),
-                steps=tuple(about["steps"]),
-                num_steps=about["num_steps"],
-                points=tuple(HeadThresholds(**point) for point in about["points"]),
-                error=error,
-                error_rms=error_rms,
-                sparsity=sparsity,
-                size=size,
-                num_inputs=about["num_inputs"],
-                select_partial=about["select_partial"],
-            )
+            about, arrays = read_table(path, SCHEMA_VERSION, *_ARRAYS)
+            about |= dict(zip(_ARRAYS, arrays, strict=True)) | {
+                "layers": tuple((name, heads) for name, heads in about["layers"]),
+                "arrangements": tuple(Arrangement(**each) for each in about["arrangements"]),
+                "steps": tuple(about["steps"]),
+                "points": tuple(HeadThresholds(**point) for point in about["points"]),
+            }
+            return cls(**about)
         except UNREADABLE as problem:
             raise TuningError(
-                f"the calibration must be a table that sparsetune wrote, but {path} can't be read as one ({problem}); "
-                "remove it to calibrate again"
+                f"cannot read the calibration {path} ({problem}); remove it to calibrate again"
             ) from problem

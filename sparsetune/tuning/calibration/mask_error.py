@@ -1,7 +1,7 @@
-"""What a grid of thresholds would do to one attention call: its error and its sparsity, for all heads at once.
+"""Error and sparsity of one attention call under a grid of thresholds, for all heads at once.
 
 SpargeAttn's own tuner calls a kernel for every head, threshold and bisection step. Here one dense pass over
-sampled queries keeps, for each key block, its share of the softmax's numerator and denominator. The output
+sampled queries computes, for each key block, its share of the softmax's numerator and denominator. The output
 under any block map is then a sum over the blocks of the map: a grid of thresholds costs about as much as the
 dense attention itself.
 """
@@ -17,8 +17,8 @@ from sparsetune.attention.thresholds import HeadThresholds, Rule
 from sparsetune.tuning.calibration.block_sums import BlockSums, block_sums
 
 
-def critical_cuts(pooled_q: PooledBlocks, pooled_k: PooledBlocks, sim: Tensor, keep: range, rule: Rule) -> Tensor:
-    """Find the threshold from which on `select_blocks` takes each pair.
+def mask_thresholds(pooled_q: PooledBlocks, pooled_k: PooledBlocks, sim: Tensor, keep: range, rule: Rule) -> Tensor:
+    """Compute the lowest cdfthreshd or topk with which `select_blocks` selects each pair of blocks.
 
     Args:
         pooled_q: query blocks.
@@ -28,7 +28,7 @@ def critical_cuts(pooled_q: PooledBlocks, pooled_k: PooledBlocks, sim: Tensor, k
         rule: cdf or topk.
 
     Returns:
-        float32 (heads, batch · q blocks, k blocks); -inf where the pair is computed whatever the threshold.
+        float32 (heads, batch · q blocks, k blocks); -inf for pairs that are always computed.
     """
     similar_q, similar_k = (pooled.similarity > sim[:, None] for pooled in (pooled_q, pooled_k))
     scores = pooled_q.means @ pooled_k.means.transpose(-1, -2) * pooled_q.means.shape[-1] ** -0.5
@@ -39,10 +39,10 @@ def critical_cuts(pooled_q: PooledBlocks, pooled_k: PooledBlocks, sim: Tensor, k
     else:
         reached = (torch.arange(num_blocks, device=scores.device) + 1.0).div(num_blocks).expand(scores.shape).clone()
     reached[..., 0] = -torch.inf
-    critical = torch.empty_like(reached).scatter_(-1, ranked.indices, reached)
-    critical = critical.masked_fill_(~(similar_q[..., None] & similar_k[..., None, :]), -torch.inf)
-    critical[..., keep.start : keep.stop] = -torch.inf
-    return critical.transpose(0, 1).flatten(1, 2)
+    thresholds = torch.empty_like(reached).scatter_(-1, ranked.indices, reached)
+    thresholds = thresholds.masked_fill_(~(similar_q[..., None] & similar_k[..., None, :]), -torch.inf)
+    thresholds[..., keep.start : keep.stop] = -torch.inf
+    return thresholds.transpose(0, 1).flatten(1, 2)
 
 
 _FLOATS_AT_ONCE = 1 << 26
@@ -52,8 +52,8 @@ _POINTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The effect of each point of a grid on one attention call.
+class GridErrors:
+    """Error and sparsity of each point of a grid on one attention call.
 
     Args:
         error: relative L1 error Σ|o − o'| / Σ|o| of each head's output, float32 (heads, points); sums run over the
@@ -67,7 +67,7 @@ class Measured:
     size: Tensor
 
 
-def measure(
+def grid_errors(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -78,34 +78,34 @@ def measure(
     scale: float,
     every: int = 1,
     select_partial: bool = False,
-) -> Measured:
-    """Measure every point of a grid on one attention call.
+) -> GridErrors:
+    """Compute error and sparsity of every point of a grid on one attention call.
 
     Args:
-        q: (batch, heads, tokens, head_dim), in the token order to measure in; k and v alike.
+        q: (batch, heads, tokens, head_dim), in the token order to measure in.
         k: see q.
         v: see q.
-        points: the thresholds; their `pvthreshd` isn't measured.
+        points: the thresholds; their `pvthreshd` is ignored.
         blocks: block shape.
         keep: key blocks that are always computed.
         scale: softmax scale.
         every: the error is measured on every so many query tokens of each query block.
-        select_partial: whether a partial last block is chosen like any other.
+        select_partial: whether a partial last block is selected like any other.
 
-    Memory: one slab of heads' block sums (`_FLOATS_AT_ONCE`), and their maps at `_POINTS_AT_ONCE` points.
+    Memory: the block sums of as many heads as fit in `_FLOATS_AT_ONCE`, and their maps at `_POINTS_AT_ONCE` points.
     """
     num_q, num_k = blocks.counts(q.shape[-2], k.shape[-2])
     floats = q.shape[0] * num_q * num_k * -(-blocks.q // every) * q.shape[-1]
-    slab = max(1, _FLOATS_AT_ONCE // floats)
+    at_once = max(1, _FLOATS_AT_ONCE // floats)
     parts = []
-    for head in range(0, q.shape[1], slab):
-        q_, k_, v_ = (x[:, head : head + slab] for x in (q, k, v))
+    for head in range(0, q.shape[1], at_once):
+        q_, k_, v_ = (x[:, head : head + at_once] for x in (q, k, v))
         sums = block_sums(q_, k_, v_, blocks=blocks, scale=scale, every=every)
-        parts.append(_measure_heads(q_, k_, sums, points, blocks, keep, select_partial))
-    return Measured(*(torch.cat([getattr(part, name) for part in parts]) for name in ("error", "sparsity", "size")))
+        parts.append(_grid_errors(q_, k_, sums, points, blocks, keep, select_partial))
+    return GridErrors(*(torch.cat([getattr(part, name) for part in parts]) for name in ("error", "sparsity", "size")))
 
 
-def _measure_heads(
+def _grid_errors(
     q: Tensor,
     k: Tensor,
     sums: BlockSums,
@@ -113,22 +113,22 @@ def _measure_heads(
     blocks: BlockShape,
     keep: range,
     select_partial: bool,
-) -> Measured:
+) -> GridErrors:
     pooled_q = pool(q, blocks.q, None, select_partial)
     pooled_k = pool(k, blocks.k, k.mean(dim=-2, keepdim=True), select_partial)
     error = torch.empty(q.shape[1], len(points), device=q.device)
     sparsity = torch.empty_like(error)
     for rule, sim in sorted({(point.rule, point.simthreshd1) for point in points}):
         sims = torch.full((q.shape[1],), sim, device=q.device)
-        critical = critical_cuts(pooled_q, pooled_k, sims, keep, rule)
+        lowest = mask_thresholds(pooled_q, pooled_k, sims, keep, rule)
         family = [
             (index, point.cdfthreshd if rule == "cdf" else point.topk)
             for index, point in enumerate(points)
             if (point.rule, point.simthreshd1) == (rule, sim)
         ]
         for first in range(0, len(family), _POINTS_AT_ONCE):
-            indices, cuts = zip(*family[first : first + _POINTS_AT_ONCE], strict=True)
-            maps = critical.unsqueeze(2) <= torch.tensor(cuts, device=q.device)[:, None]
+            indices, thresholds = zip(*family[first : first + _POINTS_AT_ONCE], strict=True)
+            maps = lowest.unsqueeze(2) <= torch.tensor(thresholds, device=q.device)[:, None]
             error[:, indices] = sums.errors(maps)
             sparsity[:, indices] = 1.0 - maps.float().mean(dim=(1, 3))
-    return Measured(error, sparsity, sums.size)
+    return GridErrors(error, sparsity, sums.size)

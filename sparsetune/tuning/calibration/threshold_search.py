@@ -1,8 +1,8 @@
-"""The lowest thresholds that keep one attention call within an error bound, for all heads at once.
+"""Search of the lowest thresholds that keep one attention call within an error bound, for all heads at once.
 
-SpargeAttn's tuner bisects each head apart, with a kernel call and a host's wait a step. Here the error of a block
-map is a sum over `BlockSums`, so that a cut of all heads is searched in some dozens of matrix products; the real kernel
-is asked after that, since its rounding counts too.
+SpargeAttn's tuner bisects each head separately, with a kernel call and a synchronisation per step. Here the error of a
+block map is a sum over `BlockSums`, so that the thresholds of all heads are searched with some dozens of matrix
+products; the kernel itself then checks them, since its rounding adds to the error.
 """
 
 from dataclasses import dataclass, replace
@@ -17,52 +17,52 @@ from sparsetune.attention.thresholds import PVTHRESHD_OFF, Rule, ThresholdTensor
 from sparsetune.attention.unmask import attend_padded
 from sparsetune.tuning.calibration.block_sums import BlockSums, block_sums
 from sparsetune.tuning.calibration.bounded_policy import Bounds
-from sparsetune.tuning.calibration.mask_error import critical_cuts
+from sparsetune.tuning.calibration.mask_error import mask_thresholds
 
 _FLOATS_AT_ONCE = 1 << 29
 """Most floats of block sums held at a time, 2 GiB, or one head's where that is more."""
 
-_FIRST_CUTS = tuple(1.0 - 2.0 ** (-5 * place / 8) for place in range(1, 17))
-"""Cuts looked at first, up to 1 − 2⁻¹⁰: error goes with what is left out, as in `curves.grid`."""
+_FIRST_THRESHOLDS = tuple(1.0 - 2.0 ** (-5 * index / 8) for index in range(1, 17))
+"""Tried in the first round, up to 1 − 2⁻¹⁰: the error grows with what is left out, as in `curves.grid`."""
 
 _ROUNDS = 3
-"""Of 16 cuts each; two of them narrow a step of the first down to 1/17²."""
+"""Of 16 thresholds each; the second and third narrow an interval of the first down to 1/17²."""
 
 _CLOSE = 0.97
-"""From this fraction of the bound on, an error leaves nothing to be gained."""
+"""An error above this fraction of the bound is close enough."""
 
 _KERNEL_ROUNDS = 3
-_MOST_KERNEL_ROUNDS = 8
+_MAX_KERNEL_ROUNDS = 8
 
 _CHECKED_BLOCKS = 64
 """`pvthreshd` is bisected on about so many query blocks, spread evenly, where there are twice as many."""
 
-_HIGHEST_PV = 16.0
-"""What weighs less than 2⁻¹⁶ of a row's largest is skipped without a trace, or not at all."""
+_MAX_PV = 16.0
+"""Skipping weights below 2⁻¹⁶ of a row's largest has no measurable effect."""
 
 _PV_ROUNDS = 6
 
 _PV_SHARES = (1.0, 0.98, 0.95)
-"""Of the bound, to be held by the estimate: less when the whole call turned out to be over it."""
+"""Fractions of the bound that the estimate must meet: the next one when the whole call exceeded the bound."""
 
-_NOTHING = 1e-6
+_NEGLIGIBLE = 1e-6
 
 
 @dataclass(frozen=True)
-class Cuts:
-    """What holds the bounds on one attention call.
+class LowestThresholds:
+    """The lowest thresholds within the bounds on one attention call.
 
     Args:
-        cut: the lowest cdfthreshd or topk of each head, float32 (heads,); infinite where not even 1 holds the bound.
-        pvthreshd: the lowest of each head with that cut, float32 (heads,), in base-2 logits; `PVTHRESHD_OFF` where
-            none is lower, or the kernel knows no such threshold.
+        mask_threshold: cdfthreshd or topk of each head, float32 (heads,); infinite where even 1 exceeds the bound.
+        pvthreshd: of each head at that mask threshold, float32 (heads,), in base-2 logits; `PVTHRESHD_OFF` where none
+            is lower, or the kernel has no such threshold.
     """
 
-    cut: Tensor
+    mask_threshold: Tensor
     pvthreshd: Tensor
 
 
-def lowest_cuts(
+def lowest_thresholds(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -75,11 +75,11 @@ def lowest_cuts(
     rule: Rule = "cdf",
     select_partial: bool = False,
     every: int = 16,
-) -> Cuts:
-    """Find each head's lowest cut, and with it its lowest `pvthreshd`, within the bounds.
+) -> LowestThresholds:
+    """Search each head's lowest mask threshold, and its lowest `pvthreshd` at that threshold, within the bounds.
 
-    Errors are the real kernel's on the whole call, against PyTorch's dense attention. They fall as a threshold rises,
-    but for rounding: a higher cut than the one found is taken to hold the bounds as well.
+    Errors are the kernel's on the whole call, against PyTorch's dense attention. They are assumed to fall as a
+    threshold rises, which holds but for rounding.
 
     Args:
         q: (batch, heads, tokens, head_dim), in the token order to search in.
@@ -91,125 +91,132 @@ def lowest_cuts(
         scale: softmax scale.
         keep: key blocks that are always computed.
         rule: cdf or topk.
-        select_partial: whether a partial last block is chosen like any other.
-        every: a cut's error is estimated on every so many query tokens of each query block.
+        select_partial: whether a partial last block is selected like any other.
+        every: errors are estimated on every so many query tokens of each query block.
 
-    Memory: `BlockSums` of as many heads as `_FLOATS_AT_ONCE` has room for.
+    Memory: `BlockSums` of as many heads as fit in `_FLOATS_AT_ONCE`.
     """
     num_q, num_k = backend.blocks.counts(q.shape[-2], k.shape[-2])
     floats = q.shape[0] * num_q * num_k * -(-backend.blocks.q // every) * q.shape[-1]
-    slab = max(1, _FLOATS_AT_ONCE // floats)
-    parts = []
-    for head in range(0, q.shape[1], slab):
-        heads = slice(head, head + slab)
-        call = _Call.of(q[:, heads], k[:, heads], v[:, heads], backend, scale, keep)
-        at = ThresholdTensors(
+    at_once = max(1, _FLOATS_AT_ONCE // floats)
+    masks, pvs = [], []
+    for head in range(0, q.shape[1], at_once):
+        heads = slice(head, head + at_once)
+        q_, k_, v_ = (x[:, heads] for x in (q, k, v))
+        call = _Call(q_, k_, v_, F.scaled_dot_product_attention(q_, k_, v_, scale=scale), backend, scale, keep)
+        base = ThresholdTensors(
             rule, sim[heads], torch.ones_like(sim[heads]), torch.full_like(sim[heads], PVTHRESHD_OFF), select_partial
         )
-        cut, error = _lowest_cut(call, at, bounds.l1, every)
-        held = replace(at, select=cut.clamp(max=1.0))
-        parts.append(Cuts(cut, _lowest_pv(call, held, error, bounds.pv_l1)))
-    return Cuts(torch.cat([part.cut for part in parts]), torch.cat([part.pvthreshd for part in parts]))
+        mask, error = _lowest_mask_threshold(call, base, bounds.l1, every)
+        masks.append(mask)
+        pvs.append(_lowest_pv(call, replace(base, select=mask.clamp(max=1.0)), error, bounds.pv_l1))
+    return LowestThresholds(torch.cat(masks), torch.cat(pvs))
 
 
-def _lowest_cut(call: "_Call", at: ThresholdTensors, l1: float, every: int) -> tuple[Tensor, Tensor]:
-    """Search on block sums, see what the kernel makes of it, and search again with as much less as its rounding takes.
+def _lowest_mask_threshold(call: "_Call", base: ThresholdTensors, l1: float, every: int) -> tuple[Tensor, Tensor]:
+    """Search on block sums, check with the kernel, and search again with a budget reduced by the kernel's rounding.
 
     Args:
         call: the attention call.
-        at: the thresholds; cuts are put in place of its own.
+        base: the thresholds; `select` is replaced.
         l1: the bound.
-        every: queries that the sums are of.
+        every: see `lowest_thresholds`.
 
     Returns:
-        The lowest cut that the kernel was seen to hold the bound at, and its error then, float32 (heads,) each; the
-        cut is infinite without one, and the error the last that was seen.
+        The lowest mask threshold at which the kernel was within the bound, and its error there, float32 (heads,) each;
+        where there is none, infinity and the last error.
     """
-    pooled_q = pool(call.q, call.backend.blocks.q, None, at.select_partial)
-    pooled_k = pool(call.k, call.backend.blocks.k, call.k.mean(dim=-2, keepdim=True), at.select_partial)
-    critical = critical_cuts(pooled_q, pooled_k, at.simthreshd1, call.keep, at.rule)
+    pooled_q = pool(call.q, call.backend.blocks.q, None, base.select_partial)
+    pooled_k = pool(call.k, call.backend.blocks.k, call.k.mean(dim=-2, keepdim=True), base.select_partial)
+    lowest = mask_thresholds(pooled_q, pooled_k, base.simthreshd1, call.keep, base.rule)
     sums = block_sums(call.q, call.k, call.v, blocks=call.backend.blocks, scale=call.scale, every=every)
-    budget, best = torch.full_like(at.select, l1), torch.full_like(at.select, torch.inf)
+    budget, best = torch.full_like(base.select, l1), torch.full_like(base.select, torch.inf)
     error_at_best = torch.zeros_like(best)
-    for number in range(_MOST_KERNEL_ROUNDS):
-        cut = _estimated_cut(sums, critical, budget)
-        error = call.errors(replace(at, select=cut))
-        better = (error <= l1) & (cut < best)
+    for number in range(_MAX_KERNEL_ROUNDS):
+        threshold = _estimated_threshold(sums, lowest, budget)
+        error = call.errors(replace(base, select=threshold))
+        better = (error <= l1) & (threshold < best)
         error_at_best = torch.where(better | best.isinf(), error, error_at_best)
-        best = torch.where(better, cut, best)
+        best = torch.where(better, threshold, best)
         enough = error_at_best >= (0.0 if number + 1 >= _KERNEL_ROUNDS else _CLOSE * l1)
-        if bool(((best.isfinite() & enough) | (cut >= 1.0)).all()):
+        if bool(((best.isfinite() & enough) | (threshold >= 1.0)).all()):
             break
-        predicted = sums.errors(critical.unsqueeze(2) <= cut[:, None, None, None])[:, 0]
+        predicted = sums.errors(lowest.unsqueeze(2) <= threshold[:, None, None, None])[:, 0]
         wanted = predicted * (0.995 * l1 / error.clamp(min=1e-6))
         budget = wanted.clamp(0.5 * budget, 1.1 * budget).clamp(max=1.0)
     return best, error_at_best
 
 
-def _estimated_cut(sums: BlockSums, critical: Tensor, budget: Tensor) -> Tensor:
-    """The lowest cut of each head whose error, by the sums, is at most its budget; 1 where there is none."""
-    first = torch.tensor(_FIRST_CUTS, device=budget.device)
+def _estimated_threshold(sums: BlockSums, lowest: Tensor, budget: Tensor) -> Tensor:
+    """The lowest threshold of each head whose error, by the sums, is at most its budget; 1 where there is none.
+
+    Args:
+        sums: of the call.
+        lowest: see `mask_thresholds`.
+        budget: of each head, float32 (heads,).
+    """
+    first = torch.tensor(_FIRST_THRESHOLDS, device=budget.device)
     even = torch.arange(1, len(first) + 1, device=budget.device) / (len(first) + 1)
     low, high = torch.zeros_like(budget), torch.ones_like(budget)
     for number in range(_ROUNDS):
-        cuts = low[:, None] + (high - low)[:, None] * (even if number else first)
-        holds = sums.errors(critical.unsqueeze(2) <= cuts[:, None, :, None]) <= budget[:, None]
-        # From the top down, as far as all hold: the error falls with the threshold, rounding aside.
-        run = holds.flip(-1).long().cumprod(-1).sum(-1)
-        edges = torch.cat([low[:, None], cuts, high[:, None]], dim=1)
-        place = cuts.shape[1] - run
-        low, high = edges.gather(1, place[:, None])[:, 0], edges.gather(1, place[:, None] + 1)[:, 0]
+        tried = low[:, None] + (high - low)[:, None] * (even if number else first)
+        within = sums.errors(lowest.unsqueeze(2) <= tried[:, None, :, None]) <= budget[:, None]
+        # From the top down, as far as all are within: the error falls with the threshold, rounding aside.
+        run = within.flip(-1).long().cumprod(-1).sum(-1)
+        edges = torch.cat([low[:, None], tried, high[:, None]], dim=1)
+        index = tried.shape[1] - run
+        low, high = edges.gather(1, index[:, None])[:, 0], edges.gather(1, index[:, None] + 1)[:, 0]
     return high
 
 
-def _lowest_pv(call: "_Call", at: ThresholdTensors, error: Tensor, pv_l1: float) -> Tensor:
-    """Bisect on some of the query blocks, then see what the whole call makes of what was found.
+def _lowest_pv(call: "_Call", base: ThresholdTensors, error: Tensor, pv_l1: float) -> Tensor:
+    """Bisect on some of the query blocks, then check the result on the whole call.
 
     Args:
         call: the attention call.
-        at: the thresholds, `pvthreshd` off.
+        base: the thresholds, `pvthreshd` off.
         error: each head's with these, float32 (heads,).
         pv_l1: the bound.
 
     Returns:
-        The lowest pvthreshd that the kernel was seen to hold the bound at, float32 (heads,); off where that is none,
-        and where it skips nothing at any.
+        The lowest pvthreshd at which the kernel was within the bound, float32 (heads,); off where there is none, or no
+        pvthreshd changes the error.
     """
-    some, off = call.some(), at.pvthreshd
-    pvs, errors = [off], [error if some is call else some.errors(at)]
+    sample, off = call.sample(), base.pvthreshd
+    pvs, errors = [off], [error if sample is call else sample.errors(base)]
     factor = _ratio(error, errors[0])  # how much larger an error is on all blocks
-    low, high = torch.zeros_like(off), torch.full_like(off, _HIGHEST_PV)
+    low, high = torch.zeros_like(off), torch.full_like(off, _MAX_PV)
     for _ in range(_PV_ROUNDS):
-        middle = ((low.sqrt() + high.sqrt()) / 2).square()  # finer where it is low, since it matters there
+        middle = ((low.sqrt() + high.sqrt()) / 2).square()  # finer steps where it is low and has more effect
         pvs.append(middle)
-        errors.append(some.errors(replace(at, pvthreshd=middle)))
-        good = errors[-1] * factor <= pv_l1
-        low, high = torch.where(good, low, middle), torch.where(good, middle, high)
-    tried, seen = torch.stack(pvs), torch.stack(errors)
-    if bool((seen == seen[0]).all()):
+        errors.append(sample.errors(replace(base, pvthreshd=middle)))
+        within = errors[-1] * factor <= pv_l1
+        low, high = torch.where(within, low, middle), torch.where(within, middle, high)
+    tried, measured = torch.stack(pvs), torch.stack(errors)
+    if bool((measured == measured[0]).all()):
         return off
-    if some is call:
-        return torch.where(seen <= pv_l1, tried, off).amin(0)
-    found = off
+    if sample is call:
+        return torch.where(measured <= pv_l1, tried, off).amin(0)
+    best = off
     for share in _PV_SHARES:
-        place = torch.where(seen * factor <= share * pv_l1, tried, off).argmin(0, keepdim=True)
-        lowest = tried.gather(0, place)[0]
-        error = call.errors(replace(at, pvthreshd=lowest))
-        found = torch.where(error <= pv_l1, torch.minimum(found, lowest), found)
+        index = torch.where(measured * factor <= share * pv_l1, tried, off).argmin(0, keepdim=True)
+        lowest = tried.gather(0, index)[0]
+        error = call.errors(replace(base, pvthreshd=lowest))
+        best = torch.where(error <= pv_l1, torch.minimum(best, lowest), best)
         if bool((error <= pv_l1).all()):
             break
-        factor = _ratio(error, seen.gather(0, place)[0])
-    return found
+        factor = _ratio(error, measured.gather(0, index)[0])
+    return best
 
 
-def _ratio(whole: Tensor, some: Tensor) -> Tensor:
-    """How much larger one error is than the other; 1 where both are next to nothing."""
-    return torch.where(some > _NOTHING, whole / some.clamp(min=_NOTHING), 1.0)
+def _ratio(whole: Tensor, sample: Tensor) -> Tensor:
+    """How much larger the first error is; 1 where the second is negligible."""
+    return torch.where(sample > _NEGLIGIBLE, whole / sample.clamp(min=_NEGLIGIBLE), 1.0)
 
 
 @dataclass(frozen=True)
 class _Call:
-    """An attention call, its dense output, and what runs it sparse; all of its query blocks, or some."""
+    """All query blocks of an attention call, or a sample, with the dense output and the backend to run it sparse."""
 
     q: Tensor
     k: Tensor
@@ -219,19 +226,15 @@ class _Call:
     scale: float
     keep: range
 
-    @classmethod
-    def of(cls, q: Tensor, k: Tensor, v: Tensor, backend: Backend, scale: float, keep: range) -> "_Call":
-        return cls(q, k, v, F.scaled_dot_product_attention(q, k, v, scale=scale), backend, scale, keep)
-
-    def some(self) -> "_Call":
-        """Take some of the query blocks, spread evenly; itself where there are few."""
+    def sample(self) -> "_Call":
+        """Some of the query blocks, spread evenly; itself where there are few."""
         block = self.backend.blocks.q
-        whole = self.q.shape[-2] // block
-        every = whole // _CHECKED_BLOCKS
+        num_blocks = self.q.shape[-2] // block
+        every = num_blocks // _CHECKED_BLOCKS
         if every < 2:
             return self
-        place = torch.arange(whole * block, device=self.q.device).view(whole, block)[::every].flatten()
-        return replace(self, q=self.q[..., place, :], dense=self.dense[..., place, :])
+        tokens = torch.arange(num_blocks * block, device=self.q.device).view(num_blocks, block)[::every].flatten()
+        return replace(self, q=self.q[..., tokens, :], dense=self.dense[..., tokens, :])
 
     def errors(self, thresholds: ThresholdTensors) -> Tensor:
         """Relative L1 error of each head, float32 (heads,)."""

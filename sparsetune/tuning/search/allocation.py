@@ -253,7 +253,7 @@ def allocate(
         TuningError: an order wasn't calibrated.
     """
     curves, schedule = catalogue.curves, catalogue.sensitivity.schedule(dense_fraction, steepness)
-    places = curves.places(orders, keep_text)
+    places = curves.arrangement_indices(orders, keep_text)
     offers = catalogue.offers(places, rule, schedule, weights)
     taken, order = _take(offers, _price(offers, budget, sparsity))
     names = [curves.arrangements[place].order for place in places]
@@ -269,7 +269,9 @@ def best_order(curves: Curves, orders: Sequence[str], keep_text: bool, budget: f
     catalogue = CandidateTable(curves, Sensitivity())
 
     def sparsity(order: str) -> float:
-        offers = catalogue.offers(curves.places([order], keep_text), curves.points[0].rule, DenseSchedule())
+        offers = catalogue.offers(
+            curves.arrangement_indices([order], keep_text), curves.points[0].rule, DenseSchedule()
+        )
         taken, first = _take(offers, _price(offers, budget))
         return _sum(offers.gain, taken, first)
 

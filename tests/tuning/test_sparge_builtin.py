@@ -37,8 +37,7 @@ from sparsetune.models.runtime import describe
 from sparsetune.tuning import sparge_builtin as builtin
 from sparsetune.tuning.context import TuningContext
 from sparsetune.tuning.events import TuningListener
-from sparsetune.tuning.sparge_builtin import CONTRACT, check_builtin, checkpoint_file, run_builtin
-from sparsetune.tuning.sparge_pool import KeepingPool
+from sparsetune.tuning.sparge_builtin import CONTRACT, KeepingPool, check_builtin, checkpoint_file, run_builtin
 from tests.tuning import sparge_package
 
 SMALL = {"generation.num_frames": 9, "generation.num_inference_steps": 2, "model.device": "cpu", "tune.num_prompts": 2}
@@ -62,15 +61,15 @@ def package(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return sparge_package.install(monkeypatch)
 
 
-MakeBench = Callable[..., TuningContext]
+MakeContext = Callable[..., TuningContext]
 
 
 @pytest.fixture
-def make_bench(demo: LoadedModel, tmp_path: Path) -> MakeBench:
-    return bench_maker(demo, tmp_path)
+def make_context(demo: LoadedModel, tmp_path: Path) -> MakeContext:
+    return context_maker(demo, tmp_path)
 
 
-def bench_maker(demo: LoadedModel, folder: Path) -> MakeBench:
+def context_maker(demo: LoadedModel, folder: Path) -> MakeContext:
     def make(*listeners: TuningListener, **overrides: object) -> TuningContext:
         config: Config = demo_config(SMALL | {key.replace("__", "."): value for key, value in overrides.items()})
         renderer = Renderer(demo, config.generation)
@@ -92,7 +91,7 @@ def bench_maker(demo: LoadedModel, folder: Path) -> MakeBench:
 
 @dataclass(frozen=True)
 class Searched:
-    bench: TuningContext
+    context: TuningContext
     policy: Policy
     steps: list[StepDone]
     printed: str
@@ -103,13 +102,13 @@ class Searched:
 def searched(demo: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Searched:
     """A sequential search over two prompts, by a user who has set SpargeAttn's variable."""
     steps, printed = Steps(), io.StringIO()
-    bench = bench_maker(demo, tmp_path_factory.mktemp("builtin"))(steps)
+    context = context_maker(demo, tmp_path_factory.mktemp("builtin"))(steps)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("PARALLEL_TUNE", "mine")
         made = watch(patch, sparge_package.install(patch))
-        policy = run_builtin(bench)
+        policy = run_builtin(context)
         assert os.environ["PARALLEL_TUNE"] == "mine"
-    return Searched(bench, policy, steps.told, printed.getvalue(), tuple(made))
+    return Searched(context, policy, steps.told, printed.getvalue(), tuple(made))
 
 
 def watch(patch: pytest.MonkeyPatch, package: ModuleType) -> list[sparge_package.SparseAttentionMeansim]:
@@ -126,12 +125,12 @@ def watch(patch: pytest.MonkeyPatch, package: ModuleType) -> list[sparge_package
 
 
 def test_the_search_ends_in_a_policy_and_its_own_file(searched: Searched) -> None:
-    path = searched.bench.output_dir / "demo_0.06_0.065.pt"
-    assert path == checkpoint_file(searched.bench)
+    path = searched.context.output_dir / "demo_0.06_0.065.pt"
+    assert path == checkpoint_file(searched.context)
     assert load_checkpoint(path).policy == searched.policy
     assert (searched.policy.order, searched.policy.keep_text) == ("raster", False)
     assert searched.policy.schedule == DenseSchedule()
-    assert len(searched.policy.layers) == len(searched.bench.renderer.loaded.identity.layers)
+    assert len(searched.policy.layers) == len(searched.context.renderer.loaded.identity.layers)
     for layer in searched.policy.layers:
         assert [head.is_sparse for head in layer.heads] == [True, False, True]
         assert [head.simthreshd1 for head in layer.heads] == [-0.5, 1.0, -0.375]
@@ -148,9 +147,9 @@ def test_every_call_of_every_layer_was_searched(searched: Searched) -> None:
 
 
 def test_the_videos_are_dense_and_kept(searched: Searched) -> None:
-    bench = searched.bench
-    dense = bench.renderer.render("a blue box", bench.config.tune.seed)
-    kept = bench.cache.get(baseline_key(bench.renderer, "a blue box", bench.config.tune.seed))
+    context = searched.context
+    dense = context.renderer.render("a blue box", context.config.tune.seed)
+    kept = context.cache.get(baseline_key(context.renderer, "a blue box", context.config.tune.seed))
     assert kept is not None
     assert np.array_equal(kept.frames, dense.frames)
 
@@ -162,9 +161,9 @@ def test_nothing_stays_behind(searched: Searched, demo: LoadedModel) -> None:
 
 
 def test_the_file_loads_in_spargeattns_own_loader(searched: Searched) -> None:
-    keys = torch.load(checkpoint_file(searched.bench), weights_only=True)
+    keys = torch.load(checkpoint_file(searched.context), weights_only=True)
     assert list(keys)[:5] == [f"transformer_blocks.0.attn1.inner_attention.{column}" for column in builtin.COLUMNS]
-    model = copy.deepcopy(searched.bench.renderer.loaded.pipe.transformer)
+    model = copy.deepcopy(searched.context.renderer.loaded.pipe.transformer)
     for block in model.transformer_blocks:
         block.attn1.inner_attention = sparge_package.SparseAttentionMeansim()
     sparge_package.load_sparse_attention_state_dict(model, keys)
@@ -176,11 +175,11 @@ def test_the_file_loads_in_spargeattns_own_loader(searched: Searched) -> None:
 
 
 def test_all_gpus_are_used_where_that_is_asked_and_their_processes_end(
-    package: ModuleType, make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, searched: Searched
+    package: ModuleType, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch, searched: Searched
 ) -> None:
     monkeypatch.delenv("PARALLEL_TUNE", raising=False)
     made, before = watch(monkeypatch, package), package.executor
-    policy = run_builtin(make_bench(tune__parallel_tune=True))
+    policy = run_builtin(make_context(tune__parallel_tune=True))
     assert {used for module in made for used in module.parallel} == {True}
     assert "PARALLEL_TUNE" not in os.environ
     assert (before.open, package.executor.open) == (False, True)
@@ -206,9 +205,9 @@ def test_spargeattns_own_processes_forget_all_calls_but_the_last(package: Module
 @pytest.mark.parametrize(
     ("capabilities", "visible", "message"),
     [
-        ([(9, 0)], "3", r"this host shows 1 \(CUDA_VISIBLE_DEVICES is '3'\); leave it out"),
-        ([(9, 0)], None, "this host shows 1; leave it out"),
-        ([(9, 0), (8, 0)], None, "GPUs of one kind, .* but this host has GPU with 8.0 and GPU with 9.0; show it one"),
+        ([(9, 0)], "3", r"this host has 1 \(CUDA_VISIBLE_DEVICES is '3'\); run without it"),
+        ([(9, 0)], None, "this host has 1; run without it"),
+        ([(9, 0), (8, 0)], None, "GPUs of one kind, .* but this host has GPU with 8.0 and GPU with 9.0; select one"),
     ],
 )
 def test_gpus_that_heads_cant_be_shared_among_are_said_at_the_start(
@@ -225,10 +224,10 @@ def test_gpus_that_heads_cant_be_shared_among_are_said_at_the_start(
         check_builtin(parallel=True)
 
 
-def test_when_time_is_over_every_layer_still_has_thresholds(package: ModuleType, make_bench: MakeBench) -> None:
+def test_when_time_is_over_every_layer_still_has_thresholds(package: ModuleType, make_context: MakeContext) -> None:
     steps = Steps()
-    bench = make_bench(steps, tune__max_minutes=1.0, generation__num_inference_steps=1)
-    policy = run_builtin(replace(bench, started=time.perf_counter() - 61.0))
+    context = make_context(steps, tune__max_minutes=1.0, generation__num_inference_steps=1)
+    policy = run_builtin(replace(context, started=time.perf_counter() - 61.0))
     assert len(policy.layers) == 8
     assert {event.index for event in steps.told} == {0}
 
@@ -245,7 +244,7 @@ def test_when_time_is_over_every_layer_still_has_thresholds(package: ModuleType,
     ],
 )
 def test_a_layer_that_it_cant_search_is_said_after_the_first_step(
-    package: ModuleType, make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, changed, reason: str
+    package: ModuleType, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch, changed, reason: str
 ) -> None:
     attend = builtin._Search.attend
 
@@ -257,8 +256,8 @@ def test_a_layer_that_it_cant_search_is_said_after_the_first_step(
 
     monkeypatch.setattr(builtin._Search, "attend", altered)
     steps = Steps()
-    with pytest.raises(TuningError, match=rf"transformer.transformer_blocks.3.attn1 isn't: {reason}"):
-        run_builtin(make_bench(steps))
+    with pytest.raises(TuningError, match=rf"attention layer transformer.transformer_blocks.3.attn1: {reason}"):
+        run_builtin(make_context(steps))
     assert steps.told == []
 
 
@@ -279,17 +278,17 @@ def test_what_is_missing_is_said_in_one_line(
     with pytest.raises(TuningError) as raised:
         check_builtin()
     assert str(raised.value) == (
-        f"--tuner builtin must have SpargeAttn's package and a CUDA GPU, but {reason}; "
+        f"--tuner builtin needs SpargeAttn's package and a CUDA GPU, but {reason}; "
         "use --tuner calibrate, which needs neither"
     )
 
 
-def test_a_model_on_the_cpu_is_refused(package: ModuleType, make_bench: MakeBench, monkeypatch) -> None:
+def test_a_model_on_the_cpu_is_refused(package: ModuleType, make_context: MakeContext, monkeypatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(TuningError, match="but the model is on cpu; use --tuner calibrate"):
-        run_builtin(make_bench())
+        run_builtin(make_context())
 
 
 def test_a_tuner_that_cant_be_imported_leaves_logging_alone(

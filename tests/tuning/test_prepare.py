@@ -19,14 +19,20 @@ from sparsetune.errors import TuningError
 from sparsetune.executor import StepDone, run_one
 from sparsetune.models.pipelines import demo_config
 from sparsetune.tuning import tune
-from sparsetune.tuning.calibration.attention_tap import in_order, render_watched
+from sparsetune.tuning.calibration.attention_tap import render_tapped, reordered
 from sparsetune.tuning.calibration.bounded_policy import Bounds
 from sparsetune.tuning.calibration.curves import Curves
-from sparsetune.tuning.calibration.refine import Limits, RefinePrompt
+from sparsetune.tuning.calibration.refine import RefinedThresholds, RefinePrompt
 from sparsetune.tuning.context import TuningContext, open_context
 from sparsetune.tuning.events import TuningListener
-from sparsetune.tuning.prepare import curves_path, prepare, sampled_steps
-from sparsetune.tuning.refinement import limits_path, refined_policy, start_of
+from sparsetune.tuning.prepare import (
+    curves_path,
+    prepare,
+    refined_path,
+    refined_policy,
+    refinement_start,
+    sampled_steps,
+)
 from sparsetune.tuning.reproduce import config_from_manifest
 from sparsetune.tuning.search.runner import TimeIsUp
 
@@ -70,10 +76,10 @@ class Recorder(TuningListener):
 
 @dataclass(frozen=True)
 class Place:
-    """A bench whose prompts are calibrated, and what refining them came to."""
+    """A context whose prompts are calibrated, and what refining them came to."""
 
     folder: Path
-    bench: TuningContext
+    context: TuningContext
     curves: Curves
     start: Policy
     policy: Policy
@@ -83,9 +89,9 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder, recorder = tmp_path_factory.mktemp("refinement"), Recorder()
-    bench = open_context(config(folder), folder, (recorder,))
-    curves = prepare(bench, probe=False).curves
-    return Place(folder, bench, curves, start_of(bench, curves), refined_policy(bench, curves), recorder)
+    context = open_context(config(folder), folder, (recorder,))
+    curves = prepare(context, probe=False).curves
+    return Place(folder, context, curves, refinement_start(context, curves), refined_policy(context, curves), recorder)
 
 
 def test_every_head_holds_both_bounds_on_every_call(place: Place) -> None:
@@ -93,7 +99,7 @@ def test_every_head_holds_both_bounds_on_every_call(place: Place) -> None:
     sparsities = []
 
     def look(layer: int, step: int, plain: UnmaskedCall) -> None:
-        q, k, v = in_order(plain, place.policy.orders[layer])
+        q, k, v = reordered(plain, place.policy.orders[layer])
         dense = F.scaled_dot_product_attention(q, k, v, scale=plain.scale)
         backend = ReferenceBackend()
         keep = kept_blocks(True, plain.layout, backend.blocks)
@@ -105,9 +111,9 @@ def test_every_head_holds_both_bounds_on_every_call(place: Place) -> None:
         num_q, num_k = backend.blocks.counts(q.shape[-2], k.shape[-2])
         sparsities.append(1 - attended.computed / (q.shape[0] * num_q * num_k))
 
-    for prompt in place.bench.prompts:
-        render_watched(
-            place.bench.renderer, prompt, 42, look, steps=sampled_steps(place.bench), backend=ReferenceBackend()
+    for prompt in place.context.prompts:
+        render_tapped(
+            place.context.renderer, prompt, 42, look, steps=sampled_steps(place.context), backend=ReferenceBackend()
         )
     assert len(sparsities) == 2 * 8
     assert torch.stack(sparsities).mean() > 0.02
@@ -125,82 +131,83 @@ def test_orders_and_similarity_thresholds_are_those_of_the_start(place: Place) -
 
 def test_steps_are_told_and_the_limits_kept(place: Place) -> None:
     assert place.recorder.refined == [
-        StepDone("refinement", "dense", step, 2, prompt, 2, worker=place.bench.engine.workers[0])
+        StepDone("refinement", "dense", step, 2, prompt, 2, worker=place.context.engine.workers[0])
         for prompt in (0, 1)
         for step in (1, 2)
     ]
-    limits = Limits.load(limits_path(place.bench, place.start))
+    limits = RefinedThresholds.load(refined_path(place.context, place.start))
     assert limits.num_inputs == 2 and limits.policy(place.start) == place.policy
-    assert limits_path(place.bench, place.start).parent.parent == curves_path(place.bench).parent
-    assert [path.suffixes for path in limits_path(place.bench, place.start).parent.iterdir()] == [[".npz"]]
+    assert refined_path(place.context, place.start).parent.parent == curves_path(place.context).parent
+    assert [path.suffixes for path in refined_path(place.context, place.start).parent.iterdir()] == [[".npz"]]
 
 
-def bench_at(place: Place, root: Path, *listeners: TuningListener, **changes: float) -> TuningContext:
-    """The same bench with a place of its own for what it measures, and the first one's curves."""
-    tuned = place.bench.config
+def context_at(place: Place, root: Path, *listeners: TuningListener, **changes: float) -> TuningContext:
+    """The same context with a place of its own for what it measures, and the first one's curves."""
+    tuned = place.context.config
     tuned = tuned.model_copy(
         update={
             "tracking": tuned.tracking.model_copy(update={"root": root}),
             "tune": tuned.tune.model_copy(update=changes),
         }
     )
-    return replace(place.bench, config=tuned, listeners=listeners)
+    return replace(place.context, config=tuned, listeners=listeners)
 
 
-def searched(bench: TuningContext, start: Policy, index: int, bounds: Bounds = BOUNDS) -> Limits:
+def searched(context: TuningContext, start: Policy, index: int, bounds: Bounds = BOUNDS) -> RefinedThresholds:
     """What a worker makes of one prompt."""
     return run_one(
-        bench.engine, RefinePrompt(bench.prompts[index], 42, start, bounds, sampled_steps(bench), "reference")
+        context.engine, RefinePrompt(context.prompts[index], 42, start, bounds, sampled_steps(context), "reference")
     )
 
 
 @pytest.mark.slow
 def test_prompts_that_others_did_in_any_order_are_gone_on_with_to_the_same_end(place: Place, tmp_path: Path) -> None:
     recorder = Recorder()
-    bench = bench_at(place, tmp_path, recorder)
-    path = limits_path(bench, place.start)
+    context = context_at(place, tmp_path, recorder)
+    path = refined_path(context, place.start)
     path.parent.mkdir(parents=True)
-    second = searched(bench, place.start, 1)
+    second = searched(context, place.start, 1)
     second.save(path.with_suffix(".1.npz"))
-    assert refined_policy(bench, place.curves) == place.policy != second.policy(place.start)
+    assert refined_policy(context, place.curves) == place.policy != second.policy(place.start)
     assert {event.index for event in recorder.refined} == {0}
     assert [each.suffixes for each in path.parent.iterdir()] == [[".npz"]]
 
 
 def test_a_damaged_part_says_what_to_do(place: Place, tmp_path: Path) -> None:
-    bench = bench_at(place, tmp_path)
-    path = limits_path(bench, place.start)
+    context = context_at(place, tmp_path)
+    path = refined_path(context, place.start)
     path.parent.mkdir(parents=True)
     for part in ("0", "1"):
         path.with_suffix(f".{part}.npz").write_bytes(b"nothing")
-    with pytest.raises(TuningError, match=r"\.0\.npz can't be read as one .*; remove it to search them again"):
-        refined_policy(bench, place.curves)
+    with pytest.raises(TuningError, match=r"cannot read the thresholds .*\.0\.npz .*; remove it to search them again"):
+        refined_policy(context, place.curves)
 
 
 def test_no_time_is_told(place: Place, tmp_path: Path) -> None:
     with pytest.raises(TimeIsUp):
-        refined_policy(bench_at(place, tmp_path, max_minutes=1e-6), place.curves)
+        refined_policy(context_at(place, tmp_path, max_minutes=1e-6), place.curves)
 
 
 def test_all_that_decides_the_limits_is_in_their_name(place: Place, tmp_path: Path) -> None:
-    path = limits_path(bench_at(place, tmp_path), place.start)
+    path = refined_path(context_at(place, tmp_path), place.start)
     in_order_of_policy = tuple(replace(layer, order=None) for layer in place.start.layers)
     others = [
-        limits_path(bench_at(place, tmp_path, l1=0.09), place.start),
-        limits_path(bench_at(place, tmp_path, pv_l1=0.13), place.start),
-        limits_path(bench_at(place, tmp_path), replace(place.start, keep_text=False)),
-        limits_path(bench_at(place, tmp_path), replace(place.start, order="hilbert", layers=in_order_of_policy)),
+        refined_path(context_at(place, tmp_path, l1=0.09), place.start),
+        refined_path(context_at(place, tmp_path, pv_l1=0.13), place.start),
+        refined_path(context_at(place, tmp_path), replace(place.start, keep_text=False)),
+        refined_path(context_at(place, tmp_path), replace(place.start, order="hilbert", layers=in_order_of_policy)),
     ]
     assert len({path, *others}) == 5
-    assert limits_path(bench_at(place, tmp_path), place.start) == path
+    assert refined_path(context_at(place, tmp_path), place.start) == path
 
 
 @pytest.mark.slow
 def test_a_larger_bound_leaves_more_out(place: Place) -> None:
-    limits = searched(place.bench, place.start, 0, Bounds(0.2, 0.25))
-    kept = Limits.load(limits_path(place.bench, place.start))
-    there = np.isfinite(kept.cut)
-    assert (limits.cut <= kept.cut)[there].all() and (limits.cut < kept.cut)[there].mean() > 0.9
+    limits = searched(place.context, place.start, 0, Bounds(0.2, 0.25))
+    kept = RefinedThresholds.load(refined_path(place.context, place.start))
+    there = np.isfinite(kept.mask_threshold)
+    assert (limits.mask_threshold <= kept.mask_threshold)[there].all()
+    assert (limits.mask_threshold < kept.mask_threshold)[there].mean() > 0.9
 
 
 @pytest.mark.slow
@@ -213,13 +220,13 @@ def test_the_tuner_renders_saves_and_judges_it(place: Place, tmp_path: Path) -> 
     saved = load_checkpoint(tmp_path / "checkpoint")
     assert saved.policy == place.policy == result.best.policy
     assert (saved.manifest.search["tune"]["l1"], saved.manifest.tuner_settings["pv_l1"]) == (0.1, 0.12)
-    assert result.calibration_path == curves_path(place.bench)
+    assert result.calibration_path == curves_path(place.context)
 
 
 def test_a_search_with_optuna_uses_the_same_curves(place: Place) -> None:
     searching = config(place.folder, tune__tuner="optuna")
-    bench = replace(place.bench, config=searching)
-    assert curves_path(bench) == curves_path(place.bench)
+    context = replace(place.context, config=searching)
+    assert curves_path(context) == curves_path(place.context)
 
 
 @pytest.mark.slow

@@ -38,14 +38,14 @@ TINY = {
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> TuningContext:
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> TuningContext:
     pytest.importorskip("spas_sage_attn", reason="SpargeAttn's package isn't installed")
     if request.param and torch.cuda.device_count() < 2:
         pytest.skip("searching in parallel needs two GPUs")
-    return make_bench(tmp_path, monkeypatch, parallel=request.param)
+    return make_context(tmp_path, monkeypatch, parallel=request.param)
 
 
-def make_bench(folder: Path, monkeypatch: pytest.MonkeyPatch, parallel: bool) -> TuningContext:
+def make_context(folder: Path, monkeypatch: pytest.MonkeyPatch, parallel: bool) -> TuningContext:
     plan = blueprint("cogvideox-2b")
     transformer = plan.components["transformer"]
     wider = transformer | {"tiny": transformer["tiny"] | {"num_attention_heads": 4}}
@@ -69,15 +69,15 @@ def make_bench(folder: Path, monkeypatch: pytest.MonkeyPatch, parallel: bool) ->
     )
 
 
-@pytest.mark.parametrize("bench", [False, True], ids=["sequential", "parallel"], indirect=True)
-def test_its_file_loads_in_both_loaders_with_equal_thresholds(bench: TuningContext) -> None:
+@pytest.mark.parametrize("context", [False, True], ids=["sequential", "parallel"], indirect=True)
+def test_its_file_loads_in_both_loaders_with_equal_thresholds(context: TuningContext) -> None:
     from spas_sage_attn import autotune
 
-    policy = run_builtin(bench)
-    path = checkpoint_file(bench)
+    policy = run_builtin(context)
+    path = checkpoint_file(context)
     assert read_sparge_pt(path) == policy
     assert (policy.order, policy.keep_text) == ("raster", False)
-    transformer = bench.renderer.loaded.pipe.transformer
+    transformer = context.renderer.loaded.pipe.transformer
     for block in transformer.transformer_blocks:
         block.attn1.inner_attention = autotune.SparseAttentionMeansim(l1=0.06, pv_l1=0.065)
     tensors = torch.load(path, weights_only=True)
@@ -97,9 +97,9 @@ def test_on_several_gpus_it_finds_what_it_finds_on_one(tmp_path: Path, monkeypat
     pytest.importorskip("spas_sage_attn", reason="SpargeAttn's package isn't installed")
     if torch.cuda.device_count() < 2:
         pytest.skip("searching in parallel needs two GPUs")
-    one = run_builtin(make_bench(tmp_path / "one", monkeypatch, parallel=False))
+    one = run_builtin(make_context(tmp_path / "one", monkeypatch, parallel=False))
     free_before = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
-    several = run_builtin(make_bench(tmp_path / "several", monkeypatch, parallel=True))
+    several = run_builtin(make_context(tmp_path / "several", monkeypatch, parallel=True))
     for index, before in enumerate(free_before[1:], start=1):
         assert torch.cuda.mem_get_info(index)[0] >= before - 2**28, f"GPU {index} still holds a process's memory"
     # The second of the two steps is joined with the first on both ways; each kernel gives the same on like GPUs.

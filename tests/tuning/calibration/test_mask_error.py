@@ -8,7 +8,7 @@ from sparsetune.attention.backends import ReferenceBackend
 from sparsetune.attention.blockmap import SPARGE_BLOCKS, SPARGE_BLOCKS_SM90, BlockShape
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
 from sparsetune.tuning.calibration import mask_error as module
-from sparsetune.tuning.calibration.mask_error import measure
+from sparsetune.tuning.calibration.mask_error import grid_errors
 from tests.attention.conftest import structured
 
 POINTS = (
@@ -23,7 +23,7 @@ POINTS = (
 @pytest.mark.parametrize(("tokens", "select_partial"), [(1024, False), (1000, False), (1000, True)])
 def test_every_point_is_what_the_backend_would_do(blocks: BlockShape, tokens: int, select_partial: bool) -> None:
     q, k, v = structured(heads=3, tokens=tokens)
-    measured = measure(q, k, v, POINTS, blocks=blocks, keep=range(1), scale=0.125, select_partial=select_partial)
+    measured = grid_errors(q, k, v, POINTS, blocks=blocks, keep=range(1), scale=0.125, select_partial=select_partial)
     dense = F.scaled_dot_product_attention(q, k, v, scale=0.125)
     num_q, num_k = blocks.counts(tokens, tokens)
     for index, point in enumerate(POINTS):
@@ -38,17 +38,17 @@ def test_every_point_is_what_the_backend_would_do(blocks: BlockShape, tokens: in
 
 def test_slabs_of_heads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = structured(heads=3)
-    whole = measure(q, k, v, POINTS, blocks=SPARGE_BLOCKS, keep=range(0), scale=0.125)
+    whole = grid_errors(q, k, v, POINTS, blocks=SPARGE_BLOCKS, keep=range(0), scale=0.125)
     monkeypatch.setattr(module, "_FLOATS_AT_ONCE", 1)
-    parts = measure(q, k, v, POINTS, blocks=SPARGE_BLOCKS, keep=range(0), scale=0.125)
+    parts = grid_errors(q, k, v, POINTS, blocks=SPARGE_BLOCKS, keep=range(0), scale=0.125)
     torch.testing.assert_close(parts.error, whole.error)
     assert torch.equal(parts.sparsity, whole.sparsity)
 
 
 def test_sampled_queries_estimate_the_whole() -> None:
     q, k, v = structured(heads=2, tokens=2000, batch=1)
-    whole = measure(q, k, v, POINTS, blocks=SPARGE_BLOCKS, keep=range(0), scale=0.125)
-    sampled = measure(q, k, v, POINTS, blocks=SPARGE_BLOCKS, keep=range(0), scale=0.125, every=4)
+    whole = grid_errors(q, k, v, POINTS, blocks=SPARGE_BLOCKS, keep=range(0), scale=0.125)
+    sampled = grid_errors(q, k, v, POINTS, blocks=SPARGE_BLOCKS, keep=range(0), scale=0.125, every=4)
     assert torch.equal(sampled.sparsity, whole.sparsity)
     assert not torch.equal(sampled.error, whole.error)
     torch.testing.assert_close(sampled.error, whole.error, atol=0.01, rtol=0.1)
@@ -59,5 +59,5 @@ def test_a_map_that_drops_all_that_weighs_is_an_infinite_error() -> None:
     k = k.clone()
     k[:, :, 300] = 40 * q.mean(dim=2)  # one key that takes all the weight
     q = q.mean(dim=2, keepdim=True).expand_as(q) * 5
-    measured = measure(q, k, v, (HeadThresholds(-1.0, topk=0.01),), blocks=SPARGE_BLOCKS, keep=range(0), scale=1.0)
+    measured = grid_errors(q, k, v, (HeadThresholds(-1.0, topk=0.01),), blocks=SPARGE_BLOCKS, keep=range(0), scale=1.0)
     assert not torch.isnan(measured.error).any()
