@@ -61,11 +61,11 @@ def share_out(
         with contextlib.ExitStack() as held:
             claims = _claims(left, work, shelf, locks, claimed, held)
 
-            def tell(place: int, event: Event, claimed: list[str] = claimed) -> None:
-                on_event(None if place < 0 else claimed[place], event)
+            def tell(index: int, event: Event, claimed: list[str] = claimed) -> None:
+                on_event(claimed[index], event)
 
-            for place, outcome in run_all(engine, claims, tell, more):
-                shelf.put(claimed[place], outcome.get())
+            for index, future in run_all(engine, claims, tell, more):
+                shelf.put(claimed[index], future.result())
         if not more():
             return all(shelf.has(key) for key in work)
         if not claimed:

@@ -22,9 +22,9 @@ def test_tasks_come_back_with_their_place_whoever_ends_first() -> None:
     engine = FakeExecutor(3, lambda in_hand: in_hand - 1)
     told: list[tuple[int, Event]] = []
     outcomes = list(run_all(engine, [Square(number) for number in range(7)], lambda *event: told.append(event)))
-    assert {place: outcome.get() for place, outcome in outcomes} == {number: number**2 for number in range(7)}
+    assert {place: outcome.result() for place, outcome in outcomes} == {number: number**2 for number in range(7)}
     assert [place for place, _ in outcomes] != list(range(7))
-    assert engine.most_in_hand == 3
+    assert engine.most_in_flight == 3
     for place in range(7):
         assert [type(event.what) for at, event in told if at == place] == [Started, StepDone]
 

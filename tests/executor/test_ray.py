@@ -90,7 +90,7 @@ class Answer:
 def answers(engine: Executor, tasks: list[Answer]) -> tuple[dict[int, object], list[Event]]:
     told: list[Event] = []
     outcomes = run_all(engine, tasks, lambda place, event: told.append(event))
-    return {place: outcome.error or outcome.get() for place, outcome in outcomes}, told
+    return {place: outcome.exception() or outcome.result() for place, outcome in outcomes}, told
 
 
 class TestWorkers:
