@@ -92,7 +92,7 @@ class SimulatedPrompt:
     policy: Policy
     noise: float
 
-    def run(self, place: object, emit: object) -> PromptResult:
+    def run(self, session: object, emit: object) -> PromptResult:
         kept = [head.cdfthreshd or 1.0 for layer in self.policy.layers for head in layer.heads]
         sparsity = 1.0 - statistics.fmean(kept)
         psnr = 60.0 - 80.0 * sparsity + self.noise

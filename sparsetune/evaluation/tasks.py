@@ -48,16 +48,16 @@ class ScorePrompt:
     cache: BaselineCache
     metrics: tuple[str, ...]
 
-    def run(self, place: ModelSession, emit: Emit) -> PromptResult:
+    def run(self, session: ModelSession, emit: Emit) -> PromptResult:
         """Render and measure; every step is told as `StepDone`.
 
         Raises:
             GenerationError: out of memory, or the frames are NaN or black.
             MetricError: a metric is unknown or gave no finite number.
         """
-        handle = place.sparse(self.policy, self.backend)
+        handle = session.install(self.policy, self.backend)
         result = evaluate_prompt(
-            place.renderer, handle, self.prompt, self.seed, self.cache, self.metrics, watching(emit, "trials")
+            session.renderer, handle, self.prompt, self.seed, self.cache, self.metrics, watching(emit, "trials")
         )
         if result.error is not None:
             raise GenerationError(result.error)
@@ -119,7 +119,7 @@ class JudgePrompt:
     difference: bool
     ladder: bool
 
-    def run(self, place: ModelSession, emit: Emit) -> JudgedPrompt:
+    def run(self, session: ModelSession, emit: Emit) -> JudgedPrompt:
         """Render and judge the prompt and write its videos; every step is told as `StepDone`.
 
         Raises:
@@ -128,18 +128,18 @@ class JudgePrompt:
         """
         for name in self.metrics:  # a worker that doesn't know a user's own metric says so before it renders
             get(name)
-        handle, watch = place.sparse(self.policy, self.backend, self.break_even), watching(emit, "trials")
-        result, pair = judge(place.renderer, handle, self.prompt, self.seed, self.cache, self.metrics, watch)
+        handle, watch = session.install(self.policy, self.backend, self.break_even), watching(emit, "trials")
+        result, pair = judge(session.renderer, handle, self.prompt, self.seed, self.cache, self.metrics, watch)
         if pair is None:
             return JudgedPrompt(prompt_row(self.index, result), result)
         seconds = (result.seconds_sparse or 0.0) + (0.0 if result.dense_cached else result.seconds_dense or 0.0)
         rungs: dict[Rung, dict[str, float]] | None = None
         if self.ladder:
-            rungs, spent = self._climb(place.renderer, handle, result, pair, watch)
+            rungs, spent = self._climb(session.renderer, handle, result, pair, watch)
             seconds += spent
         row = prompt_row(self.index, result, rungs, psnr_per_frame(pair.dense, pair.sparse))
         moment = Moment.of(self.index, row.worst_frame or 0, pair) if self.outputs is not None else None
-        videos = self._videos(pair, place.shares_files)
+        videos = self._videos(pair, session.shares_files)
         return JudgedPrompt(row, result, moment, videos, seconds)
 
     def _climb(

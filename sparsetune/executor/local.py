@@ -58,4 +58,4 @@ class LocalExecutor(Executor):
 
     def close(self) -> None:
         """Remove the policy that tasks installed on the pipeline."""
-        self.session.plain()
+        self.session.restore()

@@ -74,7 +74,7 @@ class RemoteWorker:
         self._index = index
         self._config = config
         self._num_threads = num_threads
-        self._place: ModelSession | None = None
+        self._session: ModelSession | None = None
         self._stopped: set[int] = set()
         self._pool = ThreadPoolExecutor(1)
 
@@ -101,7 +101,7 @@ class RemoteWorker:
             renderer = Renderer(load_pipeline(self._config.model), self._config.generation)
         except SparsetuneError as error:
             return _portable(error)
-        self._place = ModelSession(renderer, shares_files=False)
+        self._session = ModelSession(renderer, shares_files=False)
         return None
 
     def run(self, ticket: int, task: Task[Any]) -> Iterator[object]:
@@ -124,13 +124,13 @@ class RemoteWorker:
                 raise _StoppedError
             told.put(what)
 
-        assert self._place is not None, "a worker loads before it works"
+        assert self._session is not None, "a worker loads before it works"
         handler = _Forwarding(told)
         logger = logging.getLogger("sparsetune")
         logger.addHandler(handler)
         told.put(Started())
         try:
-            told.put(Ended(task.run(self._place, emit)))
+            told.put(Ended(task.run(self._session, emit)))
         except SparsetuneError as error:
             told.put(Ended(error=_portable(error)))
         except _StoppedError:

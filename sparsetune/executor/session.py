@@ -29,21 +29,21 @@ class ModelSession:
         self._handle: SparseHandle | None = None
         self._installed: tuple[str, Path | None] | None = None
 
-    def sparse(self, policy: Policy, backend: str, break_even: Path | None = None) -> SparseHandle:
+    def install(self, policy: Policy, backend: str, break_even: Path | None = None) -> SparseHandle:
         """Put a policy to work; what was learned under the one before, of the same kind or not, is forgotten.
 
         Raises:
             ModelError, CheckpointError, BackendError: it can't be installed, see `models.sparse.sparsify`.
         """
         if self._handle is None or self._installed != (backend, break_even):
-            self.plain()
+            self.restore()
             self._handle = sparsify(self.renderer.loaded.pipe, policy, backend, break_even)
             self._installed = (backend, break_even)
         else:
             self._handle.policy = policy
         return self._handle
 
-    def plain(self) -> Renderer:
+    def restore(self) -> Renderer:
         """Take off whatever is installed, and give the renderer."""
         if self._handle is not None:
             self._handle.remove()
@@ -78,7 +78,7 @@ class DescribeSession:
     checkpoint: Checkpoint | None = None
     break_even: Path | None = None
 
-    def run(self, place: ModelSession, emit: Emit) -> SessionInfo:
+    def run(self, session: ModelSession, emit: Emit) -> SessionInfo:
         """DescribeSession the worker.
 
         Raises:
@@ -86,10 +86,10 @@ class DescribeSession:
             BackendError: the kernel can't run there, or the table is missing or another machine's.
             CheckpointError: the checkpoint is another model's.
         """
-        renderer = place.plain()
+        renderer = session.restore()
         pipe = renderer.loaded.pipe
         rig = describe(renderer, self.backend)
         policy = default_policy(pipe) if self.checkpoint is None else policy_for(pipe, self.checkpoint)
-        place.sparse(policy, self.backend, self.break_even)
-        place.plain()
+        session.install(policy, self.backend, self.break_even)
+        session.restore()
         return SessionInfo(rig, policy)

@@ -11,7 +11,7 @@ from tests.executor.engines import FakeExecutor
 class Square:
     number: int
 
-    def run(self, place: ModelSession, emit) -> int:
+    def run(self, session: ModelSession, emit) -> int:
         emit(StepDone("trials", "sparse", 1, 1))
         if self.number < 0:
             raise GenerationError("a number must be positive")

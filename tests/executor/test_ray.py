@@ -77,7 +77,7 @@ class Answer:
     mark: Path | None = None
     how: str = ""
 
-    def run(self, place: ModelSession, emit: Emit) -> tuple[int, int]:
+    def run(self, session: ModelSession, emit: Emit) -> tuple[int, int]:
         emit(StepDone("trials", "sparse", 1, 1))
         if self.mark is not None and (self.how == "always" or not self.mark.exists()):
             self.mark.touch()

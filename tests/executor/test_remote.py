@@ -20,7 +20,7 @@ class Steps:
     number: int
     problem: Exception | None = None
 
-    def run(self, place: ModelSession, emit: Emit) -> int:
+    def run(self, session: ModelSession, emit: Emit) -> int:
         for step in range(self.number):
             emit(StepDone("trials", "sparse", step + 1, self.number))
         logging.getLogger("sparsetune.test").warning("said")
@@ -31,7 +31,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Endless:
-    def run(self, place: ModelSession, emit: Emit) -> None:
+    def run(self, session: ModelSession, emit: Emit) -> None:
         while True:
             emit(StepDone("trials", "sparse", 1, 2))
             time.sleep(0.01)

@@ -23,7 +23,7 @@ class Piece:
     key: str
     fails: bool = False
 
-    def run(self, place: object, emit: object) -> str:
+    def run(self, session: object, emit: object) -> str:
         time.sleep(0.05)
         if self.fails:
             raise GenerationError("it must render, but didn't")

@@ -64,7 +64,7 @@ class Known:
     params: Mapping[str, object]
     problem: type[BaseException] | None = None
 
-    def run(self, place: object, emit: object) -> PromptResult:
+    def run(self, session: object, emit: object) -> PromptResult:
         if self.problem is not None:
             raise self.problem("the video must fit into memory, but it ran out")
         if self.params["thresholds"] == DEFAULT:

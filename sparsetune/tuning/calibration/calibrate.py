@@ -110,14 +110,14 @@ class CalibratePrompt:
     select_partial: bool
     cache: BaselineCache
 
-    def run(self, place: ModelSession, emit: Emit) -> Curves:
+    def run(self, session: ModelSession, emit: Emit) -> Curves:
         """Calibrate; every step is told as `StepDone`.
 
         Raises:
             TuningError: a layer made no call that could be measured.
             GenerationError: the rendering failed.
         """
-        renderer = place.plain()
+        renderer = session.restore()
         curves, rendering = calibrate(
             renderer,
             self.prompt,

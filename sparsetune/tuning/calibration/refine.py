@@ -189,14 +189,14 @@ class RefinePrompt:
     steps: tuple[int, ...]
     backend: str
 
-    def run(self, place: ModelSession, emit: Emit) -> Limits:
+    def run(self, session: ModelSession, emit: Emit) -> Limits:
         """Refine; every step is told as `StepDone`.
 
         Raises:
             TuningError: a layer made no call that could be measured.
             GenerationError: the rendering failed.
         """
-        renderer = place.plain()
+        renderer = session.restore()
         return refine(
             renderer,
             self.prompt,
