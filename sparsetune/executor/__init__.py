@@ -44,11 +44,11 @@ def open_executor(config: Config, *, measures_speed: bool = False) -> Executor:
     if config.engine.name != "ray":
         return LocalExecutor(ModelSession(Renderer(load_pipeline(config.model), config.generation)))
     try:
-        from sparsetune.executor.ray_executor import open_ray
+        from sparsetune.executor.ray_executor import RayExecutor
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
         raise ExecutorError(
             "--engine ray needs Ray, which isn't installed; pip install 'sparsetune[ray]', or use --engine local"
         ) from error
-    return open_ray(config, measures_speed=measures_speed)
+    return RayExecutor(config, measures_speed=measures_speed)

@@ -52,22 +52,18 @@ class Executor(ABC):
 
     @property
     @abstractmethod
-    def workers(self) -> tuple[Worker, ...]:
-        """The current workers."""
+    def workers(self) -> tuple[Worker, ...]: ...
 
     @property
     @abstractmethod
-    def incidents(self) -> tuple[Incident, ...]:
-        """Incidents so far, oldest first."""
+    def incidents(self) -> tuple[Incident, ...]: ...
 
     @abstractmethod
     def submit(self, task: Task[Result], on_event: OnEvent = ignore) -> TaskFuture[Result]:
         """Queue a task; tasks start in the order of the calls.
 
-        Args:
-            task: the task.
-            on_event: called with the events of this task, and with incidents, each of which goes to one unfinished
-                task's callback. If it raises, the task stops and the future raises that.
+        `on_event` receives the task's events, and incidents, each of which goes to one unfinished task's callback. If
+        it raises, the task stops and the future raises that.
         """
 
     def cancel_all(self) -> None:  # noqa: B027 - nothing to cancel where `submit` runs the task
@@ -99,11 +95,8 @@ def run_all(
 ) -> Iterator[tuple[int, TaskFuture[Result]]]:
     """Run tasks, as many at a time as there are workers; yields each one's index and finished future.
 
-    Args:
-        executor: runs them.
-        tasks: each is requested when a worker is free for it.
-        on_event: called with each event and the index of its task, in the thread that iterates.
-        more: called before each task; once it returns False, no further task is submitted.
+    A task is taken from `tasks` when a worker is free for it and `more` returns True. `on_event` is called with the
+    index of the task, in the thread that iterates.
     """
     inbox: queue.SimpleQueue[tuple[int, Event | TaskFuture[Result]]] = queue.SimpleQueue()
     caller, running, waiting = threading.get_ident(), 0, iter(enumerate(tasks))

@@ -14,11 +14,7 @@ from sparsetune.executor.session import ModelSession
 
 
 class LocalExecutor(Executor):
-    """Runs each task within `submit`, on the thread that calls it, so that Ctrl-C ends it at once.
-
-    Args:
-        session: the model; one task at a time uses it.
-    """
+    """Runs each task within `submit`, on the thread that calls it, so that Ctrl-C ends it at once."""
 
     def __init__(self, session: ModelSession) -> None:
         self.session = session
@@ -31,7 +27,6 @@ class LocalExecutor(Executor):
 
     @property
     def workers(self) -> tuple[Worker, ...]:
-        """This process."""
         return (self._worker,)
 
     @property
@@ -57,5 +52,4 @@ class LocalExecutor(Executor):
         return future
 
     def close(self) -> None:
-        """Remove the policy that tasks installed on the pipeline."""
         self.session.restore()
