@@ -6,7 +6,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from sparsetune.executor.events import Emit, Event, Incident, Worker
@@ -81,9 +80,7 @@ class Executor(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -101,21 +98,18 @@ def run_all(
     inbox: queue.SimpleQueue[tuple[int, Event | TaskFuture[Result]]] = queue.SimpleQueue()
     caller, running, waiting = threading.get_ident(), 0, iter(enumerate(tasks))
 
-    def notify(index: int, event: Event) -> None:
-        if threading.get_ident() == caller:
-            on_event(index, event)
+    def receive(index: int, what: Any) -> None:
+        if isinstance(what, Event) and threading.get_ident() == caller:
+            on_event(index, what)
         else:
-            inbox.put((index, event))
-
-    def done(index: int, future: Any) -> None:
-        inbox.put((index, future))
+            inbox.put((index, what))
 
     def fill() -> None:
         nonlocal running
         while running < executor.num_workers and more() and (following := next(waiting, None)) is not None:
             index, task = following
-            future = executor.submit(task, functools.partial(notify, index))
-            future.add_done_callback(functools.partial(done, index))
+            on_message = functools.partial(receive, index)
+            executor.submit(task, on_message).add_done_callback(on_message)
             running += 1
 
     fill()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,7 @@ Side = Literal["dense", "sparse", "dense_again", "kernel"]
 
 Phase = Literal["preparation", "calibration", "refinement", "sensitivity", "trials", "evaluation"]
 
-PHASES: Final[tuple[Phase, ...]] = (
-    "preparation",
-    "calibration",
-    "refinement",
-    "sensitivity",
-    "trials",
-    "evaluation",
-)
+PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
 """Phases of a tuning in order: events, displays, costs, records and reports use these names."""
 
 Change = Literal["lost", "joined", "refused", "out of memory"]
