@@ -5,7 +5,7 @@ import logging
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from sparsetune.config import Config
-from sparsetune.errors import ExecutorError, GenerationError, OutOfMemoryError, SparsetuneError
+from sparsetune.errors import ExecutorError, GenerationError, OutOfMemoryError
 from sparsetune.executor.base import Executor, OnEvent, Result, Task, TaskFuture, ignore
 from sparsetune.executor.events import Change, Event, Incident, Worker
 from sparsetune.executor.ray_cluster import Cluster, brief
@@ -26,7 +26,6 @@ from sparsetune.files import write_text
 logger = logging.getLogger(__name__)
 
 _NEW_HOSTS_SECONDS = 5.0
-
 _MAX_LOSSES = 3
 """A task whose worker is lost so often fails; a worker lost so often before it has loaded the model isn't replaced."""
 
@@ -125,7 +124,7 @@ class RayExecutor(Executor):
 
     def cancel_all(self) -> None:
         with self._changed:
-            for job in list(self._unfinished()):
+            for job in self._unfinished():
                 self._fail_job(job, CancelledError())
 
     def close(self) -> None:
@@ -143,12 +142,11 @@ class RayExecutor(Executor):
 
     def _wait_until_ready(self) -> None:
         """Wait until all workers have started and one has loaded the model."""
-
-        def is_ready() -> bool:
-            return all(one.info for one in self._handles) and any(one.is_loaded for one in self._handles)
-
         with self._changed:
-            self._changed.wait_for(lambda: self._failure or is_ready())
+            while self._failure is None and not (
+                all(handle.info for handle in self._handles) and any(handle.is_loaded for handle in self._handles)
+            ):
+                self._changed.wait()
             if self._failure is not None:
                 raise self._failure
             self._is_ready = True
@@ -174,17 +172,16 @@ class RayExecutor(Executor):
             self._load(handle)
             while (job := self._next_job(handle)) is not None:
                 self._run_job(handle, job)
-        except (SparsetuneError, RayTaskError) as error:
-            self._refuse(handle, error)
-        except (RayError, StopIteration) as error:
-            if not self._closed.is_set():
-                self._replace(handle, error)
+        except Exception as error:
+            is_lost = isinstance(error, RayError | StopIteration) and not isinstance(error, RayTaskError)
+            (self._replace if is_lost else self._refuse)(handle, error)
 
     def _load(self, handle: WorkerHandle) -> None:
         engine, joins_later, starting = self._config.engine, self._is_ready, handle.actor.info.remote()
-        while handle.info is None:
+        info: WorkerInfo | None = None
+        while info is None:
             try:
-                handle.info = ray.get(starting, timeout=engine.start_seconds)
+                info = ray.get(starting, timeout=engine.start_seconds)
             except GetTimeoutError as error:
                 if not self._is_ready or not self.workers:  # else it waits for the cluster to have room
                     raise ExecutorError(
@@ -192,13 +189,12 @@ class RayExecutor(Executor):
                         "resources, lower --workers, or raise engine.start_seconds"
                     ) from error
         with self._changed:
+            handle.info = info
             infos = [other.info for other in self._handles if other.info is not None]
+            rules = {"measures_speed": self._measures_speed, "mixed_gpus": engine.mixed_gpus}
+            for text in check_workers(infos, package_versions(), **rules):
+                self._log_once(__name__, logging.WARNING, text)
             self._changed.notify_all()
-        warnings = check_workers(
-            infos, package_versions(), measures_speed=self._measures_speed, mixed_gpus=engine.mixed_gpus
-        )
-        for text in warnings:
-            self._log_once(__name__, logging.WARNING, text)
         if joins_later:
             self._record("joined", handle, f"{handle.worker.label} joined")
         try:
@@ -258,6 +254,8 @@ class RayExecutor(Executor):
 
     def _replace(self, handle: WorkerHandle, error: Exception) -> None:
         """Start a worker in place of one that was lost, and have its job run again."""
+        if self._closed.is_set():
+            return
         ray.kill(handle.actor)
         job, cause = handle.job, self._cluster.cause_of_loss(error, handle.info.worker.host if handle.info else None)
         again = "; its task is run again by another worker" if job is not None else ""
@@ -280,12 +278,8 @@ class RayExecutor(Executor):
                 self._num_refused += 1
                 if not self._handles:
                     cause = cause if handle.info else brief(error)
-                    self._fail(
-                        ExecutorError(
-                            f"{failures} workers in a row were lost before they had loaded the model: {cause}; "
-                            "try `sparsetune doctor` and `--engine local` on their host"
-                        )
-                    )
+                    text = f"{failures} workers in a row were lost before they had loaded the model: {cause}; "
+                    self._fail(ExecutorError(text + "try `sparsetune doctor` and `--engine local` on their host"))
             self._changed.notify_all()
 
     def _refuse(self, handle: WorkerHandle, error: Exception) -> None:
@@ -295,15 +289,17 @@ class RayExecutor(Executor):
                 return
             self._handles.remove(handle)
             self._num_refused += 1
+            if handle.job is not None:
+                self._fail_job(handle.job, error)
             if not self._is_ready or not self._handles:
                 self._fail(error)
             self._changed.notify_all()
         ray.kill(handle.actor)
         self._record("refused", handle, f"{handle.worker.label} is not used: {error}")
 
-    def _unfinished(self) -> Iterator[_Job]:
-        yield from (handle.job for handle in self._handles if handle.job is not None)
-        yield from self._waiting
+    def _unfinished(self) -> list[_Job]:
+        jobs = [*(handle.job for handle in self._handles if handle.job is not None), *self._waiting]
+        return [job for job in jobs if not job.future.done()]
 
     def _fail_job(self, job: _Job, error: BaseException) -> None:
         with self._changed:
@@ -318,7 +314,7 @@ class RayExecutor(Executor):
     def _fail(self, error: Exception) -> None:
         """Fail all unfinished and future tasks."""
         self._failure = self._failure or error
-        for job in list(self._unfinished()):
+        for job in self._unfinished():
             self._fail_job(job, self._failure)
 
     def _deliver(self, job: _Job, event: Event) -> None:
@@ -335,7 +331,7 @@ class RayExecutor(Executor):
         incident = Incident(change, handle.worker.label, text, datetime.now(UTC).isoformat(timespec="seconds"))
         with self._changed:
             self._incidents.append(incident)
-            job = job or next(self._unfinished(), None)
+            job = job or next(iter(self._unfinished()), None)
         if job is not None:
             self._deliver(job, Event(handle.worker, incident))
 
