@@ -15,16 +15,16 @@ machine that does other things too, `--charge cpu` charges the CPU time of drive
 
 import argparse
 import contextlib
-import heapq
-import itertools
 import os
 import random
 import resource
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ from sparsetune.config import Config, resolve
 from sparsetune.config.files import configs_folder
 from sparsetune.evaluation.evaluate import evaluate_config
 from sparsetune.evaluation.prompt import PromptResult
-from sparsetune.executor import Executor, Started, Task, TaskResult, Worker
-from sparsetune.executor.base import OnEvent
+from sparsetune.executor import Executor, Started, Task, TaskFuture, Worker
+from sparsetune.executor.base import OnEvent, ignore
 from sparsetune.executor.events import Event, Incident
 from sparsetune.metrics import Gate
 from sparsetune.tuning import tune
@@ -92,7 +92,7 @@ class SimulatedPrompt:
     policy: Policy
     noise: float
 
-    def run(self, place: object, emit: object) -> PromptResult:
+    def run(self, session: object, emit: object) -> PromptResult:
         kept = [head.cdfthreshd or 1.0 for layer in self.policy.layers for head in layer.heads]
         sparsity = 1.0 - statistics.fmean(kept)
         psnr = 60.0 - 80.0 * sparsity + self.noise
@@ -100,7 +100,22 @@ class SimulatedPrompt:
         return PromptResult("a prompt", 0, metrics=metrics, sparsity=sparsity, seconds_sparse=1.0)
 
 
-class SimulatedEngine(Executor):
+class SimulatedFuture(TaskFuture[Any]):
+    """Has its executor go on to the next end of a task where no thread of the driver submits more."""
+
+    def __init__(self, executor: "SimulatedExecutor") -> None:
+        super().__init__()
+        self._executor = executor
+
+    def result(self, timeout: float | None = None) -> Any:
+        while True:
+            try:
+                return super().result(0.1)
+            except TimeoutError:
+                self._executor.finish_first(idle_seconds=0.1)
+
+
+class SimulatedExecutor(Executor):
     """Workers that take their time on a clock of their own, to which what the driver took is added."""
 
     def __init__(self, num_workers: int, seconds: float, spent: Callable[[], float]) -> None:
@@ -108,11 +123,10 @@ class SimulatedEngine(Executor):
         self._workers = tuple(Worker(index, f"host{index // 8}", "simulated", index) for index in range(num_workers))
         self._seconds = seconds
         self._random = random.Random(0)
+        self._lock = threading.RLock()
         self._now, self._left_at = 0.0, spent()
         self._idle = list(self._workers)
-        self._waiting: list[tuple[int, Task[Any]]] = []
-        self._busy: list[tuple[float, int, Task[Any], Worker]] = []
-        self._tickets = itertools.count(1)
+        self._busy: list[tuple[float, Worker, Task[Any], OnEvent, SimulatedFuture]] = []
         self._free_since = dict.fromkeys(self._workers, 0.0)
         self.idle = 0.0
 
@@ -128,30 +142,42 @@ class SimulatedEngine(Executor):
     def now(self) -> float:
         return self._now + self._spent() - self._left_at
 
-    def submit(self, task: Task[Any]) -> int:
-        ticket = next(self._tickets)
-        self._waiting.append((ticket, task))
-        self._assign()
-        return ticket
-
-    def wait(self, on_event: OnEvent) -> TaskResult:
-        ended, ticket, task, worker = heapq.heappop(self._busy)
-        self._now, self._left_at = max(self.now, ended), self._spent()
-        on_event(Event(ticket, worker, Started()))
-        self._idle.append(worker)
-        self._free_since[worker] = ended
-        return TaskResult(ticket, worker, task.run(None, lambda what: None))  # type: ignore[arg-type]
-
-    def abandon(self) -> None:
-        self._waiting.clear()
-        self._busy.clear()
-
-    def _assign(self) -> None:
-        while self._waiting and self._idle:
-            (ticket, task), worker = self._waiting.pop(0), self._idle.pop()
+    def submit(self, task: Task[Any], on_event: OnEvent = ignore) -> TaskFuture[Any]:
+        future = SimulatedFuture(self)
+        future.set_running_or_notify_cancel()
+        with self._lock:
+            if not self._idle:
+                self.finish_first()
+            future.worker = worker = self._idle.pop()
             took = self._seconds * self._random.uniform(0.8, 1.2)
             self.idle += self.now - self._free_since[worker]
-            heapq.heappush(self._busy, (self.now + took, ticket, task, worker))
+            self._busy.append((self.now + took, worker, task, on_event, future))
+            if not self._idle:
+                self.finish_first()
+        return future
+
+    def finish_first(self, idle_seconds: float = 0.0) -> None:
+        """End the task that ends first; the driver isn't charged for the seconds that it did nothing."""
+        with self._lock:
+            if not self._busy:
+                return
+            first = min(self._busy, key=lambda busy: busy[0])
+            self._busy.remove(first)
+            ended, worker, task, on_event, future = first
+            self._now, self._left_at = max(self.now - idle_seconds, ended), self._spent()
+            on_event(Event(worker, Started()))
+            self._idle.append(worker)
+            self._free_since[worker] = ended
+            future.set_result(task.run(None, lambda what: None))  # type: ignore[arg-type]
+
+    def cancel_all(self) -> None:
+        with self._lock:
+            for *_, future in self._busy:
+                future.set_exception(CancelledError())
+            self._busy.clear()
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass
@@ -169,7 +195,7 @@ class Stretch:
 class Watch:
     """Notes, at some numbers of trials, the use of the workers, the driver's time a trial, and its memory."""
 
-    engine: SimulatedEngine
+    engine: SimulatedExecutor
     spent: Callable[[], float]
     marks: list[int]
     stretches: list[Stretch] = field(default_factory=list)
@@ -214,7 +240,7 @@ def driver(options: argparse.Namespace) -> str:
     with storage(options.storage) as url, studies.quiet():
         database = [] if options.charge == "wall" else processes_of(url)
         spent = time.perf_counter if options.charge == "wall" else lambda: time.process_time() + cpu_seconds(database)
-        engine = SimulatedEngine(NUM_WORKERS, TRIAL_SECONDS / options.trial_prompts, spent)
+        engine = SimulatedExecutor(NUM_WORKERS, TRIAL_SECONDS / options.trial_prompts, spent)
         watch = Watch(engine, spent, marks)
         runner = SimulatedRunner(engine, prompts, score, Gate(), predict=space.predict)
         runner.watch = watch

@@ -83,10 +83,10 @@ def evaluate_config(
     loaded_checkpoint = load_checkpoint(checkpoint) if isinstance(checkpoint, Path | str) else checkpoint
     if loaded_checkpoint is not None:
         warn_of_other_settings(loaded_checkpoint.manifest, config.generation)
-    with open_executor(config) as engine:
-        found = run_one(engine, DescribeSession(config.backend, loaded_checkpoint)) if loaded_checkpoint else None
+    with open_executor(config) as executor:
+        found = run_one(executor, DescribeSession(config.backend, loaded_checkpoint)) if loaded_checkpoint else None
         return evaluate(
-            engine,
+            executor,
             found.policy if found else None,
             prompts,
             seed=config.eval.seed,
@@ -134,7 +134,7 @@ def evaluate(
     Prompts whose frames are NaN or black are failed prompts in the result, without numbers.
 
     Args:
-        renderer: the loaded model with its generation settings, on which no policy may be installed; or an engine,
+        renderer: the loaded model with its generation settings, on which no policy may be installed; or an executor,
             whose workers have it.
         policy: None is SpargeAttn's default thresholds.
         prompts: texts, or `Prompt`s with an image, seed or negative prompt.
@@ -171,8 +171,8 @@ def evaluate(
     gate = gate or Gate()
     names = _metric_names(metrics, gate)
     table = None if break_even is None else break_even.absolute()  # workers have other working directories
-    with _as_engine(renderer) as engine:
-        described = run_one(engine, DescribeSession(backend, break_even=table))
+    with _as_executor(renderer) as executor:
+        described = run_one(executor, DescribeSession(backend, break_even=table))
         rig, policy = described.rig, policy or described.policy
         check_fits(policy, rig.layers)
         outputs = None
@@ -198,10 +198,10 @@ def evaluate(
             )
             for index, prompt in enumerate(prompts)
         ]
-        return _Run(engine, rig, tasks, config, gate, listener or EvaluationListener(), started).result()
+        return _Run(executor, rig, tasks, config, gate, listener or EvaluationListener(), started).result()
 
 
-def _as_engine(renderer: Renderer | Executor) -> contextlib.AbstractContextManager[Executor]:
+def _as_executor(renderer: Renderer | Executor) -> contextlib.AbstractContextManager[Executor]:
     return contextlib.nullcontext(renderer) if isinstance(renderer, Executor) else LocalExecutor(ModelSession(renderer))
 
 
@@ -209,7 +209,7 @@ def _as_engine(renderer: Renderer | Executor) -> contextlib.AbstractContextManag
 class _Run:
     """A prepared evaluation with one task per prompt."""
 
-    engine: Executor
+    executor: Executor
     rig: RuntimeDescription
     tasks: Sequence[JudgePrompt]
     config: ConfigSection
@@ -235,24 +235,24 @@ class _Run:
             result = self._assembled(judged)
             ended = _write(first.outputs, result, judged)
         except BaseException as error:
-            self.engine.abandon()
+            self.executor.cancel_all()
             self.listener.on_failure(error)
             raise
         self.listener.on_end(ended)
         return result
 
     def _judged(self) -> list[JudgedPrompt]:
-        """WorkerHandle the prompts out; the order in which they come back doesn't show in what is given."""
+        """Judge all prompts, in parallel; returns them in order."""
         judged: dict[int, JudgedPrompt] = {}
-        for index, outcome in run_all(self.engine, self.tasks, self._tell):
-            prompt: JudgedPrompt = outcome.get()
+        for index, future in run_all(self.executor, self.tasks, self._notify):
+            prompt = future.result()
             outputs = self.tasks[index].outputs
             videos = outputs.keep_videos(index, prompt.videos) if outputs is not None else {}
             judged[index] = replace(prompt, videos=videos)
-            self.listener.on_prompt(PromptDone(index, len(self.tasks), prompt.result, videos, outcome.worker))
+            self.listener.on_prompt(PromptDone(index, len(self.tasks), prompt.result, videos, future.worker))
         return [judged[index] for index in range(len(self.tasks))]
 
-    def _tell(self, index: int, event: Event) -> None:
+    def _notify(self, index: int, event: Event) -> None:
         what = event.what
         if isinstance(what, Incident):
             self.listener.on_incident(what)
@@ -279,7 +279,7 @@ class _Run:
             gate=gate_section(self.gate, rows),
             sparsity=sparsity_section([prompt.result for prompt in judged]),
             thresholds=threshold_sections(self.tasks[0].policy),
-            environment=environment_section(self.rig, self.engine, time.perf_counter() - self.started, generation),
+            environment=environment_section(self.rig, self.executor, time.perf_counter() - self.started, generation),
         )
 
 

@@ -58,7 +58,7 @@ class ScorePrompt:
             GenerationError: out of memory, or the frames are NaN or black.
             MetricError: a metric is unknown or returned no finite number.
         """
-        handle, on_step = session.sparse(self.policy, self.backend), _step_callback(emit, "trials")
+        handle, on_step = session.install(self.policy, self.backend), _step_callback(emit, "trials")
         result, _ = evaluate_prompt(session.renderer, handle, self.prompt, self.seed, self.cache, self.metrics, on_step)
         if result.error is not None:
             raise GenerationError(result.error)
@@ -114,8 +114,8 @@ class JudgePrompt:
         """
         for name in self.metrics:  # a worker that lacks a user's metric fails before it renders
             get(name)
-        handle = session.sparse(self.policy, self.backend, self.break_even)
-        renderer, on_step = session.renderer, _step_callback(emit, "trials")
+        handle = session.install(self.policy, self.backend, self.break_even)
+        renderer, on_step = session.renderer, _step_callback(emit, "evaluation")
         result, pair = evaluate_prompt(renderer, handle, self.prompt, self.seed, self.cache, self.metrics, on_step)
         if pair is None:
             return JudgedPrompt(prompt_row(self.index, result), result)

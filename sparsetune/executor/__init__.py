@@ -1,10 +1,13 @@
-"""Where work is done: in this process, or by workers that each keep a model."""
+"""Executors: where tasks run, in this process or on workers that each keep a model."""
 
-from sparsetune.executor.base import Executor, Task, TaskResult, run_all, run_one
+from sparsetune.config import Config
+from sparsetune.errors import ExecutorError
+from sparsetune.executor.base import Executor, Task, TaskFuture, run_all, run_one
 from sparsetune.executor.events import PHASES, Emit, Event, Incident, Phase, Side, Started, StepDone, Worker
 from sparsetune.executor.local import LocalExecutor
-from sparsetune.executor.opening import open_executor
 from sparsetune.executor.session import ModelSession
+from sparsetune.models.generation import Renderer
+from sparsetune.models.loading import load_pipeline
 
 __all__ = [
     "PHASES",
@@ -19,9 +22,33 @@ __all__ = [
     "Started",
     "StepDone",
     "Task",
-    "TaskResult",
+    "TaskFuture",
     "Worker",
     "open_executor",
     "run_all",
     "run_one",
 ]
+
+
+def open_executor(config: Config, *, measures_speed: bool = False) -> Executor:
+    """Load the model in this process, or start the workers that load it.
+
+    Args:
+        config: the configuration.
+        measures_speed: whether policies are ranked by measured speed, so that all workers must be alike.
+
+    Raises:
+        ExecutorError: Ray is missing, no cluster answers, it has too few resources, or its workers don't match.
+        ModelError, GenerationError: the model can't be loaded, or can't render what is asked for.
+    """
+    if config.engine.name != "ray":
+        return LocalExecutor(ModelSession(Renderer(load_pipeline(config.model), config.generation)))
+    try:
+        from sparsetune.executor.ray_executor import RayExecutor
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise ExecutorError(
+            "--engine ray needs Ray, which isn't installed; pip install 'sparsetune[ray]', or use --engine local"
+        ) from error
+    return RayExecutor(config, measures_speed=measures_speed)

@@ -1,12 +1,13 @@
-"""The interface by which evaluation, calibration and studies hand out work."""
+"""The executor interface by which evaluation, calibration and studies have tasks run."""
 
+import functools
+import queue
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from types import TracebackType
+from concurrent.futures import Future
 from typing import Any, Protocol, Self, TypeVar
 
-from sparsetune.errors import SparsetuneError
 from sparsetune.executor.events import Emit, Event, Incident, Worker
 from sparsetune.executor.session import ModelSession
 
@@ -16,81 +17,60 @@ OnEvent = Callable[[Event], None]
 
 
 class Task(Protocol[Result_co]):
-    """A piece of work: a frozen value that can be pickled, and that does the same wherever and whenever it runs."""
+    """A unit of work: a frozen, picklable value whose result doesn't depend on where or how often it runs."""
 
-    def run(self, place: ModelSession, emit: Emit) -> Result_co:
-        """Do it with the model of `place`, and tell of it by `emit`."""
+    def run(self, session: ModelSession, emit: Emit) -> Result_co:
+        """Run with the model of `session`, emitting events."""
 
 
-@dataclass(frozen=True)
-class TaskResult:
-    """How a task ended.
+class TaskFuture(Future[Result]):
+    """The future of a submitted task.
 
-    Args:
-        ticket: what `submit` gave for it.
-        worker: who ended it.
-        value: what it gave.
-        error: why it gave nothing.
+    `result` raises what the task raised (`SparsetuneError`, or any other exception for a bug), what `on_event` raised,
+    `ExecutorError` where no worker is left, or `CancelledError`. `cancel` works until a worker starts the task.
+
+    Attributes:
+        worker: runs it, or ran it last; None until it starts.
     """
 
-    ticket: int
-    worker: Worker
-    value: Any = None
-    error: SparsetuneError | None = None
+    worker: Worker | None = None
 
-    def get(self) -> Any:
-        """Give the value, or raise the error."""
-        if self.error is not None:
-            raise self.error
-        return self.value
+
+def ignore(event: Event) -> None:
+    """Default of `on_event`."""
 
 
 class Executor(ABC):
-    """Does tasks. Everything that it tells is told in its caller's thread, within `wait`.
+    """Runs tasks, each on one of its workers.
 
-    A task that dies with its worker is done again by another one, so `submit` promises one outcome, not one start.
+    A task whose worker dies is run again by another one: it has one result, but may start more than once.
+
+    `submit` may be called by several threads. `on_event` callbacks of one executor never run at the same time, and all
+    of a task's are done when its future is; they may run in other threads than the one that called `submit`.
     """
 
     @property
     @abstractmethod
-    def workers(self) -> tuple[Worker, ...]:
-        """The workers that there are now."""
+    def workers(self) -> tuple[Worker, ...]: ...
 
     @property
     @abstractmethod
-    def incidents(self) -> tuple[Incident, ...]:
-        """What happened to workers so far."""
+    def incidents(self) -> tuple[Incident, ...]: ...
 
     @abstractmethod
-    def submit(self, task: Task[Any]) -> int:
-        """Have a task done when a worker is free, in the order of the calls; gives its ticket."""
+    def submit(self, task: Task[Result], on_event: OnEvent = ignore) -> TaskFuture[Result]:
+        """Queue a task; tasks start in the order of the calls.
 
-    @abstractmethod
-    def wait(self, on_event: OnEvent) -> TaskResult:
-        """Work, or let work, until some submitted task ends.
-
-        Args:
-            on_event: told of what happens meanwhile, of all tasks.
-
-        Raises:
-            ExecutorError: no worker is left that could do it.
-            Exception: a task raised what isn't a user's to mend, or `on_event` did.
+        `on_event` receives the task's events, and incidents, each of which goes to one unfinished task's callback. If
+        it raises, the task stops and the future raises that.
         """
 
+    def cancel_all(self) -> None:  # noqa: B027 - nothing to cancel where `submit` runs the task
+        """Cancel all unfinished tasks, running ones too: workers stop at their next denoising step."""
+
     @abstractmethod
-    def abandon(self) -> None:
-        """Forget all tasks that have no outcome; workers stop at their next denoising step."""
-
-    def leave_out(self, worker: Worker, why: str) -> None:  # noqa: B027 - an engine may have one worker alone
-        """Give a worker no more work; what it has in hand is done by another.
-
-        Args:
-            worker: one of several.
-            why: what is wrong with it, for people.
-        """
-
-    def close(self) -> None:  # noqa: B027 - an engine may have nothing to give back
-        """Give back all that the engine holds; the model of this process is left as it was."""
+    def close(self) -> None:
+        """Release workers and models; a model of this process is left without a policy."""
 
     @property
     def num_workers(self) -> int:
@@ -100,52 +80,49 @@ class Executor(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def run_all(
-    engine: Executor,
+    executor: Executor,
     tasks: Iterable[Task[Result]],
-    on_event: Callable[[int, Event], None] = lambda place, event: None,
+    on_event: Callable[[int, Event], None] = lambda index, event: None,
     more: Callable[[], bool] = lambda: True,
-) -> Iterator[tuple[int, TaskResult]]:
-    """Have tasks done, as many at a time as there are workers; give the place and outcome of each as it ends.
+) -> Iterator[tuple[int, TaskFuture[Result]]]:
+    """Run tasks, as many at a time as there are workers; yields each one's index and finished future.
 
-    Args:
-        engine: does them.
-        tasks: what is to be done; each is asked for when there is a worker for it.
-        on_event: told of events with the place of the task that they are about.
-        more: asked before each task is handed out; once it says no, those that run are the last.
+    A task is taken from `tasks` when a worker is free for it and `more` returns True. `on_event` is called with the
+    index of the task, in the thread that iterates.
     """
-    places: dict[int, int] = {}
-    waiting = iter(enumerate(tasks))
+    inbox: queue.SimpleQueue[tuple[int, Event | TaskFuture[Result]]] = queue.SimpleQueue()
+    caller, running, waiting = threading.get_ident(), 0, iter(enumerate(tasks))
 
-    def tell(event: Event) -> None:
-        if event.ticket is None or event.ticket in places:
-            on_event(-1 if event.ticket is None else places[event.ticket], event)
+    def receive(index: int, what: Any) -> None:
+        if isinstance(what, Event) and threading.get_ident() == caller:
+            on_event(index, what)
+        else:
+            inbox.put((index, what))
 
     def fill() -> None:
-        while len(places) < engine.num_workers and more():
-            if (following := next(waiting, None)) is None:
-                return
-            places[engine.submit(following[1])] = following[0]
+        nonlocal running
+        while running < executor.num_workers and more() and (following := next(waiting, None)) is not None:
+            index, task = following
+            on_message = functools.partial(receive, index)
+            executor.submit(task, on_message).add_done_callback(on_message)
+            running += 1
 
     fill()
-    while places:
-        outcome = engine.wait(tell)
-        yield places.pop(outcome.ticket), outcome
-        fill()
+    while running:
+        index, what = inbox.get()
+        if isinstance(what, Event):
+            on_event(index, what)
+        else:
+            running -= 1
+            yield index, what
+            fill()
 
 
-def run_one(engine: Executor, task: Task[Result], on_event: OnEvent = lambda event: None) -> Result:
-    """Have one task done and give its value.
-
-    Raises:
-        SparsetuneError: what the task raised.
-    """
-    engine.submit(task)
-    value: Result = engine.wait(on_event).get()
-    return value
+def run_one(executor: Executor, task: Task[Result], on_event: OnEvent = ignore) -> Result:
+    """Run one task and return its result."""
+    return executor.submit(task, on_event).result()

@@ -1,21 +1,21 @@
-"""What workers tell while they work."""
+"""Events that workers emit."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 
 @dataclass(frozen=True)
 class Worker:
-    """Who does a piece of work.
+    """A process that runs tasks.
 
     Args:
-        index: counts from 0 over all workers that an engine ever had; one that takes a lost one's place has its own.
-        host: its machine's name.
-        device: what computes, as a person would name it, e.g. `NVIDIA H100 80GB HBM3`.
-        pid: its process.
-        gpus: ids of the GPUs that it was given, as its host counts them; empty on a CPU.
-        num_threads: PyTorch's on the CPU.
+        index: from 0 over all workers that an executor ever had; a replacement has an index of its own.
+        host: name of its host.
+        device: name of its device, e.g. `NVIDIA H100 80GB HBM3`.
+        pid: process id.
+        gpus: ids of its GPUs on its host; empty on a CPU.
+        num_threads: CPU threads of PyTorch.
     """
 
     index: int
@@ -27,27 +27,20 @@ class Worker:
 
     @property
     def label(self) -> str:
-        """Name it for people, e.g. `worker 3 (node7, GPU 1)`."""
+        """Its name in messages, e.g. `worker 3 (node7, GPU 1)`."""
         gpus = f", GPU {'+'.join(self.gpus)}" if self.gpus else ""
         return f"worker {self.index} ({self.host}{gpus})"
 
 
 Emit = Callable[[object], None]
-"""What a task tells of its work by; the values reach the engine's caller in order, in its own thread."""
+"""What a task emits events with; they reach the `on_event` of its submitter in order."""
 
 Side = Literal["dense", "sparse", "dense_again", "kernel"]
-"""What is being rendered; the last two are rungs of the attribution ladder."""
+"""What a rendering is for; the last two are rungs of the attribution ladder."""
 
 Phase = Literal["preparation", "calibration", "refinement", "sensitivity", "trials", "evaluation"]
 
-PHASES: Final[tuple[Phase, ...]] = (
-    "preparation",
-    "calibration",
-    "refinement",
-    "sensitivity",
-    "trials",
-    "evaluation",
-)
+PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
 """Phases of a tuning in order: events, displays, costs, records and reports use these names."""
 
 Change = Literal["lost", "joined", "refused", "out of memory"]
@@ -55,7 +48,7 @@ Change = Literal["lost", "joined", "refused", "out of memory"]
 
 @dataclass(frozen=True)
 class Started:
-    """A worker began a task: the first time, or once more after another was lost with it."""
+    """A worker started a task; emitted again where another worker was lost with it."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +82,12 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Incident:
-    """Something that happened to a worker, and what came of it.
+    """A change in the set of workers, or a task that ran out of memory on one.
 
     Args:
-        change: a worker was lost or joined, or was refused; or a task ran out of memory on it.
-        worker: its label.
-        text: the whole in one sentence, for people.
+        change: what happened.
+        worker: label of the worker.
+        text: what happened and its consequence, in one sentence.
         time: UTC, ISO 8601.
     """
 
@@ -106,14 +99,12 @@ class Incident:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a worker told.
+    """What a worker emitted.
 
     Args:
-        ticket: of the task that it works on; None where it is about no task.
-        worker: who.
-        what: `Started`, `StepDone`, `Incident`, or a task's own value.
+        worker: the worker.
+        what: `Started`, `StepDone`, `Incident`, or a value that the task emitted.
     """
 
-    ticket: int | None
     worker: Worker
     what: object

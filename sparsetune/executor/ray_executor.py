@@ -1,346 +1,350 @@
-"""The engine whose workers are Ray actors."""
+"""The executor whose workers are Ray actors."""
 
+import itertools
 import logging
-import time
+import threading
 import uuid
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from sparsetune.config import Config
 from sparsetune.errors import ExecutorError, GenerationError, OutOfMemoryError
-from sparsetune.executor.base import Executor, OnEvent, Task, TaskResult
+from sparsetune.executor.base import Executor, OnEvent, Result, Task, TaskFuture, ignore
 from sparsetune.executor.events import Change, Event, Incident, Worker
-from sparsetune.executor.ray_cluster import Cluster
-from sparsetune.executor.ray_worker import WorkerHandle
-from sparsetune.executor.remote_worker import Ended, LogRecord, absolute, deciding_versions
-from sparsetune.executor.worker_plan import WorkerInfo, WorkerPlan, check_workers, plan
+from sparsetune.executor.ray_cluster import Cluster, brief
+from sparsetune.executor.ray_worker import TaskResult, worker_config
+from sparsetune.executor.worker_plan import WorkerInfo, check_workers, package_versions, plan_workers
 from sparsetune.files import write_text
 
 logger = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.5
-_LOOK_FOR_HOSTS_SECONDS = 5.0
-_PATIENCE_SECONDS = 300.0
-"""How long work waits where no worker is left: a cluster may be starting a host."""
-
-_MOST_DEATHS = 3
-"""A task that so many workers died of is taken for the cause; and where so many in a row don't live to load the model,
-no more are hired in their place."""
+_NEW_HOSTS_SECONDS = 5.0
+_MAX_LOSSES = 3
+"""A task whose worker is lost so often fails; a worker lost so often before it has loaded the model isn't replaced."""
 
 
-@dataclass
-class _Work:
-    """A task, with what befell it so far."""
+@dataclass(eq=False)
+class _Job:
+    """A submitted task, how many workers were lost while they ran it, and the first that ran out of memory."""
 
-    ticket: int
+    id: int
     task: Task[Any]
-    deaths: int = 0
-    short_of_memory: WorkerHandle | None = None
+    on_event: OnEvent
+    future: TaskFuture[Any]
+    num_losses: int = 0
+    out_of_memory_on: "WorkerHandle | None" = None
+
+
+@dataclass(eq=False)
+class WorkerHandle:
+    """An actor: it has `info` once it has started, and a job while it runs one.
+
+    `startup_failures` counts the workers before it, in a row, that were lost before they had loaded the model.
+    """
+
+    index: int
+    actor: Any
+    startup_failures: int = 0
+    info: WorkerInfo | None = None
+    is_loaded: bool = False
+    job: _Job | None = None
+
+    @property
+    def worker(self) -> Worker:
+        return self.info.worker if self.info else Worker(self.index, "unknown host", "unknown", 0)
 
 
 class RayExecutor(Executor):
-    """Hands tasks to actors, one each; a task whose worker is lost goes to the next that is free.
+    """Runs tasks on Ray actors, each with a thread here that waits for it and calls `on_event`.
+
+    Ray doesn't restart actors (`max_restarts`): a retried generator would repeat its task's events, and a replacement
+    may be on another host, so that it must be checked as the first ones were.
 
     Args:
-        cluster: where they run; closed with the engine.
-        config: what workers load and render; paths are absolute.
-        staffing: how many there are, and what each gets.
-        measures_speed: whether policies compete in measured speed.
+        config: the configuration.
+        measures_speed: whether policies are ranked by measured speed.
+
+    Raises:
+        ExecutorError: no Ray answers, it has too few resources, or workers don't start in time or don't match.
+        ModelError: the model can't be loaded.
     """
 
-    def __init__(self, cluster: Cluster, config: Config, staffing: WorkerPlan, *, measures_speed: bool) -> None:
-        self._cluster, self._config, self._staffing = cluster, config, staffing
-        self._measures_speed = measures_speed
-        self._hands: list[WorkerHandle] = []
-        self._hired = self._tickets = self._refused = self._stillborn = self._turn = 0
-        self._waiting: deque[_Work] = deque()
-        self._running: dict[int, _Work] = {}
+    def __init__(self, config: Config, *, measures_speed: bool = False) -> None:
+        self._cluster = Cluster(config.engine.ray_address, config.engine.start_seconds)
+        self._changed = threading.Condition()  # guards what follows; not held while `on_event` is called
+        self._handles: list[WorkerHandle] = []
+        self._waiting: deque[_Job] = deque()
         self._incidents: list[Incident] = []
-        self._untold: list[tuple[Worker, Incident]] = []
-        self._said: set[tuple[str, str]] = set()
-        self._alive_at = self._looked_at = time.monotonic()
-        self._mark = config.cache.folder / f".{uuid.uuid4().hex}.mark"  # which hosts share the folder?
-        write_text(self._mark, "")
-        for _ in range(staffing.num_workers):
-            self._hire()
+        self._logged: set[str] = set()
+        self._failure: Exception | None = None
+        self._is_ready, self._num_refused = False, 0
+        self._delivery = threading.Lock()  # held while `on_event` is called
+        self._closed = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._indices, self._job_ids = itertools.count(), itertools.count()
+        self._measures_speed = measures_speed
+        self._cache_marker = config.cache.folder.absolute() / f".{uuid.uuid4().hex}.mark"
+        try:
+            self._plan = plan_workers(config.engine, config.model.device, self._cluster.nodes)
+            self._config = worker_config(config, "cuda" if self._plan.gpus else "cpu")
+            write_text(self._cache_marker, "")
+            for _ in range(self._plan.num_workers):
+                self._start_worker()
+            self._wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def workers(self) -> tuple[Worker, ...]:
-        """Those that said hello and weren't lost."""
-        return tuple(hand.hello.worker for hand in self._hands if hand.hello is not None)
+        """Workers that have started; some may still load the model."""
+        with self._changed:
+            return tuple(handle.worker for handle in self._handles if handle.info is not None)
 
     @property
     def incidents(self) -> tuple[Incident, ...]:
-        """Workers that were lost, that joined or were refused, and tasks that ran out of memory."""
         return tuple(self._incidents)
 
-    def start(self, seconds: float) -> None:
-        """Wait until every worker said hello and the first has its model.
+    def submit(self, task: Task[Result], on_event: OnEvent = ignore) -> TaskFuture[Result]:
+        job = _Job(next(self._job_ids), task, on_event, TaskFuture())
+        with self._changed:
+            if self._failure is not None:
+                job.future.set_exception(self._failure)
+            else:
+                self._waiting.append(job)
+                self._changed.notify_all()
+        return job.future
 
-        Raises:
-            ExecutorError: too few did in time, or they don't suit each other or this process.
-            SparsetuneError: the model can't be loaded.
-        """
-        hellos = [hand.awaited for hand in self._hands]
-        ready, _ = ray.wait(hellos, num_returns=len(hellos), timeout=seconds)
-        if len(ready) < len(hellos):
-            raise ExecutorError(
-                f"{len(hellos)} workers must start within {seconds:g} s, but {len(ready)} did; free the cluster's "
-                "resources, lower --workers, or raise engine.start_seconds"
-            )
-        for hand in self._hands:
-            try:
-                hand.hello = hand.hear()
-            except RayError as error:
-                raise ExecutorError(f"workers must start, but one failed: {_brief(error)}") from error
-        self._check([hand.hello for hand in self._hands if hand.hello is not None])
-        for hand in self._hands:
-            hand.load()
-        while not any(hand.loaded for hand in self._hands):
-            self._listen(lambda event: None)
-
-    def submit(self, task: Task[Any]) -> int:
-        """Put a task behind those that wait."""
-        self._tickets += 1
-        self._waiting.append(_Work(self._tickets, task))
-        return self._tickets
-
-    def wait(self, on_event: OnEvent) -> TaskResult:
-        """Let workers work until one ends a task."""
-        while True:
-            for worker, incident in self._untold:
-                on_event(Event(None, worker, incident))
-            self._untold.clear()
-            self._assign()
-            outcome = self._listen(on_event)
-            if outcome is not None:
-                return outcome
-            self._look_for_hosts()
-
-    def abandon(self) -> None:
-        """Forget all tasks; their workers stop at the next step."""
-        self._waiting.clear()
-        self._running.clear()
-        for hand in self._hands:
-            hand.leave()
-
-    def leave_out(self, worker: Worker, why: str) -> None:
-        """Give a worker no more work, and hire no other: what ails its host would ail that one too."""
-        for hand in [hand for hand in self._hands if hand.hello is not None and hand.worker == worker]:
-            if hand.ticket is not None:
-                self._waiting.appendleft(self._running.pop(hand.ticket))
-            self._refuse(hand, why)
+    def cancel_all(self) -> None:
+        with self._changed:
+            for job in self._unfinished():
+                self._fail_job(job, CancelledError())
 
     def close(self) -> None:
-        """End the workers."""
-        for hand in self._hands:
-            hand.dismiss()
-        self._hands.clear()
-        self._mark.unlink(missing_ok=True)
+        self._closed.set()
+        self.cancel_all()
+        with self._changed:
+            handles, self._handles = self._handles, []
+            self._changed.notify_all()
+        for handle in handles:
+            ray.kill(handle.actor)
+        for thread in self._threads:
+            thread.join(timeout=10.0)
+        self._cache_marker.unlink(missing_ok=True)
         self._cluster.close()
 
-    def _hire(self) -> None:
-        self._hands.append(WorkerHandle.hire(self._hired, self._config, self._staffing, self._mark))
-        self._hired += 1
+    def _wait_until_ready(self) -> None:
+        """Wait until all workers have started and one has loaded the model."""
+        with self._changed:
+            while self._failure is None and not (
+                all(handle.info for handle in self._handles) and any(handle.is_loaded for handle in self._handles)
+            ):
+                self._changed.wait()
+            if self._failure is not None:
+                raise self._failure
+            self._is_ready = True
+        if self._plan.grows:
+            self._start_thread(self._add_workers)
 
-    def _assign(self) -> None:
-        """Give tasks that wait to idle workers, in order; one that ran out of memory goes to another than before."""
-        for hand in [hand for hand in self._hands if hand.is_idle]:
-            alone = len(self.workers) == 1
-            work = next((one for one in self._waiting if alone or one.short_of_memory is not hand), None)
-            if work is None:
-                continue
-            self._waiting.remove(work)
-            self._running[work.ticket] = work
-            hand.begin(work.ticket, work.task)
+    def _start_thread(self, target: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
-    def _listen(self, on_event: OnEvent) -> TaskResult | None:
-        """Hear what workers have to say; gives the first outcome, and leaves the rest for the next time."""
-        awaiting = {hand.awaited: hand for hand in self._hands if hand.awaited is not None}
-        if any(hand.hello is not None for hand in self._hands):
-            self._alive_at = time.monotonic()
-        elif time.monotonic() - self._alive_at > _PATIENCE_SECONDS:
-            raise ExecutorError(
-                f"work must have a worker, but none was left for {_PATIENCE_SECONDS:g} s; mend the cluster"
-            )
-        order = deque(awaiting)
-        order.rotate(self._turn)  # of several that are ready Ray gives the first in order: let it be another each time
-        self._turn += 1
-        ready, _ = ray.wait(list(order), num_returns=1, timeout=_POLL_SECONDS)
-        for answered in ready:
-            outcome = self._hear(awaiting[answered], on_event)
-            if outcome is not None:
-                return outcome
-        self._leave_out_stuck()
-        return None
+    def _start_worker(self, startup_failures: int = 0) -> None:
+        index = next(self._indices)
+        actor = self._cluster.start_worker(index, self._config, self._plan, self._cache_marker)
+        handle = WorkerHandle(index, actor, startup_failures)
+        with self._changed:
+            self._handles.append(handle)
+        self._start_thread(self._run_worker, handle)
 
-    def _leave_out_stuck(self) -> None:
-        """Leave out workers that take too long to load the model; no others are hired, who would hang there too."""
-        limit = self._config.engine.load_seconds
-        for hand in [hand for hand in self._hands if not hand.loaded and time.monotonic() - hand.loads_since > limit]:
-            problem = ExecutorError(
-                f"a worker must load the model within {limit:g} s, but {hand.worker.label} didn't; look whether its "
-                "host reaches the weights, load them there beforehand, or raise engine.load_seconds"
-            )
-            self._refuse(hand, problem)
-            if not self._hands:
-                raise problem
-
-    def _hear(self, hand: WorkerHandle, on_event: OnEvent) -> TaskResult | None:
-        began = hand.hello is not None and hand.loaded
+    def _run_worker(self, handle: WorkerHandle) -> None:
+        """Load the model and run jobs until the worker is lost or refused, or the executor is closed."""
         try:
-            what = hand.hear()
-        except RayTaskError:
-            raise
-        except (RayError, StopIteration) as error:
-            return self._lost(hand, error)
-        if not began:
-            self._joined(hand, what)
-            return None
-        if isinstance(what, Ended):
-            return self._ended(hand, what)
-        if isinstance(what, LogRecord):
-            self._repeat(what)
-        else:
-            on_event(Event(hand.ticket, hand.worker, what))
+            self._load(handle)
+            while (job := self._next_job(handle)) is not None:
+                self._run_job(handle, job)
+        except Exception as error:
+            is_lost = isinstance(error, RayError | StopIteration) and not isinstance(error, RayTaskError)
+            (self._replace if is_lost else self._refuse)(handle, error)
+
+    def _load(self, handle: WorkerHandle) -> None:
+        engine, joins_later, starting = self._config.engine, self._is_ready, handle.actor.info.remote()
+        info: WorkerInfo | None = None
+        while info is None:
+            try:
+                info = ray.get(starting, timeout=engine.start_seconds)
+            except GetTimeoutError as error:
+                if not self._is_ready or not self.workers:  # else it waits for the cluster to have room
+                    raise ExecutorError(
+                        f"{handle.worker.label} did not start within {engine.start_seconds:g} s; free the cluster's "
+                        "resources, lower --workers, or raise engine.start_seconds"
+                    ) from error
+        with self._changed:
+            handle.info = info
+            infos = [other.info for other in self._handles if other.info is not None]
+            rules = {"measures_speed": self._measures_speed, "mixed_gpus": engine.mixed_gpus}
+            for text in check_workers(infos, package_versions(), **rules):
+                self._log_once(__name__, logging.WARNING, text)
+            self._changed.notify_all()
+        if joins_later:
+            self._record("joined", handle, f"{handle.worker.label} joined")
+        try:
+            problem = ray.get(handle.actor.load.remote(), timeout=engine.load_seconds)
+        except GetTimeoutError as timeout:
+            raise ExecutorError(
+                f"{handle.worker.label} did not load the model within {engine.load_seconds:g} s; check that its host "
+                "can read the weights, download them beforehand, or raise engine.load_seconds"
+            ) from timeout
+        if problem is not None:
+            raise problem
+        with self._changed:
+            handle.is_loaded = True
+            self._changed.notify_all()
+
+    def _next_job(self, handle: WorkerHandle) -> _Job | None:
+        """Wait for a job; one that ran out of memory on this worker is left to others, if there are any."""
+        with self._changed:
+            while handle in self._handles and self._failure is None:
+                is_only = len(self.workers) == 1
+                job = next((job for job in self._waiting if is_only or job.out_of_memory_on is not handle), None)
+                if job is None:
+                    self._changed.wait()
+                    continue
+                self._waiting.remove(job)
+                if job.future.running() or job.future.set_running_or_notify_cancel():
+                    handle.job, job.future.worker = job, handle.worker
+                    return job
         return None
 
-    def _joined(self, hand: WorkerHandle, what: Any) -> None:
-        """Take in that a worker said hello, or loaded the model or couldn't."""
-        if isinstance(what, WorkerInfo):
-            hand.hello = what
-            try:
-                self._check([other.hello for other in self._hands if other.hello is not None])
-            except ExecutorError as error:
-                return self._refuse(hand, error)
-            hand.load()
-            return self._note("joined", hand, f"{hand.worker.label} joined")
-        if what is None:
-            hand.loaded, self._stillborn = True, 0
-            return None
-        if not any(other.loaded for other in self._hands):
-            raise what
-        return self._refuse(hand, what)
+    def _run_job(self, handle: WorkerHandle, job: _Job) -> None:
+        stream = handle.actor.run.options(num_returns="streaming").remote(job.id, job.task)
+        try:
+            while not isinstance(what := ray.get(next(stream)), TaskResult):
+                if isinstance(what, logging.LogRecord):
+                    self._log_once(what.name, what.levelno, what.getMessage())
+                else:
+                    self._deliver(job, Event(handle.worker, what))
+        except RayTaskError as error:  # such as a value that can't be pickled
+            what = TaskResult(error=error)
+        retry = isinstance(what.error, OutOfMemoryError) and job.out_of_memory_on is None and len(self._handles) > 1
+        if retry:
+            job.out_of_memory_on = handle
+            text = f"{handle.worker.label} ran out of memory; its task is run again by another worker"
+            self._record("out of memory", handle, text, job)
+        with self._changed:
+            handle.job = None
+            if job.future.done():
+                return
+            if retry:
+                self._waiting.appendleft(job)
+                self._changed.notify_all()
+            elif what.error is not None:
+                job.future.set_exception(what.error)
+            else:
+                job.future.set_result(what.value)
 
-    def _ended(self, hand: WorkerHandle, ended: Ended) -> TaskResult | None:
-        ticket, hand.ticket, hand.awaited = hand.ticket, None, None
-        assert ticket is not None
-        work, worker = self._running.pop(ticket), hand.worker
-        if ended.crash is not None:
-            raise RuntimeError(f"{worker.label} failed: {ended.crash}")
-        if isinstance(ended.error, OutOfMemoryError) and work.short_of_memory is None and len(self._hands) > 1:
-            work.short_of_memory = hand
-            self._waiting.appendleft(work)
-            self._note("out of memory", hand, f"{worker.label} ran out of memory; its task goes to another")
-            return None
-        return TaskResult(ticket, worker, ended.value, ended.error)
-
-    def _lost(self, hand: WorkerHandle, error: Exception) -> TaskResult | None:
-        """Take in that a worker is no more: another is hired, and its task waits at the head of the line."""
-        ticket, worker = hand.ticket, hand.worker
-        self._hands.remove(hand)
-        hand.dismiss()
-        why = _why(error, hand.hello is None or self._cluster.is_alive(worker.host))
-        self._replace(hand, why)
-        work = self._running.pop(ticket) if ticket is not None else None
-        again = "; its task is done again by another" if work is not None else ""
-        self._note("lost", hand, f"{worker.label} was lost ({why}){again}")
-        if work is None or ticket is None:
-            return None
-        work.deaths += 1
-        if work.deaths < _MOST_DEATHS:
-            self._waiting.appendleft(work)
-            return None
-        kind = OutOfMemoryError if "memory" in why else GenerationError
-        problem = kind(f"a rendering must leave its worker alive, but {work.deaths} died of it: {why}")
-        return TaskResult(ticket, worker, error=problem)
-
-    def _replace(self, lost: WorkerHandle, why: str) -> None:
-        self._stillborn = 0 if lost.loaded else self._stillborn + 1
-        if self._stillborn < _MOST_DEATHS:
-            self._hire()
-        elif self._hands:
-            self._refused += 1
-        else:
-            raise ExecutorError(
-                f"workers must live to load the model, but {self._stillborn} in a row didn't: {why}; "
-                "try `sparsetune doctor` and `--engine local` on their host"
-            )
-
-    def _refuse(self, hand: WorkerHandle, why: object) -> None:
-        self._hands.remove(hand)
-        hand.dismiss()
-        self._refused += 1
-        self._note("refused", hand, f"{hand.worker.label} is not used: {why}")
-
-    def _check(self, hellos: list[WorkerInfo]) -> None:
-        mixed = self._config.engine.mixed_gpus
-        notes = check_workers(hellos, deciding_versions(), measures_speed=self._measures_speed, mixed_gpus=mixed)
-        for level, text in notes:
-            self._repeat(LogRecord(__name__, level, text))
-
-    def _look_for_hosts(self) -> None:
-        """Hire for hosts that joined the cluster, where the number of workers isn't fixed."""
-        now = time.monotonic()
-        if not self._staffing.grows or now - self._looked_at < _LOOK_FOR_HOSTS_SECONDS:
+    def _replace(self, handle: WorkerHandle, error: Exception) -> None:
+        """Start a worker in place of one that was lost, and have its job run again."""
+        if self._closed.is_set():
             return
-        self._looked_at = now
-        room = self._staffing.capacity(self._cluster.nodes) - self._refused
-        for _ in range(len(self._hands), room):
-            self._hire()
+        ray.kill(handle.actor)
+        job, cause = handle.job, self._cluster.cause_of_loss(error, handle.info.worker.host if handle.info else None)
+        again = "; its task is run again by another worker" if job is not None else ""
+        self._record("lost", handle, f"{handle.worker.label} was lost ({cause}){again}", job)
+        with self._changed:
+            if handle not in self._handles:
+                return
+            self._handles.remove(handle)
+            if job is not None and not job.future.done():
+                job.num_losses += 1
+                if job.num_losses < _MAX_LOSSES:
+                    self._waiting.appendleft(job)
+                else:
+                    kind = OutOfMemoryError if "memory" in cause else GenerationError
+                    job.future.set_exception(kind(f"{job.num_losses} workers were lost while rendering: {cause}"))
+            failures = 0 if handle.is_loaded else handle.startup_failures + 1
+            if failures < _MAX_LOSSES:
+                self._start_worker(failures)
+            else:
+                self._num_refused += 1
+                if not self._handles:
+                    cause = cause if handle.info else brief(error)
+                    text = f"{failures} workers in a row were lost before they had loaded the model: {cause}; "
+                    self._fail(ExecutorError(text + "try `sparsetune doctor` and `--engine local` on their host"))
+            self._changed.notify_all()
 
-    def _repeat(self, said: LogRecord) -> None:
-        """Log what is said of or by workers, once however many of them it is true of."""
-        if (said.logger, said.message) not in self._said:
-            self._said.add((said.logger, said.message))
-            logging.getLogger(said.logger).log(said.level, "%s", said.message)
+    def _refuse(self, handle: WorkerHandle, error: Exception) -> None:
+        """Stop a worker that can't be used, without a replacement, which would fail like it."""
+        with self._changed:
+            if handle not in self._handles:
+                return
+            self._handles.remove(handle)
+            self._num_refused += 1
+            if handle.job is not None:
+                self._fail_job(handle.job, error)
+            if not self._is_ready or not self._handles:
+                self._fail(error)
+            self._changed.notify_all()
+        ray.kill(handle.actor)
+        self._record("refused", handle, f"{handle.worker.label} is not used: {error}")
 
-    def _note(self, change: Change, hand: WorkerHandle, text: str) -> None:
-        incident = Incident(change, hand.worker.label, text, datetime.now(UTC).isoformat(timespec="seconds"))
-        self._incidents.append(incident)
-        self._untold.append((hand.worker, incident))
-        logger.info("%s", text)  # listeners tell it to people
+    def _unfinished(self) -> list[_Job]:
+        jobs = [*(handle.job for handle in self._handles if handle.job is not None), *self._waiting]
+        return [job for job in jobs if not job.future.done()]
 
+    def _fail_job(self, job: _Job, error: BaseException) -> None:
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
+            for handle in self._handles:
+                if handle.job is job:
+                    handle.actor.stop.remote(job.id)
+            if not job.future.done():
+                job.future.set_exception(error)
 
-def _why(error: Exception, host_is_there: bool) -> str:
-    """Say in a few words why a worker is no more."""
-    # Of any death Ray says that the kernel may have been short of memory; these are its own monitor's words.
-    if isinstance(error, ray.exceptions.OutOfMemoryError) or "running low on memory" in str(error):
-        return "its host ran out of memory"
-    left = not host_is_there or "node has died" in str(error)  # a host of the same name may have joined since
-    return "its host left" if left else "its process ended"
+    def _fail(self, error: Exception) -> None:
+        """Fail all unfinished and future tasks."""
+        self._failure = self._failure or error
+        for job in self._unfinished():
+            self._fail_job(job, self._failure)
 
+    def _deliver(self, job: _Job, event: Event) -> None:
+        with self._delivery:
+            if not job.future.done():
+                try:
+                    job.on_event(event)
+                except BaseException as error:
+                    self._fail_job(job, error)
 
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    def _record(self, change: Change, handle: WorkerHandle, text: str, job: _Job | None = None) -> None:
+        """Record an incident, and deliver it to the callback of a job, or of any unfinished one."""
+        logger.info("%s", text)
+        incident = Incident(change, handle.worker.label, text, datetime.now(UTC).isoformat(timespec="seconds"))
+        with self._changed:
+            self._incidents.append(incident)
+            job = job or next(iter(self._unfinished()), None)
+        if job is not None:
+            self._deliver(job, Event(handle.worker, incident))
 
+    def _log_once(self, name: str, level: int, text: str) -> None:
+        with self._changed:
+            is_new = text not in self._logged
+            self._logged.add(text)
+        if is_new:
+            logging.getLogger(name).log(level, "%s", text)
 
-def open_ray(config: Config, *, measures_speed: bool = False) -> RayExecutor:
-    """Connect to Ray, or start one, and hire the workers that the configuration asks for.
-
-    Raises:
-        ExecutorError: no Ray answers, it has too little, or its workers don't suit each other or this process.
-        ModelError: the model can't be loaded.
-    """
-    settings = config.engine
-    cluster = Cluster(settings.ray_address, settings.start_seconds)
-    try:
-        staffing = plan(settings, config.model.device, cluster.nodes)
-        here = absolute(config)
-        model = here.model.model_copy(update={"device": "cuda" if staffing.gpus else "cpu"})
-        placed = here.model_copy(update={"model": model})
-        engine = RayExecutor(cluster, placed, staffing, measures_speed=measures_speed)
-    except BaseException:
-        cluster.close()
-        raise
-    try:
-        engine.start(settings.start_seconds)
-    except BaseException:
-        engine.close()
-        raise
-    return engine
+    def _add_workers(self) -> None:
+        """Start workers on hosts that join."""
+        while not self._closed.wait(_NEW_HOSTS_SECONDS):
+            room = self._plan.capacity(self._cluster.nodes) - self._num_refused
+            for _ in range(len(self._handles), room):
+                self._start_worker()

@@ -1,98 +1,142 @@
-"""A worker of the cluster as its leader sees it: what it was last asked, and what it answered."""
+"""A Ray actor that loads the model and runs tasks with it; imports no Ray, so that it runs without."""
 
-import math
+import logging
+import logging.handlers
 import os
-import time
+import queue
+import socket
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
+import torch
 
+from sparsetune.attention.device import device_name, device_of
 from sparsetune.config import Config
+from sparsetune.errors import SparsetuneError
 from sparsetune.executor.base import Task
-from sparsetune.executor.events import Worker
-from sparsetune.executor.remote_worker import RemoteWorker
-from sparsetune.executor.worker_plan import WorkerInfo, WorkerPlan
+from sparsetune.executor.events import Started, Worker
+from sparsetune.executor.session import ModelSession
+from sparsetune.executor.worker_plan import WorkerInfo, package_versions
+from sparsetune.metrics import import_metrics
+from sparsetune.models.generation import Renderer
+from sparsetune.models.loading import DEMO, load_pipeline
+from sparsetune.models.runtime import device_kind
 
-_KEPT_VARIABLES = ("HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE")
+
+@dataclass(frozen=True)
+class TaskResult:
+    """The value of a task, or its error without traceback; neither if it was stopped."""
+
+    value: Any = None
+    error: Exception | None = None
 
 
-@dataclass(eq=False)
-class WorkerHandle:
-    """A worker: first it says hello, then it loads the model, then it is idle or does a task.
+class _StoppedError(BaseException):
+    """The task was cancelled."""
+
+
+class RayWorker:
+    """Loads the model once and runs one task at a time.
 
     Args:
-        index: its number.
-        actor: Ray's handle of its process.
-        awaited: what it answers next: a reference, or the stream of a task's events; None while it is idle.
-        hello: what it said of itself; None until it did.
-        loaded: whether it has the model.
-        ticket: of the task in its hands; None where nobody waits for one.
-        loads_since: `time.monotonic()` when it was told to load the model.
+        index: index of the worker.
+        config: which model to load and what to render, with absolute paths.
+        num_threads: CPU threads of PyTorch.
+        cache_marker: a file that exists in the driver's cache folder.
     """
 
-    index: int
-    actor: Any
-    awaited: Any
-    hello: WorkerInfo | None = None
-    loaded: bool = False
-    ticket: int | None = None
-    loads_since: float = math.inf
+    def __init__(self, index: int, config: Config, num_threads: int, cache_marker: Path) -> None:
+        self._index, self._config, self._num_threads, self._cache_marker = index, config, num_threads, cache_marker
+        self._session: ModelSession | None = None
+        self._stopped: set[int] = set()
+        self._thread = ThreadPoolExecutor(1)  # `stop` must get through while a task runs
 
-    @classmethod
-    def hire(cls, index: int, config: Config, staffing: WorkerPlan, mark: Path) -> "WorkerHandle":
-        """Ask Ray for a process; it starts when there is room."""
-        variables = {name: value for name in _KEPT_VARIABLES if (value := os.environ.get(name)) is not None}
-        threads = str(staffing.threads)
-        remote: Any = ray.remote(RemoteWorker)
-        actor = remote.options(
-            num_cpus=1 if staffing.gpus else staffing.threads,
-            num_gpus=staffing.gpus,
-            max_restarts=0,  # another one takes its place, and the work is handed out anew
-            max_concurrency=4,  # it must hear `stop` while it works
-            scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": variables | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
-        ).remote(index, config, staffing.threads, mark)
-        return cls(index, actor, actor.hello.remote())
+    def info(self) -> WorkerInfo:
+        """Describe the worker, before the model is loaded."""
+        torch.set_num_threads(self._num_threads)
+        device = device_of(self._config.model.device)
+        gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu and device.type == "cuda"]
+        worker = Worker(
+            self._index,
+            socket.gethostname(),
+            device_name(device),
+            os.getpid(),
+            tuple(gpus),
+            num_threads=torch.get_num_threads(),
+        )
+        return WorkerInfo(worker, device_kind(device), package_versions(), self._cache_marker.exists())
 
-    @property
-    def worker(self) -> Worker:
-        """Who it is; before it said so, only its number is known."""
-        return self.hello.worker if self.hello else Worker(self.index, "unknown host", "unknown", 0)
+    def load(self) -> SparsetuneError | None:
+        """Load the model; returns the error if that fails."""
+        try:
+            import_metrics(self._config.eval.metric_modules)
+            renderer = Renderer(load_pipeline(self._config.model), self._config.generation)
+        except SparsetuneError as error:
+            return _without_traceback(error)
+        self._session = ModelSession(renderer, shares_files=False)
+        return None
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether it can be given a task."""
-        return self.loaded and self.awaited is None
+    def run(self, task_id: int, task: Task[Any]) -> Iterator[object]:
+        """Run a task; yields events and warnings as they come, and `TaskResult` last."""
+        messages: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._thread.submit(self._run, task_id, task, messages)
+        while not isinstance(message := messages.get(), TaskResult):
+            yield message
+        yield message
 
-    def load(self) -> None:
-        """Have it load the model."""
-        self.awaited, self.loads_since = self.actor.load.remote(), time.monotonic()
+    def stop(self, task_id: int) -> None:
+        """Stop a task at its next event."""
+        self._stopped.add(task_id)
 
-    def begin(self, ticket: int, task: Task[Any]) -> None:
-        """Give it a task."""
-        self.ticket = ticket
-        self.awaited = self.actor.run.options(num_returns="streaming").remote(ticket, task)
+    def _run(self, task_id: int, task: Task[Any], messages: "queue.SimpleQueue[object]") -> None:
+        def emit(what: object) -> None:
+            if task_id in self._stopped:
+                raise _StoppedError
+            messages.put(what)
 
-    def hear(self) -> Any:
-        """Give what it answered, where it has; of a task that is the next thing told.
+        assert self._session is not None, "load comes before run"
+        handler = logging.handlers.QueueHandler(messages)
+        handler.setLevel(logging.WARNING)
+        logging.getLogger("sparsetune").addHandler(handler)
+        messages.put(Started())
+        result = TaskResult()
+        try:
+            result = TaskResult(task.run(self._session, emit))
+        except SparsetuneError as error:
+            result = TaskResult(error=_without_traceback(error))
+        except _StoppedError:
+            pass
+        except BaseException as error:
+            result = TaskResult(error=RuntimeError(f"worker {self._index} failed: {type(error).__name__}: {error}"))
+            traceback.print_exc()  # into the worker's log file
+        finally:
+            logging.getLogger("sparsetune").removeHandler(handler)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # after an out-of-memory error the next task needs it
+            messages.put(result)
 
-        Raises:
-            RayError: it is no more.
-        """
-        if isinstance(self.awaited, ray.ObjectRefGenerator):
-            return ray.get(next(self.awaited))
-        answer = ray.get(self.awaited)
-        self.awaited = None
-        return answer
 
-    def leave(self) -> None:
-        """Have it stop what it does, at the next step."""
-        if self.ticket is not None:
-            self.actor.stop.remote(self.ticket)
-            self.ticket = self.awaited = None
+def _without_traceback(error: SparsetuneError) -> SparsetuneError:
+    """Copy an error, so that frames with their tensors are freed and its cause needn't be pickled."""
+    return type(error)(*error.args)
 
-    def dismiss(self) -> None:
-        """End its process."""
-        ray.kill(self.actor, no_restart=True)
+
+def worker_config(config: Config, device: str) -> Config:
+    """The configuration for workers, with their device, and paths that don't depend on the working folder."""
+
+    def absolute(text: str) -> str:
+        path = os.path.abspath(os.path.expanduser(text))
+        return path if os.path.exists(path) and text != DEMO else text  # else it is a hub id or a module
+
+    modules = tuple(map(absolute, config.eval.metric_modules))
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"source": absolute(config.model.source), "device": device}),
+            "eval": config.eval.model_copy(update={"metric_modules": modules}),
+            "cache": config.cache.model_copy(update={"dir": config.cache.folder.absolute()}),
+        }
+    )

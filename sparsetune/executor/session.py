@@ -1,4 +1,4 @@
-"""A worker's model, with the policy that is at work on it."""
+"""The model of a worker, with the policy that is installed on it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,13 @@ from sparsetune.models.sparsify import default_policy, policy_for, sparsify
 
 
 class ModelSession:
-    """What tasks run with, one after the other, in one process.
+    """A loaded model that tasks use one after the other.
 
-    A policy stays installed from one task to the next, so that what a kernel refuses is said once and not at every
-    prompt; a task that needs the pipeline as it was made takes it off.
+    A policy stays installed from one task to the next, so that a kernel's fallback is logged once, not at every prompt.
 
     Args:
-        renderer: of the loaded model; nothing may be installed on its pipeline.
-        shares_files: whether files that a task writes are where the engine's caller looks for them.
+        renderer: of the loaded model, without a policy on its pipeline.
+        shares_files: whether the submitter of tasks sees files that they write.
     """
 
     def __init__(self, renderer: Renderer, *, shares_files: bool = True) -> None:
@@ -29,22 +28,22 @@ class ModelSession:
         self._handle: SparseHandle | None = None
         self._installed: tuple[str, Path | None] | None = None
 
-    def sparse(self, policy: Policy, backend: str, break_even: Path | None = None) -> SparseHandle:
-        """Put a policy to work; what was learned under the one before, of the same kind or not, is forgotten.
+    def install(self, policy: Policy, backend: str, break_even: Path | None = None) -> SparseHandle:
+        """Install a policy, in place of the last one; statistics and state start anew.
 
         Raises:
-            ModelError, CheckpointError, BackendError: it can't be installed, see `models.sparse.sparsify`.
+            ModelError, CheckpointError, BackendError: as `models.sparsify.sparsify`.
         """
         if self._handle is None or self._installed != (backend, break_even):
-            self.plain()
+            self.restore()
             self._handle = sparsify(self.renderer.loaded.pipe, policy, backend, break_even)
             self._installed = (backend, break_even)
         else:
             self._handle.policy = policy
         return self._handle
 
-    def plain(self) -> Renderer:
-        """Take off whatever is installed, and give the renderer."""
+    def restore(self) -> Renderer:
+        """Remove the installed policy and return the renderer."""
         if self._handle is not None:
             self._handle.remove()
         self._handle = self._installed = None
@@ -53,12 +52,7 @@ class ModelSession:
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """What a worker has.
-
-    Args:
-        rig: its model, device and kernel.
-        policy: the checkpoint's, with the layers named as this model's; without one SpargeAttn's default thresholds.
-    """
+    """Runtime of a worker, and the policy with the layer names of its model."""
 
     rig: RuntimeDescription
     policy: Policy
@@ -66,30 +60,24 @@ class SessionInfo:
 
 @dataclass(frozen=True)
 class DescribeSession:
-    """Describes a worker, and finds out whether a checkpoint, kernel and break-even table suit it.
-
-    Args:
-        backend: as the configuration names it.
-        checkpoint: whose policy to give.
-        break_even: table that layers are to be judged by.
-    """
+    """Task that describes a worker and checks that backend, checkpoint and break-even table can be used there."""
 
     backend: str
     checkpoint: Checkpoint | None = None
     break_even: Path | None = None
 
-    def run(self, place: ModelSession, emit: Emit) -> SessionInfo:
-        """DescribeSession the worker.
+    def run(self, session: ModelSession, emit: Emit) -> SessionInfo:
+        """Describe the worker; without a checkpoint the policy is SpargeAttn's default.
 
         Raises:
-            ModelError: the pipeline is sparse already, or can't be.
+            ModelError: the pipeline is sparse already, or can't be made sparse.
             BackendError: the kernel can't run there, or the table is missing or another machine's.
             CheckpointError: the checkpoint is another model's.
         """
-        renderer = place.plain()
+        renderer = session.restore()
         pipe = renderer.loaded.pipe
         rig = describe(renderer, self.backend)
         policy = default_policy(pipe) if self.checkpoint is None else policy_for(pipe, self.checkpoint)
-        place.sparse(policy, self.backend, self.break_even)
-        place.plain()
+        session.install(policy, self.backend, self.break_even)
+        session.restore()
         return SessionInfo(rig, policy)

@@ -69,7 +69,7 @@ class TuningContext:
                 f"--tuner {self.config.tune.tuner} must have the model in this process, but Ray's workers have it; "
                 "use --engine local"
             )
-        return self.engine.place.renderer
+        return self.engine.session.renderer
 
     @property
     def backend(self) -> Backend:

@@ -98,7 +98,7 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
             save_record(TuningRecord.of(result, config), output_dir / RECORD_NAME)
     except BaseException as error:
         failure = error
-        bench.engine.abandon()
+        bench.engine.cancel_all()
         tell(bench.listeners, lambda listener: listener.on_failure(failure))
         raise
     finally:

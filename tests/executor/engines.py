@@ -1,52 +1,90 @@
-"""An engine without a model: its workers are counted, not started."""
+"""An executor without a model."""
 
-from collections import deque
-from collections.abc import Callable, Sequence
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from sparsetune.errors import SparsetuneError
-from sparsetune.executor import Event, Executor, Incident, Started, Task, TaskResult, Worker
+from sparsetune.executor import Event, Executor, Incident, Started, Task, TaskFuture, Worker
+from sparsetune.executor.base import OnEvent, ignore
+
+SETTLE_SECONDS = 0.02
+"""Workers without a task stay idle once none was submitted for so long."""
+
+
+@dataclass
+class Job:
+    task: Task[Any]
+    on_event: OnEvent
+    future: TaskFuture[Any]
 
 
 class FakeExecutor(Executor):
-    """Does tasks in this process; of those that so many workers would have in hand, `choose` says which ends first."""
+    """Runs tasks in this process, one at a time: with one worker within `submit`, with several in a thread of its own.
 
-    def __init__(self, num_workers: int = 1, choose: Callable[[int], int] = lambda in_hand: 0) -> None:
+    Of the tasks that several workers would run at a time `choose` returns the index of the one that ends next.
+    """
+
+    def __init__(self, num_workers: int = 1, choose: Callable[[int], int] = lambda in_flight: 0) -> None:
         self._workers = tuple(Worker(index, "here", "cpu", 1000 + index) for index in range(num_workers))
         self._choose = choose
-        self._waiting: deque[tuple[int, Task[Any]]] = deque()
-        self._in_hand: list[tuple[int, Task[Any], Worker]] = []
-        self._told: list[Incident] = []
-        self.most_in_hand = 0
-        self.tickets = 0
+        self._waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self.most_in_flight = 0
 
     @property
     def workers(self) -> tuple[Worker, ...]:
         return self._workers
 
     @property
-    def incidents(self) -> Sequence[Incident]:
-        return tuple(self._told)
+    def incidents(self) -> tuple[Incident, ...]:
+        return ()
 
-    def submit(self, task: Task[Any]) -> int:
-        self.tickets += 1
-        self._waiting.append((self.tickets, task))
-        return self.tickets
+    def submit(self, task: Task[Any], on_event: OnEvent = ignore) -> TaskFuture[Any]:
+        job = Job(task, on_event, TaskFuture())
+        if len(self._workers) == 1:
+            self.start(job, self._workers[0])
+            self.end(job)
+        else:
+            self._waiting.put(job)
+            with self._lock:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, daemon=True)
+                    self._thread.start()
+        return job.future
 
-    def wait(self, on_event: Callable[[Event], None]) -> TaskResult:
-        busy = {worker for _, _, worker in self._in_hand}
-        for worker in self._workers:
-            if worker not in busy and self._waiting:
-                ticket, task = self._waiting.popleft()
-                self._in_hand.append((ticket, task, worker))
-                on_event(Event(ticket, worker, Started()))
-        self.most_in_hand = max(self.most_in_hand, len(self._in_hand))
-        ticket, task, worker = self._in_hand.pop(self._choose(len(self._in_hand)))
+    def start(self, job: Job, worker: Worker) -> None:
+        job.future.worker = worker
+        job.future.set_running_or_notify_cancel()
+        job.on_event(Event(worker, Started()))
+
+    def end(self, job: Job) -> None:
+        worker = job.future.worker
         try:
-            return TaskResult(ticket, worker, task.run(None, lambda what: on_event(Event(ticket, worker, what))))
-        except SparsetuneError as error:
-            return TaskResult(ticket, worker, error=error)
+            job.future.set_result(job.task.run(None, lambda what: job.on_event(Event(worker, what))))
+        except Exception as error:
+            job.future.set_exception(error)
 
-    def abandon(self) -> None:
-        self._waiting.clear()
-        self._in_hand.clear()
+    def _run(self) -> None:
+        idle, in_flight = list(self._workers), []
+        while True:
+            while idle:
+                try:
+                    job = self._waiting.get(timeout=SETTLE_SECONDS if in_flight else None)
+                except queue.Empty:
+                    break
+                in_flight.append(job)
+                self.start(job, idle.pop(0))
+            self.most_in_flight = max(self.most_in_flight, len(in_flight))
+            job = in_flight.pop(self._choose(len(in_flight)))
+            idle.append(job.future.worker)
+            self.end(job)
+
+    def cancel_all(self) -> None:
+        while not self._waiting.empty():
+            self._waiting.get().future.cancel()
+
+    def close(self) -> None:
+        pass

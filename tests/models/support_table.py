@@ -15,7 +15,7 @@ _UNSAID = {"compiled": "as above"}
 _HEAD = """# Models
 
 What `sparsify` does on each pipeline class of diffusers. The tests that check this table also generate it
-(`tests/models/test_support.py`): they build each class tiny with random weights, render it dense and sparse on the CPU's
+(`tests/models/test_support.py`): they build each class tiny with random weights, render it dense and sparse on the
 reference backend, and compile it with `torch.compile`.
 
 - **works**: at full density the latents equal the dense ones; with `cdfthreshd` 0.5 blocks are skipped and the latents

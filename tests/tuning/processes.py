@@ -25,12 +25,12 @@ class SlowEngine(FakeExecutor):
     dies = False
     done = 0
 
-    def wait(self, on_event):
+    def end(self, job):
         time.sleep(random.Random(os.getpid() + self.done).uniform(0.002, 0.02))
         if self.dies:
             os.kill(os.getpid(), signal.SIGKILL)
         self.done += 1
-        return super().wait(on_event)
+        super().end(job)
 
 
 def work(url: str, folder: Path, n_trials: int, dies_at: int | None) -> None:

@@ -39,13 +39,13 @@ def in_database(storage: RDBStorage, study: optuna.Study) -> list[dict[str, obje
 
 
 class Watched(FakeExecutor):
-    """Compares study and database whenever a prompt ends."""
+    """Compares study and database whenever a prompt is submitted."""
 
-    def wait(self, on_event):
+    def submit(self, task, on_event):
         known = [shown(trial) for trial in self.study.get_trials(deepcopy=False)]
         assert known == in_database(self.database, self.study)
         assert [list(trial["params"]) for trial in known] == [list(trial.params) for trial in self.study.get_trials()]
-        return super().wait(on_event)
+        return super().submit(task, on_event)
 
 
 def test_a_search_knows_what_the_database_holds(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy import event
 
 from sparsetune.errors import GenerationError, TuningError
 from sparsetune.evaluation.prompt import PromptResult
-from sparsetune.executor import Executor, TaskResult, Worker
+from sparsetune.executor import Executor
 from sparsetune.metrics import Gate
 from sparsetune.tuning.events import TrialResult, TuningListener
 from sparsetune.tuning.search import study as studies
@@ -64,7 +64,7 @@ class Known:
     params: Mapping[str, object]
     problem: type[BaseException] | None = None
 
-    def run(self, place: object, emit: object) -> PromptResult:
+    def run(self, session: object, emit: object) -> PromptResult:
         if self.problem is not None:
             raise self.problem("the video must fit into memory, but it ran out")
         if self.params["thresholds"] == DEFAULT:
@@ -210,7 +210,7 @@ def test_several_workers_run_as_many_trials_and_find_as_much(tmp_path: Path) -> 
     recorder = Recorder()
     study, objective = make(tmp_path, (recorder,), engine=engine)
     studies.search(study, objective, 15, None)
-    assert engine.most_in_hand == 2
+    assert engine.most_in_flight == 2
     assert sorted(trial.number for trial in recorder.trials) == list(range(15))
     assert [trial.number for trial in studies.results(study, objective)] == list(range(15))
     assert {trial.worker.index for trial in recorder.trials} == {0, 1}
@@ -283,41 +283,6 @@ def test_three_failures_in_a_row_for_one_reason_stop_the_search(tmp_path: Path) 
     with pytest.raises(TuningError, match="the last 3 failed alike: the video must fit into memory"):
         studies.search(study, objective, 20, None)
     assert len(study.trials) == 5
-
-
-class Sick(FakeExecutor):
-    """Has one worker on which every rendering fails, sooner than others get anywhere; it may be left out."""
-
-    sick = 1
-
-    def __init__(self, num_workers: int) -> None:
-        super().__init__(num_workers, self.sick_first)
-        self.left_out: list[str] = []
-
-    def sick_first(self, in_hand: int) -> int:
-        indices = [worker.index for _, _, worker in self._in_hand]
-        return indices.index(self.sick) if self.sick in indices else 0
-
-    def wait(self, on_event):
-        outcome = super().wait(on_event)
-        problem = GenerationError("the GPU must answer, but it fell off the bus")
-        return (
-            TaskResult(outcome.ticket, outcome.worker, error=problem) if outcome.worker.index == self.sick else outcome
-        )
-
-    def leave_out(self, worker: Worker, why: str) -> None:
-        self._workers = tuple(each for each in self._workers if each != worker)
-        self.left_out.append(f"{worker.label}: {why}")
-
-
-def test_a_worker_on_which_all_fails_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
-    recorder, engine = Recorder(), Sick(3)
-    study, objective = make(tmp_path, (recorder,), engine=engine)
-    studies.search(study, objective, 12, None)
-    assert engine.left_out == [
-        "worker 1 (here): the last 3 trials on it failed alike: the GPU must answer, but it fell off the bus"
-    ]
-    assert [trial.state for trial in recorder.trials].count("failed") == 3 and len(recorder.trials) == 12
 
 
 def test_three_failures_alike_on_all_workers_stop_the_search(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class CalibratePrompt:
             TuningError: a layer made no call that could be measured; the message has the reason.
             GenerationError: the rendering failed.
         """
-        renderer = session.plain()
+        renderer = session.restore()
         backend = choose_backend(self.backend, renderer.loaded.device)
         layers = attention_layers(renderer)
         per_head = (len(layers), len(self.steps), max(heads for _, heads in layers))

@@ -150,7 +150,7 @@ class RefinePrompt:
             TuningError: a layer made no call that could be measured; the message has the reason.
             GenerationError: the rendering failed.
         """
-        renderer = session.plain()
+        renderer = session.restore()
         backend = choose_backend(self.backend, renderer.loaded.device)
         refined = RefinedThresholds.zeros(attention_layers(renderer), num_inputs=1)
 

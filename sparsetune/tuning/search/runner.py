@@ -2,15 +2,17 @@
 
 import math
 import os
+import queue
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 from sparsetune.attention.policy import Policy
 from sparsetune.errors import GenerationError
 from sparsetune.evaluation.prompt import PromptResult
-from sparsetune.executor import Event, Executor, Incident, Started, StepDone, Task, TaskResult, Worker
+from sparsetune.executor import Event, Executor, Incident, Started, StepDone, Task, TaskFuture, Worker
 from sparsetune.metrics import Gate
 from sparsetune.models.prompts import AnyPrompt
 from sparsetune.tuning.context import TuningContext
@@ -84,7 +86,8 @@ class TrialRunner:
     predict: Callable[[Policy], float | None] = lambda _: None
     deadline: float | None = None
     results: dict[int, TrialResult] = field(default_factory=dict)
-    _tickets: dict[int, tuple[_Running, int]] = field(default_factory=dict, repr=False)
+    _in_flight: dict[TaskFuture[PromptResult], tuple[_Running, int]] = field(default_factory=dict, repr=False)
+    _inbox: "queue.SimpleQueue[Any]" = field(default_factory=queue.SimpleQueue, repr=False)
 
     @classmethod
     def of(cls, bench: TuningContext, predict: Callable[[Policy], float | None] = lambda _: None) -> Self:
@@ -140,10 +143,15 @@ class TrialRunner:
         Raises:
             TimeIsUp: the deadline passed, and no trial ended with the prompts in hand.
         """
-        while self._tickets:
-            outcome = self.engine.wait(self._tell)
-            running, index = self._tickets.pop(outcome.ticket)
-            ended = None if running.ended else self._took(running, index, outcome)
+        while self._in_flight:
+            what = self._inbox.get()
+            if not isinstance(what, TaskFuture):
+                self._tell(*what)
+                continue
+            if what not in self._in_flight:
+                continue
+            running, index = self._in_flight.pop(what)
+            ended = None if running.ended else self._took(running, index, what)
             if ended is not None:
                 running.ended = True
                 self.results[running.number] = ended
@@ -152,18 +160,27 @@ class TrialRunner:
 
     def abandon(self) -> None:
         """Forget the trials that are under way."""
-        self._tickets.clear()
-        self.engine.abandon()
+        self._in_flight.clear()
+        self.engine.cancel_all()
 
     def _submit(self, running: _Running) -> None:
-        ticket = self.engine.submit(self.score(self.prompts[running.submitted], running.policy))
-        self._tickets[ticket] = (running, running.submitted)
-        running.submitted += 1
+        index, caller = running.submitted, threading.get_ident()
 
-    def _took(self, running: _Running, index: int, outcome: TaskResult) -> TrialResult | None:
+        def on_event(event: Event) -> None:
+            if threading.get_ident() == caller:
+                self._tell(running, index, event)
+            else:
+                self._inbox.put((running, index, event))
+
+        running.submitted += 1
+        future = self.engine.submit(self.score(self.prompts[index], running.policy), on_event)
+        self._in_flight[future] = (running, index)
+        future.add_done_callback(self._inbox.put)
+
+    def _took(self, running: _Running, index: int, outcome: TaskFuture[PromptResult]) -> TrialResult | None:
         """Take in what a prompt came to; gives the trial's outcome where that ends it."""
         try:
-            result: PromptResult = outcome.get()
+            result = outcome.result()
         except GenerationError as error:
             return self._outcome(running, "failed", str(error), outcome.worker)
         running.results[index] = result
@@ -177,14 +194,11 @@ class TrialRunner:
             self._submit(running)
         return None
 
-    def _tell(self, event: Event) -> None:
+    def _tell(self, running: _Running, index: int, event: Event) -> None:
         what, worker = event.what, event.worker
         if isinstance(what, Incident):
             incident = what
             tell(self.listeners, lambda listener: listener.on_incident(incident))
-        if event.ticket not in self._tickets:
-            return
-        running, index = self._tickets[event.ticket]
         if isinstance(what, Started) and (running.told is None or (running.told != worker and running.in_turns)):
             running.told = worker
             name = None if worker.pid == os.getpid() else worker.label
@@ -194,7 +208,7 @@ class TrialRunner:
             step = replace(what, trial=running.number, index=index, num_renderings=len(self.prompts), worker=worker)
             tell(self.listeners, lambda listener: listener.on_step(step))
 
-    def _outcome(self, running: _Running, state: TrialState, reason: str | None, worker: Worker) -> TrialResult:
+    def _outcome(self, running: _Running, state: TrialState, reason: str | None, worker: Worker | None) -> TrialResult:
         results = running.in_order
         measured = bool(results)
         missing = shortfalls(results, self.gate) if measured else {}

@@ -17,7 +17,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from sparsetune.config.models import Goal
 from sparsetune.errors import TuningError
-from sparsetune.executor import Executor
 from sparsetune.tuning.context import digest
 from sparsetune.tuning.events import TrialResult, tell
 from sparsetune.tuning.search.asktell import AskTell
@@ -166,11 +165,10 @@ def search(study: SharedStudy, objective: Objective, n_trials: int, seconds: flo
     Other processes may do the same: trials are shared out, and one that has none left waits until those of the others
     are done, since it will have to try them again should the others die. When time is up, the trials in hand end after
     the prompts in hand, and are put in the queue again. Trials that failed for want of memory or gave NaN are kept as
-    failed, and the search goes on; a worker on which three in a row fail for one reason is left out, where there are
-    others.
+    failed, and the search goes on.
 
     Raises:
-        TuningError: three trials in a row failed for the same reason, on as many workers or on all that there are.
+        TuningError: three trials in a row failed for the same reason.
         ExecutorError: no worker is left.
         KeyboardInterrupt: Ctrl-C; what is done is kept, and the trials that ran are put in the queue again.
     """
@@ -184,7 +182,7 @@ def search(study: SharedStudy, objective: Objective, n_trials: int, seconds: flo
                     pass
                 if len(under_way):
                     under_way.tell_next()
-                    _check_failures(runner.engine, list(runner.results.values()))
+                    _check_failures(list(runner.results.values()))
                 elif runner.is_over or study.num_done() >= n_trials:
                     return
                 else:
@@ -205,22 +203,15 @@ def _wait(study: SharedStudy, objective: Objective, waited_for: int) -> int:
     return running
 
 
-def _check_failures(engine: Executor, results: Sequence[TrialResult]) -> None:
-    """Check that the last trials to end didn't all fail for one reason; where it may be one worker's, leave that out.
+def _check_failures(results: Sequence[TrialResult]) -> None:
+    """Check that the last trials to end didn't all fail for one reason.
 
     Raises:
-        TuningError: they did, on different workers.
+        TuningError: they did.
     """
-    if not results or results[-1].state != "failed":
-        return
-    last, sick = results[-_SAME_FAILURES:], results[-1].worker
-    workers = {trial.worker for trial in last}
-    if _failed_alike(last) and len(workers) >= min(_SAME_FAILURES, engine.num_workers):
+    last = results[-_SAME_FAILURES:]
+    if _failed_alike(last):
         raise TuningError(f"trials must not all fail, but the last {len(last)} failed alike: {last[0].reason}")
-    theirs = [trial for trial in results if trial.worker == sick][-_SAME_FAILURES:]
-    elsewhere = {trial.reason for trial in [each for each in results if each.worker != sick][-_SAME_FAILURES:]}
-    if sick is not None and engine.num_workers > 1 and _failed_alike(theirs) and theirs[0].reason not in elsewhere:
-        engine.leave_out(sick, f"the last {len(theirs)} trials on it failed alike: {theirs[0].reason}")
 
 
 def _failed_alike(trials: Sequence[TrialResult]) -> bool:

@@ -11,7 +11,7 @@ import torch
 from sparsetune.executor import Incident, StepDone
 from sparsetune.tuning import TuningListener, TuningResult, tune
 from sparsetune.tuning.events import TrialResult
-from tests.executor.test_ray import SMALL, config
+from tests.executor.test_ray_executor import SMALL, config
 
 ray = pytest.importorskip("ray", reason="the extra ray isn't installed")
 
@@ -52,7 +52,7 @@ class Mover(TuningListener):
         self.trials: list[TrialResult] = []
 
     def on_step(self, event: StepDone) -> None:
-        if self.left is None and event.number == 1 and event.worker is not None:
+        if self.left is None and event.trial == 1 and event.worker is not None:
             self.left = event.worker.index
             (gone,) = [node for node in self.cluster.worker_nodes if raylet(node) == parent(event.worker.pid)]
             self.cluster.remove_node(gone, allow_graceful=False)
@@ -92,7 +92,7 @@ def test_a_host_leaves_in_the_middle_of_a_trial_and_another_joins(cluster: Clust
     here = f"({socket.gethostname()})"
     assert mover.left is not None
     texts = [incident.text for incident in result.incidents]
-    assert f"worker {mover.left} {here} was lost (its host left); its task is done again by another" in texts
+    assert f"worker {mover.left} {here} was lost (its host left); its task is run again by another worker" in texts
     assert any(f"worker {index} {here} joined" in texts for index in range(2, 6)), texts
     assert set(mover.incidents) <= set(result.incidents)
     assert sorted(trial.number for trial in mover.trials) == list(

@@ -11,5 +11,5 @@ def test_ray_that_isnt_installed_is_said_with_the_extra(monkeypatch: pytest.Monk
     for module in [name for name in sys.modules if name.startswith("sparsetune.executor.ray")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ExecutorError, match=r"must have Ray, but it isn't installed; pip install 'sparsetune\[ray\]'"):
+    with pytest.raises(ExecutorError, match=r"needs Ray, which isn't installed; pip install 'sparsetune\[ray\]'"):
         open_executor(demo_config({"engine.name": "ray"}))
