@@ -211,8 +211,8 @@ def _run_missing(
             step = replace(what, phase=phase, index=missing[index], num_renderings=len(tasks), worker=event.worker)
             tell(context.listeners, lambda listener: listener.on_step(step))
 
-    for index, result in run_all(context.engine, [tasks[number] for number in missing], on_event, context.has_time):
-        keep(missing[index], result.get())
+    for index, future in run_all(context.engine, [tasks[number] for number in missing], on_event, context.has_time):
+        keep(missing[index], future.result())
     if not all(map(is_done, range(len(tasks)))):
         raise TimeIsUp
 

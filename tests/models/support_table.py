@@ -16,7 +16,7 @@ _HEAD = """# Models
 
 What `sparsify` does on each pipeline class of diffusers. The tests that check this table also generate it
 (`tests/models/test_support.py`): they build each class tiny with random weights, render it dense and sparse on the
-reference backend, and compile it with `torch.compile`.
+CPU's reference backend, and compile it with `torch.compile`.
 
 - **works**: at full density the latents equal the dense ones; with `cdfthreshd` 0.5 blocks are skipped and the latents
   differ; the first half of the steps runs dense if the schedule says so; removing the policy restores the pipeline
@@ -32,8 +32,8 @@ output are the same except for the rounding of one factor on q.
 
 `transformer.compile_repeated_blocks()` compiles a block once for all layers, sparse as well as dense. These work
 together with a policy (`tests/models/test_combinations.py`): LoRA, `enable_model_cpu_offload` and
-`enable_sequential_cpu_offload`, group offloading, FP8 layerwise casting, VAE tiling, `set_attention_backend`, and caches
-(first block, pyramid attention broadcast; calls that they skip aren't counted). Offloading was tested on a CPU in place
+`enable_sequential_cpu_offload`, group offloading, FP8 layerwise casting, VAE tiling, `set_attention_backend`, and
+caches (first block, pyramid attention broadcast; calls that they skip aren't counted). Offloading was tested on a CPU in place
 of the GPU: hooks and weights on the meta device are the same, copies between two devices are not.
 `tests/models/test_offload_gpu.py` tests it on a GPU and has not been run yet. Context parallelism is rejected.
 
@@ -61,8 +61,8 @@ All other pipelines of diffusers {version}.
 _CONFIGURATIONS = """
 ## Configurations
 
-`sparsetune models` lists these; `--random-weights [--tiny]` builds any of them without a download. Layers, heads, widths
-and tokens are those of the model that diffusers builds from the settings in the last column. A revision is pinned if
+`sparsetune models` lists these; `--random-weights [--tiny]` builds any of them without a download. Layers, heads,
+widths and tokens are those of the model that diffusers builds from the settings in the last column. A revision is pinned if
 several public projects name the same commit of that repository; it was not downloaded to check it. Without a pinned
 revision, the Hub's current one is loaded with a warning, and its commit is recorded in results and manifests.
 
