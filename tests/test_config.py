@@ -140,22 +140,25 @@ def test_other_environment_variables_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"sets": ["tune.n_trial=3"]}, "tune.n_trial (given with --set) isn't; did you mean tune.n_trials?"),
+        ({"sets": ["tune.n_trial=3"]}, "unknown setting tune.n_trial (given with --set); did you mean tune.n_trials?"),
         (
             {"environ": {"SPARSETUNE_TUNE__NTRIALS": "3"}},
-            "(in the environment as SPARSETUNE_TUNE__NTRIALS) isn't; did you mean tune.n_trials?",
+            "(in the environment as SPARSETUNE_TUNE__NTRIALS); did you mean tune.n_trials?",
         ),
-        ({"flags": {"modle.source": "x"}}, "modle.source (given as an option) isn't; did you mean model.source?"),
-        ({"sets": ["zzz=1"]}, "zzz (given with --set) isn't; sections are model, generation,"),
-        ({"sets": ["generation=3"]}, "generation (given with --set) isn't"),
-        ({"sets": ["seed"]}, "--set must be KEY=VALUE, but is 'seed'"),
-        ({"sets": ["generation.fps=0"]}, "generation.fps (given with --set): it must be greater than 0, but it is '0'"),
-        ({"sets": ["tune.seed=one"]}, "tune.seed (given with --set): it must be a valid integer"),
-        ({"sets": ["model.device=gpu"]}, "model.device (given with --set): "),
-        ({"flags": {"backend": "fast"}}, "backend (given as an option): it must be 'auto', 'reference', 'sparge', "),
-        ({"sets": ["gate.min_psnr=nan"]}, "gate.min_psnr (given with --set): it must be a finite number"),
-        ({"config": "demoo"}, "but there is no 'demoo'; did you mean demo?"),
-        ({"config": "/no/such/file.yaml"}, "there is no '/no/such/file.yaml'"),
+        (
+            {"flags": {"modle.source": "x"}},
+            "unknown setting modle.source (given as an option); did you mean model.source?",
+        ),
+        ({"sets": ["zzz=1"]}, "zzz (given with --set); sections are model, generation,"),
+        ({"sets": ["generation=3"]}, "unknown setting generation (given with --set)"),
+        ({"sets": ["seed"]}, "--set must be KEY=VALUE, e.g. generation.num_frames=17, got 'seed'"),
+        ({"sets": ["generation.fps=0"]}, "generation.fps must be greater than 0, got '0' (given with --set)"),
+        ({"sets": ["tune.seed=one"]}, "tune.seed must be a valid integer"),
+        ({"sets": ["model.device=gpu"]}, "model.device must match pattern"),
+        ({"flags": {"backend": "fast"}}, "backend must be 'auto', 'reference', 'sparge', "),
+        ({"sets": ["gate.min_psnr=nan"]}, "gate.min_psnr must be a finite number"),
+        ({"config": "demoo"}, "no configuration 'demoo'; did you mean demo?"),
+        ({"config": "/no/such/file.yaml"}, "no configuration '/no/such/file.yaml'"),
     ],
 )
 def test_bad_input_is_one_line_that_names_the_key_and_a_remedy(given: dict[str, object], message: str) -> None:
@@ -167,11 +170,11 @@ def test_bad_input_is_one_line_that_names_the_key_and_a_remedy(given: dict[str, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"model: [", "must be valid YAML, but in line 1"),
-        (b"- a\n- b\n", "must hold sections such as `model:`, but holds a list"),
+        (b"model: [", "is not valid YAML in line 1"),
+        (b"- a\n- b\n", "must hold sections such as `model:`, got a list"),
         (b"model:\n  sorce: demo\n", "did you mean model.source?"),
-        (b"\xff\xfe\x00", "must be a readable UTF-8 file"),
-        (b"tune:\n  n_trials: 0\n", "tune.n_trials (in "),
+        (b"\xff\xfe\x00", "cannot read "),
+        (b"tune:\n  n_trials: 0\n", "tune.n_trials must be greater than 0, got 0 (in "),
     ],
 )
 def test_bad_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
@@ -243,5 +246,5 @@ def test_every_setting_is_described() -> None:
 
 
 def test_a_rule_over_several_settings_is_told_in_its_own_words() -> None:
-    with pytest.raises(ConfigError, match=r"^tune.pv_l1 must exceed tune.l1, .* are 0.065 and 0.2; raise --pv-l1$"):
+    with pytest.raises(ConfigError, match=r"^tune.pv_l1 must exceed tune.l1, .* got 0.065 and 0.2; raise --pv-l1$"):
         resolve(None, ["tune.l1=0.2"], {}, {})

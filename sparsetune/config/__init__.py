@@ -1,4 +1,4 @@
-"""The typed configuration of sparsetune: its models and the one resolver that fills them."""
+"""Typed configuration: its pydantic models and the resolver."""
 
 from sparsetune.config.models import (
     DEFAULT_METRICS,

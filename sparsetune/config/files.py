@@ -1,4 +1,4 @@
-"""Configuration files: where the packaged ones lie, and how one is read into dotted keys."""
+"""Configuration files: paths of the packaged ones, and YAML to dotted keys."""
 
 import difflib
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from sparsetune.errors import ConfigError
 
 SUFFIXES = (".yaml", ".yml")
 INPUT_PATHS = ("tune.prompt_file", "eval.prompt_file", "model.source")
-"""Keys whose relative paths in a file start at the file's own folder: a file travels with its prompts."""
+"""Keys whose relative paths in a file are relative to the file's folder."""
 
 
 def configs_folder() -> Path:
@@ -39,8 +39,8 @@ def find_config(config: str | Path) -> Path:
         return path
     hint = nearest(text, named)
     raise ConfigError(
-        f"the configuration must be a YAML file or one of {', '.join(named)}, but there is no {text!r}"
-        + (f"; did you mean {hint}?" if hint else "; mend the path")
+        f"no configuration {text!r}; "
+        + (f"did you mean {hint}?" if hint else f"use the path of a YAML file, or one of {', '.join(named)}")
     )
 
 
@@ -53,21 +53,21 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} must be a readable UTF-8 file, but reading it failed: {error}") from error
+        raise ConfigError(f"cannot read {path}: {error}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or "not parsable"
-        raise ConfigError(f"{path} must be valid YAML, but{where}: {reason}; mend the file") from error
+        raise ConfigError(f"{path} is not valid YAML{where}: {reason}") from error
     if content is None:
         return {}
     if not isinstance(content, Mapping):
-        raise ConfigError(f"{path} must hold sections such as `model:`, but holds a {type(content).__name__}")
+        raise ConfigError(f"{path} must hold sections such as `model:`, got a {type(content).__name__}")
     return {key: _from_file(path, key, value) for key, value in _flatten(content).items()}
 
 
 def nearest(word: str, known: Mapping[str, Any]) -> str | None:
-    """Return the known word most like `word`, or None when nothing is like it."""
+    """Return the known word most similar to `word`, or None."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return matches[0] if matches else None
 
@@ -91,7 +91,7 @@ def _from_file(path: Path, key: str, value: Any) -> Any:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Lay nested mappings out under dotted names, e.g. `model.source`."""
+    """Flatten nested mappings to dotted names, e.g. `model.source`."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The configuration's models: every setting with its type, range, unit and only default."""
+"""Pydantic models of the configuration: type, range, unit and default of every setting."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -23,12 +23,12 @@ Order = Literal["raster", "fwh", "hfw", "hwf", "wfh", "whf", "tiles", "cubes", "
 
 
 def _yaml_no(value: Any) -> Any:
-    return "no" if value is False else value  # which is what YAML makes of a bare `no`
+    return "no" if value is False else value  # YAML reads a bare `no` as False
 
 
 RandomWeights = Annotated[Literal["no", "full", "tiny"], BeforeValidator(_yaml_no)]
 LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]
-"""A path whose `~` is the user's home, wherever it was said."""
+"""A path with `~` expanded."""
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Workers = Annotated[str, BeforeValidator(str), Field(pattern=r"^(auto|[1-9]\d*)$")]
@@ -40,7 +40,7 @@ DEFAULT_METRICS = (
     "frame_cosine", "psnr", "frame_l1", "frame_diff", "psnr_frame_mean", "psnr_frame_min", "ssim", "ms_ssim", "vmaf",
     "xpsnr",
 )  # fmt: skip
-"""What an evaluation computes unless told otherwise: all that needs no download, some seconds for 49 x 480 x 720."""
+"""Metrics that need no download; computing them takes seconds for 49 x 480 x 720."""
 
 
 class _Section(BaseModel):
@@ -48,7 +48,7 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """Which model is loaded, where to and how."""
+    """The model, and how it is loaded."""
 
     name: FolderName = Field("demo", description="Short name of the model; names its folder of results.")
     source: str = Field(
@@ -66,12 +66,12 @@ class ModelConfig(_Section):
 
     @property
     def results_folder(self) -> Path:
-        """Where commands leave what they make for this model, unless told otherwise: results/NAME."""
+        """Default folder of the model's results: results/NAME."""
         return Path("results") / self.name
 
 
 class GenerationConfig(_Section):
-    """What a generation renders; where a file says nothing, CogVideoX-2b's recommended settings."""
+    """Settings of a generation; the defaults are those recommended for CogVideoX-2b."""
 
     num_frames: int = Field(49, gt=0, description="Frames of a video.")
     height: int = Field(480, gt=0, description="Height of a frame in pixels.")
@@ -87,7 +87,7 @@ class GenerationConfig(_Section):
 
 
 class TuneConfig(_Section):
-    """How thresholds are searched."""
+    """Settings of the threshold search."""
 
     tuner: Tuner = Field(
         "optuna",
@@ -145,14 +145,14 @@ class TuneConfig(_Section):
     def _bounds_in_order(self) -> Self:
         if self.pv_l1 <= self.l1:
             raise ValueError(
-                f"tune.pv_l1 must exceed tune.l1, since it bounds the error of both, but they are {self.pv_l1:g} and "
-                f"{self.l1:g}; raise --pv-l1"
+                f"tune.pv_l1 must exceed tune.l1, since it bounds both errors, got {self.pv_l1:g} and {self.l1:g}; "
+                "raise --pv-l1"
             )
         return self
 
 
 class EvalConfig(_Section):
-    """How a policy is judged against the dense model."""
+    """Settings of an evaluation against the dense model."""
 
     num_prompts: int = Field(5, description="Prompts to render, from the top of the file.")
     prompt_file: LocalPath = Field(
@@ -174,7 +174,7 @@ class EvalConfig(_Section):
 
 
 class GateConfig(_Section):
-    """What a policy must reach before it is deployed."""
+    """Quality thresholds for deployment."""
 
     min_frame_cosine: float = Field(0.95, ge=-1.0, le=1.0, description="Mean frame_cosine must be above this.")
     min_psnr: float = Field(35.0, ge=0.0, description="Mean psnr must be above this, in dB.")
@@ -183,7 +183,7 @@ class GateConfig(_Section):
 
 
 class TrackingConfig(_Section):
-    """Where runs are recorded."""
+    """Tracking of runs in MLflow."""
 
     enabled: bool = Field(True, description="Record runs in MLflow.")
     uri: str | None = Field(None, description="MLflow tracking URI; null is MLFLOW_TRACKING_URI, then SQLite in root.")
@@ -193,7 +193,7 @@ class TrackingConfig(_Section):
 
 
 class EngineConfig(_Section):
-    """Where work is done: in this process, or by Ray's workers, each of which keeps a model."""
+    """Execution in this process, or by Ray workers that each load the model."""
 
     name: EngineName = Field("local", description="local works in this process, ray on many (sparsetune[ray]).")
     workers: Workers = Field(
@@ -220,19 +220,19 @@ class EngineConfig(_Section):
 
 
 class CacheConfig(_Section):
-    """Where dense baselines are kept."""
+    """Cache of dense baselines."""
 
     dir: LocalPath | None = Field(None, description="Folder of the dense baselines; null is the user's cache folder.")
     max_gb: float = Field(20.0, gt=0.0, description="Size bound in GB; the least recently used baselines go first.")
 
     @property
     def folder(self) -> Path:
-        """The folder to use: `dir`, or sparsetune's own in the user's cache folder."""
+        """`dir`, or sparsetune's folder in the user's cache folder."""
         return self.dir if self.dir is not None else platformdirs.user_cache_path("sparsetune") / "baselines"
 
 
 class Config(_Section):
-    """Everything that a command can be told."""
+    """All settings."""
 
     model: ModelConfig = Field(default_factory=ModelConfig)
     generation: GenerationConfig = Field(default_factory=GenerationConfig)

@@ -1,4 +1,4 @@
-"""The one resolver: explicit flag > `--set` > environment > file > default."""
+"""Resolution of settings: explicit flag > `--set` > environment > file > default."""
 
 import os
 import re
@@ -19,14 +19,14 @@ ENVIRONMENT_PREFIX = "SPARSETUNE_"
 
 
 @dataclass(frozen=True)
-class _Given:
-    """A value with the place it came from, for messages."""
+class _Value:
+    """A value and its source, for messages."""
 
     value: Any
-    origin: str
+    source: str
 
 
-_Layer = dict[str, _Given]
+_Layer = dict[str, _Value]
 
 
 def resolve(
@@ -35,31 +35,31 @@ def resolve(
     environ: Mapping[str, str] | None = None,
     flags: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Build the configuration from everything that was said, the more explicit winning.
+    """Build the configuration from all sources, the more explicit taking precedence.
 
-    Below `config` lies the packaged configuration of the model: the one whose name `model.source` is or ends in
-    (`cogvideox-2b`, `THUDM/CogVideoX-2b`, `/models/CogVideoX-2b`), and `demo` where no model was named at all.
+    `config` overrides the model's packaged configuration: the one whose name `model.source` is or ends in
+    (`cogvideox-2b`, `THUDM/CogVideoX-2b`, `/models/CogVideoX-2b`), and `demo` where no model is named.
 
     Args:
         config: a YAML file or the name of a packaged one.
         sets: `key=value` strings with dotted keys, e.g. `generation.num_frames=17`; the last of a key wins.
-        environ: variables `SPARSETUNE_SECTION__KEY`, by default the process's; others are left alone.
+        environ: variables `SPARSETUNE_SECTION__KEY`, by default the process's; others are ignored.
         flags: values of explicitly given options, by dotted key.
 
     Raises:
-        ConfigError: an unknown key (the nearest is named), or a value that doesn't hold.
+        ConfigError: an unknown key (the nearest is named) or an invalid value.
     """
-    explicit = {key: _Given(_from_text(key, value), "given as an option") for key, value in (flags or {}).items()}
+    explicit = {key: _Value(_from_text(key, value), "given as an option") for key, value in (flags or {}).items()}
     upper = _environment(os.environ if environ is None else environ) | _sets(sets) | explicit
     file = _file(find_config(config)) if config is not None else {}
-    if "model.source" in upper:  # what the file says of its own model isn't meant for this one
+    if "model.source" in upper:  # the file's name and revision are those of its own model
         file = {key: given for key, given in file.items() if key not in ("model.name", "model.revision")}
     given = file | upper
     return _validate(_random_weights(_base(given) | given, upper))
 
 
 def _base(given: _Layer) -> _Layer:
-    """Find the packaged configuration that lies below `given`, and take a packaged model's name for its source."""
+    """Read the model's packaged configuration, and replace a packaged model's name by its source."""
     source = given.get("model.source")
     if source is None:
         return _file(find_config("demo"))
@@ -67,20 +67,19 @@ def _base(given: _Layer) -> _Layer:
     last = Path(text).name
     path = named_configs().get(last.lower())
     if path is None:
-        return {"model.name": _Given(re.sub(r"[^A-Za-z0-9._-]+", "-", last).lstrip("-._"), source.origin)}
+        return {"model.name": _Value(re.sub(r"[^A-Za-z0-9._-]+", "-", last).lstrip("-._"), source.source)}
     file = _file(path)
     if text == path.stem:
         del given["model.source"]
     elif text != file["model.source"].value:
-        file.pop("model.revision", None)  # a commit of another repository: a copy, a folder, a fork
+        file.pop("model.revision", None)  # of another repository
     return file
 
 
 def _random_weights(given: _Layer, upper: _Layer) -> _Layer:
-    """Name a model with random weights apart, so that nothing of it is taken for the real one's.
+    """Apply a file's section `tiny` to a tiny model, and give models with random weights a name of their own.
 
-    A file's section `tiny` holds the generation settings that suit the tiny model, `facts` what is known of the model.
-    A tiny model has the data type that runs best where it is, so that it runs on any machine.
+    `tiny` holds generation settings, `facts` notes on the model. A tiny model has dtype `auto`, to run on any machine.
     """
     tiny = {f"generation{key.removeprefix('tiny')}": value for key, value in given.items() if key.startswith("tiny.")}
     given = {key: value for key, value in given.items() if not key.startswith(("tiny.", "facts."))}
@@ -88,11 +87,11 @@ def _random_weights(given: _Layer, upper: _Layer) -> _Layer:
     if size is None or size.value not in ("full", "tiny"):
         return given
     if size.value == "tiny":
-        tiny["model.dtype"] = _Given("auto", size.origin)
+        tiny["model.dtype"] = _Value("auto", size.source)
         given |= {key: value for key, value in tiny.items() if key not in upper}
     if "model.name" in given and "model.name" not in upper:
         name = given["model.name"]
-        given["model.name"] = _Given(f"{name.value}-{'tiny' if size.value == 'tiny' else 'random'}", name.origin)
+        given["model.name"] = _Value(f"{name.value}-{'tiny' if size.value == 'tiny' else 'random'}", name.source)
     return given
 
 
@@ -109,7 +108,7 @@ def config_fields() -> dict[str, FieldInfo]:
 
 
 def _file(path: Path) -> _Layer:
-    return {key: _Given(value, f"in {path}") for key, value in read_config(path).items()}
+    return {key: _Value(value, f"in {path}") for key, value in read_config(path).items()}
 
 
 def _environment(environ: Mapping[str, str]) -> _Layer:
@@ -117,7 +116,7 @@ def _environment(environ: Mapping[str, str]) -> _Layer:
     for variable, value in environ.items():
         if variable.startswith(ENVIRONMENT_PREFIX):
             key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
-            layer[key] = _Given(_from_text(key, value), f"in the environment as {variable}")
+            layer[key] = _Value(_from_text(key, value), f"in the environment as {variable}")
     return layer
 
 
@@ -126,16 +125,15 @@ def _sets(sets: Iterable[str]) -> _Layer:
     for text in sets:
         key, separator, value = text.partition("=")
         if not separator or not key.strip():
-            raise ConfigError(f"--set must be KEY=VALUE, but is {text!r}; give e.g. generation.num_frames=17")
-        layer[key.strip()] = _Given(_from_text(key.strip(), value.strip()), "given with --set")
+            raise ConfigError(f"--set must be KEY=VALUE, e.g. generation.num_frames=17, got {text!r}")
+        layer[key.strip()] = _Value(_from_text(key.strip(), value.strip()), "given with --set")
     return layer
 
 
 def _from_text(key: str, text: Any) -> Any:
-    """Read a text as its field needs it: `null` where None is allowed, commas where it is a tuple.
+    """Convert a text for its field: `null` to None where that is allowed, commas to a tuple.
 
-    Everything else stays text, which pydantic converts by the field's type; reading it as YAML instead would
-    turn a revision such as 1234567 into a number.
+    pydantic converts all else by the field's type; YAML would make a number of a revision such as 1234567.
     """
     field = config_fields().get(key)
     if field is None or not isinstance(text, str):
@@ -155,7 +153,7 @@ def _validate(given: _Layer) -> Config:
         if key not in fields:
             hint = nearest(key, fields)
             advice = f"did you mean {hint}?" if hint else f"sections are {', '.join(Config.model_fields)}"
-            raise ConfigError(f"a configuration key must be a known one, but {key} ({entry.origin}) isn't; {advice}")
+            raise ConfigError(f"unknown setting {key} ({entry.source}); {advice}")
         section, _, name = key.rpartition(".")
         target = content.setdefault(section, {}) if section else content
         target[name] = entry.value
@@ -167,15 +165,11 @@ def _validate(given: _Layer) -> Config:
 
 def _explain(error: ValidationError, given: _Layer, fields: Mapping[str, FieldInfo]) -> ConfigError:
     first = error.errors()[0]
-    if (
-        first["type"] == "value_error" and len(first["loc"]) < 2
-    ):  # a rule of ours over several settings, whole in itself
+    if first["type"] == "value_error" and len(first["loc"]) < 2:  # of a validator over several settings
         return ConfigError(str(first["ctx"]["error"]))
-    places = [".".join(map(str, first["loc"][:depth])) for depth in (2, 1)]
-    key = next((place for place in places if place in fields), places[0])
-    origin = f" ({given[key].origin})" if key in given else ""
-    about = fields[key].description if key in fields else None
-    return ConfigError(
-        f"{key}{origin}: {first['msg'].replace('Input should', 'it must', 1)}, but it is {first['input']!r}"
-        + (f"; {about.rstrip('.')}" if about else "")
-    )
+    keys = [".".join(map(str, first["loc"][:depth])) for depth in (2, 1)]
+    key = next((key for key in keys if key in fields), keys[0])
+    source = f" ({given[key].source})" if key in given else ""
+    message, starts_with_subject = re.subn(r"^\w+ should", "must", first["msg"])
+    about = f"; {fields[key].description}".rstrip(".") if first["type"] == "string_pattern_mismatch" else ""
+    return ConfigError(f"{key}{'' if starts_with_subject else ':'} {message}, got {first['input']!r}{source}{about}")

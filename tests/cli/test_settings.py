@@ -80,7 +80,7 @@ def test_comma_list_and_path() -> None:
 
 
 def test_value_out_of_range_is_the_configuration_s_error() -> None:
-    with pytest.raises(ConfigError, match=r"gate\.min_psnr_worst \(given as an option\): it must be greater than"):
+    with pytest.raises(ConfigError, match=r"gate\.min_psnr_worst must be greater than"):
         parse("--min-psnr-worst", "-1")
 
 
