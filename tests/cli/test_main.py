@@ -122,7 +122,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (CheckpointError("no checkpoint"), 1, "sparsetune: no checkpoint\n"),
         (ConfigError("no such key"), 2, "sparsetune: no such key\n"),
         (GateError("not met"), 3, "sparsetune: not met\n"),
-        (KeyboardInterrupt(), 130, "sparsetune: interrupted; nothing half-written is left\n"),
+        (KeyboardInterrupt(), 130, "sparsetune: interrupted; no incomplete files were left\n"),
         (
             ValueError("odd"),
             1,
@@ -219,4 +219,4 @@ def test_ctrl_c_ends_a_running_command_with_130(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert err.strip() == "sparsetune: interrupted; nothing half-written is left"
+    assert err.strip() == "sparsetune: interrupted; no incomplete files were left"

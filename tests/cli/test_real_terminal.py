@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.live.screen import PseudoTerminal
+from tests.cli.screen import PseudoTerminal
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="POSIX terminals")]
 
@@ -65,6 +65,6 @@ def test_ctrl_c_leaves_the_last_view_and_the_terminal_as_it_was(terminal: Pseudo
         assert time.monotonic() < end
     assert process.returncode == 130
     lines = terminal.read(0.2).text
-    assert lines[-1] == "sparsetune: interrupted; nothing half-written is left"
+    assert lines[-1] == "sparsetune: interrupted; no incomplete files were left"
     assert any(line.startswith("eval demo  SpargeAttn's default thresholds") for line in lines)
     assert termios.tcgetattr(terminal.slave) == before

@@ -2,8 +2,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from sparsetune.cli.command import Command
-from sparsetune.cli.settings import build_config, config_options, model_options, setting, settings
+from sparsetune.cli.main import Command
+from sparsetune.cli.options import build_config, config_options, model_options, setting, settings
 from sparsetune.config import Config, EvalConfig
 from sparsetune.errors import ConfigError
 
