@@ -21,7 +21,7 @@ def test_doctor_finds_this_machine_fit(working_folder: Path) -> None:
     done = CliRunner().invoke(main, ["doctor"])
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[-1] == "fit for work"
+    assert lines[-1] == "ready"
     assert all(line.split()[0] in ("ok", "note") for line in lines[:-1])
     assert "will be made by the first run" in done.stdout
     assert not (working_folder / "mlruns").exists()
@@ -50,7 +50,7 @@ def test_a_missing_ffmpeg_fails_with_status_1(working_folder: Path, monkeypatch:
     done = CliRunner().invoke(main, ["doctor"])
     assert done.exit_code == 1
     assert "fail  ffmpeg             imageio-ffmpeg has none that can be run" in done.stdout
-    assert done.stdout.splitlines()[-1] == "not fit for work: ffmpeg"
+    assert done.stdout.splitlines()[-1] == "not ready: ffmpeg"
 
 
 def test_an_ffmpeg_without_some_filters_will_do(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

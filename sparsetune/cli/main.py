@@ -29,7 +29,7 @@ COMMANDS = {
     "promote": "Promote a run's checkpoint if it passes the checks.",
     "rollback": "Restore the version before the last promotion.",
     "metrics": "Compare existing videos, without a model.",
-    "bench": "Time sparse attention on this machine; find the break-even sparsity.",
+    "bench": "Time sparse attention and find its break-even sparsity.",
     "generate": "Render one prompt, dense or sparse.",
     "models": "List the packaged models, or show one.",
     "checkpoint": "Show, convert, verify or compare tuned checkpoints.",
