@@ -121,11 +121,11 @@ def paired_difference(
 
 
 def interval_caveat(num_values: int) -> str | None:
-    """Say that an interval over so few values is too narrow; None where there are enough."""
+    """Return the warning that an interval over so few values is unreliable; None if there are enough."""
     if num_values >= MIN_FOR_INTERVAL:
         return None
-    over = "one prompt says nothing about others" if num_values == 1 else f"{num_values} prompts is too narrow"
-    return f"a 95 % interval over {over}; take at least {MIN_FOR_INTERVAL}"
+    prompts = "1 prompt is" if num_values == 1 else f"{num_values} prompts are"
+    return f"{prompts} too few for a reliable 95% interval; use at least {MIN_FOR_INTERVAL}"
 
 
 def bootstrap_mean(

@@ -128,7 +128,7 @@ def test_few_pairs_are_not_called_significant(evaluate: Evaluate, monkeypatch: p
     monkeypatch.setitem(AMPLITUDES, "sparse", 30)
     found = compare(before, evaluate())
     assert not any(change.difference.significant for change in found.changes)
-    assert "3 prompts is too narrow; take at least 6" in found.to_markdown()
+    assert "3 prompts are too few for a reliable 95% interval; use at least 6" in found.to_markdown()
 
 
 def test_a_users_metric_keeps_unit_and_direction_where_nobody_registers_it(
