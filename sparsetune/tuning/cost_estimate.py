@@ -161,7 +161,7 @@ def plan(costs: StepCosts, work: Workload) -> tuple[TunerCost, ...]:
     calibrate = (
         _measured("calibration", costs, work, work.curves_kept, costs.measure),
         _measured("refinement", costs, work, work.limits_kept, costs.refine),
-        Phase("tune prompts", work.num_prompts, work.num_prompts * costs.sparse(work.num_steps)),
+        Phase("trials", work.num_prompts, work.num_prompts * costs.sparse(work.num_steps)),
         evaluation,
     )
     optuna = (
@@ -174,8 +174,8 @@ def plan(costs: StepCosts, work: Workload) -> tuple[TunerCost, ...]:
     rendering = work.num_prompts * costs.dense(work.num_steps)
     search = None if costs.kernel_call is None else rendering + calls * costs.kernel_call
     builtin = (
-        Phase("SpargeAttn's search", work.num_prompts, search),
-        Phase("tune prompts", work.num_prompts, work.num_prompts * costs.sparse(work.num_steps)),
+        Phase("calibration", work.num_prompts, search),
+        Phase("trials", work.num_prompts, work.num_prompts * costs.sparse(work.num_steps)),
         evaluation,
     )
     note = f"{calls:,} kernel calls for one head each"

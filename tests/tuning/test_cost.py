@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sparsetune.attention.interception import AttentionCall
-from sparsetune.cli.tuning_cost import cost_dict, cost_text
+from sparsetune.cli.tune import cost_dict, cost_text
 from sparsetune.errors import PromptError, TuningError
 from sparsetune.evaluation.conditions import baseline_key
 from sparsetune.models.pipelines import demo_config
@@ -56,7 +56,7 @@ def test_calibrate_renders_the_tune_prompts_twice_dense_and_then_once_sparse() -
     assert calibrate.phases == (
         Phase("calibration", 4, 4 * (110.0 + 180 * 0.5)),
         Phase("refinement", 4, 4 * (110.0 + 180 * 1.5)),
-        Phase("tune prompts", 4, 4 * 60.0),
+        Phase("trials", 4, 4 * 60.0),
         EVALUATION,
     )
     assert calibrate.num_renderings == 25
@@ -99,7 +99,7 @@ def test_curves_and_limits_that_are_kept_cost_nothing() -> None:
 def test_builtin_costs_its_kernel_calls() -> None:
     builtin = plan(COSTS, WORK)[2]
     calls = 465 * 900 * 50 * 4
-    assert builtin.phases[0] == Phase("SpargeAttn's search", 4, 4 * 110.0 + calls * 0.002)
+    assert builtin.phases[0] == Phase("calibration", 4, 4 * 110.0 + calls * 0.002)
     assert 44 < builtin.seconds / 3600 < 48
     assert builtin.note == "83,700,000 kernel calls for one head each"
     assert builtin.peak_memory_gib == 21.0
@@ -118,13 +118,13 @@ def test_the_text_has_a_line_for_each_tuner_and_phase() -> None:
     cost = Cost("cogvideox-2b", "a GPU", "sparge", measured, WORK, plan(measured, WORK), max_minutes=90.0)
     lines = cost_text(cost).splitlines()
     assert lines[0] == (
-        "cogvideox-2b on a GPU, backend sparge: a dense step 2 s, a sparse one 1 s, 10 s a rendering besides; 50 steps"
+        "cogvideox-2b on a GPU, backend sparge: 2 s a dense step, 1 s a sparse step, 10 s a rendering for the rest; 50 steps"
     )
     cells = {line.split("  ")[0] if line[:1] != " " else line.strip().split("  ")[0]: line.split() for line in lines}
     assert cells["optuna"][1:] == ["203", "3:53:10", "23.0", "GiB"]
     assert cells["trials"][1:] == ["160", "2:40:00"]
     assert cells["builtin"][1:] == ["21", "-", "21.0", "GiB"]
-    assert lines[-1] == "--max-minutes 90 ends a search sooner, with the best so far"
+    assert lines[-1] == "--max-minutes 90 ends a search earlier, with the best so far"
     value = json.loads(json.dumps(cost_dict(cost)))
     assert [tuner["seconds"] for tuner in value["tuners"]] == [3490.0, 13990.0, None]
     assert value["measured"]["fixed"] == 10.0
