@@ -161,7 +161,11 @@ class TuningProgress(TuningListener):
     def _update_trial(self, number: int, prompt: int, step: int, num_prompts: int, num_steps: int) -> None:
         task = self.running[number]
         psnrs = task.fields["psnrs"]
-        parts = [f"prompt {min(prompt + 1, num_prompts)}/{num_prompts}", f"step {step}/{num_steps}", task.fields["worker"]]
+        parts = [
+            f"prompt {min(prompt + 1, num_prompts)}/{num_prompts}",
+            f"step {step}/{num_steps}",
+            task.fields["worker"],
+        ]
         parts += [f"psnr {sum(psnrs) / len(psnrs):.1f} dB"] if psnrs else []
         completed, total = prompt * num_steps + step, num_prompts * num_steps
         self.display.update(task.id, completed=completed, total=total, detail="  ".join(part for part in parts if part))

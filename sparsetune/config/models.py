@@ -95,8 +95,8 @@ class TuneConfig(_Section):
 
     tuner: Tuner = Field(
         "optuna",
-        description="optuna searches on rendered videos; calibrate finds each head's thresholds for a fixed error bound; "
-        "builtin is SpargeAttn's own search.",
+        description="optuna searches on rendered videos; calibrate finds each head's thresholds for a fixed error "
+        "bound; builtin is SpargeAttn's own search.",
     )
     n_trials: int = Field(30, gt=0, description="Total trials, including earlier runs.")
     num_prompts: int = Field(4, description="Prompts per trial, from the top of the file.")
@@ -213,7 +213,7 @@ class EngineConfig(_Section):
     )
     workers: Workers = Field(
         "auto",
-        description="ray: number of workers; auto is one per GPU, or one per core up to 8 per host, and grows with the cluster.",
+        description="ray: number of workers; auto is one per GPU, or per core up to 8 a host, growing with the cluster.",
     )
     gpus_per_worker: float | None = Field(
         None, gt=0.0, description="ray: GPUs per worker; null is 1, or 0 for a model on the CPU."

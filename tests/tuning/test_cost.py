@@ -118,7 +118,8 @@ def test_the_text_has_a_line_for_each_tuner_and_phase() -> None:
     cost = Cost("cogvideox-2b", "a GPU", "sparge", measured, WORK, plan(measured, WORK), max_minutes=90.0)
     lines = cost_text(cost).splitlines()
     assert lines[0] == (
-        "cogvideox-2b on a GPU, backend sparge: 2 s a dense step, 1 s a sparse step, 10 s a rendering for the rest; 50 steps"
+        "cogvideox-2b on a GPU, backend sparge: 2 s a dense step, 1 s a sparse step, 10 s a rendering for the rest; "
+        "50 steps"
     )
     cells = {line.split("  ")[0] if line[:1] != " " else line.strip().split("  ")[0]: line.split() for line in lines}
     assert cells["optuna"][1:] == ["203", "3:53:10", "23.0", "GiB"]
