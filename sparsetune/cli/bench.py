@@ -1,13 +1,12 @@
 """`sparsetune bench`: latency of dense and sparse attention on this machine."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparsetune.cli.console import current_log, log_loading
+from sparsetune.cli.console import current_log, log_loading, print_json
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import build_config, config_options, generation_options, json_option, model_options
 
@@ -16,11 +15,7 @@ if TYPE_CHECKING:
     from sparsetune.bench.step_time import StepTimes
 
 
-@click.command(
-    cls=Command,
-    name="bench",
-    shows_progress=True,
-)
+@click.command(cls=Command, name="bench", shows_progress=True)
 @config_options
 @click.option("--e2e", is_flag=True, help="Also time whole denoising steps, at fixed sparsities.  [default: off]")
 @click.option(
@@ -80,7 +75,7 @@ def command(ctx: click.Context, e2e: bool, repeats: int, output: Path | None, as
     path = output or config.model.results_folder / "break-even.json"
     save_table(table, path)
     if as_json:
-        click.echo(json.dumps(_figures(table, choice.backend.name, choice.reason, times), indent=2))
+        print_json(_figures(table, choice.backend.name, choice.reason, times))
         return
     _print_table(table, list(shapes.values()))
     if times is not None:

@@ -1,12 +1,11 @@
 """`sparsetune cache`: dense baselines on disk."""
 
-import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
-from sparsetune.cli.console import log_note
+from sparsetune.cli.console import log_note, print_json
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import build_config, cache_options, file_options, json_option
 
@@ -40,7 +39,7 @@ def ls(ctx: click.Context, as_json: bool) -> None:
     cache = _cache(ctx)
     entries = cache.ls()
     if as_json:
-        click.echo(json.dumps([_as_dict(entry) for entry in entries], indent=2, ensure_ascii=False))
+        print_json([_as_dict(entry) for entry in entries])
         return
     for entry in entries:
         row = _as_dict(entry)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from sparsetune.cli.console import only_results_on_stdout, print_json
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import build_config, config_options, json_option
 
@@ -54,7 +55,7 @@ def show(path: str, as_json: bool) -> None:
     }
     if as_json:
         rows = [dataclasses.asdict(layer) for layer in layers]
-        click.echo(json.dumps({"manifest": manifest, "policy": rules, "layers": rows}, indent=2, ensure_ascii=False))
+        print_json({"manifest": manifest, "policy": rules, "layers": rows})
         return
     for name, value in (manifest | rules).items():
         if value not in (None, {}, [], ()):
@@ -100,7 +101,6 @@ def verify(ctx: click.Context, path: str) -> None:
       sparsetune checkpoint verify tuned.pt --model cogvideox-2b
     """
     from sparsetune.api import load_checkpoint
-    from sparsetune.cli.console import only_results_on_stdout
     from sparsetune.models.loading import load_pipeline
     from sparsetune.models.random_weights import blueprint, blueprints
     from sparsetune.models.shapes import skeleton

@@ -220,6 +220,10 @@ def log_loading(model: str) -> None:
     current_log().event("loading", f"loading {model} ...", model=model)
 
 
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
 @contextlib.contextmanager
 def only_results_on_stdout() -> Iterator[None]:
     """Redirect what libraries print to stdout into the log."""

@@ -1,10 +1,8 @@
 """`sparsetune doctor`: what this machine can run, and what is missing."""
 
-import json
-
 import click
 
-from sparsetune.cli.console import coloured_status
+from sparsetune.cli.console import coloured_status, print_json
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import build_config, cache_options, file_options, json_option, tracking_options
 
@@ -36,7 +34,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
             click.echo(f"{coloured_status(f'{finding.status:<4}')}  {finding.name:<17}  {finding.text}")
     failed = [finding.name for finding in findings if finding.status == "fail"]
     if as_json:
-        click.echo(json.dumps({"ok": not failed, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        print_json({"ok": not failed, "findings": [asdict(finding) for finding in findings]})
     else:
         click.echo(f"not ready: {', '.join(failed)}" if failed else "ready")
     if failed:

@@ -1,26 +1,21 @@
 """`sparsetune eval`: evaluation of a policy on rendered videos."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from sparsetune.cli.console import current_log, log_loading
+from sparsetune.cli.console import current_log, log_loading, only_results_on_stdout, print_json
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import (
     build_config,
-    cache_options,
     config_options,
-    engine_options,
-    gate_options,
-    generation_options,
     json_option,
+    local_checkpoint,
     metric_options,
-    model_options,
+    run_options,
     settings,
-    tracking_options,
 )
 
 if TYPE_CHECKING:
@@ -28,11 +23,7 @@ if TYPE_CHECKING:
     from sparsetune.evaluation.events import EvaluationListener
 
 
-@click.command(
-    cls=Command,
-    name="eval",
-    shows_progress=True,
-)
+@click.command(cls=Command, name="eval", shows_progress=True)
 @config_options
 @click.option(
     "--use-tuned",
@@ -49,13 +40,8 @@ if TYPE_CHECKING:
 )
 @settings("eval.num_prompts", "eval.prompt_file", "eval.seed", "eval.output_dir", "eval.save_videos", "eval.ladder")
 @metric_options
-@generation_options
-@model_options
+@run_options
 @settings("break_even")
-@gate_options
-@cache_options
-@engine_options
-@tracking_options
 @click.option("--difference", is_flag=True, help="Add the amplified difference to side-by-side videos.  [default: off]")
 @click.option("--require-gate", is_flag=True, help="Exit with status 3 if the gate is not met.  [default: off]")
 @json_option("the result")
@@ -80,8 +66,6 @@ def command(
       sparsetune eval --checkpoint tuned.pt --metric-module my_metrics.py
       sparsetune eval --checkpoint models:/demo-sparse@champion
     """
-    from sparsetune.cli.console import only_results_on_stdout
-    from sparsetune.cli.options import local_checkpoint
     from sparsetune.cli.tables import evaluation_text
     from sparsetune.errors import GateError, GenerationError
     from sparsetune.evaluation.evaluate import evaluate_config
@@ -96,7 +80,7 @@ def command(
         with _listeners(config) as listeners:
             result = evaluate_config(config, checkpoint, output_dir, listeners, difference=difference)
     if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
+        print_json(result.to_dict())
     else:
         click.echo(evaluation_text(result))
         click.echo(f"result, report and videos: {output_dir}")

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sparsetune.cli.console import current_log, log_loading, log_note
+from sparsetune.cli.console import current_log, log_loading, log_note, only_results_on_stdout
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import (
     build_config,
     config_options,
     generation_options,
+    local_checkpoint,
     model_options,
     setting,
 )
@@ -23,11 +24,7 @@ if TYPE_CHECKING:
     from sparsetune.models.prompts import Prompt
 
 
-@click.command(
-    cls=Command,
-    name="generate",
-    shows_progress=True,
-)
+@click.command(cls=Command, name="generate", shows_progress=True)
 @click.argument("prompt")
 @config_options
 @click.option("--use-tuned", is_flag=True, help="Render with results/MODEL/checkpoint.  [default: off, dense]")
@@ -73,7 +70,6 @@ def command(
       sparsetune generate "a panda eats bamboo" --model cogvideox-2b --use-tuned -o panda.mp4
       sparsetune generate "a panda eats bamboo" --checkpoint models:/cogvideox-2b-sparse@champion --dense
     """
-    from sparsetune.cli.options import local_checkpoint
     from sparsetune.cli.tables import clock_text
     from sparsetune.errors import PromptError
     from sparsetune.models.prompts import Prompt
@@ -95,7 +91,6 @@ def command(
 
 def _render(config: "Config", prompt: "Prompt", checkpoint: str | None) -> "tuple[Frames, float, float | None]":
     from sparsetune.checkpoint import load_checkpoint
-    from sparsetune.cli.console import only_results_on_stdout
     from sparsetune.cli.progress import ProgressDisplay
     from sparsetune.models.generation import Renderer
     from sparsetune.models.loading import load_pipeline

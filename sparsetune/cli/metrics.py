@@ -1,21 +1,16 @@
 """`sparsetune metrics`: metrics of existing videos, without a model."""
 
-import json
 from pathlib import Path
 from typing import cast
 
 import click
 
-from sparsetune.cli.console import current_log
+from sparsetune.cli.console import current_log, only_results_on_stdout, print_json
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import build_config, file_options, gate_options, json_option, metric_options
 
 
-@click.command(
-    cls=Command,
-    name="metrics",
-    shows_progress=True,
-)
+@click.command(cls=Command, name="metrics", shows_progress=True)
 @click.argument("dense", type=click.Path(path_type=Path))
 @click.argument("sparse", type=click.Path(path_type=Path))
 @click.option(
@@ -38,7 +33,6 @@ def command(ctx: click.Context, dense: Path, sparse: Path, align: str, require_g
       sparsetune metrics dense.mp4 sparse.mp4
       sparsetune metrics before/ after/ --align shortest --json
     """
-    from sparsetune.cli.console import only_results_on_stdout
     from sparsetune.cli.tables import comparison_text, metric_text
     from sparsetune.errors import GateError
     from sparsetune.evaluation.videos import Align, VideoPair, compare_videos
@@ -57,7 +51,7 @@ def command(ctx: click.Context, dense: Path, sparse: Path, align: str, require_g
             dense, sparse, names=config.eval.metrics, gate=gate, align=cast(Align, align), on_pair=on_pair
         )
     if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
+        print_json(result.to_dict())
     else:
         click.echo(comparison_text(result))
     if require_gate and not result.gate.passed:

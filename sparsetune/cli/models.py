@@ -1,10 +1,10 @@
 """`sparsetune models`: models with a packaged configuration."""
 
-import json
 from typing import Any
 
 import click
 
+from sparsetune.cli.console import print_json
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import json_option
 
@@ -24,7 +24,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
         return
     rows = [_row(name) for name in _names()]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     from sparsetune.cli.tables import print_table
 
@@ -46,7 +46,7 @@ def show(name: str, as_json: bool) -> None:
     """
     shown = _shown(name)
     if as_json:
-        click.echo(json.dumps(shown, indent=2))
+        print_json(shown)
         return
     for key, value in shown.items():
         click.echo(f"{key.replace('_', ' ')}: {value}")

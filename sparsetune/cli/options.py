@@ -171,6 +171,13 @@ def tracking_options(command: Decorated) -> Decorated:
     return setting("tracking.enabled", "--track/--no-track")(command)
 
 
+def run_options(command: Decorated) -> Decorated:
+    """Add what `tune` and `eval` share: generation, model, gate, cache, executor, tracking."""
+    for options in (tracking_options, engine_options, cache_options, gate_options, model_options, generation_options):
+        command = options(command)
+    return command
+
+
 def store_options(command: Decorated) -> Decorated:
     """Add `--tracking-uri`, `--config` and `--set`."""
     return setting("tracking.uri", "--tracking-uri")(file_options(command))

@@ -1,12 +1,11 @@
 """`sparsetune promote` and `sparsetune rollback`: the alias that servers load a checkpoint by."""
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparsetune.cli.console import coloured_status
+from sparsetune.cli.console import coloured_status, print_json
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import build_config, json_option, model_name_option, open_store, short_name, store_options
 
@@ -63,7 +62,7 @@ def command(
         _print(verdict)
     move = promote(registry, verdict, override) if not dry_run and (verdict.passed or override is not None) else None
     if as_json:
-        click.echo(json.dumps(_as_json(verdict, move), indent=2, ensure_ascii=False))
+        print_json(_as_json(verdict, move))
     elif move is not None:
         click.echo(_move_text(move))
         if override is not None:
@@ -102,7 +101,7 @@ def rollback_command(ctx: click.Context, alias: str, model: str | None, name: st
     store, client = open_store(config)
     move = rollback(open_registry(client, store, short_name(model) or config.model.name, name), alias)
     if as_json:
-        click.echo(json.dumps({"uri": move.uri, "version": move.version, "replaced": move.replaced}, indent=2))
+        print_json({"uri": move.uri, "version": move.version, "replaced": move.replaced})
     else:
         click.echo(_move_text(move))
 

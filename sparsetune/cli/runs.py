@@ -1,12 +1,11 @@
 """`sparsetune runs`: a list of the recorded runs."""
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING
 
 import click
 
-from sparsetune.cli.console import coloured_status, log_note
+from sparsetune.cli.console import coloured_status, log_note, print_json
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import build_config, json_option, model_name_option, open_store, short_name, store_options
 
@@ -36,7 +35,7 @@ def command(ctx: click.Context, model: str | None, limit: int, as_json: bool) ->
     _, client = open_store(build_config(ctx))
     rows = list_runs(client, short_name(model))
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(row) for row in rows[:limit]], indent=2, ensure_ascii=False))
+        print_json([dataclasses.asdict(row) for row in rows[:limit]])
         return
     if not rows:
         log_note("no runs are recorded; start with `sparsetune tune`")

@@ -1,11 +1,11 @@
 """`sparsetune sync`: upload of what a tracking server missed."""
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
+from sparsetune.cli.console import print_json
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import build_config, json_option, store_options
 
@@ -38,8 +38,11 @@ def command(ctx: click.Context, as_json: bool) -> None:
     done = sync(spool, resolve_store(config.tracking))
     left = [session for session in done if session.left]
     if as_json:
-        rows = [asdict(session) | {"damaged": [str(path) for path in session.damaged]} for session in done]
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
+        rows = [
+            asdict(session) | {"folder": str(session.folder), "damaged": [str(path) for path in session.damaged]}
+            for session in done
+        ]
+        print_json(rows)
     else:
         for session in done:
             click.echo(_line(session))
@@ -56,6 +59,11 @@ def command(ctx: click.Context, as_json: bool) -> None:
             f"{sum(session.left for session in left)} writes were not uploaded: {left[0].reason}; run `sparsetune "
             f"sync` again, or delete {left[0].folder} to discard them"
         )
+
+
+def _row(session: "SessionSent") -> dict[str, object]:
+    paths = {"folder": str(session.folder), "damaged": [str(path) for path in session.damaged]}
+    return asdict(session) | paths
 
 
 def _line(session: "SessionSent") -> str:

@@ -13,17 +13,12 @@ from sparsetune.cli.console import coloured_status, current_log, log_loading, lo
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import (
     build_config,
-    cache_options,
     config_options,
-    engine_options,
-    gate_options,
-    generation_options,
     json_option,
     metric_options,
-    model_options,
+    run_options,
     setting,
     settings,
-    tracking_options,
 )
 
 if TYPE_CHECKING:
@@ -33,11 +28,7 @@ if TYPE_CHECKING:
     from sparsetune.tuning.events import TrialResult, TuningListener, TuningResult
 
 
-@click.command(
-    cls=Command,
-    name="tune",
-    shows_progress=True,
-)
+@click.command(cls=Command, name="tune", shows_progress=True)
 @config_options
 @settings("tune.tuner", "tune.n_trials", "tune.max_minutes", "tune.num_prompts", "tune.prompt_file", "tune.seed")
 @setting("eval.num_prompts", "--num-eval-prompts", help="Prompts to evaluate the winner on, from the top of the file")
@@ -52,12 +43,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the winner's checkpoint/ and evaluation.  [default: results/MODEL]",
 )
-@generation_options
-@model_options
-@gate_options
-@cache_options
-@engine_options
-@tracking_options
+@run_options
 @setting("engine.mixed_gpus")
 @click.option(
     "--require-gate",

@@ -213,7 +213,7 @@ class EngineConfig(_Section):
     )
     workers: Workers = Field(
         "auto",
-        description="ray: number of workers; auto is one per GPU, or per core up to 8 a host, growing with the cluster.",
+        description="ray: number of workers; auto is one per GPU, or per core up to 8 a host, also as hosts join.",
     )
     gpus_per_worker: float | None = Field(
         None, gt=0.0, description="ray: GPUs per worker; null is 1, or 0 for a model on the CPU."
