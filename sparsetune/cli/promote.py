@@ -72,10 +72,10 @@ def command(
     elif verdict.passed:
         click.echo("all checks passed; nothing was changed")
     if not verdict.passed and override is None:
+        advice = f"run `sparsetune review {candidate.run_id[:8]}`, or " if "human review" in verdict.unmet else ""
         raise GateError(
-            f"cannot promote run {candidate.run_id[:8]}, failed checks: {', '.join(verdict.unmet)}; "
-            + (f"run `sparsetune review {candidate.run_id[:8]}`, or " if "human review" in verdict.unmet else "")
-            + "use --override REASON"
+            f"cannot promote run {candidate.run_id[:8]}, failed checks: {', '.join(verdict.unmet)}; {advice}use "
+            "--override REASON"
         )
 
 
