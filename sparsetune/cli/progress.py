@@ -262,9 +262,9 @@ class ProgressDisplay(Progress):
     def get_renderables(self) -> Iterable[RenderableType]:
         if self.hidden:
             return
+        subtitle = f"  {self.subtitle}" if self.subtitle else ""
         elapsed = clock_text(self.get_time() - self.started)
-        head = ((self.title, "bold"), f"  {self.subtitle}  ", (elapsed, "dim"))
-        yield Text.assemble(*head, no_wrap=True, overflow="crop")
+        yield Text.assemble((self.title, "bold"), subtitle, (f"  {elapsed}", "dim"), no_wrap=True, overflow="crop")
         phases = list(self.phases.values())
         yield self.make_tasks_table(phases)
         table = Table.grid(Column(style="dim", min_width=_LABEL_WIDTH, no_wrap=True), Column(overflow="fold"))

@@ -178,7 +178,7 @@ def test_the_view_shows_its_prompts_figures_and_failures() -> None:
     listener.on_step(StepDone("evaluation", "sparse", 6, 10, 2, 4))
     console.print(display)
     lines = [line.rstrip() for line in file.getvalue().splitlines()]
-    assert lines[0] == "eval demo    0:00"
+    assert lines[0] == "eval demo  0:00"
     assert lines[1].startswith("evaluation ") and lines[1].endswith("2 of 4 prompts")
     assert "policy      the tuned checkpoint" in lines
     assert "prompt      3/4  a blue square" in lines
