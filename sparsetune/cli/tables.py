@@ -242,7 +242,7 @@ def before_after_text(comparison: "Comparison") -> str:
     brief = [
         ["score", *("-" if side.score is None else f"{side.score}/100" for side in sides)],
         ["verdict", *(coloured_status(side.verdict) for side in sides)],
-        ["gate to deploy", *(coloured_status("passed" if side.gate_passed else "not met") for side in sides)],
+        ["gate to deploy", *(coloured_status("met" if side.gate_passed else "not met") for side in sides)],
         ["sparsity", *(number_text(side.sparsity, ".3f") for side in sides)],
         ["theoretical attention speed-up", *(number_text(side.theoretical_speedup, ".2f", "x") for side in sides)],
         *(
