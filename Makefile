@@ -10,7 +10,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help tune eval report runs compare review promote rollback ui test check lint docs docs-serve format clean
+.PHONY: help tune eval report runs compare review promote rollback ui test check lint options docs docs-serve format clean
 
 help: ## list the targets
 	@echo 'make TARGET [MODEL=demo] [RUN=latest]'
@@ -60,6 +60,9 @@ lint: $(INSTALLED) ## ruff, mypy, import-linter
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+options: $(INSTALLED) ## write the table of options for --help, after a change to a setting
+	$(BIN)/python -m tools.options_table
 
 docs: $(INSTALLED) ## build the documentation's site in build/site; a broken link or reference fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

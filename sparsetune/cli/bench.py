@@ -1,47 +1,44 @@
-"""`sparsetune bench`: what sparse attention saves on this machine, before anyone tunes."""
+"""`sparsetune bench`: latency of dense and sparse attention on this machine."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparsetune.cli.command import Command
-from sparsetune.cli.failures import current_log, say_loading
-from sparsetune.cli.settings import build_config, config_options, generation_options, model_options
+from sparsetune.cli.console import current_log, log_loading, print_json
+from sparsetune.cli.main import Command
+from sparsetune.cli.options import build_config, config_options, generation_options, json_option, model_options
 
 if TYPE_CHECKING:
     from sparsetune.attention.breakeven import BreakEvenTable
     from sparsetune.bench.step_time import StepTimes
 
 
-@click.command(
-    cls=Command,
-    name="bench",
-    shows_progress=True,
-    short_help="Time sparse attention on this machine; find the break-even.",
-)
+@click.command(cls=Command, name="bench", shows_progress=True)
 @config_options
-@click.option("--e2e", is_flag=True, help="Time whole denoising steps too, at forced sparsities.  [default: off]")
+@click.option("--e2e", is_flag=True, help="Also time whole denoising steps, at fixed sparsities.  [default: off]")
 @click.option(
-    "--repeats", default=10, type=click.IntRange(1), help="Timings of which a median is taken.  [default: 10]"
+    "--repeats",
+    default=10,
+    type=click.IntRange(1),
+    help="Repetitions of each timing; the median is reported.  [default: 10]",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Where the break-even table goes.  [default: results/MODEL/break-even.json]",
+    help="File of the break-even table.  [default: results/MODEL/break-even.json]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.  [default: off]")
+@json_option("the figures")
 @generation_options
 @model_options
 @click.pass_context
 def command(ctx: click.Context, e2e: bool, repeats: int, output: Path | None, as_json: bool) -> None:
-    """Time dense and sparse attention for the model's own shapes, and find from which sparsity on sparse pays.
+    """Time dense and sparse attention for the model's own shapes, and find the sparsity from which sparse is faster.
 
-    The table that it writes can be given to `eval` and `generate` as --break-even: layers that wouldn't gain then run
-    dense. With --e2e it times whole steps, and tells the ceiling of any speed-up before anyone tunes.
+    Pass the written table to `eval` and `generate` as --break-even: layers that would not gain then run dense. With
+    --e2e it also times whole steps, which bounds the speed-up of any policy.
 
     \b
     Examples:
@@ -59,33 +56,33 @@ def command(ctx: click.Context, e2e: bool, repeats: int, output: Path | None, as
     from sparsetune.models.prompts import load_prompts
 
     config = build_config(ctx)
-    say_loading(config.model.source)
+    log_loading(config.model.source)
     loaded = load_pipeline(config.model)
     choice = backend_choice(config.backend, loaded.device)
     prompt = load_prompts(config.eval.prompt_file, 1)[0]
     step = capture_step(Renderer(loaded, config.generation), prompt, config.eval.seed)
     shapes = step.shapes()
 
-    def tell(name: str, milliseconds: float) -> None:
-        current_log().say("timing", f"  {name}: {milliseconds:.2f} ms", name=name, milliseconds=milliseconds)
+    def log_time(name: str, milliseconds: float) -> None:
+        current_log().event("timing", f"  {name}: {milliseconds:.2f} ms", name=name, milliseconds=milliseconds)
 
-    def tell_step(row: StepTime) -> None:
-        tell(f"step, {row.name}", row.ms)
+    def log_step(row: StepTime) -> None:
+        log_time(f"step, {row.name}", row.ms)
 
     backends = backends_to_time(config.backend, loaded.device)
-    table = time_table(tuple(shapes), backends, loaded.device, repeats=repeats, on_time=tell)
-    times = time_step(step, choice.backend, loaded.device, repeats=repeats, on_time=tell_step) if e2e else None
+    table = time_table(tuple(shapes), backends, loaded.device, repeats=repeats, on_time=log_time)
+    times = time_step(step, choice.backend, loaded.device, repeats=repeats, on_time=log_step) if e2e else None
     path = output or config.model.results_folder / "break-even.json"
     save_table(table, path)
     if as_json:
-        click.echo(json.dumps(_figures(table, choice.backend.name, choice.reason, times), indent=2))
+        print_json(_figures(table, choice.backend.name, choice.reason, times))
         return
     _print_table(table, list(shapes.values()))
     if times is not None:
         _print_steps(times)
     click.echo(f"backend {choice.backend.name} ({choice.reason})")
     if loaded.device.type != "cuda":
-        click.echo("mind: these are the plain PyTorch reference's times on a CPU; they say nothing of a GPU's kernels")
+        click.echo("warning: times of the plain PyTorch reference on a CPU; they do not predict GPU kernels")
     click.echo(f"break-even table: {path}")
 
 
@@ -109,7 +106,7 @@ def _print_table(table: "BreakEvenTable", calls: list[int]) -> None:
         print_table((("kernel", "sparsity", "ms", "against dense"), rows))
         for kernel in shape.kernels:
             limit = shape.break_even(kernel)
-            click.echo(f"{kernel}: {'never faster' if limit is None else f'faster from a sparsity of {limit:.3f} on'}")
+            click.echo(f"{kernel}: {'never faster' if limit is None else f'faster from sparsity {limit:.3f}'}")
         click.echo()
 
 
@@ -129,11 +126,11 @@ def _print_steps(times: "StepTimes") -> None:
     ]
     print_table((("one denoising step", "sparsity", "ms", "range", "speed-up", "peak GiB"), rows))
     click.echo(
-        f"self-attention is {times.attention_share:.1%} of a dense step: no sparse attention can speed it up "
-        f"by more than {times.ceiling:.2f}x"
+        f"self-attention is {times.attention_share:.1%} of a dense step: the maximum speed-up of any sparse attention "
+        f"is {times.ceiling:.2f}x"
     )
     for reason, count in times.fallbacks.items():
-        click.echo(f"ran dense instead: {count} calls, {reason}")
+        click.echo(f"fell back to dense: {count} calls, {reason}")
     click.echo()
 
 

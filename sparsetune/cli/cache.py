@@ -1,20 +1,19 @@
-"""`sparsetune cache`: the dense baselines on disk."""
+"""`sparsetune cache`: dense baselines on disk."""
 
-import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
-from sparsetune.cli.command import Command
-from sparsetune.cli.failures import say
-from sparsetune.cli.settings import build_config, cache_options, file_options
+from sparsetune.cli.console import log_note, print_json
+from sparsetune.cli.main import Command
+from sparsetune.cli.options import build_config, cache_options, file_options, json_option
 
 if TYPE_CHECKING:
     from sparsetune.evaluation.baseline import BaselineCache, CacheEntry
 
 
-@click.group(name="cache", short_help="List or clear the dense baselines.")
+@click.group(name="cache")
 def command() -> None:
     """List or clear the dense baselines, the videos that every evaluation compares with.
 
@@ -28,7 +27,7 @@ def command() -> None:
 @command.command(cls=Command, name="ls")
 @cache_options
 @file_options
-@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.  [default: off]")
+@json_option("the list")
 @click.pass_context
 def ls(ctx: click.Context, as_json: bool) -> None:
     """List the baselines, the most recently used first.
@@ -40,13 +39,13 @@ def ls(ctx: click.Context, as_json: bool) -> None:
     cache = _cache(ctx)
     entries = cache.ls()
     if as_json:
-        click.echo(json.dumps([_as_dict(entry) for entry in entries], indent=2, ensure_ascii=False))
+        print_json([_as_dict(entry) for entry in entries])
         return
     for entry in entries:
         row = _as_dict(entry)
         click.echo(f"{entry.digest[:12]}  {_size(entry.size_bytes):>9}  {row['last_used']}  {row['prompt']}")
     total = sum(entry.size_bytes for entry in entries)
-    say(f"{len(entries)} baselines, {_size(total)}, in {cache.folder}")
+    log_note(f"{len(entries)} baselines, {_size(total)}, in {cache.folder}")
 
 
 @command.command(cls=Command, name="clear")
@@ -54,7 +53,7 @@ def ls(ctx: click.Context, as_json: bool) -> None:
 @file_options
 @click.pass_context
 def clear(ctx: click.Context) -> None:
-    """Remove every baseline that no other process is using.
+    """Delete every baseline that no other process is using.
 
     \b
     Example:
@@ -62,8 +61,8 @@ def clear(ctx: click.Context) -> None:
     """
     cache = _cache(ctx)
     cleared = cache.clear()
-    in_use = f"; {cleared.num_in_use} are in use and stay" if cleared.num_in_use else ""
-    click.echo(f"removed {cleared.num_entries} baselines, {_size(cleared.size_bytes)}, in {cache.folder}{in_use}")
+    in_use = f"; kept {cleared.num_in_use} in use" if cleared.num_in_use else ""
+    click.echo(f"deleted {cleared.num_entries} baselines, {_size(cleared.size_bytes)}, in {cache.folder}{in_use}")
 
 
 def _cache(ctx: click.Context) -> "BaselineCache":
@@ -81,7 +80,7 @@ def _size(num_bytes: int) -> str:
 
 
 def _as_dict(entry: "CacheEntry") -> dict[str, str | int | None]:
-    key = entry.info.key if entry.info is not None else {"prompt": "(damaged; will be rendered again)"}
+    key = entry.info.key if entry.info is not None else {"prompt": "(damaged, will be rendered again)"}
     return {
         "digest": entry.digest,
         "source": key.get("source"),

@@ -1,4 +1,4 @@
-"""`sparsetune checkpoint`: tuned policies on disk."""
+"""`sparsetune checkpoint`: tuned checkpoints on disk or in MLflow."""
 
 import dataclasses
 import json
@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
-from sparsetune.cli.command import Command
-from sparsetune.cli.settings import build_config, config_options
+from sparsetune.cli.console import only_results_on_stdout, print_json
+from sparsetune.cli.main import Command
+from sparsetune.cli.options import build_config, config_options, json_option
 
 
-@click.group(name="checkpoint", short_help="Show, convert, verify or compare tuned checkpoints.")
+@click.group(name="checkpoint")
 def command() -> None:
-    """Show a tuned checkpoint, convert it from or to SpargeAttn's form, verify it against a model, compare two.
+    """Show a tuned checkpoint, convert it from or to SpargeAttn's format, verify it against a model, compare two.
 
     \b
     Examples:
@@ -25,9 +26,9 @@ def command() -> None:
 
 @command.command(cls=Command, name="show")
 @click.argument("path")
-@click.option("--json", "as_json", is_flag=True, help="Print manifest and layers as JSON.  [default: off]")
+@json_option("manifest and layers")
 def show(path: str, as_json: bool) -> None:
-    """Print what the checkpoint PATH holds: its manifest, and each layer's thresholds.
+    """Print the manifest of the checkpoint PATH, and each layer's thresholds.
 
     PATH is a checkpoint folder, a .safetensors file or SpargeAttn's .pt, or one in MLflow: models:/NAME@ALIAS,
     models:/NAME/VERSION, runs:/ID or a run id.
@@ -54,7 +55,7 @@ def show(path: str, as_json: bool) -> None:
     }
     if as_json:
         rows = [dataclasses.asdict(layer) for layer in layers]
-        click.echo(json.dumps({"manifest": manifest, "policy": rules, "layers": rows}, indent=2, ensure_ascii=False))
+        print_json({"manifest": manifest, "policy": rules, "layers": rows})
         return
     for name, value in (manifest | rules).items():
         if value not in (None, {}, [], ()):
@@ -68,13 +69,13 @@ def show(path: str, as_json: bool) -> None:
 @click.option(
     "--allow-loss",
     is_flag=True,
-    help="Write a .pt even where it can't hold all of the policy (dense steps, token order).  [default: off]",
+    help="Write a .pt even if it loses parts of the policy (dense steps, token order).  [default: off]",
 )
 def convert(source: str, target: Path, allow_loss: bool) -> None:
-    """Write the checkpoint SOURCE as TARGET, in the form that TARGET's suffix names.
+    """Write the checkpoint SOURCE as TARGET, in the format that TARGET's suffix selects.
 
-    SOURCE is anything that `show` takes. `.pt` is SpargeAttn's form, `.safetensors` a lone policy file, anything else
-    a checkpoint folder.
+    SOURCE is anything that `show` accepts. `.pt` is SpargeAttn's format, `.safetensors` a single policy file, anything
+    else a checkpoint folder.
 
     \b
     Example:
@@ -91,23 +92,22 @@ def convert(source: str, target: Path, allow_loss: bool) -> None:
 @config_options
 @click.pass_context
 def verify(ctx: click.Context, path: str) -> None:
-    """Check that the checkpoint PATH belongs to a model: its layers, heads and head dimensions.
+    """Check that the checkpoint PATH fits a model: its layers, heads and head dimensions.
 
-    A packaged model is built without its weights for that, so nothing is downloaded; another one is loaded.
+    A packaged model is built without its weights, so nothing is downloaded; any other is loaded.
 
     \b
     Example:
       sparsetune checkpoint verify tuned.pt --model cogvideox-2b
     """
     from sparsetune.api import load_checkpoint
-    from sparsetune.cli.terminal import results_alone
     from sparsetune.models.loading import load_pipeline
     from sparsetune.models.random_weights import blueprint, blueprints
     from sparsetune.models.shapes import meta_pipeline
     from sparsetune.models.sparsify import policy_for
 
     config = build_config(ctx)
-    with results_alone():
+    with only_results_on_stdout():
         checkpoint = load_checkpoint(path)
         published = {name: source for source in blueprints() for name in (source, blueprint(source).hub_id)}
         known = published.get(config.model.source)
@@ -120,9 +120,9 @@ def verify(ctx: click.Context, path: str) -> None:
 @command.command(cls=Command, name="diff")
 @click.argument("first")
 @click.argument("second")
-@click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.  [default: off]")
+@json_option("the differences")
 def diff(first: str, second: str, as_json: bool) -> None:
-    """Print what sets the policies of two checkpoints apart, layer by layer.
+    """Print the differences between the policies of two checkpoints, layer by layer.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`sparsetune compare`: two evaluations side by side."""
+"""`sparsetune compare`: comparison of two evaluations."""
 
 import json
 from pathlib import Path
@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sparsetune.cli.command import Command
-from sparsetune.cli.settings import build_config
-from sparsetune.cli.stores import model_option, open_store, short_name, store_options
+from sparsetune.cli.main import Command
+from sparsetune.cli.options import build_config, json_option, model_name_option, open_store, short_name, store_options
 
 if TYPE_CHECKING:
     from sparsetune.evaluation.compare import Comparison
     from sparsetune.evaluation.result import EvaluationResult
 
 
-@click.command(cls=Command, name="compare", short_help="Set two evaluations side by side.")
+@click.command(cls=Command, name="compare")
 @click.argument("before", required=False)
 @click.argument("after", required=False)
 @click.option(
@@ -23,17 +22,17 @@ if TYPE_CHECKING:
     metavar="RUN",
     help="Compare a tuning run's two evaluations: SpargeAttn's default thresholds, the winner.  [default: none]",
 )
-@model_option("any; matters for `latest` only")
+@model_name_option("any; matters for `latest` only")
 @click.option(
     "--force", is_flag=True, help="Compare results of different models, settings or prompts.  [default: off, refuse]"
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the comparison to this .md or .json file too.  [default: none]",
+    help="Also write the comparison to this .md or .json file.  [default: none]",
 )
 @click.option("--markdown", is_flag=True, help="Print Markdown.  [default: off]")
-@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON, alone on stdout.  [default: off]")
+@json_option("the comparison")
 @store_options
 @click.pass_context
 def command(
@@ -49,7 +48,7 @@ def command(
 ) -> None:
     """Compare the evaluations BEFORE and AFTER, paired by prompt and seed.
 
-    Each is the JSON file of a result, the folder that `sparsetune eval` left it in, the id of a run or its first
+    Each is the JSON file of a result, the folder that `sparsetune eval` wrote, the id of a run or its first
     characters, `latest`, or a registered model as models:/NAME@ALIAS.
 
     \b
@@ -76,17 +75,17 @@ def command(
 def _sides(
     ctx: click.Context, before: str | None, after: str | None, before_after: str | None, model: str | None
 ) -> "tuple[EvaluationResult | str, EvaluationResult | str]":
-    """Give the two results, or their paths; the store is asked only where one of them is in it."""
+    """Return the two results, or their paths; connects to the store only if one of them is there."""
     from sparsetune.errors import UsageError
     from sparsetune.tracking.results import before_and_after, is_run, result_of
 
     if before_after is not None:
         if before is not None:
-            raise UsageError("--before-after must stand alone, but BEFORE is given too; leave one out")
+            raise UsageError("--before-after cannot be combined with BEFORE; omit one")
         _, client = open_store(build_config(ctx))
         return before_and_after(client, before_after, short_name(model))
     if before is None or after is None:
-        raise UsageError("compare must have BEFORE and AFTER, or --before-after RUN, but lacks them; name two results")
+        raise UsageError("compare needs BEFORE and AFTER, or --before-after RUN")
     if not is_run(before) and not is_run(after):
         return before, after
     _, client = open_store(build_config(ctx))
@@ -99,7 +98,7 @@ def _write(comparison: "Comparison", path: Path) -> None:
     from sparsetune.files import write_text
 
     if path.suffix not in (".md", ".json"):
-        raise UsageError(f"--output must end in .md or .json, but is {path}; choose one of the two")
+        raise UsageError(f"--output must end in .md or .json, got {path}")
     write_text(path, comparison.to_markdown() if path.suffix == ".md" else _json(comparison) + "\n")
 
 

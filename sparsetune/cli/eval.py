@@ -1,64 +1,50 @@
-"""`sparsetune eval`: a policy judged on rendered video."""
+"""`sparsetune eval`: evaluation of a policy on rendered videos."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from sparsetune.cli.command import Command
-from sparsetune.cli.failures import current_log, say_loading
-from sparsetune.cli.settings import (
+from sparsetune.cli.console import current_log, log_loading, only_results_on_stdout, print_json
+from sparsetune.cli.main import Command
+from sparsetune.cli.options import (
     build_config,
-    cache_options,
     config_options,
-    engine_options,
-    gate_options,
-    generation_options,
+    json_option,
+    local_checkpoint,
     metric_options,
-    model_options,
+    run_options,
     settings,
-    tracking_options,
 )
-from sparsetune.config import Config
 
 if TYPE_CHECKING:
+    from sparsetune.config import Config
     from sparsetune.evaluation.events import EvaluationListener
 
 
-@click.command(
-    cls=Command,
-    name="eval",
-    shows_progress=True,
-    short_help="Render prompts dense and sparse, and judge the difference.",
-)
+@click.command(cls=Command, name="eval", shows_progress=True)
 @config_options
 @click.option(
     "--use-tuned",
     is_flag=True,
-    help="Judge the checkpoint that `sparsetune tune` left.  [default: off, SpargeAttn's default thresholds]",
+    help="Evaluate the checkpoint of `sparsetune tune`.  [default: off, SpargeAttn's default thresholds]",
 )
 @click.option(
     "--checkpoint",
     "--tuned-path",
     "checkpoint",
     metavar="PATH",
-    help="Checkpoint to judge: a folder or file, models:/NAME@ALIAS, runs:/ID or a run id.  "
+    help="Checkpoint to evaluate: a folder or file, models:/NAME@ALIAS, runs:/ID or a run id.  "
     "[default: none; with --use-tuned results/MODEL/checkpoint]",
 )
 @settings("eval.num_prompts", "eval.prompt_file", "eval.seed", "eval.output_dir", "eval.save_videos", "eval.ladder")
 @metric_options
-@generation_options
-@model_options
+@run_options
 @settings("break_even")
-@gate_options
-@cache_options
-@engine_options
-@tracking_options
 @click.option("--difference", is_flag=True, help="Add the amplified difference to side-by-side videos.  [default: off]")
-@click.option("--require-gate", is_flag=True, help="Exit with status 3 where the gate isn't met.  [default: off]")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, alone on stdout.  [default: off]")
+@click.option("--require-gate", is_flag=True, help="Exit with status 3 if the gate is not met.  [default: off]")
+@json_option("the result")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -68,10 +54,10 @@ def command(
     require_gate: bool,
     as_json: bool,
 ) -> None:
-    """Render prompts dense and sparse from the same seed, and judge what sparsity does to the videos.
+    """Render prompts dense and sparse from the same seed, and measure how sparsity changes the videos.
 
-    Without a checkpoint it judges SpargeAttn's default thresholds, the 'before' of any tuning. Leaves the result
-    as JSON, a report, and dense, sparse and side-by-side videos in the output folder.
+    Without a checkpoint it evaluates SpargeAttn's default thresholds, the baseline of any tuning. Writes the result
+    as JSON, a report, and dense, sparse and side-by-side videos to the output folder.
 
     \b
     Examples:
@@ -80,9 +66,7 @@ def command(
       sparsetune eval --checkpoint tuned.pt --metric-module my_metrics.py
       sparsetune eval --checkpoint models:/demo-sparse@champion
     """
-    from sparsetune.cli.stores import local_checkpoint
     from sparsetune.cli.tables import evaluation_text
-    from sparsetune.cli.terminal import results_alone
     from sparsetune.errors import GateError, GenerationError
     from sparsetune.evaluation.evaluate import evaluate_config
 
@@ -91,32 +75,31 @@ def command(
         checkpoint = str(config.model.results_folder / "checkpoint")
     output_dir = config.eval.output_dir or config.model.results_folder / "eval"
     checkpoint = local_checkpoint(checkpoint, config)
-    with results_alone():
-        say_loading(config.model.source)
+    with only_results_on_stdout():
+        log_loading(config.model.source)
         with _listeners(config) as listeners:
             result = evaluate_config(config, checkpoint, output_dir, listeners, difference=difference)
     if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
+        print_json(result.to_dict())
     else:
         click.echo(evaluation_text(result))
         click.echo(f"result, report and videos: {output_dir}")
     if result.overall_score is None:
-        raise GenerationError(
-            f"at least one prompt must render, but all {len(result.failed)} failed, the first because "
-            f"{result.failed[0].error}"
-        )
+        raise GenerationError(f"all {len(result.failed)} prompts failed, the first with: {result.failed[0].error}")
     if require_gate and not result.gate.passed:
-        raise GateError(f"the gate must be met, but: {'; '.join(result.gate.failures)}; tune for less sparsity")
+        raise GateError(f"the gate is not met: {'; '.join(result.gate.failures)}; tune for less sparsity")
 
 
 @contextlib.contextmanager
-def _listeners(config: Config) -> "Iterator[Sequence[EvaluationListener]]":
-    from sparsetune.cli.display import EvaluationDisplay
+def _listeners(config: "Config") -> "Iterator[Sequence[EvaluationListener]]":
+    from sparsetune.cli.evaluation_progress import EvaluationProgress
+    from sparsetune.cli.progress import ProgressDisplay
 
-    with contextlib.closing(EvaluationDisplay(current_log(), f"eval {config.model.name}")) as display:
+    display = ProgressDisplay(current_log(), f"eval {config.model.name}")
+    with contextlib.closing(EvaluationProgress(display)) as progress:
         if not config.tracking.enabled:
-            yield (display,)
+            yield (progress,)
             return
         from sparsetune.tracking import TrackingListener
 
-        yield (display, TrackingListener(config))
+        yield (progress, TrackingListener(config))

@@ -1,45 +1,42 @@
 """`sparsetune generate`: one prompt rendered to a video file."""
 
 import contextlib
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from sparsetune.cli.command import Command
-from sparsetune.cli.failures import current_log, say, say_loading
-from sparsetune.cli.settings import (
+from sparsetune.cli.console import current_log, log_loading, log_note, only_results_on_stdout
+from sparsetune.cli.main import Command
+from sparsetune.cli.options import (
     build_config,
     config_options,
     generation_options,
+    local_checkpoint,
     model_options,
     setting,
 )
-from sparsetune.config import Config
 
 if TYPE_CHECKING:
+    from sparsetune.config import Config
     from sparsetune.models.generation import Frames
     from sparsetune.models.prompts import Prompt
 
 
-@click.command(
-    cls=Command,
-    name="generate",
-    shows_progress=True,
-    short_help="Render one prompt, dense or sparse.",
-)
+@click.command(cls=Command, name="generate", shows_progress=True)
 @click.argument("prompt")
 @config_options
-@click.option("--use-tuned", is_flag=True, help="Render under results/MODEL/checkpoint.  [default: off, dense]")
+@click.option("--use-tuned", is_flag=True, help="Render with results/MODEL/checkpoint.  [default: off, dense]")
 @click.option(
     "--checkpoint",
     "--tuned-path",
     "checkpoint",
     metavar="PATH",
-    help="Checkpoint to render under: a folder or file, models:/NAME@ALIAS, runs:/ID or a run id.  "
+    help="Checkpoint to render with: a folder or file, models:/NAME@ALIAS, runs:/ID or a run id.  "
     "[default: none, dense]",
 )
-@click.option("--dense", is_flag=True, help="Render dense all the same, for comparison.  [default: off]")
+@click.option("--dense", is_flag=True, help="Render dense regardless of a checkpoint, for comparison.  [default: off]")
 @click.option(
     "-o",
     "--output",
@@ -65,7 +62,7 @@ def command(
     output: Path | None,
     image: Path | None,
 ) -> None:
-    """Render PROMPT to a video file, dense or under a tuned checkpoint.
+    """Render PROMPT to a video file, dense or with a tuned checkpoint.
 
     \b
     Examples:
@@ -73,14 +70,13 @@ def command(
       sparsetune generate "a panda eats bamboo" --model cogvideox-2b --use-tuned -o panda.mp4
       sparsetune generate "a panda eats bamboo" --checkpoint models:/cogvideox-2b-sparse@champion --dense
     """
-    from sparsetune.cli.clock import clock
-    from sparsetune.cli.stores import local_checkpoint
+    from sparsetune.cli.tables import clock_text
     from sparsetune.errors import PromptError
     from sparsetune.models.prompts import Prompt
     from sparsetune.video import write_video
 
     if not prompt.strip():
-        raise PromptError("the prompt must say something, but is empty; describe the video")
+        raise PromptError("the prompt is empty; describe the video")
     config = build_config(ctx)
     if use_tuned and checkpoint is None:
         checkpoint = str(config.model.results_folder / "checkpoint")
@@ -89,28 +85,28 @@ def command(
     frames, seconds, sparsity = _render(config, Prompt(prompt, image), checkpoint)
     write_video(target, frames, config.generation.fps)
     how = "dense" if sparsity is None else f"at sparsity {sparsity:.3f}"
-    say(f"rendered {how} in {clock(seconds)}")
+    log_note(f"rendered {how} in {clock_text(seconds)}")
     click.echo(target)
 
 
-def _render(config: Config, prompt: "Prompt", checkpoint: str | None) -> "tuple[Frames, float, float | None]":
+def _render(config: "Config", prompt: "Prompt", checkpoint: str | None) -> "tuple[Frames, float, float | None]":
     from sparsetune.checkpoint import load_checkpoint
-    from sparsetune.cli.progress import RenderingProgress
-    from sparsetune.cli.terminal import results_alone
+    from sparsetune.cli.progress import ProgressDisplay
     from sparsetune.models.generation import Renderer
     from sparsetune.models.loading import load_pipeline
     from sparsetune.models.sparsify import sparsify, warn_of_other_settings
 
-    with results_alone(), contextlib.ExitStack() as stack:
-        say_loading(config.model.source)
+    with only_results_on_stdout(), contextlib.ExitStack() as stack:
+        log_loading(config.model.source)
         renderer = Renderer(load_pipeline(config.model), config.generation)
         handle = None
         if checkpoint is not None:
             loaded = load_checkpoint(checkpoint)
             warn_of_other_settings(loaded.manifest, config.generation)
             handle = stack.enter_context(sparsify(renderer.loaded.pipe, loaded, config.backend, config.break_even))
-        progress = RenderingProgress(current_log(), config.generation.num_inference_steps)
+        progress = ProgressDisplay(current_log(), f"generate {config.model.name}", {"render": ""})
         stack.enter_context(contextlib.closing(progress))
+        progress.start_phase("render", config.generation.num_inference_steps)
         progress.start()
-        rendering = renderer.render(prompt, config.eval.seed, progress.step)
+        rendering = renderer.render(prompt, config.eval.seed, functools.partial(progress.on_progress, "render"))
         return rendering.frames, rendering.seconds, None if handle is None else handle.stats().sparsity

@@ -1,6 +1,8 @@
-"""The command `sparsetune`: its subcommands, loaded when they are used."""
+"""The command `sparsetune`: subcommands imported on use, errors as one line with an exit status."""
 
+import contextlib
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -8,49 +10,87 @@ from typing import Any
 import click
 from click.exceptions import NoSuchCommand
 
-from sparsetune.cli.colour import colour_wanted
-from sparsetune.cli.failures import Session, exit_status
-from sparsetune.cli.output_options import output_options
+from sparsetune import __version__
+from sparsetune.cli.console import GlobalOptions, JsonLog, colour_wanted, global_options, quiet_libraries
+from sparsetune.cli.log_schema import SCHEMA_VERSION
+from sparsetune.cli.options import output_options
+from sparsetune.errors import SparsetuneError
 
-# The one-line helps stand here so that `sparsetune --help` imports no command.
+INTERRUPTED = 130
+
+# The short helps are listed here so that `sparsetune --help` imports no command.
 COMMANDS = {
-    "tune": "Search thresholds for a model; leave the best as a checkpoint.",
-    "eval": "Render prompts dense and sparse, and judge the difference.",
-    "compare": "Set two evaluations side by side.",
+    "tune": "Search thresholds for a model and save the best as a checkpoint.",
+    "eval": "Render prompts dense and sparse, and measure the difference.",
+    "compare": "Compare two evaluations.",
     "report": "Write an evaluation or a tuning as one HTML file.",
     "runs": "List the recorded runs, the best first.",
-    "review": "Record a person's look at a run's videos.",
-    "promote": "Let a run's checkpoint serve, if it may.",
-    "rollback": "Let the checkpoint before the last promotion serve again.",
-    "metrics": "Compare existing videos, with no model.",
-    "bench": "Time sparse attention on this machine; find the break-even.",
+    "review": "Record a human review of a run's videos.",
+    "promote": "Promote a run's checkpoint if it passes the checks.",
+    "rollback": "Restore the version before the last promotion.",
+    "metrics": "Compare existing videos, without a model.",
+    "bench": "Time sparse attention and find its break-even sparsity.",
     "generate": "Render one prompt, dense or sparse.",
     "models": "List the packaged models, or show one.",
     "checkpoint": "Show, convert, verify or compare tuned checkpoints.",
     "ui": "Open the MLflow UI on the recorded runs.",
-    "sync": "Send what a tracking server missed.",
-    "doctor": "Say what this machine can do, and what it lacks.",
+    "sync": "Upload runs recorded while the server was down.",
+    "doctor": "Check what this machine can run, and what is missing.",
     "cache": "List or clear the dense baselines.",
 }
 
 
+class Command(click.Command):
+    """A subcommand that accepts underscores in option names (as SpargeAttn's scripts do), and the global options.
+
+    Args:
+        args: see `click.Command`.
+        shows_progress: list --quiet and --log-format in its help.
+        kwargs: see `click.Command`.
+    """
+
+    def __init__(self, *args: Any, shows_progress: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.shows_progress = shows_progress
+        self.params += output_options(hidden=not shows_progress)
+        self.params.append(
+            click.Option(["--debug"], is_flag=True, hidden=True, expose_value=False, callback=_set_debug)
+        )
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = {option for param in self.params for option in (*param.opts, *param.secondary_opts)}
+        end = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [*(_dashed(arg, known) for arg in args[:end]), *args[end:]])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        options = global_options(ctx)
+        if self.shows_progress:
+            name = str(ctx.info_name)
+            options.log.event(
+                "start", f"sparsetune {name}", command=name, version=__version__, schema_version=SCHEMA_VERSION
+            )
+        with contextlib.nullcontext() if options.debug else quiet_libraries(options.log):
+            return super().invoke(ctx)
+
+
 class LazyGroup(click.Group):
-    """Loads a command's module when the command is used, and turns errors into one line and an exit status."""
+    """Imports a command's module on use, and turns errors into one line and an exit status."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Give the names in the order of their use."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import `sparsetune.cli.NAME` and give its `command`."""
         if cmd_name not in COMMANDS:
             return None
-        command = import_module(f"sparsetune.cli.{cmd_name}").command
+        if cmd_name == "rollback":
+            command = import_module("sparsetune.cli.promote").rollback_command
+        else:
+            command = import_module(f"sparsetune.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
+        command.short_help = COMMANDS[cmd_name]
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands without loading them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
@@ -63,37 +103,68 @@ class LazyGroup(click.Group):
         **extra: Any,
     ) -> Any:
         """Run the command line and exit with its status: 0, 1 failure, 2 usage, 3 gate not met, 130 Ctrl-C."""
-        session = Session()
+        options = GlobalOptions()
         try:
-            status = super().main(args, prog_name, complete_var, standalone_mode=False, obj=session, **extra)
+            status = super().main(args, prog_name, complete_var, standalone_mode=False, obj=options, **extra)
         except (Exception, KeyboardInterrupt) as error:
-            sys.exit(exit_status(error, session))
+            sys.exit(exit_status(error, options))
         sys.exit(status if isinstance(status, int) else 0)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the subcommand; an unknown one is told with the nearest known."""
         try:
             return super().resolve_command(ctx, args)
         except NoSuchCommand:
             raise NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx) from None
 
 
-def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if value:
-        from sparsetune import __version__
+def exit_status(error: BaseException, options: GlobalOptions) -> int:
+    """Log an error on stderr, in one line unless debugging, and return the exit status."""
+    if isinstance(error, click.ClickException):
+        if isinstance(options.log, JsonLog):
+            return _log_error(error, error.format_message(), error.exit_code, options)
+        error.show()
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        message = "interrupted; no incomplete files were left"
+        if str(error):
+            message = f"interrupted; {error}"
+        return _log_error(error, message, INTERRUPTED, options)
+    if isinstance(error, BrokenPipeError):
+        sys.stderr.close()  # the reader of our output is gone
+        return 1
+    if options.debug:
+        options.log.event("output", "".join(traceback.format_exception(error)).rstrip(), "error")
+    if isinstance(error, SparsetuneError):
+        return _log_error(error, str(error), error.exit_code, options)
+    advice = "" if options.debug else "; run it again as `sparsetune --debug ...` for the traceback"
+    return _log_error(error, f"unexpected {type(error).__name__}: {error}{advice}", 1, options)
 
-        click.echo(f"sparsetune {__version__}")
-        ctx.exit()
+
+def _log_error(error: BaseException, message: str, status: int, options: GlobalOptions) -> int:
+    line = " ".join(message.split())
+    options.log.event("error", line, "error", error_type=type(error).__name__, exit_code=status)
+    return status
+
+
+def _dashed(arg: str, known: set[str]) -> str:
+    name, separator, value = arg.partition("=")
+    dashed = name.replace("_", "-")
+    return dashed + separator + value if name.startswith("--") and dashed in known else arg
+
+
+def _set_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        global_options(ctx).debug = True
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries underneath say. [default: off]")
-@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version")
+@click.option("--debug", is_flag=True, help="Show tracebacks and messages of other libraries. [default: off]")
+@click.version_option(__version__, message="%(prog)s %(version)s", prog_name="sparsetune", help="Print the version")
 @click.pass_context
 def main(ctx: click.Context, debug: bool) -> None:
-    """Tune sparse attention for video diffusion models, and measure what it does to the videos.
+    """Tune sparse attention for video diffusion models, and measure its effect on the videos.
 
     \b
     Examples:
@@ -102,8 +173,8 @@ def main(ctx: click.Context, debug: bool) -> None:
       sparsetune COMMAND --help
     """
     ctx.color = colour_wanted()
-    session = ctx.ensure_object(Session)
-    session.debug = session.debug or debug
+    options = ctx.ensure_object(GlobalOptions)
+    options.debug = options.debug or debug
 
 
 main.params += output_options()

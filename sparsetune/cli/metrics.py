@@ -1,38 +1,32 @@
-"""`sparsetune metrics`: existing videos compared, with no model."""
+"""`sparsetune metrics`: metrics of existing videos, without a model."""
 
-import json
 from pathlib import Path
 from typing import cast
 
 import click
 
-from sparsetune.cli.command import Command
-from sparsetune.cli.failures import current_log
-from sparsetune.cli.settings import build_config, file_options, gate_options, metric_options
+from sparsetune.cli.console import current_log, only_results_on_stdout, print_json
+from sparsetune.cli.main import Command
+from sparsetune.cli.options import build_config, file_options, gate_options, json_option, metric_options
 
 
-@click.command(
-    cls=Command,
-    name="metrics",
-    shows_progress=True,
-    short_help="Compare existing videos, with no model.",
-)
+@click.command(cls=Command, name="metrics", shows_progress=True)
 @click.argument("dense", type=click.Path(path_type=Path))
 @click.argument("sparse", type=click.Path(path_type=Path))
 @click.option(
     "--align",
     type=click.Choice(["strict", "shortest"]),
     default="strict",
-    help="shortest compares as many frames as both videos have; strict wants equally many.  [default: strict]",
+    help="strict requires equal frame counts; shortest ignores the frames that only one has.  [default: strict]",
 )
 @metric_options
 @gate_options
 @file_options
-@click.option("--require-gate", is_flag=True, help="Exit with status 3 where the gate isn't met.  [default: off]")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, alone on stdout.  [default: off]")
+@click.option("--require-gate", is_flag=True, help="Exit with status 3 if the gate is not met.  [default: off]")
+@json_option("the result")
 @click.pass_context
 def command(ctx: click.Context, dense: Path, sparse: Path, align: str, require_gate: bool, as_json: bool) -> None:
-    """Compare the videos DENSE and SPARSE: two files, or two folders of equally named ones.
+    """Compare the videos DENSE and SPARSE: two files, or two folders with files of the same names.
 
     \b
     Examples:
@@ -40,7 +34,6 @@ def command(ctx: click.Context, dense: Path, sparse: Path, align: str, require_g
       sparsetune metrics before/ after/ --align shortest --json
     """
     from sparsetune.cli.tables import comparison_text, metric_text
-    from sparsetune.cli.terminal import results_alone
     from sparsetune.errors import GateError
     from sparsetune.evaluation.videos import Align, VideoPair, compare_videos
     from sparsetune.metrics import Gate, import_metrics
@@ -48,18 +41,18 @@ def command(ctx: click.Context, dense: Path, sparse: Path, align: str, require_g
     def on_pair(number: int, count: int, pair: VideoPair) -> None:
         if count > 1:
             values = ", ".join(metric_text(name, value) for name, value in pair.metrics.items())
-            current_log().say("pair", f"{number}/{count} {pair.name}: {values}", name=pair.name, metrics=pair.metrics)
+            current_log().event("pair", f"{number}/{count} {pair.name}: {values}", name=pair.name, metrics=pair.metrics)
 
     config = build_config(ctx)
     import_metrics(config.eval.metric_modules)
     gate = Gate(**config.gate.model_dump())
-    with results_alone():
+    with only_results_on_stdout():
         result = compare_videos(
             dense, sparse, names=config.eval.metrics, gate=gate, align=cast(Align, align), on_pair=on_pair
         )
     if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
+        print_json(result.to_dict())
     else:
         click.echo(comparison_text(result))
     if require_gate and not result.gate.passed:
-        raise GateError(f"the gate must be met, but: {'; '.join(result.gate.failures)}")
+        raise GateError(f"the gate is not met: {'; '.join(result.gate.failures)}")

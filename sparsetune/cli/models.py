@@ -1,18 +1,19 @@
-"""`sparsetune models`: the models that have a packaged configuration."""
+"""`sparsetune models`: models with a packaged configuration."""
 
-import json
 from typing import Any
 
 import click
 
-from sparsetune.cli.command import Command
+from sparsetune.cli.console import print_json
+from sparsetune.cli.main import Command
+from sparsetune.cli.options import json_option
 
 
-@click.group(name="models", short_help="List the packaged models, or show one.", invoke_without_command=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.  [default: off]")
+@click.group(name="models", invoke_without_command=True)
+@json_option("the list")
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
-    """List the models that have a packaged configuration; any other of a supported family works by its hub id.
+    """List the models with a packaged configuration; others of a supported family work by their hub id.
 
     \b
     Examples:
@@ -23,7 +24,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
         return
     rows = [_row(name) for name in _names()]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     from sparsetune.cli.tables import print_table
 
@@ -33,11 +34,11 @@ def command(ctx: click.Context, as_json: bool) -> None:
 
 @command.command(cls=Command, name="show")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.  [default: off]")
+@json_option("it")
 def show(name: str, as_json: bool) -> None:
-    """Print what the model NAME is made of: tokens, attention's share of the work, size of the weights.
+    """Print facts of the model NAME: tokens, attention's share of the work, size of the weights.
 
-    NAME is one that `sparsetune models` lists. The model is built without its weights, so nothing is downloaded.
+    NAME is one from `sparsetune models`. The model is built without its weights, so nothing is downloaded.
 
     \b
     Example:
@@ -45,7 +46,7 @@ def show(name: str, as_json: bool) -> None:
     """
     shown = _shown(name)
     if as_json:
-        click.echo(json.dumps(shown, indent=2))
+        print_json(shown)
         return
     for key, value in shown.items():
         click.echo(f"{key.replace('_', ' ')}: {value}")
@@ -86,8 +87,7 @@ def _shown(name: str) -> dict[str, Any]:
     if name not in _names():
         hint = nearest(name, dict.fromkeys(_names()))
         raise UsageError(
-            f"a model to show must be one of {', '.join(_names())}, but is {name!r}; "
-            + (f"did you mean {hint}?" if hint else "choose one of them")
+            f"unknown model {name!r}; " + (f"did you mean {hint}?" if hint else f"choose one of {', '.join(_names())}")
         )
     config = resolve(name, (), {})
     plan, size = blueprint(config.model.source), config.generation

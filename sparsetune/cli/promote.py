@@ -1,29 +1,29 @@
-"""`sparsetune promote`: a run's checkpoint becomes the one that serves."""
+"""`sparsetune promote` and `sparsetune rollback`: the alias that servers load a checkpoint by."""
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparsetune.cli.colour import outcome
-from sparsetune.cli.command import Command
-from sparsetune.cli.settings import build_config
-from sparsetune.cli.stores import model_option, open_store, short_name, store_options
+from sparsetune.cli.console import coloured_status, print_json
+from sparsetune.cli.main import Command
+from sparsetune.cli.options import build_config, json_option, model_name_option, open_store, short_name, store_options
 
 if TYPE_CHECKING:
     from sparsetune.tracking.promotion import Move
     from sparsetune.tracking.promotion_conditions import Verdict
 
 
-@click.command(cls=Command, name="promote", short_help="Let a run's checkpoint serve, if it may.")
+@click.command(cls=Command, name="promote")
 @click.argument("run", metavar="RUN")
-@click.option("--alias", default="champion", help="Alias to move to it.  [default: champion]")
-@click.option("--name", help="Registered model's name.  [default: MODEL-sparse]")
-@model_option("any; matters for `latest` only")
-@click.option("--dry-run", is_flag=True, help="Print the verdict, change nothing.  [default: off]")
-@click.option("--override", metavar="REASON", help="Promote all the same; kept on the version.  [default: none]")
-@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON, alone on stdout.  [default: off]")
+@click.option("--alias", default="champion", help="Alias to set.  [default: champion]")
+@click.option("--name", help="Name of the registered model.  [default: MODEL-sparse]")
+@model_name_option("any; matters for `latest` only")
+@click.option("--dry-run", is_flag=True, help="Print the checks and change nothing.  [default: off]")
+@click.option(
+    "--override", metavar="REASON", help="Promote despite failed checks; recorded on the version.  [default: none]"
+)
+@json_option("the checks")
 @store_options
 @click.pass_context
 def command(
@@ -36,19 +36,18 @@ def command(
     override: str | None,
     as_json: bool,
 ) -> None:
-    """Register the checkpoint of RUN, and move to it the alias that servers load by.
+    """Register the checkpoint of RUN as a model version, and set the alias that servers load by.
 
     RUN is the id of a tuning or evaluation run, its first characters, or `latest`, the newest tuning with a winner.
-    Three conditions must hold, else the exit status is 3: the gate on eval prompts, a review that says OK
-    (`sparsetune review`), and a comparison with the version that has the alias now, which mustn't be better. That
-    version keeps the alias `previous`, for `sparsetune rollback`; that of another alias than champion is
-    `previous-ALIAS`.
+    Three checks must pass, else the exit status is 3: the gate on eval prompts, an OK review (`sparsetune review`), and
+    a comparison with the version that has the alias now, which must not be better. That version gets the alias
+    `previous` for `sparsetune rollback`, or `previous-ALIAS` for an alias other than champion.
 
     \b
     Examples:
       sparsetune promote latest --dry-run
       sparsetune promote 3f2a9c1b
-      sparsetune promote 3f2a9c1b --alias staging --override "demo for the board, taken back on Monday"
+      sparsetune promote 3f2a9c1b --alias staging --override "demo for the board, until Monday"
     """
     from sparsetune.errors import GateError
     from sparsetune.tracking.promotion import promote
@@ -59,28 +58,56 @@ def command(
     candidate = find_candidate(client, run, short_name(model))
     registry = open_registry(client, store, candidate.model, name)
     verdict = judge(registry, candidate, alias)
-    go = not dry_run and (verdict.passed or override is not None)
     if not as_json:
         _print(verdict)
-    move = promote(registry, verdict, override) if go else None
+    move = promote(registry, verdict, override) if not dry_run and (verdict.passed or override is not None) else None
     if as_json:
-        click.echo(json.dumps(_as_json(verdict, move), indent=2, ensure_ascii=False))
+        print_json(_as_json(verdict, move))
     elif move is not None:
-        click.echo(moved_text(move))
+        click.echo(_move_text(move))
         if override is not None:
-            click.echo("the override wasn't needed and isn't kept" if verdict.passed else "the override is kept on it")
+            click.echo(
+                "all checks passed; the override is not recorded" if verdict.passed else "the override is recorded"
+            )
     elif verdict.passed:
-        click.echo("it may be promoted; nothing was changed")
+        click.echo("all checks passed; nothing was changed")
     if not verdict.passed and override is None:
+        advice = f"run `sparsetune review {candidate.run_id[:8]}`, or " if "human review" in verdict.unmet else ""
         raise GateError(
-            f"every condition must be met to promote run {candidate.run_id[:8]}, but not met: "
-            f"{', '.join(verdict.unmet)}; mend that, or give --override a reason"
+            f"cannot promote run {candidate.run_id[:8]}, failed checks: {', '.join(verdict.unmet)}; {advice}use "
+            "--override REASON"
         )
 
 
-def moved_text(move: "Move") -> str:
-    """Say in one line what an alias names now."""
-    before = f", before it version {move.replaced}" if move.replaced is not None else ""
+@click.command(cls=Command, name="rollback")
+@click.option("--alias", default="champion", help="Alias to move back.  [default: champion]")
+@model_name_option("the configuration's, demo")
+@click.option("--name", help="Name of the registered model.  [default: MODEL-sparse]")
+@json_option("what changed")
+@store_options
+@click.pass_context
+def rollback_command(ctx: click.Context, alias: str, model: str | None, name: str | None, as_json: bool) -> None:
+    """Swap the versions of an alias and of `previous`; a second rollback swaps them back.
+
+    \b
+    Examples:
+      sparsetune rollback
+      sparsetune rollback --model cogvideox-2b --alias staging
+    """
+    from sparsetune.tracking.promotion import rollback
+    from sparsetune.tracking.registry import open_registry
+
+    config = build_config(ctx)
+    store, client = open_store(config)
+    move = rollback(open_registry(client, store, short_name(model) or config.model.name, name), alias)
+    if as_json:
+        print_json({"uri": move.uri, "version": move.version, "replaced": move.replaced})
+    else:
+        click.echo(_move_text(move))
+
+
+def _move_text(move: "Move") -> str:
+    before = f", was version {move.replaced}" if move.replaced is not None else ""
     return f"{move.uri} is version {move.version}{before}"
 
 
@@ -88,7 +115,7 @@ def _print(verdict: "Verdict") -> None:
     candidate = verdict.candidate
     click.echo(f"run {candidate.run_id} for {verdict.name}@{verdict.alias}")
     for condition in verdict.conditions:
-        met = outcome("met    " if condition.met else "NOT MET")
+        met = coloured_status("met    " if condition.met else "NOT MET")
         click.echo(f"  {met}  {condition.name}: {condition.says}")
 
 

@@ -6,40 +6,39 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sparsetune.cli.command import Command
-from sparsetune.cli.settings import build_config
-from sparsetune.cli.stores import model_option, open_store, short_name, store_options
+from sparsetune.cli.main import Command
+from sparsetune.cli.options import build_config, model_name_option, open_store, short_name, store_options
 
 if TYPE_CHECKING:
     from sparsetune.report.source import Source
 
 
-@click.command(cls=Command, name="report", short_help="Write an evaluation or a tuning as one HTML file.")
+@click.command(cls=Command, name="report")
 @click.argument("run", metavar="RUN|FOLDER")
 @click.option("--lang", type=click.Choice(["en", "zh"]), default="en", help="Language of the report.  [default: en]")
 @click.option(
     "--videos",
     type=click.Choice(["embed", "beside"]),
     default="embed",
-    help="Put the videos inside the file, or beside it, as where it would exceed 25 MB.  [default: embed]",
+    help="Embed the videos in the file, or put them beside it, as when it would exceed 25 MB.  [default: embed]",
 )
 @click.option(
     "--before",
     metavar="OTHER",
-    help="Run or folder of an evaluation to set beside it as before; a tuning has its own.  [default: none]",
+    help="Run or folder of the evaluation to compare with; a tuning has its own.  [default: none]",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The HTML file.  [default: report.html in FOLDER; report-RUN.html here]",
+    help="The HTML file.  [default: report.html in FOLDER, or report-RUN.html here]",
 )
 @click.option(
     "--figures",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Write the figures as PNGs to this folder too, with English texts.  [default: none]",
+    help="Also write the figures as PNGs to this folder, with English texts.  [default: none]",
 )
-@model_option("any; matters for `latest` only")
+@model_name_option("any; matters for `latest` only")
 @store_options
 @click.pass_context
 def command(
@@ -52,10 +51,10 @@ def command(
     figures: Path | None,
     model: str | None,
 ) -> None:
-    """Write a report: verdict, synchronised players, prompts, heat maps, thresholds, the search, the environment.
+    """Write a report with verdict, synchronised players, prompts, heat maps, thresholds, search and environment.
 
-    It is of a FOLDER that `sparsetune eval` or `sparsetune tune` left, or of a RUN: its id or the first characters of
-    it, `latest`, runs:/ID or models:/NAME@ALIAS. The file opens from disk and needs no network.
+    Its subject is a FOLDER written by `sparsetune eval` or `sparsetune tune`, or a RUN: its id or first characters,
+    `latest`, runs:/ID or models:/NAME@ALIAS. The file opens from disk and needs no network.
 
     \b
     Examples:
@@ -80,7 +79,7 @@ def command(
 
 
 def _source(ctx: click.Context, run: str, model: str | None, folder: Path) -> "tuple[Source, Path]":
-    """Give what to tell of, and where its report goes unless told otherwise; a run's files come to `folder`."""
+    """Return what to report on and the report's default path; a run's files are downloaded to `folder`."""
     from sparsetune.report.source import from_folder
     from sparsetune.tracking.results import is_run
 

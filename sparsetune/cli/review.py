@@ -1,39 +1,39 @@
-"""`sparsetune review`: a person's look at a checkpoint's videos."""
+"""`sparsetune review`: a human review of a checkpoint's videos."""
 
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from sparsetune.cli.command import Command
-from sparsetune.cli.settings import build_config
-from sparsetune.cli.stores import model_option, open_store, short_name, store_options
+from sparsetune.cli.main import Command
+from sparsetune.cli.options import build_config, model_name_option, open_store, short_name, store_options
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from sparsetune.evaluation.result import EvaluationResult
     from sparsetune.tracking.review import VideoReview
 
 
-@click.command(cls=Command, name="review", short_help="Record a person's look at a run's videos.")
+@click.command(cls=Command, name="review")
 @click.argument("run", metavar="RUN")
 @click.option(
-    "--ok/--reject", "ok", default=None, help="Answer every item of every video so.  [default: ask for each one]"
+    "--ok/--reject", "ok", default=None, help="Give every item of every video this answer.  [default: ask for each]"
 )
-@click.option("--reviewer", metavar="NAME", help="Who looked.  [default: asked for]")
-@click.option("--note", default="", metavar="TEXT", help="Anything to add.  [default: none]")
+@click.option("--reviewer", metavar="NAME", help="Name of the reviewer.  [default: asked for]")
+@click.option("--note", default="", metavar="TEXT", help="A remark to record.  [default: none]")
 @click.option("--open/--no-open", "opens", default=True, help="Open the videos, at a terminal.  [default: open]")
-@model_option("any; matters for `latest` only")
+@model_name_option("any; matters for `latest` only")
 @store_options
 @click.pass_context
 def command(
     ctx: click.Context, run: str, ok: bool | None, reviewer: str | None, note: str, opens: bool, model: str | None
 ) -> None:
-    """Look at the side-by-side videos of RUN, and record what you see; `sparsetune promote` asks for it.
+    """Review the side-by-side videos of RUN and record the answers; `sparsetune promote` requires it.
 
-    For each video: whether content, motion, detail, artifacts and colour are as in the dense one. RUN is the id of a
+    For each video: whether content, motion, detail, artifacts and colour match the dense one. RUN is the id of a
     tuning or evaluation run, its first characters, or `latest`.
 
     \b
@@ -48,14 +48,12 @@ def command(
 
     terminal = _is_terminal()
     if not terminal and (ok is None or reviewer is None):
-        raise UsageError(
-            "a review without a terminal must be given --ok or --reject and --reviewer NAME, but lacks one; add it"
-        )
+        raise UsageError("a review without a terminal needs --ok or --reject, and --reviewer NAME")
     reviewer = check_reviewer(reviewer) if reviewer is not None else None
     _, client = open_store(build_config(ctx))
     candidate = find_candidate(client, run, short_name(model))
     if terminal and (opens or ok is None):
-        answers = _look(client, candidate.evaluation_id, candidate.result, ok, opens)
+        answers = _ask(client, candidate.evaluation_id, candidate.result, ok, opens)
     else:
         answers = answer_all(video_names(client, candidate.evaluation_id), ok=bool(ok))
     review = Review(
@@ -73,17 +71,16 @@ def command(
         click.echo(f"next: sparsetune promote {candidate.run_id[:8]}")
 
 
-def _look(
-    client: object, evaluation_id: str, result: "EvaluationResult", ok: bool | None, opens: bool
+def _ask(
+    client: "MlflowClient", evaluation_id: str, result: "EvaluationResult", ok: bool | None, opens: bool
 ) -> "tuple[VideoReview, ...]":
-    """Open the videos one after the other, and ask for what `ok` doesn't answer.
+    """Open the videos one by one, and ask every question that `ok` doesn't answer.
 
-    The files stay in the system's temporary folder: a player may still have them open.
+    The files stay in the temporary folder, since a player may still have them open.
     """
     from sparsetune.tracking.review import CHECKLIST, VideoReview, download_videos
 
-    folder = Path(tempfile.mkdtemp(prefix="sparsetune-review-"))
-    files: Mapping[str, Path] = download_videos(client, evaluation_id, folder)  # type: ignore[arg-type]
+    files = download_videos(client, evaluation_id, Path(tempfile.mkdtemp(prefix="sparsetune-review-")))
     prompts = {f"prompt_{row.index}_compare.mp4": row.prompt for row in result.detailed_results}
     click.echo("each video shows dense on the left, sparse on the right", err=True)
     answers = []
@@ -91,11 +88,11 @@ def _look(
         click.echo(f"\n{number}/{len(files)}  {prompts.get(path.name, '')}\n      {path}", err=True)
         if opens:
             click.launch(str(path))
-        given = {
+        items = {
             item: ok if ok is not None else click.confirm(f"  {item}: {meaning}?", err=True)
             for item, meaning in CHECKLIST.items()
         }
-        answers.append(VideoReview(video=name, answers=given))
+        answers.append(VideoReview(video=name, answers=items))
     return tuple(answers)
 
 

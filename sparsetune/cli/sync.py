@@ -1,27 +1,27 @@
-"""`sparsetune sync`: what a tracking server missed, sent."""
+"""`sparsetune sync`: upload of what a tracking server missed."""
 
-import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
-from sparsetune.cli.command import Command
-from sparsetune.cli.settings import build_config, file_options, setting
+from sparsetune.cli.console import print_json
+from sparsetune.cli.main import Command
+from sparsetune.cli.options import build_config, json_option, store_options
 
 if TYPE_CHECKING:
     from sparsetune.tracking.sync import SessionSent
 
 
-@click.command(cls=Command, name="sync", short_help="Send what a tracking server missed.")
-@setting("tracking.uri", "--tracking-uri")
-@file_options
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON, alone on stdout.  [default: off]")
+@click.command(cls=Command, name="sync")
+@store_options
+@json_option("the outcome")
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
-    """Send what waits in mlruns/spool because its tracking server was away.
+    """Upload what is stored in mlruns/spool because the tracking server was down.
 
-    Each write is sent to the server that it was meant for, and forgotten when that has it. It may be interrupted,
-    and run as often as you like: nothing is recorded twice. What is damaged is set aside in mlruns/spool/damaged.
+    Each write goes to the server that it was meant for, and is deleted once that has it. The command may be interrupted
+    and repeated: nothing is recorded twice. Damaged files are moved to mlruns/spool/damaged.
 
     \b
     Examples:
@@ -38,37 +38,35 @@ def command(ctx: click.Context, as_json: bool) -> None:
     done = sync(spool, resolve_store(config.tracking))
     left = [session for session in done if session.left]
     if as_json:
-        click.echo(json.dumps([_row(session) for session in done], indent=2, ensure_ascii=False))
+        rows = [
+            asdict(session) | {"folder": str(session.folder), "damaged": [str(path) for path in session.damaged]}
+            for session in done
+        ]
+        print_json(rows)
     else:
         for session in done:
             click.echo(_line(session))
         if not done:
-            click.echo(f"nothing waits in {spool}")
+            click.echo(f"nothing to upload in {spool}")
     damaged = [path for session in done for path in session.damaged]
     if damaged and not left:
         raise TrackingError(
-            f"all writes must be readable, but {len(damaged)} are damaged and were set aside, the first as "
-            f"{damaged[0]}; all others were sent: look at them, or delete them"
+            f"{len(damaged)} writes are damaged and were moved, the first to {damaged[0]}; all others were uploaded; "
+            "inspect or delete the damaged files"
         )
     if left:
         raise TrackingError(
-            f"all writes must reach their server, but {sum(session.left for session in left)} still wait: "
-            f"{left[0].reason}; run `sparsetune sync` again, or delete {left[0].folder} to give them up"
+            f"{sum(session.left for session in left)} writes were not uploaded: {left[0].reason}; run `sparsetune "
+            f"sync` again, or delete {left[0].folder} to discard them"
         )
 
 
 def _row(session: "SessionSent") -> dict[str, object]:
-    return {
-        "folder": str(session.folder),
-        "server": session.server,
-        "sent": session.sent,
-        "left": session.left,
-        "reason": session.reason,
-        "damaged": [str(path) for path in session.damaged],
-    }
+    paths = {"folder": str(session.folder), "damaged": [str(path) for path in session.damaged]}
+    return asdict(session) | paths
 
 
 def _line(session: "SessionSent") -> str:
-    line = f"{session.folder.name}: {session.sent} writes sent to {session.server}"
-    line += f", {len(session.damaged)} damaged and set aside" if session.damaged else ""
+    line = f"{session.folder.name}: {session.sent} writes uploaded to {session.server}"
+    line += f", {len(session.damaged)} damaged" if session.damaged else ""
     return f"{line}, {session.left} left ({session.reason})" if session.left else line

@@ -1,4 +1,4 @@
-"""Results as text: tables, score, verdict and gate."""
+"""Results as text: tables, score, verdict, gate, and figures in a line."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING
 import click
 from rich.cells import cell_len
 
-from sparsetune.cli.colour import outcome
+from sparsetune.cli.console import coloured_status
 from sparsetune.metrics import interval_caveat, registry
 
 if TYPE_CHECKING:
     from sparsetune.checkpoint import LayerSummary, PolicyDifference
     from sparsetune.evaluation.compare import Comparison
+    from sparsetune.evaluation.prompt import PromptResult
     from sparsetune.evaluation.result import EvaluationResult, MetricStatistics
     from sparsetune.evaluation.videos import VideoComparison
     from sparsetune.metrics import Summary
+    from sparsetune.tuning.events import TrialResult
 
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
@@ -27,7 +29,7 @@ def print_table(table: Table) -> None:
 
 
 def table_text(table: Table) -> str:
-    """Lay a table out in columns; the first is aligned left, the others right. Cells may be coloured."""
+    """Format a table: the first column aligned left, the others right. Cells may be coloured."""
     head, rows = table
     lines = [head, *rows]
     widths = [max(_width(line[column]) for line in lines) for column in range(len(head))]
@@ -42,31 +44,70 @@ def table_text(table: Table) -> str:
 
 
 def _width(cell: str) -> int:
-    """Columns that a cell takes: none for colours, two for a Chinese character."""
+    """Terminal columns of a cell: none for colours, two for a Chinese character."""
     return cell_len(click.unstyle(cell))
 
 
 def unit_of(name: str) -> str:
-    """The unit of a metric; empty where it has none or isn't registered in this process."""
+    """Return the unit of a metric; empty if it has none or is not registered in this process."""
     return registry.get(name).unit if name in registry.names() else ""
 
 
 def value_text(value: float, unit: str, scale: float = 0.0) -> str:
-    """Write a metric's value with the decimals that its unit and size deserve, without the unit.
+    """Format a metric's value without its unit.
 
-    `scale` is the largest value beside it, so that all of a row have as many decimals.
+    `scale` is the largest value of the row, so that all its values have as many decimals.
     """
     return f"{value:.2f}" if unit == "dB" or max(abs(value), abs(scale)) >= 10 else f"{value:.6f}"
 
 
 def metric_text(name: str, value: float) -> str:
-    """Write a metric with its value and unit."""
     unit = unit_of(name)
     return f"{name} {value_text(value, unit)}" + (f" {unit}" if unit else "")
 
 
+def number_text(value: float | None, form: str, suffix: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{suffix}"
+
+
+def clock_text(seconds: float) -> str:
+    """Format seconds as `m:ss` or `h:mm:ss`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def figures_text(sparsity: float | None, psnr: float | None, worst: float | None = None) -> str:
+    if sparsity is None or psnr is None:
+        return "nothing measured"
+    return f"sparsity {sparsity:.3f}, psnr {psnr:.2f} dB" + ("" if worst is None else f" (worst {worst:.2f})")
+
+
+def trial_text(trial: "TrialResult") -> str:
+    return figures_text(trial.sparsity, trial.psnr, trial.psnr_worst)
+
+
+def outcome_text(trial: "TrialResult") -> str:
+    if trial.state != "complete":
+        return f"{trial.state}: {trial.reason}"
+    return f"{trial_text(trial)}, {'meets the gate' if trial.feasible else 'misses the gate'}"
+
+
+def prompt_text(result: "PromptResult") -> str:
+    """Return a prompt's metrics, sparsity and seconds, or its error."""
+    if result.error is not None:
+        return f"failed: {result.error}"
+    parts = [metric_text(name, value) for name, value in result.metrics.items()]
+    if result.sparsity is not None:
+        parts.append(f"sparsity {result.sparsity:.3f}")
+    if result.seconds_dense is not None and result.seconds_sparse is not None:
+        dense = "cached" if result.dense_cached else f"{result.seconds_dense:.1f} s"
+        parts.append(f"dense {dense}, sparse {result.seconds_sparse:.1f} s")
+    return ", ".join(parts)
+
+
 def statistics_table(statistics: "Mapping[str, MetricStatistics] | Mapping[str, Summary]") -> Table:
-    """Each metric's mean, standard deviation, extremes and the 95 % interval of its mean."""
+    """Return each metric's mean, standard deviation, extremes and the 95% interval of its mean."""
     rows = []
     for name, one in statistics.items():
         unit = unit_of(name)
@@ -74,11 +115,11 @@ def statistics_table(statistics: "Mapping[str, MetricStatistics] | Mapping[str, 
         cells = [value_text(value, unit, scale) for value in (one.mean, one.std, one.min, one.max)]
         interval = f"{value_text(one.ci95_low, unit, scale)} .. {value_text(one.ci95_high, unit, scale)}"
         rows.append([f"{name} ({unit})" if unit else name, *cells, interval])
-    return ("metric", "mean", "std", "min", "max", "95 % of the mean"), rows
+    return ("metric", "mean", "std", "min", "max", "95% interval"), rows
 
 
 def evaluation_text(result: "EvaluationResult") -> str:
-    """The whole result: table, sparsity, score with its verdict, the gate with what it fails by, and reservations."""
+    """Format a result: table, sparsity, score with its verdict, the gate with its failures, and warnings."""
     from sparsetune.evaluation.report_markdown import verdict_text
 
     lines = [table_text(statistics_table(result.statistics)), ""] if result.statistics else []
@@ -91,22 +132,25 @@ def evaluation_text(result: "EvaluationResult") -> str:
         )
     if sparsity.fallbacks:
         reasons = ", ".join(f"{count} calls, {reason}" for reason, count in sparsity.fallbacks.items())
-        lines.append(f"ran dense instead: {reasons}")
+        lines.append(f"fell back to dense: {reasons}")
     lines += ladder_lines(result)
-    lines += [f"score {outcome(result.verdict, verdict_text(result))}", gate_line(result.gate.failures)]
+    lines += [f"score {coloured_status(result.verdict, verdict_text(result))}", gate_line(result.gate.failures)]
     lines += [f"failed: prompt {row.index} ({row.prompt}): {row.error}" for row in result.failed]
     lines += unavailable_lines(row.unavailable for row in result.detailed_results)
     lines += caveat_lines(len(result.detailed_results) - len(result.failed))
     if result.config.prompts_in_tune_set:
         count = len(result.config.prompts_in_tune_set)
-        lines.append(f"beware: {count} of these prompts were tuned on, which flatters the result")
+        lines.append(f"warning: {count} of these prompts were used for tuning, which inflates the result")
     return "\n".join(lines)
 
 
 def comparison_text(comparison: "VideoComparison") -> str:
-    """The comparison of video files: table, score with its verdict, and the gate with what it fails by."""
+    """Format a comparison of video files: table, score with its verdict, and the gate with its failures."""
     lines = [table_text(statistics_table(comparison.statistics)), ""]
-    lines += [f"score {comparison.score}/100, {outcome(comparison.verdict)}", gate_line(comparison.gate.failures)]
+    lines += [
+        f"score {comparison.score}/100, {coloured_status(comparison.verdict)}",
+        gate_line(comparison.gate.failures),
+    ]
     lines += unavailable_lines(pair.unavailable for pair in comparison.pairs)
     lines += caveat_lines(len(comparison.pairs))
     lines += [
@@ -119,7 +163,7 @@ def comparison_text(comparison: "VideoComparison") -> str:
 
 
 def ladder_lines(result: "EvaluationResult") -> list[str]:
-    """Whose part of the error is whose, where the attribution ladder was climbed."""
+    """Return the error sources, if the attribution ladder was measured."""
     from sparsetune.evaluation.ladder import attribute
 
     found = attribute(result.detailed_results)
@@ -130,35 +174,37 @@ def ladder_lines(result: "EvaluationResult") -> list[str]:
         f"{name} {found.psnr[rung]:.2f} dB" + (f" ({found.shares[rung]:.1%})" if found.shares else "")
         for rung, name in names.items()
     ]
-    return [f"whose error it is: {', '.join(parts)}"]
+    return [f"error sources: {', '.join(parts)}"]
 
 
 def caveat_lines(num_prompts: int) -> list[str]:
-    """The reservation about intervals over few prompts."""
+    """Return the warning about intervals over few prompts."""
     caveat = interval_caveat(num_prompts)
-    return [f"mind: {caveat}"] if caveat and num_prompts else []
+    return [f"warning: {caveat}"] if caveat and num_prompts else []
 
 
 def gate_line(failures: Sequence[str]) -> str:
-    """Whether the gate to deploy is met, and by what it isn't."""
     if failures:
-        return f"gate to deploy: {outcome('not met')}: {'; '.join(failures)}"
-    return f"gate to deploy: {outcome('met')} by the numbers; a person's look at the videos comes on top"
+        return f"gate to deploy: {coloured_status('not met')}: {'; '.join(failures)}"
+    return f"gate to deploy: {coloured_status('passed')} on metrics; human review still required"
 
 
 def unavailable_lines(rows: Iterable[Mapping[str, str]]) -> list[str]:
-    """The metrics that couldn't be computed, each with its reason once."""
+    """Return the metrics that could not be computed, with their reasons."""
     return [f"no {name}: {reason}" for name, reason in sorted({item for row in rows for item in row.items()})]
 
 
 def checkpoint_table(layers: Sequence["LayerSummary"]) -> Table:
-    """Each layer's rule, sparse heads, mean thresholds and token orders."""
+    """Return each layer's rule, sparse heads, mean thresholds and token orders."""
     rows = [
         [
             layer.name,
             layer.rule,
             f"{layer.sparse_heads}/{layer.num_heads}",
-            *(_optional(value) for value in (layer.simthreshd1, layer.cdfthreshd, layer.topk, layer.pvthreshd)),
+            *(
+                number_text(value, ".4g")
+                for value in (layer.simthreshd1, layer.cdfthreshd, layer.topk, layer.pvthreshd)
+            ),
             ", ".join(layer.orders) or "-",
         ]
         for layer in layers
@@ -167,7 +213,7 @@ def checkpoint_table(layers: Sequence["LayerSummary"]) -> Table:
 
 
 def difference_text(found: "PolicyDifference") -> str:
-    """What sets two policies apart: their rules, layers of one alone, and each layer whose thresholds differ."""
+    """Format the differences of two policies: rules, layers of only one, and layers whose thresholds differ."""
     if found.is_empty:
         return "the policies are the same"
     lines = [f"{name}: {first} -> {second}" for name, (first, second) in found.rules.items()]
@@ -178,17 +224,16 @@ def difference_text(found: "PolicyDifference") -> str:
             layer.name,
             f"{layer.changed_heads}/{max(layer.num_heads)}",
             f"{layer.sparse_heads[0]} -> {layer.sparse_heads[1]}",
-            ", ".join(f"{name} {_optional(one)} -> {_optional(two)}" for name, (one, two) in layer.means.items()),
+            ", ".join(
+                f"{name} {number_text(one, '.4g')} -> {number_text(two, '.4g')}"
+                for name, (one, two) in layer.means.items()
+            ),
         ]
         for layer in found.layers
     ]
     if rows:
         lines.append(table_text((("layer", "heads changed", "sparse heads", "mean thresholds"), rows)))
     return "\n".join(lines)
-
-
-def _optional(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
 
 
 _SUMMARY_LABELS = {
@@ -207,7 +252,7 @@ def before_after_text(comparison: "Comparison") -> str:
     from sparsetune.evaluation.compare import change_rows, summary_rows
 
     brief = [
-        [_SUMMARY_LABELS[key], *(outcome(text) if key in ("verdict", "gate") else text for text in texts)]
+        [_SUMMARY_LABELS[key], *(coloured_status(text) if key in ("verdict", "gate") else text for text in texts)]
         for key, *texts in summary_rows(comparison, sparsity="{:.3f}")
         if key != "measured" or texts != ["-", "-"]
     ]
@@ -215,7 +260,7 @@ def before_after_text(comparison: "Comparison") -> str:
         [*row[:4], f"{row.low} .. {row.high}", "/".join(map(str, row.counts))]
         for row in change_rows(comparison, decimals=6)
     ]
-    heads = ("mean", "before", "after", "difference", "95 % of the difference", "better/worse/equal")
+    heads = ("mean", "before", "after", "difference", "95% interval", "better/worse/equal")
     lines = [table_text((("", "before", "after"), brief)), "", table_text((heads, changes)), ""]
     pairs = "1 prompt is" if comparison.num_pairs == 1 else f"{comparison.num_pairs} prompts are"
     lines.append(

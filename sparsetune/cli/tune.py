@@ -1,44 +1,38 @@
-"""`sparsetune tune`: thresholds searched for a model."""
+"""`sparsetune tune`: search for thresholds of a model."""
 
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparsetune.cli.command import Command
-from sparsetune.cli.failures import current_log, say, say_loading
-from sparsetune.cli.settings import (
+from sparsetune.cli.console import coloured_status, current_log, log_loading, log_note, only_results_on_stdout
+from sparsetune.cli.main import Command
+from sparsetune.cli.options import (
     build_config,
-    cache_options,
     config_options,
-    engine_options,
-    gate_options,
-    generation_options,
+    json_option,
     metric_options,
-    model_options,
+    run_options,
     setting,
     settings,
-    tracking_options,
 )
-from sparsetune.config import Config
 
 if TYPE_CHECKING:
+    from sparsetune.cli.tables import Table
+    from sparsetune.config import Config
+    from sparsetune.tuning.cost_estimate import Cost
     from sparsetune.tuning.events import TrialResult, TuningListener, TuningResult
 
 
-@click.command(
-    cls=Command,
-    name="tune",
-    shows_progress=True,
-    short_help="Search thresholds for a model; leave the best as a checkpoint.",
-)
+@click.command(cls=Command, name="tune", shows_progress=True)
 @config_options
 @settings("tune.tuner", "tune.n_trials", "tune.max_minutes", "tune.num_prompts", "tune.prompt_file", "tune.seed")
-@setting("eval.num_prompts", "--num-eval-prompts", help="Prompts to judge the winner by, from the top of the file")
-@setting("eval.prompt_file", "--eval-prompt-file", help="Prompts to judge the winner by, one a line")
+@setting("eval.num_prompts", "--num-eval-prompts", help="Prompts to evaluate the winner on, from the top of the file")
+@setting("eval.prompt_file", "--eval-prompt-file", help="Prompts to evaluate the winner on, one a line")
 @settings("tune.sampler", "tune.objective", "tune.space", "tune.granularity", "tune.schedule")
 @settings("tune.orders", "tune.rules", "tune.keep_text", "tune.skip_pv", "tune.select_partial")
 @settings("tune.calibration_steps", "tune.probe_prompts", "tune.margin_db", "tune.l1", "tune.pv_l1")
@@ -47,32 +41,27 @@ if TYPE_CHECKING:
 @click.option(
     "--output-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the winner: checkpoint/ and its evaluation.  [default: results/MODEL]",
+    help="Folder for the winner's checkpoint/ and evaluation.  [default: results/MODEL]",
 )
-@generation_options
-@model_options
-@gate_options
-@cache_options
-@engine_options
-@tracking_options
+@run_options
 @setting("engine.mixed_gpus")
 @click.option(
     "--require-gate",
     is_flag=True,
-    help="Exit with status 3 where the winner fails on eval prompts.  [default: off]",
+    help="Exit with status 3 if the winner fails the gate on the eval prompts.  [default: off]",
 )
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Measure a dense and a sparse step, print what each tuner will cost, and end.  [default: off]",
+    help="Measure a dense and a sparse step, print the cost of each tuner, and exit.  [default: off]",
 )
 @click.option(
     "--from-manifest",
     type=click.Path(path_type=Path, exists=True),
     metavar="CHECKPOINT",
-    help="Repeat the search that made a checkpoint, with its settings.  [default: none]",
+    help="Repeat the search that produced a checkpoint, with its settings.  [default: none]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON, alone on stdout.  [default: off]")
+@json_option("the outcome")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -82,13 +71,13 @@ def command(
     from_manifest: Path | None,
     as_json: bool,
 ) -> None:
-    """Search for the sparsest thresholds and dense steps whose videos pass the gate, and judge the winner.
+    """Search for the sparsest thresholds and dense steps whose videos pass the gate, and evaluate the winner.
 
-    Trials are kept: the same command takes up where it was interrupted. The winner is saved as a checkpoint and
-    measured, beside SpargeAttn's default thresholds, on prompts that it wasn't tuned on.
+    Trials are saved: after an interruption, run the same command to resume. The winner is saved as a checkpoint and
+    evaluated, with SpargeAttn's default thresholds for comparison, on prompts that it was not tuned on.
 
-    Several processes may work on one study, here or on many hosts: give the same command to each, with a --storage that
-    all of them reach.
+    Several processes may work on one study, on one or many hosts: run the same command in each, with a --storage that
+    all can reach.
 
     \b
     Examples:
@@ -99,8 +88,6 @@ def command(
       sparsetune tune --model cogvideox-2b --engine ray --workers 8
       sparsetune tune --model cogvideox-2b --storage journal:/shared/study.log
     """
-    from sparsetune.cli.terminal import results_alone
-    from sparsetune.cli.tuning_text import outcome_dict, tuning_text
     from sparsetune.tuning import tune
 
     config = build_config(ctx)
@@ -112,50 +99,48 @@ def command(
         _print_cost(config, as_json)
         return
     folder = output_dir or config.model.results_folder
-    with results_alone():
-        say_loading(config.model.source)
+    with only_results_on_stdout():
+        log_loading(config.model.source)
         with _listeners(config) as listeners:
             result = tune(config, output_dir=folder, listeners=listeners)
     click.echo(json.dumps(outcome_dict(result), indent=2, ensure_ascii=False) if as_json else tuning_text(result))
     if result.interrupted:
-        raise click.Abort
+        raise click.Abort(f"{len(result.trials)} trials saved, run the same command to resume")
     _check_gate(result, require_gate)
 
 
-def _print_cost(config: Config, as_json: bool) -> None:
-    from sparsetune.cli.terminal import results_alone
-    from sparsetune.cli.tuning_cost import cost_dict, cost_text
+def _print_cost(config: "Config", as_json: bool) -> None:
     from sparsetune.tuning.cost_estimate import estimate
 
-    with results_alone():
-        say_loading(config.model.source)
-        say("measuring some steps of it ...")
+    with only_results_on_stdout():
+        log_loading(config.model.source)
+        log_note("measuring some denoising steps ...")
         cost = estimate(config)
     click.echo(json.dumps(cost_dict(cost), indent=2) if as_json else cost_text(cost))
 
 
 def _check_gate(result: "TuningResult", require_gate: bool) -> None:
-    from sparsetune.cli.tuning_display import trial_text
+    from sparsetune.cli.tables import trial_text
     from sparsetune.errors import GateError
 
     if result.left_to is not None:
-        return  # to whoever judges
+        return  # another process evaluates the winner
     if not result.trials:
-        raise GateError("a trial must meet the gate, but there was no time for any; raise --max-minutes")
+        raise GateError("there was no time for a trial; raise --max-minutes")
     if result.best is None:
         closest = result.closest
         figures = "" if closest is None else f"; the closest is trial {closest.number}, {trial_text(closest)}"
         raise GateError(
-            f"a trial must meet the gate, but none of {len(result.trials)} does{figures}{_missed(closest)}; the dense "
-            "model stays the recommendation: allow more trials, or a lower gate"
+            f"none of {len(result.trials)} trials meets the gate{figures}{_missed(closest)}; keep the dense model, or "
+            "allow more trials or a lower gate"
         )
     if require_gate and result.evaluation is not None and not result.evaluation.gate.passed:
         failures = "; ".join(result.evaluation.gate.failures)
-        raise GateError(f"the winner must pass the gate on the eval prompts, but: {failures}; allow more trials")
+        raise GateError(f"the winner fails the gate on the eval prompts: {failures}; allow more trials")
 
 
 def _missed(trial: "TrialResult | None") -> str:
-    """Say which bounds stopped a trial, and by how much."""
+    """Return which bounds a trial misses, and by how much."""
     if trial is None:
         return ""
     missed = [f"{name} by {missing:.3g}" for name, missing in trial.shortfalls.items() if missing > 0]
@@ -163,13 +148,137 @@ def _missed(trial: "TrialResult | None") -> str:
 
 
 @contextlib.contextmanager
-def _listeners(config: Config) -> "Iterator[Sequence[TuningListener]]":
-    from sparsetune.cli.tuning_display import TuningDisplay
+def _listeners(config: "Config") -> "Iterator[Sequence[TuningListener]]":
+    from sparsetune.cli.tuning_progress import TuningProgress
 
-    with contextlib.closing(TuningDisplay(current_log())) as display:
+    with contextlib.closing(TuningProgress(current_log())) as display:
         if not config.tracking.enabled:
             yield (display,)
             return
         from sparsetune.tracking import TrackingListener
 
         yield (display, TrackingListener(config))
+
+
+def tuning_text(result: "TuningResult") -> str:
+    """Format every trial, the winner with its parameters, and its evaluation."""
+    from sparsetune.cli.tables import before_after_text, clock_text, evaluation_text, table_text, trial_text
+    from sparsetune.tuning.search.ranking import pareto_front
+
+    lines = [table_text(_trials_table(result)), ""] if result.trials else []
+    if result.incidents:
+        lines += ["worker incidents:", *(f"  {one.time}: {one.text}" for one in result.incidents), ""]
+    study = f"study {result.study_name}, {clock_text(result.seconds)}"
+    if result.best is None:
+        return "\n".join([*lines, f"{study}; {result.left_to or 'no trial meets the gate'}"])
+    params = ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in result.best.params.items()
+    )
+    word = "winner" if result.left_to is None else "best so far"
+    lines.append(f"{word}: trial {result.best.number}, {trial_text(result.best)}, on the tune prompts ({params})")
+    front = ", ".join(str(trial.number) for trial in pareto_front(result.trials))
+    lines.append(f"Pareto front of sparsity and psnr, sparsest first: trials {front}")
+    lines += _insight_lines(result)
+    if result.evaluation is not None:
+        lines += ["", "the winner on the eval prompts:", evaluation_text(result.evaluation)]
+    if result.comparison is not None:
+        lines += ["", "SpargeAttn's default thresholds (before) and the winner (after) on the eval prompts:"]
+        lines.append(before_after_text(result.comparison))
+    return "\n".join([*lines, "", study, result.left_to or f"checkpoint: {result.checkpoint_path}"])
+
+
+def _insight_lines(result: "TuningResult") -> list[str]:
+    insight, lines = result.insight, []
+    if insight is not None and insight.rank_correlation is not None:
+        lines.append(f"rank correlation of calibrated error and PSNR over the trials: {insight.rank_correlation:.2f}")
+    if insight is not None and insight.importances:
+        shares = ", ".join(f"{name} {share:.2f}" for name, share in list(insight.importances.items())[:5])
+        lines.append(f"parameter importance: {shares}")
+    return lines
+
+
+def _trials_table(result: "TuningResult") -> "Table":
+    from sparsetune.cli.tables import clock_text, number_text
+
+    rows = []
+    for trial in result.trials:
+        is_best = result.best is not None and trial.number == result.best.number
+        gate = "" if trial.state != "complete" else "met" if trial.feasible else "missed"
+        rows.append(
+            [
+                click.style(f"{trial.number} *", bold=True) if is_best else str(trial.number),
+                coloured_status(trial.state),
+                number_text(trial.sparsity, ".3f"),
+                number_text(trial.psnr, ".2f"),
+                number_text(trial.psnr_worst, ".2f"),
+                number_text(trial.frame_cosine, ".4f"),
+                coloured_status(gate),
+                clock_text(trial.seconds),
+            ]
+        )
+    return (
+        "trial", "state", "sparsity", "psnr (dB)", "worst psnr (dB)", "frame_cosine", "gate", "time (m:ss)"
+    ), rows  # fmt: skip
+
+
+def outcome_dict(result: "TuningResult") -> dict[str, Any]:
+    """Return the outcome for JSON; trials are numbered from 0, as in the study."""
+    from sparsetune.tuning.search.ranking import pareto_front
+
+    names = ("number", "state", "reason", "sparsity", "psnr", "psnr_worst", "frame_cosine", "feasible", "seconds")
+    return {
+        "schema_version": 1,
+        "study_name": result.study_name,
+        "seconds": result.seconds,
+        "interrupted": result.interrupted,
+        "best_trial": None if result.best is None else result.best.number,
+        "closest_trial": None if result.closest is None else result.closest.number,
+        "left_to": result.left_to,
+        "checkpoint_path": None if result.checkpoint_path is None else str(result.checkpoint_path),
+        "pareto_front": [trial.number for trial in pareto_front(result.trials)],
+        "incidents": [asdict(incident) for incident in result.incidents],
+        "calibration_path": None if result.calibration_path is None else str(result.calibration_path),
+        "trials": [
+            {name: getattr(trial, name) for name in names} | {"params": dict(trial.params)} for trial in result.trials
+        ],
+        "rank_correlation": None if result.insight is None else result.insight.rank_correlation,
+        "importances": {} if result.insight is None else dict(result.insight.importances),
+        "before": None if result.before is None else result.before.to_dict(),
+        "evaluation": None if result.evaluation is None else result.evaluation.to_dict(),
+        "comparison": None if result.comparison is None else result.comparison.to_dict(),
+    }
+
+
+def cost_text(cost: "Cost") -> str:
+    """Format the measured steps, and each tuner's phases with renderings, time and peak memory."""
+    from sparsetune.cli.tables import clock_text, table_text
+
+    def time(seconds: float | None) -> str:
+        return "-" if seconds is None else clock_text(seconds)
+
+    measured = cost.measured
+    rows = []
+    for tuner in cost.tuners:
+        rows.append([tuner.tuner, str(tuner.num_renderings), time(tuner.seconds), f"{tuner.peak_memory_gib:.1f} GiB"])
+        rows += [[f"  {phase.name}", str(phase.num_renderings), time(phase.seconds), ""] for phase in tuner.phases]
+    lines = [
+        f"{cost.model} on {cost.device}, backend {cost.backend}: {measured.dense_step:.3g} s a dense step, "
+        f"{measured.sparse_step:.3g} s a sparse step, {measured.fixed:.3g} s a rendering for the rest; "
+        f"{cost.workload.num_steps} steps",
+        "",
+        table_text((("tuner and its phases", "renderings", "time (m:ss)", "peak memory"), rows)),
+        "",
+        *(f"{tuner.tuner}: {tuner.note}" for tuner in cost.tuners if tuner.note),
+    ]
+    if cost.max_minutes is not None:
+        lines.append(f"--max-minutes {cost.max_minutes:g} ends a search earlier, with the best so far")
+    return "\n".join(lines)
+
+
+def cost_dict(cost: "Cost") -> dict[str, Any]:
+    """Return the cost for JSON; seconds are null where they are unknown."""
+    value = asdict(cost)
+    for row, tuner in zip(value["tuners"], cost.tuners, strict=True):
+        row |= {"num_renderings": tuner.num_renderings, "seconds": tuner.seconds}
+    return {"schema_version": 1} | value

@@ -50,18 +50,20 @@ class _Section(BaseModel):
 class ModelConfig(_Section):
     """The model, and how it is loaded."""
 
-    name: FolderName = Field("demo", description="Short name of the model; names its folder of results.")
+    name: FolderName = Field("demo", description="Short name of the model, and of its results folder.")
     source: str = Field(
-        "demo", min_length=1, description="`demo` (embedded), a local folder in the hub's layout, or a hub id."
+        "demo", min_length=1, description="`demo` (included), a local folder in diffusers' layout, or a hub id."
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
     random_weights: RandomWeights = Field(
-        "no", description="Build the model with random weights, without a download: at full size, or tiny."
+        "no", description="Build the model with random weights, without a download: full size, or tiny."
     )
-    dtype: Dtype = Field("auto", description="Weights' data type; auto is bfloat16 on a GPU, float32 on a CPU.")
-    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one.")
-    offload: Offload = Field("none", description="Keep idle modules off the GPU; auto does when its memory is short.")
-    vae_tiling: bool = Field(False, description="Decode frames in tiles: less memory, a little slower.")
+    dtype: Dtype = Field("auto", description="Data type of the weights; auto is bfloat16 on a GPU, float32 on a CPU.")
+    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N; auto uses a GPU if there is one.")
+    offload: Offload = Field(
+        "none", description="Keep idle modules in CPU memory; auto does so if GPU memory is too small."
+    )
+    vae_tiling: bool = Field(False, description="Decode frames in tiles: less memory, slightly slower.")
     vae_slicing: bool = Field(False, description="Decode one video of a batch at a time: less memory.")
 
     @property
@@ -73,17 +75,19 @@ class ModelConfig(_Section):
 class GenerationConfig(_Section):
     """Settings of a generation; the defaults are those recommended for CogVideoX-2b."""
 
-    num_frames: int = Field(49, gt=0, description="Frames of a video.")
-    height: int = Field(480, gt=0, description="Height of a frame in pixels.")
-    width: int = Field(720, gt=0, description="Width of a frame in pixels.")
+    num_frames: int = Field(49, gt=0, description="Frames per video.")
+    height: int = Field(480, gt=0, description="Frame height in pixels.")
+    width: int = Field(720, gt=0, description="Frame width in pixels.")
     num_inference_steps: int = Field(50, gt=0, description="Denoising steps.")
     guidance_scale: float = Field(6.0, ge=0.0, description="Classifier-free guidance; 1 or less turns it off.")
     guidance_scale_2: float | None = Field(
-        None, ge=0.0, description="Guidance of a second transformer (Wan 2.2 A14B); null is that of the first."
+        None, ge=0.0, description="Guidance of a second transformer (Wan 2.2 A14B); null is the same as the first."
     )
-    fps: int = Field(8, gt=0, le=240, description="Frames a second of the video files.")
-    negative_prompt: str = Field("", description="What guidance steers away from; empty is the pipeline's own.")
-    max_sequence_length: int | None = Field(None, gt=0, description="Text tokens; null is the pipeline's own.")
+    fps: int = Field(8, gt=0, le=240, description="Frames per second of the video files.")
+    negative_prompt: str = Field("", description="Negative prompt; empty is the pipeline's own.")
+    max_sequence_length: int | None = Field(
+        None, gt=0, description="Maximum number of text tokens; null is the pipeline's own."
+    )
 
 
 class TuneConfig(_Section):
@@ -91,49 +95,54 @@ class TuneConfig(_Section):
 
     tuner: Tuner = Field(
         "optuna",
-        description="optuna searches on rendered videos; calibrate searches each head's at a bound on its error; "
-        "builtin is SpargeAttn's own search.",
+        description="optuna searches on rendered videos; calibrate finds each head's thresholds for a fixed error "
+        "bound; builtin is SpargeAttn's own search.",
     )
-    n_trials: int = Field(30, gt=0, description="Trials of the study, those of earlier runs counted in.")
-    num_prompts: int = Field(4, description="Prompts that a trial renders, from the top of the file.")
+    n_trials: int = Field(30, gt=0, description="Total trials, including earlier runs.")
+    num_prompts: int = Field(4, description="Prompts per trial, from the top of the file.")
     prompt_file: LocalPath = Field(
         default_factory=lambda: configs_folder() / "prompts" / "tune.txt",
-        description="Prompts to search on: one a line, or YAML or JSONL with images.",
+        description="Prompts to tune on: one a line, or YAML or JSONL with images.",
     )
     seed: int = Field(42, ge=0, le=2**31, description="Seed of the videos and of the search.")
     sampler: Sampler = Field("tpe", description="Optuna's sampler.")
     objective: Goal = Field(
-        "sparsity", description="What the gate's passers compete in: sparsity, measured speed, or sparsity and PSNR."
+        "sparsity",
+        description="What to maximise among trials that pass the gate: sparsity, measured speed, or sparsity and PSNR.",
     )
-    space: Space = Field("budget", description="Search calibrated error budgets, or raw thresholds.")
-    granularity: Granularity = Field("group", description="One choice for all layers, three groups, or each layer.")
-    schedule: bool = Field(True, description="Let steps that bear it drop more than others.")
+    space: Space = Field("budget", description="Search calibrated error budgets, or thresholds directly.")
+    granularity: Granularity = Field(
+        "group", description="One choice for all layers, for three groups, or for each layer."
+    )
+    schedule: bool = Field(True, description="Use more sparsity in less sensitive denoising steps.")
     orders: Annotated[tuple[Order, ...], Field(min_length=1)] = Field(
         ("raster", "hfw", "wfh", "whf", "hilbert"),
-        description="Token orders to choose from, a head at a time; `all` for every one.",
+        description="Token orders to choose from for each head; `all` for every one.",
     )
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)] = Field(("cdf",), description="Mask rules to choose from.")
     keep_text: KeepText = Field(
-        "always", description="Compute the text's key blocks always, never (SpargeAttn's way), or search both."
+        "always", description="Keep all key blocks of the text: always, never (as SpargeAttn), or search both."
     )
-    skip_pv: bool = Field(False, description="Search pvthreshd too, which skips work that sparsity doesn't count.")
+    skip_pv: bool = Field(False, description="Also search pvthreshd, which skips work that sparsity does not count.")
     select_partial: bool = Field(
-        True, description="Choose a partial last block like any other; SpargeAttn always computes it."
+        True, description="Select a partial last block like any other; SpargeAttn always computes it."
     )
     calibration_steps: int = Field(6, gt=0, description="Denoising steps that calibration samples.")
     probe_prompts: int = Field(
-        2, ge=0, description="Prompts on which each part of the generation is tried alone; 0 treats all parts alike."
+        2, ge=0, description="Prompts on which the sensitivity of each part of the generation is measured; 0 skips it."
     )
-    l1: float = Field(0.06, gt=0.0, le=1.0, description="calibrate, builtin: bound on each head's relative L1 error.")
-    pv_l1: float = Field(0.065, gt=0.0, le=1.0, description="The same with pvthreshd at work; must exceed l1.")
-    parallel_tune: bool = Field(False, description="builtin: search heads in parallel over the GPUs of this host.")
+    l1: float = Field(0.06, gt=0.0, le=1.0, description="calibrate, builtin: bound of each head's relative L1 error.")
+    pv_l1: float = Field(0.065, gt=0.0, le=1.0, description="The same with pvthreshd in use; must exceed l1.")
+    parallel_tune: bool = Field(False, description="builtin: search heads in parallel on the GPUs of this host.")
     margin_db: float = Field(
-        2.5, ge=0.0, description="Raise the gate's PSNR bounds by so many dB while searching: eval prompts differ."
+        2.5, ge=0.0, description="Margin in dB added to the gate's PSNR bounds while tuning, since eval prompts differ."
     )
     storage: str | None = Field(None, description="Optuna storage URL; null is SQLite beside the tracking store.")
-    study_name: str | None = Field(None, description="Study to start or resume; null names it after its settings.")
+    study_name: str | None = Field(
+        None, description="Study to start or resume; null derives the name from the settings."
+    )
     max_minutes: float | None = Field(
-        None, gt=0.0, description="End after so many minutes, at the next prompt's end, with the best so far."
+        None, gt=0.0, description="Time limit in minutes; ends after the current prompt, with the best so far."
     )
 
     @field_validator("orders", mode="before")
@@ -157,20 +166,22 @@ class EvalConfig(_Section):
     num_prompts: int = Field(5, description="Prompts to render, from the top of the file.")
     prompt_file: LocalPath = Field(
         default_factory=lambda: configs_folder() / "prompts" / "eval.txt",
-        description="Prompts to judge by: one a line, or YAML or JSONL with images.",
+        description="Prompts to evaluate on: one a line, or YAML or JSONL with images.",
     )
     seed: int = Field(42, ge=0, le=2**31, description="Seed of every video.")
     output_dir: LocalPath | None = Field(
-        None, description="Folder of result, videos, report; null is results/MODEL/eval."
+        None, description="Folder for result, videos and report; null is results/MODEL/eval."
     )
     save_videos: bool = Field(True, description="Write dense, sparse and side-by-side videos.")
     metrics: MetricNames = Field(
-        DEFAULT_METRICS, description="Metrics to compute, by name; your own registered ones always are."
+        DEFAULT_METRICS, description="Metrics to compute, by name; custom ones are always computed."
     )
     metric_modules: tuple[str, ...] = Field(
-        (), description="Python files or modules with metrics of your own, imported first."
+        (), description="Python files or modules with custom metrics, imported first."
     )
-    ladder: bool = Field(False, description="Measure noise and quantisation floors too: two more renders a prompt.")
+    ladder: bool = Field(
+        False, description="Also measure noise and kernel rounding error: two more renderings per prompt."
+    )
 
 
 class GateConfig(_Section):
@@ -178,8 +189,10 @@ class GateConfig(_Section):
 
     min_frame_cosine: float = Field(0.95, ge=-1.0, le=1.0, description="Mean frame_cosine must be above this.")
     min_psnr: float = Field(35.0, ge=0.0, description="Mean psnr must be above this, in dB.")
-    min_psnr_worst: float | None = Field(None, ge=0.0, description="Worst prompt's psnr must be above this, in dB.")
-    min_psnr_frame: float | None = Field(None, ge=0.0, description="Worst frame's PSNR must be above this, in dB.")
+    min_psnr_worst: float | None = Field(
+        None, ge=0.0, description="psnr of the worst prompt must be above this, in dB."
+    )
+    min_psnr_frame: float | None = Field(None, ge=0.0, description="PSNR of the worst frame must be above this, in dB.")
 
 
 class TrackingConfig(_Section):
@@ -189,33 +202,36 @@ class TrackingConfig(_Section):
     uri: str | None = Field(None, description="MLflow tracking URI; null is MLFLOW_TRACKING_URI, then SQLite in root.")
     experiment: str | None = Field(None, description="MLflow experiment; null names it after the model.")
     root: LocalPath = Field(Path("mlruns"), description="Folder of the default tracking store.")
-    report: bool = Field(True, description="Add the HTML report and its figures to every tuning and evaluation.")
+    report: bool = Field(True, description="Record an HTML report with its figures for every tuning and evaluation.")
 
 
 class EngineConfig(_Section):
     """Execution in this process, or by Ray workers that each load the model."""
 
-    name: EngineName = Field("local", description="local works in this process, ray on many (sparsetune[ray]).")
+    name: EngineName = Field(
+        "local", description="local runs in this process, ray on many workers (needs sparsetune[ray])."
+    )
     workers: Workers = Field(
-        "auto", description="ray: workers; auto is one a GPU, or a core up to 8 a host, and more as hosts join."
+        "auto",
+        description="ray: number of workers; auto is one per GPU, or per core up to 8 a host, also as hosts join.",
     )
     gpus_per_worker: float | None = Field(
-        None, gt=0.0, description="ray: GPUs of a worker; null is 1, or none where the model goes to the CPU."
+        None, gt=0.0, description="ray: GPUs per worker; null is 1, or 0 for a model on the CPU."
     )
     threads_per_worker: int | None = Field(
-        None, gt=0, description="ray: CPU threads of a worker; null shares a host's cores among its workers."
+        None, gt=0, description="ray: CPU threads per worker; null divides a host's cores among its workers."
     )
     ray_address: str | None = Field(
-        None, description="ray: HOST:PORT of a cluster, or auto for the one on this host; null starts Ray here."
+        None, description="ray: HOST:PORT of a cluster, or auto for the one on this host; null starts Ray locally."
     )
     mixed_gpus: bool = Field(
-        False, description="ray: let trials compete in measured speed on GPUs of several kinds, which is unfair."
+        False, description="ray: allow --objective speed on several GPU models, whose times are not comparable."
     )
     start_seconds: float = Field(
-        120.0, gt=0.0, description="ray: seconds in which a cluster answers and workers start."
+        120.0, gt=0.0, description="ray: timeout in seconds for the cluster to answer and workers to start."
     )
     load_seconds: float = Field(
-        3600.0, gt=0.0, description="ray: seconds in which a worker has the model, its download counted in."
+        3600.0, gt=0.0, description="ray: timeout in seconds for a worker to load the model, including its download."
     )
 
 
@@ -223,7 +239,9 @@ class CacheConfig(_Section):
     """Cache of dense baselines."""
 
     dir: LocalPath | None = Field(None, description="Folder of the dense baselines; null is the user's cache folder.")
-    max_gb: float = Field(20.0, gt=0.0, description="Size bound in GB; the least recently used baselines go first.")
+    max_gb: float = Field(
+        20.0, gt=0.0, description="Maximum size in GB; the least recently used baselines are deleted first."
+    )
 
     @property
     def folder(self) -> Path:
@@ -242,7 +260,7 @@ class Config(_Section):
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     cache: CacheConfig = Field(default_factory=CacheConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
-    backend: Backend = Field("auto", description="What computes sparse attention; auto takes the fastest that runs.")
+    backend: Backend = Field("auto", description="Sparse attention backend; auto is the fastest available.")
     break_even: LocalPath | None = Field(
-        None, description="Table of `sparsetune bench`: layers that wouldn't gain run dense; null asks nothing of them."
+        None, description="Table of `sparsetune bench`: layers that would not gain run dense; null disables this."
     )

@@ -77,7 +77,7 @@ def test_nan_frames_are_a_failed_prompt_and_nothing_rendered_is_a_failure(workin
     result = run("eval", *SMALL, *args, status=1)
     assert "gate to deploy: not met: 1 of 1 prompts failed to render" in result.stdout
     assert result.stderr.splitlines()[-1].startswith(
-        "sparsetune: at least one prompt must render, but all 1 failed, the first because the model returned NaN"
+        "sparsetune: all 1 prompts failed, the first with: the model returned NaN"
     )
     assert not (working_folder / "out" / "videos").exists()
     assert not list((working_folder / "cache").glob("*.npz"))

@@ -115,7 +115,7 @@ def test_json_is_alone_on_stdout_and_an_unmet_gate_is_status_3_where_it_is_requi
         "--output-dir", str(tmp_path / "out"), "--min-psnr", "100", "--require-gate", status=3,
     )  # fmt: skip
     assert json.loads(printed.stdout) == json.loads((tmp_path / "out" / "cogvideo_accuracy_default.json").read_text())
-    assert "sparsetune: the gate must be met, but: mean psnr" in printed.stderr
+    assert "sparsetune: the gate is not met: mean psnr" in printed.stderr
 
 
 def test_compare_sets_two_folders_side_by_side(evaluated: Evaluated, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_cache_is_listed_and_cleared(evaluated: Evaluated) -> None:
         PROMPTS
     )
     assert all(prompt in run("cache", "ls", "--cache-dir", folder).stdout for prompt in PROMPTS)
-    assert run("cache", "clear", "--cache-dir", folder).stdout.startswith("removed 2 baselines, ")
+    assert run("cache", "clear", "--cache-dir", folder).stdout.startswith("deleted 2 baselines, ")
     assert run("cache", "ls", "--cache-dir", folder).stdout == ""
 
 
@@ -165,5 +165,5 @@ def test_generate_writes_a_video_and_prints_where(working_folder: Path) -> None:
 
 
 def test_generate_needs_a_prompt(working_folder: Path) -> None:
-    assert "the prompt must say something" in run("generate", " ", status=2).stderr
+    assert "the prompt is empty" in run("generate", " ", status=2).stderr
     assert list(working_folder.iterdir()) == []

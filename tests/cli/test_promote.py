@@ -28,25 +28,25 @@ def test_dry_run_prints_each_condition_with_its_figures_and_changes_nothing(shar
     assert champion.startswith(
         "  met      at least as good as the champion: against demo-sparse version 1 over 6 paired"
     )
-    assert end == "it may be promoted; nothing was changed"
+    assert end == "all checks passed; nothing was changed"
     assert shared_place.registry().aliased("champion") == "1"
 
 
 def test_refusal_is_status_3_with_the_command_that_records_the_review(shared_place: Place, world: World) -> None:
     result = run("promote", "latest", "--model", "demo", status=3)
     assert f"sparsetune review {world.unreviewed.tuning[:8]} --ok --reviewer NAME" in result.stdout
-    assert "but not met: human review; mend that, or give --override a reason" in result.stderr
+    assert "failed checks: human review; run `sparsetune review" in result.stderr
     assert run("promote", "latest", "--dry-run", status=3).stdout == result.stdout
 
 
 def test_reviewed_promoted_and_rolled_back(place: Place, world: World) -> None:
     promoted = run("promote", world.sparser.tuning, status=0).stdout
-    assert promoted.splitlines()[-1] == "models:/demo-sparse@champion is version 2, before it version 1"
+    assert promoted.splitlines()[-1] == "models:/demo-sparse@champion is version 2, was version 1"
     listed = {row["run_id"]: row["aliases"] for row in json.loads(run("runs", "--json", status=0).stdout)}
     assert listed[world.sparser.tuning] == ["demo-sparse@champion"]
     assert listed[world.champion.tuning] == ["demo-sparse@previous"]
     back = run("rollback", status=0).stdout
-    assert back == "models:/demo-sparse@champion is version 1, before it version 2\n"
+    assert back == "models:/demo-sparse@champion is version 1, was version 2\n"
     assert json.loads(run("rollback", "--json", status=0).stdout) == {
         "uri": "models:/demo-sparse@champion", "version": "2", "replaced": "1",
     }  # fmt: skip
@@ -57,7 +57,7 @@ def test_override_promotes_and_says_that_it_is_kept(place: Place, world: World) 
     result = run("promote", world.unreviewed.tuning, "--override", "for Monday", "--alias", "staging", status=0)
     assert result.stdout.splitlines()[-2:] == [
         "models:/demo-sparse@staging is version 2",
-        "the override is kept on it",
+        "the override is recorded",
     ]
 
 
@@ -75,10 +75,10 @@ def test_json_is_alone_on_stdout(shared_place: Place, world: World) -> None:
         (("promote", "latest", "--model", "cogvideox-2b"), 1, "a tuning run of the model cogvideox-2b"),
         (("rollback", "--model", "cogvideox-2b"), 1, "there is no cogvideox-2b-sparse"),
         (("rollback",), 1, "behind the alias previous to go back to, but there is none"),
-        (("review", "latest"), 2, "a review without a terminal must be given --ok or --reject and --reviewer NAME"),
+        (("review", "latest"), 2, "a review without a terminal needs --ok or --reject, and --reviewer NAME"),
         (("compare", "--before-after", "latest"), 1, "must have an evaluation of SpargeAttn's default thresholds"),
-        (("compare", "latest"), 2, "compare must have BEFORE and AFTER, or --before-after RUN"),
-        (("compare", "a", "b", "--before-after", "c"), 2, "--before-after must stand alone"),
+        (("compare", "latest"), 2, "compare needs BEFORE and AFTER, or --before-after RUN"),
+        (("compare", "a", "b", "--before-after", "c"), 2, "--before-after cannot be combined with BEFORE"),
         (("checkpoint", "show", "models:/demo-sparse@none"), 1, "must have the alias none, but has champion"),
         (("generate", "a circle", "--checkpoint", "runs:/" + "a" * 32), 1, "must be there, but:"),
     ],

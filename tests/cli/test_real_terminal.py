@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.live.screen import PseudoTerminal
+from tests.cli.screen import PseudoTerminal
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="POSIX terminals")]
 
@@ -49,7 +49,7 @@ def test_results_go_to_a_file_while_the_view_is_drawn(terminal: PseudoTerminal, 
         seen.update(line.split(" ")[0] for line in terminal.read(0.2).text)
     assert process.returncode == 0
     assert json.loads((working_folder / "result.json").read_text())["config"]["num_prompts"] == 1
-    assert {"eval", "done", "prompt", "now", "left"} <= seen
+    assert {"eval", "evaluation", "prompt", "rendering", "left"} <= seen
     assert terminal.read().text == ["loading demo ..."]
 
 
@@ -57,7 +57,7 @@ def test_ctrl_c_leaves_the_last_view_and_the_terminal_as_it_was(terminal: Pseudo
     before = termios.tcgetattr(terminal.slave)
     process = start(terminal, "eval", *SMALL)
     end = time.monotonic() + 300
-    while not any(line.startswith("now ") and "step" in line for line in terminal.read(0.2).text):
+    while not any(line.startswith("rendering ") and "step" in line for line in terminal.read(0.2).text):
         assert time.monotonic() < end and process.poll() is None, terminal.screen.text
     os.write(terminal.master, b"\x03")
     while process.poll() is None:
@@ -65,6 +65,7 @@ def test_ctrl_c_leaves_the_last_view_and_the_terminal_as_it_was(terminal: Pseudo
         assert time.monotonic() < end
     assert process.returncode == 130
     lines = terminal.read(0.2).text
-    assert lines[-1] == "sparsetune: interrupted; nothing half-written is left"
-    assert any(line.startswith("eval demo  SpargeAttn's default thresholds") for line in lines)
+    assert lines[-1] == "sparsetune: interrupted; no incomplete files were left"
+    assert any(line.startswith("eval demo  ") for line in lines)
+    assert "policy      SpargeAttn's default thresholds" in lines
     assert termios.tcgetattr(terminal.slave) == before

@@ -27,7 +27,7 @@ def session(spool: Path) -> Session:
 
 def test_an_empty_spool_is_said(spool: Path) -> None:
     result = CliRunner().invoke(main, ["sync"])
-    assert (result.exit_code, result.stdout) == (0, f"nothing waits in {spool}\n")
+    assert (result.exit_code, result.stdout) == (0, f"nothing to upload in {spool}\n")
     assert CliRunner().invoke(main, ["sync", "--json"]).stdout == "[]\n"
 
 
@@ -41,8 +41,8 @@ def test_a_server_that_is_away_leaves_everything_where_it_is(session: Session) -
         "damaged": []
     }
     assert row == expected
-    assert "all writes must reach their server, but 2 still wait: the tracking server" in result.stderr
-    assert f"delete {session.folder} to give them up" in result.stderr
+    assert "2 writes were not uploaded: the tracking server" in result.stderr
+    assert f"delete {session.folder} to discard them" in result.stderr
 
 
 def test_a_session_that_another_process_holds_is_left_to_it(session: Session) -> None:
@@ -50,7 +50,7 @@ def test_a_session_that_another_process_holds_is_left_to_it(session: Session) ->
         assert ours
         result = CliRunner().invoke(main, ["sync"])
     assert result.exit_code == 1
-    assert "0 writes sent" in result.stdout and "another process is recording or sending it" in result.stdout
+    assert "0 writes uploaded" in result.stdout and "another process is recording or sending it" in result.stdout
 
 
 def test_what_a_killed_process_left_half_written_is_cleared_away(spool: Path) -> None:
@@ -76,10 +76,10 @@ def test_a_session_without_its_server_is_set_aside_and_holds_no_other_up(
         [str(aside)], "an unknown server", str(other.folder),
     )  # fmt: skip
     assert "store.json doesn't say which server it is for" in result.stderr
-    assert f"1 are damaged and were set aside, the first as {aside}" in result.stderr
+    assert f"1 writes are damaged and were moved, the first to {aside}" in result.stderr
     assert len(list(aside.glob("0*.json"))) == 2
     assert not other.folder.exists()
-    assert CliRunner().invoke(main, ["sync"]).stdout == f"nothing waits in {spool}\n"
+    assert CliRunner().invoke(main, ["sync"]).stdout == f"nothing to upload in {spool}\n"
 
 
 def test_a_damaged_session_that_a_process_holds_is_left_to_it(session: Session) -> None:

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import click
 
-from sparsetune.cli.colour import outcome
+from sparsetune.cli.console import coloured_status
 from sparsetune.cli.tables import caveat_lines, ladder_lines, metric_text, statistics_table, table_text, value_text
 from sparsetune.evaluation.result import PromptRow
 from sparsetune.metrics import summarize
@@ -18,7 +18,7 @@ def test_columns_are_as_wide_as_their_widest_cell_and_numbers_end_together() -> 
 
 
 def test_colours_and_wide_characters_leave_columns_where_they_are() -> None:
-    rows = [["一只熊猫", outcome("met"), "1"], ["panda", outcome("not met"), "2"]]
+    rows = [["一只熊猫", coloured_status("met"), "1"], ["panda", coloured_status("not met"), "2"]]
     text = table_text((("prompt", "gate", "time"), rows))
     assert "\x1b[32mmet\x1b[0m" in text and "\x1b[31mnot met\x1b[0m" in text
     assert click.unstyle(text).splitlines() == [
@@ -55,11 +55,11 @@ def test_the_ladder_says_whose_error_it_is() -> None:
     row = PromptRow(index=0, prompt="a red circle", seed=1, psnr=30.0, ladder=ladder)
     result = SimpleNamespace(detailed_results=(row,))
     assert ladder_lines(result) == [
-        "whose error it is: noise 100.00 dB (0.0%), kernel at sparsity 0 40.00 dB (10.0%), policy 30.00 dB (90.0%)"
+        "error sources: noise 100.00 dB (0.0%), kernel at sparsity 0 40.00 dB (10.0%), policy 30.00 dB (90.0%)"
     ]
 
 
 def test_intervals_over_few_prompts_come_with_a_reservation() -> None:
-    assert caveat_lines(1) == ["mind: 1 prompt is too few for a reliable 95% interval; use at least 6"]
-    assert caveat_lines(5) == ["mind: 5 prompts are too few for a reliable 95% interval; use at least 6"]
+    assert caveat_lines(1) == ["warning: 1 prompt is too few for a reliable 95% interval; use at least 6"]
+    assert caveat_lines(5) == ["warning: 5 prompts are too few for a reliable 95% interval; use at least 6"]
     assert caveat_lines(6) == caveat_lines(0) == []

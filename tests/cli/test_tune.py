@@ -106,18 +106,19 @@ def test_json_is_alone_on_stdout(tune: Tune) -> None:
 def test_search_without_a_winner_is_status_3_and_names_the_closest(tune: Tune) -> None:
     result = tune("--no-track", result=LOST)
     assert result.exit_code == 3
-    assert "none of 1 does; the closest is trial 3, sparsity 0.300, psnr 34.50 dB" in result.stderr
+    assert "none of 1 trials meets the gate; the closest is trial 3, sparsity 0.300, psnr 34.50 dB" in result.stderr
 
 
 def test_search_without_time_for_a_trial_says_so(tune: Tune) -> None:
     result = tune("--no-track", result=dataclasses.replace(LOST, trials=(), closest=None))
     assert result.exit_code == 3
-    assert "there was no time for any; raise --max-minutes" in result.stderr
+    assert "there was no time for a trial; raise --max-minutes" in result.stderr
 
 
 def test_interrupted_search_prints_the_best_so_far_and_is_status_130(tune: Tune) -> None:
     result = tune("--no-track", result=dataclasses.replace(WON, interrupted=True))
     assert result.exit_code == 130
+    assert "sparsetune: interrupted; 1 trials saved, run the same command to resume" in result.stderr
     assert "checkpoint: out/checkpoint" in result.stdout
 
 

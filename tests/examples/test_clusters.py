@@ -61,7 +61,7 @@ def run(script: str, path: Path, *args: str, **environment: str) -> list[str]:
 
 def understood(words: list[str]) -> Config:
     """Parse a `sparsetune tune` as the command line does, and give what it makes of it."""
-    from sparsetune.cli.settings import build_config
+    from sparsetune.cli.options import build_config
 
     assert words[:2] == ["sparsetune", "tune"]
     with tune.make_context("tune", words[2:]) as context:

@@ -8,7 +8,7 @@ import click
 import pytest
 
 from sparsetune.cli.main import COMMANDS, main
-from sparsetune.cli.settings import build_config
+from sparsetune.cli.options import build_config
 from sparsetune.config import Config, resolve
 from sparsetune.report.command import eval_command, tune_command
 from sparsetune.tuning.record import TuningRecord

@@ -11,7 +11,7 @@ import torch
 
 from sparsetune.attention.backends import Backend
 from sparsetune.attention.interception import AttentionCall
-from sparsetune.cli.tuning_cost import cost_dict, cost_text
+from sparsetune.cli.tune import cost_dict, cost_text
 from sparsetune.errors import PromptError, TuningError
 from sparsetune.evaluation.conditions import baseline_key
 from sparsetune.models.pipelines import demo_config
@@ -118,13 +118,14 @@ def test_the_text_has_a_line_for_each_tuner_and_phase() -> None:
     cost = Cost("cogvideox-2b", "a GPU", "sparge", measured, WORK, plan(measured, WORK), max_minutes=90.0)
     lines = cost_text(cost).splitlines()
     assert lines[0] == (
-        "cogvideox-2b on a GPU, backend sparge: a dense step 2 s, a sparse one 1 s, 10 s a rendering besides; 50 steps"
+        "cogvideox-2b on a GPU, backend sparge: 2 s a dense step, 1 s a sparse step, 10 s a rendering for the rest; "
+        "50 steps"
     )
     cells = {line.split("  ")[0] if line[:1] != " " else line.strip().split("  ")[0]: line.split() for line in lines}
     assert cells["optuna"][1:] == ["203", "3:53:10", "23.0", "GiB"]
     assert ["trials", "160", "2:40:00"] in [line.split() for line in lines]
     assert cells["builtin"][1:] == ["21", "-", "21.0", "GiB"]
-    assert lines[-1] == "--max-minutes 90 ends a search sooner, with the best so far"
+    assert lines[-1] == "--max-minutes 90 ends a search earlier, with the best so far"
     value = json.loads(json.dumps(cost_dict(cost)))
     assert [tuner["seconds"] for tuner in value["tuners"]] == [3490.0, 13990.0, None]
     assert value["measured"]["fixed"] == 10.0

@@ -1,11 +1,15 @@
+import json
+
 import click
 import pytest
 from click.testing import CliRunner
 
-from sparsetune.cli.command import Command
-from sparsetune.cli.settings import build_config, config_options, model_options, setting, settings
+from sparsetune.cli.main import Command
+from sparsetune.cli.options import OPTIONS_TABLE, build_config, config_options, model_options, setting, settings
 from sparsetune.config import Config, EvalConfig
+from sparsetune.config.resolver import config_fields
 from sparsetune.errors import ConfigError
+from tools.options_table import options_json
 
 
 @click.command(cls=Command)
@@ -16,6 +20,21 @@ from sparsetune.errors import ConfigError
 @click.pass_context
 def probe(ctx: click.Context) -> Config:
     return build_config(ctx)
+
+
+def test_the_options_table_is_fresh() -> None:
+    written = OPTIONS_TABLE.read_text(encoding="utf-8")
+    assert written == options_json(), "run `python -m tools.options_table`"
+
+
+def test_every_setting_s_option_parses_as_its_field() -> None:
+    table = json.loads(options_json())
+    assert table.keys() == config_fields().keys()
+    assert table["eval.num_prompts"]["type"] == "int"
+    text = config_fields()["gate.min_psnr_worst"].description.rstrip(".")
+    assert table["gate.min_psnr_worst"] == {"type": "float", "help": text, "default": "null; 28.0 for demo"}
+    assert table["backend"]["type"] == ["auto", "reference", "sparge", "flex", "dense"]
+    assert table["model.vae_tiling"]["type"] == "bool"
 
 
 def parse(*args: str, env: dict[str, str] | None = None) -> Config:

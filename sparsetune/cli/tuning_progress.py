@@ -1,0 +1,250 @@
+"""Listener that shows the progress of a tuning: its phases, running trials, the best so far and the time left."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Task
+from rich.text import Text
+
+from sparsetune.cli.console import Log
+from sparsetune.cli.evaluation_progress import NUM_LAST, PHASE, EvaluationProgress
+from sparsetune.cli.progress import ProgressDisplay, Rows, TimeLeft, pace, pace_text, seconds_left
+from sparsetune.cli.tables import clock_text, figures_text, outcome_text, trial_text
+from sparsetune.evaluation.events import EvaluationListener
+from sparsetune.executor import Incident, StepDone
+from sparsetune.tuning.events import (
+    StudyStarted,
+    TrialPrompt,
+    TrialResult,
+    TrialStarted,
+    TuningListener,
+    TuningResult,
+)
+from sparsetune.tuning.search.ranking import winner
+
+MESSAGES = {
+    "calibration": "calibrating on the tune prompts",
+    "refinement": "searching every head's thresholds on the tune prompts",
+    "sensitivity": "measuring how sensitive each part of the generation is",
+    "trials": "running trials on the tune prompts",
+    "evaluation": "evaluating SpargeAttn's default thresholds, then the winner, on the eval prompts",
+}
+BUILTIN_MESSAGES = {"calibration": "running SpargeAttn's own search on the tune prompts"}
+PHASES_OF_TUNER = {
+    "optuna": ("calibration", "sensitivity", "trials", "evaluation"),
+    "calibrate": ("calibration", "refinement", "trials", "evaluation"),
+    "builtin": ("calibration", "trials", "evaluation"),
+}
+RENDERINGS_PER_EVAL_PROMPT = 3
+"""Dense, with the default thresholds, with the winner."""
+
+
+class TuningProgress(TuningListener):
+    """Shows a tuning, trials that run at once included, and the evaluation of its winner.
+
+    Args:
+        log: of the command.
+        console: of stderr.
+        clock: returns seconds.
+    """
+
+    def __init__(self, log: Log, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.display = ProgressDisplay(log, "tune", {}, console, clock)
+        self.evaluation = EvaluationProgress(self.display, num_evaluations=2)
+        self.running: dict[int, Task] = {}
+        self.ended: list[TrialResult] = []
+        self.winner: TrialResult | None = None
+
+    def on_study_start(self, event: StudyStarted) -> None:
+        self.study, display = event, self.display
+        tune = event.config["tune"]
+        self.objective = tune["objective"]
+        minutes = tune.get("max_minutes")
+        self.deadline = None if minutes is None else display.get_time() + 60.0 * minutes
+        messages = MESSAGES | (BUILTIN_MESSAGES if tune["tuner"] == "builtin" else {})
+        display.add_phases({phase: messages[phase] for phase in PHASES_OF_TUNER[tune["tuner"]]})
+        display.title, display.subtitle = f"tune {event.config['model']['name']}", event.study_name
+        display.details, display.time_left = self.rows, self.time_left
+        done = f", {event.num_done} of them done earlier" if event.num_done else ""
+        prompts = "1 prompt" if len(event.prompts) == 1 else f"{len(event.prompts)} prompts"
+        message = f"study {event.study_name}: {event.n_trials} trials{done}, on {prompts}"
+        display.log_event("study_start", message, event, num_prompts=len(event.prompts))
+        display.start()
+
+    def on_trial_start(self, event: TrialStarted) -> None:
+        """Add a trial; one that was lost with its worker starts again on another."""
+        if event.number in self.running:
+            self.display.remove_task(self.running[event.number].id)
+        total = len(self.study.prompts) * self.study.num_steps
+        worker = event.worker or ""
+        self.display.add_task(f"trial {event.number}", total=total, worker=worker, psnrs=(), detail=worker)
+        self.running[event.number] = self.display.tasks[-1]
+        self._update_trials()
+        self.display.log_event(
+            "trial_start", f"trial {event.number} starts", event, trial=event.number, params=dict(event.params)
+        )
+
+    def on_step(self, event: StepDone) -> None:
+        if event.phase != "trials":
+            done = event.index * event.num_steps + event.step
+            self.display.on_progress(event.phase, done, event.num_renderings * event.num_steps)
+        elif event.trial in self.running:
+            self._update_trial(event.trial, event.index, event.step, event.num_renderings, event.num_steps)
+
+    def on_prompt(self, event: TrialPrompt) -> None:
+        psnr, sparsity = event.result.metrics.get("psnr"), event.result.sparsity
+        if event.number in self.running:
+            psnrs = self.running[event.number].fields["psnrs"]
+            self.running[event.number].fields["psnrs"] = psnrs if psnr is None else (*psnrs, psnr)
+            self._update_trial(event.number, event.index + 1, 0, event.num_prompts, self.study.num_steps)
+        self.display.log_event(
+            "trial_prompt",
+            f"trial {event.number}, prompt {event.index + 1}/{event.num_prompts}: psnr {psnr} dB",
+            event,
+            trial=event.number,
+            prompt_index=event.index,
+            psnr=psnr,
+            sparsity=sparsity,
+        )
+
+    def on_trial(self, result: TrialResult) -> None:
+        self.ended.append(result)
+        if result.number in self.running:
+            self.display.remove_task(self.running.pop(result.number).id)
+        self._update_trials()
+        best, left = self.best, self.time_left()
+        message = f"trial {result.number} ({clock_text(result.seconds)}): {outcome_text(result)}"
+        message += f"; best: trial {best.number}, {trial_text(best)}" if best else ""
+        message += f"; {clock_text(left.phase)} of trials left" if left.phase else ""
+        best_trial = None if best is None else best.number
+        self.display.log_event("trial_end", message, result, trial=result.number, best_trial=best_trial)
+
+    def on_incident(self, incident: Incident) -> None:
+        self.display.log_event("incident", incident.text, incident)
+
+    def on_wait(self, what: str) -> None:
+        message = f"no trial is left to start; waiting for {what} in other processes of this study"
+        self.display.log_event("wait", message, what=what)
+
+    def on_winner(self, trial: TrialResult, checkpoint_path: Path) -> None:
+        message = f"winner: trial {trial.number}, {trial_text(trial)}"
+        self.display.log_event("winner", message, trial, trial=trial.number, checkpoint_path=checkpoint_path)
+        self.winner = trial
+        for task in self.running.values():
+            self.display.remove_task(task.id)
+        self.running.clear()
+        self.display.start_phase(PHASE, self.study.num_eval_prompts * RENDERINGS_PER_EVAL_PROMPT * self.study.num_steps)
+
+    def evaluation_listeners(self) -> tuple[EvaluationListener, ...]:
+        return (self.evaluation,)
+
+    def on_study_end(self, result: TuningResult) -> None:
+        self.display.close()
+        message = f"study {result.study_name}, {clock_text(result.seconds)}"
+        best_trial = None if result.best is None else result.best.number
+        self.display.log_event("study_end", message, result, best_trial=best_trial)
+
+    def on_failure(self, error: BaseException) -> None:
+        """Leave the display on the screen, since no result follows."""
+        self.display.close(keep=True)
+
+    def close(self) -> None:
+        self.display.close()
+
+    @property
+    def best(self) -> TrialResult | None:
+        """The winner, or the best trial of this run so far that meets the gate on the tune prompts."""
+        return self.winner or winner(self.objective, self.ended)
+
+    def _update_trial(self, number: int, prompt: int, step: int, num_prompts: int, num_steps: int) -> None:
+        task = self.running[number]
+        psnrs = task.fields["psnrs"]
+        parts = [
+            f"prompt {min(prompt + 1, num_prompts)}/{num_prompts}",
+            f"step {step}/{num_steps}",
+            task.fields["worker"],
+        ]
+        parts += [f"psnr {sum(psnrs) / len(psnrs):.1f} dB"] if psnrs else []
+        completed, total = prompt * num_steps + step, num_prompts * num_steps
+        self.display.update(task.id, completed=completed, total=total, detail="  ".join(part for part in parts if part))
+        self._update_trials()
+
+    def _update_trials(self) -> None:
+        total = float(max(1, self.study.n_trials - self.study.num_done))
+        self.display.start_phase("trials", total)
+        done = len(self.ended) + sum(task.percentage / 100 for task in self.running.values())
+        counts = {state: sum(trial.state == state for trial in self.ended) for state in ("pruned", "failed")}
+        counts["running"] = len(self.running)
+        detail = f"{self.study.num_done + len(self.ended)} of {self.study.n_trials} trials"
+        detail += "".join(f", {count} {name}" for name, count in counts.items() if count)
+        self.display.on_progress("trials", done, total, detail)
+
+    def time_left(self) -> TimeLeft:
+        """Estimate the rest of the tuning.
+
+        The current phase continues at its own mean pace per step or trial, which includes workers that run at once and
+        pruned trials. Later phases are counted in renderings, at the mean time of those in trials or sensitivity;
+        before these, nothing is known of them. `max_minutes` ends the trials at the latest.
+        """
+        phase = self.display.phase
+        left = None if phase is None else seconds_left(phase)
+        if phase is None or left is None or phase.description == PHASE:
+            return self.display.phase_time_left()
+        rendering = self._rendering_seconds()
+        trials_end, at_most, basis = left, False, pace_text(phase, "step")
+        if phase.description == "trials":
+            basis = pace_text(phase, "trial") if self.ended else "the pace of the first trial"
+        elif rendering is not None:
+            trials_end += (self.study.n_trials - self.study.num_done) * len(self.study.prompts) * rendering
+            at_most = True
+        limit = None if self.deadline is None else max(0.0, self.deadline - self.display.get_time())
+        if limit is not None and limit < trials_end:
+            left, trials_end, basis, at_most = min(left, limit), limit, "--max-minutes ends the search", False
+        if rendering is None:
+            return TimeLeft(left, None, basis)
+        evaluation = self.study.num_eval_prompts * RENDERINGS_PER_EVAL_PROMPT * rendering
+        return TimeLeft(left, trials_end + evaluation, basis, at_most)
+
+    def _rendering_seconds(self) -> float | None:
+        """Mean seconds of one rendering: of the ended trials, else of the running ones, else of sensitivity."""
+        ended = [trial for trial in self.ended if trial.prompts]
+        if ended:
+            return sum(trial.seconds for trial in ended) / sum(len(trial.prompts) for trial in ended)
+        running = [task for task in tuple(self.running.values()) if task.completed]
+        if running:
+            steps = sum(task.completed for task in running)
+            return sum(task.elapsed or 0.0 for task in running) * self.study.num_steps / steps
+        sensitivity = self.display.phases.get("sensitivity")
+        step = None if sensitivity is None else pace(sensitivity)
+        return None if step is None else step * self.study.num_steps
+
+    def rows(self) -> Rows:
+        """Return the best trial and the latest ones, or the evaluation of the winner."""
+        best = self.best
+        if best is not None:
+            figures = f"  {figures_text(best.sparsity, best.psnr, best.psnr_worst)}"
+            rows: Rows = [("best", Text.assemble((f"trial {best.number}", "bold green"), figures))]
+        elif self.ended or self.running:
+            of_this_run = " of this run" if self.study.num_done else ""
+            rows = [("best", Text(f"no trial{of_this_run} meets the gate yet", "yellow"))]
+        else:
+            rows = []
+        if self.evaluation.evaluations:
+            return rows + self.evaluation.rows()
+        latest = self.ended[: -NUM_LAST - 1 : -1]
+        return rows + [("latest" if place == 0 else "", _trial_row(trial)) for place, trial in enumerate(latest)]
+
+
+def _trial_row(trial: TrialResult) -> Text:
+    outcome, style = {
+        "complete": ("met", "green") if trial.feasible else ("missed", "yellow"),
+        "pruned": ("pruned", "dim"),
+        "failed": ("failed", "red"),
+    }[trial.state]
+    figures = figures_text(trial.sparsity, trial.psnr, trial.psnr_worst)
+    text = figures if trial.state == "complete" else str(trial.reason)
+    return Text.assemble(
+        f"trial {trial.number:<3} {clock_text(trial.seconds):>5}  ", (f"{outcome:<6}", style), f"  {text}"
+    )
