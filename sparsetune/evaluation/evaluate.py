@@ -173,14 +173,14 @@ def evaluate(
     table = None if break_even is None else break_even.absolute()  # workers have other working directories
     with _as_executor(renderer) as executor:
         described = run_one(executor, DescribeSession(backend, break_even=table))
-        rig, policy = described.rig, policy or described.policy
-        check_fits(policy, rig.layers)
+        runtime, policy = described.runtime, policy or described.policy
+        check_fits(policy, runtime.layers)
         outputs = None
         if output_dir is not None:
-            outputs = OutputFolder(output_dir, rig.family, tuned, rig.settings.fps)
+            outputs = OutputFolder(output_dir, runtime.family, tuned, runtime.settings.fps)
             outputs.check_writable()
         config = config_section(
-            rig,
+            runtime,
             policy,
             prompts,
             seed=seed,
@@ -198,7 +198,7 @@ def evaluate(
             )
             for index, prompt in enumerate(prompts)
         ]
-        return _Run(executor, rig, tasks, config, gate, listener or EvaluationListener(), started).result()
+        return _Run(executor, runtime, tasks, config, gate, listener or EvaluationListener(), started).result()
 
 
 def _as_executor(renderer: Renderer | Executor) -> contextlib.AbstractContextManager[Executor]:
@@ -210,7 +210,7 @@ class _Run:
     """A prepared evaluation with one task per prompt."""
 
     executor: Executor
-    rig: RuntimeDescription
+    runtime: RuntimeDescription
     tasks: Sequence[JudgePrompt]
     config: ConfigSection
     gate: Gate
@@ -225,7 +225,7 @@ class _Run:
                 EvaluationStarted(
                     config=self.config.model_dump(mode="json"),
                     prompts=texts([task.prompt for task in self.tasks]),
-                    num_steps=self.rig.settings.num_inference_steps,
+                    num_steps=self.runtime.settings.num_inference_steps,
                     renderings=("dense", "sparse", *ladder),
                     metrics=first.metrics,
                     output_dir=first.outputs.folder if first.outputs else None,
@@ -279,7 +279,9 @@ class _Run:
             gate=gate_section(self.gate, rows),
             sparsity=sparsity_section([prompt.result for prompt in judged]),
             thresholds=threshold_sections(self.tasks[0].policy),
-            environment=environment_section(self.rig, self.executor, time.perf_counter() - self.started, generation),
+            environment=environment_section(
+                self.runtime, self.executor, time.perf_counter() - self.started, generation
+            ),
         )
 
 

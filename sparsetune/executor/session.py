@@ -54,7 +54,7 @@ class ModelSession:
 class SessionInfo:
     """Runtime of a worker, and the policy with the layer names of its model."""
 
-    rig: RuntimeDescription
+    runtime: RuntimeDescription
     policy: Policy
 
 
@@ -76,8 +76,8 @@ class DescribeSession:
         """
         renderer = session.restore()
         pipe = renderer.loaded.pipe
-        rig = describe(renderer, self.backend)
+        runtime = describe(renderer, self.backend)
         policy = default_policy(pipe) if self.checkpoint is None else policy_for(pipe, self.checkpoint)
         session.install(policy, self.backend, self.break_even)
         session.restore()
-        return SessionInfo(rig, policy)
+        return SessionInfo(runtime, policy)

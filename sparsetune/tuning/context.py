@@ -36,7 +36,7 @@ class TuningContext:
     Args:
         config: the configuration.
         engine: does the work.
-        rig: what its workers render with.
+        runtime: what its workers render with.
         prompts: tune prompts.
         eval_prompts: prompts that judge the winner.
         cache: the dense baselines.
@@ -48,7 +48,7 @@ class TuningContext:
 
     config: Config
     engine: Executor
-    rig: RuntimeDescription
+    runtime: RuntimeDescription
     prompts: tuple[AnyPrompt, ...]
     eval_prompts: tuple[AnyPrompt, ...]
     cache: BaselineCache
@@ -172,16 +172,16 @@ def signature(bench: TuningContext) -> dict[str, Any]:
 
 def calibration_signature(bench: TuningContext) -> dict[str, Any]:
     """Name all that decides the calibrated curves, as JSON values."""
-    config, rig = bench.config, bench.rig
+    config, runtime = bench.config, bench.runtime
     return {
-        "model": rig.identity.fingerprint,
-        "layers": [[name, heads] for name, heads in rig.layers],
+        "model": runtime.identity.fingerprint,
+        "layers": [[name, heads] for name, heads in runtime.layers],
         "generation": config.generation.model_dump(mode="json"),
-        "scheduler": rig.scheduler,
-        "dtype": rig.dtype,
-        "device": rig.device,
-        "kernel": rig.kernel,
-        "blocks": asdict(rig.blocks),
+        "scheduler": runtime.scheduler,
+        "dtype": runtime.dtype,
+        "device": runtime.device,
+        "kernel": runtime.kernel,
+        "blocks": asdict(runtime.blocks),
         "prompts": hash_prompts(bench.prompts),
         "seed": config.tune.seed,
         "arrangements": [list(arrangement) for arrangement in bench.arrangements],
@@ -223,14 +223,14 @@ def open_context(
     eval_prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
     engine = engine or open_executor(config, measures_speed=config.tune.objective == "speed")
     try:
-        rig = run_one(engine, DescribeSession(config.backend)).rig
+        runtime = run_one(engine, DescribeSession(config.backend)).runtime
     except BaseException:
         engine.close()
         raise
     return TuningContext(
         config=config,
         engine=engine,
-        rig=rig,
+        runtime=runtime,
         prompts=prompts,
         eval_prompts=eval_prompts,
         cache=BaselineCache(config.cache.folder.absolute(), config.cache.max_gb),

@@ -78,8 +78,8 @@ def save(bench: TuningContext, study_name: str, best: TrialResult) -> Path:
     Returns:
         The checkpoint's folder.
     """
-    config, rig = bench.config, bench.rig
-    identity = rig.identity
+    config, runtime = bench.config, bench.runtime
+    identity = runtime.identity
     measured = {
         "sparsity": best.sparsity, "psnr": best.psnr, "psnr_worst": best.psnr_worst, "frame_cosine": best.frame_cosine
     }  # fmt: skip
@@ -98,10 +98,10 @@ def save(bench: TuningContext, study_name: str, best: TrialResult) -> Path:
         num_inference_steps=config.generation.num_inference_steps,
         guidance_scale=config.generation.guidance_scale,
         guidance_scale_2=config.generation.guidance_scale_2,
-        dtype=rig.dtype,
-        scheduler=rig.scheduler,
-        kernel=rig.kernel,
-        device=rig.device_name,
+        dtype=runtime.dtype,
+        scheduler=runtime.scheduler,
+        kernel=runtime.kernel,
+        device=runtime.device_name,
         tuner_settings=config.tune.model_dump(mode="json")
         | {"study_name": study_name, "trial": best.number, "params": dict(best.params)},
         search=recorded(config),

@@ -33,8 +33,8 @@ output are the same except for the rounding of one factor on q.
 `transformer.compile_repeated_blocks()` compiles a block once for all layers, sparse as well as dense. These work
 together with a policy (`tests/models/test_combinations.py`): LoRA, `enable_model_cpu_offload` and
 `enable_sequential_cpu_offload`, group offloading, FP8 layerwise casting, VAE tiling, `set_attention_backend`, and
-caches (first block, pyramid attention broadcast; calls that they skip aren't counted). Offloading was tested on a CPU in
-place of the GPU: hooks and weights on the meta device are the same, copies between two devices are not.
+caches (first block, pyramid attention broadcast; calls that they skip aren't counted). Offloading was tested on a CPU
+in place of the GPU: hooks and weights on the meta device are the same, copies between two devices are not.
 `tests/models/test_offload_gpu.py` tests it on a GPU and has not been run yet. Context parallelism is rejected.
 
 A ControlNet's own attention stays dense and isn't counted.
@@ -64,7 +64,8 @@ _CONFIGURATIONS = """
 `sparsetune models` lists these; `--random-weights [--tiny]` builds any of them without a download. Layers, heads,
 widths and tokens are those of the model that diffusers builds from the settings in the last column. A revision is
 pinned if several public projects name the same commit of that repository; it was not downloaded to check it.
-Without a pinned revision, the Hub's current one is loaded with a warning, and its commit is recorded in results and manifests.
+Without a pinned revision, the Hub's current one is loaded with a warning, and its commit is recorded in results and
+manifests.
 
 | name | hub id | revision | settings from |
 | --- | --- | --- | --- |

@@ -157,13 +157,13 @@ def test_steps_and_calls_of_the_demo_model_are_measured(context: TuningContext) 
 
 def smooth_curves(context: TuningContext) -> Curves:
     """Curves of the context's layers, whatever they say."""
-    shape = (len(context.arrangements), len(context.rig.layers), 3, 3)
+    shape = (len(context.arrangements), len(context.runtime.layers), 3, 3)
     error = np.broadcast_to(np.linspace(1.0, 0.0, len(context.points)), (*shape, len(context.points))).astype(
         np.float32
     )
     size = np.ones(shape[1:], np.float32)
     return Curves(
-        context.rig.layers, context.arrangements, (0, 1, 2), 3, context.points, error, error, error, size, 2, True
+        context.runtime.layers, context.arrangements, (0, 1, 2), 3, context.points, error, error, error, size, 2, True
     )  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def context_maker(demo: LoadedModel, folder: Path) -> MakeContext:
         return TuningContext(
             config=config,
             engine=LocalExecutor(ModelSession(renderer)),
-            rig=describe(renderer, "reference"),
+            runtime=describe(renderer, "reference"),
             prompts=("a red ball", "a blue box")[: config.tune.num_prompts],
             eval_prompts=("a green cone",),
             cache=BaselineCache(folder / "cache", 1.0),

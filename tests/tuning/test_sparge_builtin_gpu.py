@@ -58,7 +58,7 @@ def make_context(folder: Path, monkeypatch: pytest.MonkeyPatch, parallel: bool) 
     return TuningContext(
         config=config,
         engine=LocalExecutor(ModelSession(renderer)),
-        rig=describe(renderer, "sparge"),
+        runtime=describe(renderer, "sparge"),
         prompts=("a red ball",),
         eval_prompts=("a blue box",),
         cache=BaselineCache(folder / "cache", 1.0),
