@@ -65,7 +65,7 @@ def save_model(
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
     path = Path(path)
     if path.exists() and any(path.iterdir()):
-        raise CheckpointError(f"a model must be saved in a new folder, but {path} isn't empty; give another path")
+        raise CheckpointError(f"{path} is not empty; give a new folder")
     save_checkpoint(checkpoint, path / FOLDER)
     model = mlflow_model or Model()
     model.signature = signature or default_signature(checkpoint.manifest)
@@ -126,8 +126,7 @@ def checkpoint_folder(model: Path) -> Path:
     flavors = Model.load(str(model / "MLmodel")).flavors
     if FLAVOR_NAME not in flavors:
         raise CheckpointError(
-            f"the model must have been logged by sparsetune, but has the flavours {', '.join(sorted(flavors))}; "
-            "give one of sparsetune's"
+            f"the model was not logged by sparsetune: it has the flavours {', '.join(sorted(flavors))}"
         )
     return model / str(flavors[FLAVOR_NAME]["checkpoint"])
 

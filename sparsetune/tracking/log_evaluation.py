@@ -1,7 +1,7 @@
 """An evaluation as one MLflow run."""
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,14 @@ from sparsetune.config.files import flatten
 from sparsetune.evaluation.events import EvaluationEnded, EvaluationStarted, PromptDone
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
-from sparsetune.tracking.run_logger import Run, metric_entries, prompt_set
+from sparsetune.tracking.logged_model import log_checkpoint_model
+from sparsetune.tracking.run_logger import RunLogger, metric_entries, prompt_set
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 
-def log_start(run: Run, event: EvaluationStarted, *, with_model: bool) -> None:
+def log_start(run: RunLogger, event: EvaluationStarted, *, with_model: bool) -> None:
     """Write what was asked for: the result's `config` as parameters, the prompts, and the checkpoint judged.
 
     Args:
@@ -34,33 +35,31 @@ def log_start(run: Run, event: EvaluationStarted, *, with_model: bool) -> None:
         log_checkpoint(run, Path(path), with_model=with_model)
 
 
-def log_prompt(run: Run, event: PromptDone, also: "Sequence[Metric]" = ()) -> None:
+def log_prompt(run: RunLogger, event: PromptDone) -> None:
     """Write a prompt's metrics at its index as step, so that the UI draws them, and its side-by-side video.
 
     Args:
         run: the evaluation's.
         event: of the prompt.
-        also: metrics to write with them.
     """
-    run.log([*metric_entries(prompt_metrics(event.result), event.index), *also])
+    run.log(prompt_metrics(event.result), step=event.index)
     if "compare" in event.videos:
         run.log_file(event.videos["compare"], "videos")
 
 
-def log_end(run: Run, event: EvaluationEnded, also: "Sequence[Metric]" = ()) -> None:
+def log_end(run: RunLogger, event: EvaluationEnded) -> None:
     """Write the statistics, verdict, gate and sparsity, and the files of the evaluation.
 
     Args:
         run: the evaluation's.
         event: of the evaluation.
-        also: metrics to write with them.
     """
     result = event.result
     tables = {"prompts.json": [_prompt_row(row) for row in result.detailed_results]}
     if result.sparsity.by_layer:
         tables["sparsity_by_layer.json"] = layer_rows(result.sparsity.by_layer)
     run.log(
-        [*metric_entries(result_metrics(result)), *by_layer("sparsity", result.sparsity.by_layer.values()), *also],
+        [*metric_entries(result_metrics(result)), *by_layer("sparsity", result.sparsity.by_layer.values())],
         tags={
             "verdict": result.verdict,
             "gate": "passed" if result.gate.passed else "failed",
@@ -80,7 +79,7 @@ def log_end(run: Run, event: EvaluationEnded, also: "Sequence[Metric]" = ()) -> 
             run.log_file(path, "stills")
 
 
-def log_checkpoint(run: Run, path: Path, *, with_model: bool) -> None:
+def log_checkpoint(run: RunLogger, path: Path, *, with_model: bool) -> None:
     """Write a checkpoint, whatever form it has, as the artifact folder `checkpoint`, with its thresholds.
 
     Args:
@@ -93,7 +92,7 @@ def log_checkpoint(run: Run, path: Path, *, with_model: bool) -> None:
         saved = save_checkpoint(checkpoint, Path(folder) / "checkpoint")
         run.log_file(saved, "checkpoint")
         if with_model:
-            run.log_model(saved)
+            log_checkpoint_model(run.client, run.run_id, saved)
     tables = threshold_tables(checkpoint.policy) | {"thresholds_by_layer.json": summary_rows(checkpoint.policy)}
     run.log(threshold_metrics(checkpoint.policy), tables=tables)
 

@@ -4,11 +4,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparsetune.attention.device import device_name, device_of
 from sparsetune.config.files import flatten
 from sparsetune.evaluation.prompt import PromptResult
+from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.tracking.log_evaluation import (
     by_layer,
     log_checkpoint,
@@ -18,15 +19,9 @@ from sparsetune.tracking.log_evaluation import (
     threshold_metrics,
     threshold_tables,
 )
-from sparsetune.tracking.run_logger import Run, Status, metric_entries, prompt_set, text
+from sparsetune.tracking.run_logger import RunLogger, Status, metric_entries, prompt_set, text
 from sparsetune.tracking.store import without_password
 from sparsetune.tuning.events import Insight, StudyStarted, TrialResult, TuningResult
-
-if TYPE_CHECKING:
-    from mlflow.entities import Metric
-
-
-from sparsetune.evaluation.result import EvaluationResult
 
 
 def study_text(result: TuningResult, runs: Mapping[int, str], page: str) -> str:
@@ -92,13 +87,13 @@ STATUS: Mapping[str, Status] = {"complete": "FINISHED", "pruned": "KILLED", "fai
 """How MLflow's UI shows a trial: one that was pruned was stopped on purpose."""
 
 
-def log_study_start(run: Run, event: StudyStarted, *, goes_on: bool) -> None:
+def log_study_start(run: RunLogger, event: StudyStarted, *, resumed: bool) -> None:
     """Write what is searched: the configuration as parameters, without where things are kept.
 
     Args:
         run: the study's.
         event: its start.
-        goes_on: whether the run was begun before, here or by another process: only parameters that weren't written
+        resumed: whether the run was begun before, here or by another process: only parameters that weren't written
             then are, since MLflow lets none of them change.
     """
     config = {
@@ -106,7 +101,7 @@ def log_study_start(run: Run, event: StudyStarted, *, goes_on: bool) -> None:
     }
     params = {name: value for name, value in flatten(config).items() if name != "tune.storage"}
     params |= {"prompts": event.prompts, "num_inference_steps": event.num_steps}
-    known = run.params() if goes_on else {}
+    known = run.params() if resumed else {}
     run.log_inputs([prompt_set(event.prompts, str(event.config["tune"].get("prompt_file")), "tuning")])
     run.log(
         params={name: value for name, value in params.items() if name not in known},
@@ -119,7 +114,7 @@ def log_study_start(run: Run, event: StudyStarted, *, goes_on: bool) -> None:
     )
 
 
-def trial_runs(study: Run) -> dict[int, str]:
+def trial_runs(study: RunLogger) -> dict[int, str]:
     """Read the run ids of a study's trials by number; of a trial recorded twice, the newer one."""
     found = {}
     for run in reversed(study.children()):
@@ -129,7 +124,7 @@ def trial_runs(study: Run) -> dict[int, str]:
     return found
 
 
-def log_trial(run: Run, trial: TrialResult) -> None:
+def log_trial(run: RunLogger, trial: TrialResult) -> None:
     """Write a trial, all at once: parameters, metrics a prompt as steps, their means, sparsity, state and reason."""
     metrics = metric_entries(trial_metrics(trial)) + threshold_metrics(trial.policy)
     for step, prompt in enumerate(trial.prompts):
@@ -142,9 +137,7 @@ def log_trial(run: Run, trial: TrialResult) -> None:
     )
 
 
-def log_study_end(
-    run: Run, result: TuningResult, runs: Mapping[int, str], page: str, also: "Sequence[Metric]" = ()
-) -> None:
+def log_study_end(run: RunLogger, result: TuningResult, runs: Mapping[int, str], page: str) -> None:
     """Write the winner: its metrics and parameters, checkpoint, evaluation, and a table of all trials with their runs.
 
     The winner's parameters are tags, which may change when the study goes on.
@@ -154,7 +147,6 @@ def log_study_end(
         result: of the study.
         runs: the run id of each recorded trial, by number.
         page: the experiment's page in MLflow's UI.
-        also: metrics to write with them.
     """
     states: list[str] = [trial.state for trial in result.trials]
     metrics: dict[str, float | None] = {f"trials/{state}": float(states.count(state)) for state in STATUS}
@@ -184,7 +176,7 @@ def log_study_end(
         tables |= {"importances.json": [{"parameter": name, "importance": share} for name, share in shares]}
     metrics |= {"seconds/total": result.seconds}
     metrics |= {f"seconds/phase/{phase}": seconds for phase, seconds in result.seconds_by_phase.items()}
-    run.log([*metric_entries(metrics), *also], tags=tags, tables=tables)
+    run.log(metrics, tags=tags, tables=tables)
     run.describe(study_text(result, runs, page), "trials.json")
     if result.checkpoint_path is not None:
         log_checkpoint(run, result.checkpoint_path, with_model=True)

@@ -9,7 +9,7 @@ from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint
 from sparsetune.evaluation.conditions import policy_digest
 from sparsetune.tracking.flavor import FLAVOR_NAME, MODEL_NAME, MODEL_TYPE, base_reference, save_model
 from sparsetune.tracking.run_logger import text
-from sparsetune.tracking.store import asking
+from sparsetune.tracking.store import store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,7 +41,7 @@ def log_checkpoint_model(client: "MlflowClient", run_id: str, checkpoint: Path, 
     """
     loaded = load_checkpoint(checkpoint)
     digest = policy_digest(loaded.policy)
-    with asking(f"run {run_id} must be writable"):
+    with store_errors(f"write to run {run_id}"):
         found = find_model(client, run_id, digest)
         if found is None:
             found = _unfinished(client, run_id, digest) or _create(client, run_id, loaded, name, digest)

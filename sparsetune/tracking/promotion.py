@@ -21,7 +21,7 @@ from sparsetune.tracking.registry import (
     previous_alias,
 )
 from sparsetune.tracking.run_logger import user_name
-from sparsetune.tracking.store import asking
+from sparsetune.tracking.store import store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -71,11 +71,10 @@ def promote(registry: Registry, verdict: Verdict, override: str | None = None) -
         TrackingError: the registry is away or refuses.
     """
     if override is not None and not override.strip():
-        raise UsageError("--override must give a reason, but is empty; say why")
+        raise UsageError("--override must give a reason, but is empty")
     if not verdict.passed and override is None:
         raise GateError(
-            f"every condition must be met, but these aren't: {', '.join(verdict.unmet)}; mend them, or say why it is "
-            "promoted all the same with --override"
+            f"conditions are not met: {', '.join(verdict.unmet)}; meet them, or give a reason with --override"
         )
     with tempfile.TemporaryDirectory() as folder:
         made_of = _logged_model(registry, verdict.candidate, Path(folder))
@@ -95,8 +94,8 @@ def promote(registry: Registry, verdict: Verdict, override: str | None = None) -
             _move(registry, verdict, number)
         except (TrackingError, RegistryError) as error:
             raise RegistryError(
-                f"version {number} of {registry.name} was made, but couldn't get the alias {verdict.alias}: {error}; "
-                "promote the run again, which takes this version up"
+                f"version {number} of {registry.name} was created, but cannot get the alias {verdict.alias}: {error}; "
+                "promote the run again, which reuses this version"
             ) from error
     _tell_runs(registry.client, verdict.candidate, f"{registry.name}/{number}")
     replaced = verdict.champion if verdict.champion != number else registry.aliased(previous_alias(verdict.alias))
@@ -115,20 +114,16 @@ def rollback(registry: Registry, alias: str = CHAMPION) -> Move:
     model = registry.model()
     if model is None:
         raise RegistryError(
-            f"a rollback must have a registered model, but there is no {registry.name}; `sparsetune promote RUN` makes "
-            "one, --name names another"
+            f"there is no registered model {registry.name}; create one with `sparsetune promote RUN`, or give --name"
         )
     with registry.claimed():
         now, before = registry.aliased(alias), registry.aliased(back)
         if now is None:
             there = ", ".join(sorted(model.aliases)) or "none"
-            raise RegistryError(f"{registry.name} must have the alias {alias}, but has {there}; promote a run first")
+            raise RegistryError(f"{registry.name} has no alias {alias}, only {there}; promote a run first")
         if before is None or before == now:
-            found = "there is none" if before is None else f"both are version {now}"
-            raise RegistryError(
-                f"{registry.name}@{alias} must have another version behind the alias {back} to go back to, but "
-                f"{found}; promote a run instead"
-            )
+            found = f"there is no alias {back}" if before is None else f"{back} is version {now} too"
+            raise RegistryError(f"cannot roll back {registry.name}@{alias}: {found}; promote a run instead")
         registry.set_alias(alias, before)
         registry.set_alias(back, now)
     return Move(registry.name, alias, before, now)
@@ -137,7 +132,7 @@ def rollback(registry: Registry, alias: str = CHAMPION) -> Move:
 def _logged_model(registry: Registry, candidate: Candidate, folder: Path) -> LoggedIn:
     """Give the logged model of what the evaluation judged, made where the run, or the registry's side, has none."""
     client = registry.client
-    with asking(f"run {candidate.evaluation_id} must be readable"):
+    with store_errors(f"read run {candidate.evaluation_id}"):
         evaluation = client.get_run(candidate.evaluation_id)
     checkpoint = download_run_checkpoint(client, evaluation, folder / "run")
     model_id = log_checkpoint_model(client, candidate.run_id, checkpoint)
@@ -189,7 +184,7 @@ def _move(registry: Registry, verdict: Verdict, version: str) -> None:
 def _tell_runs(client: "MlflowClient", candidate: Candidate, version: str) -> None:
     for run_id in dict.fromkeys((candidate.run_id, candidate.evaluation_id)):
         try:
-            with asking(f"run {run_id} must be writable"):
+            with store_errors(f"write to run {run_id}"):
                 client.set_tag(run_id, "promoted", version)
         except TrackingError as error:  # the promotion itself is done
             _LOG.warning("the run isn't marked as promoted: %s", error)

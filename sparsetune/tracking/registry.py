@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sparsetune.errors import RegistryError, TrackingError, UsageError
 from sparsetune.tracking.logged_model import DIGEST
-from sparsetune.tracking.store import MissingError, Store, asking, first_line, global_store
+from sparsetune.tracking.store import MissingError, Store, first_line, global_store, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -72,7 +72,7 @@ class Registry:
             UsageError: MLflow refuses the name.
         """
         try:
-            with asking(f"the registered model {self.name} must be readable"):
+            with store_errors(f"read the registered model {self.name}"):
                 return self.client.get_registered_model(self.name)
         except MissingError:
             return None
@@ -92,7 +92,7 @@ class Registry:
 
     def version(self, version: str) -> "ModelVersion":
         """Read a version."""
-        with asking(f"version {version} of {self.name} must be readable"):
+        with store_errors(f"read version {version} of {self.name}"):
             return self.client.get_model_version(self.name, version)
 
     def check_alias(self, alias: str) -> None:
@@ -102,15 +102,15 @@ class Registry:
             UsageError: it doesn't.
         """
         if alias.lower() == "latest":
-            raise UsageError("--alias must not be latest, which MLflow keeps for the newest version; choose another")
+            raise UsageError("--alias must not be latest: MLflow reserves it for the newest version; choose another")
         if re.fullmatch(r"[vV]\d+", alias):  # MLflow reads such an alias, but doesn't set it
-            raise UsageError(f"--alias must not look like a version's number, but is {alias}; choose another")
+            raise UsageError(f"--alias must not look like a version number, got {alias}; choose another")
         if alias == PREVIOUS or alias.startswith(f"{PREVIOUS}-"):
             raise UsageError(
-                f"--alias must not be {alias}, which `sparsetune rollback` goes back to; move another, e.g. {CHAMPION}"
+                f"--alias must not be {alias}: `sparsetune rollback` uses it; choose another, e.g. {CHAMPION}"
             )
         try:
-            with asking("the alias must be readable"):
+            with store_errors("read the alias"):
                 self.client.get_model_version_by_alias(self.name, alias)
         except MissingError:
             return
@@ -123,7 +123,7 @@ class Registry:
 
     def find(self, run_id: str, digest: str) -> "ModelVersion | None":
         """Find the version that was made of a run's policy, the newest of several."""
-        with asking(f"the versions of {self.name} must be readable"):
+        with store_errors(f"read the versions of {self.name}"):
             found = self.client.search_model_versions(f"name = '{self.name}'", max_results=1000)
         made = [one for one in found if one.tags.get(RUN) == run_id and one.tags.get(DIGEST) == digest]
         return max(made, key=lambda one: int(one.version), default=None)
@@ -132,7 +132,7 @@ class Registry:
         """Register the model, unless it is registered."""
         from mlflow.exceptions import MlflowException
 
-        with asking(f"the model {self.name} must be registered"):
+        with store_errors(f"register the model {self.name}"):
             try:
                 self.client.create_registered_model(self.name, tags={TOOL: "sparsetune"})
             except MlflowException as error:
@@ -142,7 +142,7 @@ class Registry:
 
     def create(self, run_id: str, model_id: str, tags: Mapping[str, str], description: str) -> "ModelVersion":
         """Make a version of a logged model; with its tags, so that `find` sees it from the first moment."""
-        with asking(f"a version of {self.name} must be made"), global_store(self.store):
+        with store_errors(f"create a version of {self.name}"), global_store(self.store):
             return self.client.create_model_version(
                 self.name,
                 source=f"models:/{model_id}",
@@ -154,7 +154,7 @@ class Registry:
 
     def link(self, model_id: str, version: str) -> None:
         """Let a logged model's page name the version that was made of it."""
-        with asking(f"the logged model {model_id} must be writable"):
+        with store_errors(f"write to the logged model {model_id}"):
             known = json.loads(self.home.get_logged_model(model_id).tags.get(_VERSIONS_OF_MODEL, "[]"))
             entry = {"name": self.name, "version": version}
             if entry not in known:
@@ -162,12 +162,12 @@ class Registry:
 
     def set_alias(self, alias: str, version: str) -> None:
         """Let an alias name a version."""
-        with asking(f"version {version} of {self.name} must get the alias {alias}"):
+        with store_errors(f"set the alias {alias} of {self.name} to version {version}"):
             self.client.set_registered_model_alias(self.name, alias, version)
 
     def set_tag(self, version: str, key: str, value: str) -> None:
         """Write a tag of a version."""
-        with asking(f"version {version} of {self.name} must get the tag {key}"):
+        with store_errors(f"set the tag {key} of version {version} of {self.name}"):
             self.client.set_model_version_tag(self.name, version, key, value)
 
     def expect(self, alias: str, version: str | None) -> None:
@@ -179,8 +179,8 @@ class Registry:
         now = self.aliased(alias)
         if now != version:
             raise RegistryError(
-                f"{self.name}@{alias} must still be {_named(version)}, which the comparison was made with, but is "
-                f"{_named(now)} by now: somebody else promoted or rolled back; compare again"
+                f"{self.name}@{alias} changed from {_named(version)} to {_named(now)} during the comparison: somebody "
+                "else promoted or rolled back; promote again"
             )
 
     @contextmanager
@@ -195,15 +195,15 @@ class Registry:
             RegistryError: somebody else holds it.
         """
         mine = f"{CLAIM}{uuid.uuid4().hex}"
-        with asking(f"{self.name} must be writable"):
+        with store_errors(f"write to {self.name}"):
             self.client.set_registered_model_tag(self.name, mine, f"{time.time():.0f}")
         try:
             model = self.model()
             others = {key: value for key, value in (model.tags if model else {}).items() if key.startswith(CLAIM)}
             if any(key != mine and _age(value) < CLAIM_SECONDS for key, value in others.items()):
                 raise RegistryError(
-                    f"one person at a time must move the aliases of {self.name}, but another promotion or rollback is "
-                    f"at it; compare again when it is done (the claim of one that died lapses in {CLAIM_SECONDS:g} s)"
+                    f"another promotion or rollback of {self.name} is in progress; try again later (one that was "
+                    f"killed expires after {CLAIM_SECONDS:g} s)"
                 )
             yield
             for key in others.keys() - {mine}:
@@ -213,7 +213,7 @@ class Registry:
 
     def _give_back(self, claim: str) -> None:
         try:
-            with asking(f"{self.name} must be writable"):
+            with store_errors(f"write to {self.name}"):
                 self.client.delete_registered_model_tag(self.name, claim)
         except MissingError:
             pass  # another process took a lapsed claim away
@@ -241,7 +241,7 @@ def _refused_name(error: BaseException, option: str, name: str) -> UsageError | 
     cause = error.__cause__ or error
     if getattr(cause, "error_code", None) != "INVALID_PARAMETER_VALUE":
         return None
-    return UsageError(f"{option} must be a name that MLflow takes, but is {name!r}: {first_line(cause)} Choose another")
+    return UsageError(f"MLflow rejects {option} {name!r}: {first_line(cause)} Choose another")
 
 
 def _text(version: object) -> str | None:
@@ -279,7 +279,7 @@ def copy_checkpoint(home: "MlflowClient", store: Store, model: str, origin: str,
     """
     there = replace(store, uri=store.registry_uri, artifact_root=None)
     experiment = experiment_id(home, there, f"sparsetune/{model}/registered")
-    with asking(f"the registry's server must keep the checkpoint of run {origin}"):
+    with store_errors(f"copy the checkpoint of run {origin} to the registry's server"):
         found = home.search_runs([experiment], f"tags.`{ORIGIN}` = '{origin}'", max_results=1)
         tags = {ORIGIN: origin, "sparsetune.origin_store": store.shown}
         run_id = str((found[0] if found else home.create_run(experiment, tags=tags)).info.run_id)

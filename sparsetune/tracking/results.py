@@ -10,7 +10,7 @@ from sparsetune.tracking.lookup import model_of, paged, parent_of, search
 from sparsetune.tracking.registry import EVALUATION, RUN, TOOL
 from sparsetune.tracking.review import TAG as REVIEW
 from sparsetune.tracking.run_logger import KIND
-from sparsetune.tracking.store import asking
+from sparsetune.tracking.store import store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -122,7 +122,7 @@ def _row(run: "Run", aliases: tuple[str, ...]) -> RunRow:
 def _aliases(client: "MlflowClient") -> dict[str, tuple[str, ...]]:
     """Read the aliases of our registered models, by the run that each version was made of or judged by."""
     found: dict[str, list[str]] = defaultdict(list)
-    with asking("the model registry must be readable"):
+    with store_errors("read the model registry"):
         for model in paged(client.search_registered_models, filter_string=f"tags.`{TOOL}` = 'sparsetune'"):
             for alias, number in sorted(model.aliases.items()):
                 version = client.get_model_version(model.name, number)
@@ -141,13 +141,11 @@ def read_result(client: "MlflowClient", run_id: str) -> EvaluationResult:
         TrackingError: the run has none, or the store fails.
         ResultError: it can't be read.
     """
-    with asking(f"the artifacts of run {run_id} must be readable"):
+    with store_errors(f"read the artifacts of run {run_id}"):
         names = [one.path for one in client.list_artifacts(run_id)]
         found = [name for name in names if name == RESULT] or [name for name in names if fnmatch(name, RESULT_GLOB)]
         if not found:
-            raise TrackingError(
-                f"run {run_id} must have a {RESULT}, but has none: its evaluation didn't come to its end; evaluate anew"
-            )
+            raise TrackingError(f"run {run_id} has no {RESULT}: its evaluation didn't finish; evaluate again")
         with tempfile.TemporaryDirectory() as folder:
             return load_result(Path(client.download_artifacts(run_id, found[0], folder)))
 
@@ -167,16 +165,12 @@ def evaluation_of(client: "MlflowClient", run: "Run", policy: str = "tuned") -> 
     if kind == "evaluation":
         return run
     if kind == "trial":
-        raise TrackingError(
-            f"run {run_id} must be a tuning or an evaluation, but is a trial, which saw no eval prompt; "
-            f"give its tuning run {parent_of(run)}"
-        )
+        raise TrackingError(f"run {run_id} is a trial, which has no evaluation; give its tuning run {parent_of(run)}")
     found = evaluations_of(client, str(run.info.run_id)).get(policy)
     if found is None:
         what = "the winner" if policy == "tuned" else "SpargeAttn's default thresholds"
         raise TrackingError(
-            f"the tuning run {run_id} must have an evaluation of {what}, but has none; "
-            "evaluate with `sparsetune eval`, and give that run"
+            f"the tuning run {run_id} has no evaluation of {what}; evaluate with `sparsetune eval`, and give that run"
         )
     return found
 
@@ -200,7 +194,7 @@ def result_of(client: "MlflowClient", reference: str, model: str | None = None) 
     if reference.startswith("models:/"):
         version = find_version(client, ModelReference.parse(reference))
         if EVALUATION not in version.tags:
-            raise TrackingError(f"{reference} must have been promoted by sparsetune, but wasn't; give a run")
+            raise TrackingError(f"{reference} was not promoted by sparsetune; give a run")
         return read_result(client, version.tags[EVALUATION])
     reference = re.sub("^runs:/+", "", reference).rstrip("/")
     return read_result(client, str(evaluation_of(client, find_run(client, reference, model)).info.run_id))
@@ -224,8 +218,8 @@ def before_and_after(
     tuning = run if parent is None else find_run(client, parent)
     if kind_of(tuning) != "tuning":
         raise TrackingError(
-            f"before and after must be a tuning's, but run {reference} is an evaluation of its own; "
-            "compare two: sparsetune compare RUN_A RUN_B"
+            f"run {reference} is an evaluation, which has no before and after; compare two runs: "
+            "sparsetune compare RUN_A RUN_B"
         )
     sides = (evaluation_of(client, tuning, policy) for policy in ("default", "tuned"))
     before, after = (read_result(client, str(side.info.run_id)) for side in sides)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparsetune.errors import TrackingError, UsageError
 from sparsetune.files import write_text
-from sparsetune.tracking.store import asking
+from sparsetune.tracking.store import store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -117,7 +117,7 @@ def download_videos(client: "MlflowClient", evaluation_id: str, folder: Path) ->
         TrackingError: there are none, or the store fails.
     """
     names = video_names(client, evaluation_id)
-    with asking(f"the videos of run {evaluation_id} must be readable"):
+    with store_errors(f"read the videos of run {evaluation_id}"):
         return {name: Path(client.download_artifacts(evaluation_id, name, str(folder))) for name in names}
 
 
@@ -127,13 +127,12 @@ def video_names(client: "MlflowClient", evaluation_id: str) -> tuple[str, ...]:
     Raises:
         TrackingError: there are none, or the store fails.
     """
-    with asking(f"the artifacts of run {evaluation_id} must be readable"):
+    with store_errors(f"read the artifacts of run {evaluation_id}"):
         found = [_COMPARED.fullmatch(one.path) for one in client.list_artifacts(evaluation_id, VIDEOS)]
     names = [match[0] for match in sorted(filter(None, found), key=lambda match: int(match[1]))]
     if not names:
         raise TrackingError(
-            f"run {evaluation_id} must have side-by-side videos to be reviewed, but has none; "
-            "evaluate again with --save-videos"
+            f"run {evaluation_id} has no side-by-side videos to review; evaluate again with --save-videos"
         )
     return tuple(names)
 
@@ -154,7 +153,7 @@ def record_review(client: "MlflowClient", review: Review, run_ids: Sequence[str]
     """
     name = f"{re.sub('[^0-9T]', '', review.at)[:15]}-{uuid.uuid4().hex}.json"
     for run_id in run_ids:
-        with asking(f"the review must be written to run {run_id}"), tempfile.TemporaryDirectory() as folder:
+        with store_errors(f"write the review to run {run_id}"), tempfile.TemporaryDirectory() as folder:
             write_text(Path(folder) / name, review.model_dump_json(indent=2) + "\n")
             client.log_artifact(run_id, str(Path(folder) / name), FOLDER)
     for run_id in run_ids:
@@ -168,7 +167,7 @@ def read_reviews(client: "MlflowClient", run_id: str) -> tuple[Review, ...]:
         TrackingError: one is damaged, or the store fails.
     """
     with (
-        asking(f"the artifacts of run {run_id} must be readable"),
+        store_errors(f"read the artifacts of run {run_id}"),
         tempfile.TemporaryDirectory() as folder,
     ):
         names = [one.path for one in client.list_artifacts(run_id, FOLDER)]
@@ -187,10 +186,7 @@ def _parsed(run_id: str, name: str, text: str) -> tuple[Review, ...]:
         return (Review.model_validate_json(text),)
     except ValidationError as error:
         first: Any = error.errors(include_url=False)[0]
-        raise TrackingError(
-            f"{name} of run {run_id} must be as `sparsetune review` wrote it, but: {first['msg']}; review anew "
-            "after removing it"
-        ) from error
+        raise TrackingError(f"{name} of run {run_id} is damaged: {first['msg']}; remove it and review again") from error
 
 
 def _tag(client: "MlflowClient", run_id: str) -> None:
@@ -199,13 +195,13 @@ def _tag(client: "MlflowClient", run_id: str) -> None:
 
     for _ in range(_TRIES):
         last = read_reviews(client, run_id)[-1]
-        with asking(f"the review must be written to run {run_id}"):
+        with store_errors(f"write the review to run {run_id}"):
             client.log_batch(run_id, tags=[RunTag(name, value) for name, value in _tags(last).items()])
         if read_reviews(client, run_id)[-1] == last:
             return
     raise TrackingError(
-        f"the tags of run {run_id} must tell its last review, but others reviewed it {_TRIES} times meanwhile; the "
-        "review itself is kept, review again to have the tags right"
+        f"the review of run {run_id} is kept, but its tags are not up to date: it was reviewed {_TRIES} more times "
+        "meanwhile; review again"
     )
 
 
@@ -228,5 +224,5 @@ def check_reviewer(reviewer: str) -> str:
     """
     name = reviewer.strip()
     if not name:
-        raise UsageError("a review must name who looked, but --reviewer is empty; give a name")
+        raise UsageError("--reviewer must be a name, but is empty")
     return name

@@ -9,23 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sparsetune.checkpoint.manifest import git_commit, versions
-from sparsetune.tracking.store import tracking_errors
+from sparsetune.checkpoint.manifest import git_commit, hash_prompts, versions
+from sparsetune.tracking.store import store_errors
 
 if TYPE_CHECKING:
     import mlflow
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Metric
-
-from typing import TYPE_CHECKING
-
-from sparsetune.checkpoint.manifest import hash_prompts
-from sparsetune.tracking.operations import Dataset
-from sparsetune.tracking.sending import dataset_input
-
-if TYPE_CHECKING:
-    from mlflow.entities import DatasetInput
-
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -41,10 +31,16 @@ PARENT = "mlflow.parentRunId"
 KIND = "sparsetune.kind"
 MODEL = "sparsetune.model"
 TABLES = "mlflow.loggedArtifacts"
+SERVER = "sparsetune.server"
+PUBLISHED = "sparsetune.published"
+"""Tags of local runs: the server that they are published on, and the state that it has; see `publish`."""
+
+KEY = "sparsetune.key"
+"""Tag that runs on a server are found by: the id of the local run. A local run that has it continues another host's."""
 
 
 @dataclass(frozen=True)
-class Run:
+class RunLogger:
     """A run of a tracking store. Every method raises TrackingError when the store fails.
 
     Args:
@@ -131,17 +127,6 @@ class Run:
         with self._errors():
             self.client.log_inputs(self.run_id, list(datasets))
 
-    def log_model(self, checkpoint: Path) -> None:
-        """Log a checkpoint as a model of sparsetune's flavour that the run puts out."""
-        from sparsetune.tracking.logged_model import log_checkpoint_model
-        from sparsetune.tracking.outbox import Outbox
-
-        with self._errors():
-            if isinstance(self.client, Outbox):
-                self.client.log_checkpoint_model(self.run_id, checkpoint)
-            else:
-                log_checkpoint_model(self.client, self.run_id, checkpoint)
-
     def reopen(self) -> None:
         """Let a run that ended go on."""
         with self._errors():
@@ -204,7 +189,7 @@ class Run:
         return value[: limit - len(more)] + more
 
     def _errors(self) -> Any:
-        return tracking_errors(f"run {self.run_id} must be writable")
+        return store_errors(f"write to run {self.run_id}")
 
 
 def start_run(
@@ -213,10 +198,10 @@ def start_run(
     name: str,
     *,
     kind: str,
-    parent: Run | None = None,
+    parent: RunLogger | None = None,
     tags: Mapping[str, object] | None = None,
     start_ms: int | None = None,
-) -> Run:
+) -> RunLogger:
     """Begin a run.
 
     Args:
@@ -237,29 +222,31 @@ def start_run(
     else:
         written[PARENT] = parent.run_id
     fitting = {fit_name(key): text(value)[:MAX_TAG] for key, value in written.items() if value is not None}
-    with tracking_errors("a run must be begun"):
+    with store_errors("begin a run"):
         start_ms = start_ms or time.time_ns() // 1_000_000
         created = client.create_run(experiment_id, start_time=start_ms, tags=fitting, run_name=name)
-    return Run(client, str(created.info.run_id), start_ms, [])
+    return RunLogger(client, str(created.info.run_id), start_ms, [])
 
 
-def find_study(client: "MlflowClient", experiment_id: str, study: str, run_id: str | None = None) -> Run | None:
-    """Find the newest tuning run of a study in an experiment, or the one of an id; None where there is none.
+def find_study(client: "MlflowClient", experiment_id: str, study: str, key: str | None = None) -> RunLogger | None:
+    """Find a study's run in an experiment: the newest one, or the one with a key or id; None where there is none.
 
     Raises:
         TrackingError: the store fails.
     """
-    with tracking_errors("runs must be readable"):
-        found = client.search_runs(
-            [experiment_id],
-            f"tags.`{KIND}` = 'tuning' and tags.study = \"{study_tag(study)}\""
-            + ("" if run_id is None else f" and attributes.run_id = '{run_id}'"),
-            max_results=1,
-            order_by=["attributes.start_time DESC"],
-        )
-    if not found:
-        return None
-    return Run(client, str(found[0].info.run_id), found[0].info.start_time, table_names(found[0].data.tags))
+    filters = [""] if key is None else [f" and attributes.run_id = '{key}'", f" and tags.`{KEY}` = '{key}'"]
+    for condition in filters:
+        with store_errors("read runs"):
+            found = client.search_runs(
+                [experiment_id],
+                f"tags.`{KIND}` = 'tuning' and tags.study = \"{study_tag(study)}\"{condition}",
+                max_results=1,
+                order_by=["attributes.start_time DESC"],
+            )
+        if found:
+            (run,) = found
+            return RunLogger(client, str(run.info.run_id), run.info.start_time, table_names(run.data.tags))
+    return None
 
 
 def table_names(tags: Mapping[str, str]) -> list[str]:
@@ -322,21 +309,21 @@ MAX_DIGEST = 36
 
 
 def prompt_set(prompts: Sequence[str], file: str | None, context: Literal["tuning", "evaluation"]) -> "DatasetInput":
-    """DescribeSession prompts as a data set; its digest begins as `hash_prompts` of them does.
+    """Describe prompts as a data set; its digest begins as `hash_prompts` of them does.
 
     Args:
         prompts: in order.
         file: where they come from; None where that isn't known.
         context: what they are used for, shown in MLflow's UI.
     """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
     whole = hash_prompts(prompts)
-    return dataset_input(
-        Dataset(
-            name=f"{context} prompts",
-            digest=whole[:MAX_DIGEST],
-            source_type="local",
-            source=json.dumps({"uri": file or "unknown"}),
-            profile=json.dumps({"num_rows": len(prompts), "prompts_hash": whole}),
-            context=context,
-        )
+    dataset = Dataset(
+        f"{context} prompts",
+        whole[:MAX_DIGEST],
+        source_type="local",
+        source=json.dumps({"uri": file or "unknown"}),
+        profile=json.dumps({"num_rows": len(prompts), "prompts_hash": whole}),
     )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])

@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING
 from sparsetune.config import TrackingConfig
 from sparsetune.errors import TrackingError
 from sparsetune.tracking.run_logger import KIND
-from sparsetune.tracking.store import ARTIFACTS, Store, connect, sqlite_path, tracking_errors, without_password
+from sparsetune.tracking.store import ARTIFACTS, Store, connect, sqlite_path, store_errors, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,14 +51,12 @@ def serve(
         TrackingError: the port is taken, or the UI doesn't start.
     """
     if uri.startswith(("http://", "https://")):
-        say(f"the tracking server shows its runs itself: {without_password(uri).rstrip('/')}/{page(uri)}")
+        say(f"the tracking server has its own UI: {without_password(uri).rstrip('/')}/{page(uri)}")
         return
     with running_ui(uri, host, port, registry_uri) as (link, process):
         say(f"MLflow's UI is at {link}{page(link)} (Ctrl-C stops it)")
         process.wait()
-        raise TrackingError(
-            f"MLflow's UI must run until it is stopped, but it ended with {process.returncode}; start it anew"
-        )
+        raise TrackingError(f"MLflow's UI ended with status {process.returncode}; start it again")
 
 
 @contextmanager
@@ -124,8 +122,8 @@ def _check_free(host: str, port: int) -> None:
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise TrackingError(
-                f"the UI must be able to listen on {host}:{port}, but: {reason}; stop what runs there, "
-                f"or choose another port, e.g. {port + 1 if 0 < port < 65535 else 5001}"
+                f"the UI cannot listen on {host}:{port}: {reason}; stop what runs there, or choose "
+                f" another port, e.g. {port + 1 if 0 < port < 65535 else 5001}"
             ) from error
 
 
@@ -139,9 +137,11 @@ def _wait_until_up(link: str, process: "subprocess.Popen[bytes]", log: IO[bytes]
             time.sleep(0.2)
     log.seek(0)
     lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    happened = f"it ended with {process.returncode}" if process.poll() is not None else f"{START_SECONDS:g} s passed"
+    happened = (
+        f"it ended with status {process.returncode}" if process.poll() is not None else f"{START_SECONDS:g} s passed"
+    )
     raise TrackingError(
-        f"MLflow's UI must answer at {link}, but {happened}: {lines[-1] if lines else 'it said nothing'}; "
+        f"MLflow's UI does not answer at {link}: {happened}: {lines[-1] if lines else 'no output'}; "
         "check the store's URI"
     )
 
@@ -213,14 +213,14 @@ def experiment_page(client: "MlflowClient", config: TrackingConfig) -> str:
     Raises:
         TrackingError: the store can't be read.
     """
-    with tracking_errors("the recorded runs must be readable"):
+    with store_errors("read the recorded runs"):
         found = _experiment(client, config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME"))
     if found is None:
         return ""
     page = f"#/experiments/{found.experiment_id}/runs"
     tags = {_TAG: json.dumps(VIEW), _KIND: found.tags.get(_KIND, "custom_model_development")}
     try:
-        with tracking_errors("the view must be writable"):
+        with store_errors("write the view"):
             for tag, value in tags.items():
                 if found.tags.get(tag) != value:
                     client.set_experiment_tag(found.experiment_id, tag, value)

@@ -80,7 +80,7 @@ def test_json_is_alone_on_stdout(shared_place: Place, world: World) -> None:
         (("compare", "latest"), 2, "compare must have BEFORE and AFTER, or --before-after RUN"),
         (("compare", "a", "b", "--before-after", "c"), 2, "--before-after must stand alone"),
         (("checkpoint", "show", "models:/demo-sparse@none"), 1, "must have the alias none, but has champion"),
-        (("generate", "a circle", "--checkpoint", "runs:/" + "a" * 32), 1, "must be there, but:"),
+        (("generate", "a circle", "--checkpoint", "runs:/" + "a" * 32), 1, "cannot find run"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(shared_place: Place, args: tuple[str, ...], status: int, message: str) -> None:

@@ -63,13 +63,13 @@ def test_alias_that_moved_is_downloaded_anew(place: Place, world: World) -> None
 @pytest.mark.parametrize(
     ("reference", "error", "message"),
     [
-        ("a" * 32, MissingError, "run a{32} must be there, but: .*`sparsetune runs` lists them"),
-        ("aaaaaaaa", MissingError, "run aaaaaaaa must be there, but the store has none whose id begins so"),
+        ("a" * 32, MissingError, "cannot find run a{32}: .*list runs with `sparsetune runs`"),
+        ("aaaaaaaa", MissingError, "no run id starts with aaaaaaaa; list runs with `sparsetune runs`"),
         ("runs:/nonsense", UsageError, "a run must be named by its id, its first 6 or more characters, or latest"),
         ("models:/demo-sparse", UsageError, "must be named models:/NAME@ALIAS or models:/NAME/VERSION"),
-        ("models:/nobody@champion", MissingError, "the model nobody must be registered.*`sparsetune promote RUN`"),
+        ("models:/nobody@champion", MissingError, "cannot find the registered model nobody.*`sparsetune promote RUN`"),
         ("models:/demo-sparse@staging", MissingError, r"alias staging, but has champion \(version 1\)"),
-        ("models:/demo-sparse/9", MissingError, "version 9 of the model demo-sparse must be there"),
+        ("models:/demo-sparse/9", MissingError, "cannot find version 9 of the model demo-sparse"),
     ],
 )
 def test_what_is_not_there_is_said(shared_place: Place, reference: str, error: type[Exception], message: str) -> None:
@@ -112,5 +112,5 @@ def test_model_of_another_flavour_is_refused(place: Place, tmp_path: Path) -> No
 
 def test_server_that_is_away_is_said_at_once(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(TrackingError, match=r"the tracking server http://127\.0\.0\.1:9 must answer"):
+    with pytest.raises(TrackingError, match=r"the tracking server http://127\.0\.0\.1:9 does not answer"):
         resolve_checkpoint("models:/demo-sparse@champion")

@@ -88,7 +88,9 @@ def test_a_relative_registry_is_made_absolute_and_its_folder_made(
 
 def test_a_registry_server_that_is_away_is_said_at_once(own_store: Path) -> None:
     store = resolve_store(TrackingConfig(), {"MLFLOW_REGISTRY_URI": f"http://127.0.0.1:{free_port()}"})
-    with pytest.raises(TrackingError, match=r"the registry server http://.* must answer.*mend MLFLOW_REGISTRY_URI"):
+    with pytest.raises(
+        TrackingError, match=r"the registry server http://.* does not answer.*correct MLFLOW_REGISTRY_URI"
+    ):
         connect(store)
 
 
