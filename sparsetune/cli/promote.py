@@ -12,8 +12,7 @@ from sparsetune.cli.settings import build_config
 from sparsetune.cli.stores import model_option, open_store, short_name, store_options
 
 if TYPE_CHECKING:
-    from sparsetune.tracking.promotion import Move
-    from sparsetune.tracking.promotion_conditions import Verdict
+    from sparsetune.tracking.promotion import Move, Verdict
 
 
 @click.command(cls=Command, name="promote", short_help="Let a run's checkpoint serve, if it may.")
@@ -51,9 +50,9 @@ def command(
       sparsetune promote 3f2a9c1b --alias staging --override "demo for the board, taken back on Monday"
     """
     from sparsetune.errors import GateError
-    from sparsetune.tracking.promotion import promote
-    from sparsetune.tracking.promotion_conditions import find_candidate, judge
+    from sparsetune.tracking.promotion import judge, promote
     from sparsetune.tracking.registry import open_registry
+    from sparsetune.tracking.results import find_candidate
 
     store, client = open_store(build_config(ctx))
     candidate = find_candidate(client, run, short_name(model))

@@ -21,8 +21,11 @@ from sparsetune.tracking.log_study import (
     trial_started_ms,
 )
 from sparsetune.tracking.publish import Publisher
-from sparsetune.tracking.run_logger import KEY, MODEL, SERVER, RunLogger, Status, find_study, start_run, study_tag
+from sparsetune.tracking.run_logger import RunLogger, Status, find_study, start_run, study_tag
 from sparsetune.tracking.store import (
+    KEY,
+    MODEL,
+    SERVER,
     Store,
     check_answers,
     connect,
@@ -64,7 +67,8 @@ class RunRecorder:
         configured = resolve_store(config.tracking)
         self.server: Store | None = configured if configured.is_server else None
         self.store: Store = local_store(config.tracking) if self.server else configured
-        self.experiment = experiment_name(config)
+        named = config.tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+        self.experiment = named or f"sparsetune/{config.model.name}"
         self.problem: str | None = None
         self.publisher: Publisher | None = None
         self._client: MlflowClient | None = None
@@ -100,11 +104,7 @@ class RunRecorder:
         return run
 
     def resume(self, study: str, key: str | None = None) -> RunLogger | None:
-        """Reopen the run of a study, interrupted or written to by other processes too; None without one.
-
-        Args:
-            study: the study's name.
-            key: of the run; None is the newest of the study.
+        """Reopen the run of a study with a key, or its newest one; None where there is none.
 
         Raises:
             TrackingError: the store fails.
@@ -123,13 +123,11 @@ class RunRecorder:
         self.publish(run)
 
     def end(self, run: RunLogger, status: Status = "FINISHED") -> None:
-        """End a run."""
         self._open.remove(run)
         run.finish(status)
         self.publish(run)
 
     def fail(self, run: RunLogger, error: BaseException) -> None:
-        """End a run with the error that ended its work."""
         self._open.remove(run)
         run.fail(error)
         self.publish(run)
@@ -185,11 +183,6 @@ class RunRecorder:
             _LOG.warning("%s; runs are kept in the local store meanwhile", error)
 
 
-def experiment_name(config: Config) -> str:
-    """Return the experiment's name: `tracking.experiment`, else MLFLOW_EXPERIMENT_NAME, else named after the model."""
-    return config.tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"sparsetune/{config.model.name}"
-
-
 class TrackingListener(EvaluationListener, TuningListener):
     """Records each evaluation as a run, and a tuning as a run with a child run a trial.
 
@@ -200,15 +193,14 @@ class TrackingListener(EvaluationListener, TuningListener):
         config: the configuration, for its `tracking` section and the model's name.
 
     Raises:
-        TrackingError: the store can't be used, here or when the first run begins; what fails later only warns,
-            see `RunRecorder`.
+        TrackingError: the store can't be used, here or when the first run begins; later failures are only logged.
     """
 
     def __init__(self, config: Config) -> None:
         self.recorder = RunRecorder(config)
         self._report = ReportLogger(config)
         self.run_id: str | None = None
-        """The run begun last: the tuning's while there is one, else the evaluation's."""
+        """Id of the current run: the tuning's while there is one, else the evaluation's."""
         self._evaluation: RunLogger | None = None
         self._study: RunLogger | None = None
         self._others: Others = Alone()
@@ -223,7 +215,7 @@ class TrackingListener(EvaluationListener, TuningListener):
             self._begin_evaluation(event)
 
     def on_step(self, event: StepDone) -> None:
-        """Steps aren't recorded."""
+        """Do nothing: steps aren't recorded."""
 
     def on_prompt(self, event: PromptDone | TrialPrompt) -> None:
         """Record a prompt of an evaluation; those of a trial are recorded with it."""

@@ -1,4 +1,4 @@
-"""Reports of runs: logged with a run when it ends, and made of what a run recorded."""
+"""HTML reports of runs: logged when a run ends, and built from a recorded run."""
 
 import logging
 import tempfile
@@ -33,12 +33,9 @@ FIGURES = "figures"
 
 
 class ReportLogger:
-    """Logs the report of each run that ends, where that is asked for and can be done.
+    """Logs the report of each run that ends, where `tracking.report` is on.
 
-    What is missing is said once. Nothing that goes wrong here ends the work whose run it is, or its recording.
-
-    Args:
-        config: the configuration; `tracking.report` is read.
+    A missing package is logged once. A report that fails ends neither the search nor its recording.
     """
 
     def __init__(self, config: Config) -> None:
@@ -68,7 +65,7 @@ class ReportLogger:
             return
         try:
             log_report(run, make(), linked=linked)
-        except Exception as error:  # whatever is wrong with a drawing, it isn't worth the hours that it is drawn of
+        except Exception as error:  # a broken chart must not end a search of hours
             _LOG.warning("run %s is recorded without a report: %s", run.run_id[:8], error, exc_info=_debugging())
 
 
@@ -77,7 +74,7 @@ def log_report(run: RunLogger, source: Source, *, linked: bool = False) -> None:
 
     Args:
         run: the run.
-        source: what is told of.
+        source: what is reported.
         linked: whether the run has the side-by-side videos in its folder `videos`, to be linked where they don't fit
             into the file; they are logged beside it otherwise.
 
@@ -95,7 +92,7 @@ def log_report(run: RunLogger, source: Source, *, linked: bool = False) -> None:
 
 
 def source_of(client: "MlflowClient", reference: str, folder: Path, model: str | None = None) -> Source:
-    """Read what a run recorded, as far as a report tells of it.
+    """Read what a report needs from a recorded run.
 
     Args:
         client: of the store.
@@ -139,7 +136,7 @@ def _of_evaluation(client: "MlflowClient", run: "FoundRun", folder: Path) -> Sou
 
 
 def _without_record(client: "MlflowClient", run: "FoundRun", folder: Path) -> Source:
-    """Tell of a tuning that an earlier version recorded, by its evaluations alone."""
+    """Report a tuning without its record from its evaluations alone."""
     sides = evaluations_of(client, str(run.info.run_id))
     after = evaluation_of(client, run)
     before = read_result(client, str(sides["default"].info.run_id)) if "default" in sides else None

@@ -1,39 +1,38 @@
-"""Runs of sparsetune, found in a store."""
-
-import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
-
-from sparsetune.errors import TrackingError, UsageError
-from sparsetune.tracking.run_logger import KIND, MODEL, PARENT
-from sparsetune.tracking.store import MissingError, store_errors
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
+"""Finding runs, registered versions and checkpoints in a store."""
 
 import hashlib
+import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsetune.config import Config, resolve
+from sparsetune.errors import TrackingError, UsageError
 from sparsetune.files import atomic_folder
 from sparsetune.tracking.flavor import FOLDER, checkpoint_folder
-from sparsetune.tracking.store import Store, connect, resolve_store
+from sparsetune.tracking.store import (
+    KIND,
+    MODEL,
+    PARENT,
+    MissingError,
+    Store,
+    connect,
+    paged,
+    resolve_store,
+    store_errors,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-
 SHORTEST_ID = 6
 LATEST = "latest"
 """In place of a run id: the newest tuning run that has a winner."""
 
-_PAGE = 1000
 _LISTED = "list runs with `sparsetune runs`"
 
 
@@ -48,7 +47,7 @@ def find_run(client: "MlflowClient", reference: str, model: str | None = None) -
     Raises:
         UsageError: it is neither, or begins several ids.
         MissingError: there is no such run.
-        TrackingError: it is another tool's, or the store is away.
+        TrackingError: it is another tool's, or the store fails.
     """
     if reference == LATEST:
         return _latest(client, model)
@@ -70,11 +69,11 @@ def find_run(client: "MlflowClient", reference: str, model: str | None = None) -
     return found[0]
 
 
-def search(client: "MlflowClient", filter_string: str, order_by: list[str] | None = None) -> "Iterator[Run]":
-    """Give the runs of all experiments that match; active ones only, the newest first unless told otherwise.
+def search(client: "MlflowClient", filter_string: str) -> "Iterator[Run]":
+    """Yield the active runs of all experiments that match a filter, newest first.
 
     Raises:
-        TrackingError: the store is away or refuses.
+        TrackingError: the store fails.
     """
     with store_errors("read the tracking store"):
         experiments = [str(one.experiment_id) for one in paged(client.search_experiments)]
@@ -83,12 +82,12 @@ def search(client: "MlflowClient", filter_string: str, order_by: list[str] | Non
                 client.search_runs,
                 experiment_ids=experiments[start : start + 100],
                 filter_string=filter_string,
-                order_by=order_by or ["attributes.start_time DESC"],
+                order_by=["attributes.start_time DESC"],
             )
 
 
 def kind_of(run: "Run") -> str:
-    """Tell what a run is: tuning, trial or evaluation.
+    """Return a run's kind: tuning, trial or evaluation.
 
     Raises:
         TrackingError: it is another tool's.
@@ -100,12 +99,11 @@ def kind_of(run: "Run") -> str:
 
 
 def model_of(run: "Run") -> str | None:
-    """Tell the short name of the model that a run is about; None where it doesn't say."""
+    """Return the short name of a run's model, where it is recorded."""
     return run.data.tags.get(MODEL) or run.data.params.get("model_name") or run.data.params.get("model.name")
 
 
 def parent_of(run: "Run") -> str | None:
-    """Tell the id of the run that a run is a part of."""
     parent: str | None = run.data.tags.get(PARENT)
     return parent
 
@@ -127,17 +125,6 @@ def _latest(client: "MlflowClient", model: str | None) -> "Run":
     raise MissingError(
         f"no tuning run{about} has a winner; run `sparsetune tune{'' if model is None else f' --model {model}'}`"
     )
-
-
-def paged(ask: Any, **arguments: Any) -> Iterator[Any]:
-    """Go through all pages of one of MLflow's searches."""
-    token: str | None = None
-    while True:
-        page = ask(**arguments, max_results=_PAGE, page_token=token)
-        yield from page
-        token = page.token or None
-        if token is None:
-            return
 
 
 _RUN_ID = re.compile(rf"[0-9a-f]{{{SHORTEST_ID},32}}")
@@ -181,15 +168,15 @@ def resolve_checkpoint(checkpoint: Path | str, config: Config | None = None) -> 
         checkpoint: a folder or file; a run id or its beginning; `runs:/ID`, `runs:/ID/PATH` with an artifact's path
             or a logged model's name; `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `models:/MODEL_ID`. What is none
             of these is taken for a path.
-        config: says which store and cache; None is what environment and defaults say.
+        config: for the store and the cache; None resolves environment and defaults.
 
     Returns:
-        What `sparsetune.checkpoint.load_checkpoint` reads. A path is given back as it is, whether it exists or not.
+        What `sparsetune.checkpoint.load_checkpoint` reads. A path is returned as it is, whether it exists or not.
 
     Raises:
         UsageError: a `models:/` of another form, or the beginning of several runs' ids.
         MissingError: there is no such run, model, version or alias.
-        TrackingError: the run has no checkpoint or is another tool's, the store is away, or you aren't permitted.
+        TrackingError: the run has no checkpoint or is another tool's, or the store fails.
         CheckpointError: the model is of another flavour.
     """
     if not is_reference(checkpoint):
@@ -211,11 +198,11 @@ def resolve_checkpoint(checkpoint: Path | str, config: Config | None = None) -> 
 
 
 def find_version(client: "MlflowClient", reference: ModelReference) -> "ModelVersion":
-    """Ask the registry for a version by its number, by an alias, or for the newest.
+    """Find a version by its number, by an alias, or the newest.
 
     Raises:
         MissingError: there is no such model, version or alias; the message names the aliases that there are.
-        TrackingError: the registry refuses or is away.
+        TrackingError: the registry fails.
     """
     name = reference.name
     with store_errors(f"find the registered model {name}", missing="register one with `sparsetune promote RUN`"):
@@ -227,7 +214,7 @@ def find_version(client: "MlflowClient", reference: ModelReference) -> "ModelVer
             there = ", ".join(f"{alias} (version {number})" for alias, number in sorted(aliases.items())) or "none"
             raise MissingError(
                 f"the model {name} has no alias {reference.alias}, only {there}; give another one, or set it "
-                f" with `sparsetune promote RUN --name {name} --alias {reference.alias}`"
+                f"with `sparsetune promote RUN --name {name} --alias {reference.alias}`"
             )
     with store_errors(f"find version {version} of the model {name}", missing="give another version"):
         if version == "latest":

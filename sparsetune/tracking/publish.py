@@ -6,6 +6,7 @@ state that was published last.
 """
 
 import hashlib
+import json
 import logging
 import re
 import threading
@@ -23,8 +24,11 @@ from sparsetune.tracking.flavor import FOLDER
 from sparsetune.tracking.log_study import trial_runs
 from sparsetune.tracking.logged_model import log_checkpoint_model
 from sparsetune.tracking.lookup import parent_of, search
-from sparsetune.tracking.run_logger import KEY, PUBLISHED, SERVER, RunLogger, table_names
+from sparsetune.tracking.run_logger import RunLogger, table_names
 from sparsetune.tracking.store import (
+    KEY,
+    PUBLISHED,
+    SERVER,
     Store,
     check_answers,
     connect,
@@ -50,21 +54,18 @@ END_SECONDS = 15.0
 
 
 class ServerDownError(TrackingError):
-    """The server doesn't answer; try later."""
+    """The server doesn't answer."""
 
 
 class ServerCopies:
-    """The copies of local runs on one server.
-
-    Args:
-        local: client of the local store.
-        server: the server.
-    """
+    """The copies on one server of the runs of a local store."""
 
     def __init__(self, local: "MlflowClient", server: Store) -> None:
+        from mlflow import MlflowClient
+
         self.server, self._local = server, local
         self._lock = Path(sqlite_path(local.tracking_uri) or "").with_name(".publish.lock")
-        self._remote: MlflowClient | None = None
+        self._remote = MlflowClient(server.uri, server.registry_uri)
         self._experiments: dict[str, str] = {}
         self._ids: dict[str, str] = {}
         """Ids of experiments and runs on the server, by those in the local store."""
@@ -74,9 +75,7 @@ class ServerCopies:
     def publish(self, run_id: str) -> bool:
         """Bring the copy of a run up to date; return whether there was anything to do.
 
-        Raises:
-            ServerDownError: the server doesn't answer.
-            TrackingError: the run can't be published.
+        Raises ServerDownError where the server doesn't answer, TrackingError where only this run fails.
         """
         try:
             with exclusive(self._lock, what="the publishing of runs", setting="tracking.root"):
@@ -84,7 +83,8 @@ class ServerCopies:
                 state = _state(run)
                 if run.data.tags.get(PUBLISHED) == state:
                     return False
-                self._publish(self._client, run)
+                check_answers(self.server.uri)  # MLflow itself waits for a minute
+                self._publish(self._remote, run)
                 self._local.set_tag(run_id, PUBLISHED, state)
                 return True
         except Exception as error:  # MLflow passes on whatever its stores raise: requests', SQLAlchemy's, OS errors
@@ -95,24 +95,11 @@ class ServerCopies:
             raise TrackingError(f"cannot publish run {run_id}: {first_line(error)}") from error
 
     def trial_runs(self, study_id: str) -> dict[int, str]:
-        """Read the run ids on the server of a study's trials, by number.
-
-        Raises:
-            TrackingError: the server doesn't answer, or refuses.
-        """
-        check_answers(self.server.uri)  # MLflow would retry for a minute
+        """Read the run ids on the server of a study's trials, by number; raises TrackingError."""
+        check_answers(self.server.uri)
         with store_errors("read the trials' runs on the server"):
-            copy = self._copy(self._client, self._local.get_run(study_id))
-            return trial_runs(RunLogger(self._client, copy.info.run_id))
-
-    @property
-    def _client(self) -> "MlflowClient":
-        if self._remote is None:
-            from mlflow import MlflowClient
-
-            check_answers(self.server.uri)
-            self._remote = MlflowClient(self.server.uri, self.server.registry_uri)
-        return self._remote
+            copy = self._copy(self._remote, self._local.get_run(study_id))
+            return trial_runs(RunLogger(self._remote, copy.info.run_id))
 
     def _publish(self, server: "MlflowClient", run: "Run") -> None:
         parent = parent_of(run)
@@ -197,11 +184,7 @@ class ServerCopies:
 class Publisher:
     """Publishes runs in a background thread, so that recording never waits for the server.
 
-    What goes wrong is logged by the thread that calls, which may be drawing a progress display.
-
-    Args:
-        local: client of the local store.
-        server: the server.
+    Failures are logged by the thread that calls, which may be drawing a progress display.
     """
 
     def __init__(self, local: "MlflowClient", server: Store) -> None:
@@ -239,8 +222,8 @@ class Publisher:
         if left:
             _LOG.warning(
                 "%d run(s) are not on the tracking server %s yet (%s); publish them with `sparsetune sync`",
-                left, self.copies.server.shown, reason,
-            )  # fmt: skip
+                *(left, self.copies.server.shown, reason),
+            )
 
     def _work(self) -> None:
         with suppress(TrackingError):  # a local store that fails is logged by the recorder
@@ -291,12 +274,9 @@ class SyncResult:
 
 
 def sync(config: TrackingConfig) -> list[SyncResult]:
-    """Publish the runs of the local store that their servers lack.
+    """Publish the runs of the local store that their servers lack; raises TrackingError where it can't be read.
 
     User and password of the configured server are used for runs of that server, MLflow's own variables for others.
-
-    Raises:
-        TrackingError: the local store can't be read.
     """
     store = local_store(config)
     if not Path(sqlite_path(store.uri) or "").is_file():
@@ -352,11 +332,10 @@ def _state(run: "Run") -> str:
         return str(run.info.end_time)
     content = run.to_dictionary() | {"files": {name: _stat(path) for name, path in _artifacts(run).items()}}
     content["data"]["tags"].pop(PUBLISHED, None)
-    return hashlib.sha256(repr(content).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _artifacts(run: "Run") -> dict[str, Path]:
-    """List the files of a run's artifacts by their paths there."""
     folder = _artifact_folder(run)
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 

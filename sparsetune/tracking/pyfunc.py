@@ -1,4 +1,4 @@
-"""What MLflow's python_function runs: a checkpoint's videos of prompts."""
+"""The MLflow python_function model: renders prompts under a checkpoint."""
 
 import logging
 import tempfile
@@ -30,7 +30,7 @@ _GENERATION = ("num_frames", "height", "width", "num_inference_steps", "guidance
 
 
 class SparseVideoModel:
-    """Renders prompts under a checkpoint, loading the base model when it is first asked.
+    """Renders prompts under a checkpoint; the base model is loaded at the first call.
 
     Args:
         checkpoint: the policy, and in its manifest the base model and the generation it was tuned for.
@@ -118,7 +118,7 @@ def base_config(manifest: Manifest, model_config: Mapping[str, Any]) -> Config:
 
 
 def call_parameters(manifest: Manifest) -> dict[str, int | float | str]:
-    """Name what a call of predict may set, each with its default."""
+    """Return the parameters of predict with their defaults."""
     if manifest.base_source is None:
         return {"seed": Config().eval.seed, "output_dir": ""}
     config = base_config(manifest, {})
@@ -128,7 +128,7 @@ def call_parameters(manifest: Manifest) -> dict[str, int | float | str]:
 
 
 def _prompts(model_input: Any) -> list[str]:
-    """Read prompts off what MLflow passes on: a text, a list, or a pandas table with one column or one named prompt."""
+    """Return the prompts of predict's input: a text, a list, or a pandas table with one column or one named prompt."""
     if isinstance(model_input, str):
         prompts = [model_input]
     elif hasattr(model_input, "columns"):

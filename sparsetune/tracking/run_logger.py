@@ -1,4 +1,4 @@
-"""One MLflow run: begun, written in batches, ended for good."""
+"""Writing one MLflow run, in batches."""
 
 import getpass
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sparsetune.checkpoint.manifest import git_commit, hash_prompts, versions
-from sparsetune.tracking.store import store_errors
+from sparsetune.tracking.store import KEY, KIND, PARENT, paged, store_errors
 
 if TYPE_CHECKING:
     import mlflow
@@ -24,24 +24,15 @@ ENTRIES_PER_BATCH = 100
 MAX_PARAM = 6000
 MAX_TAG = 8000
 MAX_NAME = 250
-"""MLflow's limits: entries a batch, characters of a parameter, tag and name."""
+"""MLflow's limits: entries per batch, characters of a parameter, tag and name."""
 
 NOTE = "mlflow.note.content"
-PARENT = "mlflow.parentRunId"
-KIND = "sparsetune.kind"
-MODEL = "sparsetune.model"
 TABLES = "mlflow.loggedArtifacts"
-SERVER = "sparsetune.server"
-PUBLISHED = "sparsetune.published"
-"""Tags of local runs: the server that they are published on, and the state that it has; see `publish`."""
-
-KEY = "sparsetune.key"
-"""Tag that runs on a server are found by: the id of the local run. A local run that has it continues another host's."""
 
 
 @dataclass(frozen=True)
 class RunLogger:
-    """A run of a tracking store. Every method raises TrackingError when the store fails.
+    """Writes one run of a tracking store. Every method raises TrackingError when the store fails.
 
     Args:
         client: of the store.
@@ -66,8 +57,8 @@ class RunLogger:
     ) -> None:
         """Write metrics, parameters, tags and tables in as few calls as MLflow's limits allow.
 
-        What is None is left out. A parameter or tag that is too long for MLflow is cut, says so at its end,
-        and is written whole as an artifact under `long/`.
+        None is left out. A parameter or tag that is too long for MLflow is cut, with a note, and is written whole as
+        an artifact under `long/`.
 
         Args:
             metrics: value by name, or MLflow's own entries, each with its step.
@@ -89,7 +80,7 @@ class RunLogger:
         )
 
     def batch(self, metrics: "Sequence[Metric]", params: Sequence[Any] = (), tags: Sequence[Any] = ()) -> None:
-        """Write entries of MLflow's own kinds, cut into batches that it takes."""
+        """Write MLflow's entities in batches within its limits."""
         with self._errors():
             while metrics or params or tags:
                 self.client.log_batch(
@@ -123,33 +114,26 @@ class RunLogger:
         self.log(tags={NOTE: markdown})
 
     def log_inputs(self, datasets: "Sequence[DatasetInput]") -> None:
-        """Name the data sets that the run uses."""
+        """Log the data sets that the run uses."""
         with self._errors():
             self.client.log_inputs(self.run_id, list(datasets))
 
     def reopen(self) -> None:
-        """Let a run that ended go on."""
+        """Set the run's status to RUNNING again."""
         with self._errors():
             self.client.update_run(self.run_id, status="RUNNING")
 
     def params(self) -> dict[str, str]:
-        """Read the parameters written so far; MLflow lets none of them change."""
+        """Read the parameters written so far."""
         with self._errors():
             return dict(self.client.get_run(self.run_id).data.params)
 
     def children(self) -> "list[mlflow.entities.Run]":
-        """Read the runs that name this one as their parent."""
+        """Read the child runs."""
         with self._errors():
             experiment = self.client.get_run(self.run_id).info.experiment_id
-            found: list[mlflow.entities.Run] = []
-            token: str | None = ""
-            while token is not None:
-                page = self.client.search_runs(
-                    [experiment], f"tags.`{PARENT}` = '{self.run_id}'", max_results=1000, page_token=token or None
-                )
-                found += page
-                token = page.token or None
-            return found
+            query = f"tags.`{PARENT}` = '{self.run_id}'"
+            return list(paged(self.client.search_runs, experiment_ids=[experiment], filter_string=query))
 
     def finish(self, status: Status = "FINISHED") -> None:
         """End the run."""
@@ -163,9 +147,9 @@ class RunLogger:
         self.finish("FAILED" if isinstance(error, Exception) else "KILLED")
 
     def _write_tables(self, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
-        """Write tables and give the tag that lists all of the run's.
+        """Write tables and return the tag that lists all of the run's.
 
-        MLflow's own `log_table` isn't used: it goes through pandas, an import of its own for a few rows.
+        MLflow's own `log_table` isn't used: it imports pandas for a few rows.
         """
         with self._errors():
             for name, rows in tables.items():
@@ -255,12 +239,12 @@ def table_names(tags: Mapping[str, str]) -> list[str]:
 
 
 def study_tag(study: str) -> str:
-    """Write a study's name as a tag that MLflow's search can quote: it knows no escape."""
+    """Return a study's name without double quotes, which MLflow's search can't escape."""
     return study.replace('"', "'")
 
 
 def environment_tags() -> dict[str, object]:
-    """Tell who ran what, with MLflow's own tags and one a package version."""
+    """Return user, source and commit under MLflow's own tags, and a tag per package version."""
     tags: dict[str, object] = {
         "mlflow.user": user_name(),
         "mlflow.source.name": "sparsetune",
@@ -273,7 +257,7 @@ def environment_tags() -> dict[str, object]:
 
 
 def metric_entries(metrics: Mapping[str, float | None], step: int = 0) -> "list[Metric]":
-    """Make MLflow's metrics of a mapping, all of now; None is left out."""
+    """Return MLflow's metrics of a mapping, all with the current time; None is left out."""
     from mlflow.entities import Metric
 
     now = time.time_ns() // 1_000_000
@@ -281,7 +265,7 @@ def metric_entries(metrics: Mapping[str, float | None], step: int = 0) -> "list[
 
 
 def text(value: object) -> str:
-    """Write a value as MLflow shows it: booleans in lower case, sequences joined by commas."""
+    """Format a value for MLflow: booleans in lower case, sequences joined by commas."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -292,12 +276,11 @@ def text(value: object) -> str:
 
 
 def fit_name(name: str) -> str:
-    """Make a name that MLflow takes: other characters become `_`, and the end of a long one is cut."""
+    """Return a name that MLflow accepts: other characters become `_`, and a long one is cut."""
     return re.sub(r"[^-/.0-9A-Za-z_ ]", "_", name)[:MAX_NAME]
 
 
 def user_name() -> str:
-    """Give the name of the user who runs this process."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # no such user in a container

@@ -1,4 +1,4 @@
-"""The MLflow store that runs are recorded in: which one, and a client to it."""
+"""The MLflow store that runs are recorded in, its client and its errors."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsetune.config import TrackingConfig
 from sparsetune.errors import SparsetuneError, TrackingError
@@ -23,9 +23,21 @@ if TYPE_CHECKING:
 DATABASE = "mlflow.db"
 ARTIFACTS = "artifacts"
 
+KIND = "sparsetune.kind"
+MODEL = "sparsetune.model"
+PARENT = "mlflow.parentRunId"
+"""Tags of runs: what a run is (`tuning`, `trial` or `evaluation`), the model's short name, and the parent's id."""
+
+SERVER = "sparsetune.server"
+PUBLISHED = "sparsetune.published"
+"""Tags of local runs: the server that they are published on, and the state that it has; see `publish`."""
+
+KEY = "sparsetune.key"
+"""Tag that runs on a server are found by: the id of the local run. A local run that has it continues another host's."""
+
 _ENVIRONMENT = {
-    # Read when MLflow is imported or asks a server; what a user has set stays.
-    # A tool that embeds MLflow mustn't send its users' usage anywhere; they can still turn this on.
+    # Read when MLflow is imported or sends a request; what a user has set stays.
+    # A tool that embeds MLflow must not send its users' usage anywhere; they can still turn this on.
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # MLflow's own 7 retries of 120 s each hold a search up for minutes when its server goes away.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -34,7 +46,7 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # It would draw a bar on stderr for every file that is read back.
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # It would tell of every table that it makes.
+    # It would log every table that it creates.
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 
@@ -144,7 +156,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def connect(store: Store) -> "MlflowClient":
-    """Give a client of the store; a SQLite store is made where there is none, which takes some seconds.
+    """Return a client of the store; a missing SQLite store is created, which takes some seconds.
 
     Raises:
         TrackingError: MLflow isn't installed, or the store can't be reached, made or read.
@@ -164,7 +176,7 @@ def connect(store: Store) -> "MlflowClient":
 
             if store.is_database:
                 _check_opens(store.uri)
-            if not _RETRIES.level:  # it would tell of every one, in three lines; we tell of those that don't help
+            if not _RETRIES.level:  # urllib3 logs each in three lines; we log failures only
                 _RETRIES.setLevel(logging.ERROR)
             client = MlflowClient(tracking_uri=store.uri, registry_uri=store.registry_uri)
             client.search_experiments(max_results=1)
@@ -238,7 +250,7 @@ def store_errors(action: str, *, missing: str = "check its name or id") -> Itera
 
 
 def first_line(error: BaseException) -> str:
-    """Give the first line of an error's text that says something, cut to 300 characters."""
+    """Return the first non-blank line of an error's text, cut to 300 characters."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
@@ -255,6 +267,17 @@ def _create_experiment(client: "MlflowClient", store: Store, name: str) -> str:
         if found is None:
             raise
         return str(found.experiment_id)  # another process made it just now
+
+
+def paged(ask: Any, **arguments: Any) -> Iterator[Any]:
+    """Yield the results of all pages of one of MLflow's searches."""
+    token: str | None = None
+    while True:
+        page = ask(**arguments, max_results=1000, page_token=token)
+        yield from page
+        token = page.token or None
+        if token is None:
+            return
 
 
 def check_answers(uri: str, kind: str = "tracking", variable: str = _URI_VARIABLE, seconds: float = 10.0) -> None:
@@ -284,10 +307,10 @@ def check_answers(uri: str, kind: str = "tracking", variable: str = _URI_VARIABL
 
 @contextmanager
 def global_store(store: Store) -> Iterator[None]:
-    """Let MLflow's global tracking URI be the store's meanwhile, one thread at a time; afterwards it is as it was.
+    """Set MLflow's global tracking URI to the store's inside the block, one thread at a time.
 
-    MLflow's SQL registry asks the global store, not its client's, for the logged model that a version is made of. A
-    registry that is a server asks its own, so nothing is set for one.
+    MLflow's SQL registry looks up a version's logged model in the global store, not its client's. A registry that is a
+    server uses its own store, so nothing is set for one.
     """
     if store.registry_is_server:
         yield

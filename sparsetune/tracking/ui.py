@@ -16,8 +16,7 @@ from typing import IO, TYPE_CHECKING
 
 from sparsetune.config import TrackingConfig
 from sparsetune.errors import TrackingError
-from sparsetune.tracking.run_logger import KIND
-from sparsetune.tracking.store import ARTIFACTS, Store, connect, sqlite_path, store_errors, without_password
+from sparsetune.tracking.store import ARTIFACTS, KIND, Store, connect, sqlite_path, store_errors, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,15 +36,15 @@ def serve(
     page: Callable[[str], str] = lambda uri: "",
     say: Callable[[str], None] = print,
 ) -> None:
-    """Show a store in MLflow's UI until it is stopped by Ctrl-C; a tracking server only has its link told.
+    """Serve a store in MLflow's UI until Ctrl-C; of a tracking server only the link is printed.
 
     Args:
         uri: the store's tracking URI.
         host: address to listen on; 127.0.0.1 is reachable from this machine only.
         port: port to listen on.
         registry_uri: of a model registry that is a database apart from the store; None is the store's own.
-        page: gives what to add to the link, e.g. `#/experiments/1`; it is given the URI that the UI answers at.
-        say: given each line for the user.
+        page: returns what to append to the link, e.g. `#/experiments/1`, for the UI's URI.
+        say: prints a line for the user.
 
     Raises:
         TrackingError: the port is taken, or the UI doesn't start.
@@ -63,7 +62,7 @@ def serve(
 def running_ui(
     uri: str, host: str = "127.0.0.1", port: int = 5000, registry_uri: str | None = None
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """Run MLflow's UI as a process of its own; give its link and the process once it answers, stop it at the end.
+    """Run MLflow's UI as a process; yield its link and the process once it answers, and stop it at the end.
 
     Ctrl-C ends the block quietly.
 
@@ -115,15 +114,14 @@ def _environment(uri: str, registry_uri: str | None) -> dict[str, str]:
 def _check_free(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        if os.name == "posix":  # elsewhere this option would let two programs share a port
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise TrackingError(
                 f"the UI cannot listen on {host}:{port}: {reason}; stop what runs there, or choose "
-                f" another port, e.g. {port + 1 if 0 < port < 65535 else 5001}"
+                f"another port, e.g. {port + 1 if 0 < port < 65535 else 5001}"
             ) from error
 
 
@@ -153,10 +151,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     try:
         process.wait(timeout=10)
     except subprocess.TimeoutExpired:
-        if os.name == "posix":
-            os.killpg(process.pid, signal.SIGKILL)  # its workers too: they would keep the port
-        else:
-            process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # its workers too: they would keep the port
         process.wait()
 
 
@@ -195,7 +190,7 @@ VIEW = {
 
 
 def page_of(uri: str, config: TrackingConfig) -> str:
-    """Do as `experiment_page` at a server; empty where that can't be read, which its own pages tell better."""
+    """Return `experiment_page` of a server; empty where it can't be read."""
     try:
         return experiment_page(connect(Store(uri, uri, None)), config)
     except TrackingError:
@@ -203,7 +198,7 @@ def page_of(uri: str, config: TrackingConfig) -> str:
 
 
 def experiment_page(client: "MlflowClient", config: TrackingConfig) -> str:
-    """Give what to add to the UI's link: the experiment that the configuration names, else that of the newest run.
+    """Return what to append to the UI's link for the configured experiment, else that of the newest run.
 
     The view is written on the experiment once; where that isn't permitted, the page is the plain one.
 

@@ -7,8 +7,8 @@ from mlflow import MlflowClient
 
 from sparsetune.cli.main import main
 from sparsetune.tracking import connect, resolve_store
-from sparsetune.tracking.run_logger import SERVER, start_run
-from sparsetune.tracking.store import experiment_id
+from sparsetune.tracking.run_logger import start_run
+from sparsetune.tracking.store import SERVER, experiment_id
 from tests.tracking.conftest import tracking
 from tests.tracking.servers import free_port
 

@@ -46,7 +46,11 @@ def test_no_permission_says_whom_to_ask(forbidding: str, working_folder: Path, m
     client = MlflowClient(forbidding, forbidding)
     registry = Registry(client, resolve_store(TrackingConfig(uri=forbidding), {}), "demo-sparse")
     message = r"^cannot .*Permission denied.*ask for permission, or set MLFLOW_TRACKING_USERNAME"
-    for attempt in (registry.make, lambda: registry.set_alias("champion", "1"), lambda: registry.aliased("champion")):
+    for attempt in (
+        registry.register,
+        lambda: registry.set_alias("champion", "1"),
+        lambda: registry.aliased("champion"),
+    ):
         with pytest.raises(TrackingError, match=message) as raised:
             attempt()
         assert "\n" not in str(raised.value)

@@ -6,8 +6,8 @@ from sparsetune.errors import CheckpointError
 from sparsetune.models.loading import load_pipeline
 from sparsetune.models.pipelines import demo_config
 from sparsetune.models.sparsify import default_policy
-from sparsetune.tracking.promotion import promote
-from sparsetune.tracking.promotion_conditions import find_candidate, judge
+from sparsetune.tracking.promotion import judge, promote
+from sparsetune.tracking.results import find_candidate
 from tests.tracking.recorded import Place, World, checkpoint_of, policy_of
 
 

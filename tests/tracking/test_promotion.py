@@ -9,9 +9,9 @@ import mlflow
 import pytest
 
 from sparsetune.errors import GateError, RegistryError, TrackingError, UsageError
-from sparsetune.tracking.promotion import Move, promote, rollback
-from sparsetune.tracking.promotion_conditions import Verdict, find_candidate, judge
+from sparsetune.tracking.promotion import Move, Verdict, judge, promote, rollback
 from sparsetune.tracking.registry import CLAIM, EVALUATION, OVERRIDE, RUN, Registry
+from sparsetune.tracking.results import find_candidate
 from tests.tracking.recorded import Place, Recorded, World
 
 
@@ -58,7 +58,7 @@ def test_without_a_review_or_with_a_rejection_it_is_refused(place: Place) -> Non
     rejected = verdict_of(place, recorded)
     assert met(rejected) == [True, False, True]
     assert "prompt_0_compare.mp4: content" in rejected.conditions[1].says
-    with pytest.raises(GateError, match="these aren't: human review"):
+    with pytest.raises(GateError, match="conditions are not met: human review"):
         promote(place.registry(), rejected)
     assert len(versions(place)) == 1
 
@@ -140,7 +140,7 @@ def test_promoting_the_champion_again_changes_nothing(place: Place, world: World
 def test_second_of_two_who_promote_at_once_is_asked_to_compare_again(place: Place, world: World) -> None:
     one, other = verdict_of(place, world.sparser), verdict_of(place, world.sparsest)
     promote(place.registry(), one)
-    with pytest.raises(RegistryError, match=r"must still be version 1.*but is version 2 by now.*compare again"):
+    with pytest.raises(RegistryError, match=r"changed from version 1 to version 2 during the comparison"):
         promote(place.registry(), other)
     assert aliases(place) == {"champion": "2", "previous": "1"}
     assert len(versions(place)) == 2  # nothing half-registered
@@ -149,7 +149,7 @@ def test_second_of_two_who_promote_at_once_is_asked_to_compare_again(place: Plac
 def test_claim_of_another_promotion_turns_away_and_that_of_a_dead_one_lapses(place: Place, world: World) -> None:
     verdict, registry = verdict_of(place, world.sparser), place.registry()
     place.client.set_registered_model_tag("demo-sparse", f"{CLAIM}other", f"{time.time():.0f}")
-    with pytest.raises(RegistryError, match="another promotion or rollback is at it; compare again"):
+    with pytest.raises(RegistryError, match="another promotion or rollback of demo-sparse is in progress"):
         promote(registry, verdict)
     assert len(versions(place)) == 1
     place.client.set_registered_model_tag("demo-sparse", f"{CLAIM}other", f"{time.time() - 500:.0f}")
@@ -198,7 +198,7 @@ def test_version_that_could_not_get_its_alias_is_named_and_the_next_call_takes_i
     def refuse(*_: object) -> None:
         raise ConnectionError("the server went away")
 
-    message = "version 2 of demo-sparse was made, but couldn't get the alias champion: .*the server went away"
+    message = "version 2 of demo-sparse was created, but cannot get the alias champion: .*the server went away"
     with monkeypatch.context() as patch, pytest.raises(RegistryError, match=message):
         patch.setattr(place.client, step, refuse)
         promote(place.registry(), verdict_of(place, world.sparser))
@@ -233,11 +233,11 @@ def test_new_winner_of_a_resumed_tuning_is_a_version_of_its_own(place: Place, wo
 
 
 def test_rollback_without_anything_to_go_back_to_is_an_error(place: Place) -> None:
-    with pytest.raises(RegistryError, match="there is no other-sparse"):
+    with pytest.raises(RegistryError, match="there is no registered model other-sparse"):
         rollback(place.registry("other-sparse"))
     with pytest.raises(RegistryError, match="behind the alias previous to go back to, but there is none"):
         rollback(place.registry())
-    with pytest.raises(RegistryError, match="must have the alias staging, but has champion"):
+    with pytest.raises(RegistryError, match="has no alias staging, only champion"):
         rollback(place.registry(), "staging")
 
 
@@ -251,12 +251,12 @@ def test_other_aliases_keep_a_previous_of_their_own(place: Place, world: World) 
 @pytest.mark.parametrize(
     ("name", "alias", "message"),
     [
-        ("a/b", "champion", r"--name must be a name that MLflow takes, but is 'a/b': .*cannot contain"),
-        ("demo-sparse", "no spaces", r"--alias must be a name that MLflow takes, but is 'no spaces'"),
-        ("another", "no spaces", r"--alias must be a name that MLflow takes, but is 'no spaces'"),
+        ("a/b", "champion", r"MLflow rejects --name 'a/b': .*cannot contain"),
+        ("demo-sparse", "no spaces", r"MLflow rejects --alias 'no spaces'"),
+        ("another", "no spaces", r"MLflow rejects --alias 'no spaces'"),
         ("demo-sparse", "latest", "--alias must not be latest"),
-        ("demo-sparse", "v7", "--alias must not look like a version's number, but is v7"),
-        ("demo-sparse", "previous", "--alias must not be previous, which `sparsetune rollback` goes back to"),
+        ("demo-sparse", "v7", "--alias must not look like a version number, got v7"),
+        ("demo-sparse", "previous", "--alias must not be previous: `sparsetune rollback` uses it"),
         ("demo-sparse", "previous-staging", "--alias must not be previous-staging"),
     ],
 )
@@ -268,7 +268,7 @@ def test_names_that_mlflow_refuses_are_told_before_anything_is_registered(
 
 
 def test_candidates_that_are_none_say_so(place: Place, world: World) -> None:
-    with pytest.raises(TrackingError, match="another tool made it"):
+    with pytest.raises(TrackingError, match="is another tool's"):
         find_candidate(place.client, place.foreign())
     trial = place.run("trial", "trial 1", {"mlflow.parentRunId": world.champion.tuning})
     with pytest.raises(TrackingError, match=f"but is a trial.*give its tuning run {world.champion.tuning}"):

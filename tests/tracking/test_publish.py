@@ -19,8 +19,8 @@ from mlflow.entities import Run
 from sparsetune.config import Config, resolve
 from sparsetune.tracking import Store, TrackingListener, connect, publish, resolve_store
 from sparsetune.tracking.publish import ServerCopies, unpublished_runs
-from sparsetune.tracking.run_logger import KEY, PUBLISHED, SERVER, RunLogger, start_run
-from sparsetune.tracking.store import experiment_id, local_store
+from sparsetune.tracking.run_logger import RunLogger, start_run
+from sparsetune.tracking.store import KEY, PUBLISHED, SERVER, experiment_id, local_store
 from tests.tracking.conftest import artifacts_of, runs_of, tracking
 from tests.tracking.test_study import ended, make_trial, started
 

@@ -22,8 +22,7 @@ from sparsetune.config import Config, resolve
 from sparsetune.errors import TrackingError
 from sparsetune.tracking import TrackingListener, connect, publish
 from sparsetune.tracking.publish import unpublished_runs
-from sparsetune.tracking.run_logger import PUBLISHED
-from sparsetune.tracking.store import local_store
+from sparsetune.tracking.store import PUBLISHED, local_store
 from tests.tracking.conftest import LAYERS, artifacts_of, make_evaluation, make_result, runs_of
 from tests.tracking.servers import MlflowServer, postgres, postgres_binaries
 from tests.tracking.test_study import ended, make_trial, started
@@ -261,6 +260,32 @@ def test_what_a_killed_process_left_is_sent_by_the_next_one(
     assert parent.data.tags["best.run_id"] == trial.info.run_id
     assert (parent.info.status, trial.info.status) == ("FINISHED", "FINISHED")
     assert unpublished(remote) == []
+
+
+def test_a_process_killed_while_it_publishes_and_a_sync_leave_each_run_once(
+    server: MlflowServer, remote: Config, reader: MlflowClient, experiment: str
+) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from sparsetune.config import resolve\nfrom sparsetune.tracking import TrackingListener\n"
+        "from tests.tracking.test_study import make_trial, started\n"
+        "config = resolve(None, (), {}, dict(pair.split('=', 1) for pair in sys.argv[1:]))\n"
+        "listener = TrackingListener(config)\nlistener.on_study_start(started(config))\n"
+        "for number in range(6):\n    listener.on_trial(make_trial(number))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    tracking = {name: getattr(remote.tracking, name) for name in ("root", "experiment", "uri")}
+    command = [sys.executable, "-c", program, *(f"tracking.{name}={value}" for name, value in tracking.items())]
+    assert subprocess.run(command, cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
+    assert unpublished(remote)
+    assert finished(sync(remote))[0] == 0
+    assert unpublished(remote) == []
+    runs = {str(run.info.run_name): run for run in runs_of(reader, experiment)}
+    assert sorted(runs) == [*(f"trial {number}" for number in range(6)), "tune demo's study"]
+    assert len(runs_of(reader, experiment)) == len(runs)
+    for number in range(6):
+        points = _history(reader, runs[f"trial {number}"])["prompt/psnr"]
+        assert [(step, value) for step, value, _ in points] == [(0, 36.0), (1, 40.0)]
 
 
 def test_a_sync_that_is_killed_and_two_at_once_send_everything_once(

@@ -6,8 +6,8 @@ import pytest
 from sparsetune.checkpoint import load_checkpoint
 from sparsetune.errors import CheckpointError, TrackingError, UsageError
 from sparsetune.tracking.lookup import find_run, is_reference, resolve_checkpoint
-from sparsetune.tracking.promotion import promote
-from sparsetune.tracking.promotion_conditions import find_candidate, judge
+from sparsetune.tracking.promotion import judge, promote
+from sparsetune.tracking.results import find_candidate
 from sparsetune.tracking.store import MissingError
 from tests.tracking.recorded import Place, World, policy_of
 
@@ -65,10 +65,10 @@ def test_alias_that_moved_is_downloaded_anew(place: Place, world: World) -> None
     [
         ("a" * 32, MissingError, "cannot find run a{32}: .*list runs with `sparsetune runs`"),
         ("aaaaaaaa", MissingError, "no run id starts with aaaaaaaa; list runs with `sparsetune runs`"),
-        ("runs:/nonsense", UsageError, "a run must be named by its id, its first 6 or more characters, or latest"),
-        ("models:/demo-sparse", UsageError, "must be named models:/NAME@ALIAS or models:/NAME/VERSION"),
+        ("runs:/nonsense", UsageError, "'nonsense' is not a run: give its id, at least 6 characters of it, or latest"),
+        ("models:/demo-sparse", UsageError, "is not models:/NAME@ALIAS or models:/NAME/VERSION"),
         ("models:/nobody@champion", MissingError, "cannot find the registered model nobody.*`sparsetune promote RUN`"),
-        ("models:/demo-sparse@staging", MissingError, r"alias staging, but has champion \(version 1\)"),
+        ("models:/demo-sparse@staging", MissingError, r"no alias staging, only champion \(version 1\)"),
         ("models:/demo-sparse/9", MissingError, "cannot find version 9 of the model demo-sparse"),
     ],
 )
@@ -79,7 +79,7 @@ def test_what_is_not_there_is_said(shared_place: Place, reference: str, error: t
 
 
 def test_runs_that_have_no_checkpoint_say_why(place: Place, world: World) -> None:
-    with pytest.raises(TrackingError, match=r"must be one of sparsetune's, but has no tag sparsetune\.kind"):
+    with pytest.raises(TrackingError, match=r"is another tool's: it has no tag sparsetune\.kind"):
         resolve_checkpoint(place.foreign())
     trial = place.run("trial", "trial 1", {})
     with pytest.raises(TrackingError, match="must have the checkpoint checkpoint, but has none; give its tuning run"):
@@ -106,7 +106,7 @@ def test_model_of_another_flavour_is_refused(place: Place, tmp_path: Path) -> No
     place.client.create_registered_model("other")
     uri = place.client.get_run(run).info.artifact_uri
     place.client.create_model_version("other", f"{uri}/model", run_id=run)
-    with pytest.raises(CheckpointError, match="must have been logged by sparsetune, but has the flavours sklearn"):
+    with pytest.raises(CheckpointError, match="was not logged by sparsetune: it has the flavours sklearn"):
         resolve_checkpoint("models:/other/1")
 
 

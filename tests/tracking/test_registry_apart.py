@@ -16,9 +16,8 @@ from sparsetune.config import TrackingConfig
 from sparsetune.errors import TrackingError
 from sparsetune.tracking import connect, resolve_store
 from sparsetune.tracking.lookup import resolve_checkpoint
-from sparsetune.tracking.promotion import Move, promote, rollback
-from sparsetune.tracking.promotion_conditions import find_candidate, judge
-from sparsetune.tracking.results import list_runs, result_of
+from sparsetune.tracking.promotion import Move, judge, promote, rollback
+from sparsetune.tracking.results import find_candidate, list_runs, result_of
 from tests.tracking.recorded import Place, Recorded, policy_of
 from tests.tracking.servers import MlflowServer, free_port
 

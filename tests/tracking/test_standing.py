@@ -1,7 +1,7 @@
 import pytest
 
 from sparsetune.evaluation.result import EvaluationResult
-from sparsetune.tracking.promotion_conditions import Condition, champion_condition, gate_condition
+from sparsetune.tracking.promotion import Condition, champion_condition, gate_condition
 from tests.tracking.recorded import PSNRS, result_of
 
 

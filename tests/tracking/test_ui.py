@@ -30,26 +30,26 @@ def test_a_taken_port_is_said_before_anything_starts(store: Store) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(TrackingError, match=rf"listen on 127\.0\.0\.1:{port}, but: .*choose another port"):
+        with pytest.raises(TrackingError, match=rf"listen on 127\.0\.0\.1:{port}: .*choose another port"):
             serve(store.uri, port=port)
 
 
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70000), ("192.0.2.1", 5000)])
 def test_an_address_that_is_none_of_ours_is_an_error(store: Store, host: str, port: int) -> None:
-    with pytest.raises(TrackingError, match="must be able to listen on"):
+    with pytest.raises(TrackingError, match="the UI cannot listen on"):
         serve(store.uri, host, port)
 
 
 def test_a_tracking_server_has_only_its_link_told() -> None:
     said: list[str] = []
     serve("http://runs.example:5000/", page=lambda uri: "#/experiments/1", say=said.append)
-    assert said == ["the tracking server shows its runs itself: http://runs.example:5000/#/experiments/1"]
+    assert said == ["the tracking server has its own UI: http://runs.example:5000/#/experiments/1"]
 
 
 def test_a_ui_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     failing = [sys.executable, "-c", "import sys; sys.exit('no such store')"]
     monkeypatch.setattr(ui_module, "_command", lambda *_: failing)
-    with pytest.raises(TrackingError, match=r"must answer at .* ended with 1: no such store"):
+    with pytest.raises(TrackingError, match=r"does not answer at .* ended with status 1: no such store"):
         serve("sqlite:///a.db", port=port)
 
 
