@@ -90,11 +90,7 @@ class RunRecorder:
         tags: Mapping[str, object] | None = None,
         start_ms: int | None = None,
     ) -> RunLogger:
-        """Begin a run; should the process exit before its end, it ends as KILLED.
-
-        Raises:
-            TrackingError: the store fails.
-        """
+        """Begin a run; should the process exit before its end, it ends as KILLED."""
         client = self._connected()
         tags = {**(tags or {}), SERVER: self.server.shown if self.server else None}
         run = start_run(client, self._experiment_id, name, kind=kind, parent=parent, tags=tags, start_ms=start_ms)
@@ -104,11 +100,7 @@ class RunRecorder:
         return run
 
     def resume(self, study: str, key: str | None = None) -> RunLogger | None:
-        """Reopen the run of a study with a key, or its newest one; None where there is none.
-
-        Raises:
-            TrackingError: the store fails.
-        """
+        """Reopen the run of a study with a key, or its newest one; None where there is none."""
         run = find_study(self._connected(), self._experiment_id, study, key)
         if run is not None:
             run.reopen()

@@ -70,11 +70,7 @@ def find_run(client: "MlflowClient", reference: str, model: str | None = None) -
 
 
 def search(client: "MlflowClient", filter_string: str) -> "Iterator[Run]":
-    """Yield the active runs of all experiments that match a filter, newest first.
-
-    Raises:
-        TrackingError: the store fails.
-    """
+    """Yield the active runs of all experiments that match a filter, newest first."""
     with store_errors("read the tracking store"):
         experiments = [str(one.experiment_id) for one in paged(client.search_experiments)]
         for start in range(0, len(experiments), 100):

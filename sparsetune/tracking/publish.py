@@ -274,10 +274,7 @@ class SyncResult:
 
 
 def sync(config: TrackingConfig) -> list[SyncResult]:
-    """Publish the runs of the local store that their servers lack; raises TrackingError where it can't be read.
-
-    User and password of the configured server are used for runs of that server, MLflow's own variables for others.
-    """
+    """Publish the runs of the local store that their servers lack; raises TrackingError where it can't be read."""
     store = local_store(config)
     if not Path(sqlite_path(store.uri) or "").is_file():
         return []
@@ -285,7 +282,7 @@ def sync(config: TrackingConfig) -> list[SyncResult]:
     by_server: dict[str, list[str]] = {}
     for run in unpublished_runs(client):
         by_server.setdefault(run.data.tags[SERVER], []).append(str(run.info.run_id))
-    configured = resolve_store(config)
+    configured = resolve_store(config)  # with user and password; MLflow's own variables serve for other servers
     return [
         _sync(ServerCopies(client, configured if uri == configured.shown else Store(uri, uri, None)), run_ids)
         for uri, run_ids in by_server.items()
@@ -330,8 +327,9 @@ def _state(run: "Run") -> str:
     """Describe what there is of a run: its end, or a digest of what it has so far."""
     if _ended(run):
         return str(run.info.end_time)
-    content = run.to_dictionary() | {"files": {name: _stat(path) for name, path in _artifacts(run).items()}}
-    content["data"]["tags"].pop(PUBLISHED, None)
+    tags = {name: value for name, value in run.data.tags.items() if name != PUBLISHED}
+    files = {name: _stat(path) for name, path in _artifacts(run).items()}
+    content = run.to_dictionary() | {"data": [run.data.metrics, run.data.params, tags], "files": files}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

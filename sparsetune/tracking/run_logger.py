@@ -213,11 +213,7 @@ def start_run(
 
 
 def find_study(client: "MlflowClient", experiment_id: str, study: str, key: str | None = None) -> RunLogger | None:
-    """Find a study's run in an experiment: the newest one, or the one with a key or id; None where there is none.
-
-    Raises:
-        TrackingError: the store fails.
-    """
+    """Find a study's run in an experiment: the newest one, or the one with a key or id; None where there is none."""
     filters = [""] if key is None else [f" and attributes.run_id = '{key}'", f" and tags.`{KEY}` = '{key}'"]
     for condition in filters:
         with store_errors("read runs"):

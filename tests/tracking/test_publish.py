@@ -22,7 +22,7 @@ from sparsetune.tracking.publish import ServerCopies, unpublished_runs
 from sparsetune.tracking.run_logger import RunLogger, start_run
 from sparsetune.tracking.store import KEY, PUBLISHED, SERVER, experiment_id, local_store
 from tests.tracking.conftest import artifacts_of, runs_of, tracking
-from tests.tracking.test_study import ended, make_trial, started
+from tests.tracking.test_log_study import ended, make_trial, started
 
 URI = "http://server"
 
@@ -181,7 +181,7 @@ def test_a_process_whose_server_hangs_exits(hung: Config) -> None:
     program = (
         "import sys\nfrom sparsetune.config import resolve\n"
         "from sparsetune.tracking import TrackingListener, listener, publish\n"
-        "from tests.tracking.test_study import make_trial, started\n"
+        "from tests.tracking.test_log_study import make_trial, started\n"
         "listener.START_SECONDS = 0.1; publish.END_SECONDS = 0.2\n"
         "config = resolve(None, (), {}, dict(pair.split('=', 1) for pair in sys.argv[1:]))\n"
         "tracking = TrackingListener(config)\ntracking.on_study_start(started(config))\n"

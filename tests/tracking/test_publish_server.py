@@ -25,7 +25,7 @@ from sparsetune.tracking.publish import unpublished_runs
 from sparsetune.tracking.store import PUBLISHED, local_store
 from tests.tracking.conftest import LAYERS, artifacts_of, make_evaluation, make_result, runs_of
 from tests.tracking.servers import MlflowServer, postgres, postgres_binaries
-from tests.tracking.test_study import ended, make_trial, started
+from tests.tracking.test_log_study import ended, make_trial, started
 
 pytestmark = pytest.mark.slow
 
@@ -237,7 +237,7 @@ def test_what_a_killed_process_left_is_sent_by_the_next_one(
     program = (
         "import os, signal, sys\n"
         "from sparsetune.config import resolve\nfrom sparsetune.tracking import TrackingListener\n"
-        "from tests.tracking.test_study import make_trial, started\n"
+        "from tests.tracking.test_log_study import make_trial, started\n"
         "config = resolve(None, (), {}, dict(pair.split('=', 1) for pair in sys.argv[2:]))\n"
         "listener = TrackingListener(config)\nlistener.on_study_start(started(config))\n"
         "os.killpg(int(sys.argv[1]), signal.SIGKILL)\nlistener.on_trial(make_trial(0))\n"
@@ -268,7 +268,7 @@ def test_a_process_killed_while_it_publishes_and_a_sync_leave_each_run_once(
     program = (
         "import os, signal, sys\n"
         "from sparsetune.config import resolve\nfrom sparsetune.tracking import TrackingListener\n"
-        "from tests.tracking.test_study import make_trial, started\n"
+        "from tests.tracking.test_log_study import make_trial, started\n"
         "config = resolve(None, (), {}, dict(pair.split('=', 1) for pair in sys.argv[1:]))\n"
         "listener = TrackingListener(config)\nlistener.on_study_start(started(config))\n"
         "for number in range(6):\n    listener.on_trial(make_trial(number))\n"

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from sparsetune.config import Config
 from sparsetune.tracking import TrackingListener
 from tests.tracking.conftest import runs_of
-from tests.tracking.test_study import STUDY_RUN, TRIALS, ended, started
+from tests.tracking.test_log_study import STUDY_RUN, TRIALS, ended, started
 
 
 class Together:

@@ -3,13 +3,17 @@ from pathlib import Path
 
 import pytest
 
-from sparsetune.checkpoint import load_checkpoint
+import sparsetune
+from sparsetune.checkpoint import Checkpoint, load_checkpoint
 from sparsetune.errors import CheckpointError, TrackingError, UsageError
+from sparsetune.models.loading import load_pipeline
+from sparsetune.models.pipelines import demo_config
+from sparsetune.models.sparsify import default_policy
 from sparsetune.tracking.lookup import find_run, is_reference, resolve_checkpoint
 from sparsetune.tracking.promotion import judge, promote
 from sparsetune.tracking.results import find_candidate
 from sparsetune.tracking.store import MissingError
-from tests.tracking.recorded import Place, World, policy_of
+from tests.tracking.recorded import Place, World, checkpoint_of, policy_of
 
 
 @pytest.mark.parametrize(
@@ -82,18 +86,18 @@ def test_runs_that_have_no_checkpoint_say_why(place: Place, world: World) -> Non
     with pytest.raises(TrackingError, match=r"is another tool's: it has no tag sparsetune\.kind"):
         resolve_checkpoint(place.foreign())
     trial = place.run("trial", "trial 1", {})
-    with pytest.raises(TrackingError, match="must have the checkpoint checkpoint, but has none; give its tuning run"):
+    with pytest.raises(TrackingError, match="has no checkpoint checkpoint; give its tuning run"):
         resolve_checkpoint(trial)
     with pytest.raises(TrackingError, match="the search had no winner"):
         resolve_checkpoint(place.run("tuning", "tune", {}))
-    with pytest.raises(TrackingError, match="must have the checkpoint other, but has none"):
+    with pytest.raises(TrackingError, match="has no checkpoint other"):
         resolve_checkpoint(f"runs:/{world.sparser.tuning}/other")
 
 
 def test_beginning_of_several_ids_lists_them(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparsetune.tracking.lookup.SHORTEST_ID", 1)
     first = collections.Counter(run.info.run_id[0] for run in place.runs(at_least=17)).most_common(1)[0][0]
-    with pytest.raises(UsageError, match=rf"{first} must begin the id of one run, but begins \d+: {first}.*give more"):
+    with pytest.raises(UsageError, match=rf"\d+ run ids start with {first}: {first}.*give more"):
         find_run(place.client, first)
 
 
@@ -114,3 +118,28 @@ def test_server_that_is_away_is_said_at_once(working_folder: Path, monkeypatch: 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(TrackingError, match=r"the tracking server http://127\.0\.0\.1:9 does not answer"):
         resolve_checkpoint("models:/demo-sparse@champion")
+
+
+def test_checkpoints_are_loaded_by_any_name(shared_place: Place, world: World) -> None:
+    assert sparsetune.load_checkpoint("models:/demo-sparse@champion").policy == policy_of(0.9)
+    assert sparsetune.load_checkpoint(world.sparser.tuning[:8]).policy == policy_of(0.8)
+
+
+@pytest.mark.slow  # loads the demo model and renders
+def test_promoted_checkpoint_is_installed_by_its_name_and_warns_of_other_settings(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = load_pipeline(demo_config().model).pipe
+    fitting = Checkpoint(default_policy(pipe), checkpoint_of(0.9, layers=()).manifest)
+    recorded = place.reviewed(place.tuned(0.5, sparsity=0.5, checkpoint=fitting))
+    promote(place.registry(), judge(place.registry(), find_candidate(place.client, recorded.tuning)))
+    with sparsetune.sparsify(pipe, "models:/demo-sparse@champion") as handle:
+        pipe("a red circle", num_frames=9, height=64, width=64, num_inference_steps=2, guidance_scale=1.0)
+        assert handle.stats().sparsity > 0
+    warned = [message for message in caplog.messages if message.startswith("the checkpoint was tuned for")]
+    assert len(warned) == 1
+    assert "num_frames 17 and renders 9" in warned[0] and "num_inference_steps 10 and renders 2" in warned[0]
+    with pytest.raises(CheckpointError, match="the policy must have the model's 8 self-attention layers"):
+        sparsetune.sparsify(pipe, "models:/demo-sparse@previous")
+    _, sparse = sparsetune.create_pipelines("demo", recorded.tuning)
+    assert sparse("a red circle", num_inference_steps=2).sparsity > 0
