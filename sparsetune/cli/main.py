@@ -28,7 +28,7 @@ COMMANDS = {
     "models": "List the packaged models, or show one.",
     "checkpoint": "Show, convert, verify or compare tuned checkpoints.",
     "ui": "Open the MLflow UI on the recorded runs.",
-    "sync": "Send what a tracking server missed.",
+    "sync": "Upload runs recorded while the server was down.",
     "doctor": "Say what this machine can do, and what it lacks.",
     "cache": "List or clear the dense baselines.",
 }
