@@ -4,8 +4,8 @@
 
 The trials are made up (nothing renders), the events, the policies of 30 layers x 30 heads, the files and the
 stores are real. A store is made and opened once before, which takes seconds of its own and is shown apart. The
-share is that of a real tuning of the demo model, the shortest there is. To a server a thread sends while the next
-trial renders; here it has `PAUSE_SECONDS` for that, and what it takes of the CPU is shown too.
+share is that of a real tuning of the demo model, the shortest there is. A thread publishes to a server while the next
+trial renders; here it has `PAUSE_SECONDS` for that, and the CPU time that it takes is shown too.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from sparsetune.evaluation.events import EvaluationEnded, EvaluationStarted, Pro
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import EvaluationResult, load_result
 from sparsetune.tracking import TrackingListener, connect, resolve_store
+from sparsetune.tracking.store import KEY
 from sparsetune.tuning.events import StudyStarted, TrialResult, TuningResult
 
 DEMO_SECONDS = 140.0
@@ -45,7 +46,7 @@ POLICY = Policy.uniform([(f"transformer.transformer_blocks.{index}.attn1", 30) f
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds that the listener took, by what it was told."""
+    """Seconds that the listener took, by event."""
 
     store: str
     opened: float
@@ -135,8 +136,12 @@ def evaluation(folder: Path, result: EvaluationResult) -> Callable[[TrackingList
 def check_complete(config: Config, listener: TrackingListener) -> None:
     client = connect(resolve_store(config.tracking))
     assert listener.run_id is not None
-    experiment = client.get_run(listener.run_id).info.experiment_id
-    runs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{listener.run_id}'")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    study = listener.run_id
+    if listener.recorder.server is not None:
+        (copy,) = client.search_runs(experiments, f"tags.`{KEY}` = '{study}'")
+        study = copy.info.run_id
+    runs = client.search_runs(experiments, f"tags.`mlflow.parentRunId` = '{study}'")
     assert len(runs) == NUM_TRIALS + 1, len(runs)
     assert all(run.info.status == "FINISHED" for run in runs)
 

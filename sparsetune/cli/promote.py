@@ -10,8 +10,7 @@ from sparsetune.cli.main import Command
 from sparsetune.cli.options import build_config, json_option, model_name_option, open_store, short_name, store_options
 
 if TYPE_CHECKING:
-    from sparsetune.tracking.promotion import Move
-    from sparsetune.tracking.promotion_conditions import Verdict
+    from sparsetune.tracking.promotion import Move, Verdict
 
 
 @click.command(cls=Command, name="promote")
@@ -50,9 +49,9 @@ def command(
       sparsetune promote 3f2a9c1b --alias staging --override "demo for the board, until Monday"
     """
     from sparsetune.errors import GateError
-    from sparsetune.tracking.promotion import promote
-    from sparsetune.tracking.promotion_conditions import find_candidate, judge
+    from sparsetune.tracking.promotion import judge, promote
     from sparsetune.tracking.registry import open_registry
+    from sparsetune.tracking.results import find_candidate
 
     store, client = open_store(build_config(ctx))
     candidate = find_candidate(client, run, short_name(model))

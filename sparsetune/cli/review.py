@@ -42,7 +42,7 @@ def command(
       sparsetune review 3f2a9c1b --ok --reviewer "Ada L." --note "slightly softer grass"
     """
     from sparsetune.errors import UsageError
-    from sparsetune.tracking.promotion_conditions import find_candidate
+    from sparsetune.tracking.results import find_candidate
     from sparsetune.tracking.review import Review, answer_all, check_reviewer, record_review, video_names
     from sparsetune.tracking.run_logger import user_name
 

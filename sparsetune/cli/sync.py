@@ -1,7 +1,6 @@
-"""`sparsetune sync`: upload of what a tracking server missed."""
+"""`sparsetune sync`: publish runs recorded while the tracking server was down."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import click
 
@@ -9,19 +8,16 @@ from sparsetune.cli.console import print_json
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import build_config, json_option, store_options
 
-if TYPE_CHECKING:
-    from sparsetune.tracking.sync import SessionSent
-
 
 @click.command(cls=Command, name="sync")
 @store_options
 @json_option("the outcome")
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
-    """Upload what is stored in mlruns/spool because the tracking server was down.
+    """Publish the runs of the local store that their tracking server lacks, or lacks a part of.
 
-    Each write goes to the server that it was meant for, and is deleted once that has it. The command may be interrupted
-    and repeated: nothing is recorded twice. Damaged files are moved to mlruns/spool/damaged.
+    Each run goes to the server that it was recorded for. The command may be interrupted and repeated: no run is
+    published twice.
 
     \b
     Examples:
@@ -29,44 +25,20 @@ def command(ctx: click.Context, as_json: bool) -> None:
       sparsetune sync --json
     """
     from sparsetune.errors import TrackingError
-    from sparsetune.tracking import resolve_store
-    from sparsetune.tracking.spool import spool_folder
-    from sparsetune.tracking.sync import sync
+    from sparsetune.tracking.publish import sync
 
-    config = build_config(ctx)
-    spool = spool_folder(config.tracking)
-    done = sync(spool, resolve_store(config.tracking))
-    left = [session for session in done if session.left]
+    done = sync(build_config(ctx).tracking)
     if as_json:
-        rows = [
-            asdict(session) | {"folder": str(session.folder), "damaged": [str(path) for path in session.damaged]}
-            for session in done
-        ]
-        print_json(rows)
+        print_json([asdict(result) for result in done])
     else:
-        for session in done:
-            click.echo(_line(session))
+        for result in done:
+            left = f", {result.left} left ({result.reason})" if result.left else ""
+            click.echo(f"{result.server}: {result.sent} runs published{left}")
         if not done:
-            click.echo(f"nothing to upload in {spool}")
-    damaged = [path for session in done for path in session.damaged]
-    if damaged and not left:
+            click.echo("all runs are published")
+    failed = [result for result in done if result.left]
+    if failed:
         raise TrackingError(
-            f"{len(damaged)} writes are damaged and were moved, the first to {damaged[0]}; all others were uploaded; "
-            "inspect or delete the damaged files"
+            f"{sum(result.left for result in failed)} runs could not be published: {failed[0].reason}; run "
+            "`sparsetune sync` again"
         )
-    if left:
-        raise TrackingError(
-            f"{sum(session.left for session in left)} writes were not uploaded: {left[0].reason}; run `sparsetune "
-            f"sync` again, or delete {left[0].folder} to discard them"
-        )
-
-
-def _row(session: "SessionSent") -> dict[str, object]:
-    paths = {"folder": str(session.folder), "damaged": [str(path) for path in session.damaged]}
-    return asdict(session) | paths
-
-
-def _line(session: "SessionSent") -> str:
-    line = f"{session.folder.name}: {session.sent} writes uploaded to {session.server}"
-    line += f", {len(session.damaged)} damaged" if session.damaged else ""
-    return f"{line}, {session.left} left ({session.reason})" if session.left else line

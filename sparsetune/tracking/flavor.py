@@ -1,7 +1,7 @@
 """MLflow's flavour for a checkpoint: saved, logged and loaded as an MLflow 3 model.
 
 The model is the policy and its manifest, some kilobytes; the base model is named with its revision, and its weights
-are fetched from where they are when videos are rendered. `mlflow.pyfunc.load_model` gives a model whose
+are loaded from their source when videos are rendered. `mlflow.pyfunc.load_model` returns a model whose
 `predict(prompts)` returns paths of videos.
 """
 
@@ -65,7 +65,7 @@ def save_model(
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
     path = Path(path)
     if path.exists() and any(path.iterdir()):
-        raise CheckpointError(f"a model must be saved in a new folder, but {path} isn't empty; give another path")
+        raise CheckpointError(f"{path} is not empty; give a new folder")
     save_checkpoint(checkpoint, path / FOLDER)
     model = mlflow_model or Model()
     model.signature = signature or default_signature(checkpoint.manifest)
@@ -126,14 +126,13 @@ def checkpoint_folder(model: Path) -> Path:
     flavors = Model.load(str(model / "MLmodel")).flavors
     if FLAVOR_NAME not in flavors:
         raise CheckpointError(
-            f"the model must have been logged by sparsetune, but has the flavours {', '.join(sorted(flavors))}; "
-            "give one of sparsetune's"
+            f"the model was not logged by sparsetune: it has the flavours {', '.join(sorted(flavors))}"
         )
     return model / str(flavors[FLAVOR_NAME]["checkpoint"])
 
 
 def default_signature(manifest: Manifest) -> "ModelSignature":
-    """Say what predict takes and gives: prompts, paths of videos, and parameters with their defaults.
+    """Return predict's signature: prompts in, paths of videos out, and parameters with their defaults.
 
     The prompts' column has no name, so that a plain list of texts is taken too.
     """
@@ -151,13 +150,13 @@ def default_signature(manifest: Manifest) -> "ModelSignature":
 
 
 def default_pip_requirements() -> list[str]:
-    """Name what rendering needs, at the installed versions."""
+    """Return the packages that rendering needs, at their installed versions."""
     installed = versions()
     return [f"{package}=={installed[package].partition('+')[0]}" for package in _REQUIRED if package in installed]
 
 
 def base_reference(manifest: Manifest) -> dict[str, str]:
-    """Name the base model with its revision and the hash of its weights, never the weights themselves."""
+    """Describe the base model: its source, revision and the hash of its weights."""
     known = {
         "base_model": manifest.base_model,
         "base_source": manifest.base_source,
@@ -175,7 +174,7 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Sp
 
 
 def _pyfunc() -> ModuleType:
-    """Import MLflow's pyfunc without what MLflow warns of itself: its own type hints, its dependencies' age."""
+    """Import MLflow's pyfunc without the warnings that MLflow's own code causes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return import_module("mlflow.pyfunc")

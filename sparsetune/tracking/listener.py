@@ -1,15 +1,17 @@
 """The listener that records evaluations and tuning in MLflow."""
 
+import atexit
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVarTuple
 
 from sparsetune.config import Config
-from sparsetune.errors import TrackingError
+from sparsetune.errors import SparsetuneError, TrackingError
 from sparsetune.evaluation.events import EvaluationEnded, EvaluationListener, EvaluationStarted, PromptDone
 from sparsetune.executor import StepDone
 from sparsetune.tracking.log_evaluation import log_end, log_prompt, log_start
-from sparsetune.tracking.log_report import Reporting
+from sparsetune.tracking.log_report import ReportLogger
 from sparsetune.tracking.log_study import (
     STATUS,
     log_study_end,
@@ -18,57 +20,62 @@ from sparsetune.tracking.log_study import (
     trial_runs,
     trial_started_ms,
 )
-from sparsetune.tracking.monitor import SystemMonitor
-from sparsetune.tracking.run_logger import MODEL, Run, study_tag
+from sparsetune.tracking.publish import Publisher
+from sparsetune.tracking.run_logger import RunLogger, Status, find_study, start_run, study_tag
+from sparsetune.tracking.store import (
+    KEY,
+    MODEL,
+    SERVER,
+    Store,
+    check_answers,
+    connect,
+    experiment_id,
+    local_store,
+    resolve_store,
+    store_errors,
+)
 from sparsetune.tuning.events import StudyStarted, TrialPrompt, TrialResult, TuningListener, TuningResult
 from sparsetune.tuning.search.others import Alone, Others
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric
-
-import atexit
-import os
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVarTuple
-
-from sparsetune.errors import SparsetuneError
-from sparsetune.tracking.run_logger import Status, find_study, start_run
-from sparsetune.tracking.spool import spool_folder
-from sparsetune.tracking.store import Store, check_answers, connect, experiment_id, resolve_store
-
-if TYPE_CHECKING:
     from mlflow import MlflowClient
-
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 _LOG = logging.getLogger(__name__)
+
+START_SECONDS = 5.0
+"""Within which a tracking server must answer before the first run."""
 
 Arguments = TypeVarTuple("Arguments")
 
 
-class Recorder:
+class RunRecorder:
     """Begins and ends runs in a configuration's store and experiment.
 
-    The store is connected to when the first run begins; a server is asked for a sign of life at once. What
-    fails up to then raises. What fails later ends no work: a server that goes away has its writes kept in the
-    spool, see `Outbox`; any other failure is told in one warning, and nothing is recorded from then on.
+    With a tracking server, runs are recorded in the local store and published from there. The store is opened when the
+    first run begins, and what fails up to then raises. What fails later is logged once, and nothing is recorded from
+    then on; the work goes on.
 
     Args:
         config: the configuration; its `tracking` section and the model's name are read.
 
     Raises:
-        TrackingError: a tracking server doesn't answer.
+        TrackingError: nothing listens at the tracking server's address.
     """
 
     def __init__(self, config: Config) -> None:
-        self.store: Store = resolve_store(config.tracking)
-        self.experiment = experiment_name(config)
-        self.spool = spool_folder(config.tracking)
+        configured = resolve_store(config.tracking)
+        self.server: Store | None = configured if configured.is_server else None
+        self.store: Store = local_store(config.tracking) if self.server else configured
+        named = config.tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+        self.experiment = named or f"sparsetune/{config.model.name}"
         self.problem: str | None = None
+        self.publisher: Publisher | None = None
         self._client: MlflowClient | None = None
         self._experiment_id = ""
-        self._open: list[Run] = []
-        if self.store.is_server:
-            check_answers(self.store.uri)
+        self._open: list[RunLogger] = []
+        if self.server is not None:
+            self._check_server(self.server)
 
     @property
     def page(self) -> str:
@@ -79,52 +86,43 @@ class Recorder:
         self,
         name: str,
         kind: str,
-        parent: Run | None = None,
+        parent: RunLogger | None = None,
         tags: Mapping[str, object] | None = None,
         start_ms: int | None = None,
-    ) -> Run:
-        """Begin a run; should the process exit before its end, it ends as KILLED.
-
-        Raises:
-            TrackingError: the store fails.
-        """
+    ) -> RunLogger:
+        """Begin a run; should the process exit before its end, it ends as KILLED."""
         client = self._connected()
+        tags = {**(tags or {}), SERVER: self.server.shown if self.server else None}
         run = start_run(client, self._experiment_id, name, kind=kind, parent=parent, tags=tags, start_ms=start_ms)
         self._open.append(run)
+        if parent is None:
+            self.publish()
         return run
 
-    def take_up(self, study: str, run_id: str | None = None) -> Run | None:
-        """Open the run of a tuning again, one that was interrupted or that other processes write to; None without one.
-
-        Args:
-            study: the study's name.
-            run_id: the run; None is the newest of the study.
-
-        Raises:
-            TrackingError: the store fails.
-        """
-        run = find_study(self._connected(), self._experiment_id, study, run_id)
+    def resume(self, study: str, key: str | None = None) -> RunLogger | None:
+        """Reopen the run of a study with a key, or its newest one; None where there is none."""
+        run = find_study(self._connected(), self._experiment_id, study, key)
         if run is not None:
             run.reopen()
+            run.log(tags={SERVER: self.server.shown if self.server else None})
             self._open.append(run)
+            self.publish()
         return run
 
-    def release(self, run: Run) -> None:
-        """Leave a run as it is, for the other processes that write to it."""
+    def release(self, run: RunLogger) -> None:
+        """Leave a run open for the other processes that write to it."""
         self._open.remove(run)
-        self.attempt(self._settle)
+        self.publish(run)
 
-    def end(self, run: Run, status: Status = "FINISHED") -> None:
-        """End a run."""
+    def end(self, run: RunLogger, status: Status = "FINISHED") -> None:
         self._open.remove(run)
         run.finish(status)
-        self._settle()
+        self.publish(run)
 
-    def fail(self, run: Run, error: BaseException) -> None:
-        """End a run with the error that ended its work."""
+    def fail(self, run: RunLogger, error: BaseException) -> None:
         self._open.remove(run)
         run.fail(error)
-        self._settle()
+        self.publish(run)
 
     def abandon(self) -> None:
         """End every run that is still open: as KILLED, or as FAILED where recording it failed."""
@@ -133,12 +131,13 @@ class Recorder:
         try:
             for run in left:
                 run.finish(status)
-            self._settle()
         except (SparsetuneError, OSError) as error:
-            _LOG.warning("runs that were begun in MLflow stay open: %s", error)
+            _LOG.warning("runs stay open in MLflow: %s", error)
+        if left:
+            self.publish(*left)
 
     def attempt(self, work: Callable[[*Arguments], object], *arguments: *Arguments) -> None:
-        """Do some recording, unless it has failed before; a failure is told, and ends recording alone."""
+        """Record something, unless recording has failed before; a failure is logged, and ends recording only."""
         if self.problem is not None:
             return
         try:
@@ -147,42 +146,33 @@ class Recorder:
             self.problem = str(error)
             _LOG.warning("nothing is recorded in MLflow from here on: %s", error)
 
+    def publish(self, *ended: RunLogger) -> None:
+        """Have runs that ended and all open ones published; after the last run, wait a bounded time for that."""
+        if self.publisher is None:
+            return
+        self.publisher.publish(run.run_id for run in (*ended, *reversed(self._open)))
+        if ended and not self._open:
+            self.publisher.flush()
+
     def _connected(self) -> "MlflowClient":
         if self._client is None:
             client = connect(self.store)
             self._experiment_id = experiment_id(client, self.store, self.experiment)
-            if self.store.is_server:
-                client = self._outbox()
+            if self.server is not None:
+                self.publisher = Publisher(client, self.server)
             self._client = client
             atexit.register(self.abandon)
         return self._client
 
-    def _outbox(self) -> "MlflowClient":
-        """Send first what earlier processes left: it may be of the same runs."""
-        from sparsetune.tracking.outbox import Outbox
-        from sparsetune.tracking.sync import BUSY, sync
-
-        for session in sync(self.spool, self.store, only_this=True):
-            if session.left and session.reason != BUSY:
-                _LOG.warning("%d earlier writes still wait in %s: %s", session.left, session.folder, session.reason)
-            elif session.sent:
-                _LOG.warning("%d earlier writes were sent to the tracking server", session.sent)
-        return Outbox(self.store, self._experiment_id, self.spool)
-
-    def _settle(self) -> None:
-        if self._client is not None and self.store.is_server and not self._open:
-            from sparsetune.tracking.outbox import Outbox
-
-            assert isinstance(self._client, Outbox)
-            self._client.settle()
-
-
-def experiment_name(config: Config) -> str:
-    """Name the experiment: `tracking.experiment`, else MLFLOW_EXPERIMENT_NAME, else after the model."""
-    return config.tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"sparsetune/{config.model.name}"
-
-
-_LOG = logging.getLogger(__name__)
+    def _check_server(self, server: Store) -> None:
+        """Check that something listens there; a server that is only slow has time until the end of the command."""
+        try:
+            check_answers(server.uri, seconds=START_SECONDS)
+        except TrackingError as error:
+            cause = error.__cause__
+            if not isinstance(getattr(cause, "reason", cause), TimeoutError):
+                raise
+            _LOG.warning("%s; runs are kept in the local store meanwhile", error)
 
 
 class TrackingListener(EvaluationListener, TuningListener):
@@ -195,21 +185,19 @@ class TrackingListener(EvaluationListener, TuningListener):
         config: the configuration, for its `tracking` section and the model's name.
 
     Raises:
-        TrackingError: the store can't be used, here or when the first run begins; what fails later only warns,
-            see `Recorder`.
+        TrackingError: the store can't be used, here or when the first run begins; later failures are only logged.
     """
 
     def __init__(self, config: Config) -> None:
-        self.recorder = Recorder(config)
-        self._reporting = Reporting(config)
+        self.recorder = RunRecorder(config)
+        self._report = ReportLogger(config)
         self.run_id: str | None = None
-        """The run begun last: the tuning's while there is one, else the evaluation's."""
-        self._evaluation: Run | None = None
-        self._study: Run | None = None
+        """Id of the current run: the tuning's while there is one, else the evaluation's."""
+        self._evaluation: RunLogger | None = None
+        self._study: RunLogger | None = None
         self._others: Others = Alone()
         self._trials: dict[int, str] = {}
-        self._monitor: SystemMonitor | None = None
-        self._watched: Run | None = None
+        self._monitor: SystemMetricsMonitor | None = None
 
     def on_start(self, event: EvaluationStarted) -> None:
         """Begin an evaluation's run."""
@@ -219,19 +207,21 @@ class TrackingListener(EvaluationListener, TuningListener):
             self._begin_evaluation(event)
 
     def on_step(self, event: StepDone) -> None:
-        """Steps aren't recorded."""
+        """Do nothing: steps aren't recorded."""
 
     def on_prompt(self, event: PromptDone | TrialPrompt) -> None:
         """Record a prompt of an evaluation; those of a trial are recorded with it."""
         if self._evaluation is not None and isinstance(event, PromptDone):
-            self.recorder.attempt(log_prompt, self._evaluation, event, self._samples(self._evaluation))
+            self.recorder.attempt(log_prompt, self._evaluation, event)
+            self.recorder.publish()
 
     def on_end(self, event: EvaluationEnded) -> None:
         """Record an evaluation's result and end its run."""
         run, self._evaluation = self._evaluation, None
         if run is not None:
-            self.recorder.attempt(log_end, run, event, self._last_samples(run))
-            self.recorder.attempt(self._reporting.evaluation, run, event)
+            self.recorder.attempt(log_end, run, event)
+            self.recorder.attempt(self._report.evaluation, run, event)
+            self.recorder.attempt(self._stop_monitor, run)
             self.recorder.attempt(self.recorder.end, run)
 
     def on_failure(self, error: BaseException) -> None:
@@ -245,7 +235,7 @@ class TrackingListener(EvaluationListener, TuningListener):
             self._study = None
         if run is None:
             return
-        self.recorder.attempt(run.log, self._last_samples(run))
+        self.recorder.attempt(self._stop_monitor, run)
         if evaluation is None and self._others.num_running() > 0:
             self.recorder.release(run)
         else:
@@ -254,26 +244,28 @@ class TrackingListener(EvaluationListener, TuningListener):
     def on_study_start(self, event: StudyStarted) -> None:
         """Begin a tuning's run, or open it again where the study goes on; all processes on a study share one."""
         self._others = event.others
+        store = self.recorder.server or self.recorder.store
+        # Under the study's lock: of processes that start at once, the first begins the run.
+        event.others.note(
+            f"mlflow {store.shown} {self.recorder.experiment}", lambda known: self._begin_study(event, known)
+        )
 
-        def begin(known: str | None) -> str:
-            study = self._study = self._begin_study(event, known)
-            return study.run_id
-
-        # In the study's turn: of processes that start at once, the first begins the run.
-        self.run_id = event.others.note(f"mlflow {self.recorder.store.shown} {self.recorder.experiment}", begin)
-
-    def _begin_study(self, event: StudyStarted, known: str | None) -> Run:
-        study = self.recorder.take_up(event.study_name, known) if event.num_done or known else None
+    def _begin_study(self, event: StudyStarted, known: str | None) -> str:
+        """Begin or resume a study's run; return its key, by which processes on other hosts publish it too."""
+        study = self.recorder.resume(event.study_name, known) if event.num_done or known else None
         self._trials = trial_runs(study) if study and event.num_done else {}
         is_first = study is None or (event.num_done > 0 and event.others.num_running() == 0)
-        goes_on = study is not None
+        resumed = study is not None
+        if self.recorder.server is None:
+            known = None
         if study is None:
-            tags = {"study": study_tag(event.study_name), MODEL: event.config["model"]["name"]}
+            tags = {"study": study_tag(event.study_name), MODEL: event.config["model"]["name"], KEY: known}
             study = self.recorder.begin(f"tune {event.study_name}", "tuning", tags=tags)
         if is_first:  # the samples of two processes would mix in one run
-            self._watch(study)
-        log_study_start(study, event, goes_on=goes_on)
-        return study
+            self._start_monitor(study)
+        log_study_start(study, event, resumed=resumed)
+        self._study, self.run_id = study, study.run_id
+        return known or study.run_id
 
     def on_trial(self, result: TrialResult) -> None:
         """Record a trial that ended, with the time that it took."""
@@ -287,14 +279,16 @@ class TrackingListener(EvaluationListener, TuningListener):
     def on_study_end(self, result: TuningResult) -> None:
         """Record the winner and end the tuning's run."""
         run, self._study = self._study, None
-        if run is not None and result.left_to is not None:
-            self.recorder.attempt(run.log, self._last_samples(run))
+        if run is None:
+            return
+        self.recorder.attempt(self._stop_monitor, run)
+        if result.left_to is not None:
             self.recorder.release(run)
-        elif run is not None:
-            self.recorder.attempt(self._read_trials, run, result)
-            self.recorder.attempt(log_study_end, run, result, self._trials, self.recorder.page, self._last_samples(run))
-            self.recorder.attempt(self._reporting.tuning, run, result)
-            self.recorder.attempt(self.recorder.end, run)
+            return
+        self.recorder.attempt(self._read_trials, run, result)
+        self.recorder.attempt(log_study_end, run, result, self._trials, self.recorder.page)
+        self.recorder.attempt(self._report.tuning, run, result)
+        self.recorder.attempt(self.recorder.end, run)
 
     def _begin_evaluation(self, event: EvaluationStarted) -> None:
         kind = "tuned" if event.config.get("use_tuned") else "default"
@@ -302,33 +296,46 @@ class TrackingListener(EvaluationListener, TuningListener):
         self._evaluation = self.recorder.begin(f"eval {kind}", "evaluation", self._study, tags)
         self.run_id = (self._study or self._evaluation).run_id
         if self._study is None:
-            self._watch(self._evaluation)
+            self._start_monitor(self._evaluation)
         log_start(self._evaluation, event, with_model=self._study is None)
 
-    def _record_trial(self, study: Run, trial: TrialResult) -> None:
+    def _record_trial(self, study: RunLogger, trial: TrialResult) -> None:
         run = self.recorder.begin(f"trial {trial.number}", "trial", study, start_ms=trial_started_ms(trial))
         self._trials[trial.number] = run.run_id
         log_trial(run, trial)
         self.recorder.end(run, STATUS[trial.state])
-        study.log(self._samples(study))
 
-    def _read_trials(self, run: Run, result: TuningResult) -> None:
+    def _read_trials(self, run: RunLogger, result: TuningResult) -> None:
         """Find the runs of the trials that other processes recorded."""
-        if all(trial.number in self._trials for trial in result.trials):
+        numbers = {trial.number for trial in result.trials}
+        if numbers - self._trials.keys():
+            self._trials = trial_runs(run) | self._trials
+        publisher = self.recorder.publisher
+        if publisher is not None and numbers - self._trials.keys():
+            try:
+                self._trials = publisher.copies.trial_runs(run.run_id) | self._trials
+            except TrackingError as error:
+                _LOG.warning("the tuning's table lacks the runs of trials on other hosts: %s", error)
+
+    def _start_monitor(self, run: RunLogger) -> None:
+        """Log CPU, memory, disk, network and GPUs from here on, unless MLflow's own variable turns that off."""
+        if os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING") == "false":
             return
         try:
-            self._trials = trial_runs(run) | self._trials
-        except TrackingError as error:  # the rest can still be written: a server's writes are kept in the spool
-            _LOG.warning("the tuning's table doesn't name the runs of trials of other processes: %s", error)
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+        except ImportError:  # no psutil
+            return
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
+        uri = self.recorder.store.uri
+        self._monitor = SystemMetricsMonitor(run.run_id, resume_logging=True, tracking_uri=uri)  # type: ignore[no-untyped-call]
+        self._monitor.start()  # type: ignore[no-untyped-call]
 
-    def _watch(self, run: Run) -> None:
-        """Note from here on what the machine does, in this run."""
-        self._monitor, self._watched = SystemMonitor(run.start_ms), run
-
-    def _samples(self, run: Run) -> "Sequence[Metric]":
-        return self._monitor.take() if self._monitor is not None and run is self._watched else ()
-
-    def _last_samples(self, run: Run) -> "Sequence[Metric]":
-        if self._monitor is not None and run is self._watched:
-            self._monitor.stop()
-        return self._samples(run)
+    def _stop_monitor(self, run: RunLogger) -> None:
+        monitor = self._monitor
+        if monitor is None or monitor._run_id != run.run_id:
+            return
+        self._monitor = None
+        with store_errors(f"write to run {run.run_id}"):
+            monitor.finish()  # type: ignore[no-untyped-call]
+            monitor.publish_metrics(monitor.aggregate_metrics())  # type: ignore[no-untyped-call]
+            monitor.mlflow_logger.flush()  # type: ignore[no-untyped-call]

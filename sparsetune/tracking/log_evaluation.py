@@ -1,7 +1,7 @@
 """An evaluation as one MLflow run."""
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,15 @@ from sparsetune.config.files import flatten
 from sparsetune.evaluation.events import EvaluationEnded, EvaluationStarted, PromptDone
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
-from sparsetune.tracking.run_logger import Run, metric_entries, prompt_set
+from sparsetune.tracking.logged_model import log_checkpoint_model
+from sparsetune.tracking.run_logger import RunLogger, metric_entries, prompt_set
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 
-def log_start(run: Run, event: EvaluationStarted, *, with_model: bool) -> None:
-    """Write what was asked for: the result's `config` as parameters, the prompts, and the checkpoint judged.
+def log_start(run: RunLogger, event: EvaluationStarted, *, with_model: bool) -> None:
+    """Log the result's `config` as parameters, the prompts, and the evaluated checkpoint.
 
     Args:
         run: the evaluation's.
@@ -34,33 +35,21 @@ def log_start(run: Run, event: EvaluationStarted, *, with_model: bool) -> None:
         log_checkpoint(run, Path(path), with_model=with_model)
 
 
-def log_prompt(run: Run, event: PromptDone, also: "Sequence[Metric]" = ()) -> None:
-    """Write a prompt's metrics at its index as step, so that the UI draws them, and its side-by-side video.
-
-    Args:
-        run: the evaluation's.
-        event: of the prompt.
-        also: metrics to write with them.
-    """
-    run.log([*metric_entries(prompt_metrics(event.result), event.index), *also])
+def log_prompt(run: RunLogger, event: PromptDone) -> None:
+    """Log a prompt's metrics, with its index as step so that the UI plots them, and its side-by-side video."""
+    run.log(prompt_metrics(event.result), step=event.index)
     if "compare" in event.videos:
         run.log_file(event.videos["compare"], "videos")
 
 
-def log_end(run: Run, event: EvaluationEnded, also: "Sequence[Metric]" = ()) -> None:
-    """Write the statistics, verdict, gate and sparsity, and the files of the evaluation.
-
-    Args:
-        run: the evaluation's.
-        event: of the evaluation.
-        also: metrics to write with them.
-    """
+def log_end(run: RunLogger, event: EvaluationEnded) -> None:
+    """Log the statistics, verdict, gate and sparsity, and the files of an evaluation."""
     result = event.result
     tables = {"prompts.json": [_prompt_row(row) for row in result.detailed_results]}
     if result.sparsity.by_layer:
         tables["sparsity_by_layer.json"] = layer_rows(result.sparsity.by_layer)
     run.log(
-        [*metric_entries(result_metrics(result)), *by_layer("sparsity", result.sparsity.by_layer.values()), *also],
+        [*metric_entries(result_metrics(result)), *by_layer("sparsity", result.sparsity.by_layer.values())],
         tags={
             "verdict": result.verdict,
             "gate": "passed" if result.gate.passed else "failed",
@@ -80,26 +69,23 @@ def log_end(run: Run, event: EvaluationEnded, also: "Sequence[Metric]" = ()) -> 
             run.log_file(path, "stills")
 
 
-def log_checkpoint(run: Run, path: Path, *, with_model: bool) -> None:
-    """Write a checkpoint, whatever form it has, as the artifact folder `checkpoint`, with its thresholds.
+def log_checkpoint(run: RunLogger, path: Path, *, with_model: bool) -> None:
+    """Log a checkpoint, whatever form it has, as the artifact folder `checkpoint`, with its thresholds.
 
-    Args:
-        run: where it belongs.
-        path: the checkpoint.
-        with_model: whether to log it as one of MLflow's models too.
+    `with_model` logs it as one of MLflow's models too.
     """
     checkpoint = load_checkpoint(path)
     with tempfile.TemporaryDirectory() as folder:
         saved = save_checkpoint(checkpoint, Path(folder) / "checkpoint")
         run.log_file(saved, "checkpoint")
         if with_model:
-            run.log_model(saved)
+            log_checkpoint_model(run.client, run.run_id, saved)
     tables = threshold_tables(checkpoint.policy) | {"thresholds_by_layer.json": summary_rows(checkpoint.policy)}
     run.log(threshold_metrics(checkpoint.policy), tables=tables)
 
 
 def threshold_tables(policy: Policy) -> dict[str, list[dict[str, Any]]]:
-    """Make the table of every threshold and token order, a row a head."""
+    """Return the table of every threshold and token order, one row per head."""
     names = tuple(field.name for field in fields(HeadThresholds))  # asdict copies deeply: 40 ms for 900 heads
     rows = [
         {"index": index, "head": number, **{name: getattr(head, name) for name in names}, "order": order,
@@ -111,24 +97,24 @@ def threshold_tables(policy: Policy) -> dict[str, list[dict[str, Any]]]:
 
 
 def summary_rows(policy: Policy) -> list[dict[str, Any]]:
-    """Make a table of a policy's layers, with mean thresholds."""
+    """Return a table of a policy's layers, with mean thresholds."""
     return [{"index": index, **asdict(layer)} for index, layer in enumerate(summarize(policy))]
 
 
 def threshold_metrics(policy: Policy) -> "list[Metric]":
-    """Name each layer's mean thresholds as metrics, e.g. `layers/cdfthreshd`, with the layer as step."""
+    """Return each layer's mean thresholds as metrics, e.g. `layers/cdfthreshd`, with the layer as step."""
     rows = summary_rows(policy)
     names = ("sparse_heads", "simthreshd1", "cdfthreshd", "topk", "pvthreshd")
     return [entry for name in names for entry in by_layer(name, [row[name] for row in rows])]
 
 
 def by_layer(name: str, values: Iterable[float | None]) -> "list[Metric]":
-    """Make one metric `layers/NAME` with the layers, in the policy's order, as its steps: the UI draws a line."""
+    """Return one metric `layers/NAME` with the layers, in the policy's order, as its steps: the UI plots a line."""
     return [entry for step, value in enumerate(values) for entry in metric_entries({f"layers/{name}": value}, step)]
 
 
 def prompt_metrics(result: PromptResult) -> dict[str, float | None]:
-    """Name one prompt's numbers as metrics, e.g. `prompt/psnr`."""
+    """Return one prompt's metrics, e.g. `prompt/psnr`."""
     metrics: dict[str, float | None] = {f"prompt/{name}": value for name, value in result.metrics.items()}
     return metrics | {
         "prompt/sparsity": result.sparsity,
@@ -138,7 +124,7 @@ def prompt_metrics(result: PromptResult) -> dict[str, float | None]:
 
 
 def result_metrics(result: EvaluationResult) -> dict[str, float | None]:
-    """Name a whole evaluation's numbers as metrics, e.g. `psnr/mean` and `sparsity/overall`."""
+    """Return an evaluation's metrics, e.g. `psnr/mean` and `sparsity/overall`."""
     metrics: dict[str, float | None] = {
         f"{name}/{statistic}": getattr(summary, statistic)
         for name, summary in result.statistics.items()
@@ -161,7 +147,7 @@ def result_metrics(result: EvaluationResult) -> dict[str, float | None]:
 def sparsity_metrics(
     overall: float | None, active: float | None, by_layer: Mapping[str, float]
 ) -> dict[str, float | None]:
-    """Name sparsity as metrics: `sparsity/overall`, `sparsity/active`, `sparsity/layer_00` and so on.
+    """Return sparsity as metrics: `sparsity/overall`, `sparsity/active`, `sparsity/layer_00` and so on.
 
     Layers are numbered in the policy's order; the table `sparsity_by_layer.json` has their names.
     """
@@ -171,7 +157,7 @@ def sparsity_metrics(
 
 
 def layer_rows(by_layer: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Make a table of the sparsity of each layer, numbered as in the metrics."""
+    """Return a table of the sparsity of each layer, numbered as in the metrics."""
     return [{"index": index, "layer": name, "sparsity": value} for index, (name, value) in enumerate(by_layer.items())]
 
 

@@ -1,4 +1,4 @@
-"""Reports of runs: logged with a run when it ends, and made of what a run recorded."""
+"""HTML reports of runs: logged when a run ends, and built from a recorded run."""
 
 import logging
 import tempfile
@@ -17,8 +17,8 @@ from sparsetune.report.words import words
 from sparsetune.tracking.lookup import ModelReference, evaluations_of, find_run, find_version, kind_of
 from sparsetune.tracking.registry import EVALUATION
 from sparsetune.tracking.results import evaluation_of, read_result
-from sparsetune.tracking.run_logger import Run
-from sparsetune.tracking.store import asking
+from sparsetune.tracking.run_logger import RunLogger
+from sparsetune.tracking.store import store_errors
 from sparsetune.tuning.events import TuningResult
 from sparsetune.tuning.record import RECORD_NAME, load_record
 
@@ -32,32 +32,29 @@ REPORT = "report.html"
 FIGURES = "figures"
 
 
-class Reporting:
-    """Logs the report of each run that ends, where that is asked for and can be done.
+class ReportLogger:
+    """Logs the report of each run that ends, where `tracking.report` is on.
 
-    What is missing is said once. Nothing that goes wrong here ends the work whose run it is, or its recording.
-
-    Args:
-        config: the configuration; `tracking.report` is read.
+    A missing package is logged once. A report that fails ends neither the search nor its recording.
     """
 
     def __init__(self, config: Config) -> None:
         self._wanted = config.tracking.enabled and config.tracking.report
 
-    def evaluation(self, run: Run, event: EvaluationEnded) -> None:
+    def evaluation(self, run: RunLogger, event: EvaluationEnded) -> None:
         """Log an evaluation's report; where its videos don't fit in, it links those that the run has."""
         folder = event.result_path.parent if event.result_path is not None else None
         files = Files.of(folder) if folder is not None else Files()
         name = folder.name if folder is not None else run.run_id[:8]
         self._log(run, lambda: Source(name, event.result, files=files), linked=True)
 
-    def tuning(self, run: Run, result: TuningResult) -> None:
+    def tuning(self, run: RunLogger, result: TuningResult) -> None:
         """Log a tuning's report, with the videos of its winner and of the default thresholds."""
         path = result.record_path
         if path is not None:
             self._log(run, lambda: from_folder(path))
 
-    def _log(self, run: Run, make: Callable[[], Source], *, linked: bool = False) -> None:
+    def _log(self, run: RunLogger, make: Callable[[], Source], *, linked: bool = False) -> None:
         if not self._wanted:
             return
         try:
@@ -68,16 +65,16 @@ class Reporting:
             return
         try:
             log_report(run, make(), linked=linked)
-        except Exception as error:  # whatever is wrong with a drawing, it isn't worth the hours that it is drawn of
+        except Exception as error:  # a broken chart must not end a search of hours
             _LOG.warning("run %s is recorded without a report: %s", run.run_id[:8], error, exc_info=_debugging())
 
 
-def log_report(run: Run, source: Source, *, linked: bool = False) -> None:
+def log_report(run: RunLogger, source: Source, *, linked: bool = False) -> None:
     """Write a report and its figures to a run's artifacts, `report.html` and `figures/`.
 
     Args:
         run: the run.
-        source: what is told of.
+        source: what is reported.
         linked: whether the run has the side-by-side videos in its folder `videos`, to be linked where they don't fit
             into the file; they are logged beside it otherwise.
 
@@ -95,7 +92,7 @@ def log_report(run: Run, source: Source, *, linked: bool = False) -> None:
 
 
 def source_of(client: "MlflowClient", reference: str, folder: Path, model: str | None = None) -> Source:
-    """Read what a run recorded, as far as a report tells of it.
+    """Read what a report needs from a recorded run.
 
     Args:
         client: of the store.
@@ -115,7 +112,7 @@ def source_of(client: "MlflowClient", reference: str, folder: Path, model: str |
     for side in ("tuned", "default"):
         if side in sides:
             _download(client, str(sides[side].info.run_id), folder / side)
-    with asking(f"the artifacts of run {run_id} must be readable"):
+    with store_errors(f"read the artifacts of run {run_id}"):
         if RECORD_NAME in [one.path for one in client.list_artifacts(run_id)]:
             record = load_record(Path(client.download_artifacts(run_id, RECORD_NAME, str(folder))))
             return of_tuning(record, run_id[:8], folder / "tuned", folder / "default")
@@ -127,7 +124,7 @@ def _find(client: "MlflowClient", reference: str, model: str | None) -> "FoundRu
         return find_run(client, reference.removeprefix("runs:").strip("/"), model)
     version = find_version(client, ModelReference.parse(reference))
     if EVALUATION not in version.tags:
-        raise TrackingError(f"{reference} must have been promoted by sparsetune, but wasn't; give a run")
+        raise TrackingError(f"{reference} was not promoted by sparsetune; give a run")
     return find_run(client, version.tags[EVALUATION])
 
 
@@ -139,7 +136,7 @@ def _of_evaluation(client: "MlflowClient", run: "FoundRun", folder: Path) -> Sou
 
 
 def _without_record(client: "MlflowClient", run: "FoundRun", folder: Path) -> Source:
-    """Tell of a tuning that an earlier version recorded, by its evaluations alone."""
+    """Report a tuning without its record from its evaluations alone."""
     sides = evaluations_of(client, str(run.info.run_id))
     after = evaluation_of(client, run)
     before = read_result(client, str(sides["default"].info.run_id)) if "default" in sides else None
@@ -154,7 +151,7 @@ def _without_record(client: "MlflowClient", run: "FoundRun", folder: Path) -> So
 
 def _download(client: "MlflowClient", run_id: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with asking(f"the artifacts of run {run_id} must be readable"):
+    with store_errors(f"read the artifacts of run {run_id}"):
         there = {one.path for one in client.list_artifacts(run_id)}
         for name in ("videos", "stills"):
             if name in there:

@@ -4,11 +4,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparsetune.attention.device import device_name, device_of
 from sparsetune.config.files import flatten
 from sparsetune.evaluation.prompt import PromptResult
+from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.tracking.log_evaluation import (
     by_layer,
     log_checkpoint,
@@ -18,19 +19,13 @@ from sparsetune.tracking.log_evaluation import (
     threshold_metrics,
     threshold_tables,
 )
-from sparsetune.tracking.run_logger import Run, Status, metric_entries, prompt_set, text
+from sparsetune.tracking.run_logger import RunLogger, Status, metric_entries, prompt_set, text
 from sparsetune.tracking.store import without_password
 from sparsetune.tuning.events import Insight, StudyStarted, TrialResult, TuningResult
 
-if TYPE_CHECKING:
-    from mlflow.entities import Metric
-
-
-from sparsetune.evaluation.result import EvaluationResult
-
 
 def study_text(result: TuningResult, runs: Mapping[int, str], page: str) -> str:
-    """Write a tuning's outcome in markdown, with a link to each trial's run.
+    """Describe a tuning in Markdown, with a link to each trial's run.
 
     Args:
         result: of the study.
@@ -41,7 +36,7 @@ def study_text(result: TuningResult, runs: Mapping[int, str], page: str) -> str:
     if result.evaluation is not None:
         lines += [_verdict(result.evaluation), ""]
     if result.incidents:
-        lines += ["What happened to workers:", "", *(f"- {one.time}: {one.text}" for one in result.incidents), ""]
+        lines += ["Worker incidents:", "", *(f"- {one.time}: {one.text}" for one in result.incidents), ""]
     lines += ["| trial | state | sparsity | PSNR, dB | worst | parameters or reason |", "| --- " * 6 + "|"]
     ranked = sorted(result.trials, key=lambda trial: (not trial.feasible, -(trial.sparsity or 0.0)))
     return "\n".join(lines + [_row(trial, runs, page) for trial in ranked]) + "\n"
@@ -92,21 +87,17 @@ STATUS: Mapping[str, Status] = {"complete": "FINISHED", "pruned": "KILLED", "fai
 """How MLflow's UI shows a trial: one that was pruned was stopped on purpose."""
 
 
-def log_study_start(run: Run, event: StudyStarted, *, goes_on: bool) -> None:
-    """Write what is searched: the configuration as parameters, without where things are kept.
+def log_study_start(run: RunLogger, event: StudyStarted, *, resumed: bool) -> None:
+    """Log the configuration as parameters, without storage locations, and the prompts.
 
-    Args:
-        run: the study's.
-        event: its start.
-        goes_on: whether the run was begun before, here or by another process: only parameters that weren't written
-            then are, since MLflow lets none of them change.
+    A resumed run gets only parameters that it lacks: MLflow lets none of them change.
     """
     config = {
         section: values for section, values in event.config.items() if section not in ("tracking", "cache", "engine")
     }
     params = {name: value for name, value in flatten(config).items() if name != "tune.storage"}
     params |= {"prompts": event.prompts, "num_inference_steps": event.num_steps}
-    known = run.params() if goes_on else {}
+    known = run.params() if resumed else {}
     run.log_inputs([prompt_set(event.prompts, str(event.config["tune"].get("prompt_file")), "tuning")])
     run.log(
         params={name: value for name, value in params.items() if name not in known},
@@ -119,7 +110,7 @@ def log_study_start(run: Run, event: StudyStarted, *, goes_on: bool) -> None:
     )
 
 
-def trial_runs(study: Run) -> dict[int, str]:
+def trial_runs(study: RunLogger) -> dict[int, str]:
     """Read the run ids of a study's trials by number; of a trial recorded twice, the newer one."""
     found = {}
     for run in reversed(study.children()):
@@ -129,8 +120,8 @@ def trial_runs(study: Run) -> dict[int, str]:
     return found
 
 
-def log_trial(run: Run, trial: TrialResult) -> None:
-    """Write a trial, all at once: parameters, metrics a prompt as steps, their means, sparsity, state and reason."""
+def log_trial(run: RunLogger, trial: TrialResult) -> None:
+    """Log a trial: parameters, metrics with prompts as steps, their means, sparsity, state and reason."""
     metrics = metric_entries(trial_metrics(trial)) + threshold_metrics(trial.policy)
     for step, prompt in enumerate(trial.prompts):
         metrics += metric_entries(prompt_metrics(prompt), step)
@@ -142,19 +133,11 @@ def log_trial(run: Run, trial: TrialResult) -> None:
     )
 
 
-def log_study_end(
-    run: Run, result: TuningResult, runs: Mapping[int, str], page: str, also: "Sequence[Metric]" = ()
-) -> None:
-    """Write the winner: its metrics and parameters, checkpoint, evaluation, and a table of all trials with their runs.
+def log_study_end(run: RunLogger, result: TuningResult, runs: Mapping[int, str], page: str) -> None:
+    """Log the winner's metrics, checkpoint and evaluation, and a table of all trials with their runs.
 
-    The winner's parameters are tags, which may change when the study goes on.
-
-    Args:
-        run: the study's.
-        result: of the study.
-        runs: the run id of each recorded trial, by number.
-        page: the experiment's page in MLflow's UI.
-        also: metrics to write with them.
+    The winner's parameters are tags, which may change when the study is resumed. `runs` has the run id of each trial
+    by number, and `page` is the experiment's page in MLflow's UI.
     """
     states: list[str] = [trial.state for trial in result.trials]
     metrics: dict[str, float | None] = {f"trials/{state}": float(states.count(state)) for state in STATUS}
@@ -184,7 +167,7 @@ def log_study_end(
         tables |= {"importances.json": [{"parameter": name, "importance": share} for name, share in shares]}
     metrics |= {"seconds/total": result.seconds}
     metrics |= {f"seconds/phase/{phase}": seconds for phase, seconds in result.seconds_by_phase.items()}
-    run.log([*metric_entries(metrics), *also], tags=tags, tables=tables)
+    run.log(metrics, tags=tags, tables=tables)
     run.describe(study_text(result, runs, page), "trials.json")
     if result.checkpoint_path is not None:
         log_checkpoint(run, result.checkpoint_path, with_model=True)
@@ -197,13 +180,13 @@ def log_study_end(
 
 
 def insight_metrics(insight: Insight) -> dict[str, float | None]:
-    """Name what the trials say of the search, e.g. `insight/importance/dense_fraction`."""
+    """Return parameter importances and the like as metrics, e.g. `insight/importance/dense_fraction`."""
     metrics: dict[str, float | None] = {"insight/rank_correlation": insight.rank_correlation}
     return metrics | {f"insight/importance/{name}": share for name, share in insight.importances.items()}
 
 
 def trial_metrics(trial: TrialResult) -> dict[str, float | None]:
-    """Name a trial's numbers as an evaluation's are, e.g. `psnr/mean`, over the prompts that rendered."""
+    """Return a trial's metrics, named as an evaluation's, e.g. `psnr/mean`, over the prompts that rendered."""
     prompts: Sequence[PromptResult] = [prompt for prompt in trial.prompts if prompt.metrics]
     # What is known of a trial that an earlier process ran; its prompts' own numbers come on top.
     metrics: dict[str, float | None] = {
@@ -222,7 +205,7 @@ def trial_metrics(trial: TrialResult) -> dict[str, float | None]:
 
 
 def _worker_tags(trial: TrialResult) -> dict[str, object]:
-    """Tell who rendered a trial; nothing of one that an earlier process ran."""
+    """Return tags of the worker that rendered a trial; none where an earlier process ran it."""
     worker = trial.worker
     if worker is None:
         return {}
@@ -231,13 +214,13 @@ def _worker_tags(trial: TrialResult) -> dict[str, object]:
 
 
 def trial_sparsity(trial: TrialResult) -> Mapping[str, float]:
-    """Pool the sparsity of each layer over a trial's prompts; empty where none rendered."""
+    """Return the sparsity of each layer over a trial's prompts; empty where none rendered."""
     stats = [prompt.stats for prompt in trial.prompts if prompt.stats is not None]
     return stats[0].merged(stats[1:]).by_layer if stats else {}
 
 
 def trial_started_ms(trial: TrialResult) -> int:
-    """Tell when a trial that has just ended began, in milliseconds since 1970, as MLflow counts."""
+    """Return when a trial that has just ended began, in milliseconds since 1970."""
     return int(1000 * (time.time() - trial.seconds))
 
 

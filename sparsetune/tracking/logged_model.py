@@ -9,7 +9,7 @@ from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint
 from sparsetune.evaluation.conditions import policy_digest
 from sparsetune.tracking.flavor import FLAVOR_NAME, MODEL_NAME, MODEL_TYPE, base_reference, save_model
 from sparsetune.tracking.run_logger import text
-from sparsetune.tracking.store import asking
+from sparsetune.tracking.store import store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,10 +21,10 @@ layers as the model does."""
 
 
 def log_checkpoint_model(client: "MlflowClient", run_id: str, checkpoint: Path, name: str = MODEL_NAME) -> str:
-    """Log a checkpoint as a model that the run put out; one that the run has already is left as it is.
+    """Log a checkpoint as a model output of a run, unless the run has it already.
 
-    One that was begun and isn't finished, because the process or the server was killed, is taken up again.
-    Unlike `flavor.log_model` this leaves MLflow's global state alone.
+    A model left unfinished by a killed process or server is completed. Unlike `flavor.log_model` this leaves MLflow's
+    global state alone.
 
     Args:
         client: of the run's store.
@@ -41,7 +41,7 @@ def log_checkpoint_model(client: "MlflowClient", run_id: str, checkpoint: Path, 
     """
     loaded = load_checkpoint(checkpoint)
     digest = policy_digest(loaded.policy)
-    with asking(f"run {run_id} must be writable"):
+    with store_errors(f"write to run {run_id}"):
         found = find_model(client, run_id, digest)
         if found is None:
             found = _unfinished(client, run_id, digest) or _create(client, run_id, loaded, name, digest)
@@ -50,7 +50,7 @@ def log_checkpoint_model(client: "MlflowClient", run_id: str, checkpoint: Path, 
 
 
 def find_model(client: "MlflowClient", run_id: str, digest: str) -> "LoggedModel | None":
-    """Find the finished model of a policy among those that a run put out."""
+    """Find the finished model of a policy among a run's outputs."""
     for model_id in _outputs(client, run_id):
         model = client.get_logged_model(model_id)
         if model.tags.get(DIGEST) == digest and str(model.status) == "READY":
@@ -64,10 +64,10 @@ def _outputs(client: "MlflowClient", run_id: str) -> list[str]:
 
 
 def _unfinished(client: "MlflowClient", run_id: str, digest: str) -> "LoggedModel | None":
-    """Find a model of a policy that was begun for a run and has no files yet, or not all."""
+    """Find a model of a policy that was created for a run and lacks files."""
     experiment_id = client.get_run(run_id).info.experiment_id
-    begun = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
-    return next((one for one in begun if one.tags.get(DIGEST) == digest and str(one.status) != "READY"), None)
+    created = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    return next((one for one in created if one.tags.get(DIGEST) == digest and str(one.status) != "READY"), None)
 
 
 def _create(client: "MlflowClient", run_id: str, checkpoint: Checkpoint, name: str, digest: str) -> "LoggedModel":
@@ -80,7 +80,7 @@ def _create(client: "MlflowClient", run_id: str, checkpoint: Checkpoint, name: s
 
 
 def _fill(client: "MlflowClient", run_id: str, checkpoint: Checkpoint, created: "LoggedModel") -> None:
-    """Send a model's files and declare it the run's output."""
+    """Upload a model's files and declare it the run's output."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
@@ -96,13 +96,13 @@ def _fill(client: "MlflowClient", run_id: str, checkpoint: Checkpoint, created: 
             client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
         client.finalize_logged_model(model_id, "READY")
     except BaseException:
-        with suppress(Exception):  # a server that is away; what made it fail is told, and the next call goes on
+        with suppress(Exception):  # the server is down; the error below says why, and the next call completes the model
             client.finalize_logged_model(model_id, "FAILED")
         raise
 
 
 def _params(manifest: Manifest) -> dict[str, str]:
-    """Name the generation that the checkpoint was tuned for."""
+    """Return the generation settings that the checkpoint was tuned for."""
     names = (
         "num_frames", "height", "width", "num_inference_steps", "guidance_scale", "guidance_scale_2", "dtype",
         "scheduler", "kernel",

@@ -1,40 +1,39 @@
-"""Runs of sparsetune, found in a store."""
-
-import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
-
-from sparsetune.errors import TrackingError, UsageError
-from sparsetune.tracking.run_logger import KIND, MODEL, PARENT
-from sparsetune.tracking.store import MissingError, asking
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
+"""Finding runs, registered versions and checkpoints in a store."""
 
 import hashlib
+import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsetune.config import Config, resolve
+from sparsetune.errors import TrackingError, UsageError
 from sparsetune.files import atomic_folder
 from sparsetune.tracking.flavor import FOLDER, checkpoint_folder
-from sparsetune.tracking.store import Store, connect, resolve_store
+from sparsetune.tracking.store import (
+    KIND,
+    MODEL,
+    PARENT,
+    MissingError,
+    Store,
+    connect,
+    paged,
+    resolve_store,
+    store_errors,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-
 SHORTEST_ID = 6
 LATEST = "latest"
 """In place of a run id: the newest tuning run that has a winner."""
 
-_PAGE = 1000
-_LISTED = "`sparsetune runs` lists them"
+_LISTED = "list runs with `sparsetune runs`"
 
 
 def find_run(client: "MlflowClient", reference: str, model: str | None = None) -> "Run":
@@ -48,67 +47,59 @@ def find_run(client: "MlflowClient", reference: str, model: str | None = None) -
     Raises:
         UsageError: it is neither, or begins several ids.
         MissingError: there is no such run.
-        TrackingError: it is another tool's, or the store is away.
+        TrackingError: it is another tool's, or the store fails.
     """
     if reference == LATEST:
         return _latest(client, model)
     if not re.fullmatch(rf"[0-9a-f]{{{SHORTEST_ID},32}}", reference):
         raise UsageError(
-            f"a run must be named by its id, its first {SHORTEST_ID} or more characters, or {LATEST}, "
-            f"but is {reference!r}; {_LISTED}"
+            f"{reference!r} is not a run: give its id, at least {SHORTEST_ID} characters of it, or {LATEST}; {_LISTED}"
         )
     if len(reference) == 32:
-        with asking(f"run {reference} must be there", missing=_LISTED):
+        with store_errors(f"find run {reference}", missing=_LISTED):
             found = [client.get_run(reference)]
     else:
         found = list(search(client, f"attributes.run_id LIKE '{reference}%'"))
     if not found:
-        raise MissingError(f"run {reference} must be there, but the store has none whose id begins so; {_LISTED}")
+        raise MissingError(f"no run id starts with {reference}; {_LISTED}")
     if len(found) > 1:
         ids = ", ".join(str(run.info.run_id)[: len(reference) + 4] for run in found[:4])
-        raise UsageError(f"{reference} must begin the id of one run, but begins {len(found)}: {ids}; give more of it")
+        raise UsageError(f"{len(found)} run ids start with {reference}: {ids}; give more characters")
     kind_of(found[0])
     return found[0]
 
 
-def search(client: "MlflowClient", filter_string: str, order_by: list[str] | None = None) -> "Iterator[Run]":
-    """Give the runs of all experiments that match; active ones only, the newest first unless told otherwise.
-
-    Raises:
-        TrackingError: the store is away or refuses.
-    """
-    with asking("the tracking store must be readable"):
+def search(client: "MlflowClient", filter_string: str) -> "Iterator[Run]":
+    """Yield the active runs of all experiments that match a filter, newest first."""
+    with store_errors("read the tracking store"):
         experiments = [str(one.experiment_id) for one in paged(client.search_experiments)]
         for start in range(0, len(experiments), 100):
             yield from paged(
                 client.search_runs,
                 experiment_ids=experiments[start : start + 100],
                 filter_string=filter_string,
-                order_by=order_by or ["attributes.start_time DESC"],
+                order_by=["attributes.start_time DESC"],
             )
 
 
 def kind_of(run: "Run") -> str:
-    """Tell what a run is: tuning, trial or evaluation.
+    """Return a run's kind: tuning, trial or evaluation.
 
     Raises:
         TrackingError: it is another tool's.
     """
     kind = run.data.tags.get(KIND)
     if kind is None:
-        raise TrackingError(
-            f"run {run.info.run_id} must be one of sparsetune's, but has no tag {KIND}: another tool made it; {_LISTED}"
-        )
+        raise TrackingError(f"run {run.info.run_id} is another tool's: it has no tag {KIND}; {_LISTED}")
     return str(kind)
 
 
 def model_of(run: "Run") -> str | None:
-    """Tell the short name of the model that a run is about; None where it doesn't say."""
+    """Return the short name of a run's model, where it is recorded."""
     return run.data.tags.get(MODEL) or run.data.params.get("model_name") or run.data.params.get("model.name")
 
 
 def parent_of(run: "Run") -> str | None:
-    """Tell the id of the run that a run is a part of."""
     parent: str | None = run.data.tags.get(PARENT)
     return parent
 
@@ -128,20 +119,8 @@ def _latest(client: "MlflowClient", model: str | None) -> "Run":
             return run
     about = "" if model is None else f" of the model {model}"
     raise MissingError(
-        f"there must be a tuning run{about} that has a winner, but the store has none; "
-        f"run `sparsetune tune{'' if model is None else f' --model {model}'}`"
+        f"no tuning run{about} has a winner; run `sparsetune tune{'' if model is None else f' --model {model}'}`"
     )
-
-
-def paged(ask: Any, **arguments: Any) -> Iterator[Any]:
-    """Go through all pages of one of MLflow's searches."""
-    token: str | None = None
-    while True:
-        page = ask(**arguments, max_results=_PAGE, page_token=token)
-        yield from page
-        token = page.token or None
-        if token is None:
-            return
 
 
 _RUN_ID = re.compile(rf"[0-9a-f]{{{SHORTEST_ID},32}}")
@@ -167,8 +146,7 @@ class ModelReference:
         found = re.fullmatch(r"models:/+([^/@]+)(?:@([^/@]+)|/(\d+|latest))/?", text)
         if found is None:
             raise UsageError(
-                f"a registered model must be named models:/NAME@ALIAS or models:/NAME/VERSION, but is {text}; "
-                "give e.g. models:/demo-sparse@champion"
+                f"{text} is not models:/NAME@ALIAS or models:/NAME/VERSION; give e.g. models:/demo-sparse@champion"
             )
         return cls(*found.groups())
 
@@ -186,15 +164,15 @@ def resolve_checkpoint(checkpoint: Path | str, config: Config | None = None) -> 
         checkpoint: a folder or file; a run id or its beginning; `runs:/ID`, `runs:/ID/PATH` with an artifact's path
             or a logged model's name; `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `models:/MODEL_ID`. What is none
             of these is taken for a path.
-        config: says which store and cache; None is what environment and defaults say.
+        config: for the store and the cache; None resolves environment and defaults.
 
     Returns:
-        What `sparsetune.checkpoint.load_checkpoint` reads. A path is given back as it is, whether it exists or not.
+        What `sparsetune.checkpoint.load_checkpoint` reads. A path is returned as it is, whether it exists or not.
 
     Raises:
         UsageError: a `models:/` of another form, or the beginning of several runs' ids.
         MissingError: there is no such run, model, version or alias.
-        TrackingError: the run has no checkpoint or is another tool's, the store is away, or you aren't permitted.
+        TrackingError: the run has no checkpoint or is another tool's, or the store fails.
         CheckpointError: the model is of another flavour.
     """
     if not is_reference(checkpoint):
@@ -216,14 +194,14 @@ def resolve_checkpoint(checkpoint: Path | str, config: Config | None = None) -> 
 
 
 def find_version(client: "MlflowClient", reference: ModelReference) -> "ModelVersion":
-    """Ask the registry for a version by its number, by an alias, or for the newest.
+    """Find a version by its number, by an alias, or the newest.
 
     Raises:
         MissingError: there is no such model, version or alias; the message names the aliases that there are.
-        TrackingError: the registry refuses or is away.
+        TrackingError: the registry fails.
     """
     name = reference.name
-    with asking(f"the model {name} must be registered", missing="`sparsetune promote RUN` registers one"):
+    with store_errors(f"find the registered model {name}", missing="register one with `sparsetune promote RUN`"):
         aliases = client.get_registered_model(name).aliases
     version = reference.version
     if reference.alias is not None:
@@ -231,14 +209,14 @@ def find_version(client: "MlflowClient", reference: ModelReference) -> "ModelVer
         if version is None:
             there = ", ".join(f"{alias} (version {number})" for alias, number in sorted(aliases.items())) or "none"
             raise MissingError(
-                f"the model {name} must have the alias {reference.alias}, but has {there}; give another one, "
-                f"or set it with `sparsetune promote RUN --name {name} --alias {reference.alias}`"
+                f"the model {name} has no alias {reference.alias}, only {there}; give another one, or set it "
+                f"with `sparsetune promote RUN --name {name} --alias {reference.alias}`"
             )
-    with asking(f"version {version} of the model {name} must be there", missing="give another version"):
+    with store_errors(f"find version {version} of the model {name}", missing="give another version"):
         if version == "latest":
             found = client.search_model_versions(f"name = '{name}'", max_results=1, order_by=["version_number DESC"])
             if not found:
-                raise MissingError(f"the model {name} must have a version, but has none; promote a run")
+                raise MissingError(f"the model {name} has no version; promote a run")
             return found[0]
         return client.get_model_version(name, str(version))
 
@@ -260,14 +238,14 @@ def download_run_checkpoint(client: "MlflowClient", run: "Run", target: Path, pa
     """
     run_id = str(run.info.run_id)
     kind = kind_of(run)
-    with asking(f"the artifacts of run {run_id} must be readable"):
+    with store_errors(f"read the artifacts of run {run_id}"):
         there = [one.path for one in client.list_artifacts(run_id, path)]
         if not there:
             advice = {
-                "trial": "give its tuning run, which has the winner's",
+                "trial": "give its tuning run",
                 "tuning": "the search had no winner; tune with more trials",
             }.get(kind, "it judged SpargeAttn's default thresholds; give the run of a tuned checkpoint")
-            raise TrackingError(f"run {run_id} must have the checkpoint {path}, but has none; {advice}")
+            raise TrackingError(f"run {run_id} has no checkpoint {path}; {advice}")
         with atomic_folder(target) as temporary:
             client.download_artifacts(run_id, path, str(temporary))
     return checkpoint_folder(target / path)
@@ -278,15 +256,15 @@ def _download_model(client: "MlflowClient", store: Store, text: str, cache: Path
 
     model_id, home = text.removeprefix("models:").strip("/"), store.uri
     if _MODEL_ID.fullmatch(model_id):
-        with asking(f"the logged model {model_id} must be readable"):
+        with store_errors(f"read the logged model {model_id}"):
             target, source = cache / model_id, client.get_logged_model(model_id).artifact_location
     else:
         version = find_version(client, ModelReference.parse(text))
         target = cache / version.name / str(version.version)
-        with asking(f"{text} must be readable"):
+        with store_errors(f"read {text}"):
             source = client.get_model_version_download_uri(version.name, str(version.version))
         home = store.registry_uri if store.copies_models else store.uri
-    with asking(f"the files of {text} must be readable"), atomic_folder(target) as temporary:
+    with store_errors(f"read the files of {text}"), atomic_folder(target) as temporary:
         # Not by its models:/ name, which MLflow would look up in its global stores.
         downloaded = mlflow.artifacts.download_artifacts(
             artifact_uri=source, dst_path=str(temporary / "files"), tracking_uri=home

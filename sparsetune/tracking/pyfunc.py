@@ -1,4 +1,4 @@
-"""What MLflow's python_function runs: a checkpoint's videos of prompts."""
+"""The MLflow python_function model: renders prompts under a checkpoint."""
 
 import logging
 import tempfile
@@ -30,7 +30,7 @@ _GENERATION = ("num_frames", "height", "width", "num_inference_steps", "guidance
 
 
 class SparseVideoModel:
-    """Renders prompts under a checkpoint, loading the base model when it is first asked.
+    """Renders prompts under a checkpoint; the base model is loaded at the first call.
 
     Args:
         checkpoint: the policy, and in its manifest the base model and the generation it was tuned for.
@@ -44,9 +44,7 @@ class SparseVideoModel:
     def __init__(self, checkpoint: Checkpoint, model_config: Mapping[str, Any]) -> None:
         unknown = sorted(set(model_config) - set(ENGINE_DEFAULTS))
         if unknown:
-            raise ConfigError(
-                f"model_config must hold only {', '.join(ENGINE_DEFAULTS)}, but holds {', '.join(unknown)}; mend it"
-            )
+            raise ConfigError(f"unknown model_config keys {', '.join(unknown)}; use {', '.join(ENGINE_DEFAULTS)}")
         self.checkpoint = checkpoint
         self._output_dir = model_config.get("output_dir")
         self._config = base_config(checkpoint.manifest, model_config)
@@ -92,7 +90,7 @@ class SparseVideoModel:
             loaded = load_pipeline(self._config.model)
             tuned = self.checkpoint.manifest.base_fingerprint
             if tuned not in (None, loaded.identity.fingerprint):
-                _LOG.warning("the base model's weights aren't those that the checkpoint was tuned for")
+                _LOG.warning("the base model's weights are not those that the checkpoint was tuned for")
             self._pipeline = VideoPipeline(loaded, self._config, policy_for(loaded.pipe, self.checkpoint))
         return self._pipeline
 
@@ -105,9 +103,7 @@ def base_config(manifest: Manifest, model_config: Mapping[str, Any]) -> Config:
     """
     source = model_config.get("base_source") or manifest.base_source
     if source is None:
-        raise ConfigError(
-            "the checkpoint must name its base model, but its manifest doesn't; give model_config a base_source"
-        )
+        raise ConfigError("the checkpoint's manifest does not name its base model; set base_source in model_config")
     flags: dict[str, Any] = {"model.source": source}
     if manifest.base_model is not None:
         flags["model.name"] = manifest.base_model
@@ -122,7 +118,7 @@ def base_config(manifest: Manifest, model_config: Mapping[str, Any]) -> Config:
 
 
 def call_parameters(manifest: Manifest) -> dict[str, int | float | str]:
-    """Name what a call of predict may set, each with its default."""
+    """Return the parameters of predict with their defaults."""
     if manifest.base_source is None:
         return {"seed": Config().eval.seed, "output_dir": ""}
     config = base_config(manifest, {})
@@ -132,19 +128,19 @@ def call_parameters(manifest: Manifest) -> dict[str, int | float | str]:
 
 
 def _prompts(model_input: Any) -> list[str]:
-    """Read prompts off what MLflow passes on: a text, a list, or a pandas table with one column or one named prompt."""
+    """Return the prompts of predict's input: a text, a list, or a pandas table with one column or one named prompt."""
     if isinstance(model_input, str):
         prompts = [model_input]
     elif hasattr(model_input, "columns"):
         columns = list(model_input.columns)
         if "prompt" not in columns and len(columns) != 1:
-            raise PromptError(f"the table must have a column prompt, but has {', '.join(map(str, columns))}; add one")
+            raise PromptError(f"the table has no column prompt, only {', '.join(map(str, columns))}; add one")
         prompts = model_input["prompt" if "prompt" in columns else columns[0]].tolist()
     else:
         prompts = list(model_input)
     if not prompts:
-        raise PromptError("predict must be given at least one prompt, but was given none; give a list of texts")
+        raise PromptError("predict needs at least one prompt; give a list of texts")
     for prompt in prompts:
         if not isinstance(prompt, str) or not prompt.strip():
-            raise PromptError(f"each prompt must be a text that says something, but one is {prompt!r}; mend it")
+            raise PromptError(f"each prompt must be a non-empty text, got {prompt!r}")
     return prompts

@@ -1,4 +1,4 @@
-"""A registered model: its versions and aliases, moved by one person at a time."""
+"""A registered model: its versions and aliases, which one process changes at a time."""
 
 import json
 import math
@@ -7,40 +7,31 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-from sparsetune.errors import RegistryError, TrackingError, UsageError
-from sparsetune.tracking.logged_model import DIGEST
-from sparsetune.tracking.store import MissingError, Store, asking, first_line, global_store
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsetune.tracking.logged_model import log_checkpoint_model
-from sparsetune.tracking.store import experiment_id
+from sparsetune.errors import RegistryError, TrackingError, UsageError
+from sparsetune.tracking.logged_model import DIGEST, log_checkpoint_model
+from sparsetune.tracking.store import MissingError, Store, experiment_id, first_line, global_store, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
 RUN = "sparsetune.run_id"
 EVALUATION = "sparsetune.evaluation_run_id"
 OVERRIDE = "sparsetune.override"
-"""Tags of versions: the run that made the checkpoint, the evaluation it was promoted by, why against a refusal."""
+"""Tags of versions: the run with the checkpoint, the evaluation it was promoted by, and reasons of overrides."""
 
 TOOL = "sparsetune.tool"
 """Tag of registered models that hold versions of ours, which they are listed by."""
 
 CLAIM = "sparsetune.claim."
 CLAIM_SECONDS = 120.0
-"""How long a claim holds whose owner died without giving it back."""
+"""How long the lock of a killed process holds."""
 
 _VERSIONS_OF_MODEL = "mlflow.modelVersions"  # MLflow's own tag: its UI links a logged model to its versions by it
 
@@ -53,7 +44,7 @@ class Registry:
         store: where runs and models are.
         name: the registered model's.
 
-    Every method raises TrackingError where the registry is away or refuses.
+    Every method raises TrackingError where the registry fails.
     """
 
     def __init__(self, client: "MlflowClient", store: Store, name: str) -> None:
@@ -72,7 +63,7 @@ class Registry:
             UsageError: MLflow refuses the name.
         """
         try:
-            with asking(f"the registered model {self.name} must be readable"):
+            with store_errors(f"read the registered model {self.name}"):
                 return self.client.get_registered_model(self.name)
         except MissingError:
             return None
@@ -82,7 +73,7 @@ class Registry:
             raise
 
     def aliased(self, alias: str) -> str | None:
-        """Read which version an alias names now; None where there is none.
+        """Return the version that an alias names now; None where there is none.
 
         Raises:
             UsageError: MLflow refuses the name of the model or the alias.
@@ -91,8 +82,7 @@ class Registry:
         return None if model is None else _text(model.aliases.get(alias))
 
     def version(self, version: str) -> "ModelVersion":
-        """Read a version."""
-        with asking(f"version {version} of {self.name} must be readable"):
+        with store_errors(f"read version {version} of {self.name}"):
             return self.client.get_model_version(self.name, version)
 
     def check_alias(self, alias: str) -> None:
@@ -102,15 +92,15 @@ class Registry:
             UsageError: it doesn't.
         """
         if alias.lower() == "latest":
-            raise UsageError("--alias must not be latest, which MLflow keeps for the newest version; choose another")
+            raise UsageError("--alias must not be latest: MLflow reserves it for the newest version; choose another")
         if re.fullmatch(r"[vV]\d+", alias):  # MLflow reads such an alias, but doesn't set it
-            raise UsageError(f"--alias must not look like a version's number, but is {alias}; choose another")
+            raise UsageError(f"--alias must not look like a version number, got {alias}; choose another")
         if alias == PREVIOUS or alias.startswith(f"{PREVIOUS}-"):
             raise UsageError(
-                f"--alias must not be {alias}, which `sparsetune rollback` goes back to; move another, e.g. {CHAMPION}"
+                f"--alias must not be {alias}: `sparsetune rollback` uses it; choose another, e.g. {CHAMPION}"
             )
         try:
-            with asking("the alias must be readable"):
+            with store_errors("read the alias"):
                 self.client.get_model_version_by_alias(self.name, alias)
         except MissingError:
             return
@@ -122,17 +112,17 @@ class Registry:
                 raise refused from error
 
     def find(self, run_id: str, digest: str) -> "ModelVersion | None":
-        """Find the version that was made of a run's policy, the newest of several."""
-        with asking(f"the versions of {self.name} must be readable"):
+        """Find the newest version of a run's policy."""
+        with store_errors(f"read the versions of {self.name}"):
             found = self.client.search_model_versions(f"name = '{self.name}'", max_results=1000)
         made = [one for one in found if one.tags.get(RUN) == run_id and one.tags.get(DIGEST) == digest]
         return max(made, key=lambda one: int(one.version), default=None)
 
-    def make(self) -> None:
+    def register(self) -> None:
         """Register the model, unless it is registered."""
         from mlflow.exceptions import MlflowException
 
-        with asking(f"the model {self.name} must be registered"):
+        with store_errors(f"register the model {self.name}"):
             try:
                 self.client.create_registered_model(self.name, tags={TOOL: "sparsetune"})
             except MlflowException as error:
@@ -141,8 +131,8 @@ class Registry:
                 self.client.set_registered_model_tag(self.name, TOOL, "sparsetune")
 
     def create(self, run_id: str, model_id: str, tags: Mapping[str, str], description: str) -> "ModelVersion":
-        """Make a version of a logged model; with its tags, so that `find` sees it from the first moment."""
-        with asking(f"a version of {self.name} must be made"), global_store(self.store):
+        """Create a version of a logged model, with its tags, so that `find` sees it at once."""
+        with store_errors(f"create a version of {self.name}"), global_store(self.store):
             return self.client.create_model_version(
                 self.name,
                 source=f"models:/{model_id}",
@@ -153,21 +143,19 @@ class Registry:
             )
 
     def link(self, model_id: str, version: str) -> None:
-        """Let a logged model's page name the version that was made of it."""
-        with asking(f"the logged model {model_id} must be writable"):
+        """Link a logged model's page to a version of it."""
+        with store_errors(f"write to the logged model {model_id}"):
             known = json.loads(self.home.get_logged_model(model_id).tags.get(_VERSIONS_OF_MODEL, "[]"))
             entry = {"name": self.name, "version": version}
             if entry not in known:
                 self.home.set_logged_model_tags(model_id, {_VERSIONS_OF_MODEL: json.dumps([*known, entry])})
 
     def set_alias(self, alias: str, version: str) -> None:
-        """Let an alias name a version."""
-        with asking(f"version {version} of {self.name} must get the alias {alias}"):
+        with store_errors(f"set the alias {alias} of {self.name} to version {version}"):
             self.client.set_registered_model_alias(self.name, alias, version)
 
     def set_tag(self, version: str, key: str, value: str) -> None:
-        """Write a tag of a version."""
-        with asking(f"version {version} of {self.name} must get the tag {key}"):
+        with store_errors(f"set the tag {key} of version {version} of {self.name}"):
             self.client.set_model_version_tag(self.name, version, key, value)
 
     def expect(self, alias: str, version: str | None) -> None:
@@ -179,58 +167,58 @@ class Registry:
         now = self.aliased(alias)
         if now != version:
             raise RegistryError(
-                f"{self.name}@{alias} must still be {_named(version)}, which the comparison was made with, but is "
-                f"{_named(now)} by now: somebody else promoted or rolled back; compare again"
+                f"{self.name}@{alias} changed from {_named(version)} to {_named(now)} during the comparison: somebody "
+                "else promoted or rolled back; promote again"
             )
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the right to move aliases, which one process of all has at a time.
+        """Lock the model's aliases.
 
-        MLflow can't change an alias on the condition that it wasn't changed. So everybody first writes a tag of
-        their own to the registered model and then reads the others': of two at once at least one sees the other,
-        and who sees another gives way. A claim of one that died lapses after `CLAIM_SECONDS`.
+        MLflow has no compare-and-set for aliases. So each process first writes a tag of its own to the registered
+        model and then reads the others': of two at once at least one sees the other, and fails. The tag of a killed
+        process expires after `CLAIM_SECONDS`.
 
         Raises:
             RegistryError: somebody else holds it.
         """
         mine = f"{CLAIM}{uuid.uuid4().hex}"
-        with asking(f"{self.name} must be writable"):
+        with store_errors(f"write to {self.name}"):
             self.client.set_registered_model_tag(self.name, mine, f"{time.time():.0f}")
         try:
             model = self.model()
             others = {key: value for key, value in (model.tags if model else {}).items() if key.startswith(CLAIM)}
             if any(key != mine and _age(value) < CLAIM_SECONDS for key, value in others.items()):
                 raise RegistryError(
-                    f"one person at a time must move the aliases of {self.name}, but another promotion or rollback is "
-                    f"at it; compare again when it is done (the claim of one that died lapses in {CLAIM_SECONDS:g} s)"
+                    f"another promotion or rollback of {self.name} is in progress; try again later (one that was "
+                    f"killed expires after {CLAIM_SECONDS:g} s)"
                 )
             yield
             for key in others.keys() - {mine}:
-                self._give_back(key)
+                self._release(key)
         finally:
-            self._give_back(mine)
+            self._release(mine)
 
-    def _give_back(self, claim: str) -> None:
+    def _release(self, claim: str) -> None:
         try:
-            with asking(f"{self.name} must be writable"):
+            with store_errors(f"write to {self.name}"):
                 self.client.delete_registered_model_tag(self.name, claim)
         except MissingError:
-            pass  # another process took a lapsed claim away
+            pass  # another process removed an expired one
 
 
 def open_registry(client: "MlflowClient", store: Store, model: str, name: str | None = None) -> Registry:
-    """Give the registered model of a model: `NAME-sparse` unless it is named otherwise."""
+    """Return the registered model of a model, `NAME-sparse` by default."""
     return Registry(client, store, name or f"{model}-sparse")
 
 
 def previous_alias(alias: str) -> str:
-    """Name the alias that keeps what another one named before: `previous` for `champion`."""
+    """Return the alias for the version that another alias named before: `previous` for `champion`."""
     return PREVIOUS if alias == CHAMPION else f"{PREVIOUS}-{alias}"
 
 
 def _age(claim: str) -> float:
-    """Tell the seconds since a claim was made; one that isn't ours to read is long past."""
+    """Return the seconds since a claim was made; infinite where that can't be read."""
     try:
         return time.time() - float(claim)
     except ValueError:
@@ -241,7 +229,7 @@ def _refused_name(error: BaseException, option: str, name: str) -> UsageError | 
     cause = error.__cause__ or error
     if getattr(cause, "error_code", None) != "INVALID_PARAMETER_VALUE":
         return None
-    return UsageError(f"{option} must be a name that MLflow takes, but is {name!r}: {first_line(cause)} Choose another")
+    return UsageError(f"MLflow rejects {option} {name!r}: {first_line(cause)} Choose another")
 
 
 def _text(version: object) -> str | None:
@@ -265,7 +253,7 @@ class LoggedIn:
 
 
 def copy_checkpoint(home: "MlflowClient", store: Store, model: str, origin: str, checkpoint: Path) -> LoggedIn:
-    """Log a checkpoint, some kilobytes, on the registry's side; one that is there already is taken.
+    """Log a checkpoint, some kilobytes, on the registry's side, unless it is there already.
 
     Args:
         home: client of the registry's server.
@@ -275,11 +263,11 @@ def copy_checkpoint(home: "MlflowClient", store: Store, model: str, origin: str,
         checkpoint: its folder.
 
     Raises:
-        TrackingError: the registry's server is away or refuses.
+        TrackingError: the registry's server fails.
     """
     there = replace(store, uri=store.registry_uri, artifact_root=None)
     experiment = experiment_id(home, there, f"sparsetune/{model}/registered")
-    with asking(f"the registry's server must keep the checkpoint of run {origin}"):
+    with store_errors(f"copy the checkpoint of run {origin} to the registry's server"):
         found = home.search_runs([experiment], f"tags.`{ORIGIN}` = '{origin}'", max_results=1)
         tags = {ORIGIN: origin, "sparsetune.origin_store": store.shown}
         run_id = str((found[0] if found else home.create_run(experiment, tags=tags)).info.run_id)

@@ -1,30 +1,19 @@
-"""All runs of a store at a glance."""
+"""Results of runs: read from a store, and listed."""
 
+import itertools
+import logging
 import math
-from collections import defaultdict
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
-
-from sparsetune.tracking.lookup import model_of, paged, parent_of, search
-from sparsetune.tracking.registry import EVALUATION, RUN, TOOL
-from sparsetune.tracking.review import TAG as REVIEW
-from sparsetune.tracking.run_logger import KIND
-from sparsetune.tracking.store import asking
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
-
 import re
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
-from fnmatch import fnmatch
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsetune.errors import ResultError, TrackingError
-from sparsetune.evaluation.result import RESULT_GLOB, EvaluationResult, load_result
+from sparsetune.evaluation.result import EvaluationResult, load_result
 from sparsetune.tracking.lookup import (
     LATEST,
     ModelReference,
@@ -33,16 +22,26 @@ from sparsetune.tracking.lookup import (
     find_version,
     is_reference,
     kind_of,
+    model_of,
+    parent_of,
+    search,
 )
+from sparsetune.tracking.registry import EVALUATION, RUN, TOOL
+from sparsetune.tracking.review import TAG as REVIEW
+from sparsetune.tracking.store import KIND, paged, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+_LOG = logging.getLogger(__name__)
+
+RESULT = "result.json"
+
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run; None means that it doesn't say.
+    """One run; None where something isn't recorded.
 
     Args:
         run_id: its id.
@@ -83,7 +82,7 @@ def list_runs(client: "MlflowClient", model: str | None = None) -> tuple[RunRow,
         model: short name of the only model to list; None lists all.
 
     Raises:
-        TrackingError: the store is away or refuses.
+        TrackingError: the store fails.
     """
     aliases = _aliases(client)
     rows = [
@@ -120,18 +119,15 @@ def _row(run: "Run", aliases: tuple[str, ...]) -> RunRow:
 
 
 def _aliases(client: "MlflowClient") -> dict[str, tuple[str, ...]]:
-    """Read the aliases of our registered models, by the run that each version was made of or judged by."""
+    """Read the aliases of our registered models, by the run and the evaluation of each version."""
     found: dict[str, list[str]] = defaultdict(list)
-    with asking("the model registry must be readable"):
+    with store_errors("read the model registry"):
         for model in paged(client.search_registered_models, filter_string=f"tags.`{TOOL}` = 'sparsetune'"):
             for alias, number in sorted(model.aliases.items()):
                 version = client.get_model_version(model.name, number)
                 for run_id in {version.tags[tag] for tag in (RUN, EVALUATION) if tag in version.tags}:
                     found[run_id].append(f"{model.name}@{alias}")
     return {run_id: tuple(names) for run_id, names in found.items()}
-
-
-RESULT = "result.json"
 
 
 def read_result(client: "MlflowClient", run_id: str) -> EvaluationResult:
@@ -141,19 +137,15 @@ def read_result(client: "MlflowClient", run_id: str) -> EvaluationResult:
         TrackingError: the run has none, or the store fails.
         ResultError: it can't be read.
     """
-    with asking(f"the artifacts of run {run_id} must be readable"):
-        names = [one.path for one in client.list_artifacts(run_id)]
-        found = [name for name in names if name == RESULT] or [name for name in names if fnmatch(name, RESULT_GLOB)]
-        if not found:
-            raise TrackingError(
-                f"run {run_id} must have a {RESULT}, but has none: its evaluation didn't come to its end; evaluate anew"
-            )
+    with store_errors(f"read the artifacts of run {run_id}"):
+        if RESULT not in [one.path for one in client.list_artifacts(run_id)]:
+            raise TrackingError(f"run {run_id} has no {RESULT}: its evaluation didn't finish; evaluate again")
         with tempfile.TemporaryDirectory() as folder:
-            return load_result(Path(client.download_artifacts(run_id, found[0], folder)))
+            return load_result(Path(client.download_artifacts(run_id, RESULT, folder)))
 
 
 def evaluation_of(client: "MlflowClient", run: "Run", policy: str = "tuned") -> "Run":
-    """Give the evaluation that speaks for a run: itself, or a tuning's newest one.
+    """Return a run's evaluation: itself, or a tuning's newest one.
 
     Args:
         client: of the run's store.
@@ -167,18 +159,34 @@ def evaluation_of(client: "MlflowClient", run: "Run", policy: str = "tuned") -> 
     if kind == "evaluation":
         return run
     if kind == "trial":
-        raise TrackingError(
-            f"run {run_id} must be a tuning or an evaluation, but is a trial, which saw no eval prompt; "
-            f"give its tuning run {parent_of(run)}"
-        )
+        raise TrackingError(f"run {run_id} is a trial, which has no evaluation; give its tuning run {parent_of(run)}")
     found = evaluations_of(client, str(run.info.run_id)).get(policy)
     if found is None:
         what = "the winner" if policy == "tuned" else "SpargeAttn's default thresholds"
         raise TrackingError(
-            f"the tuning run {run_id} must have an evaluation of {what}, but has none; "
-            "evaluate with `sparsetune eval`, and give that run"
+            f"the tuning run {run_id} has no evaluation of {what}; evaluate with `sparsetune eval`, and give that run"
         )
     return found
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint to promote: the run that stands for it, and the evaluation it is judged by."""
+
+    run_id: str
+    evaluation_id: str
+    model: str
+    result: EvaluationResult
+
+
+def find_candidate(client: "MlflowClient", reference: str, model: str | None = None) -> Candidate:
+    """Find a run's checkpoint and its evaluation; errors are those of `find_run`, `evaluation_of` and `read_result`."""
+    evaluation = evaluation_of(client, find_run(client, reference, model))
+    evaluation_id = str(evaluation.info.run_id)
+    result = read_result(client, evaluation_id)
+    return Candidate(
+        parent_of(evaluation) or evaluation_id, evaluation_id, model_of(evaluation) or result.config.model_name, result
+    )
 
 
 def is_run(reference: str) -> bool:
@@ -187,7 +195,7 @@ def is_run(reference: str) -> bool:
 
 
 def result_of(client: "MlflowClient", reference: str, model: str | None = None) -> EvaluationResult:
-    """Read the result that speaks for a run, or for a registered model's version.
+    """Read the result of a run, or of a registered model's version.
 
     Args:
         client: of the store.
@@ -200,7 +208,7 @@ def result_of(client: "MlflowClient", reference: str, model: str | None = None) 
     if reference.startswith("models:/"):
         version = find_version(client, ModelReference.parse(reference))
         if EVALUATION not in version.tags:
-            raise TrackingError(f"{reference} must have been promoted by sparsetune, but wasn't; give a run")
+            raise TrackingError(f"{reference} was not promoted by sparsetune; give a run")
         return read_result(client, version.tags[EVALUATION])
     reference = re.sub("^runs:/+", "", reference).rstrip("/")
     return read_result(client, str(evaluation_of(client, find_run(client, reference, model)).info.run_id))
@@ -224,18 +232,22 @@ def before_and_after(
     tuning = run if parent is None else find_run(client, parent)
     if kind_of(tuning) != "tuning":
         raise TrackingError(
-            f"before and after must be a tuning's, but run {reference} is an evaluation of its own; "
-            "compare two: sparsetune compare RUN_A RUN_B"
+            f"run {reference} is an evaluation, which has no before and after; compare two runs: "
+            "sparsetune compare RUN_A RUN_B"
         )
     sides = (evaluation_of(client, tuning, policy) for policy in ("default", "tuned"))
     before, after = (read_result(client, str(side.info.run_id)) for side in sides)
     return before, after
 
 
-def results_of_policy(client: "MlflowClient", digest: str) -> Iterator[EvaluationResult]:
-    """Read the results of every finished evaluation of a policy, the newest first; unreadable ones are left out."""
-    for run in search(client, f"params.`policy.digest` = '{digest}' and tags.`{KIND}` = 'evaluation'"):
+def results_of_policy(client: "MlflowClient", digest: str, preferred: str) -> Iterator[EvaluationResult]:
+    """Read the results of every finished evaluation of a policy, a preferred run's first, then the newest.
+
+    Results that can't be read are left out.
+    """
+    runs = search(client, f"params.`policy.digest` = '{digest}' and tags.`{KIND}` = 'evaluation'")
+    for run_id in itertools.chain([preferred], (str(run.info.run_id) for run in runs)):
         try:
-            yield read_result(client, str(run.info.run_id))
-        except (TrackingError, ResultError):
-            continue
+            yield read_result(client, run_id)
+        except (TrackingError, ResultError) as error:
+            _LOG.info("run %s is not compared: %s", run_id, error)

@@ -1,4 +1,4 @@
-"""A person's review of a checkpoint's videos, kept on the evaluation's run."""
+"""Human reviews of a checkpoint's videos, stored with the evaluation's run."""
 
 import re
 import tempfile
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparsetune.errors import TrackingError, UsageError
 from sparsetune.files import write_text
-from sparsetune.tracking.store import asking
+from sparsetune.tracking.store import store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,13 +24,10 @@ CHECKLIST: Final[Mapping[str, str]] = {
     "artifacts": "no flicker, blocks, ghosts or smears",
     "colour": "colours and brightness are the same",
 }
-"""What is looked at in every video."""
+"""What a reviewer checks in every video."""
 
 FOLDER: Final = "reviews"
-"""The artifacts' folder with a file a review."""
-
-EARLIER: Final = "review.json"
-"""The artifact in which earlier versions kept all reviews of a run."""
+"""Artifact folder with one file per review."""
 
 TAG: Final = "review"
 VIDEOS: Final = "videos"
@@ -50,21 +47,11 @@ class VideoReview(BaseModel):
 
     @property
     def ok(self) -> bool:
-        """Whether every item holds."""
         return all(self.answers.values())
 
 
 class Review(BaseModel):
-    """What a person says of an evaluation's videos.
-
-    Args:
-        evaluation_id: run id of the evaluation that made the videos.
-        policy_digest: of the policy that was judged.
-        reviewer: who looked.
-        at: when, in UTC.
-        note: anything to add.
-        videos: one entry a video.
-    """
+    """A human review of an evaluation's videos; `at` is UTC in ISO 8601."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -77,17 +64,15 @@ class Review(BaseModel):
 
     @property
     def ok(self) -> bool:
-        """Whether every item of every video holds."""
         return all(video.ok for video in self.videos)
 
     @property
     def verdict(self) -> str:
-        """`ok` or `rejected`."""
         return "ok" if self.ok else "rejected"
 
     @property
     def rejected(self) -> tuple[str, ...]:
-        """What doesn't hold, e.g. `prompt_0_compare.mp4: motion`."""
+        """List what doesn't hold, e.g. `prompt_0_compare.mp4: motion`."""
         return tuple(
             f"{Path(video.video).name}: {', '.join(item for item, holds in video.answers.items() if not holds)}"
             for video in self.videos
@@ -95,15 +80,7 @@ class Review(BaseModel):
         )
 
 
-class _Reviews(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: int = 1
-    reviews: tuple[Review, ...] = ()
-
-
 def answer_all(videos: Sequence[str], *, ok: bool) -> tuple[VideoReview, ...]:
-    """Give every item of every video the same answer."""
     return tuple(VideoReview(video=video, answers=dict.fromkeys(CHECKLIST, ok)) for video in videos)
 
 
@@ -117,7 +94,7 @@ def download_videos(client: "MlflowClient", evaluation_id: str, folder: Path) ->
         TrackingError: there are none, or the store fails.
     """
     names = video_names(client, evaluation_id)
-    with asking(f"the videos of run {evaluation_id} must be readable"):
+    with store_errors(f"read the videos of run {evaluation_id}"):
         return {name: Path(client.download_artifacts(evaluation_id, name, str(folder))) for name in names}
 
 
@@ -127,34 +104,27 @@ def video_names(client: "MlflowClient", evaluation_id: str) -> tuple[str, ...]:
     Raises:
         TrackingError: there are none, or the store fails.
     """
-    with asking(f"the artifacts of run {evaluation_id} must be readable"):
+    with store_errors(f"read the artifacts of run {evaluation_id}"):
         found = [_COMPARED.fullmatch(one.path) for one in client.list_artifacts(evaluation_id, VIDEOS)]
     names = [match[0] for match in sorted(filter(None, found), key=lambda match: int(match[1]))]
     if not names:
         raise TrackingError(
-            f"run {evaluation_id} must have side-by-side videos to be reviewed, but has none; "
-            "evaluate again with --save-videos"
+            f"run {evaluation_id} has no side-by-side videos to review; evaluate again with --save-videos"
         )
     return tuple(names)
 
 
 def record_review(client: "MlflowClient", review: Review, run_ids: Sequence[str]) -> None:
-    """Keep a review as an artifact of its own on each run, and the last one's verdict as the run's tags.
+    """Store a review as an artifact of its own on each run, and the last review as the run's tags.
 
-    Nobody writes where another does, so that of reviewers at one moment none is lost. The tags are read again after
-    they were written: they end as those of the last review, whoever wrote them last.
-
-    Args:
-        client: of the runs' store.
-        review: what was said.
-        run_ids: the evaluation's first, then its tuning's.
+    Each review is a file of its own, so that none is lost when several are recorded at once.
 
     Raises:
         TrackingError: the store fails, or others keep reviewing the run.
     """
     name = f"{re.sub('[^0-9T]', '', review.at)[:15]}-{uuid.uuid4().hex}.json"
     for run_id in run_ids:
-        with asking(f"the review must be written to run {run_id}"), tempfile.TemporaryDirectory() as folder:
+        with store_errors(f"write the review to run {run_id}"), tempfile.TemporaryDirectory() as folder:
             write_text(Path(folder) / name, review.model_dump_json(indent=2) + "\n")
             client.log_artifact(run_id, str(Path(folder) / name), FOLDER)
     for run_id in run_ids:
@@ -162,50 +132,44 @@ def record_review(client: "MlflowClient", review: Review, run_ids: Sequence[str]
 
 
 def read_reviews(client: "MlflowClient", run_id: str) -> tuple[Review, ...]:
-    """Read the reviews of a run, the first one first; of several at one moment a rejection is the last.
+    """Read the reviews of a run, oldest first; of several at one moment a rejection is the last.
 
     Raises:
         TrackingError: one is damaged, or the store fails.
     """
     with (
-        asking(f"the artifacts of run {run_id} must be readable"),
+        store_errors(f"read the artifacts of run {run_id}"),
         tempfile.TemporaryDirectory() as folder,
     ):
         names = [one.path for one in client.list_artifacts(run_id, FOLDER)]
-        names += [one.path for one in client.list_artifacts(run_id) if one.path == EARLIER]
         texts = {
             name: Path(client.download_artifacts(run_id, name, folder)).read_text(encoding="utf-8") for name in names
         }
-    reviews = [review for name, text in texts.items() for review in _parsed(run_id, name, text)]
+    reviews = [_parsed(run_id, name, text) for name, text in texts.items()]
     return tuple(sorted(reviews, key=lambda review: (review.at, not review.ok)))
 
 
-def _parsed(run_id: str, name: str, text: str) -> tuple[Review, ...]:
+def _parsed(run_id: str, name: str, text: str) -> Review:
     try:
-        if name == EARLIER:
-            return _Reviews.model_validate_json(text).reviews
-        return (Review.model_validate_json(text),)
+        return Review.model_validate_json(text)
     except ValidationError as error:
         first: Any = error.errors(include_url=False)[0]
-        raise TrackingError(
-            f"{name} of run {run_id} must be as `sparsetune review` wrote it, but: {first['msg']}; review anew "
-            "after removing it"
-        ) from error
+        raise TrackingError(f"{name} of run {run_id} is damaged: {first['msg']}; remove it and review again") from error
 
 
 def _tag(client: "MlflowClient", run_id: str) -> None:
-    """Write the last review as the run's tags, until it still is the last once they are there."""
+    """Write the last review as the run's tags, again if another was recorded meanwhile."""
     from mlflow.entities import RunTag
 
     for _ in range(_TRIES):
         last = read_reviews(client, run_id)[-1]
-        with asking(f"the review must be written to run {run_id}"):
+        with store_errors(f"write the review to run {run_id}"):
             client.log_batch(run_id, tags=[RunTag(name, value) for name, value in _tags(last).items()])
         if read_reviews(client, run_id)[-1] == last:
             return
     raise TrackingError(
-        f"the tags of run {run_id} must tell its last review, but others reviewed it {_TRIES} times meanwhile; the "
-        "review itself is kept, review again to have the tags right"
+        f"the review of run {run_id} is kept, but its tags are not up to date: it was reviewed {_TRIES} more times "
+        "meanwhile; review again"
     )
 
 
@@ -221,12 +185,8 @@ def _tags(review: Review) -> dict[str, str]:
 
 
 def check_reviewer(reviewer: str) -> str:
-    """Give a reviewer's name without blanks around it.
-
-    Raises:
-        UsageError: nothing is left.
-    """
+    """Return a reviewer's name without surrounding blanks; raises UsageError where nothing is left."""
     name = reviewer.strip()
     if not name:
-        raise UsageError("a review must name who looked, but --reviewer is empty; give a name")
+        raise UsageError("--reviewer must be a name, but is empty")
     return name

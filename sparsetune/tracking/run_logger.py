@@ -1,4 +1,4 @@
-"""One MLflow run: begun, written in batches, ended for good."""
+"""Writing one MLflow run, in batches."""
 
 import getpass
 import json
@@ -9,23 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sparsetune.checkpoint.manifest import git_commit, versions
-from sparsetune.tracking.store import tracking_errors
+from sparsetune.checkpoint.manifest import git_commit, hash_prompts, versions
+from sparsetune.tracking.store import KEY, KIND, PARENT, paged, store_errors
 
 if TYPE_CHECKING:
     import mlflow
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Metric
-
-from typing import TYPE_CHECKING
-
-from sparsetune.checkpoint.manifest import hash_prompts
-from sparsetune.tracking.operations import Dataset
-from sparsetune.tracking.sending import dataset_input
-
-if TYPE_CHECKING:
-    from mlflow.entities import DatasetInput
-
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -34,18 +24,15 @@ ENTRIES_PER_BATCH = 100
 MAX_PARAM = 6000
 MAX_TAG = 8000
 MAX_NAME = 250
-"""MLflow's limits: entries a batch, characters of a parameter, tag and name."""
+"""MLflow's limits: entries per batch, characters of a parameter, tag and name."""
 
 NOTE = "mlflow.note.content"
-PARENT = "mlflow.parentRunId"
-KIND = "sparsetune.kind"
-MODEL = "sparsetune.model"
 TABLES = "mlflow.loggedArtifacts"
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run of a tracking store. Every method raises TrackingError when the store fails.
+class RunLogger:
+    """Writes one run of a tracking store. Every method raises TrackingError when the store fails.
 
     Args:
         client: of the store.
@@ -70,8 +57,8 @@ class Run:
     ) -> None:
         """Write metrics, parameters, tags and tables in as few calls as MLflow's limits allow.
 
-        What is None is left out. A parameter or tag that is too long for MLflow is cut, says so at its end,
-        and is written whole as an artifact under `long/`.
+        None is left out. A parameter or tag that is too long for MLflow is cut, with a note, and is written whole as
+        an artifact under `long/`.
 
         Args:
             metrics: value by name, or MLflow's own entries, each with its step.
@@ -93,7 +80,7 @@ class Run:
         )
 
     def batch(self, metrics: "Sequence[Metric]", params: Sequence[Any] = (), tags: Sequence[Any] = ()) -> None:
-        """Write entries of MLflow's own kinds, cut into batches that it takes."""
+        """Write MLflow's entities in batches within its limits."""
         with self._errors():
             while metrics or params or tags:
                 self.client.log_batch(
@@ -127,44 +114,26 @@ class Run:
         self.log(tags={NOTE: markdown})
 
     def log_inputs(self, datasets: "Sequence[DatasetInput]") -> None:
-        """Name the data sets that the run uses."""
+        """Log the data sets that the run uses."""
         with self._errors():
             self.client.log_inputs(self.run_id, list(datasets))
 
-    def log_model(self, checkpoint: Path) -> None:
-        """Log a checkpoint as a model of sparsetune's flavour that the run puts out."""
-        from sparsetune.tracking.logged_model import log_checkpoint_model
-        from sparsetune.tracking.outbox import Outbox
-
-        with self._errors():
-            if isinstance(self.client, Outbox):
-                self.client.log_checkpoint_model(self.run_id, checkpoint)
-            else:
-                log_checkpoint_model(self.client, self.run_id, checkpoint)
-
     def reopen(self) -> None:
-        """Let a run that ended go on."""
+        """Set the run's status to RUNNING again."""
         with self._errors():
             self.client.update_run(self.run_id, status="RUNNING")
 
     def params(self) -> dict[str, str]:
-        """Read the parameters written so far; MLflow lets none of them change."""
+        """Read the parameters written so far."""
         with self._errors():
             return dict(self.client.get_run(self.run_id).data.params)
 
     def children(self) -> "list[mlflow.entities.Run]":
-        """Read the runs that name this one as their parent."""
+        """Read the child runs."""
         with self._errors():
             experiment = self.client.get_run(self.run_id).info.experiment_id
-            found: list[mlflow.entities.Run] = []
-            token: str | None = ""
-            while token is not None:
-                page = self.client.search_runs(
-                    [experiment], f"tags.`{PARENT}` = '{self.run_id}'", max_results=1000, page_token=token or None
-                )
-                found += page
-                token = page.token or None
-            return found
+            query = f"tags.`{PARENT}` = '{self.run_id}'"
+            return list(paged(self.client.search_runs, experiment_ids=[experiment], filter_string=query))
 
     def finish(self, status: Status = "FINISHED") -> None:
         """End the run."""
@@ -178,9 +147,9 @@ class Run:
         self.finish("FAILED" if isinstance(error, Exception) else "KILLED")
 
     def _write_tables(self, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
-        """Write tables and give the tag that lists all of the run's.
+        """Write tables and return the tag that lists all of the run's.
 
-        MLflow's own `log_table` isn't used: it goes through pandas, an import of its own for a few rows.
+        MLflow's own `log_table` isn't used: it imports pandas for a few rows.
         """
         with self._errors():
             for name, rows in tables.items():
@@ -204,7 +173,7 @@ class Run:
         return value[: limit - len(more)] + more
 
     def _errors(self) -> Any:
-        return tracking_errors(f"run {self.run_id} must be writable")
+        return store_errors(f"write to run {self.run_id}")
 
 
 def start_run(
@@ -213,10 +182,10 @@ def start_run(
     name: str,
     *,
     kind: str,
-    parent: Run | None = None,
+    parent: RunLogger | None = None,
     tags: Mapping[str, object] | None = None,
     start_ms: int | None = None,
-) -> Run:
+) -> RunLogger:
     """Begin a run.
 
     Args:
@@ -237,29 +206,27 @@ def start_run(
     else:
         written[PARENT] = parent.run_id
     fitting = {fit_name(key): text(value)[:MAX_TAG] for key, value in written.items() if value is not None}
-    with tracking_errors("a run must be begun"):
+    with store_errors("begin a run"):
         start_ms = start_ms or time.time_ns() // 1_000_000
         created = client.create_run(experiment_id, start_time=start_ms, tags=fitting, run_name=name)
-    return Run(client, str(created.info.run_id), start_ms, [])
+    return RunLogger(client, str(created.info.run_id), start_ms, [])
 
 
-def find_study(client: "MlflowClient", experiment_id: str, study: str, run_id: str | None = None) -> Run | None:
-    """Find the newest tuning run of a study in an experiment, or the one of an id; None where there is none.
-
-    Raises:
-        TrackingError: the store fails.
-    """
-    with tracking_errors("runs must be readable"):
-        found = client.search_runs(
-            [experiment_id],
-            f"tags.`{KIND}` = 'tuning' and tags.study = \"{study_tag(study)}\""
-            + ("" if run_id is None else f" and attributes.run_id = '{run_id}'"),
-            max_results=1,
-            order_by=["attributes.start_time DESC"],
-        )
-    if not found:
-        return None
-    return Run(client, str(found[0].info.run_id), found[0].info.start_time, table_names(found[0].data.tags))
+def find_study(client: "MlflowClient", experiment_id: str, study: str, key: str | None = None) -> RunLogger | None:
+    """Find a study's run in an experiment: the newest one, or the one with a key or id; None where there is none."""
+    filters = [""] if key is None else [f" and attributes.run_id = '{key}'", f" and tags.`{KEY}` = '{key}'"]
+    for condition in filters:
+        with store_errors("read runs"):
+            found = client.search_runs(
+                [experiment_id],
+                f"tags.`{KIND}` = 'tuning' and tags.study = \"{study_tag(study)}\"{condition}",
+                max_results=1,
+                order_by=["attributes.start_time DESC"],
+            )
+        if found:
+            (run,) = found
+            return RunLogger(client, str(run.info.run_id), run.info.start_time, table_names(run.data.tags))
+    return None
 
 
 def table_names(tags: Mapping[str, str]) -> list[str]:
@@ -268,12 +235,12 @@ def table_names(tags: Mapping[str, str]) -> list[str]:
 
 
 def study_tag(study: str) -> str:
-    """Write a study's name as a tag that MLflow's search can quote: it knows no escape."""
+    """Return a study's name without double quotes, which MLflow's search can't escape."""
     return study.replace('"', "'")
 
 
 def environment_tags() -> dict[str, object]:
-    """Tell who ran what, with MLflow's own tags and one a package version."""
+    """Return user, source and commit under MLflow's own tags, and a tag per package version."""
     tags: dict[str, object] = {
         "mlflow.user": user_name(),
         "mlflow.source.name": "sparsetune",
@@ -286,7 +253,7 @@ def environment_tags() -> dict[str, object]:
 
 
 def metric_entries(metrics: Mapping[str, float | None], step: int = 0) -> "list[Metric]":
-    """Make MLflow's metrics of a mapping, all of now; None is left out."""
+    """Return MLflow's metrics of a mapping, all with the current time; None is left out."""
     from mlflow.entities import Metric
 
     now = time.time_ns() // 1_000_000
@@ -294,7 +261,7 @@ def metric_entries(metrics: Mapping[str, float | None], step: int = 0) -> "list[
 
 
 def text(value: object) -> str:
-    """Write a value as MLflow shows it: booleans in lower case, sequences joined by commas."""
+    """Format a value for MLflow: booleans in lower case, sequences joined by commas."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -305,12 +272,11 @@ def text(value: object) -> str:
 
 
 def fit_name(name: str) -> str:
-    """Make a name that MLflow takes: other characters become `_`, and the end of a long one is cut."""
+    """Return a name that MLflow accepts: other characters become `_`, and a long one is cut."""
     return re.sub(r"[^-/.0-9A-Za-z_ ]", "_", name)[:MAX_NAME]
 
 
 def user_name() -> str:
-    """Give the name of the user who runs this process."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # no such user in a container
@@ -322,21 +288,21 @@ MAX_DIGEST = 36
 
 
 def prompt_set(prompts: Sequence[str], file: str | None, context: Literal["tuning", "evaluation"]) -> "DatasetInput":
-    """DescribeSession prompts as a data set; its digest begins as `hash_prompts` of them does.
+    """Describe prompts as a data set; its digest begins as `hash_prompts` of them does.
 
     Args:
         prompts: in order.
         file: where they come from; None where that isn't known.
         context: what they are used for, shown in MLflow's UI.
     """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
     whole = hash_prompts(prompts)
-    return dataset_input(
-        Dataset(
-            name=f"{context} prompts",
-            digest=whole[:MAX_DIGEST],
-            source_type="local",
-            source=json.dumps({"uri": file or "unknown"}),
-            profile=json.dumps({"num_rows": len(prompts), "prompts_hash": whole}),
-            context=context,
-        )
+    dataset = Dataset(
+        f"{context} prompts",
+        whole[:MAX_DIGEST],
+        source_type="local",
+        source=json.dumps({"uri": file or "unknown"}),
+        profile=json.dumps({"num_rows": len(prompts), "prompts_hash": whole}),
     )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])

@@ -1,8 +1,9 @@
-"""The MLflow store that runs are recorded in: which one, and a client to it."""
+"""The MLflow store that runs are recorded in, its client and its errors."""
 
 import logging
 import os
 import re
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -11,25 +12,32 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsetune.config import TrackingConfig
-from sparsetune.errors import TrackingError
+from sparsetune.errors import SparsetuneError, TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-
-import threading
-
-from sparsetune.errors import SparsetuneError
-
 DATABASE = "mlflow.db"
 ARTIFACTS = "artifacts"
 
+KIND = "sparsetune.kind"
+MODEL = "sparsetune.model"
+PARENT = "mlflow.parentRunId"
+"""Tags of runs: what a run is (`tuning`, `trial` or `evaluation`), the model's short name, and the parent's id."""
+
+SERVER = "sparsetune.server"
+PUBLISHED = "sparsetune.published"
+"""Tags of local runs: the server that they are published on, and the state that it has; see `publish`."""
+
+KEY = "sparsetune.key"
+"""Tag that runs on a server are found by: the id of the local run. A local run that has it continues another host's."""
+
 _ENVIRONMENT = {
-    # Read when MLflow is imported or asks a server; what a user has set stays.
-    # A tool that embeds MLflow mustn't send its users' usage anywhere; they can still turn this on.
+    # Read when MLflow is imported or sends a request; what a user has set stays.
+    # A tool that embeds MLflow must not send its users' usage anywhere; they can still turn this on.
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # MLflow's own 7 retries of 120 s each hold a search up for minutes when its server goes away.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -38,7 +46,7 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # It would draw a bar on stderr for every file that is read back.
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # It would tell of every table that it makes.
+    # It would log every table that it creates.
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 
@@ -47,7 +55,12 @@ _RETRIES = logging.getLogger("urllib3.connectionpool")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 _GATEWAY_ERRORS = (502, 503, 504)
-"""What a proxy says whose server is down."""
+"""What a proxy answers when the server behind it is down."""
+
+_NOT_PERMITTED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
+_MISSING = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
+_URI_VARIABLE = "MLFLOW_TRACKING_URI"
+_global_uri = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -122,6 +135,11 @@ def resolve_store(config: TrackingConfig, environ: Mapping[str, str] | None = No
     return store if store.is_database else replace(store, artifact_root=None)
 
 
+def local_store(config: TrackingConfig) -> Store:
+    """Return the SQLite store in `tracking.root`, whatever `tracking.uri` and MLflow's variables say."""
+    return resolve_store(config.model_copy(update={"uri": None}), {})
+
+
 def _is_server(uri: str) -> bool:
     return urllib.parse.urlsplit(uri).scheme in ("http", "https")
 
@@ -138,7 +156,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def connect(store: Store) -> "MlflowClient":
-    """Give a client of the store; a SQLite store is made where there is none, which takes some seconds.
+    """Return a client of the store; a missing SQLite store is created, which takes some seconds.
 
     Raises:
         TrackingError: MLflow isn't installed, or the store can't be reached, made or read.
@@ -149,7 +167,7 @@ def connect(store: Store) -> "MlflowClient":
         check_answers(store.uri)
     if store.copies_models:
         check_answers(store.registry_uri, "registry", "MLFLOW_REGISTRY_URI")
-    with tracking_errors(f"the tracking store {store.shown} must be usable"):
+    with store_errors(f"use the tracking store {store.shown}"):
         for database in filter(None, (sqlite_path(store.uri), sqlite_path(store.registry_uri))):
             database.parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
@@ -158,7 +176,7 @@ def connect(store: Store) -> "MlflowClient":
 
             if store.is_database:
                 _check_opens(store.uri)
-            if not _RETRIES.level:  # it would tell of every one, in three lines; we tell of those that don't help
+            if not _RETRIES.level:  # urllib3 logs each in three lines; we log failures only
                 _RETRIES.setLevel(logging.ERROR)
             client = MlflowClient(tracking_uri=store.uri, registry_uri=store.registry_uri)
             client.search_experiments(max_results=1)
@@ -183,37 +201,56 @@ def experiment_id(client: "MlflowClient", store: Store, name: str) -> str:
     Raises:
         TrackingError: it was deleted, or can't be read or made.
     """
-    with tracking_errors(f"the tracking store {store.shown} must be usable"):
+    with store_errors(f"use the tracking store {store.shown}"):
         found = client.get_experiment_by_name(name)
         if found is None:
             return _create_experiment(client, store, name)
     if found.lifecycle_stage != "active":
         raise TrackingError(
-            f"the experiment {name!r} must not be deleted, but is; restore it with "
+            f"the experiment {name!r} is deleted; restore it with "
             f"`mlflow experiments restore -x {found.experiment_id}`, or set tracking.experiment to another name"
         )
     return str(found.experiment_id)
 
 
+class MissingError(TrackingError):
+    """The store has no such run, model, version or alias."""
+
+
 @contextmanager
-def tracking_errors(must: str) -> Iterator[None]:
-    """Turn what MLflow and the systems under it raise into a TrackingError of one line that begins with `must`."""
+def store_errors(action: str, *, missing: str = "check its name or id") -> Iterator[None]:
+    """Turn what MLflow and the systems under it raise into an error of one line.
+
+    Args:
+        action: what could not be done, e.g. `read run 12ab`.
+        missing: what to do where the store has no such thing.
+
+    Raises:
+        MissingError: there is no such thing.
+        TrackingError: anything else: no permission, a name that MLflow refuses, a store that is down.
+    """
     try:
         yield
-    except TrackingError:
+    except SparsetuneError:
         raise
-    except ImportError as error:
-        raise TrackingError(
-            f"{must}, but a package can't be imported: {error}; install it or set tracking.enabled off"
-        ) from error
     except Exception as error:  # MLflow passes on whatever its stores raise: SQLAlchemy's, requests', OS errors
-        raise TrackingError(
-            f"{must}, but: {first_line(error)}; check tracking.uri and MLFLOW_TRACKING_URI, or set tracking.enabled off"
-        ) from error
+        code, reason = str(getattr(error, "error_code", "")), first_line(error)
+        if code in _MISSING:
+            raise MissingError(f"cannot {action}: {reason}; {missing}") from error
+        if code in _NOT_PERMITTED:
+            advice = (
+                "ask for permission, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                "MLFLOW_TRACKING_TOKEN"
+            )
+        elif isinstance(error, ImportError):
+            advice = "install it, or set tracking.enabled off"
+        else:
+            advice = "check tracking.uri and MLFLOW_TRACKING_URI, or set tracking.enabled off"
+        raise TrackingError(f"cannot {action}: {reason}; {advice}") from error
 
 
 def first_line(error: BaseException) -> str:
-    """Give the first line of an error's text that says something, cut to 300 characters."""
+    """Return the first non-blank line of an error's text, cut to 300 characters."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
@@ -232,91 +269,62 @@ def _create_experiment(client: "MlflowClient", store: Store, name: str) -> str:
         return str(found.experiment_id)  # another process made it just now
 
 
-def check_answers(uri: str, kind: str = "tracking", variable: str = "MLFLOW_TRACKING_URI") -> None:
-    """Ask a server for a sign of life, before MLflow asks with minutes of retries.
+def paged(ask: Any, **arguments: Any) -> Iterator[Any]:
+    """Yield the results of all pages of one of MLflow's searches."""
+    token: str | None = None
+    while True:
+        page = ask(**arguments, max_results=1000, page_token=token)
+        yield from page
+        token = page.token or None
+        if token is None:
+            return
+
+
+def check_answers(uri: str, kind: str = "tracking", variable: str = _URI_VARIABLE, seconds: float = 10.0) -> None:
+    """Ask a server's health endpoint, because MLflow itself retries for minutes.
 
     Args:
         uri: the server's.
         kind: what it serves as.
         variable: the environment variable that may name it.
+        seconds: within which it must answer.
 
     Raises:
-        TrackingError: there is no answer.
+        TrackingError: there is no answer; caused by a TimeoutError where the server accepts the connection.
     """
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=seconds):
             pass
     except (OSError, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError) and error.code not in _GATEWAY_ERRORS:
-            return  # it answers; what it says to us is MLflow's to find out, with the user's credentials
+            return  # it answers; MLflow asks with the user's credentials
         reason = getattr(error, "reason", None) or error
         raise TrackingError(
-            f"the {kind} server {without_password(uri)} must answer, but: {reason}; start it, "
-            f"mend {variable}, or set tracking.enabled off"
+            f"the {kind} server {without_password(uri)} does not answer: {reason}; start it, correct {variable}, or "
+            "set tracking.enabled off"
         ) from error
-
-
-_NOT_PERMITTED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
-_MISSING = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
-
-
-class MissingError(TrackingError):
-    """The store has no such run, model, version or alias."""
-
-
-@contextmanager
-def asking(must: str, *, missing: str = "check its name or id") -> Iterator[None]:
-    """Turn what MLflow and the systems under it raise into an error of one line.
-
-    Args:
-        must: how the message begins, e.g. `run 12ab must be readable`.
-        missing: what to do where the store has no such thing.
-
-    Raises:
-        MissingError: there is no such thing.
-        TrackingError: anything else: no permission, a name that MLflow refuses, a store that is away.
-    """
-    try:
-        yield
-    except SparsetuneError:
-        raise
-    except Exception as error:  # MLflow passes on whatever its stores raise: SQLAlchemy's, requests', OS errors
-        code = str(getattr(error, "error_code", ""))
-        reason = first_line(error)
-        if code in _MISSING:
-            raise MissingError(f"{must}, but: {reason}; {missing}") from error
-        if code in _NOT_PERMITTED:
-            raise TrackingError(
-                f"{must}, but you aren't permitted to: {reason}; ask those who run the server, or set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-            ) from error
-        raise TrackingError(f"{must}, but: {reason}; check tracking.uri and MLFLOW_TRACKING_URI") from error
-
-
-_VARIABLE = "MLFLOW_TRACKING_URI"
-_lock = threading.Lock()
 
 
 @contextmanager
 def global_store(store: Store) -> Iterator[None]:
-    """Let MLflow's global tracking URI be the store's meanwhile, one thread at a time; afterwards it is as it was.
+    """Set MLflow's global tracking URI to the store's inside the block, one thread at a time.
 
-    MLflow's SQL registry asks the global store, not its client's, for the logged model that a version is made of. A
-    registry that is a server asks its own, so nothing is set for one.
+    MLflow's SQL registry looks up a version's logged model in the global store, not its client's. A registry that is a
+    server uses its own store, so nothing is set for one.
     """
     if store.registry_is_server:
         yield
         return
     import mlflow
 
-    with _lock:
-        variable = os.environ.pop(_VARIABLE, None)
+    with _global_uri:
+        variable = os.environ.pop(_URI_VARIABLE, None)
         earlier = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None  # type: ignore[no-untyped-call]
         mlflow.set_tracking_uri(store.uri)
         try:
             yield
         finally:
             mlflow.set_tracking_uri(earlier)  # type: ignore[arg-type]  # None is unset
-            os.environ.pop(_VARIABLE, None)
+            os.environ.pop(_URI_VARIABLE, None)
             if variable is not None:
-                os.environ[_VARIABLE] = variable
+                os.environ[_URI_VARIABLE] = variable

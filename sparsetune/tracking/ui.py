@@ -16,8 +16,7 @@ from typing import IO, TYPE_CHECKING
 
 from sparsetune.config import TrackingConfig
 from sparsetune.errors import TrackingError
-from sparsetune.tracking.run_logger import KIND
-from sparsetune.tracking.store import ARTIFACTS, Store, connect, sqlite_path, tracking_errors, without_password
+from sparsetune.tracking.store import ARTIFACTS, KIND, Store, connect, sqlite_path, store_errors, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,35 +36,33 @@ def serve(
     page: Callable[[str], str] = lambda uri: "",
     say: Callable[[str], None] = print,
 ) -> None:
-    """Show a store in MLflow's UI until it is stopped by Ctrl-C; a tracking server only has its link told.
+    """Serve a store in MLflow's UI until Ctrl-C; of a tracking server only the link is printed.
 
     Args:
         uri: the store's tracking URI.
         host: address to listen on; 127.0.0.1 is reachable from this machine only.
         port: port to listen on.
         registry_uri: of a model registry that is a database apart from the store; None is the store's own.
-        page: gives what to add to the link, e.g. `#/experiments/1`; it is given the URI that the UI answers at.
-        say: given each line for the user.
+        page: returns what to append to the link, e.g. `#/experiments/1`, for the UI's URI.
+        say: prints a line for the user.
 
     Raises:
         TrackingError: the port is taken, or the UI doesn't start.
     """
     if uri.startswith(("http://", "https://")):
-        say(f"the tracking server shows its runs itself: {without_password(uri).rstrip('/')}/{page(uri)}")
+        say(f"the tracking server has its own UI: {without_password(uri).rstrip('/')}/{page(uri)}")
         return
     with running_ui(uri, host, port, registry_uri) as (link, process):
         say(f"MLflow's UI is at {link}{page(link)} (Ctrl-C stops it)")
         process.wait()
-        raise TrackingError(
-            f"MLflow's UI must run until it is stopped, but it ended with {process.returncode}; start it anew"
-        )
+        raise TrackingError(f"MLflow's UI ended with status {process.returncode}; start it again")
 
 
 @contextmanager
 def running_ui(
     uri: str, host: str = "127.0.0.1", port: int = 5000, registry_uri: str | None = None
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """Run MLflow's UI as a process of its own; give its link and the process once it answers, stop it at the end.
+    """Run MLflow's UI as a process; yield its link and the process once it answers, and stop it at the end.
 
     Ctrl-C ends the block quietly.
 
@@ -117,15 +114,14 @@ def _environment(uri: str, registry_uri: str | None) -> dict[str, str]:
 def _check_free(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        if os.name == "posix":  # elsewhere this option would let two programs share a port
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise TrackingError(
-                f"the UI must be able to listen on {host}:{port}, but: {reason}; stop what runs there, "
-                f"or choose another port, e.g. {port + 1 if 0 < port < 65535 else 5001}"
+                f"the UI cannot listen on {host}:{port}: {reason}; stop what runs there, or choose "
+                f"another port, e.g. {port + 1 if 0 < port < 65535 else 5001}"
             ) from error
 
 
@@ -139,9 +135,11 @@ def _wait_until_up(link: str, process: "subprocess.Popen[bytes]", log: IO[bytes]
             time.sleep(0.2)
     log.seek(0)
     lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    happened = f"it ended with {process.returncode}" if process.poll() is not None else f"{START_SECONDS:g} s passed"
+    happened = (
+        f"it ended with status {process.returncode}" if process.poll() is not None else f"{START_SECONDS:g} s passed"
+    )
     raise TrackingError(
-        f"MLflow's UI must answer at {link}, but {happened}: {lines[-1] if lines else 'it said nothing'}; "
+        f"MLflow's UI does not answer at {link}: {happened}: {lines[-1] if lines else 'no output'}; "
         "check the store's URI"
     )
 
@@ -153,10 +151,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     try:
         process.wait(timeout=10)
     except subprocess.TimeoutExpired:
-        if os.name == "posix":
-            os.killpg(process.pid, signal.SIGKILL)  # its workers too: they would keep the port
-        else:
-            process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # its workers too: they would keep the port
         process.wait()
 
 
@@ -195,7 +190,7 @@ VIEW = {
 
 
 def page_of(uri: str, config: TrackingConfig) -> str:
-    """Do as `experiment_page` at a server; empty where that can't be read, which its own pages tell better."""
+    """Return `experiment_page` of a server; empty where it can't be read."""
     try:
         return experiment_page(connect(Store(uri, uri, None)), config)
     except TrackingError:
@@ -203,7 +198,7 @@ def page_of(uri: str, config: TrackingConfig) -> str:
 
 
 def experiment_page(client: "MlflowClient", config: TrackingConfig) -> str:
-    """Give what to add to the UI's link: the experiment that the configuration names, else that of the newest run.
+    """Return what to append to the UI's link for the configured experiment, else that of the newest run.
 
     The view is written on the experiment once; where that isn't permitted, the page is the plain one.
 
@@ -213,14 +208,14 @@ def experiment_page(client: "MlflowClient", config: TrackingConfig) -> str:
     Raises:
         TrackingError: the store can't be read.
     """
-    with tracking_errors("the recorded runs must be readable"):
+    with store_errors("read the recorded runs"):
         found = _experiment(client, config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME"))
     if found is None:
         return ""
     page = f"#/experiments/{found.experiment_id}/runs"
     tags = {_TAG: json.dumps(VIEW), _KIND: found.tags.get(_KIND, "custom_model_development")}
     try:
-        with tracking_errors("the view must be writable"):
+        with store_errors("write the view"):
             for tag, value in tags.items():
                 if found.tags.get(tag) != value:
                     client.set_experiment_tag(found.experiment_id, tag, value)

@@ -70,17 +70,17 @@ def test_json_is_alone_on_stdout(shared_place: Place, world: World) -> None:
 @pytest.mark.parametrize(
     ("args", "status", "message"),
     [
-        (("promote", "xyz"), 2, "a run must be named by its id"),
-        (("promote", "latest", "--name", "a:b"), 2, "--name must be a name that MLflow takes, but is 'a:b'"),
-        (("promote", "latest", "--model", "cogvideox-2b"), 1, "a tuning run of the model cogvideox-2b"),
-        (("rollback", "--model", "cogvideox-2b"), 1, "there is no cogvideox-2b-sparse"),
-        (("rollback",), 1, "behind the alias previous to go back to, but there is none"),
+        (("promote", "xyz"), 2, "'xyz' is not a run: give its id"),
+        (("promote", "latest", "--name", "a:b"), 2, "MLflow rejects --name 'a:b'"),
+        (("promote", "latest", "--model", "cogvideox-2b"), 1, "no tuning run of the model cogvideox-2b"),
+        (("rollback", "--model", "cogvideox-2b"), 1, "there is no registered model cogvideox-2b-sparse"),
+        (("rollback",), 1, "cannot roll back demo-sparse@champion: there is no alias previous"),
         (("review", "latest"), 2, "a review without a terminal needs --ok or --reject, and --reviewer NAME"),
-        (("compare", "--before-after", "latest"), 1, "must have an evaluation of SpargeAttn's default thresholds"),
+        (("compare", "--before-after", "latest"), 1, "has no evaluation of SpargeAttn's default thresholds"),
         (("compare", "latest"), 2, "compare needs BEFORE and AFTER, or --before-after RUN"),
         (("compare", "a", "b", "--before-after", "c"), 2, "--before-after cannot be combined with BEFORE"),
-        (("checkpoint", "show", "models:/demo-sparse@none"), 1, "must have the alias none, but has champion"),
-        (("generate", "a circle", "--checkpoint", "runs:/" + "a" * 32), 1, "must be there, but:"),
+        (("checkpoint", "show", "models:/demo-sparse@none"), 1, "has no alias none, only champion"),
+        (("generate", "a circle", "--checkpoint", "runs:/" + "a" * 32), 1, "cannot find run"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(shared_place: Place, args: tuple[str, ...], status: int, message: str) -> None:

@@ -3,99 +3,59 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from mlflow import MlflowClient
 
 from sparsetune.cli.main import main
-from sparsetune.tracking.operations import Begin, Files, Write, new_stand_in
-from sparsetune.tracking.spool import Session, new_session
+from sparsetune.tracking import connect, resolve_store
+from sparsetune.tracking.run_logger import start_run
+from sparsetune.tracking.store import SERVER, experiment_id
+from tests.tracking.conftest import tracking
 from tests.tracking.servers import free_port
 
 
 @pytest.fixture
-def spool(working_folder: Path) -> Path:
-    return working_folder / "mlruns" / "spool"
+def client(own_store: Path) -> MlflowClient:
+    return connect(resolve_store(tracking(), {}))
 
 
-@pytest.fixture
-def session(spool: Path) -> Session:
-    """Two writes for a server that is away."""
-    session = new_session(spool, f"http://127.0.0.1:{free_port()}", "1")
-    run = new_stand_in()
-    session.add(1, Begin(run=run, experiment_id="1", name="a run", start_ms=1, tags={}))
-    session.add(2, Write(run=run, metrics=(("psnr", float("nan"), 1, 0),)))
-    return session
+def record(client: MlflowClient, server: str | None) -> None:
+    experiment = experiment_id(client, resolve_store(tracking(), {}), "sparsetune/demo")
+    start_run(client, experiment, "a run", kind="evaluation", tags={SERVER: server}).finish()
 
 
-def test_an_empty_spool_is_said(spool: Path) -> None:
+def test_without_a_store_there_is_nothing_to_publish(working_folder: Path) -> None:
     result = CliRunner().invoke(main, ["sync"])
-    assert (result.exit_code, result.stdout) == (0, f"nothing to upload in {spool}\n")
+    assert (result.exit_code, result.stdout) == (0, "all runs are published\n")
     assert CliRunner().invoke(main, ["sync", "--json"]).stdout == "[]\n"
+    assert not list(working_folder.iterdir())
 
 
-def test_a_server_that_is_away_leaves_everything_where_it_is(session: Session) -> None:
+def test_a_run_recorded_without_a_server_is_not_published(client: MlflowClient) -> None:
+    record(client, None)
+    assert CliRunner().invoke(main, ["sync", "--tracking-uri", "http://127.0.0.1:9"]).exit_code == 0
+
+
+def test_a_server_that_is_down_leaves_its_runs_and_no_other_servers(client: MlflowClient) -> None:
+    servers = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
+    for server in (*servers, servers[0]):
+        record(client, server)
     result = CliRunner().invoke(main, ["sync", "--json"])
     assert result.exit_code == 1
-    assert len(session.pending()) == 2
-    (row,) = json.loads(result.stdout)
-    assert row["reason"].startswith(f"the tracking server {session.uri} must answer")
-    expected = {"folder": str(session.folder), "server": session.uri, "sent": 0, "left": 2, "reason": row["reason"]} | {
-        "damaged": []
+    rows = {row["server"]: row for row in json.loads(result.stdout)}
+    assert {server: (row["sent"], row["left"]) for server, row in rows.items()} == {
+        servers[0]: (0, 2),
+        servers[1]: (0, 1),
     }
-    assert row == expected
-    assert "2 writes were not uploaded: the tracking server" in result.stderr
-    assert f"delete {session.folder} to discard them" in result.stderr
+    assert all(
+        row["reason"].startswith(f"the tracking server {server} does not answer") for server, row in rows.items()
+    )
+    assert "3 runs could not be published: the tracking server" in result.stderr
+    assert "run `sparsetune sync` again" in result.stderr
+    assert f"{servers[0]}: 0 runs published, 2 left" in CliRunner().invoke(main, ["sync"]).stdout
 
 
-def test_a_session_that_another_process_holds_is_left_to_it(session: Session) -> None:
-    with session.held() as ours:
-        assert ours
-        result = CliRunner().invoke(main, ["sync"])
-    assert result.exit_code == 1
-    assert "0 writes uploaded" in result.stdout and "another process is recording or sending it" in result.stdout
-
-
-def test_what_a_killed_process_left_half_written_is_cleared_away(spool: Path) -> None:
-    session = new_session(spool, "http://127.0.0.1:9", "1")
-    (session.folder / "000001").mkdir()
-    (session.folder / "000001" / "video.mp4").write_bytes(b"without its operation")
+def test_a_damaged_store_is_an_error_of_one_line(own_store: Path) -> None:
+    own_store.write_text("no database" * 100)
     result = CliRunner().invoke(main, ["sync"])
-    assert result.exit_code == 0
-    assert not session.folder.exists()
-
-
-@pytest.mark.parametrize("description", ["{}", "", "[1]", '{"uri": "http'])
-def test_a_session_without_its_server_is_set_aside_and_holds_no_other_up(
-    spool: Path, session: Session, description: str
-) -> None:
-    (session.folder / "store.json").write_text(description)
-    other = new_session(spool, "http://127.0.0.1:9", "1")
-    result = CliRunner().invoke(main, ["sync", "--json"])
     assert result.exit_code == 1
-    aside = spool / "damaged" / session.folder.name
-    damaged, sent = json.loads(result.stdout)
-    assert (damaged["damaged"], damaged["server"], sent["folder"]) == (
-        [str(aside)], "an unknown server", str(other.folder),
-    )  # fmt: skip
-    assert "store.json doesn't say which server it is for" in result.stderr
-    assert f"1 writes are damaged and were moved, the first to {aside}" in result.stderr
-    assert len(list(aside.glob("0*.json"))) == 2
-    assert not other.folder.exists()
-    assert CliRunner().invoke(main, ["sync"]).stdout == f"nothing to upload in {spool}\n"
-
-
-def test_a_damaged_session_that_a_process_holds_is_left_to_it(session: Session) -> None:
-    (session.folder / "store.json").write_text("{}")
-    with session.held() as ours:
-        assert ours
-        assert CliRunner().invoke(main, ["sync"]).exit_code == 0
-    assert len(session.pending()) == 2
-
-
-def test_files_are_copied_into_the_session(spool: Path, working_folder: Path) -> None:
-    (working_folder / "checkpoint" / "deep").mkdir(parents=True)
-    (working_folder / "checkpoint" / "deep" / "a.bin").write_bytes(b"a")
-    (working_folder / "b.mp4").write_bytes(b"b")
-    session = new_session(spool, "http://127.0.0.1:9", "1")
-    session.add(1, Files(run="1", folder=None), working_folder / "checkpoint")
-    session.add(2, Files(run="1", folder="videos"), working_folder / "b.mp4")
-    assert (session.folder / "000001" / "deep" / "a.bin").read_bytes() == b"a"
-    assert (session.folder / "000002" / "b.mp4").read_bytes() == b"b"
+    assert "file is not a database" in result.stderr and result.stderr.count("\n") == 1

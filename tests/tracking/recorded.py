@@ -17,9 +17,9 @@ from sparsetune.evaluation.conditions import policy_digest
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.tracking import Store, connect, resolve_store
 from sparsetune.tracking.logged_model import log_checkpoint_model
-from sparsetune.tracking.promotion import promote
-from sparsetune.tracking.promotion_conditions import find_candidate, judge
+from sparsetune.tracking.promotion import judge, promote
 from sparsetune.tracking.registry import Registry
+from sparsetune.tracking.results import find_candidate
 from sparsetune.tracking.review import Review, answer_all, record_review, video_names
 from tests.tracking.conftest import LAYERS, make_result
 

@@ -52,7 +52,7 @@ def test_native_model_is_the_checkpoint(model: Path) -> None:
 
 
 def test_folder_that_holds_something_is_left_alone(model: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"must be saved in a new folder, but .* isn't empty"):
+    with pytest.raises(CheckpointError, match=r"model is not empty"):
         flavor.save_model(checkpoint_of(0.8), model)
     assert load_checkpoint(model / "checkpoint").policy == policy_of(0.9)
 
@@ -80,18 +80,23 @@ def test_base_model_is_loaded_as_it_was_tuned_unless_it_moved() -> None:
 def test_checkpoint_of_an_unknown_base_must_be_told_one() -> None:
     manifest = Manifest(tuner="manual")
     assert call_parameters(manifest) == {"seed": 42, "output_dir": ""}
-    with pytest.raises(ConfigError, match=r"must name its base model.*give model_config a base_source"):
+    with pytest.raises(ConfigError, match=r"does not name its base model.*set base_source in model_config"):
         base_config(manifest, {})
 
 
 def test_unknown_model_config_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model_config must hold only base_source, device, .*, but holds colour"):
+    with pytest.raises(ConfigError, match=r"unknown model_config keys colour; use base_source, device"):
         SparseVideoModel(checkpoint_of(0.9), {"colour": 1})
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [([], "at least one prompt"), (["a", " "], "one is ' '"), ([1], "one is 1"), ("", "one is ''")],
+    [
+        ([], "at least one prompt"),
+        (["a", " "], "non-empty text, got ' '"),
+        ([1], "non-empty text, got 1"),
+        ("", "non-empty text, got ''"),
+    ],
 )
 def test_prompts_that_say_nothing_are_refused_before_a_model_is_loaded(given: object, message: str) -> None:
     with pytest.raises(PromptError, match=message):

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,27 @@ def test_the_experiment_is_the_settings_the_environments_or_named_after_the_mode
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
     assert TrackingListener(plain).recorder.experiment == "mine"
     assert TrackingListener(config).recorder.experiment == experiment
+
+
+def test_a_run_has_system_metrics_unless_mlflows_variable_turns_them_off(
+    config: Config, client: MlflowClient, experiment: str, evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = TrackingListener(config)
+    listener.on_start(evaluation.start)
+    listener.on_end(evaluation.end)
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    play(listener, evaluation)
+    monitored, other = runs_of(client, experiment)
+    assert monitored.data.metrics["system/system_memory_usage_megabytes"] > 0
+    assert not [name for name in other.data.metrics if name.startswith("system/")]
+
+
+def test_without_psutil_there_are_no_system_metrics(
+    config: Config, client: MlflowClient, experiment: str, evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [name for name in sys.modules if name.startswith("mlflow.system_metrics")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    play(TrackingListener(config), evaluation)
+    (run,) = runs_of(client, experiment)
+    assert not [name for name in run.data.metrics if name.startswith("system/")]

@@ -9,10 +9,20 @@ import mlflow
 import pytest
 
 from sparsetune.errors import GateError, RegistryError, TrackingError, UsageError
-from sparsetune.tracking.promotion import Move, promote, rollback
-from sparsetune.tracking.promotion_conditions import Verdict, find_candidate, judge
+from sparsetune.evaluation.result import EvaluationResult
+from sparsetune.tracking.promotion import (
+    Condition,
+    Move,
+    Verdict,
+    champion_condition,
+    gate_condition,
+    judge,
+    promote,
+    rollback,
+)
 from sparsetune.tracking.registry import CLAIM, EVALUATION, OVERRIDE, RUN, Registry
-from tests.tracking.recorded import Place, Recorded, World
+from sparsetune.tracking.results import find_candidate
+from tests.tracking.recorded import PSNRS, Place, Recorded, World, result_of
 
 
 def verdict_of(place: Place, recorded: Recorded, name: str = "demo-sparse", alias: str = "champion") -> Verdict:
@@ -58,7 +68,7 @@ def test_without_a_review_or_with_a_rejection_it_is_refused(place: Place) -> Non
     rejected = verdict_of(place, recorded)
     assert met(rejected) == [True, False, True]
     assert "prompt_0_compare.mp4: content" in rejected.conditions[1].says
-    with pytest.raises(GateError, match="these aren't: human review"):
+    with pytest.raises(GateError, match="conditions are not met: human review"):
         promote(place.registry(), rejected)
     assert len(versions(place)) == 1
 
@@ -140,7 +150,7 @@ def test_promoting_the_champion_again_changes_nothing(place: Place, world: World
 def test_second_of_two_who_promote_at_once_is_asked_to_compare_again(place: Place, world: World) -> None:
     one, other = verdict_of(place, world.sparser), verdict_of(place, world.sparsest)
     promote(place.registry(), one)
-    with pytest.raises(RegistryError, match=r"must still be version 1.*but is version 2 by now.*compare again"):
+    with pytest.raises(RegistryError, match=r"changed from version 1 to version 2 during the comparison"):
         promote(place.registry(), other)
     assert aliases(place) == {"champion": "2", "previous": "1"}
     assert len(versions(place)) == 2  # nothing half-registered
@@ -149,7 +159,7 @@ def test_second_of_two_who_promote_at_once_is_asked_to_compare_again(place: Plac
 def test_claim_of_another_promotion_turns_away_and_that_of_a_dead_one_lapses(place: Place, world: World) -> None:
     verdict, registry = verdict_of(place, world.sparser), place.registry()
     place.client.set_registered_model_tag("demo-sparse", f"{CLAIM}other", f"{time.time():.0f}")
-    with pytest.raises(RegistryError, match="another promotion or rollback is at it; compare again"):
+    with pytest.raises(RegistryError, match="another promotion or rollback of demo-sparse is in progress"):
         promote(registry, verdict)
     assert len(versions(place)) == 1
     place.client.set_registered_model_tag("demo-sparse", f"{CLAIM}other", f"{time.time() - 500:.0f}")
@@ -198,7 +208,7 @@ def test_version_that_could_not_get_its_alias_is_named_and_the_next_call_takes_i
     def refuse(*_: object) -> None:
         raise ConnectionError("the server went away")
 
-    message = "version 2 of demo-sparse was made, but couldn't get the alias champion: .*the server went away"
+    message = "version 2 of demo-sparse was created, but cannot get the alias champion: .*the server went away"
     with monkeypatch.context() as patch, pytest.raises(RegistryError, match=message):
         patch.setattr(place.client, step, refuse)
         promote(place.registry(), verdict_of(place, world.sparser))
@@ -233,11 +243,11 @@ def test_new_winner_of_a_resumed_tuning_is_a_version_of_its_own(place: Place, wo
 
 
 def test_rollback_without_anything_to_go_back_to_is_an_error(place: Place) -> None:
-    with pytest.raises(RegistryError, match="there is no other-sparse"):
+    with pytest.raises(RegistryError, match="there is no registered model other-sparse"):
         rollback(place.registry("other-sparse"))
-    with pytest.raises(RegistryError, match="behind the alias previous to go back to, but there is none"):
+    with pytest.raises(RegistryError, match="there is no alias previous"):
         rollback(place.registry())
-    with pytest.raises(RegistryError, match="must have the alias staging, but has champion"):
+    with pytest.raises(RegistryError, match="has no alias staging, only champion"):
         rollback(place.registry(), "staging")
 
 
@@ -251,12 +261,12 @@ def test_other_aliases_keep_a_previous_of_their_own(place: Place, world: World) 
 @pytest.mark.parametrize(
     ("name", "alias", "message"),
     [
-        ("a/b", "champion", r"--name must be a name that MLflow takes, but is 'a/b': .*cannot contain"),
-        ("demo-sparse", "no spaces", r"--alias must be a name that MLflow takes, but is 'no spaces'"),
-        ("another", "no spaces", r"--alias must be a name that MLflow takes, but is 'no spaces'"),
+        ("a/b", "champion", r"MLflow rejects --name 'a/b': .*cannot contain"),
+        ("demo-sparse", "no spaces", r"MLflow rejects --alias 'no spaces'"),
+        ("another", "no spaces", r"MLflow rejects --alias 'no spaces'"),
         ("demo-sparse", "latest", "--alias must not be latest"),
-        ("demo-sparse", "v7", "--alias must not look like a version's number, but is v7"),
-        ("demo-sparse", "previous", "--alias must not be previous, which `sparsetune rollback` goes back to"),
+        ("demo-sparse", "v7", "--alias must not look like a version number, got v7"),
+        ("demo-sparse", "previous", "--alias must not be previous: `sparsetune rollback` uses it"),
         ("demo-sparse", "previous-staging", "--alias must not be previous-staging"),
     ],
 )
@@ -268,13 +278,15 @@ def test_names_that_mlflow_refuses_are_told_before_anything_is_registered(
 
 
 def test_candidates_that_are_none_say_so(place: Place, world: World) -> None:
-    with pytest.raises(TrackingError, match="another tool made it"):
+    with pytest.raises(TrackingError, match="is another tool's"):
         find_candidate(place.client, place.foreign())
     trial = place.run("trial", "trial 1", {"mlflow.parentRunId": world.champion.tuning})
-    with pytest.raises(TrackingError, match=f"but is a trial.*give its tuning run {world.champion.tuning}"):
+    with pytest.raises(
+        TrackingError, match=f"is a trial, which has no evaluation; give its tuning run {world.champion.tuning}"
+    ):
         find_candidate(place.client, trial)
     bare = place.run("tuning", "tune", {"best.trial": "none"})
-    with pytest.raises(TrackingError, match="must have an evaluation of the winner, but has none"):
+    with pytest.raises(TrackingError, match="has no evaluation of the winner"):
         find_candidate(place.client, bare)
 
 
@@ -285,3 +297,112 @@ def test_mlflow_s_global_state_is_as_it_was(place: Place, world: World, monkeypa
     assert os.environ["MLFLOW_TRACKING_URI"] == mlflow.get_tracking_uri() == "http://127.0.0.1:9"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert not mlflow.is_tracking_uri_set()
+
+
+def shifted(by: float) -> tuple[float, ...]:
+    return tuple(psnr + by for psnr in PSNRS)
+
+
+def against(candidate: EvaluationResult, champion: EvaluationResult) -> Condition:
+    return champion_condition(candidate, [champion], "demo-sparse version 3")
+
+
+def changed(result: EvaluationResult, **sections: dict[str, object]) -> EvaluationResult:
+    value = result.to_dict()
+    for name, section in sections.items():
+        value[name] |= section
+    return EvaluationResult.model_validate(value)
+
+
+def test_gate_that_holds_on_unseen_prompts_is_met_with_its_figures() -> None:
+    condition = gate_condition(result_of())
+    assert condition.met
+    assert condition.says == "mean psnr 38.5 > 35 dB; 6 prompts"
+
+
+def test_gate_that_does_not_hold_says_by_what() -> None:
+    condition = gate_condition(result_of(shifted(-5)))
+    assert not condition.met
+    assert "mean psnr 33.5 <= 35 dB" in condition.says
+
+
+def test_gate_on_prompts_that_were_tuned_on_counts_for_nothing() -> None:
+    condition = gate_condition(result_of(prompts_in_tune_set=["a red circle, number 0"]))
+    assert not condition.met
+    assert "1 of the prompts were tuned on" in condition.says
+
+
+def test_default_thresholds_are_no_candidate() -> None:
+    assert not gate_condition(result_of(use_tuned=False)).met
+
+
+@pytest.mark.parametrize(
+    ("psnr", "sparsity", "met"),
+    [
+        (0.0, 0.25, True),  # the same
+        (0.5, 0.25, True),  # better quality at the same sparsity
+        (-0.05, 0.25, True),  # worse by less than the tolerance
+        (-0.5, 0.25, False),  # worse quality at the same sparsity
+        (-2.0, 0.30, True),  # sparser: quality may fall as far as the gate lets it
+        (-4.0, 0.30, False),  # sparser, but not within the champion's gate
+        (3.0, 0.20, False),  # better quality doesn't make up for less sparsity
+    ],
+)
+def test_at_least_as_good_means_sparser_within_the_gate_or_as_sparse_and_no_worse(
+    psnr: float, sparsity: float, met: bool
+) -> None:
+    condition = against(result_of(shifted(psnr), sparsity), result_of(PSNRS, 0.25))
+    assert condition.met is met, condition.says
+    assert "demo-sparse version 3 over 6 paired prompts" in condition.says
+
+
+def test_difference_within_chance_is_none() -> None:
+    mixed = (38.0, 35.0, 40.0, 37.0, 42.0, 36.0)  # half of them better, half worse, 0.5 dB worse on average
+    assert against(result_of(mixed), result_of(PSNRS)).met
+
+
+def test_over_few_prompts_the_mean_decides() -> None:
+    condition = against(result_of((37.0, 35.5)), result_of((36.0, 37.0)))
+    assert not condition.met
+    assert "too few for an interval" in condition.says
+
+
+def test_bound_that_the_champion_meets_must_be_judged_and_met() -> None:
+    worst = {"name": "worst prompt's psnr", "unit": "dB", "measured": 36.0, "bound": 30.0, "met": True}
+    champion = result_of()
+    stricter = changed(champion, gate={"conditions": [*champion.to_dict()["gate"]["conditions"], worst]})
+    condition = against(result_of(), stricter)
+    assert not condition.met
+    assert "its worst prompt's psnr wasn't judged, and the champion's is > 30 dB" in condition.says
+
+
+def test_measured_speed_stands_in_for_sparsity_on_the_same_gpu_only() -> None:
+    def measured(result: EvaluationResult, seconds: float, backend: str) -> EvaluationResult:
+        value = result.to_dict()
+        value["config"]["backend"] = backend
+        for index, row in enumerate(value["detailed_results"]):
+            row["seconds_sparse"] = seconds + 0.001 * index
+        return EvaluationResult.model_validate(value)
+
+    def faster(backend: str) -> Condition:
+        candidate = measured(result_of(PSNRS, 0.2), 10.0, backend)
+        return against(candidate, measured(result_of(PSNRS, 0.25), 12.0, backend))
+
+    assert faster("sparge").met
+    assert "seconds_sparse" in faster("sparge").says
+    assert not faster("reference").met
+
+
+def test_what_cannot_be_compared_says_why_and_what_to_do() -> None:
+    condition = against(result_of(seed=7), result_of())
+    assert not condition.met
+    assert "not comparable with demo-sparse version 3" in condition.says
+    assert "seed" in condition.says and "sparsetune eval --checkpoint models:/...@champion" in condition.says
+
+
+def test_the_first_comparable_evaluation_of_the_champion_is_taken() -> None:
+    assert champion_condition(result_of(seed=7), [result_of(), result_of(seed=7)], "it").met
+
+
+def test_champion_without_an_evaluation_is_said() -> None:
+    assert "it has no evaluation that can be read" in champion_condition(result_of(), [], "it").says

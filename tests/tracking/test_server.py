@@ -69,13 +69,13 @@ def test_server_s_refusals_are_one_line_and_nothing_is_registered(remote: Place)
     recorded = remote.tuned(0.9)
     run("review", recorded.tuning, "--ok", "--reviewer", "Ada")
     for args, status, message in (
-        (("--name", "a/b"), 2, "--name must be a name that MLflow takes, but is 'a/b'"),
+        (("--name", "a/b"), 2, "MLflow rejects --name 'a/b'"),
         (
             ("--alias", "no spaces", "--name", "refused"),
             2,
-            "--alias must be a name that MLflow takes, but is 'no spaces'",
+            "MLflow rejects --alias 'no spaces'",
         ),
-        (("--alias", "v1", "--name", "refused"), 2, "--alias must not look like a version's number, but is v1"),
+        (("--alias", "v1", "--name", "refused"), 2, "--alias must not look like a version number, got v1"),
     ):
         result = CliRunner().invoke(main, ["promote", recorded.tuning, *args])
         assert result.exit_code == status, result.output

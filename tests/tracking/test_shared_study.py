@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from sparsetune.config import Config
 from sparsetune.tracking import TrackingListener
 from tests.tracking.conftest import runs_of
-from tests.tracking.test_study import STUDY_RUN, TRIALS, ended, started
+from tests.tracking.test_log_study import STUDY_RUN, TRIALS, ended, started
 
 
 class Together:
@@ -61,11 +61,11 @@ def test_processes_that_start_at_once_record_one_run_and_each_trial_once(
 def test_only_the_first_process_samples_its_machine(config: Config) -> None:
     others = Together()
     first, second = begin(config, others), begin(config, others)
-    assert first._watched is not None and second._watched is None
+    assert first._monitor is not None and second._monitor is None
     others.running = 1
-    assert begin(config, others, num_done=2)._watched is None
+    assert begin(config, others, num_done=2)._monitor is None
     others.running = 0
-    assert begin(config, others, num_done=2)._watched is not None
+    assert begin(config, others, num_done=2)._monitor is not None
 
 
 def test_a_process_that_fails_leaves_the_run_to_the_others_and_the_last_one_ends_it(

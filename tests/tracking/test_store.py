@@ -2,7 +2,8 @@ import socket
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from mlflow import MlflowClient
 
 from sparsetune.errors import TrackingError
 from sparsetune.tracking import Store, connect, resolve_store
-from sparsetune.tracking.store import check_answers, experiment_id
+from sparsetune.tracking.lookup import resolve_checkpoint
+from sparsetune.tracking.registry import Registry
+from sparsetune.tracking.store import MissingError, check_answers, experiment_id, store_errors
 from tests.tracking.conftest import tracking
 
 
@@ -56,13 +59,13 @@ def test_experiments_are_made_once_with_artifacts_in_the_store(
 def test_a_deleted_experiment_says_how_to_restore_it(client: MlflowClient, store: Store, experiment: str) -> None:
     made = experiment_id(client, store, experiment)
     client.delete_experiment(made)
-    with pytest.raises(TrackingError, match=rf"must not be deleted.*restore -x {made}"):
+    with pytest.raises(TrackingError, match=rf"is deleted; restore it.*restore -x {made}"):
         experiment_id(client, store, experiment)
 
 
 def test_a_store_that_cannot_be_made_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(TrackingError, match="must be usable, but:") as raised:
+    with pytest.raises(TrackingError, match="cannot use the tracking store") as raised:
         connect(resolve_store(tracking(root=tmp_path / "file" / "mlruns"), {}))
     assert "\n" not in str(raised.value)
 
@@ -75,7 +78,9 @@ def test_a_database_that_is_none_is_an_error_of_one_line(tmp_path: Path) -> None
 
 
 def test_a_database_server_that_is_away_is_said_at_once() -> None:
-    with pytest.raises(TrackingError, match=r"postgresql\+psycopg2://127\.0\.0\.1:9/db must be usable.*refused"):
+    with pytest.raises(
+        TrackingError, match=r"cannot use the tracking store postgresql\+psycopg2://127\.0\.0\.1:9/db.*refused"
+    ):
         connect(resolve_store(tracking(uri="postgresql+psycopg2://me:secret@127.0.0.1:9/db"), {}))
 
 
@@ -83,7 +88,7 @@ def test_a_server_that_is_down_is_said_at_once() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(TrackingError, match=rf"tracking server http://127\.0\.0\.1:{port} must answer"):
+    with pytest.raises(TrackingError, match=rf"tracking server http://127\.0\.0\.1:{port} does not answer"):
         connect(resolve_store(tracking(uri=f"http://127.0.0.1:{port}"), {}))
 
 
@@ -116,3 +121,63 @@ def test_making_a_store_says_nothing(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+class _Forbidding(BaseHTTPRequestHandler):
+    """A server that is well, and permits nothing, in the words of MLflow's basic authentication."""
+
+    def do_GET(self) -> None:
+        well = self.path == "/health"
+        self.send_response(200 if well else 403)
+        self.end_headers()
+        self.wfile.write(b"OK" if well else b"Permission denied")
+
+    do_POST = do_PATCH = do_DELETE = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def forbidding() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Forbidding)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_no_permission_says_whom_to_ask(forbidding: str, working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    from sparsetune.config import TrackingConfig
+    from sparsetune.tracking import resolve_store
+
+    client = MlflowClient(forbidding, forbidding)
+    registry = Registry(client, resolve_store(TrackingConfig(uri=forbidding), {}), "demo-sparse")
+    message = r"^cannot .*Permission denied.*ask for permission, or set MLFLOW_TRACKING_USERNAME"
+    for attempt in (
+        registry.register,
+        lambda: registry.set_alias("champion", "1"),
+        lambda: registry.aliased("champion"),
+    ):
+        with pytest.raises(TrackingError, match=message) as raised:
+            attempt()
+        assert "\n" not in str(raised.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", forbidding)
+    with pytest.raises(TrackingError, match=r"Permission denied|status 403"):
+        resolve_checkpoint("models:/demo-sparse@champion")
+
+
+def test_other_errors_are_one_line_that_begins_with_what_failed() -> None:
+    message = r"^cannot read the store: first; check tracking\.uri"
+    with pytest.raises(TrackingError, match=message) as raised, store_errors("read the store"):
+        raise OSError("\nfirst\nsecond")
+    assert not isinstance(raised.value, MissingError)
+
+
+def test_our_own_errors_pass() -> None:
+    with pytest.raises(MissingError, match=r"^as it is$"), store_errors("read it"):
+        raise MissingError("as it is")

@@ -14,7 +14,7 @@ from sparsetune.config import Config
 from sparsetune.errors import TrackingError
 from sparsetune.tracking import Store, TrackingListener, serve
 from sparsetune.tracking import ui as ui_module
-from sparsetune.tracking.ui import running_ui
+from sparsetune.tracking.ui import VIEW, experiment_page, page_of, running_ui
 from tests.tracking.conftest import Evaluation
 
 
@@ -30,26 +30,26 @@ def test_a_taken_port_is_said_before_anything_starts(store: Store) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(TrackingError, match=rf"listen on 127\.0\.0\.1:{port}, but: .*choose another port"):
+        with pytest.raises(TrackingError, match=rf"listen on 127\.0\.0\.1:{port}: .*choose another port"):
             serve(store.uri, port=port)
 
 
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70000), ("192.0.2.1", 5000)])
 def test_an_address_that_is_none_of_ours_is_an_error(store: Store, host: str, port: int) -> None:
-    with pytest.raises(TrackingError, match="must be able to listen on"):
+    with pytest.raises(TrackingError, match="the UI cannot listen on"):
         serve(store.uri, host, port)
 
 
 def test_a_tracking_server_has_only_its_link_told() -> None:
     said: list[str] = []
     serve("http://runs.example:5000/", page=lambda uri: "#/experiments/1", say=said.append)
-    assert said == ["the tracking server shows its runs itself: http://runs.example:5000/#/experiments/1"]
+    assert said == ["the tracking server has its own UI: http://runs.example:5000/#/experiments/1"]
 
 
 def test_a_ui_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     failing = [sys.executable, "-c", "import sys; sys.exit('no such store')"]
     monkeypatch.setattr(ui_module, "_command", lambda *_: failing)
-    with pytest.raises(TrackingError, match=r"must answer at .* ended with 1: no such store"):
+    with pytest.raises(TrackingError, match=r"does not answer at .* ended with status 1: no such store"):
         serve("sqlite:///a.db", port=port)
 
 
@@ -90,3 +90,35 @@ def test_stopping_serve_stops_the_ui(store: Store, port: int, number: int) -> No
                 return
         time.sleep(0.1)
     pytest.fail("the UI still listens")
+
+
+def test_the_page_is_the_newest_runs_experiment_with_the_view_on_it(
+    config: Config, client: MlflowClient, experiment: str, evaluation: Evaluation
+) -> None:
+    client.create_experiment(f"{experiment}, newer, without runs")
+    listener = TrackingListener(config)
+    listener.on_start(evaluation.start)
+    listener.on_end(evaluation.end)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    unnamed = config.tracking.model_copy(update={"experiment": None})
+    page = f"#/experiments/{found.experiment_id}/runs?viewStateShareKey=sparsetune&workflowType=machine_learning"
+    assert experiment_page(client, unnamed) == experiment_page(client, config.tracking) == page
+    written = client.get_experiment(found.experiment_id).tags["mlflow.sharedViewState.sparsetune"]
+    assert json.loads(written) == VIEW
+
+
+def test_an_experiment_that_does_not_exist_has_no_page(config: Config, client: MlflowClient) -> None:
+    assert experiment_page(client, config.tracking) == ""
+
+
+def test_a_store_that_cannot_be_read_has_no_page(config: Config) -> None:
+    assert page_of("http://127.0.0.1:9", config.tracking) == ""
+
+
+def test_a_view_that_must_not_be_written_leaves_the_plain_page(
+    config: Config, client: MlflowClient, experiment: str
+) -> None:
+    made = client.create_experiment(experiment)
+    client.delete_experiment(made)  # MLflow refuses to write on it, as it does without permission
+    assert experiment_page(client, config.tracking) == f"#/experiments/{made}/runs"

@@ -111,5 +111,5 @@ def test_an_evaluation_is_found_by_any_name(shared_place: Place, world: World, t
 
 def test_a_trial_has_no_report(place: Place, tmp_path: Path) -> None:
     trial = place.run("trial", "trial 0", {"mlflow.parentRunId": place.tuned(0.9).tuning})
-    with pytest.raises(TrackingError, match="must be a tuning or an evaluation, but is a trial"):
+    with pytest.raises(TrackingError, match="is a trial, which has no evaluation"):
         source_of(place.client, trial, tmp_path)

@@ -16,9 +16,8 @@ from sparsetune.config import TrackingConfig
 from sparsetune.errors import TrackingError
 from sparsetune.tracking import connect, resolve_store
 from sparsetune.tracking.lookup import resolve_checkpoint
-from sparsetune.tracking.promotion import Move, promote, rollback
-from sparsetune.tracking.promotion_conditions import find_candidate, judge
-from sparsetune.tracking.results import list_runs, result_of
+from sparsetune.tracking.promotion import Move, judge, promote, rollback
+from sparsetune.tracking.results import find_candidate, list_runs, result_of
 from tests.tracking.recorded import Place, Recorded, policy_of
 from tests.tracking.servers import MlflowServer, free_port
 
@@ -88,7 +87,9 @@ def test_a_relative_registry_is_made_absolute_and_its_folder_made(
 
 def test_a_registry_server_that_is_away_is_said_at_once(own_store: Path) -> None:
     store = resolve_store(TrackingConfig(), {"MLFLOW_REGISTRY_URI": f"http://127.0.0.1:{free_port()}"})
-    with pytest.raises(TrackingError, match=r"the registry server http://.* must answer.*mend MLFLOW_REGISTRY_URI"):
+    with pytest.raises(
+        TrackingError, match=r"the registry server http://.* does not answer.*correct MLFLOW_REGISTRY_URI"
+    ):
         connect(store)
 
 

@@ -3,13 +3,17 @@ from pathlib import Path
 
 import pytest
 
-from sparsetune.checkpoint import load_checkpoint
+import sparsetune
+from sparsetune.checkpoint import Checkpoint, load_checkpoint
 from sparsetune.errors import CheckpointError, TrackingError, UsageError
+from sparsetune.models.loading import load_pipeline
+from sparsetune.models.pipelines import demo_config
+from sparsetune.models.sparsify import default_policy
 from sparsetune.tracking.lookup import find_run, is_reference, resolve_checkpoint
-from sparsetune.tracking.promotion import promote
-from sparsetune.tracking.promotion_conditions import find_candidate, judge
+from sparsetune.tracking.promotion import judge, promote
+from sparsetune.tracking.results import find_candidate
 from sparsetune.tracking.store import MissingError
-from tests.tracking.recorded import Place, World, policy_of
+from tests.tracking.recorded import Place, World, checkpoint_of, policy_of
 
 
 @pytest.mark.parametrize(
@@ -63,13 +67,13 @@ def test_alias_that_moved_is_downloaded_anew(place: Place, world: World) -> None
 @pytest.mark.parametrize(
     ("reference", "error", "message"),
     [
-        ("a" * 32, MissingError, "run a{32} must be there, but: .*`sparsetune runs` lists them"),
-        ("aaaaaaaa", MissingError, "run aaaaaaaa must be there, but the store has none whose id begins so"),
-        ("runs:/nonsense", UsageError, "a run must be named by its id, its first 6 or more characters, or latest"),
-        ("models:/demo-sparse", UsageError, "must be named models:/NAME@ALIAS or models:/NAME/VERSION"),
-        ("models:/nobody@champion", MissingError, "the model nobody must be registered.*`sparsetune promote RUN`"),
-        ("models:/demo-sparse@staging", MissingError, r"alias staging, but has champion \(version 1\)"),
-        ("models:/demo-sparse/9", MissingError, "version 9 of the model demo-sparse must be there"),
+        ("a" * 32, MissingError, "cannot find run a{32}: .*list runs with `sparsetune runs`"),
+        ("aaaaaaaa", MissingError, "no run id starts with aaaaaaaa; list runs with `sparsetune runs`"),
+        ("runs:/nonsense", UsageError, "'nonsense' is not a run: give its id, at least 6 characters of it, or latest"),
+        ("models:/demo-sparse", UsageError, "is not models:/NAME@ALIAS or models:/NAME/VERSION"),
+        ("models:/nobody@champion", MissingError, "cannot find the registered model nobody.*`sparsetune promote RUN`"),
+        ("models:/demo-sparse@staging", MissingError, r"no alias staging, only champion \(version 1\)"),
+        ("models:/demo-sparse/9", MissingError, "cannot find version 9 of the model demo-sparse"),
     ],
 )
 def test_what_is_not_there_is_said(shared_place: Place, reference: str, error: type[Exception], message: str) -> None:
@@ -79,21 +83,21 @@ def test_what_is_not_there_is_said(shared_place: Place, reference: str, error: t
 
 
 def test_runs_that_have_no_checkpoint_say_why(place: Place, world: World) -> None:
-    with pytest.raises(TrackingError, match=r"must be one of sparsetune's, but has no tag sparsetune\.kind"):
+    with pytest.raises(TrackingError, match=r"is another tool's: it has no tag sparsetune\.kind"):
         resolve_checkpoint(place.foreign())
     trial = place.run("trial", "trial 1", {})
-    with pytest.raises(TrackingError, match="must have the checkpoint checkpoint, but has none; give its tuning run"):
+    with pytest.raises(TrackingError, match="has no checkpoint checkpoint; give its tuning run"):
         resolve_checkpoint(trial)
     with pytest.raises(TrackingError, match="the search had no winner"):
         resolve_checkpoint(place.run("tuning", "tune", {}))
-    with pytest.raises(TrackingError, match="must have the checkpoint other, but has none"):
+    with pytest.raises(TrackingError, match="has no checkpoint other"):
         resolve_checkpoint(f"runs:/{world.sparser.tuning}/other")
 
 
 def test_beginning_of_several_ids_lists_them(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparsetune.tracking.lookup.SHORTEST_ID", 1)
     first = collections.Counter(run.info.run_id[0] for run in place.runs(at_least=17)).most_common(1)[0][0]
-    with pytest.raises(UsageError, match=rf"{first} must begin the id of one run, but begins \d+: {first}.*give more"):
+    with pytest.raises(UsageError, match=rf"\d+ run ids start with {first}: {first}.*give more"):
         find_run(place.client, first)
 
 
@@ -106,11 +110,36 @@ def test_model_of_another_flavour_is_refused(place: Place, tmp_path: Path) -> No
     place.client.create_registered_model("other")
     uri = place.client.get_run(run).info.artifact_uri
     place.client.create_model_version("other", f"{uri}/model", run_id=run)
-    with pytest.raises(CheckpointError, match="must have been logged by sparsetune, but has the flavours sklearn"):
+    with pytest.raises(CheckpointError, match="was not logged by sparsetune: it has the flavours sklearn"):
         resolve_checkpoint("models:/other/1")
 
 
 def test_server_that_is_away_is_said_at_once(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(TrackingError, match=r"the tracking server http://127\.0\.0\.1:9 must answer"):
+    with pytest.raises(TrackingError, match=r"the tracking server http://127\.0\.0\.1:9 does not answer"):
         resolve_checkpoint("models:/demo-sparse@champion")
+
+
+def test_checkpoints_are_loaded_by_any_name(shared_place: Place, world: World) -> None:
+    assert sparsetune.load_checkpoint("models:/demo-sparse@champion").policy == policy_of(0.9)
+    assert sparsetune.load_checkpoint(world.sparser.tuning[:8]).policy == policy_of(0.8)
+
+
+@pytest.mark.slow  # loads the demo model and renders
+def test_promoted_checkpoint_is_installed_by_its_name_and_warns_of_other_settings(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = load_pipeline(demo_config().model).pipe
+    fitting = Checkpoint(default_policy(pipe), checkpoint_of(0.9, layers=()).manifest)
+    recorded = place.reviewed(place.tuned(0.5, sparsity=0.5, checkpoint=fitting))
+    promote(place.registry(), judge(place.registry(), find_candidate(place.client, recorded.tuning)))
+    with sparsetune.sparsify(pipe, "models:/demo-sparse@champion") as handle:
+        pipe("a red circle", num_frames=9, height=64, width=64, num_inference_steps=2, guidance_scale=1.0)
+        assert handle.stats().sparsity > 0
+    warned = [message for message in caplog.messages if message.startswith("the checkpoint was tuned for")]
+    assert len(warned) == 1
+    assert "num_frames 17 and renders 9" in warned[0] and "num_inference_steps 10 and renders 2" in warned[0]
+    with pytest.raises(CheckpointError, match="the policy must have the model's 8 self-attention layers"):
+        sparsetune.sparsify(pipe, "models:/demo-sparse@previous")
+    _, sparse = sparsetune.create_pipelines("demo", recorded.tuning)
+    assert sparse("a red circle", num_inference_steps=2).sparsity > 0

@@ -1,4 +1,4 @@
-"""Recording against a real tracking server that is killed, hangs, and comes back."""
+"""Publishing to a real tracking server that is killed, hangs, and comes back."""
 
 import json
 import logging
@@ -20,11 +20,12 @@ from sparsetune.attention.policy import Policy
 from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint, save_checkpoint
 from sparsetune.config import Config, resolve
 from sparsetune.errors import TrackingError
-from sparsetune.tracking import TrackingListener, sender
-from sparsetune.tracking.spool import sessions
+from sparsetune.tracking import TrackingListener, connect, publish
+from sparsetune.tracking.publish import unpublished_runs
+from sparsetune.tracking.store import PUBLISHED, local_store
 from tests.tracking.conftest import LAYERS, artifacts_of, make_evaluation, make_result, runs_of
 from tests.tracking.servers import MlflowServer, postgres, postgres_binaries
-from tests.tracking.test_study import ended, make_trial, started
+from tests.tracking.test_log_study import ended, make_trial, started
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +62,9 @@ def server(machine: MlflowServer) -> Iterator[MlflowServer]:
 
 
 @pytest.fixture
-def remote(server: MlflowServer, experiment: str, tmp_path: Path) -> Config:
+def remote(server: MlflowServer, experiment: str, tmp_path: Path, migrated_database: Path) -> Config:
+    (tmp_path / "mlruns").mkdir()
+    shutil.copy(migrated_database, tmp_path / "mlruns" / "mlflow.db")
     settings = {"tracking.root": str(tmp_path / "mlruns"), "tracking.experiment": experiment, "tracking.report": "no"}
     return resolve(None, (), {}, settings | {"tracking.uri": server.uri})
 
@@ -73,11 +76,12 @@ def reader(server: MlflowServer) -> MlflowClient:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(publish, "RETRY_SECONDS", 0.2)
 
 
-def spool(config: Config) -> Path:
-    return config.tracking.root / "spool"
+def unpublished(config: Config) -> list[str]:
+    """Names of the local runs that the server lacks, or lacks a part of."""
+    return [str(run.info.run_name) for run in unpublished_runs(connect(local_store(config.tracking)))]
 
 
 def sync(config: Config) -> "subprocess.Popen[str]":
@@ -91,9 +95,30 @@ def finished(process: "subprocess.Popen[str]") -> tuple[int, Any, str]:
     return process.returncode, json.loads(out) if out else None, error
 
 
+def publish_again(config: Config) -> None:
+    """Publish every run as if it were not known to be on the server."""
+    client = connect(local_store(config.tracking))
+    experiment = client.get_experiment_by_name(str(config.tracking.experiment))
+    assert experiment is not None
+    for run in client.search_runs([experiment.experiment_id]):
+        client.delete_tag(run.info.run_id, PUBLISHED)
+    assert finished(sync(config))[0] == 0
+
+
 def snapshot(client: MlflowClient, experiment: str) -> dict[str, Any]:
     """All that a server knows of an experiment's runs, ids and all."""
     return {run.info.run_id: (run.to_dictionary(), _history(client, run)) for run in runs_of(client, experiment)}
+
+
+def published(client: MlflowClient, experiment: str, num_runs: int) -> list[Run]:
+    """Wait until a server has so many runs of an experiment, with tags."""
+    for _ in range(600):
+        if client.get_experiment_by_name(experiment) is not None:
+            runs = runs_of(client, experiment)
+            if len(runs) == num_runs and all("sparsetune.kind" in run.data.tags for run in runs):
+                return runs
+        time.sleep(0.05)
+    raise TimeoutError(f"{experiment} has no {num_runs} runs")
 
 
 def _history(client: MlflowClient, run: Run) -> dict[str, list[tuple[int, float, int]]]:
@@ -108,6 +133,7 @@ def test_a_tuning_whose_server_is_killed_and_comes_back_is_recorded_whole(
     experiment: str,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checkpoint = save_checkpoint(Checkpoint(POLICY, Manifest(tuner="optuna")), tmp_path / "tuned")
     trials = tuple(make_trial(number) for number in range(4))
@@ -120,29 +146,28 @@ def test_a_tuning_whose_server_is_killed_and_comes_back_is_recorded_whole(
     listener.on_trial(trials[2])
     server.start()
     listener.on_trial(trials[3])
+    published(reader, experiment, 5)
+    monkeypatch.setattr(publish, "RETRY_SECONDS", 3600.0)  # the rest is for sync
     server.kill()
     listener.on_start(judged.start)
     for prompt in judged.prompts:
         listener.on_prompt(prompt)
     listener.on_end(judged.end)
-    shutil.rmtree(tmp_path / "results")  # what waits depends on nothing outside the spool
+    shutil.rmtree(tmp_path / "results")  # publishing needs only the local store
     with caplog.at_level(logging.WARNING, "sparsetune"):
         listener.on_study_end(ended(trials, trials[0], checkpoint_path=checkpoint, evaluation=make_result()))
     assert listener.recorder.problem is None
-    assert "send them with `sparsetune sync`" in caplog.messages[-1]
+    assert "publish them with `sparsetune sync`" in caplog.messages[-1]
 
     status, _, error = finished(sync(remote))
-    assert status == 1 and "still wait: the tracking server" in error
+    assert status == 1 and "could not be published: the tracking server" in error
     server.start()
-    twice = shutil.copytree(spool(remote), tmp_path / "twice")
     status, report, _ = finished(sync(remote))
-    assert status == 0 and [session["left"] for session in report] == [0]
-    assert report[0]["sent"] > 10
-    assert list(spool(remote).iterdir()) == []
+    assert status == 0 and [(result["sent"], result["left"]) for result in report] == [(2, 0)]
+    assert unpublished(remote) == []
     before = snapshot(reader, experiment)
-    shutil.copytree(twice, spool(remote), dirs_exist_ok=True)
-    status, report, _ = finished(sync(remote))
-    assert (status, report[0]["left"]) == (0, 0)
+    assert finished(sync(remote))[:2] == (0, [])
+    publish_again(remote)
     assert snapshot(reader, experiment) == before
 
     runs = {str(run.info.run_name): run for run in runs_of(reader, experiment)}
@@ -182,10 +207,10 @@ def test_a_server_that_comes_back_is_sent_what_waited_without_being_told(
         time.sleep(2)
         listener.on_trial(make_trial(2))
         listener.on_study_end(ended(()))
-    assert len(caplog.messages) == 2
-    assert "must answer, but" in caplog.messages[0] and "what is recorded meanwhile waits in" in caplog.messages[0]
-    assert "answers again" in caplog.messages[1]
-    assert sessions(spool(remote)) == []
+    away, back = [record.getMessage() for record in caplog.records if record.name.startswith("sparsetune")]
+    assert "does not answer" in away and "kept in the local store meanwhile" in away
+    assert "answers again" in back
+    assert unpublished(remote) == []
     assert [run.info.status for run in runs_of(reader, experiment)] == ["FINISHED"] * 4
 
 
@@ -202,7 +227,7 @@ def test_a_server_that_hangs_holds_no_trial_up(
     server.resume()
     listener.on_study_end(ended(()))
     assert took < 2
-    assert sessions(spool(remote)) == []
+    assert unpublished(remote) == []
     assert [run.info.status for run in runs_of(reader, experiment)] == ["FINISHED"] * 4
 
 
@@ -212,7 +237,7 @@ def test_what_a_killed_process_left_is_sent_by_the_next_one(
     program = (
         "import os, signal, sys\n"
         "from sparsetune.config import resolve\nfrom sparsetune.tracking import TrackingListener\n"
-        "from tests.tracking.test_study import make_trial, started\n"
+        "from tests.tracking.test_log_study import make_trial, started\n"
         "config = resolve(None, (), {}, dict(pair.split('=', 1) for pair in sys.argv[2:]))\n"
         "listener = TrackingListener(config)\nlistener.on_study_start(started(config))\n"
         "os.killpg(int(sys.argv[1]), signal.SIGKILL)\nlistener.on_trial(make_trial(0))\n"
@@ -224,8 +249,7 @@ def test_what_a_killed_process_left_is_sent_by_the_next_one(
     command = [sys.executable, "-c", program, str(server._process.pid), *pairs]
     assert subprocess.run(command, cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
     server.kill()
-    (left,) = sessions(spool(remote))
-    assert left.pending()
+    assert "trial 0" in unpublished(remote)
     server.start()
     listener = TrackingListener(remote)
     listener.on_study_start(started(remote, num_done=1))
@@ -235,31 +259,57 @@ def test_what_a_killed_process_left_is_sent_by_the_next_one(
         parent, trial = trial, parent
     assert parent.data.tags["best.run_id"] == trial.info.run_id
     assert (parent.info.status, trial.info.status) == ("FINISHED", "FINISHED")
-    assert sessions(spool(remote)) == []
+    assert unpublished(remote) == []
+
+
+def test_a_process_killed_while_it_publishes_and_a_sync_leave_each_run_once(
+    server: MlflowServer, remote: Config, reader: MlflowClient, experiment: str
+) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from sparsetune.config import resolve\nfrom sparsetune.tracking import TrackingListener\n"
+        "from tests.tracking.test_log_study import make_trial, started\n"
+        "config = resolve(None, (), {}, dict(pair.split('=', 1) for pair in sys.argv[1:]))\n"
+        "listener = TrackingListener(config)\nlistener.on_study_start(started(config))\n"
+        "for number in range(6):\n    listener.on_trial(make_trial(number))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    tracking = {name: getattr(remote.tracking, name) for name in ("root", "experiment", "uri")}
+    command = [sys.executable, "-c", program, *(f"tracking.{name}={value}" for name, value in tracking.items())]
+    assert subprocess.run(command, cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
+    assert unpublished(remote)
+    assert finished(sync(remote))[0] == 0
+    assert unpublished(remote) == []
+    runs = {str(run.info.run_name): run for run in runs_of(reader, experiment)}
+    assert sorted(runs) == [*(f"trial {number}" for number in range(6)), "tune demo's study"]
+    assert len(runs_of(reader, experiment)) == len(runs)
+    for number in range(6):
+        points = _history(reader, runs[f"trial {number}"])["prompt/psnr"]
+        assert [(step, value) for step, value, _ in points] == [(0, 36.0), (1, 40.0)]
 
 
 def test_a_sync_that_is_killed_and_two_at_once_send_everything_once(
-    server: MlflowServer, remote: Config, reader: MlflowClient, experiment: str
+    server: MlflowServer, remote: Config, reader: MlflowClient, experiment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listener = TrackingListener(remote)
     listener.on_study_start(started(remote))
+    monkeypatch.setattr(publish, "RETRY_SECONDS", 3600.0)  # all is for sync
     server.kill()
     for number in range(15):
         listener.on_trial(make_trial(number))
     listener.on_study_end(ended(()))
     server.start()
-    (session,) = sessions(spool(remote))
-    waiting = len(session.pending())
+    waiting = len(unpublished(remote))
     killed = sync(remote)
-    while len(session.pending()) == waiting and killed.poll() is None:
+    while len(unpublished(remote)) == waiting and killed.poll() is None:
         time.sleep(0.01)
     killed.kill()
     killed.communicate()
-    left = len(session.pending())
+    left = len(unpublished(remote))
     assert 0 < left < waiting
     reports = [finished(process) for process in (sync(remote), sync(remote))]
-    assert sum(session["sent"] for _, report, _ in reports for session in report) == left
-    assert sessions(spool(remote)) == []
+    assert sum(result["sent"] for _, report, _ in reports for result in report) == left
+    assert unpublished(remote) == []
     assert len(runs_of(reader, experiment)) == 16
     for run in runs_of(reader, experiment):
         for name, points in _history(reader, run).items():
@@ -271,23 +321,21 @@ def test_a_run_that_was_deleted_meanwhile_holds_no_other_up(
 ) -> None:
     listener = TrackingListener(remote)
     listener.on_study_start(started(remote))
-    assert listener.run_id is not None
-    reader.delete_run(listener.run_id)
+    (study,) = published(reader, experiment, 1)
+    reader.delete_run(study.info.run_id)
     listener.on_trial(make_trial(0))
     listener.on_study_end(ended(()))
     (trial,) = runs_of(reader, experiment)
     assert (trial.info.run_name, trial.info.status) == ("trial 0", "FINISHED")
     status, report, error = finished(sync(remote))
-    assert status == 1 and report[0]["left"] > 0
-    assert "to give them up" in error and "must be in the 'active' state" in report[0]["reason"]
-    reader.restore_run(listener.run_id)
+    assert status == 1 and report[0]["left"] == 1
+    assert "was deleted on the server" in error and "was deleted on the server" in report[0]["reason"]
+    reader.restore_run(study.info.run_id)
     assert finished(sync(remote))[0] == 0
     assert {run.info.status for run in runs_of(reader, experiment)} == {"FINISHED"}
 
 
-def test_a_server_that_is_away_at_the_first_run_is_said_at_once(server: MlflowServer, remote: Config) -> None:
-    listener = TrackingListener(remote)
+def test_a_server_that_is_down_before_the_first_run_is_an_error_at_once(server: MlflowServer, remote: Config) -> None:
     server.kill()
-    with pytest.raises(TrackingError, match=r"tracking server .* must answer"):
-        listener.on_study_start(started(remote))
-    assert not spool(remote).exists() or sessions(spool(remote)) == []
+    with pytest.raises(TrackingError, match=r"tracking server .* does not answer"):
+        TrackingListener(remote)

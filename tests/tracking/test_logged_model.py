@@ -42,7 +42,7 @@ def test_model_that_was_left_half_made_is_none_until_the_next_call_completes_it(
     def refuse(*_: object) -> None:
         raise ConnectionError("gone")
 
-    with monkeypatch.context() as patch, pytest.raises(TrackingError, match=f"run {run} must be writable, but: gone"):
+    with monkeypatch.context() as patch, pytest.raises(TrackingError, match=f"cannot write to run {run}: gone"):
         for call in lost:
             patch.setattr(place.client, call, refuse)
         log_checkpoint_model(place.client, run, checkpoint)

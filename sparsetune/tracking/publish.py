@@ -1,0 +1,349 @@
+"""Publishing: copying runs from the local store to a tracking server.
+
+Every pass compares a run with its copy on the server and writes the difference, so it may stop anywhere and be
+repeated. The copy is found by its key, the id of the local run. Local tags hold the server that a run is for and the
+state that was published last.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsetune.config import TrackingConfig
+from sparsetune.errors import TrackingError
+from sparsetune.locks import exclusive
+from sparsetune.tracking.flavor import FOLDER
+from sparsetune.tracking.log_study import trial_runs
+from sparsetune.tracking.logged_model import log_checkpoint_model
+from sparsetune.tracking.lookup import parent_of, search
+from sparsetune.tracking.run_logger import RunLogger, table_names
+from sparsetune.tracking.store import (
+    KEY,
+    PUBLISHED,
+    SERVER,
+    Store,
+    check_answers,
+    connect,
+    experiment_id,
+    first_line,
+    local_store,
+    resolve_store,
+    sqlite_path,
+    store_errors,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+_LOG = logging.getLogger(__name__)
+
+RETRY_SECONDS = 15.0
+"""Pause after the server failed."""
+
+END_SECONDS = 15.0
+"""How long a command waits at its end for its runs to be published."""
+
+
+class ServerDownError(TrackingError):
+    """The server doesn't answer."""
+
+
+class ServerCopies:
+    """The copies on one server of the runs of a local store."""
+
+    def __init__(self, local: "MlflowClient", server: Store) -> None:
+        from mlflow import MlflowClient
+
+        self.server, self._local = server, local
+        self._lock = Path(sqlite_path(local.tracking_uri) or "").with_name(".publish.lock")
+        self._remote = MlflowClient(server.uri, server.registry_uri)
+        self._experiments: dict[str, str] = {}
+        self._ids: dict[str, str] = {}
+        """Ids of experiments and runs on the server, by those in the local store."""
+        self._written: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+        """Size and time of each uploaded artifact, by run id on the server."""
+
+    def publish(self, run_id: str) -> bool:
+        """Bring the copy of a run up to date; return whether there was anything to do.
+
+        Raises ServerDownError where the server doesn't answer, TrackingError where only this run fails.
+        """
+        try:
+            with exclusive(self._lock, what="the publishing of runs", setting="tracking.root"):
+                run = self._local.get_run(run_id)
+                state = _state(run)
+                if run.data.tags.get(PUBLISHED) == state:
+                    return False
+                check_answers(self.server.uri)  # MLflow itself waits for a minute
+                self._publish(self._remote, run)
+                self._local.set_tag(run_id, PUBLISHED, state)
+                return True
+        except Exception as error:  # MLflow passes on whatever its stores raise: requests', SQLAlchemy's, OS errors
+            try:
+                check_answers(self.server.uri)
+            except TrackingError as down:
+                raise ServerDownError(str(down)) from error
+            raise TrackingError(f"cannot publish run {run_id}: {first_line(error)}") from error
+
+    def trial_runs(self, study_id: str) -> dict[int, str]:
+        """Read the run ids on the server of a study's trials, by number; raises TrackingError."""
+        check_answers(self.server.uri)
+        with store_errors("read the trials' runs on the server"):
+            copy = self._copy(self._remote, self._local.get_run(study_id))
+            return trial_runs(RunLogger(self._remote, copy.info.run_id))
+
+    def _publish(self, server: "MlflowClient", run: "Run") -> None:
+        parent = parent_of(run)
+        if parent is not None and parent not in self._ids:
+            self._copy(server, self._local.get_run(parent))
+        copy = self._copy(server, run)
+        run_id = str(copy.info.run_id)
+        if copy.info.lifecycle_stage != "active":
+            raise TrackingError(f"run {run_id} was deleted on the server; restore it there, or delete it here too")
+        logger = RunLogger(server, run_id)
+        if parent is None and _ended(run):  # its tables and links name its children
+            self._ids |= {child.data.tags.get(KEY, ""): str(child.info.run_id) for child in logger.children()}
+        tags = {name: self._translated(value, run) for name, value in run.data.tags.items()}
+        logger.log(
+            self._new_metrics(run, copy),
+            params={name: value for name, value in run.data.params.items() if name not in copy.data.params},
+            tags={name: value for name, value in tags.items() if name not in (KEY, SERVER, PUBLISHED)},
+        )
+        self._upload(server, run_id, run)
+        if run.inputs and not (copy.inputs and copy.inputs.dataset_inputs):
+            server.log_inputs(run_id, run.inputs.dataset_inputs)
+        if _ended(run):
+            server.set_terminated(run_id, run.info.status, run.info.end_time)
+        elif run.info.end_time is not None and copy.info.status != "RUNNING":  # it ended before and was resumed
+            server.update_run(run_id, status="RUNNING")
+
+    def _copy(self, server: "MlflowClient", run: "Run") -> "Run":
+        """Find the copy of a run, or create it.
+
+        More than one is found where a request that had timed out was carried out after all, or where two hosts
+        started a study at once; the one that has most is kept.
+        """
+        experiment = self._experiment(server, run.info.experiment_id)
+        key = run.data.tags.get(KEY, run.info.run_id)
+        if not (found := _find(server, experiment, key)):
+            server.create_run(experiment, run.info.start_time, {KEY: key}, run.info.run_name)
+            found = _find(server, experiment, key)
+        for twin in found[1:]:
+            if twin.info.lifecycle_stage == "active":
+                server.delete_run(twin.info.run_id)
+        self._ids[run.info.run_id] = str(found[0].info.run_id)
+        return found[0]
+
+    def _experiment(self, server: "MlflowClient", local_id: str) -> str:
+        if local_id not in self._experiments:
+            name = self._local.get_experiment(local_id).name
+            self._experiments[local_id] = experiment_id(server, self.server, name)
+        return self._experiments[local_id]
+
+    def _new_metrics(self, run: "Run", copy: "Run") -> "list[Metric]":
+        """Read the metrics that the server may lack; it ignores those that it has."""
+        latest = {metric.key: metric for metric in copy.data._metric_objs}
+        entries: list[Metric] = []
+        for metric in run.data._metric_objs:
+            known = latest.get(metric.key)
+            if known is None or (known.step, known.timestamp) != (metric.step, metric.timestamp):
+                history = self._local.get_metric_history(run.info.run_id, metric.key)
+                entries += [entry for entry in history if known is None or entry.timestamp >= known.timestamp]
+        return entries
+
+    def _translated(self, text: str, run: "Run") -> str:
+        """Replace the ids of runs, and of the experiment in links, by those on the server."""
+        local = str(run.info.experiment_id)
+        text = text.replace(f"#/experiments/{local}/", f"#/experiments/{self._experiments[local]}/")
+        return re.sub(r"\b[0-9a-f]{32}\b", lambda found: self._ids.get(found[0], found[0]), text)
+
+    def _upload(self, server: "MlflowClient", run_id: str, run: "Run") -> None:
+        written, tables = self._written[run_id], table_names(run.data.tags)
+        for name, path in _artifacts(run).items():
+            state = _stat(path)
+            if written.get(name) != state:
+                if name in tables:
+                    server.log_text(run_id, self._translated(path.read_text(encoding="utf-8"), run), name)
+                else:
+                    server.log_artifact(run_id, str(path), name.rpartition("/")[0] or None)
+                written[name] = state
+        if run.outputs and run.outputs.model_outputs and "model" not in written:
+            log_checkpoint_model(server, run_id, _artifact_folder(run) / FOLDER)
+            written["model"] = (0, 0)
+
+
+class Publisher:
+    """Publishes runs in a background thread, so that recording never waits for the server.
+
+    Failures are logged by the thread that calls, which may be drawing a progress display.
+    """
+
+    def __init__(self, local: "MlflowClient", server: Store) -> None:
+        self.copies = ServerCopies(local, server)
+        self._local = local
+        self._changed = threading.Condition()
+        self._waiting: dict[str, int] = {}
+        """How often `publish` was called for each run that isn't published yet; in the order of the last calls."""
+        self._failures: dict[str, str] = {}
+        self._down: str | None = None
+        self._logged_down = False
+        self._attempts = 0
+        self._hurry = False
+        threading.Thread(target=self._work, name="sparsetune-publish", daemon=True).start()
+
+    def publish(self, run_ids: Iterable[str]) -> None:
+        """Have runs published soon, in this order: a study after its trials, whose ids it names."""
+        with self._changed:
+            for run_id in run_ids:
+                self._waiting[run_id] = self._waiting.pop(run_id, 0) + 1
+            self._changed.notify_all()
+        self._log_changes()
+
+    def flush(self) -> None:
+        """Wait a bounded time until all is published, and log how many runs are not."""
+        self.publish(self._failures)
+        with self._changed:
+            before, self._hurry = self._attempts, True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._waiting or self._attempts > before, END_SECONDS)
+            self._hurry = False
+            left = len(self._waiting.keys() | self._failures.keys())
+            reason = self._down or next(iter(self._failures.values()), f"not done within {END_SECONDS:g} s")
+        self._log_changes()
+        if left:
+            _LOG.warning(
+                "%d run(s) are not on the tracking server %s yet (%s); publish them with `sparsetune sync`",
+                *(left, self.copies.server.shown, reason),
+            )
+
+    def _work(self) -> None:
+        with suppress(TrackingError):  # a local store that fails is logged by the recorder
+            self.publish([str(run.info.run_id) for run in unpublished_runs(self._local, self.copies.server.shown)])
+        while True:
+            with self._changed:
+                if self._down is not None:
+                    self._changed.wait_for(lambda: self._hurry, RETRY_SECONDS)
+                self._changed.wait_for(lambda: self._waiting)
+                run_id, count = next(iter(self._waiting.items()))
+            failure = down = None
+            try:
+                self.copies.publish(run_id)
+            except ServerDownError as error:
+                down = str(error)
+            except TrackingError as error:
+                failure = str(error)
+            with self._changed:
+                self._down = down
+                if down is not None:
+                    self._attempts += 1
+                elif self._waiting[run_id] == count:
+                    del self._waiting[run_id]
+                if failure is not None:
+                    self._failures[run_id] = failure
+                elif down is None:
+                    self._failures.pop(run_id, None)
+                self._changed.notify_all()
+
+    def _log_changes(self) -> None:
+        with self._changed:
+            down, logged = self._down, self._logged_down
+            self._logged_down = down is not None
+        if down is not None and not logged:
+            _LOG.warning("%s; runs are kept in the local store meanwhile", down)
+        elif down is None and logged:
+            _LOG.warning("the tracking server %s answers again", self.copies.server.shown)
+
+
+@dataclass(frozen=True)
+class SyncResult:
+    """How many runs a server was sent, and how many it still lacks, with the reason."""
+
+    server: str
+    sent: int
+    left: int
+    reason: str | None = None
+
+
+def sync(config: TrackingConfig) -> list[SyncResult]:
+    """Publish the runs of the local store that their servers lack; raises TrackingError where it can't be read."""
+    store = local_store(config)
+    if not Path(sqlite_path(store.uri) or "").is_file():
+        return []
+    client = connect(store)
+    by_server: dict[str, list[str]] = {}
+    for run in unpublished_runs(client):
+        by_server.setdefault(run.data.tags[SERVER], []).append(str(run.info.run_id))
+    configured = resolve_store(config)  # with user and password; MLflow's own variables serve for other servers
+    return [
+        _sync(ServerCopies(client, configured if uri == configured.shown else Store(uri, uri, None)), run_ids)
+        for uri, run_ids in by_server.items()
+    ]
+
+
+def _sync(copies: ServerCopies, run_ids: list[str]) -> SyncResult:
+    sent, failures = 0, list[str]()
+    for number, run_id in enumerate(run_ids):
+        try:
+            sent += copies.publish(run_id)
+        except ServerDownError as error:
+            return SyncResult(copies.server.shown, sent, len(run_ids) - number + len(failures), str(error))
+        except TrackingError as error:
+            failures.append(str(error))
+    return SyncResult(copies.server.shown, sent, len(failures), failures[0] if failures else None)
+
+
+def unpublished_runs(client: "MlflowClient", server: str | None = None) -> "Iterator[Run]":
+    """Find the local runs that a server lacks, or lacks something of; children come before their parents."""
+    for run in search(client, f"tags.`{SERVER}` " + ("LIKE '%'" if server is None else f"= '{server}'")):
+        if run.data.tags.get(PUBLISHED) != _state(run):
+            yield run
+
+
+def _find(server: "MlflowClient", experiment: str, key: str) -> "list[Run]":
+    """Find the copies of a run: active ones first, then those with most content."""
+    from mlflow.entities import ViewType
+
+    def rank(run: "Run") -> tuple[bool, int, str]:
+        size = len(run.data.metrics) + len(run.data.params) + len(run.data.tags)
+        return run.info.lifecycle_stage != "active", -size, str(run.info.run_id)
+
+    return sorted(server.search_runs([experiment], f"tags.`{KEY}` = '{key}'", ViewType.ALL), key=rank)
+
+
+def _ended(run: "Run") -> bool:
+    return run.info.status in ("FINISHED", "FAILED", "KILLED")
+
+
+def _state(run: "Run") -> str:
+    """Describe what there is of a run: its end, or a digest of what it has so far."""
+    if _ended(run):
+        return str(run.info.end_time)
+    tags = {name: value for name, value in run.data.tags.items() if name != PUBLISHED}
+    files = {name: _stat(path) for name, path in _artifacts(run).items()}
+    content = run.to_dictionary() | {"data": [run.data.metrics, run.data.params, tags], "files": files}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _artifacts(run: "Run") -> dict[str, Path]:
+    folder = _artifact_folder(run)
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _artifact_folder(run: "Run") -> Path:
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    return Path(local_file_uri_to_path(run.info.artifact_uri))  # type: ignore[no-untyped-call]
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,194 @@
+"""Publishing to a stand-in for a server: another local store, reached by a client that can fail."""
+
+import json
+import logging
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from sparsetune.config import Config, resolve
+from sparsetune.tracking import Store, TrackingListener, connect, publish, resolve_store
+from sparsetune.tracking.publish import ServerCopies, unpublished_runs
+from sparsetune.tracking.run_logger import RunLogger, start_run
+from sparsetune.tracking.store import KEY, PUBLISHED, SERVER, experiment_id, local_store
+from tests.tracking.conftest import artifacts_of, runs_of, tracking
+from tests.tracking.test_log_study import ended, make_trial, started
+
+URI = "http://server"
+
+
+class LateClient(MlflowClient):
+    """A client whose first request for a run times out, and is answered by its server all the same, later."""
+
+    missed: tuple[Any, ...] | None = None
+
+    def create_run(self, *request: Any) -> Run:
+        if self.missed is None:
+            self.missed = request
+            raise ConnectionError("timed out")
+        return super().create_run(*request)
+
+    def catch_up(self) -> str:
+        assert self.missed is not None
+        return str(super().create_run(*self.missed).info.run_id)
+
+
+@pytest.fixture
+def local(client: MlflowClient, store: Store, experiment: str) -> RunLogger:
+    """A finished run of the local store that is to be published."""
+    run = start_run(client, experiment_id(client, store, experiment), "a run", kind="trial", tags={SERVER: URI})
+    run.log({"psnr": float("nan"), "score": 1}, params={"seed": 1}, tables={"rows.json": [{"run": run.run_id}]})
+    run.finish()
+    return run
+
+
+@pytest.fixture
+def server(migrated_database: Path, tmp_path: Path) -> LateClient:
+    shutil.copy(migrated_database, tmp_path / "server.db")
+    store = resolve_store(tracking(uri=f"sqlite:///{tmp_path}/server.db"), {})
+    return LateClient(store.uri, store.registry_uri)
+
+
+@pytest.fixture
+def copies(client: MlflowClient, server: LateClient, monkeypatch: pytest.MonkeyPatch) -> ServerCopies:
+    monkeypatch.setattr(publish, "check_answers", lambda uri: None)
+    copies = ServerCopies(client, Store(URI, URI, None))
+    copies._remote = server
+    return copies
+
+
+def test_a_run_that_a_slow_server_made_twice_is_there_once_in_the_end(
+    copies: ServerCopies, local: RunLogger, server: LateClient, experiment: str
+) -> None:
+    with pytest.raises(publish.TrackingError, match="timed out"):
+        copies.publish(local.run_id)
+    assert copies.publish(local.run_id)
+    twin = server.catch_up()
+    local.client.set_tag(local.run_id, PUBLISHED, "no")
+    assert copies.publish(local.run_id)
+    (run,) = runs_of(server, experiment)
+    assert run.info.run_id != twin and run.data.params == {"seed": "1"} and run.info.status == "FINISHED"
+    assert run.data.tags[KEY] == local.run_id and SERVER not in run.data.tags
+    assert json.loads(Path(server.download_artifacts(run.info.run_id, "rows.json")).read_text())["data"] == [
+        [run.info.run_id]
+    ]
+
+
+def test_a_published_run_is_left_alone_until_it_changes(
+    copies: ServerCopies, local: RunLogger, server: LateClient, client: MlflowClient, experiment: str
+) -> None:
+    server.missed = ()
+    assert copies.publish(local.run_id) and not copies.publish(local.run_id)
+    assert local.run_id not in {run.info.run_id for run in unpublished_runs(client, URI)}
+    local.reopen()
+    local.log({"score": 2}, step=1)
+    assert copies.publish(local.run_id) and not copies.publish(local.run_id)
+    (run,) = runs_of(server, experiment)
+    assert run.info.status == "RUNNING"
+    local.log_json({}, "late.json")
+    assert copies.publish(local.run_id)
+    local.finish()
+    assert copies.publish(local.run_id)
+    (run,) = runs_of(server, experiment)
+    assert run.info.status == "FINISHED" and "late.json" in artifacts_of(server, run.info.run_id)
+    assert [point.value for point in server.get_metric_history(run.info.run_id, "score")] == [1, 2]
+
+
+def test_runs_of_two_hosts_with_one_key_are_one_on_the_server(
+    copies: ServerCopies, local: RunLogger, server: LateClient, client: MlflowClient, store: Store, experiment: str
+) -> None:
+    server.missed = ()
+    identifier = experiment_id(client, store, experiment)
+    other = start_run(client, identifier, "a run", kind="tuning", tags={SERVER: URI, KEY: local.run_id})
+    other.log(params={"seed": 2, "other": 3})
+    assert copies.publish(local.run_id) and copies.publish(other.run_id)
+    (run,) = runs_of(server, experiment)
+    assert run.data.params == {"seed": "1", "other": "3"} and run.info.status == "FINISHED"
+
+
+def test_an_artifact_that_cannot_be_read_fails_only_its_own_run(
+    copies: ServerCopies, local: RunLogger, server: LateClient
+) -> None:
+    server.missed = ()
+    folder = Path(local.client.download_artifacts(local.run_id, ""))
+    (folder / "rows.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(publish.TrackingError, match=f"cannot publish run {local.run_id}: .*decode"):
+        copies.publish(local.run_id)
+
+
+@pytest.fixture
+def hanging() -> Iterator[str]:
+    """The URI of a server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        connections: list[socket.socket] = []
+
+        def accept() -> None:
+            while True:
+                try:
+                    connections.append(listening.accept()[0])
+                except OSError:
+                    return
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
+        for connection in connections:
+            connection.close()
+
+
+@pytest.fixture
+def hung(hanging: str, experiment: str, tmp_path: Path, migrated_database: Path) -> Config:
+    (tmp_path / "mlruns").mkdir()
+    shutil.copy(migrated_database, tmp_path / "mlruns" / "mlflow.db")
+    sets = {"root": str(tmp_path / "mlruns"), "experiment": experiment, "report": "no", "uri": hanging}
+    return resolve(None, (), {}, {f"tracking.{name}": value for name, value in sets.items()})
+
+
+def test_a_server_that_never_answers_slows_no_trial_and_ends_no_search(
+    hung: Config, experiment: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sparsetune.tracking.listener.START_SECONDS", 0.1)
+    monkeypatch.setattr(publish, "END_SECONDS", 0.2)
+    with caplog.at_level(logging.WARNING, "sparsetune"):
+        listener = TrackingListener(hung)
+        assert "does not answer: timed out" in caplog.messages[-1]
+        listener.on_study_start(started(hung))
+        began = time.perf_counter()
+        for number in range(3):
+            listener.on_trial(make_trial(number))
+        assert time.perf_counter() - began < 3
+        began = time.perf_counter()
+        listener.on_study_end(ended(()))
+        assert time.perf_counter() - began < 5
+    assert listener.recorder.problem is None
+    assert "4 run(s) are not on the tracking server" in caplog.messages[-1]
+    assert "publish them with `sparsetune sync`" in caplog.messages[-1]
+    runs = runs_of(connect(local_store(hung.tracking)), experiment)
+    assert [run.info.status for run in runs] == ["FINISHED"] * 4
+
+
+def test_a_process_whose_server_hangs_exits(hung: Config) -> None:
+    program = (
+        "import sys\nfrom sparsetune.config import resolve\n"
+        "from sparsetune.tracking import TrackingListener, listener, publish\n"
+        "from tests.tracking.test_log_study import make_trial, started\n"
+        "listener.START_SECONDS = 0.1; publish.END_SECONDS = 0.2\n"
+        "config = resolve(None, (), {}, dict(pair.split('=', 1) for pair in sys.argv[1:]))\n"
+        "tracking = TrackingListener(config)\ntracking.on_study_start(started(config))\n"
+        "tracking.on_trial(make_trial(0))\nprint('at its end', flush=True)\n"
+    )
+    values = {name: getattr(hung.tracking, name) for name in ("root", "experiment", "uri")}
+    command = [sys.executable, "-c", program, *(f"tracking.{name}={value}" for name, value in values.items())]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "at its end\n"
+        assert process.wait(timeout=10) == 0
