@@ -59,8 +59,7 @@ class AskTell:
         outcome = self._objective.runner.next()
         trial = self._trials[outcome.number]
         try:
-            with self._study.together():
-                self._study.conclude(trial, self._objective.end(trial, outcome))
+            self._study.conclude(trial, self._objective.end(trial, outcome))
             # Not before: others count on what has an outcome, and listeners may take seconds.
             tell(self._objective.runner.listeners, lambda listener: listener.on_trial(outcome))
         except LostTrialError:

@@ -12,7 +12,6 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from sparsetune.tuning.search.mirror import together
 from sparsetune.tuning.search.owner import OWNER, Watch, is_ours, this_process
 from sparsetune.tuning.search.turn import turn
 
@@ -77,7 +76,7 @@ class SharedStudy(optuna.Study):
             plan: called first, with all trials, in the turn; it may put trials in the queue.
             prepare: called with the new trial before others see it; it asks for the parameters.
         """
-        with turn(self.url, self.study_name), self.together():
+        with turn(self.url, self.study_name):
             trials = self.revive()
             if _num_done(trials) + len(_running(trials)) >= n_trials:
                 return None
@@ -132,10 +131,6 @@ class SharedStudy(optuna.Study):
     def wait(self) -> None:
         """Let the others work for a moment."""
         time.sleep(POLL_SECONDS)
-
-    def together(self) -> contextlib.AbstractContextManager[None]:
-        """Within the block, read what others did once, and write what is changed of our trials in one transaction."""
-        return together(self._storage)
 
     def conclude(self, trial: optuna.Trial, told: float | Sequence[float] | TrialState) -> None:
         """End a trial of this process with its value, or as pruned or failed.

@@ -21,7 +21,6 @@ from sparsetune.executor import Executor
 from sparsetune.tuning.context import digest
 from sparsetune.tuning.events import TrialResult, tell
 from sparsetune.tuning.search.asktell import AskTell
-from sparsetune.tuning.search.mirror import mirrored
 from sparsetune.tuning.search.objective import Objective
 from sparsetune.tuning.search.ranking import directions
 from sparsetune.tuning.search.runner import TimeIsUp
@@ -261,8 +260,8 @@ def _open_storage(url: str) -> BaseStorage:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 return JournalStorage(JournalFileBackend(str(path)))
             if url.startswith("sqlite"):
-                return mirrored(RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _SQLITE_SECONDS}}))
+                return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _SQLITE_SECONDS}})
             # A connection may have been cut off while a trial ran for an hour.
-            return mirrored(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, OSError) as error:
         raise unreachable(url, error) from error
