@@ -36,8 +36,8 @@ from sparsetune.tuning.context import TuningContext, open_context
 from sparsetune.tuning.events import TrialResult, TuningListener
 from sparsetune.tuning.prepare import Prepared, prepare
 from sparsetune.tuning.search.allocation import CandidateTable, allocate, best_order
+from sparsetune.tuning.search.objective import METRICS, TrialRunner, shortfalls
 from sparsetune.tuning.search.run import search
-from sparsetune.tuning.search.runner import METRICS, TrialRunner, shortfalls
 from sparsetune.tuning.search.space import NUM_GROUPS, STEEPNESS
 
 SIMS, CDFS = (-1.0, 0.0, 0.3, 0.6, 0.8), (0.9, 0.95, 0.98, 0.99)

@@ -20,8 +20,7 @@ from sparsetune.tracking.log_study import (
 )
 from sparsetune.tracking.monitor import SystemMonitor
 from sparsetune.tracking.run_logger import MODEL, Run, study_tag
-from sparsetune.tuning.events import StudyStarted, TrialPrompt, TrialResult, TuningListener, TuningResult
-from sparsetune.tuning.search.others import Alone, Others
+from sparsetune.tuning.events import StudyStarted, StudyState, TrialPrompt, TrialResult, TuningListener, TuningResult
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -206,7 +205,7 @@ class TrackingListener(EvaluationListener, TuningListener):
         """The run begun last: the tuning's while there is one, else the evaluation's."""
         self._evaluation: Run | None = None
         self._study: Run | None = None
-        self._others: Others = Alone()
+        self._shared = StudyState()
         self._trials: dict[int, str] = {}
         self._monitor: SystemMonitor | None = None
         self._watched: Run | None = None
@@ -246,26 +245,26 @@ class TrackingListener(EvaluationListener, TuningListener):
         if run is None:
             return
         self.recorder.attempt(run.log, self._last_samples(run))
-        if evaluation is None and self._others.num_running() > 0:
+        if evaluation is None and self._shared.num_running_elsewhere() > 0:
             self.recorder.release(run)
         else:
             self.recorder.attempt(self.recorder.fail, run, error)
 
     def on_study_start(self, event: StudyStarted) -> None:
         """Begin a tuning's run, or open it again where the study goes on; all processes on a study share one."""
-        self._others = event.others
+        self._shared = event.study
 
         def begin(known: str | None) -> str:
             study = self._study = self._begin_study(event, known)
             return study.run_id
 
         # In the study's turn: of processes that start at once, the first begins the run.
-        self.run_id = event.others.note(f"mlflow {self.recorder.store.shown} {self.recorder.experiment}", begin)
+        self.run_id = event.study.update_attr(f"mlflow {self.recorder.store.shown} {self.recorder.experiment}", begin)
 
     def _begin_study(self, event: StudyStarted, known: str | None) -> Run:
         study = self.recorder.take_up(event.study_name, known) if event.num_done or known else None
         self._trials = trial_runs(study) if study and event.num_done else {}
-        is_first = study is None or (event.num_done > 0 and event.others.num_running() == 0)
+        is_first = study is None or (event.num_done > 0 and event.study.num_running_elsewhere() == 0)
         goes_on = study is not None
         if study is None:
             tags = {"study": study_tag(event.study_name), MODEL: event.config["model"]["name"]}

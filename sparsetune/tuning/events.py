@@ -11,10 +11,30 @@ from sparsetune.evaluation.events import EvaluationListener
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.executor import Incident, StepDone, Worker
-from sparsetune.tuning.search.others import Alone, Others
 
 Parameter = float | int | str | bool
 TrialState = Literal["complete", "pruned", "failed"]
+
+
+class StudyState:
+    """What listeners may ask of a study; this one is not shared with other processes."""
+
+    def num_done(self) -> int:
+        """Return the number of trials that have an outcome."""
+        return 0
+
+    def num_running_elsewhere(self) -> int:
+        """Return the number of trials that other processes run."""
+        return 0
+
+    def update_attr(self, key: str, change: Callable[[str | None], str]) -> str:
+        """Change a user attribute of the study atomically; returns its new value.
+
+        Args:
+            key: its name.
+            change: called with its value, None where it has none; returns the new one.
+        """
+        return change(None)
 
 
 @dataclass(frozen=True)
@@ -31,7 +51,7 @@ class StudyStarted:
         num_steps: denoising steps of one rendering.
         output_dir: where the winner goes.
         num_eval_prompts: prompts that will judge the winner.
-        others: the processes that work on the same study.
+        study: the study itself, which other processes may share.
     """
 
     study_name: str
@@ -43,7 +63,7 @@ class StudyStarted:
     num_steps: int
     output_dir: Path
     num_eval_prompts: int = 0
-    others: Others = field(default_factory=Alone, compare=False)
+    study: StudyState = field(default_factory=StudyState, compare=False)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from sparsetune.executor import Event, Executor, StepDone, Task, run_all
 from sparsetune.locks import exclusive, exclusive_if_free
-from sparsetune.tuning.context import TuningContext, digest
+from sparsetune.tuning.context import TimeIsUp, TuningContext, digest
 from sparsetune.tuning.events import tell
-from sparsetune.tuning.search.runner import TimeIsUp
 
 POLL_SECONDS = 0.5
 """How often a process that has nothing to do looks whether the others are done, or left something behind."""

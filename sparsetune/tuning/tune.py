@@ -8,14 +8,14 @@ from pathlib import Path
 from sparsetune.attention.policy import Policy
 from sparsetune.config import Config
 from sparsetune.evaluation.compare import compare
-from sparsetune.tuning.context import TuningContext, calibration_signature, digest, open_context
+from sparsetune.tuning.context import TimeIsUp, TuningContext, calibration_signature, digest, open_context
 from sparsetune.tuning.events import Parameter, TrialResult, TuningListener, TuningResult, tell
 from sparsetune.tuning.phases import PhaseClock
 from sparsetune.tuning.prepare import prepare
 from sparsetune.tuning.record import RECORD_NAME, TuningRecord, save_record
 from sparsetune.tuning.refinement import refined_policy
+from sparsetune.tuning.search.objective import TrialRunner
 from sparsetune.tuning.search.run import search
-from sparsetune.tuning.search.runner import TimeIsUp, TrialRunner
 from sparsetune.tuning.sparge_builtin import check_builtin, run_builtin
 from sparsetune.tuning.winner import EVALUATION, Found, WinnersFolder, judge, save
 

@@ -103,7 +103,7 @@ class SearchSpace:
         """
         params: dict[str, Parameter] = {}
         if self.kind == "budget":
-            if THRESHOLDS not in trial.user_attrs and aim:
+            if aim and THRESHOLDS not in trial.user_attrs and "l1" not in trial.params:  # as one has that is run again
                 trial.set_user_attr(AIM, aim)
             if AIM in trial.user_attrs:
                 params |= {"reach": trial.suggest_float("reach", *REACH), AIM: trial.user_attrs[AIM]}
