@@ -161,21 +161,21 @@ _LAYOUT = 4
 """Increment when the format or meaning of stored trials changes; older studies can't be resumed."""
 
 
-def signature(bench: TuningContext) -> dict[str, Any]:
+def signature(context: TuningContext) -> dict[str, Any]:
     """Name all that the trials of one study share, as JSON values."""
-    config = bench.config
+    config = context.config
     shared = ("space", "granularity", "objective", "schedule", "probe_prompts")
     return (
-        calibration_signature(bench)
+        calibration_signature(context)
         | {"layout": _LAYOUT}
         | {name: getattr(config.tune, name) for name in shared}
-        | {"gate": asdict(bench.search_gate)}
+        | {"gate": asdict(context.search_gate)}
     )
 
 
-def calibration_signature(bench: TuningContext) -> dict[str, Any]:
+def calibration_signature(context: TuningContext) -> dict[str, Any]:
     """Name all that decides the calibrated curves, as JSON values."""
-    config, rig = bench.config, bench.rig
+    config, rig = context.config, context.rig
     return {
         "model": rig.identity.fingerprint,
         "layers": [[name, heads] for name, heads in rig.layers],
@@ -185,10 +185,10 @@ def calibration_signature(bench: TuningContext) -> dict[str, Any]:
         "device": rig.device,
         "kernel": rig.kernel,
         "blocks": asdict(rig.blocks),
-        "prompts": hash_prompts(bench.prompts),
+        "prompts": hash_prompts(context.prompts),
         "seed": config.tune.seed,
-        "arrangements": [list(arrangement) for arrangement in bench.arrangements],
-        "grid": [asdict(point) for point in bench.points],
+        "arrangements": [list(arrangement) for arrangement in context.arrangements],
+        "grid": [asdict(point) for point in context.points],
         "calibration_steps": config.tune.calibration_steps,
         "select_partial": config.tune.select_partial,
     }
