@@ -9,8 +9,7 @@ from sparsetune.attention.policy import Policy
 from sparsetune.config import Config
 from sparsetune.evaluation.compare import compare
 from sparsetune.tuning.context import TimeIsUp, TuningContext, calibration_signature, digest, open_context
-from sparsetune.tuning.events import Parameter, TrialResult, TuningListener, TuningResult, tell
-from sparsetune.tuning.phases import PhaseClock
+from sparsetune.tuning.events import Parameter, PhaseClock, TrialResult, TuningListener, TuningResult, tell
 from sparsetune.tuning.prepare import prepare
 from sparsetune.tuning.record import RECORD_NAME, TuningRecord, save_record
 from sparsetune.tuning.refinement import refined_policy
