@@ -36,8 +36,8 @@ from sparsetune.tuning.context import TuningContext, open_context
 from sparsetune.tuning.events import TrialResult, TuningListener
 from sparsetune.tuning.prepare import Prepared, prepare
 from sparsetune.tuning.search.allocation import CandidateTable, allocate, best_order
+from sparsetune.tuning.search.objective import METRICS, TrialRunner, shortfalls
 from sparsetune.tuning.search.run import search
-from sparsetune.tuning.search.runner import METRICS, TrialRunner, shortfalls
 from sparsetune.tuning.search.space import NUM_GROUPS, STEEPNESS
 
 SIMS, CDFS = (-1.0, 0.0, 0.3, 0.6, 0.8), (0.9, 0.95, 0.98, 0.99)
@@ -190,9 +190,9 @@ def searched(place: Field, seed: int, sampler: str) -> Tries:
     complete = [result for _, result in tried if result.state == "complete" and result.sparsity]
     best = max(complete, key=lambda result: (result.feasible, result.sparsity if result.feasible else result.psnr))
     prepared = prepare(bench)
-    catalogue = CandidateTable(prepared.curves, prepared.sensitivity)
+    candidates = CandidateTable(prepared.curves, prepared.sensitivity)
     for step in STEPS_DOWN:
-        lower = allocate(catalogue, sparsity=step * best.sparsity, steepness=STEEPNESS)
+        lower = allocate(candidates, sparsity=step * best.sparsity, steepness=STEEPNESS)
         tried.append(place.on_tune(lower))
     return Tries(tuple(tried), probes)
 
@@ -233,8 +233,8 @@ def variants(place: Field, prepared: Prepared, plain: Prepared) -> Iterator[Vari
         return lambda drop: Policy.uniform(layers, HeadThresholds(-1.0, 1.0 - drop), **how)
 
     def shared(curves: object, **how: object) -> Callable[[float], Policy]:
-        catalogue = CandidateTable(curves, sensitivity)
-        return lambda budget: allocate(catalogue, budget, **({"steepness": STEEPNESS} | how))
+        candidates = CandidateTable(curves, sensitivity)
+        return lambda budget: allocate(candidates, budget, **({"steepness": STEEPNESS} | how))
 
     yield "one pair, raster", pair(), 0.5
     yield "+ text kept", pair(keep_text=True), 0.5

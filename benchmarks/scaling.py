@@ -46,10 +46,10 @@ from sparsetune.metrics import Gate
 from sparsetune.tuning import tune
 from sparsetune.tuning.calibration.curves import Arrangement, Curves, grid
 from sparsetune.tuning.events import TrialResult
-from sparsetune.tuning.search import study as studies
-from sparsetune.tuning.search.objective import Objective
-from sparsetune.tuning.search.runner import TrialRunner
+from sparsetune.tuning.search.objective import Objective, TrialRunner
+from sparsetune.tuning.search.run import optimize
 from sparsetune.tuning.search.space import SearchSpace
+from sparsetune.tuning.search.study import open_study, quiet
 from tests.tracking.servers import postgres, postgres_binaries
 
 TRIAL_SECONDS, NUM_WORKERS = 30.0, 64
@@ -202,6 +202,7 @@ class Watch:
     ended: int = 0
     prompts: int = 0
     before: tuple[int, int, float, float, float] | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def trial(self, num_prompts: int) -> None:
         self.ended += 1
@@ -221,9 +222,10 @@ class Watch:
 class SimulatedRunner(TrialRunner):
     watch: Watch
 
-    def next(self) -> TrialResult:
-        outcome = super().next()
-        self.watch.trial(len(outcome.prompts))
+    def run(self, *trial: Any) -> TrialResult:
+        outcome = super().run(*trial)
+        with self.watch.lock:
+            self.watch.trial(len(outcome.prompts))
         return outcome
 
 
@@ -237,15 +239,15 @@ def driver(options: argparse.Namespace) -> str:
     def score(prompt: object, policy: Policy) -> SimulatedPrompt:
         return SimulatedPrompt(policy, noise.gauss(0.0, 1.0))
 
-    with storage(options.storage) as url, studies.quiet():
+    with storage(options.storage) as url, quiet():
         database = [] if options.charge == "wall" else processes_of(url)
         spent = time.perf_counter if options.charge == "wall" else lambda: time.process_time() + cpu_seconds(database)
         engine = SimulatedExecutor(NUM_WORKERS, TRIAL_SECONDS / options.trial_prompts, spent)
         watch = Watch(engine, spent, marks)
         runner = SimulatedRunner(engine, prompts, score, Gate(), predict=space.predict)
         runner.watch = watch
-        study = studies.open_study(url, "scaling", {}, 0, trials)
-        studies.search(study, Objective(runner, space, aimed=True), trials, None)
+        study = open_study(url, "scaling", {}, 0, trials)
+        optimize(study, Objective(runner, space, aimed=True))
         kind = url.partition(":")[0]
     lines = [
         f"{NUM_WORKERS} simulated workers, {TRIAL_SECONDS:g} s a trial of {options.trial_prompts} prompts, {kind}",

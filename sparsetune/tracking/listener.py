@@ -34,8 +34,7 @@ from sparsetune.tracking.store import (
     resolve_store,
     store_errors,
 )
-from sparsetune.tuning.events import StudyStarted, TrialPrompt, TrialResult, TuningListener, TuningResult
-from sparsetune.tuning.search.others import Alone, Others
+from sparsetune.tuning.events import StudyStarted, StudyState, TrialPrompt, TrialResult, TuningListener, TuningResult
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -195,7 +194,7 @@ class TrackingListener(EvaluationListener, TuningListener):
         """Id of the current run: the tuning's while there is one, else the evaluation's."""
         self._evaluation: RunLogger | None = None
         self._study: RunLogger | None = None
-        self._others: Others = Alone()
+        self._shared = StudyState()
         self._trials: dict[int, str] = {}
         self._monitor: SystemMetricsMonitor | None = None
 
@@ -236,17 +235,17 @@ class TrackingListener(EvaluationListener, TuningListener):
         if run is None:
             return
         self.recorder.attempt(self._stop_monitor, run)
-        if evaluation is None and self._others.num_running() > 0:
+        if evaluation is None and self._shared.num_running_elsewhere() > 0:
             self.recorder.release(run)
         else:
             self.recorder.attempt(self.recorder.fail, run, error)
 
     def on_study_start(self, event: StudyStarted) -> None:
         """Begin a tuning's run, or open it again where the study goes on; all processes on a study share one."""
-        self._others = event.others
+        self._shared = event.study
         store = self.recorder.server or self.recorder.store
         # Under the study's lock: of processes that start at once, the first begins the run.
-        event.others.note(
+        event.study.update_attr(
             f"mlflow {store.shown} {self.recorder.experiment}", lambda known: self._begin_study(event, known)
         )
 
@@ -254,7 +253,7 @@ class TrackingListener(EvaluationListener, TuningListener):
         """Begin or resume a study's run; return its key, by which processes on other hosts publish it too."""
         study = self.recorder.resume(event.study_name, known) if event.num_done or known else None
         self._trials = trial_runs(study) if study and event.num_done else {}
-        is_first = study is None or (event.num_done > 0 and event.others.num_running() == 0)
+        is_first = study is None or (event.num_done > 0 and event.study.num_running_elsewhere() == 0)
         resumed = study is not None
         if self.recorder.server is None:
             known = None

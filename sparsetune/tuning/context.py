@@ -24,9 +24,11 @@ from sparsetune.models.generation import Frames, Renderer
 from sparsetune.models.prompts import AnyPrompt, load_prompts, texts
 from sparsetune.models.runtime import RuntimeDescription
 from sparsetune.tuning.calibration.curves import Arrangement, grid
-from sparsetune.tuning.events import StudyStarted, TuningListener, tell
-from sparsetune.tuning.search.others import Alone
-from sparsetune.tuning.search.shared import SharedStudy
+from sparsetune.tuning.events import StudyStarted, StudyState, TuningListener, tell
+
+
+class TimeIsUp(Exception):
+    """`tune.max_minutes` ended."""
 
 
 @dataclass(frozen=True)
@@ -112,19 +114,20 @@ class TuningContext:
         wanted = tune.schedule or (tune.space == "budget" and tune.granularity != "global")
         return self.prompts[: tune.probe_prompts] if wanted else ()
 
-    def start(self, study_name: str, storage: str, n_trials: int, study: SharedStudy | None = None) -> None:
-        """Tell the listeners that a study of these trials begins, or goes on; None is one that no other can work on."""
+    def start(self, study_name: str, storage: str, n_trials: int, study: StudyState | None = None) -> None:
+        """Notify the listeners that a study of these trials begins or is resumed; None is one that isn't shared."""
+        study = study or StudyState()
         event = StudyStarted(
             study_name=study_name,
             storage=storage,
             config=self.config.model_dump(mode="json"),
             n_trials=n_trials,
-            num_done=0 if study is None else study.num_done(),
+            num_done=study.num_done(),
             prompts=texts(self.prompts),
             num_steps=self.config.generation.num_inference_steps,
             output_dir=self.output_dir,
             num_eval_prompts=len(self.eval_prompts),
-            others=Alone() if study is None else study,
+            study=study,
         )
         tell(self.listeners, lambda listener: listener.on_study_start(event))
 
@@ -154,25 +157,25 @@ class TuningContext:
         return max(0.0, self.config.tune.max_minutes * 60.0 - (time.perf_counter() - self.started))
 
 
-_LAYOUT = 3
-"""Raised whenever trials are kept, or their parameters meant, otherwise: an earlier version's can't be gone on with."""
+_LAYOUT = 4
+"""Increment when the format or meaning of stored trials changes; older studies can't be resumed."""
 
 
-def signature(bench: TuningContext) -> dict[str, Any]:
+def signature(context: TuningContext) -> dict[str, Any]:
     """Name all that the trials of one study share, as JSON values."""
-    config = bench.config
+    config = context.config
     shared = ("space", "granularity", "objective", "schedule", "probe_prompts")
     return (
-        calibration_signature(bench)
+        calibration_signature(context)
         | {"layout": _LAYOUT}
         | {name: getattr(config.tune, name) for name in shared}
-        | {"gate": asdict(bench.search_gate)}
+        | {"gate": asdict(context.search_gate)}
     )
 
 
-def calibration_signature(bench: TuningContext) -> dict[str, Any]:
+def calibration_signature(context: TuningContext) -> dict[str, Any]:
     """Name all that decides the calibrated curves, as JSON values."""
-    config, runtime = bench.config, bench.runtime
+    config, runtime = context.config, context.runtime
     return {
         "model": runtime.identity.fingerprint,
         "layers": [[name, heads] for name, heads in runtime.layers],
@@ -182,10 +185,10 @@ def calibration_signature(bench: TuningContext) -> dict[str, Any]:
         "device": runtime.device,
         "kernel": runtime.kernel,
         "blocks": asdict(runtime.blocks),
-        "prompts": hash_prompts(bench.prompts),
+        "prompts": hash_prompts(context.prompts),
         "seed": config.tune.seed,
-        "arrangements": [list(arrangement) for arrangement in bench.arrangements],
-        "grid": [asdict(point) for point in bench.points],
+        "arrangements": [list(arrangement) for arrangement in context.arrangements],
+        "grid": [asdict(point) for point in context.points],
         "calibration_steps": config.tune.calibration_steps,
         "select_partial": config.tune.select_partial,
     }

@@ -1,5 +1,6 @@
-"""What tuning tells those who watch it."""
+"""Events of a tuning, its listeners, and the clock that adds up the time of each phase from them."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,31 @@ from sparsetune.evaluation.compare import Comparison
 from sparsetune.evaluation.events import EvaluationListener
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import EvaluationResult
-from sparsetune.executor import Incident, StepDone, Worker
-from sparsetune.tuning.search.others import Alone, Others
+from sparsetune.executor import PHASES, Incident, Phase, StepDone, Worker
 
 Parameter = float | int | str | bool
 TrialState = Literal["complete", "pruned", "failed"]
+
+
+class StudyState:
+    """What listeners may ask of a study; this one is not shared with other processes."""
+
+    def num_done(self) -> int:
+        """Return the number of trials that have an outcome."""
+        return 0
+
+    def num_running_elsewhere(self) -> int:
+        """Return the number of trials that other processes run."""
+        return 0
+
+    def update_attr(self, key: str, change: Callable[[str | None], str]) -> str:
+        """Change a user attribute of the study atomically; returns its new value.
+
+        Args:
+            key: its name.
+            change: called with its value, None where it has none; returns the new one.
+        """
+        return change(None)
 
 
 @dataclass(frozen=True)
@@ -31,7 +52,7 @@ class StudyStarted:
         num_steps: denoising steps of one rendering.
         output_dir: where the winner goes.
         num_eval_prompts: prompts that will judge the winner.
-        others: the processes that work on the same study.
+        study: the study itself, which other processes may share.
     """
 
     study_name: str
@@ -43,7 +64,7 @@ class StudyStarted:
     num_steps: int
     output_dir: Path
     num_eval_prompts: int = 0
-    others: Others = field(default_factory=Alone, compare=False)
+    study: StudyState = field(default_factory=StudyState, compare=False)
 
 
 @dataclass(frozen=True)
@@ -146,7 +167,7 @@ class TuningResult:
         insight: what the trials say of the search.
         incidents: what happened to workers: one lost, one joined.
         left_to: who saves and judges the winner where this process doesn't, as a sentence; None where it does.
-        seconds_by_phase: `seconds` by phase, see `sparsetune.tuning.phases`.
+        seconds_by_phase: `seconds` by phase, see `PhaseClock`.
         record_path: all of this as JSON, see `sparsetune.tuning.record`; None where it isn't written.
     """
 
@@ -215,3 +236,62 @@ def tell(listeners: Sequence[TuningListener], call: Callable[[TuningListener], N
     """Make one call on every listener, in order."""
     for listener in listeners:
         call(listener)
+
+
+class PhaseClock(TuningListener):
+    """Adds up the seconds of each phase.
+
+    An event of a step comes at the step's end, so the time before it is its phase's; the first trial begins at once,
+    so the time before that is still the phase's before it. `preparation` is the study's opening and what a tuner does
+    before its first rendering, SpargeAttn's own search counted in; `trials` holds the sampler's own time and the
+    winner's saving. A phase that is skipped has no seconds.
+
+    Args:
+        now: a clock in seconds.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+        self._last = now()
+        self._phase: Phase = "preparation"
+        self._seconds: dict[Phase, float] = {}
+
+    def restart(self, at: float) -> None:
+        """Count from this time on, forgetting what was."""
+        self._last, self._phase, self._seconds = at, "preparation", {}
+
+    def stop(self) -> Mapping[str, float]:
+        """Close the phase that goes on, and give the seconds of each phase that there was, in order."""
+        self._close(self._phase)
+        return {phase: self._seconds[phase] for phase in PHASES if phase in self._seconds}
+
+    def on_study_start(self, event: StudyStarted) -> None:
+        """The study is open."""
+        self._close("preparation")
+
+    def on_trial_start(self, event: TrialStarted) -> None:
+        """A trial begins."""
+        self._close(self._phase)
+        self._phase = "trials"
+
+    def on_step(self, event: StepDone) -> None:
+        """A step was done."""
+        self._close(event.phase)
+
+    def on_prompt(self, event: TrialPrompt) -> None:
+        """A prompt of a trial was judged."""
+        self._close("trials")
+
+    def on_trial(self, result: TrialResult) -> None:
+        """A trial ended."""
+        self._close("trials")
+
+    def on_winner(self, trial: TrialResult, checkpoint_path: Path) -> None:
+        """The winner is saved, and judged next."""
+        self._close(self._phase)
+        self._phase = "evaluation"
+
+    def _close(self, phase: Phase) -> None:
+        now = self._now()
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._last
+        self._last, self._phase = now, phase

@@ -20,10 +20,9 @@ from sparsetune.tuning.calibration.calibrate import CalibratePrompt
 from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.calibration.refine import RefinedThresholds, RefinePrompt
 from sparsetune.tuning.calibration.sensitivity import Sensitivity, fit, probes
-from sparsetune.tuning.context import TuningContext, calibration_signature, digest
+from sparsetune.tuning.context import TimeIsUp, TuningContext, calibration_signature, digest
 from sparsetune.tuning.events import tell
 from sparsetune.tuning.search.allocation import best_order
-from sparsetune.tuning.search.runner import TimeIsUp
 from sparsetune.tuning.search.space import num_groups
 
 POLL_SECONDS = 0.5

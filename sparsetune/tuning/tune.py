@@ -8,50 +8,49 @@ from pathlib import Path
 from sparsetune.attention.policy import Policy
 from sparsetune.config import Config
 from sparsetune.evaluation.compare import compare
-from sparsetune.tuning.context import TuningContext, calibration_signature, digest, open_context
-from sparsetune.tuning.events import Parameter, TrialResult, TuningListener, TuningResult, tell
-from sparsetune.tuning.phases import PhaseClock
+from sparsetune.tuning.context import TimeIsUp, TuningContext, calibration_signature, digest, open_context
+from sparsetune.tuning.events import Parameter, PhaseClock, TrialResult, TuningListener, TuningResult, tell
 from sparsetune.tuning.prepare import prepare, refined_policy
 from sparsetune.tuning.record import RECORD_NAME, TuningRecord, save_record
+from sparsetune.tuning.search.objective import TrialRunner
 from sparsetune.tuning.search.run import search
-from sparsetune.tuning.search.runner import TimeIsUp, TrialRunner
 from sparsetune.tuning.sparge_builtin import check_builtin, run_builtin
 from sparsetune.tuning.winner import EVALUATION, Found, WinnersFolder, judge, save
 
 
-def calibrated(bench: TuningContext) -> Found:
+def calibrated(context: TuningContext) -> Found:
     """Calibrate, and search the sparsest policy with every head's error within `tune.l1` and `tune.pv_l1`."""
-    name = _start(bench)
-    tune = bench.config.tune
+    name = _start(context)
+    tune = context.config.tune
     try:
-        prepared = prepare(bench, probe=False)
-        policy = refined_policy(bench, prepared.curves)
-        trial = _tried(bench, policy, {"l1": tune.l1, "pv_l1": tune.pv_l1})
+        prepared = prepare(context, probe=False)
+        policy = refined_policy(context, prepared.curves)
+        trial = _tried(context, policy, {"l1": tune.l1, "pv_l1": tune.pv_l1})
     except TimeIsUp:
         return Found(name, (), None)
     return _found(name, trial, prepared.path)
 
 
-def built_in(bench: TuningContext) -> Found:
+def built_in(context: TuningContext) -> Found:
     """Run SpargeAttn's own search with the bounds `tune.l1` and `tune.pv_l1`."""
-    name = _start(bench)
-    tune = bench.config.tune
-    trial = _tried(bench, run_builtin(bench), {"l1": tune.l1, "pv_l1": tune.pv_l1})
+    name = _start(context)
+    tune = context.config.tune
+    trial = _tried(context, run_builtin(context), {"l1": tune.l1, "pv_l1": tune.pv_l1})
     return _found(name, trial, None)
 
 
-def _start(bench: TuningContext) -> str:
-    config = bench.config
+def _start(context: TuningContext) -> str:
+    config = context.config
     bounds = {"l1": config.tune.l1, "pv_l1": config.tune.pv_l1}
-    name = f"{config.model.name}-{config.tune.tuner}-{digest(calibration_signature(bench) | bounds)[:8]}"
-    bench.start(name, storage="", n_trials=1)
+    name = f"{config.model.name}-{config.tune.tuner}-{digest(calibration_signature(context) | bounds)[:8]}"
+    context.start(name, storage="", n_trials=1)
     return name
 
 
-def _tried(bench: TuningContext, policy: Policy, params: Mapping[str, Parameter]) -> TrialResult:
+def _tried(context: TuningContext, policy: Policy, params: Mapping[str, Parameter]) -> TrialResult:
     """Render the tune prompts under the policy: its one trial."""
-    result = TrialRunner.of(bench).run(0, params, policy)
-    tell(bench.listeners, lambda listener: listener.on_trial(result))
+    result = TrialRunner.of(context).run(0, params, policy)
+    tell(context.listeners, lambda listener: listener.on_trial(result))
     return result
 
 
@@ -88,28 +87,28 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
     if config.tune.tuner == "builtin":
         check_builtin(parallel=config.tune.parallel_tune)
     clock = PhaseClock()
-    bench, folder = open_context(config, output_dir, (clock, *listeners)), WinnersFolder(output_dir)
-    clock.restart(bench.started)
+    context, folder = open_context(config, output_dir, (clock, *listeners)), WinnersFolder(output_dir)
+    clock.restart(context.started)
     try:
-        result = _result(bench, _TUNERS[config.tune.tuner](bench), folder)
+        result = _result(context, _TUNERS[config.tune.tuner](context), folder)
         result = replace(result, seconds_by_phase=clock.stop())
         if result.left_to is None:
             result = replace(result, record_path=output_dir / RECORD_NAME)
             save_record(TuningRecord.of(result, config), output_dir / RECORD_NAME)
     except BaseException as error:
         failure = error
-        bench.engine.cancel_all()
-        tell(bench.listeners, lambda listener: listener.on_failure(failure))
+        context.engine.cancel_all()
+        tell(context.listeners, lambda listener: listener.on_failure(failure))
         raise
     finally:
-        bench.engine.close()
-    tell(bench.listeners, lambda listener: listener.on_study_end(result))
+        context.engine.close()
+    tell(context.listeners, lambda listener: listener.on_study_end(result))
     return result
 
 
-def _result(bench: TuningContext, found: Found, folder: WinnersFolder) -> TuningResult:
+def _result(context: TuningContext, found: Found, folder: WinnersFolder) -> TuningResult:
     """Give what a tuner found, judged where no other process of the study does that."""
-    result = replace(found.result(time.perf_counter() - bench.started), incidents=bench.engine.incidents)
+    result = replace(found.result(time.perf_counter() - context.started), incidents=context.engine.incidents)
     if found.num_elsewhere:
         trials = "1 trial still runs" if found.num_elsewhere == 1 else f"{found.num_elsewhere} trials still run"
         return replace(result, left_to=f"{trials} in other processes of the study, the last of which judges the winner")
@@ -117,22 +116,22 @@ def _result(bench: TuningContext, found: Found, folder: WinnersFolder) -> Tuning
         return result
     with folder.take(found.study_name, found.best.number) as ours:
         if not ours:
-            return replace(result, left_to=f"another process of the study saves and judges it in {bench.output_dir}")
-        return _judged(bench, found.study_name, found.best, result)
+            return replace(result, left_to=f"another process of the study saves and judges it in {context.output_dir}")
+        return _judged(context, found.study_name, found.best, result)
 
 
-def _judged(bench: TuningContext, study_name: str, best: TrialResult, result: TuningResult) -> TuningResult:
+def _judged(context: TuningContext, study_name: str, best: TrialResult, result: TuningResult) -> TuningResult:
     """Save the winner, and judge it and SpargeAttn's default thresholds on the eval prompts."""
-    saved = save(bench, study_name, best)
-    tell(bench.listeners, lambda listener: listener.on_winner(best, saved))
-    before = judge(bench, None, "before")
-    after = judge(bench, best.policy, EVALUATION, saved)
+    saved = save(context, study_name, best)
+    tell(context.listeners, lambda listener: listener.on_winner(best, saved))
+    before = judge(context, None, "before")
+    after = judge(context, best.policy, EVALUATION, saved)
     return replace(
         result,
         checkpoint_path=saved,
         before=before,
         evaluation=after,
         comparison=compare(before, after),
-        seconds=time.perf_counter() - bench.started,
-        incidents=bench.engine.incidents,
+        seconds=time.perf_counter() - context.started,
+        incidents=context.engine.incidents,
     )

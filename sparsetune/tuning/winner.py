@@ -72,13 +72,13 @@ class WinnersFolder:
         return frozenset((name, status.st_mtime_ns, status.st_ino) for name, status in found)
 
 
-def save(bench: TuningContext, study_name: str, best: TrialResult) -> Path:
+def save(context: TuningContext, study_name: str, best: TrialResult) -> Path:
     """Save a trial's policy as the checkpoint of the search, with all that is known of it.
 
     Returns:
         The checkpoint's folder.
     """
-    config, runtime = bench.config, bench.runtime
+    config, runtime = context.config, context.runtime
     identity = runtime.identity
     measured = {
         "sparsity": best.sparsity, "psnr": best.psnr, "psnr_worst": best.psnr_worst, "frame_cosine": best.frame_cosine
@@ -105,44 +105,44 @@ def save(bench: TuningContext, study_name: str, best: TrialResult) -> Path:
         tuner_settings=config.tune.model_dump(mode="json")
         | {"study_name": study_name, "trial": best.number, "params": dict(best.params)},
         search=recorded(config),
-        prompts_hash=hash_prompts(bench.prompts),
-        eval_prompts_hash=hash_prompts(bench.eval_prompts),
+        prompts_hash=hash_prompts(context.prompts),
+        eval_prompts_hash=hash_prompts(context.eval_prompts),
         seeds=(config.tune.seed,),
         versions=versions(),
         git_commit=git_commit(),
         metrics={name: value for name, value in measured.items() if value is not None},
     )
-    return save_checkpoint(Checkpoint(best.policy, manifest), bench.output_dir / CHECKPOINT)
+    return save_checkpoint(Checkpoint(best.policy, manifest), context.output_dir / CHECKPOINT)
 
 
 def judge(
-    bench: TuningContext, policy: Policy | None, folder: str, checkpoint_path: Path | None = None
+    context: TuningContext, policy: Policy | None, folder: str, checkpoint_path: Path | None = None
 ) -> EvaluationResult:
     """Judge a policy on the eval prompts, which the search never saw.
 
     Args:
-        bench: what the search worked with.
+        context: what the search worked with.
         policy: what to judge; None for SpargeAttn's default thresholds.
         folder: name of the folder in the output folder that gets the result.
         checkpoint_path: where the policy is saved, if it is.
     """
-    config = bench.config
+    config = context.config
     return evaluate(
-        bench.engine,
+        context.engine,
         policy,
-        bench.eval_prompts,
+        context.eval_prompts,
         seed=config.eval.seed,
-        cache=bench.cache,
+        cache=context.cache,
         metrics=config.eval.metrics,
-        gate=bench.gate,
+        gate=context.gate,
         backend=config.backend,
-        listener=Listeners([each for listener in bench.listeners for each in listener.evaluation_listeners()]),
-        output_dir=bench.output_dir / folder,
+        listener=Listeners([each for listener in context.listeners for each in listener.evaluation_listeners()]),
+        output_dir=context.output_dir / folder,
         save_videos=config.eval.save_videos,
         checkpoint=None if checkpoint_path is None else str(checkpoint_path),
         tuner=None if checkpoint_path is None else config.tune.tuner,
         prompt_file=config.eval.prompt_file,
-        tune_prompts=bench.prompts,
+        tune_prompts=context.prompts,
     )
 
 

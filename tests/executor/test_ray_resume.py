@@ -15,8 +15,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from sparsetune.tuning.search import study as studies
-from sparsetune.tuning.search.owner import OWNER
-from sparsetune.tuning.search.shared import OUTCOME, PARAMS
+from sparsetune.tuning.search.study import OUTCOME, PROCESS
 
 pytest.importorskip("ray", reason="the extra ray isn't installed")
 pytestmark = [
@@ -85,7 +84,7 @@ def in_the_middle(folder: Path, command: "subprocess.Popen[str]") -> None:
             trials = trials_of(folder)
         except KeyError:  # not begun yet
             continue
-        running = [trial for trial in trials if trial.state == TrialState.RUNNING and PARAMS in trial.user_attrs]
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING and trial.params]
         if len(running) == 2 and any(OUTCOME in trial.user_attrs for trial in trials):
             return
     raise AssertionError((folder / "stderr").read_text())
@@ -119,7 +118,7 @@ def test_the_same_command_goes_on_where_its_driver_was_killed(tmp_path: Path) ->
     assert {trial.number for trial in before} < done.keys()
     for trial in lost:  # each was tried again, once, by the second driver
         (again,) = [each for each in done.values() if each.params == trial.params]
-        assert again.number > trial.number and again.user_attrs[OWNER][1] == second.pid
+        assert again.number > trial.number and again.user_attrs[PROCESS].startswith(f"{second.pid}-")
     assert max(Counter(json.dumps(trial.params, sort_keys=True) for trial in done.values()).values()) == 1
     result = json.loads(stdout)
     assert result["best_trial"] in done and (tmp_path / "results" / "checkpoint").is_dir()

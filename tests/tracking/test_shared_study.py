@@ -9,28 +9,29 @@ from mlflow import MlflowClient
 
 from sparsetune.config import Config
 from sparsetune.tracking import TrackingListener
+from sparsetune.tuning.events import StudyState
 from tests.tracking.conftest import runs_of
 from tests.tracking.test_log_study import STUDY_RUN, TRIALS, ended, started
 
 
-class Together:
+class Together(StudyState):
     """Processes on one study, as each of them sees the others: what they keep, and how many trials the others run."""
 
     def __init__(self) -> None:
         self.kept: dict[str, str] = {}
         self.running = 0
 
-    def num_running(self) -> int:
+    def num_running_elsewhere(self) -> int:
         return self.running
 
-    def note(self, key: str, change: Callable[[str | None], str]) -> str:
+    def update_attr(self, key: str, change: Callable[[str | None], str]) -> str:
         self.kept[key] = change(self.kept.get(key))
         return self.kept[key]
 
 
 def begin(config: Config, others: Together, num_done: int = 0) -> TrackingListener:
     listener = TrackingListener(config)
-    listener.on_study_start(replace(started(config, num_done), others=others))
+    listener.on_study_start(replace(started(config, num_done), study=others))
     return listener
 
 

@@ -14,42 +14,38 @@ import time
 import traceback
 from pathlib import Path
 
-from sparsetune.tuning.search import study as studies
-from tests.executor.engines import FakeExecutor
-from tests.tuning.test_study import Recorder, make
-
-
-class SlowEngine(FakeExecutor):
-    """Takes its time for each prompt, some more than others; dies in the middle of one where it is told to."""
-
-    dies = False
-    done = 0
-
-    def end(self, job):
-        time.sleep(random.Random(os.getpid() + self.done).uniform(0.002, 0.02))
-        if self.dies:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.done += 1
-        super().end(job)
+from sparsetune.tuning.search.run import results
+from sparsetune.tuning.search.study import quiet
+from tests.tuning.test_study import Known, Recorder, make, search
 
 
 def work(url: str, folder: Path, n_trials: int, dies_at: int | None) -> None:
-    engine, recorder = SlowEngine(), Recorder()
-    with studies.quiet(), (folder / f"{os.getpid()}.begun").open("a") as begun:
-        study, objective = make(folder, (recorder,), n_trials=n_trials, url=url, engine=engine)
-        begin, mine = objective.begin, []
+    recorder, mine, known = Recorder(), [], Known.run
 
-        def noted(trial):
-            begun.write(f"{trial.number}\n")
+    def slow(self, place, emit):
+        """Take time for each prompt, some more than others, and die in the middle of one."""
+        time.sleep(random.Random(f"{os.getpid()} {time.monotonic()}").uniform(0.002, 0.02))
+        if dies_at is not None and len(mine) == dies_at + 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return known(self, place, emit)
+
+    Known.run = slow
+    with quiet(), (folder / f"{os.getpid()}.begun").open("a") as begun:
+        study, objective = make(folder, (recorder,), n_trials=n_trials, url=url)
+        run = objective.runner.run
+
+        def noted(number, *rest):
+            begun.write(f"{number}\n")
             begun.flush()
-            engine.dies = len(mine) == dies_at
-            mine.append(trial.number)
-            begin(trial)
+            mine.append(number)
+            return run(number, *rest)
 
-        objective.begin = noted
-        studies.search(study, objective, n_trials, None)
-        found = [[trial.number, trial.state, trial.sparsity] for trial in studies.results(study, objective)]
-    ended = {"own": [trial.number for trial in recorder.trials], "all": found, "elsewhere": study.num_running()}
+        objective.runner.run = noted
+        search(study, objective, n_trials)
+        found = [[trial.number, trial.state, trial.sparsity] for trial in results(study, objective)]
+    ended = {
+        "own": [trial.number for trial in recorder.trials], "all": found, "elsewhere": study.num_running_elsewhere()
+    }  # fmt: skip
     (folder / f"{os.getpid()}.ended").write_text(json.dumps(ended))
 
 

@@ -108,14 +108,14 @@ def test_each_head_takes_the_order_that_is_worth_most() -> None:
 
 def test_a_dense_layer_is_predicted_whatever_order_stands_there() -> None:
     table = smooth()
-    catalogue = CandidateTable(
+    candidates = CandidateTable(
         replace(table, arrangements=(Arrangement("hilbert", True), Arrangement("tiles", True))), Sensitivity()
     )
-    policy = allocate(catalogue, 0.1, steepness=0.0)
+    policy = allocate(candidates, 0.1, steepness=0.0)
     first, second = policy.layers
     dense = replace(second, heads=(DENSE["cdf"],) * len(second.heads), order="raster")
     apart = replace(policy, layers=(replace(first, order="tiles"), dense))
-    error = predict(catalogue, apart)
+    error = predict(candidates, apart)
     assert error is not None and 0.0 < error < 0.1
 
 

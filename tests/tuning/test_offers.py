@@ -42,10 +42,10 @@ def written_out(
 def test_offers_are_the_same_to_the_last_bit_whatever_was_asked_before(sensitivity: Sensitivity, rule: Rule) -> None:
     table = curves(2)
     table.error_rms[1, 1, 0, 0, 5] = np.inf
-    catalogue = CandidateTable(table, sensitivity)
+    candidates = CandidateTable(table, sensitivity)
     for dense_fraction, steepness, weights in ((0.2, 0.5, (1.0, 1.7)), (0.0, 0.0, (1.0,)), (0.2, 0.5, (1.0, 0.6))):
         schedule = sensitivity.schedule(dense_fraction, steepness)
-        found = catalogue.offers((0, 1), rule, schedule, weights)
+        found = candidates.costs((0, 1), rule, schedule, weights)
         cost, gain, unit = written_out(table, sensitivity, rule, schedule, weights)
         assert np.array_equal(found.cost, cost) and np.array_equal(found.gain, gain) and found.unit == unit
 
@@ -54,9 +54,9 @@ def test_offers_are_the_same_to_the_last_bit_whatever_was_asked_before(sensitivi
 @pytest.mark.parametrize("rule", ["cdf", "topk"])
 def test_a_prediction_adds_up_what_each_head_takes_to_the_last_bit(sensitivity: Sensitivity, rule: Rule) -> None:
     table = curves(3)
-    catalogue = CandidateTable(table, sensitivity)
+    candidates = CandidateTable(table, sensitivity)
     for budget, orders in ((0.1, None), (0.3, ("tiles",)), (1e-9, ("raster",))):
-        policy = allocate(catalogue, budget, orders=orders, rule=rule, dense_fraction=0.2)
+        policy = allocate(candidates, budget, orders=orders, rule=rule, dense_fraction=0.2)
         cost, _, unit = written_out(table, sensitivity, rule, policy.schedule, (1.0,))
         points = [point for point in table.points if point.rule == rule]
         spent = 0.0
@@ -64,4 +64,4 @@ def test_a_prediction_adds_up_what_each_head_takes_to_the_last_bit(sensitivity: 
             for head, thresholds in enumerate(layer.heads):
                 order = ("raster", "tiles").index(policy.head_orders[index][head])
                 spent += float(cost[order, index, head, points.index(thresholds)]) if thresholds.is_sparse else 0.0
-        assert predict(catalogue, policy) == float(np.sqrt(spent / unit))
+        assert predict(candidates, policy) == float(np.sqrt(spent / unit))

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from sparsetune.executor import StepDone
-from sparsetune.tuning.phases import PHASES, PhaseClock
+from sparsetune.executor import PHASES, StepDone
+from sparsetune.tuning.events import PhaseClock
 
 
 class Hands:

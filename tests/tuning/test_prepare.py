@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sparsetune.tuning.search.runner import TimeIsUp
 
 from sparsetune.attention.backends import ReferenceBackend
 from sparsetune.attention.handle import kept_blocks
@@ -34,7 +35,6 @@ from sparsetune.tuning.prepare import (
     sampled_steps,
 )
 from sparsetune.tuning.reproduce import config_from_manifest
-from sparsetune.tuning.search.runner import TimeIsUp
 
 BOUNDS = Bounds(0.1, 0.12)
 

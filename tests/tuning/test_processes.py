@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import optuna
 import pytest
+from optuna.trial import TrialState
 
+from sparsetune.tuning.events import TrialResult
+from sparsetune.tuning.search import run as searches
 from sparsetune.tuning.search import study as studies
-from sparsetune.tuning.search.shared import OUTCOME
+from sparsetune.tuning.search.study import OUTCOME
 from tests.tracking.servers import postgres, postgres_binaries
-from tests.tuning.test_study import GATE, Recorder, make
+from tests.tuning.test_study import GATE, Recorder, make, search
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def test_four_processes_lose_no_trial_and_do_none_twice(
         study, objective = make(tmp_path, n_trials=n_trials, url=url)
         trials = study.get_trials(deepcopy=False)
         done = {trial.number: trial for trial in trials if OUTCOME in trial.user_attrs}
-        results = studies.results(study, objective)
+        results = searches.results(study, objective)
     # As many as were asked for, no more, and nothing waits or hangs.
     assert len(done) == n_trials and {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED", "FAIL"}
     # No trial was begun by two processes; the one that died in the middle of its third left two, and one to try again.
@@ -86,7 +88,7 @@ def test_what_is_asked_depends_on_the_study_alone(tmp_path: Path) -> None:
         for n_trials in steps:
             with studies.quiet():
                 study, objective = make(tmp_path / folder, n_trials=14)
-                studies.search(study, objective, n_trials, None)
+                search(study, objective, n_trials)
         params.append([trial.params for trial in study.trials])
     assert params[0] == params[1]
 
@@ -95,25 +97,26 @@ def test_a_study_that_others_have_filled_is_over(tmp_path: Path) -> None:
     with studies.quiet():
         study, objective = make(tmp_path)
         other, others = make(tmp_path)
-        studies.search(study, objective, 5, None)
-        studies.search(other, others, 5, None)
-    assert study.num_done() == 5 and others.runner.results == {}
+        search(study, objective, 5)
+        search(other, others, 5)
+    assert study.num_done() == 5 and others.results == {}
 
 
 def test_a_process_that_was_taken_for_dead_drops_its_trial(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recorder = Recorder()
     with studies.quiet():
         study, objective = make(tmp_path, (recorder,))
-        begin = objective.begin
+        run = objective.runner.run
 
-        def robbed(trial: optuna.Trial) -> None:
-            begin(trial)
-            if trial.number == 2:  # what another process does when this one's pulse stands still
-                study._requeue(study.get_trials()[2])
+        def robbed(number: int, *rest: object) -> TrialResult:
+            if number == 2:  # what another process does when this one has no heartbeat
+                study.tell(2, state=TrialState.FAIL)
+            return run(number, *rest)
 
-        objective.begin = robbed
-        studies.search(study, objective, 6, None)
-    assert "trial 2 is dropped: this process gave no sign of life" in caplog.text
+        objective.runner.run = robbed
+        search(study, objective, 6)
+    assert "trial 2 is dropped: this process had no heartbeat" in caplog.text
     assert study.num_done() == 6 and 2 not in [trial.number for trial in recorder.trials]
-    again = [trial for trial in recorder.trials if trial.params == study.trials[2].user_attrs["params"]]
+    lost = study.trials[2].params
+    again = [trial for trial in recorder.trials if lost and lost.items() <= trial.params.items()]
     assert len(again) == 1 and len(recorder.trials) == 6

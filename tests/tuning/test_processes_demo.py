@@ -18,9 +18,7 @@ from sparsetune.checkpoint import load_checkpoint
 from sparsetune.config import TrackingConfig
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.tracking import connect, resolve_store
-from sparsetune.tuning.search.owner import OWNER
-from sparsetune.tuning.search.shared import OUTCOME
-from sparsetune.tuning.search.turn import turn
+from sparsetune.tuning.search.study import OUTCOME, PROCESS, study_lock
 from tests.tracking.conftest import runs_of
 from tests.tracking.servers import postgres, postgres_binaries
 
@@ -73,14 +71,14 @@ def in_a_trial(url: str, processes: list[int], folder: Path) -> int:
         time.sleep(0.2)
         if study is None:
             try:
-                with turn(url, "tables"):  # opening a storage makes its tables
+                with study_lock(url, "tables"):  # opening a storage makes its tables
                     study = optuna.load_study(study_name="four", storage=url)
             except KeyError:  # not begun yet
                 continue
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            owner = trial.user_attrs.get(OWNER, [None, None])[1]
-            if owner in processes:
-                return int(owner)
+            process = int(trial.user_attrs.get(PROCESS, "0-").partition("-")[0])
+            if process in processes:
+                return process
     raise AssertionError("no trial began: " + "".join(path.read_text() for path in folder.glob("*.err")))
 
 
@@ -110,7 +108,7 @@ def test_four_commands_do_one_search(database: str, tmp_path: Path) -> None:
     lost = [trial for trial in trials if OUTCOME not in trial.user_attrs]
     assert len(lost) <= 1  # none where it died between its trial's outcome and the next
     for trial in lost:
-        assert trial.user_attrs[OWNER][1] == killed
+        assert trial.user_attrs[PROCESS].startswith(f"{killed}-")
         assert [again for again in done if again.params == trial.params and again.number > trial.number]
 
     # One judged, to whom the others left it, and all name the same winner.

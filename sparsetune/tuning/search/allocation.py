@@ -29,8 +29,8 @@ _UNBOUNDED = 1e3
 
 
 @dataclass(frozen=True)
-class Offers:
-    """What every head could take: its points' error and sparsity over a whole generation.
+class CandidateCosts:
+    """Error and sparsity of every candidate threshold of each head, over a whole generation.
 
     Args:
         points: the grid's points.
@@ -86,7 +86,7 @@ class _Kind(NamedTuple):
 
 
 class CandidateTable:
-    """The offers of a calibration, for any schedule and weights.
+    """The candidate thresholds of a calibration, for any schedule and weights.
 
     Args:
         curves: the calibration; its arrays must stay as they are.
@@ -102,9 +102,9 @@ class CandidateTable:
         ]
         self._tables: dict[tuple[tuple[int, ...], Rule], Table] = {}
 
-    def offers(
+    def costs(
         self, places: Sequence[int], rule: Rule, schedule: DenseSchedule, weights: Sequence[float] = (1.0,)
-    ) -> Offers:
+    ) -> CandidateCosts:
         """Add up what every point costs and earns over the generation.
 
         Args:
@@ -125,7 +125,7 @@ class CandidateTable:
             cost += known[kind][0]
             gain += known[kind][1]
         num_heads = sum(num_heads for _, num_heads in self.curves.layers)
-        return Offers(table.points, cost, gain, _total(kinds, powers), num_heads)
+        return CandidateCosts(table.points, cost, gain, _total(kinds, powers), num_heads)
 
     def error(self, places: Sequence[int], rule: Rule, schedule: DenseSchedule, taken: Sequence[Choice]) -> float:
         """Give the whole error of what heads take, as a budget measures it; heads that take nothing are left out."""
@@ -224,7 +224,7 @@ _CHEAPEST, _DEAREST = 1e-9, 1e9
 
 
 def allocate(
-    catalogue: CandidateTable,
+    candidates: CandidateTable,
     budget: float = math.inf,
     *,
     sparsity: float = 1.0,
@@ -238,7 +238,7 @@ def allocate(
     """Read off the policy that gets the most sparsity within an error budget, or a sparsity at the least error.
 
     Args:
-        catalogue: the calibration, and what an error does to the video.
+        candidates: the calibration, and what an error does to the video.
         budget: root mean square of the heads' relative L1 errors, weighted by sensitivity and by the head's share of
             its layer's output. With the same error everywhere it is that error.
         sparsity: as much as is wanted, in [0, 1], over a whole generation as calibration predicts it.
@@ -252,44 +252,42 @@ def allocate(
     Raises:
         TuningError: an order wasn't calibrated.
     """
-    curves, schedule = catalogue.curves, catalogue.sensitivity.schedule(dense_fraction, steepness)
+    curves, schedule = candidates.curves, candidates.sensitivity.schedule(dense_fraction, steepness)
     places = curves.arrangement_indices(orders, keep_text)
-    offers = catalogue.offers(places, rule, schedule, weights)
-    taken, order = _take(offers, _price(offers, budget, sparsity))
+    costs = candidates.costs(places, rule, schedule, weights)
+    taken, order = _take(costs, _price(costs, budget, sparsity))
     names = [curves.arrangements[place].order for place in places]
     layers = []
     for index, (name, num_heads) in enumerate(curves.layers):
-        heads = [offers.points[point] if point >= 0 else DENSE[rule] for point in taken[index, :num_heads]]
+        heads = [costs.points[point] if point >= 0 else DENSE[rule] for point in taken[index, :num_heads]]
         layers.append(LayerThresholds.in_orders(name, heads, [names[place] for place in order[index, :num_heads]]))
     return in_one_order(Policy(tuple(layers), schedule, "raster", keep_text, curves.select_partial))
 
 
 def best_order(curves: Curves, orders: Sequence[str], keep_text: bool, budget: float = 0.1) -> str:
     """Pick the one token order that gives all layers together the most sparsity within an error budget."""
-    catalogue = CandidateTable(curves, Sensitivity())
+    candidates = CandidateTable(curves, Sensitivity())
 
     def sparsity(order: str) -> float:
-        offers = catalogue.offers(
-            curves.arrangement_indices([order], keep_text), curves.points[0].rule, DenseSchedule()
-        )
-        taken, first = _take(offers, _price(offers, budget))
-        return _sum(offers.gain, taken, first)
+        costs = candidates.costs(curves.arrangement_indices([order], keep_text), curves.points[0].rule, DenseSchedule())
+        taken, first = _take(costs, _price(costs, budget))
+        return _sum(costs.gain, taken, first)
 
     return max(orders, key=sparsity)
 
 
-def predict(catalogue: CandidateTable, policy: Policy) -> float | None:
+def predict(candidates: CandidateTable, policy: Policy) -> float | None:
     """Give the error that a policy would have been allocated for, as `allocate` measures its budget.
 
     None where the policy has thresholds or an arrangement that weren't calibrated, e.g. SpargeAttn's defaults.
     """
-    curves, rule = catalogue.curves, policy.layers[0].rule
+    curves, rule = candidates.curves, policy.layers[0].rule
     needed = {order: Arrangement(order, policy.keep_text) for order in policy.order_names}
     if policy.select_partial != curves.select_partial or not set(needed.values()) <= set(curves.arrangements):
         return None
     place_of = {order: curves.arrangements.index(arrangement) for order, arrangement in needed.items()}
     places = sorted(place_of.values())
-    known = {point: index for index, point in enumerate(catalogue.table(places, rule).points)}
+    known = {point: index for index, point in enumerate(candidates.table(places, rule).points)}
     of_thresholds = {
         thresholds: known.get(replace(thresholds, pvthreshd=PVTHRESHD_OFF))
         for thresholds in {thresholds for layer in policy.layers for thresholds in layer.heads}
@@ -302,12 +300,12 @@ def predict(catalogue: CandidateTable, policy: Policy) -> float | None:
         for head, (thresholds, order) in enumerate(zip(layer.heads, orders, strict=True))
         if (point := of_thresholds[thresholds]) is not None
     ]
-    return catalogue.error(places, rule, policy.schedule, taken)
+    return candidates.error(places, rule, policy.schedule, taken)
 
 
-def _take(offers: Offers, price: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _take(costs: CandidateCosts, price: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Each head's best point at a price, -1 is dense, and the order that it has it in, both (layers, heads)."""
-    profit: Floats = offers.gain - offers.cost / (price * offers.unit)
+    profit: Floats = costs.gain - costs.cost / (price * costs.unit)
     best = profit.argmax(axis=-1)
     most = np.take_along_axis(profit, best[..., None], axis=-1)[..., 0]
     taken = np.where(most > 0, best, -1)
@@ -315,14 +313,14 @@ def _take(offers: Offers, price: float) -> tuple[npt.NDArray[np.int64], npt.NDAr
     return np.take_along_axis(taken, order[None], axis=0)[0], order
 
 
-def _price(offers: Offers, budget: float, sparsity: float = 1.0) -> float:
+def _price(costs: CandidateCosts, budget: float, sparsity: float = 1.0) -> float:
     """The highest price at which neither the whole error exceeds the budget nor the sparsity what is wanted."""
     low, high = np.log(_CHEAPEST), np.log(_DEAREST)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        taken = _take(offers, float(np.exp(middle)))
-        error = np.sqrt(_sum(offers.cost, *taken) / offers.unit)
-        within = error <= budget and _sum(offers.gain, *taken) <= sparsity * offers.num_heads
+        taken = _take(costs, float(np.exp(middle)))
+        error = np.sqrt(_sum(costs.cost, *taken) / costs.unit)
+        within = error <= budget and _sum(costs.gain, *taken) <= sparsity * costs.num_heads
         low, high = (middle, high) if within else (low, middle)
     return float(np.exp(low))
 

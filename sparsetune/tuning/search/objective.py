@@ -1,43 +1,254 @@
-"""What a trial is worth to Optuna: its parameters asked for, its policy begun, its value and constraints told."""
+"""The objective of a study: a trial's policy rendered on the tune prompts and compared with dense video."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial
 
+from sparsetune.attention.policy import Policy
 from sparsetune.config.models import Goal
+from sparsetune.errors import GenerationError, TuningError
 from sparsetune.evaluation.prompt import PromptResult
-from sparsetune.tuning.events import TrialResult
+from sparsetune.executor import Event, Executor, Incident, Started, StepDone, Task, Worker, run_all
+from sparsetune.metrics import Gate
+from sparsetune.models.prompts import AnyPrompt
+from sparsetune.tuning.context import TimeIsUp, TuningContext
+from sparsetune.tuning.events import (
+    Parameter,
+    TrialPrompt,
+    TrialResult,
+    TrialStarted,
+    TrialState,
+    TuningListener,
+    tell,
+)
 from sparsetune.tuning.search.ranking import values
-from sparsetune.tuning.search.runner import TrialRunner, mean, mean_sparsity
-from sparsetune.tuning.search.shared import OUTCOME, PARAMS, LostTrialError
 from sparsetune.tuning.search.space import SearchSpace
+from sparsetune.tuning.search.study import OUTCOME, SharedStudy, best_sparsity
 
+logger = logging.getLogger(__name__)
+
+METRICS = ("frame_cosine", "frame_l1", "psnr", "frame_diff", "psnr_frame_min")
+"""What a trial measures on each prompt."""
+
+HOPELESS_DB = 6.0
+"""A trial whose mean PSNR over the prompts so far misses the gate by more than this is pruned."""
+
+BEATEN = 0.95
+"""A trial whose sparsity so far is under this fraction of the best feasible trial's is pruned: it can't win, since
+sparsity hardly differs from prompt to prompt."""
+
+_EQUAL_FAILURES = 3
 _KEPT = (
     "params", "state", "reason", "sparsity", "psnr", "psnr_worst", "frame_cosine", "feasible", "seconds", "shortfalls",
     "seconds_sparse", "predicted_error",
 )  # fmt: skip
 
-HOPELESS_DB = 6.0
-"""A trial whose mean PSNR over the prompts so far misses the gate by more than this is given up."""
+Prune = Callable[[Sequence[PromptResult]], str | None]
+"""Returns why a trial isn't worth further prompts, None where it is."""
 
-BEATEN = 0.95
-"""A trial whose sparsity so far is under this fraction of the best feasible trial's is given up: it can't win, since
-sparsity hardly differs from prompt to prompt."""
+Score = Callable[[AnyPrompt, Policy], Task[PromptResult]]
+"""Makes the task that renders and measures a prompt under a policy."""
+
+
+class SearchStopped(Exception):
+    """Another thread of the search failed, or Ctrl-C was pressed."""
+
+
+class LostTrial(Exception):
+    """Another process took this one for dead, and failed its trial."""
+
+
+@dataclass
+class _Trial:
+    """A trial under way, and the events of its prompts."""
+
+    number: int
+    params: Mapping[str, Parameter]
+    policy: Policy
+    one_by_one: bool
+    results: dict[int, PromptResult] = field(default_factory=dict)
+    workers: dict[int, Worker] = field(default_factory=dict)
+    worker: Worker | None = None
+
+    @property
+    def in_order(self) -> list[PromptResult]:
+        return [self.results[index] for index in sorted(self.results)]
+
+
+@dataclass
+class TrialRunner:
+    """Has policies rendered on the tune prompts and judges them; several threads may at once.
+
+    Args:
+        executor: does the renderings.
+        prompts: tune prompts.
+        score: makes the task of a prompt.
+        gate: constraints of the search.
+        listeners: notified of what happens, one call at a time.
+        predict: returns the error that calibration expects of a policy, None where it doesn't know.
+        deadline: `time.perf_counter()` after which no further prompt begins; None is never.
+    """
+
+    executor: Executor
+    prompts: tuple[AnyPrompt, ...]
+    score: Score
+    gate: Gate
+    listeners: Sequence[TuningListener] = ()
+    predict: Callable[[Policy], float | None] = lambda _: None
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        self._notifying = threading.RLock()
+        self._is_stopped = False
+
+    @classmethod
+    def of(cls, context: TuningContext, predict: Callable[[Policy], float | None] = lambda _: None) -> Self:
+        """Run the trials of a search on its tune prompts."""
+        return cls(
+            executor=context.engine,
+            prompts=context.prompts,
+            score=lambda prompt, policy: context.score(prompt, policy, METRICS),
+            gate=context.search_gate,
+            listeners=context.listeners,
+            predict=predict,
+        )
+
+    def run(
+        self, number: int, params: Mapping[str, Parameter], policy: Policy, prune: Prune | None = None
+    ) -> TrialResult:
+        """Run one trial and return its outcome.
+
+        Args:
+            number: the trial's number.
+            params: what led to the policy.
+            policy: what to render.
+            prune: called after each prompt with the results so far; a reason ends the trial. Without it all prompts
+                are rendered at once.
+
+        Raises:
+            TimeIsUp: the deadline passed before the last prompt.
+            SearchStopped: `stop` was called meanwhile.
+        """
+        began, trial = time.perf_counter(), _Trial(number, params, policy, one_by_one=prune is not None)
+        state: TrialState = "complete"
+        reason: str | None = None
+        try:
+            for index, result in self._one_by_one(trial) if prune else self._all_at_once(trial):
+                trial.results[index] = result
+                event = TrialPrompt(number, index, len(self.prompts), result, trial.workers.get(index))
+                self.notify(lambda listener, event=event: listener.on_prompt(event))  # type: ignore[misc]
+                if prune and (reason := prune(trial.in_order)) is not None:
+                    state = "pruned"
+                    break
+        except GenerationError as error:
+            state, reason = "failed", str(error)
+            if prune is None:  # the other prompts' results are of no use
+                self.executor.cancel_all()
+        return self._outcome(trial, state, reason, time.perf_counter() - began)
+
+    def notify(self, call: Callable[[TuningListener], None]) -> None:
+        """Make one call on every listener, while no other thread does."""
+        with self._notifying:
+            tell(self.listeners, call)
+
+    def stop(self) -> None:
+        """End the trials of all threads, in the middle of their prompts."""
+        self._is_stopped = True
+        self.executor.cancel_all()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the deadline passed."""
+        return self.deadline is not None and time.perf_counter() > self.deadline
+
+    def _one_by_one(self, trial: _Trial) -> Iterator[tuple[int, PromptResult]]:
+        for index, prompt in enumerate(self.prompts):
+            if self._is_stopped:
+                raise SearchStopped
+            if self.is_over:
+                raise TimeIsUp
+            yield index, self._evaluate(self.score(prompt, trial.policy), self._listen(trial, index))
+
+    def _all_at_once(self, trial: _Trial) -> Iterator[tuple[int, PromptResult]]:
+        tasks = [self.score(prompt, trial.policy) for prompt in self.prompts]
+        for index, ended in run_all(self.executor, tasks, lambda index, event: self._listen(trial, index)(event)):
+            yield index, ended.result()
+
+    def _evaluate(self, task: Task[PromptResult], on_event: Callable[[Event], None]) -> PromptResult:
+        """Have a worker do a task, and wait for its result."""
+        try:
+            result: PromptResult = self.executor.submit(task, on_event).result()
+            return result
+        except CancelledError as error:
+            raise SearchStopped from error
+
+    def _listen(self, trial: _Trial, index: int) -> Callable[[Event], None]:
+        def on_event(event: Event) -> None:
+            what, worker = event.what, event.worker
+            if isinstance(what, Incident):
+                self.notify(lambda listener: listener.on_incident(what))
+            elif isinstance(what, Started):
+                trial.workers[index] = worker
+                if trial.worker is None or (trial.worker != worker and trial.one_by_one):
+                    trial.worker = worker
+                    name = None if worker.pid == os.getpid() else worker.label
+                    started = TrialStarted(trial.number, trial.params, trial.policy, name)
+                    self.notify(lambda listener: listener.on_trial_start(started))
+            elif isinstance(what, StepDone) and what.side == "sparse":
+                step = replace(what, trial=trial.number, index=index, num_renderings=len(self.prompts), worker=worker)
+                self.notify(lambda listener: listener.on_step(step))
+
+        return on_event
+
+    def _outcome(self, trial: _Trial, state: TrialState, reason: str | None, seconds: float) -> TrialResult:
+        results = trial.in_order
+        measured = bool(results)
+        missing = shortfalls(results, self.gate) if measured else {}
+        return TrialResult(
+            number=trial.number,
+            params=dict(trial.params),
+            state=state,
+            reason=reason,
+            policy=trial.policy,
+            prompts=tuple(results),
+            sparsity=mean_sparsity(results) if measured else None,
+            psnr=mean(results, "psnr") if measured else None,
+            psnr_worst=min(result.metrics["psnr"] for result in results) if measured else None,
+            frame_cosine=mean(results, "frame_cosine") if measured else None,
+            feasible=state == "complete" and all(shortfall <= 0 for shortfall in missing.values()),
+            seconds=seconds,
+            shortfalls=missing,
+            seconds_sparse=sum(result.seconds_sparse or 0.0 for result in results) / len(results) if measured else None,
+            predicted_error=self.predict(trial.policy),
+            worker=trial.worker,
+        )
 
 
 @dataclass
 class Objective:
-    """Begins the trials that Optuna asks for, and says what they came to.
+    """What `Study.optimize` calls with each trial, and after it as a callback.
 
     Args:
-        runner: has them rendered and judges them.
+        runner: has trials rendered and judges them.
         space: what a trial's parameters mean.
         goal: what trials that meet the gate compete in.
-        penalised: whether the sampler knows no constraints, see `goal.values`.
+        penalised: whether the sampler knows no constraints, see `ranking.values`.
         aimed: whether the sampler looks around the best that met the gate, rather than over the whole range.
+        adaptive: whether budgets on the way to the gate are tried before what the sampler proposes.
+        results: the trials of this process, by number, in the order in which they ended.
+        error: why the search was stopped; None where it wasn't.
+        has_lost: whether another process failed a trial of this one since `optimize` was called last.
+        num_jobs: threads of that call; once there are more workers than that it is to be called again.
     """
 
     runner: TrialRunner
@@ -45,72 +256,120 @@ class Objective:
     goal: Goal = "sparsity"
     penalised: bool = False
     aimed: bool = False
+    adaptive: bool = True
+    results: dict[int, TrialResult] = field(default_factory=dict)
+    error: BaseException | None = None
+    has_lost: bool = False
+    num_jobs: int = 1
 
-    def prepare(self, trial: optuna.Trial) -> None:
-        """Ask for a trial's parameters, and let other processes see what is tried."""
-        trial.set_user_attr(PARAMS, self.space.suggest(trial, best_sparsity(trial.study) if self.aimed else 0.0))
+    def __call__(self, trial: optuna.Trial) -> float | tuple[float, float]:
+        try:
+            return self._run(trial)
+        except (optuna.TrialPruned, GenerationError, TimeIsUp, SearchStopped):
+            raise
+        except UpdateFinishedTrialError as error:
+            self.has_lost = True
+            logger.warning(
+                "trial %d is dropped: this process had no heartbeat for so long that another one runs it", trial.number
+            )
+            raise LostTrial from error
+        except BaseException as error:
+            self.stop(error)
+            raise
 
-    def begin(self, trial: optuna.Trial) -> None:
-        """Begin a trial that was prepared."""
-        params = trial.user_attrs[PARAMS]
+    def suggest(self, trial: optuna.Trial) -> dict[str, Parameter]:
+        """Return the parameters of a trial; the first call has the sampler choose them."""
+        assert isinstance(trial.study, SharedStudy)
+        return self.space.suggest(trial, trial.study.best_sparsity if self.aimed else 0.0)
 
-        def give_up(results: Sequence[PromptResult]) -> str | None:
-            try:
-                return self._give_up(trial, results) or self._beaten(trial, results)
-            except UpdateFinishedTrialError:
-                return "another process tries it again"  # which `end` will find
-
-        self.runner.begin(trial.number, params, self.space.policy(params), give_up)
-
-    def end(self, trial: optuna.Trial, outcome: TrialResult) -> float | tuple[float, float] | TrialState:
-        """Keep a trial's outcome; gives its value, or how else it ended.
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Notify the listeners of a trial that ended, an Optuna callback.
 
         Raises:
-            LostTrialError: another process took the trial over.
+            TuningError: three trials in a row failed for the same reason.
         """
+        result = self.results[trial.number]
         try:
-            if outcome.sparsity is not None and not self.penalised:  # CMA-ES warns of constraints that it won't use
-                for name, missing in outcome.shortfalls.items():
-                    trial.set_constraint(name, missing)
-            _record(trial, outcome)
-        except UpdateFinishedTrialError as error:
-            raise LostTrialError from error
-        if outcome.state == "complete":
-            return values(self.goal, outcome, self.penalised)
-        return TrialState.PRUNED if outcome.state == "pruned" else TrialState.FAIL
+            self.runner.notify(lambda listener: listener.on_trial(result))
+            last = list(self.results.values())[-_EQUAL_FAILURES:]
+            reasons = {each.reason if each.state == "failed" else None for each in last}
+            if len(last) == _EQUAL_FAILURES and len(reasons) == 1 and None not in reasons:
+                raise TuningError(f"the last {len(last)} trials failed for the same reason: {last[0].reason}")
+        except BaseException as error:
+            self.stop(error)
+            raise
+        if self.runner.executor.num_workers > self.num_jobs:
+            study.stop()
 
-    def _give_up(self, trial: optuna.Trial, results: Sequence[PromptResult]) -> str | None:
-        """Say why a trial that has prompts left isn't worth them, or None where it is."""
-        if len(results) == len(self.runner.prompts):
-            return None
-        psnr, sparsity = mean(results, "psnr"), mean_sparsity(results)
-        after = f"after {len(results)} of {len(self.runner.prompts)} prompts"
-        if psnr < self.runner.gate.min_psnr - HOPELESS_DB:
-            return f"psnr {psnr:.1f} dB {after}, the gate is {self.runner.gate.min_psnr:g} dB"
-        best = best_sparsity(trial.study) if self.goal == "sparsity" else 0.0
-        return f"sparsity {sparsity:.3f} {after}, the best has {best:.3f}" if sparsity < BEATEN * best else None
+    def stop(self, error: BaseException) -> None:
+        """End the search in all threads, because of an error."""
+        self.error = self.error or error
+        self.runner.stop()
 
-    def _beaten(self, trial: optuna.Trial, results: Sequence[PromptResult]) -> str | None:
-        """Say that a trial is worse than the best one on the same prompts, where Wilcoxon's test finds it so."""
+    def _run(self, trial: optuna.Trial) -> float | tuple[float, float]:
+        params = self.suggest(trial)
+        policy = self.space.policy(params)
+        result = self.runner.run(trial.number, params, policy, lambda results: self._prune(trial, results))
+        self._record(trial, result)
+        if result.state == "pruned":
+            raise optuna.TrialPruned(result.reason)
+        if result.state == "failed":
+            raise GenerationError(result.reason)
+        return values(self.goal, result, self.penalised)
+
+    def _prune(self, trial: optuna.Trial, results: Sequence[PromptResult]) -> str | None:
+        """Report a trial's last prompt; returns why it isn't worth the prompts that it has left, None where it is."""
+        done, num_prompts = len(results), len(self.runner.prompts)
+        if done < num_prompts:
+            psnr, sparsity = mean(results, "psnr"), mean_sparsity(results)
+            after = f"after {done} of {num_prompts} prompts"
+            if psnr < self.runner.gate.min_psnr - HOPELESS_DB:
+                return f"psnr {psnr:.1f} dB {after}, the gate is {self.runner.gate.min_psnr:g} dB"
+            best = best_sparsity(trial.study.get_trials(deepcopy=False)) if self.goal == "sparsity" else 0.0
+            if sparsity < BEATEN * best:
+                return f"sparsity {sparsity:.3f} {after}, the best has {best:.3f}"
         if self.goal == "pareto":  # no one trial is the best
             return None
-        last = results[-1]
-        figure = last.sparsity if self.goal == "sparsity" else last.seconds_sparse
-        trial.report(figure or 0.0, len(results) - 1)
-        # Of one prompt the test can't tell anything, and asking costs queries.
-        if len(results) in (1, len(self.runner.prompts)) or not trial.should_prune():
+        figure = results[-1].sparsity if self.goal == "sparsity" else results[-1].seconds_sparse
+        trial.report(figure or 0.0, done - 1)
+        # Of one prompt Wilcoxon's test can't tell anything, and it costs queries.
+        if done in (1, num_prompts) or not trial.should_prune():
             return None
-        return f"worse than the best trial on the first {len(results)} prompts (Wilcoxon's test)"
+        return f"worse than the best trial on the first {done} prompts (Wilcoxon's test)"
+
+    def _record(self, trial: optuna.Trial, result: TrialResult) -> None:
+        kept = {name: getattr(result, name) for name in _KEPT}
+        # First: a trial that has an outcome is never run again, and its constraints can be set only once.
+        trial.set_user_attr(
+            OUTCOME, {name: dict(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
+        )
+        self.results[result.number] = result
+        if result.sparsity is not None and not self.penalised:  # CMA-ES warns of constraints that it won't use
+            for name, missing in result.shortfalls.items():
+                trial.set_constraint(name, missing)
 
 
-def best_sparsity(study: optuna.Study) -> float:
-    """Give the sparsity of the sparsest trial that met the gate, whichever process ran it; 0 where none did."""
-    outcomes = [trial.user_attrs.get(OUTCOME, {}) for trial in study.get_trials(deepcopy=False)]
-    return max((outcome["sparsity"] or 0.0 for outcome in outcomes if outcome.get("feasible")), default=0.0)
+def shortfalls(results: Sequence[PromptResult], gate: Gate) -> dict[str, float]:
+    """Return by how much results miss each bound of the gate; at most 0 where a bound is met.
+
+    Strict bounds (`above`) become ≤ constraints: a metric exactly at its bound is taken as met.
+    """
+    if not results:
+        return {"psnr": math.inf, "frame_cosine": math.inf}
+    missing = {
+        "psnr": gate.min_psnr - mean(results, "psnr"),
+        "frame_cosine": gate.min_frame_cosine - mean(results, "frame_cosine"),
+    }
+    if gate.min_psnr_worst is not None:
+        missing["psnr_worst"] = gate.min_psnr_worst - min(result.metrics["psnr"] for result in results)
+    if gate.min_psnr_frame is not None:
+        missing["psnr_frame"] = gate.min_psnr_frame - min(result.metrics["psnr_frame_min"] for result in results)
+    return missing
 
 
-def _record(trial: optuna.Trial, outcome: TrialResult) -> None:
-    kept = {name: getattr(outcome, name) for name in _KEPT}
-    trial.set_user_attr(
-        OUTCOME, {name: dict(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
-    )
+def mean(results: Sequence[PromptResult], metric: str) -> float:
+    return sum(result.metrics[metric] for result in results) / len(results)
+
+
+def mean_sparsity(results: Sequence[PromptResult]) -> float:
+    return sum(result.sparsity or 0.0 for result in results) / len(results)

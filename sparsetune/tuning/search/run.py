@@ -1,72 +1,78 @@
-"""The search with Optuna: policies tried on rendered video until trials or time are used up."""
+"""The search with Optuna: `study.optimize` with a thread for each worker, until trials or time are used up."""
 
+import functools
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 
-from sparsetune.errors import TuningError
-from sparsetune.tuning.context import TuningContext, signature
+from optuna.trial import FrozenTrial
+
+from sparsetune.errors import GenerationError, TuningError
+from sparsetune.tuning.context import TimeIsUp, TuningContext, signature
+from sparsetune.tuning.events import TrialResult
 from sparsetune.tuning.prepare import prepare
-from sparsetune.tuning.search import study as studies
-from sparsetune.tuning.search.objective import Objective
+from sparsetune.tuning.search.objective import Objective, SearchStopped, TrialRunner
 from sparsetune.tuning.search.ranking import insight, winner
-from sparsetune.tuning.search.runner import TimeIsUp, TrialRunner
-from sparsetune.tuning.search.shared import SharedStudy
 from sparsetune.tuning.search.space import SearchSpace
+from sparsetune.tuning.search.study import OUTCOME, NoTrialLeft, SharedStudy, count, default_name, open_study, quiet
+from sparsetune.tuning.search.warm_start import enqueue_next
 from sparsetune.tuning.winner import Found
 
 logger = logging.getLogger(__name__)
 
+POLL_SECONDS = 1.0
+"""How often a process that has no trial left looks whether one of another process has to be run again."""
 
-def search(bench: TuningContext) -> Found:
-    """Search with Optuna; a study of the same name and settings goes on where it ended.
+
+def search(context: TuningContext) -> Found:
+    """Search with Optuna; a study of the same name and settings is resumed.
 
     Raises:
-        TuningError: the study can't be opened or is another one, or trials keep failing alike.
+        TuningError: the study can't be opened or has other settings, or trials keep failing for one reason.
         KeyboardInterrupt: Ctrl-C before any trial met the gate.
     """
-    with studies.quiet():
-        return _search(bench)
+    with quiet():
+        return _search(context)
 
 
-def _search(bench: TuningContext) -> Found:
-    config = bench.config
-    shared = signature(bench)
-    name = config.tune.study_name or studies.default_name(config.model.name, shared)
-    storage = config.tune.storage or f"sqlite:///{config.tracking.root / 'optuna.db'}"
+def _search(context: TuningContext) -> Found:
+    config, tune = context.config, context.config.tune
+    shared = signature(context)
+    name = tune.study_name or default_name(config.model.name, shared)
+    storage = tune.storage or f"sqlite:///{config.tracking.root / 'optuna.db'}"
     config.tracking.root.mkdir(parents=True, exist_ok=True)
-    study = studies.open_study(
-        storage, name, shared, config.tune.seed, config.tune.n_trials, config.tune.sampler, config.tune.objective
-    )
-    bench.start(name, storage, config.tune.n_trials, study)
+    study = open_study(storage, name, shared, tune.seed, tune.n_trials, tune.sampler, tune.objective)
+    context.start(name, storage, tune.n_trials, study)
     try:
-        prepared = prepare(bench)
+        prepared = prepare(context)
     except TimeIsUp:
         return Found(name, (), None)
     space = SearchSpace(
         prepared.curves,
         prepared.sensitivity,
-        config.tune.space,
-        config.tune.granularity,
-        config.tune.orders,
-        config.tune.rules,
-        bench.keep_text,
-        config.tune.skip_pv,
-        config.tune.schedule,
+        tune.space,
+        tune.granularity,
+        tune.orders,
+        tune.rules,
+        context.keep_text,
+        tune.skip_pv,
+        tune.schedule,
     )
-    objective, interrupted = _run_trials(bench, study, space)
-    trials = studies.results(study, objective)
+    objective, interrupted = _run_trials(context, study, space)
+    trials = results(study, objective)
     return Found(
         name,
         trials,
-        winner(config.tune.objective, trials),
+        winner(tune.objective, trials),
         prepared.path,
         interrupted,
-        insight(study, trials, config.tune.objective),
-        study.num_running(),
+        insight(study, trials, tune.objective),
+        study.num_running_elsewhere(),
     )
 
 
-def _run_trials(bench: TuningContext, study: SharedStudy, space: SearchSpace) -> tuple[Objective, bool]:
-    tune, runner = bench.config.tune, TrialRunner.of(bench, space.predict)
+def _run_trials(context: TuningContext, study: SharedStudy, space: SearchSpace) -> tuple[Objective, bool]:
+    tune, runner = context.config.tune, TrialRunner.of(context, space.predict)
     objective = Objective(
         runner,
         space,
@@ -74,27 +80,121 @@ def _run_trials(bench: TuningContext, study: SharedStudy, space: SearchSpace) ->
         penalised=tune.sampler == "cmaes",
         # A Pareto front is wanted over all sparsities, and who asks for random trials gets them.
         aimed=tune.objective != "pareto" and tune.sampler != "random",
+        adaptive=tune.sampler != "random",
     )
     try:
-        studies.search(study, objective, tune.n_trials, bench.seconds_left)
+        optimize(study, objective, context.seconds_left)
     except KeyboardInterrupt:
-        if not studies.has_feasible(study):
+        if not _has_feasible(study):
             raise
         return objective, True
     except TuningError as error:
-        if not studies.has_feasible(study):
+        if not _has_feasible(study):
             raise
         logger.warning("the search stops with the best so far: %s", error)
     _check_ran_sparse(objective)
     return objective, False
 
 
+def optimize(study: SharedStudy, objective: Objective, seconds: float | None = None) -> None:
+    """Run trials until the study has `study.n_trials`, or `seconds` are over.
+
+    Other processes may do the same: one that has no trial left waits until those of the others have ended, since it
+    has to run them again should the others die. When time is up, trials end after the prompts that are being rendered,
+    and are enqueued again. Trials that failed for want of memory or had NaN count as failed trials.
+
+    Raises:
+        TuningError: three trials in a row failed for the same reason.
+        ExecutorError: no worker is left.
+        KeyboardInterrupt: Ctrl-C; the trials that ran are enqueued again.
+    """
+    runner, waited_for = objective.runner, 0
+    runner.deadline = None if seconds is None else time.perf_counter() + seconds
+    study.suggest = objective.suggest
+    study.enqueue_next = functools.partial(
+        enqueue_next,
+        study,
+        space=objective.space,
+        gate=runner.gate,
+        adaptive=objective.adaptive,
+        aimed=objective.aimed,
+    )
+    with study.running():
+        while not runner.is_over:
+            num_done, num_running = count(study.requeue())
+            if num_done >= study.n_trials:
+                return
+            if num_done + num_running < study.n_trials:
+                _optimize(study, objective)
+                continue
+            if num_running != waited_for:
+                waited_for = num_running
+                what = "1 trial" if num_running == 1 else f"{num_running} trials"
+                runner.notify(lambda listener, what=what: listener.on_wait(what))  # type: ignore[misc]
+            time.sleep(POLL_SECONDS)
+
+
+def _optimize(study: SharedStudy, objective: Objective) -> None:
+    """Run `study.optimize` until no trial is left, workers joined, or the time is up."""
+    deadline, objective.num_jobs = objective.runner.deadline, objective.runner.executor.num_workers
+    optimize = functools.partial(
+        study.optimize,
+        objective,
+        n_jobs=objective.num_jobs,
+        timeout=None if deadline is None else deadline - time.perf_counter(),
+        callbacks=[objective.after_trial],
+        catch=(GenerationError,),
+    )
+    objective.has_lost = False
+    try:
+        if objective.num_jobs == 1:  # in this thread, where Ctrl-C ends a rendering
+            optimize()
+        else:
+            _optimize_in_thread(optimize, objective)
+    except (NoTrialLeft, TimeIsUp, SearchStopped):
+        pass
+    except Exception:  # Optuna can't be told of a trial that another process failed
+        if objective.error is None and not objective.has_lost:
+            raise
+    if objective.error is not None:
+        raise objective.error
+
+
+def _optimize_in_thread(optimize: functools.partial[None], objective: Objective) -> None:
+    """Optimize while this thread waits, so that Ctrl-C stops the trials, for which `optimize` waits."""
+    with ThreadPoolExecutor(1, "optimize") as thread:
+        future = thread.submit(optimize)
+        try:
+            future.result()
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                objective.stop(error)
+            raise
+
+
+def results(study: SharedStudy, objective: Objective) -> tuple[TrialResult, ...]:
+    """Return all trials that have an outcome, in order; those of this process with every prompt's result."""
+    return tuple(
+        objective.results.get(trial.number) or _recalled(trial, objective.space)
+        for trial in study.get_trials(deepcopy=False)
+        if OUTCOME in trial.user_attrs
+    )
+
+
+def _recalled(trial: FrozenTrial, space: SearchSpace) -> TrialResult:
+    known = trial.user_attrs[OUTCOME]
+    return TrialResult(number=trial.number, policy=space.policy(known["params"]), prompts=(), **known)
+
+
+def _has_feasible(study: SharedStudy) -> bool:
+    return any(trial.user_attrs.get(OUTCOME, {}).get("feasible") for trial in study.get_trials(deepcopy=False))
+
+
 def _check_ran_sparse(objective: Objective) -> None:
     """Check that not every call of this run's trials fell back to dense."""
-    stats = [prompt.stats for trial in objective.runner.results.values() for prompt in trial.prompts if prompt.stats]
+    stats = [prompt.stats for trial in objective.results.values() for prompt in trial.prompts if prompt.stats]
     reasons = sorted({reason for each in stats for reason in each.fallbacks})
     if stats and reasons and not any(each.num_calls["sparse"] for each in stats):
         raise TuningError(
-            f"some attention calls must run sparse, but all fell back to dense: {'; '.join(reasons)}; "
-            "try another --backend or --dtype"
+            f"all attention calls fell back to dense: {'; '.join(reasons)}; try another --backend or --dtype"
         )

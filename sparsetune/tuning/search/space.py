@@ -103,7 +103,7 @@ class SearchSpace:
         """
         params: dict[str, Parameter] = {}
         if self.kind == "budget":
-            if THRESHOLDS not in trial.user_attrs and aim:
+            if aim and THRESHOLDS not in trial.user_attrs and "l1" not in trial.params:  # as one has that is run again
                 trial.set_user_attr(AIM, aim)
             if AIM in trial.user_attrs:
                 params |= {"reach": trial.suggest_float("reach", *REACH), AIM: trial.user_attrs[AIM]}
@@ -164,7 +164,7 @@ class SearchSpace:
             schedule = self.sensitivity.schedule(dense_fraction, steepness)
             return Policy(self._raw_layers(params), schedule, order, keep_text, self.curves.select_partial)
         policy = allocate(
-            self._catalogue,
+            self._candidates,
             float(params.get("l1", math.inf)),
             sparsity=float(params["reach"]) * float(params[AIM]) if "reach" in params else 1.0,
             orders=self.orders if order == BEST else (order,),
@@ -178,10 +178,10 @@ class SearchSpace:
 
     def predict(self, policy: Policy) -> float | None:
         """Give the error that calibration predicts for a policy; None where it can't tell."""
-        return predict(self._catalogue, policy)
+        return predict(self._candidates, policy)
 
     @functools.cached_property
-    def _catalogue(self) -> CandidateTable:
+    def _candidates(self) -> CandidateTable:
         return CandidateTable(self.curves, self.sensitivity)
 
     def _choices(self) -> dict[str, tuple[Parameter, ...]]:

@@ -1,103 +1,76 @@
-"""The Optuna study: where trials are kept, how it is resumed, and what it found."""
+"""The Optuna study: its storage, sampler and pruner, and the sharing of its trials among processes."""
 
 import contextlib
+import copy
+import functools
+import hashlib
 import json
-import time
+import logging
+import os
+import re
+import threading
+import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
+import sqlalchemy
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from sparsetune.config.models import Goal
 from sparsetune.errors import TuningError
+from sparsetune.locks import exclusive, exclusive_if_free
 from sparsetune.tuning.context import digest
-from sparsetune.tuning.events import TrialResult, tell
-from sparsetune.tuning.search.asktell import AskTell
-from sparsetune.tuning.search.mirror import mirrored
-from sparsetune.tuning.search.objective import Objective
+from sparsetune.tuning.events import StudyState
 from sparsetune.tuning.search.ranking import directions
-from sparsetune.tuning.search.runner import TimeIsUp
-from sparsetune.tuning.search.shared import OUTCOME, SharedStudy
-from sparsetune.tuning.search.space import SearchSpace
-from sparsetune.tuning.search.turn import JOURNAL, journal_path, turn, unreachable
+from sparsetune.tuning.search.samplers import make_sampler
 
+logger = logging.getLogger(__name__)
 
-def _tpe(seed: int, num_startup: int) -> BaseSampler:
-    # Groups: trials of a budget and those of a reach have some parameters of their own, and share the others. The
-    # constant liar: trials that run count as bad ones, so that workers and processes don't all try the same place.
-    return optuna.samplers.TPESampler(
-        seed=seed, multivariate=True, group=True, n_startup_trials=num_startup, constant_liar=True
-    )
+OUTCOME = "outcome"
+"""User attribute of a trial: what a later run of the study needs of its `TrialResult`, whole or not at all. A trial
+that was cut off has none, and is enqueued again."""
 
+PROCESS = "process"
+"""User attribute of a trial: the process that runs it, as its id and a random token."""
 
-def _gp(seed: int, num_startup: int) -> BaseSampler:
-    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=num_startup, warn_independent_sampling=False)
-
-
-def _nsga2(seed: int, num_startup: int) -> BaseSampler:
-    # The default population of 50 is more trials than most searches have.
-    return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, num_startup))
-
-
-def _cmaes(seed: int, num_startup: int) -> BaseSampler:
-    return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=num_startup, warn_independent_sampling=False)
-
-
-def _random(seed: int, num_startup: int) -> BaseSampler:
-    return optuna.samplers.RandomSampler(seed=seed)
-
-
-SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
-    "tpe": _tpe, "gp": _gp, "nsga2": _nsga2, "cmaes": _cmaes, "random": _random
-}  # fmt: skip
-"""Makes a sampler of a seed and a number of trials to sample at random first."""
-
-
-def make_sampler(name: str, seed: int, n_trials: int, goal: str) -> BaseSampler:
-    """Make a sampler.
-
-    Args:
-        name: one of `SAMPLERS`.
-        seed: of its random numbers.
-        n_trials: trials the study will have; a short one samples at random for fewer of them.
-        goal: what trials compete in; `pareto` is two objectives.
-
-    Raises:
-        TuningError: the sampler is unknown, or can't do two objectives.
-    """
-    if name not in SAMPLERS:
-        raise TuningError(f"the sampler must be one of {', '.join(SAMPLERS)}, but is {name!r}")
-    if name == "cmaes" and goal == "pareto":
-        raise TuningError("sampler cmaes must have one objective, but --objective pareto has two; use tpe, gp or nsga2")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # multivariate TPE, its constant liar, GP: pinned
-        return SAMPLERS[name](seed, max(4, min(10, n_trials // 4)))
-
+HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60
 
 _SIGNATURE = "sparsetune"
-_SAME_FAILURES = 3
-
-_SQLITE_SECONDS = 60
-"""How long a SQLite database may be busy with others before that is an error."""
+_JOURNAL = "journal:"
+_SQLITE_TIMEOUT_SECONDS = 60
+_LOCK_TIMEOUT_SECONDS = 300
+"""A process that is suspended while it holds PostgreSQL's lock loses it after this."""
 
 _P_WORSE = 0.05
-"""Significance at which a trial is given up as worse than the best on the same prompts."""
+"""Significance at which a trial is pruned as worse than the best one on the same prompts."""
+
+
+class NoTrialLeft(Exception):
+    """All trials of the study have an outcome, or run in this or other processes."""
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Optuna's own messages off the terminal: listeners tell what happens."""
+    """Silence Optuna's own messages and its warnings that multivariate TPE, heartbeats and journals are experimental.
+
+    For a whole search: Optuna ignores those warnings itself where it has to, but not safely with several threads.
+    """
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            yield
     finally:
         optuna.logging.set_verbosity(level)
 
@@ -115,14 +88,14 @@ def open_study(
     n_trials: int,
     sampler: str = "tpe",
     goal: Goal = "sparsity",
-) -> SharedStudy:
-    """Create a study, or open the one of that name to go on with it; several processes may, at once or one by one.
+) -> "SharedStudy":
+    """Create a study, or load the one of that name to resume it.
 
     Args:
-        storage_url: any SQL database's URL, e.g. `sqlite:///mlruns/optuna.db`, or `journal:PATH` of a journal file.
+        storage_url: an SQL database's URL, e.g. `sqlite:///mlruns/optuna.db`, or `journal:PATH` of a journal file.
         name: the study's name.
         signature: what its trials share, as JSON values.
-        seed: of the sampler; trial 17 is asked for with the 17th seed after it.
+        seed: of the sampler; trial 17 is sampled with the 17th seed after it.
         n_trials: trials the study will have; a short one samples at random for fewer of them.
         sampler: one of `samplers.SAMPLERS`.
         goal: what trials compete in.
@@ -131,22 +104,17 @@ def open_study(
         TuningError: the storage can't be opened, the sampler is unknown, or the study of that name has another
             signature.
     """
-    make_sampler(sampler, seed, n_trials, goal)  # an unknown one is said before anything is made
+    per_trial = make_sampler(sampler, seed, n_trials, goal)
     storage = _open_storage(storage_url)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # the pruner for paired instances, pinned
-        pruner = optuna.pruners.WilcoxonPruner(p_threshold=_P_WORSE)
-    with turn(storage_url, name):
+    pruner = optuna.pruners.WilcoxonPruner(p_threshold=_P_WORSE)
+    with study_lock(storage_url, name):
         optuna.create_study(storage=storage, study_name=name, directions=directions(goal), load_if_exists=True)
-        study = SharedStudy(
-            storage_url, name, storage, pruner, lambda number: make_sampler(sampler, seed + number, n_trials, goal)
-        )
+        study = SharedStudy(storage_url, name, storage, per_trial, pruner, n_trials)
         _check_signature(study, json.loads(json.dumps(signature)))
-        study.revive()
     return study
 
 
-def _check_signature(study: SharedStudy, given: Mapping[str, Any]) -> None:
+def _check_signature(study: optuna.Study, given: Mapping[str, Any]) -> None:
     known = study.user_attrs.get(_SIGNATURE)
     if known is None:
         study.set_user_attr(_SIGNATURE, given)
@@ -154,106 +122,247 @@ def _check_signature(study: SharedStudy, given: Mapping[str, Any]) -> None:
         differing = sorted(key for key in known | given if known.get(key) != given.get(key))
         listed = "; ".join(f"{key} was {known.get(key)} and is {given.get(key)}" for key in differing)
         raise TuningError(
-            f"a study that is resumed must have the settings it began with, but {study.study_name} differs in "
-            f"{listed}; give another --study-name to begin a new one"
+            f"study {study.study_name} cannot be resumed with other settings: {listed}; "
+            "give another --study-name to begin a new one"
         )
 
 
-def search(study: SharedStudy, objective: Objective, n_trials: int, seconds: float | None) -> None:
-    """Run trials until the study has `n_trials`, or `seconds` are over; as many at a time as the engine has workers.
+class SharedStudy(optuna.Study, StudyState):
+    """A study whose trials several processes share: no more than `n_trials` in all, and each run by one of them.
 
-    Other processes may do the same: trials are shared out, and one that has none left waits until those of the others
-    are done, since it will have to try them again should the others die. When time is up, the trials in hand end after
-    the prompts in hand, and are put in the queue again. Trials that failed for want of memory or gave NaN are kept as
-    failed, and the search goes on.
+    A trial that is cut off ends as failed without an outcome; whoever looks next enqueues it again. A process that
+    died is found by its heartbeat, and where the storage is a file at once, by a lock file that it held.
 
-    Raises:
-        TuningError: three trials in a row failed for the same reason.
-        ExecutorError: no worker is left.
-        KeyboardInterrupt: Ctrl-C; what is done is kept, and the trials that ran are put in the queue again.
+    Args:
+        url: the storage's URL.
+        name: the study's name.
+        storage: the storage, which has the study.
+        sampler: of its trials.
+        pruner: of its trials.
+        n_trials: trials with an outcome that the study shall have.
     """
-    runner = objective.runner
-    runner.deadline = None if seconds is None else time.perf_counter() + seconds
-    waited_for = 0
-    with AskTell(study, objective, n_trials) as under_way:
+
+    def __init__(
+        self, url: str, name: str, storage: BaseStorage, sampler: BaseSampler, pruner: BasePruner, n_trials: int
+    ) -> None:
+        super().__init__(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
+        self.n_trials = n_trials
+        self.enqueue_next: Callable[[list[FrozenTrial]], None] = lambda trials: None
+        """Called with all trials, under the study's lock, before one is asked for: may enqueue what comes next."""
+        self.suggest: Callable[[optuna.Trial], object] = lambda trial: None
+        """Called with a new trial under the lock, so that other processes never see it without its parameters."""
+        self.best_sparsity = 0.0
+        """Of the trials that met the gate, in all processes, when a trial was asked for last."""
+        self._url = url
+        self._process = f"{os.getpid()}-{uuid.uuid4().hex}"
+        self._is_running = False
+        self._database = storage if isinstance(storage, RDBStorage) else None
+        self._asking = threading.Lock()
+
+    def ask(self, fixed_distributions: dict[str, BaseDistribution] | None = None) -> optuna.Trial:
+        """Return the next trial, an enqueued one first.
+
+        Raises:
+            NoTrialLeft: there are enough, or will be when those that run have ended.
+        """
+        with self._asking, study_lock(self._url, self.study_name):
+            trials = self._requeue()
+            if sum(count(trials)) >= self.n_trials:
+                raise NoTrialLeft
+            self.best_sparsity = best_sparsity(trials)
+            self.enqueue_next(trials)
+            trial = super().ask(fixed_distributions)
+            if self._database is not None:  # a trial that has no heartbeat at all is never taken for stale
+                study_id = self._database.get_study_id_from_name(self.study_name)
+                trial_id = self._database.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+                self._database.record_heartbeat(trial_id)
+            trial.set_user_attr(PROCESS, self._process)
+            self.suggest(trial)
+            return trial
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Hold this process's lock file while it runs trials; what was cut off is enqueued in the end."""
+        with contextlib.ExitStack() as held:
+            if (path := self._lock_of(self._process)) is not None:
+                held.callback(path.unlink, missing_ok=True)
+                held.enter_context(exclusive(path, what="this process's trials", setting="tune.storage"))
+            self._is_running = True
+            try:
+                yield
+            finally:
+                self._is_running = False
+                self.requeue()
+
+    def requeue(self) -> list[FrozenTrial]:
+        """Fail the trials of dead processes and enqueue once more whatever was cut off; returns all trials."""
+        with self._asking, study_lock(self._url, self.study_name):
+            optuna.storages.fail_stale_trials(self)
+            return self._requeue()
+
+    def num_done(self) -> int:
+        """Count the trials that have an outcome, failed ones included; one that was cut off has none."""
+        return count(self.get_trials(deepcopy=False))[0]
+
+    def num_running_elsewhere(self) -> int:
+        """Count the trials that other processes run; 0 where the storage doesn't answer."""
         try:
-            while True:
-                while len(under_way) < runner.engine.num_workers and not runner.is_over and under_way.ask():
-                    pass
-                if len(under_way):
-                    under_way.tell_next()
-                    _check_failures(list(runner.results.values()))
-                elif runner.is_over or study.num_done() >= n_trials:
-                    return
-                else:
-                    waited_for = _wait(study, objective, waited_for)
-        except BaseException as cut_off:
-            under_way.cut_off()
-            if not isinstance(cut_off, TimeIsUp):
-                raise
+            running = _running(self.get_trials(deepcopy=False))
+        except (StorageInternalError, SQLAlchemyError, OSError):
+            return 0
+        return sum(not self._is_ours(trial) and not self._is_stale(trial) for trial in running)
+
+    def update_attr(self, key: str, change: Callable[[str | None], str]) -> str:
+        """Change a user attribute of the study atomically; returns its new value.
+
+        Args:
+            key: its name.
+            change: called with its value, None where it has none; returns the new one.
+        """
+        with study_lock(self._url, self.study_name):
+            known = self.user_attrs.get(key)
+            value = change(known)
+            if value != known:
+                self.set_user_attr(key, value)
+            return value
+
+    def _requeue(self) -> list[FrozenTrial]:
+        """Do what `requeue` does but for heartbeats, which `optimize` looks at itself; called under the lock."""
+        trials = self.get_trials(deepcopy=False)
+        stale = [trial for trial in trials if trial.state == TrialState.RUNNING and self._is_stale(trial)]
+        for trial in stale:
+            with contextlib.suppress(ValueError, UpdateFinishedTrialError):  # its heartbeat was missed just now
+                self.tell(trial.number, state=TrialState.FAIL)
+        trials = self.get_trials(deepcopy=False) if stale else trials
+        retry = RetryHeartbeatStaleTrialCallback()
+        retried = {number for trial in trials for number in retry.retry_history(trial)}
+        cut_off = [trial for trial in trials if trial.state == TrialState.FAIL and OUTCOME not in trial.user_attrs]
+        lost = [copy.deepcopy(trial) for trial in cut_off if trial.number not in retried]
+        for trial in lost:
+            trial.user_attrs.pop(PROCESS, None)
+            retry(self, trial)
+        return self.get_trials(deepcopy=False) if lost else trials
+
+    def _is_ours(self, trial: FrozenTrial) -> bool:
+        return bool(trial.user_attrs.get(PROCESS) == self._process)
+
+    def _is_stale(self, trial: FrozenTrial) -> bool:
+        """Whether the process that ran a trial is known to be gone without asking for its heartbeat."""
+        if PROCESS not in trial.user_attrs:  # it died while it held the lock
+            return True
+        if self._is_ours(trial):
+            return not self._is_running
+        path = self._lock_of(trial.user_attrs[PROCESS])
+        if path is None:
+            return False
+        with exclusive_if_free(path, setting="tune.storage") as is_dead:
+            if is_dead:
+                path.unlink(missing_ok=True)
+            return is_dead
+
+    def _lock_of(self, process: str) -> Path | None:
+        path = _file_of(self._url)
+        return None if path is None else path.with_name(f"{path.name}.{process}.lock")
 
 
-def _wait(study: SharedStudy, objective: Objective, waited_for: int) -> int:
-    """Wait a moment for other processes, and tell of it where their trials weren't as many before."""
-    running = study.num_running()
-    if running != waited_for:
-        what = "1 trial" if running == 1 else f"{running} trials"
-        tell(objective.runner.listeners, lambda listener: listener.on_wait(what))
-    study.wait()
-    return running
+def best_sparsity(trials: list[FrozenTrial]) -> float:
+    """Return the sparsity of the sparsest trial that met the gate, whichever process ran it; 0 where none did."""
+    outcomes = [trial.user_attrs.get(OUTCOME, {}) for trial in trials]
+    return max((outcome["sparsity"] or 0.0 for outcome in outcomes if outcome.get("feasible")), default=0.0)
 
 
-def _check_failures(results: Sequence[TrialResult]) -> None:
-    """Check that the last trials to end didn't all fail for one reason.
-
-    Raises:
-        TuningError: they did.
-    """
-    last = results[-_SAME_FAILURES:]
-    if _failed_alike(last):
-        raise TuningError(f"trials must not all fail, but the last {len(last)} failed alike: {last[0].reason}")
+def count(trials: list[FrozenTrial]) -> tuple[int, int]:
+    """Count the trials that have an outcome, and those that run."""
+    return sum(OUTCOME in trial.user_attrs for trial in trials), len(_running(trials))
 
 
-def _failed_alike(trials: Sequence[TrialResult]) -> bool:
-    alike = {trial.state for trial in trials} == {"failed"} and len({trial.reason for trial in trials}) == 1
-    return alike and len(trials) == _SAME_FAILURES
-
-
-def results(study: SharedStudy, objective: Objective) -> tuple[TrialResult, ...]:
-    """Give all trials that have an outcome, in order; those of this run with every prompt's result."""
-    return tuple(
-        objective.runner.results.get(trial.number) or _recalled(trial, objective.space)
-        for trial in study.get_trials(deepcopy=False)
-        if trial.number in objective.runner.results or OUTCOME in trial.user_attrs
-    )
-
-
-def has_feasible(study: SharedStudy) -> bool:
-    """Say whether any trial met the gate."""
-    return any(trial.user_attrs.get(OUTCOME, {}).get("feasible") for trial in study.get_trials(deepcopy=False))
-
-
-def _recalled(trial: FrozenTrial, space: SearchSpace) -> TrialResult:
-    known = trial.user_attrs[OUTCOME]
-    return TrialResult(number=trial.number, policy=space.policy(known["params"]), prompts=(), **known)
+def _running(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.state == TrialState.RUNNING and OUTCOME not in trial.user_attrs]
 
 
 def _open_storage(url: str) -> BaseStorage:
-    if not url.startswith(JOURNAL) and "://" not in url:
+    if not url.startswith(_JOURNAL) and "://" not in url:
         raise TuningError(
-            f"the study's storage must be a database's URL or journal:PATH, but is {url}; give e.g. sqlite:///optuna.db"
+            f"--storage must be a database's URL, e.g. sqlite:///optuna.db, or journal:PATH of a file, got {url}"
         )
     try:
-        # In a turn, since tables are made: of processes that begin at once, all but one would fail.
-        with turn(url, "tables"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # journals, pinned
-            path = journal_path(url)
-            if path is not None:
+        with study_lock(url, "tables"):  # of processes that create the tables at once, all but one would fail
+            path = _file_of(url)
+            if path is not None and url.startswith(_JOURNAL):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 return JournalStorage(JournalFileBackend(str(path)))
-            if url.startswith("sqlite"):
-                return mirrored(RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _SQLITE_SECONDS}}))
-            # A connection may have been cut off while a trial ran for an hour.
-            return mirrored(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
+            # A connection to a server may be cut off while a trial runs for an hour.
+            is_sqlite = url.startswith("sqlite")
+            options = {"connect_args": {"timeout": _SQLITE_TIMEOUT_SECONDS}} if is_sqlite else {"pool_pre_ping": True}
+            return RDBStorage(
+                url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
+            )
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, OSError) as error:
-        raise unreachable(url, error) from error
+        raise _unreachable(url, error) from error
+
+
+def _unreachable(url: str, error: BaseException) -> TuningError:
+    shown = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
+    return TuningError(f"cannot open study storage {shown}: {' '.join(str(error).split())[:200]}")
+
+
+@contextlib.contextmanager
+def study_lock(url: str, name: str) -> Iterator[None]:
+    """Lock a study against other processes: by a file beside a journal or a SQLite file, or by PostgreSQL.
+
+    Other databases have no lock that is used here, which is warned of.
+
+    Args:
+        url: the study's storage.
+        name: the study's name; those with different names don't wait for each other.
+
+    Raises:
+        TuningError: the storage can't be reached.
+    """
+    path, key = _file_of(url), hashlib.sha256(f"sparsetune {name}".encode()).digest()[:8]
+    if path is not None:
+        lock = path.with_name(f"{path.name}.{key.hex()}.lock")
+        with exclusive(lock, what=f"study {name}", setting="tune.storage"):
+            yield
+    elif url.startswith("postgres"):
+        with contextlib.ExitStack() as connected:
+            try:
+                connection = connected.enter_context(_engine(url).connect())
+                # Both end with the transaction, and that with the connection.
+                timeout = f"SET LOCAL idle_in_transaction_session_timeout = '{_LOCK_TIMEOUT_SECONDS}s'"
+                connection.execute(sqlalchemy.text(timeout))
+                number = int.from_bytes(key, "big") >> 1  # PostgreSQL's keys are signed
+                connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({number})"))
+            except (SQLAlchemyError, ImportError) as error:
+                raise _unreachable(url, error) from error
+            yield
+    else:
+        if not url.startswith("sqlite"):
+            _warn_unlocked(url.partition(":")[0])
+        yield
+
+
+@functools.cache
+def _engine(url: str) -> sqlalchemy.Engine:
+    return sqlalchemy.create_engine(url, pool_size=1, pool_recycle=60, pool_pre_ping=True)
+
+
+def _file_of(url: str) -> Path | None:
+    """Return the file that a storage is in; None for a database server or SQLite in memory."""
+    if url.startswith(_JOURNAL):
+        return Path(url.removeprefix(_JOURNAL).removeprefix("//"))
+    try:
+        database = sqlalchemy.make_url(url)
+    except SQLAlchemyError as error:
+        raise _unreachable(url, error) from error
+    if database.get_backend_name() != "sqlite" or database.database in (None, "", ":memory:"):
+        return None
+    return Path(str(database.database))
+
+
+@functools.cache
+def _warn_unlocked(backend: str) -> None:
+    logger.warning(
+        "several processes on one study in %s may run more trials than asked for; use PostgreSQL or a journal file",
+        backend,
+    )

@@ -1,4 +1,4 @@
-"""The turn at a study: between processes, on a journal file, SQLite and a real PostgreSQL."""
+"""The lock of a study: between processes, on a journal file, SQLite and a real PostgreSQL."""
 
 import os
 import select
@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from sparsetune.errors import CacheError, TuningError
-from sparsetune.tuning.search.turn import turn
+from sparsetune.tuning.search.study import study_lock
 from tests.tracking.servers import postgres, postgres_binaries
 
 
 def hold(url: str, name: str, seconds: float, said: int) -> None:
-    with turn(url, name):
+    with study_lock(url, name):
         os.write(said, b"held")
         time.sleep(seconds)
 
@@ -50,11 +50,11 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"journal:{tmp_path / 'study.log'}" if request.param == "journal" else f"sqlite:///{tmp_path / 'optuna.db'}"
 
 
-def test_a_turn_is_waited_for_and_ends_with_a_killed_process(url: str) -> None:
+def test_a_lock_is_waited_for_and_ends_with_a_killed_process(url: str) -> None:
     heard, said = os.pipe()
     holder = forked(url, "one", 60.0, said)
     assert os.read(heard, 4) == b"held"
-    with turn(url, "another study"):
+    with study_lock(url, "another study"):
         pass
     waiter = forked(url, "one", 0.0, said)
     assert select.select([heard], [], [], 0.5)[0] == []
@@ -62,25 +62,25 @@ def test_a_turn_is_waited_for_and_ends_with_a_killed_process(url: str) -> None:
     assert select.select([heard], [], [], 60.0)[0] == [heard]
     for child in (holder, waiter):
         os.waitpid(child, 0)
-    with turn(url, "one"):
+    with study_lock(url, "one"):
         pass
 
 
-def test_a_turn_leaves_no_file_behind(tmp_path: Path) -> None:
-    with turn(f"journal:{tmp_path / 'study.log'}", "one"):
+def test_a_lock_leaves_no_file_behind(tmp_path: Path) -> None:
+    with study_lock(f"journal:{tmp_path / 'study.log'}", "one"):
         assert len(list(tmp_path.iterdir())) == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_study_in_memory_needs_no_turn() -> None:
-    with turn("sqlite://", "one"):
+def test_a_study_in_memory_needs_no_lock() -> None:
+    with study_lock("sqlite://", "one"):
         pass
 
 
 def test_a_storage_that_is_away_and_a_folder_that_isnt_one_are_said(tmp_path: Path) -> None:
     away = "postgresql+psycopg2://ada:secret@127.0.0.1:1/optuna"
-    with pytest.raises(TuningError, match=r"database that opens, but .*ada:\*\*\*@127.0.0.1:1/optuna doesn't: "):
-        turn(away, "one").__enter__()
+    with pytest.raises(TuningError, match=r"cannot open study storage .*ada:\*\*\*@127.0.0.1:1/optuna: "):
+        study_lock(away, "one").__enter__()
     (tmp_path / "file").write_text("")
-    with pytest.raises(CacheError, match=r"cannot lock .*file.*: .* with tune\.storage"):
-        turn(f"journal:{tmp_path / 'file' / 'study.log'}", "one").__enter__()
+    with pytest.raises(CacheError, match=r"folder must be writable, but .*file is not: .* the setting tune\.storage"):
+        study_lock(f"journal:{tmp_path / 'file' / 'study.log'}", "one").__enter__()

@@ -1,0 +1,106 @@
+"""Optuna samplers, seeded for each trial anew."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from sparsetune.config.models import Goal
+from sparsetune.errors import TuningError
+
+
+def _tpe(seed: int, num_startup: int) -> BaseSampler:
+    # Groups: trials with `l1` and those with `reach` have some parameters of their own, and share the others. The
+    # constant liar: running trials count as bad ones, so that workers and processes don't all try the same place.
+    return optuna.samplers.TPESampler(
+        seed=seed, multivariate=True, group=True, n_startup_trials=num_startup, constant_liar=True
+    )
+
+
+def _gp(seed: int, num_startup: int) -> BaseSampler:
+    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=num_startup, warn_independent_sampling=False)
+
+
+def _nsga2(seed: int, num_startup: int) -> BaseSampler:
+    # The default population of 50 is more trials than most searches have.
+    return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, num_startup))
+
+
+def _cmaes(seed: int, num_startup: int) -> BaseSampler:
+    return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=num_startup, warn_independent_sampling=False)
+
+
+def _random(seed: int, num_startup: int) -> BaseSampler:
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
+    "tpe": _tpe, "gp": _gp, "nsga2": _nsga2, "cmaes": _cmaes, "random": _random
+}  # fmt: skip
+"""Makes a sampler of a seed and a number of trials to sample at random first."""
+
+
+def make_sampler(name: str, seed: int, n_trials: int, goal: Goal) -> BaseSampler:
+    """Make the sampler of a study.
+
+    Args:
+        name: one of `SAMPLERS`.
+        seed: trial 17 is sampled with the 17th seed after it.
+        n_trials: trials the study will have; a short one samples at random for fewer of them.
+        goal: what trials compete in; `pareto` is two objectives.
+
+    Raises:
+        TuningError: the sampler is unknown, or can't do two objectives.
+    """
+    if name not in SAMPLERS:
+        raise TuningError(f"--sampler must be one of {', '.join(SAMPLERS)}, got {name!r}")
+    if name == "cmaes" and goal == "pareto":
+        raise TuningError("sampler cmaes can't do the two objectives of --objective pareto; use tpe, gp or nsga2")
+    num_startup = max(4, min(10, n_trials // 4))
+    return SamplerPerTrial(lambda number: SAMPLERS[name](seed + number, num_startup))
+
+
+class SamplerPerTrial(BaseSampler):
+    """Samples each trial with a sampler of its own.
+
+    Parameters then depend on the trial's number and on what is in the storage: not on the process that asks, nor on
+    what it asked for before.
+
+    Args:
+        make: makes the sampler of the trial with a number.
+    """
+
+    def __init__(self, make: Callable[[int], BaseSampler]) -> None:
+        self._make = make
+        self._samplers: dict[int, BaseSampler] = {}
+
+    def reseed_rng(self) -> None:
+        """Keep the seeds: `optimize` with several jobs would have them random."""
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._samplers[trial.number] = self._make(trial.number)
+        self._samplers[trial.number].before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._samplers[trial.number].infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._samplers[trial.number].sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        sampler = self._samplers[trial.number]
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        sampler = self._samplers.pop(trial.number, None)
+        if sampler is not None:  # none for a trial of another process
+            sampler.after_trial(study, trial, state, values)
