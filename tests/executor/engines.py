@@ -9,7 +9,7 @@ from typing import Any
 from sparsetune.executor import Event, Executor, Incident, Started, Task, TaskFuture, Worker
 from sparsetune.executor.base import OnEvent, ignore
 
-SETTLE_SECONDS = 0.02
+SETTLE_SECONDS = 0.5
 """Workers without a task stay idle once none was submitted for so long."""
 
 

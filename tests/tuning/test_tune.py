@@ -128,7 +128,7 @@ def test_the_margin_is_asked_of_trials_and_not_of_the_winner(first) -> None:
 
 
 def test_builtin_says_what_it_needs(tmp_path: Path) -> None:
-    with pytest.raises(TuningError, match=r"must have SpargeAttn's package and a CUDA GPU, but .*not installed"):
+    with pytest.raises(TuningError, match=r"needs SpargeAttn's package and a CUDA GPU, but .*not installed"):
         tune(config(tmp_path, tune__tuner="builtin"), output_dir=tmp_path)
 
 
