@@ -101,7 +101,7 @@ class SimulatedPrompt:
 
 
 class SimulatedFuture(TaskFuture[Any]):
-    """Has its executor go on to the next end of a task where no thread of the driver submits more."""
+    """At the end of a study, where threads submit no more tasks, whoever waits has its executor end the next one."""
 
     def __init__(self, executor: "SimulatedExecutor") -> None:
         super().__init__()
@@ -110,16 +110,29 @@ class SimulatedFuture(TaskFuture[Any]):
     def result(self, timeout: float | None = None) -> Any:
         while True:
             try:
-                return super().result(0.1)
+                return super().result(1.0)
             except TimeoutError:
-                self._executor.finish_first(idle_seconds=0.1)
+                if self._executor.is_last():
+                    self._executor.finish_first(idle_seconds=1.0)
 
 
 class SimulatedExecutor(Executor):
-    """Workers that take their time on a clock of their own, to which what the driver took is added."""
+    """Workers that take their time on a clock of their own, to which what the driver took is added.
 
-    def __init__(self, num_workers: int, seconds: float, spent: Callable[[], float]) -> None:
+    The next task ends when all workers are busy: the thread whose task ended before has submitted its next one.
+
+    Args:
+        num_workers: simulated workers.
+        seconds: of a task.
+        spent: seconds that the driver took so far.
+        is_last: whether fewer trials are left than there are workers, so that some stay idle.
+    """
+
+    def __init__(
+        self, num_workers: int, seconds: float, spent: Callable[[], float], is_last: Callable[[], bool]
+    ) -> None:
         self._spent = spent
+        self.is_last = is_last
         self._workers = tuple(Worker(index, f"host{index // 8}", "simulated", index) for index in range(num_workers))
         self._seconds = seconds
         self._random = random.Random(0)
@@ -242,7 +255,9 @@ def driver(options: argparse.Namespace) -> str:
     with storage(options.storage) as url, quiet():
         database = [] if options.charge == "wall" else processes_of(url)
         spent = time.perf_counter if options.charge == "wall" else lambda: time.process_time() + cpu_seconds(database)
-        engine = SimulatedExecutor(NUM_WORKERS, TRIAL_SECONDS / options.trial_prompts, spent)
+        engine = SimulatedExecutor(
+            NUM_WORKERS, TRIAL_SECONDS / options.trial_prompts, spent, lambda: watch.ended > trials - NUM_WORKERS
+        )
         watch = Watch(engine, spent, marks)
         runner = SimulatedRunner(engine, prompts, score, Gate(), predict=space.predict)
         runner.watch = watch
