@@ -20,8 +20,7 @@ from sparsetune.attention.unmask import Refusal, UnmaskedCall, attend_padded, un
 
 logger = logging.getLogger(__name__)
 
-DENSE_KERNEL = "sdpa"
-"""How the statistics name the pipeline's own attention."""
+DENSE_KERNEL = "sdpa"  # how the statistics name the pipeline's own attention
 
 
 class SparseHandle:
@@ -31,8 +30,7 @@ class SparseHandle:
         sites: the pipeline's self-attention.
         policy: one entry for each of its layers.
         backend: the kernel for sparse calls.
-        break_even: break-evens measured on this machine; layers that are slower sparse then run dense (see
-            `BreakEvenCheck`).
+        break_even: break-evens of this machine; layers that are slower sparse run dense (see `BreakEvenCheck`).
         chosen_because: why this backend was chosen, in a few words.
 
     Raises:
@@ -166,8 +164,5 @@ class _Count:
 
 
 def kept_blocks(keep_text: bool, layout: TokenLayout, blocks: BlockShape) -> range:
-    """Return the key blocks that a policy always computes.
-
-    Those with text tokens, or else the first one, as SpargeAttn does whenever it renders (`attention_sink`).
-    """
+    """Key blocks that are always computed: those with text, or the first, as in SpargeAttn (`attention_sink`)."""
     return blocks.covering(layout.text) if keep_text and layout.text else range(1)

@@ -141,8 +141,8 @@ def _volume_hilbert_key(grid: Grid) -> Tensor:
 def _hilbert_index(axes: tuple[Tensor, ...], extent: int) -> Tensor:
     """Distance along the Hilbert curve of the smallest power-of-two cube that holds `extent`, int64 (points,).
 
-    Skilling's algorithm (J. Skilling, 'Programming the Hilbert curve', AIP Conf. Proc. 707, 2004), for all points at once.
-    The axes are coordinates in [0, extent), (points,) each; neighbours on the curve are neighbours on the grid.
+    Skilling's algorithm (J. Skilling, 'Programming the Hilbert curve', AIP Conf. Proc. 707, 2004), for all points
+    at once. The axes are coordinates in [0, extent), (points,) each; neighbours on the curve are so on the grid.
     """
     bits = max(1, (extent - 1).bit_length())
     x = [axis.clone() for axis in axes]

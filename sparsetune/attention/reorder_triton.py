@@ -15,8 +15,8 @@ _TOKENS_AT_ONCE = 128
 def reorder(x: Tensor, positions: Tensor, of_head: Tensor | None) -> Tensor:
     """Read each head's tokens at its positions; exact, contiguous.
 
-    x (batch, heads, tokens, head_dim) may have any strides but 1 for the last; head_dim must be a power of two. `positions`
-    is as in `ordering.Permutation`, contiguous.
+    x (batch, heads, tokens, head_dim) may have any strides but 1 for the last; head_dim must be a power of two. The
+    positions are those of `ordering.Permutation`, contiguous.
     """
     batch, heads, tokens, dim = x.shape
     read: Tensor = _output(x, positions, of_head)
