@@ -14,15 +14,9 @@ _LOG = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def exclusive(path: Path, *, what: str, setting: str = "cache.dir") -> Iterator[None]:
-    """Hold the lock file `path`; wait while another process or thread holds it.
+    """Hold the lock file `path`, created with its folder and removed at the end; wait while it is held elsewhere.
 
-    Args:
-        path: the lock file; created, with its folder, and removed at the end.
-        what: what the lock protects, for the log.
-        setting: the setting that chooses the folder, for the error.
-
-    Raises:
-        CacheError: the lock file can't be created.
+    `what` it protects is for the log, and `setting`, which chooses the folder, for CacheError where it can't be made.
     """
     lock = _lock(path)
     if not _acquire(lock, setting, blocking=False):
