@@ -134,10 +134,6 @@ def _frame_hilbert_key(grid: Grid) -> Tensor:
     return frame * (int(along.max()) + 1) + along
 
 
-def _volume_hilbert_key(grid: Grid) -> Tensor:
-    return _hilbert_index(_coordinates(grid), max(grid))
-
-
 def _hilbert_index(axes: tuple[Tensor, ...], extent: int) -> Tensor:
     """Distance along the Hilbert curve of the smallest power-of-two cube that holds `extent`, int64 (points,).
 
@@ -171,15 +167,11 @@ def _hilbert_index(axes: tuple[Tensor, ...], extent: int) -> Tensor:
 
 ORDERS: dict[str, Callable[[Grid], Tensor]] = {
     "raster": lambda grid: _axis_key(grid, "fhw"),
-    "fwh": lambda grid: _axis_key(grid, "fwh"),
-    "hfw": lambda grid: _axis_key(grid, "hfw"),
-    "hwf": lambda grid: _axis_key(grid, "hwf"),
-    "wfh": lambda grid: _axis_key(grid, "wfh"),
-    "whf": lambda grid: _axis_key(grid, "whf"),
+    **{axes: functools.partial(_axis_key, axes=axes) for axes in ("fwh", "hfw", "hwf", "wfh", "whf")},
     "tiles": lambda grid: _tile_key(grid, (1, 8, 8)),
     "cubes": lambda grid: _tile_key(grid, (4, 4, 4)),
     "hilbert": _frame_hilbert_key,
-    "hilbert3d": _volume_hilbert_key,
+    "hilbert3d": lambda grid: _hilbert_index(_coordinates(grid), max(grid)),
 }
 """Name to sort key. `raster` goes through frames, rows and columns; `fwh` to `whf` name the axes in another order, the
 outermost first: `hfw` puts a row of all frames together, `wfh` a column, `hwf` and `whf` a place in all frames. `tiles`
