@@ -36,13 +36,10 @@ def executable() -> str | None:
     """The binary's path, or IMAGEIO_FFMPEG_EXE; None where imageio-ffmpeg is missing or has no usable one."""
     try:
         import imageio_ffmpeg
-    except ImportError:
+
+        return shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
+    except (ImportError, RuntimeError):
         return None
-    try:
-        path: str = imageio_ffmpeg.get_ffmpeg_exe()
-    except RuntimeError:
-        return None
-    return shutil.which(path)
 
 
 @functools.cache
