@@ -133,7 +133,7 @@ def _sparge() -> Finding:
     thresholds = LayerThresholds.uniform("doctor", 1, SPARGE_DEFAULTS).tensors(device)
     try:
         attended = SpargeBackend(device).attend(q, k, v, thresholds, scale=0.125, keep=range(1))
-        if not bool(attended.output.isfinite().all()):
+        if not attended.output.isfinite().all():
             raise ArithmeticError("non-finite values")
     except Exception as error:  # its extension may raise anything
         text = f"installed, but its kernels fail: {_line(error)}; build it for this GPU and PyTorch"

@@ -37,9 +37,10 @@ def executable() -> str | None:
     try:
         import imageio_ffmpeg
 
-        return shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
+        path: str = imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError):
         return None
+    return shutil.which(path)
 
 
 @functools.cache

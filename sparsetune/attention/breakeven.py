@@ -91,7 +91,8 @@ class BreakEvenTable(_Model):
 def crossing(points: Sequence[tuple[float, Milliseconds]], dense_ms: Milliseconds) -> float | None:
     """Find the sparsity from which on every latency is at most `dense_ms`, interpolating linearly between points.
 
-    The points are (sparsity, latency) in any order. 0 where all are as fast; None where the sparsest isn't.
+    The points are (sparsity, latency) in any order. 0 where all are as fast; None where there is none, or the sparsest
+    isn't.
     """
     ordered = sorted(points)
     slow = [index for index, (_, latency) in enumerate(ordered) if latency > dense_ms]

@@ -70,15 +70,18 @@ class Policy:
     def uniform(
         cls,
         layers: Sequence[tuple[str, int]],
-        head: HeadThresholds = SPARGE_DEFAULTS,
+        head: HeadThresholds | None = None,
         *,
         schedule: DenseSchedule | None = None,
         order: str = "raster",
         keep_text: bool = False,
         select_partial: bool = False,
     ) -> "Policy":
-        """Make a policy with the same thresholds for every head of the layers, (name, number of heads) each."""
-        uniform = tuple(LayerThresholds.uniform(name, num_heads, head) for name, num_heads in layers)
+        """Make a policy with the same thresholds for every head; SpargeAttn's defaults if `head` is None.
+
+        `layers` holds the (name, number of heads) of each self-attention layer; the others are as in `Policy`.
+        """
+        uniform = tuple(LayerThresholds.uniform(name, num_heads, head or SPARGE_DEFAULTS) for name, num_heads in layers)
         return cls(uniform, schedule or DenseSchedule(), order, keep_text, select_partial)
 
     def layer(self, name: str) -> LayerThresholds:

@@ -20,11 +20,9 @@ class KernelSwitch(Protocol):
 
     def dense(self) -> DenseCall | None:
         """Return the kernel that is chosen now; None where it is PyTorch's."""
-        ...
 
     def to_native(self) -> Any:
         """Choose PyTorch's; return what `restore` takes."""
-        ...
 
     def restore(self, before: Any) -> None: ...
 
@@ -61,8 +59,7 @@ class TransformerCall(NamedTuple):
         return grid, len(self.positions) - len(first)
 
 
-ReadCall = Callable[[nn.Module, Mapping[str, Any]], TransformerCall]
-"""Makes a `TransformerCall` of a transformer's arguments by name."""
+ReadCall = Callable[[nn.Module, Mapping[str, Any]], TransformerCall]  # of the transformer's arguments by name
 
 
 @dataclass(frozen=True)

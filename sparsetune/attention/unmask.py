@@ -26,7 +26,7 @@ _HEAD_DIMS = (64, 128)  # what SpargeAttn's kernels are built for
 class UnmaskedCall:
     """The square, unmasked part of a self-attention call: padding at the end of q, k and v is cut off."""
 
-    q: Tensor
+    q: Tensor  # (batch, heads, tokens, head_dim), like k and v
     k: Tensor
     v: Tensor
     layout: TokenLayout  # of the tokens that are left

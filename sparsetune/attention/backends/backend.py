@@ -21,7 +21,7 @@ class AttentionOutput:
 
 
 class Backend(Protocol):
-    """A sparse attention kernel; q and k have as many heads."""
+    """A sparse attention kernel; tensors are (batch, heads, tokens, head_dim), q and k with as many heads."""
 
     name: str
     blocks: BlockShape
