@@ -51,8 +51,8 @@ def sparsify(
         pipe: a diffusers pipeline of a supported family, loaded and placed as you like.
         policy: the policy, a checkpoint, or anything that `load_checkpoint` takes.
         backend: `auto`, `sparge`, `flex`, `reference` or `dense`.
-        break_even: break-even table that `sparsetune bench` measured on this machine, or its file: layers that would be
-            slower sparse then run dense. None runs every layer as the policy says.
+        break_even: table that `sparsetune bench` measured on this machine, or its file: layers that would be slower
+            sparse run dense. None runs every layer as the policy says.
 
     Returns:
         The handle, with statistics of what ran (`handle.stats()`); `handle.remove()` restores the pipeline exactly.
@@ -79,8 +79,7 @@ def create_pipelines(
 ) -> "tuple[VideoPipeline, VideoPipeline]":
     """Load a model once and return two callables, `pipe_dense(prompt)` and `pipe_sparse(prompt)`.
 
-    As `sparsetune.models.pipelines.create_pipelines`, whose `checkpoint` may here be anything that
-    `load_checkpoint` takes.
+    As `sparsetune.models.pipelines.create_pipelines`, but `checkpoint` may be anything that `load_checkpoint` takes.
     """
     from sparsetune.config import Config
     from sparsetune.models.pipelines import create_pipelines as create
@@ -100,8 +99,7 @@ def evaluate_config(
 ) -> "EvaluationResult":
     """Load what a configuration names and evaluate a checkpoint, or SpargeAttn's default thresholds.
 
-    As `sparsetune.evaluation.evaluate.evaluate_config`, whose `checkpoint` may here be anything that `load_checkpoint`
-    takes.
+    As `sparsetune.evaluation.evaluate.evaluate_config`, but `checkpoint` may be anything that `load_checkpoint` takes.
     """
     from sparsetune.evaluation.evaluate import evaluate_config as evaluate
 

@@ -23,25 +23,17 @@ _FILTERS = ("libvmaf", "xpsnr", "ssim", "psnr")
 _LIBRARIES = ("diffusers", "transformers", "accelerate", "safetensors", "optuna", "mlflow")
 _LEAST_PYTHON = (3, 11)
 _ENCODER = "libx264"
-_TEST_TAG = "sparsetune.doctor"
-"""A tag written to test that a tracking server is writable."""
+_TEST_TAG = "sparsetune.doctor"  # written to test that a tracking server is writable
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Result of one check.
-
-    Args:
-        name: what was checked, e.g. `torch`.
-        status: `ok`; `note` where something optional is missing; `fail` where something required is.
-        text: one line.
-        facts: the same as JSON values.
-    """
+    """Result of one check."""
 
     name: str
-    status: Status
-    text: str
-    facts: dict[str, Any] = field(default_factory=dict)
+    status: Status  # `note` where something optional is missing, `fail` where something required is
+    text: str  # one line
+    facts: dict[str, Any] = field(default_factory=dict)  # the same as JSON values
 
 
 def examine(config: Config) -> Iterator[Finding]:
@@ -62,7 +54,11 @@ def examine(config: Config) -> Iterator[Finding]:
         try:
             yield from check()
         except Exception as error:  # a broken check must not stop the others
-            yield Finding(name, "fail", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            yield Finding(name, "fail", f"{type(error).__name__}: {_line(error)}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _python() -> Finding:
@@ -137,14 +133,11 @@ def _sparge() -> Finding:
     thresholds = LayerThresholds.uniform("doctor", 1, SPARGE_DEFAULTS).tensors(device)
     try:
         attended = SpargeBackend(device).attend(q, k, v, thresholds, scale=0.125, keep=range(1))
-        finite = bool(attended.output.isfinite().all())
+        if not attended.output.isfinite().all():
+            raise ArithmeticError("non-finite values")
     except Exception as error:  # its extension may raise anything
-        reason = " ".join(str(error).split())[:200]
-        text = f"installed, but its kernels fail: {reason}; build it for this GPU and PyTorch"
-        return Finding("spas_sage_attn", "fail", text, {"runs": False, "missing": reason})
-    if not finite:
-        text = "installed, but its kernels return non-finite values; build it for this GPU and PyTorch"
-        return Finding("spas_sage_attn", "fail", text, {"runs": False, "missing": "non-finite values"})
+        text = f"installed, but its kernels fail: {_line(error)}; build it for this GPU and PyTorch"
+        return Finding("spas_sage_attn", "fail", text, {"runs": False, "missing": _line(error)})
     return Finding("spas_sage_attn", "ok", "its kernels load and run", {"runs": True, "missing": None})
 
 
@@ -161,8 +154,7 @@ def _demo() -> Finding:
 def _ffmpeg() -> Finding:
     binary = ffmpeg.executable()
     if binary is None:
-        text = "no ffmpeg found; run: pip install imageio-ffmpeg"
-        return Finding("ffmpeg", "fail", text, {"path": None})
+        return Finding("ffmpeg", "fail", "no ffmpeg found; run: pip install imageio-ffmpeg", {"path": None})
     words = ffmpeg.run(binary, ("-version",)).output.decode(errors="replace").split()
     version = words[2] if len(words) > 2 else "of an unknown version"
     encodes = _ENCODER in ffmpeg.run(binary, ("-encoders",)).output.decode(errors="replace")
@@ -197,13 +189,10 @@ def _tracking(config: TrackingConfig) -> Finding:
         client = connect(store)
         if store.is_server and (experiments := client.search_experiments(max_results=1)):
             client.set_experiment_tag(experiments[0].experiment_id, _TEST_TAG, "writable")
-    except (sqlite3.Error, OSError) as error:
-        return Finding("tracking", failed, f"cannot write to {store.shown}: {error}", facts)
     except SparsetuneError as error:
         return Finding("tracking", failed, " ".join(str(error).split()), facts)
     except Exception as error:  # MLflow's stores may raise anything
-        line = " ".join(str(error).split())[:200]
-        return Finding("tracking", failed, f"cannot write to {store.shown}: {line}", facts)
+        return Finding("tracking", failed, f"cannot write to {store.shown}: {_line(error)}", facts)
     return Finding("tracking", "ok", f"{store.shown} is readable and writable", facts)
 
 
@@ -221,8 +210,5 @@ def _cache(config: CacheConfig) -> Finding:
 
 
 def _nearest_existing(folder: Path) -> Path:
-    """Return the folder, or its nearest existing parent."""
     folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
+    return next(path for path in (folder, *folder.parents) if path.exists())

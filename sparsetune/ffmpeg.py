@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-Chunk = bytes | memoryview
-"""Input to a pipe: bytes, or a contiguous array's `data`, without a copy."""
+Chunk = bytes | memoryview  # input to a pipe; a contiguous array's `data` needs no copy
 
-_FAILURE = re.compile(r"\[(?:error|fatal)\] (.+)")
+_FAILURE = re.compile(r"\[(?:error|fatal)\] ([^\r\n]+)")
 
 
 @dataclass(frozen=True)
@@ -28,54 +27,36 @@ class CompletedRun:
     @property
     def reason(self) -> str:
         """Why a run failed: the first line of the log that ffmpeg marked as an error."""
-        for line in self.log.splitlines():
-            found = _FAILURE.search(line)
-            if found:
-                return found[1].strip()
+        if found := _FAILURE.search(self.log):
+            return found[1].strip()
         return f"it exited with status {self.status}" if self.status else "it found no frames"
 
 
 def executable() -> str | None:
-    """The binary's path, or None where imageio-ffmpeg is missing or has no usable one.
-
-    IMAGEIO_FFMPEG_EXE overrides it, as always with imageio-ffmpeg.
-    """
+    """The binary's path, or IMAGEIO_FFMPEG_EXE; None where imageio-ffmpeg is missing or has no usable one."""
     try:
         import imageio_ffmpeg
-    except ImportError:
-        return None
-    try:
+
         path: str = imageio_ffmpeg.get_ffmpeg_exe()
-    except RuntimeError:
+    except (ImportError, RuntimeError):
         return None
     return shutil.which(path)
 
 
 @functools.cache
 def filters(binary: str) -> frozenset[str]:
-    """Names of the filters in a build of ffmpeg."""
     listing = run(binary, ("-filters",)).output.decode(errors="replace")
     words = (line.split() for line in listing.splitlines())
     return frozenset(row[1] for row in words if len(row) > 2 and "->" in row[2])
 
 
 def run(
-    binary: str,
-    arguments: Iterable[str],
-    *,
-    feed: Iterable[Chunk] | None = None,
-    folder: Path | None = None,
+    binary: str, arguments: Iterable[str], *, feed: Iterable[Chunk] | None = None, folder: Path | None = None
 ) -> CompletedRun:
-    """Run ffmpeg and wait for it.
+    """Run ffmpeg with these arguments in `folder` (relative paths in filter options need no escaping), and wait for it.
 
-    Args:
-        binary: from `executable`.
-        arguments: all but the binary.
-        feed: buffers written to `pipe:0`; a run that exits early leaves the rest unread.
-        folder: working directory (relative paths in filter options then need no escaping).
-
-    The status is 127, as in a shell, where the binary can't be started. The process is killed when this function
-    raises, Ctrl-C included.
+    `feed` is written to `pipe:0`; a run that exits early leaves the rest unread. The status is 127, as in a shell,
+    where the binary can't be started. The process is killed when this function raises, Ctrl-C included.
     """
     command = [binary, "-hide_banner", "-nostdin", "-nostats", "-loglevel", "level+info", *arguments]
     with tempfile.TemporaryFile() as log:  # unlike an unread pipe, a file never blocks

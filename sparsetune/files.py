@@ -15,13 +15,10 @@ from sparsetune.errors import SparsetuneError
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary file beside `path` that replaces it when the block succeeds.
+    """Yield a temporary file beside `path` that replaces it when the block succeeds; SparsetuneError if it can't.
 
     It has `path`'s suffix (encoders choose a container by it), is flushed to disk before the rename, and is removed
     when the block raises, Ctrl-C included.
-
-    Raises:
-        SparsetuneError: the folder can't be created or written to, or the disk is full.
     """
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
@@ -58,14 +55,11 @@ _RENAME_EXCHANGE = 2
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder` that replaces it when the block succeeds.
+    """Yield a temporary folder beside `folder` that replaces it when the block succeeds; SparsetuneError if it can't.
 
     On Linux the two are exchanged in one step, so a reader finds the old folder or the new one at any moment.
     Where the system or file system has no such call, the old one is moved away first, and back if the second move
     fails. The temporary folder is removed when the block raises, Ctrl-C included.
-
-    Raises:
-        SparsetuneError: the folder can't be created, or the disk is full.
     """
     folder = folder.absolute()
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
@@ -85,7 +79,6 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def _swap(new: Path, old: Path) -> None:
-    """Exchange two folders, in three steps where one is not supported."""
     if exchange(new, old):
         return
     moved = new.with_name(f"{new.name}-old")
@@ -107,7 +100,6 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file or folder to disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)

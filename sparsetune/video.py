@@ -19,14 +19,10 @@ from sparsetune.files import atomic_path
 
 Frames = npt.NDArray[np.uint8]
 
+# x264's constant rate factor, which keeps small differences between dense and sparse; lower is finer and larger
 QUALITY = 16
-"""x264's constant rate factor, which keeps small differences between dense and sparse; lower is finer and larger."""
-
-DIFFERENCE_GAIN = 4
-"""Factor on |sparse - dense| in the difference pane."""
-
+DIFFERENCE_GAIN = 4  # on |sparse - dense| in the difference pane
 MIN_PANE_WIDTH = 256
-"""Narrower videos are enlarged side by side by the smallest integer factor that reaches it."""
 
 _TRUE_SIZE = re.compile(r"sparsetune-size=(\d+)x(\d+)")
 _Y4M_HEADER = re.compile(rb"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) ")
@@ -50,21 +46,18 @@ class Video:
 
 
 def write_video(path: Path | str, frames: Frames, fps: float) -> None:
-    """Write uint8 RGB frames (frames, height, width, 3) atomically as H.264, yuv420p, BT.709, faststart.
+    """Write uint8 RGB frames (frames, height, width, 3) atomically as an mp4: H.264, yuv420p, BT.709, faststart.
 
     yuv420p stores colour for 2 x 2 pixels, so it has no odd sizes. An odd side's last row or column is repeated, and
     the true size is stored in the file's comment, to which `read_video` crops; nothing is scaled. Other players show
     the repeated line.
-
-    Raises:
-        VideoError: the frames, the rate or the suffix (.mp4) are invalid, or ffmpeg is missing or failed.
-        SparsetuneError: the folder can't be written to or is full.
     """
     path = Path(path)
     _check_writable(path, frames, fps)
     height, width = frames.shape[1:3]
     odd = (height % 2, width % 2)
-    source = f"-f rawvideo -pix_fmt rgb24 -s {width + odd[1]}x{height + odd[0]} -r {_rate(fps)} -i pipe:0".split()
+    rate = Fraction(fps).limit_denominator(1001)  # 23.976 and its like are 24000/1001: keeps the time base exact
+    source = f"-f rawvideo -pix_fmt rgb24 -s {width + odd[1]}x{height + odd[0]} -r {rate} -i pipe:0".split()
     note = ("-metadata", f"comment=sparsetune-size={width}x{height}") if any(odd) else ()
     padding = ((0, odd[0]), (0, odd[1]), (0, 0))
     with atomic_path(path) as temporary:
@@ -81,11 +74,7 @@ def write_video(path: Path | str, frames: Frames, fps: float) -> None:
 
 
 def read_video(path: Path | str) -> Video:
-    """Decode a whole video file into memory, every stored frame once.
-
-    Raises:
-        VideoError: there is no such file, ffmpeg can't decode it, or it is truncated.
-    """
+    """Decode a whole video file into memory, every stored frame once; VideoError where it is damaged or truncated."""
     path = Path(path)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "doesn't exist"
@@ -107,10 +96,8 @@ def read_video(path: Path | str) -> Video:
     if body.status != 0 or not body.output or len(body.output) % size or "[error]" in body.log:
         _raise_undecodable(path, body)
     frames = np.frombuffer(body.output, dtype=np.uint8).reshape(-1, height, width, 3)
-    true_size = _TRUE_SIZE.search(head.log)
-    if true_size is not None:
-        true_width, true_height = (int(number) for number in true_size.groups())
-        frames = frames[:, :true_height, :true_width]
+    if true_size := _TRUE_SIZE.search(head.log):
+        frames = frames[:, : int(true_size[2]), : int(true_size[1])]
     return Video(frames, rate / per)
 
 
@@ -151,11 +138,6 @@ def _raise_undecodable(path: Path, done: ffmpeg.CompletedRun) -> NoReturn:
     raise VideoError(f"ffmpeg can't decode {path}: {done.reason}; check that it is a complete video file")
 
 
-def _rate(fps: float) -> str:
-    # 23.976 and its like are 24000/1001: a small fraction keeps the container's time base exact.
-    return str(Fraction(fps).limit_denominator(1001))
-
-
 def _binary() -> str:
     binary = ffmpeg.executable()
     if binary is None:
@@ -183,21 +165,10 @@ def panes(height: int, width: int, count: int) -> tuple[Pane, ...]:
 def side_by_side(
     dense: Frames, sparse: Frames, labels: tuple[str, str] = ("dense", "sparse"), difference: bool = False
 ) -> Frames:
-    """Place two videos side by side, dense left, each under a strip with its label.
+    """Place two videos of one shape, (frames, height, width, 3), side by side, dense left, each under its label.
 
-    Args:
-        dense: uint8 RGB (frames, height, width, 3).
-        sparse: of the same shape.
-        labels: texts of the strips.
-        difference: add a third pane, |sparse - dense| amplified four times (clipped at white).
-
-    Videos under 256 pixels wide are enlarged by the smallest integer factor that reaches it, without blending.
-
-    Returns:
-        uint8 (frames, strip + factor * height, panes and the gaps between them, 3).
-
-    Raises:
-        VideoError: the shapes differ or aren't those of videos.
+    `difference` adds a third pane, |sparse - dense| amplified four times (clipped at white). Videos under 256 pixels
+    wide are enlarged by the smallest integer factor that reaches it, without blending.
     """
     if dense.shape != sparse.shape or dense.ndim != 4 or dense.shape[-1] != 3 or dense.size == 0:
         raise VideoError(
@@ -219,12 +190,7 @@ def side_by_side(
 
 
 def save_png(path: Path, image: Frames) -> None:
-    """Write a uint8 RGB image (height, width, 3) atomically as PNG.
-
-    Raises:
-        VideoError: the image has another form, or the suffix isn't .png.
-        SparsetuneError: the folder can't be written to or is full.
-    """
+    """Write a uint8 RGB image (height, width, 3) atomically as PNG; the path ends in .png."""
     from PIL import Image
 
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or image.size == 0:

@@ -77,9 +77,20 @@ def test_every_truncation_is_refused(frames, tmp_path):
     write_video(tmp_path / "a.mp4", frames, 8)
     data = (tmp_path / "a.mp4").read_bytes()
     cut = tmp_path / "cut.mp4"
-    for size in [0, 5, 16, len(data) // 3, len(data) // 2, data.index(b"mdat") - 4, len(data) - 1]:
+    for size in [16, len(data) // 3, len(data) // 2, len(data) - 1]:
         cut.write_bytes(data[:size])
-        with pytest.raises(VideoError, match=r"(cut.mp4 is truncated|ffmpeg can't decode .*cut.mp4)") as caught:
+        with pytest.raises(VideoError, match=rf"cut.mp4 is truncated: it has {size} of at least \d+ bytes") as caught:
+            read_video(cut)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_cut_that_leaves_whole_boxes_cannot_be_decoded(frames, tmp_path):
+    write_video(tmp_path / "a.mp4", frames, 8)
+    data = (tmp_path / "a.mp4").read_bytes()
+    cut = tmp_path / "cut.mp4"
+    for size in [0, 5, data.index(b"mdat") - 4]:
+        cut.write_bytes(data[:size])
+        with pytest.raises(VideoError, match=r"ffmpeg can't decode .*cut.mp4: (moov atom|.*partial file)") as caught:
             read_video(cut)
         assert "\n" not in str(caught.value)
 
@@ -102,7 +113,7 @@ def test_damage_in_the_middle_is_refused(frames, tmp_path):
     start = data.index(b"mdat") + 4
     data[start : start + 200] = bytes(200)
     (tmp_path / "a.mp4").write_bytes(data)
-    with pytest.raises(VideoError, match=r"is truncated|can't decode"):
+    with pytest.raises(VideoError, match=r"ffmpeg can't decode .*a.mp4: .+;"):
         read_video(tmp_path / "a.mp4")
 
 

@@ -19,7 +19,7 @@ class BlockShape:
     k: int
 
     def counts(self, num_q: int, num_k: int) -> tuple[int, int]:
-        """Count the query and key blocks of `num_q` by `num_k` tokens; a partial last block counts."""
+        """A partial last block counts."""
         return -(-num_q // self.q), -(-num_k // self.k)
 
     def covering(self, tokens: range) -> range:
@@ -27,44 +27,35 @@ class BlockShape:
         return range(tokens.start // self.k, -(-tokens.stop // self.k)) if tokens else range(0)
 
 
+# SpargeAttn's blocks on every GPU but Hopper, and on Hopper (sm90)
 SPARGE_BLOCKS = BlockShape(q=128, k=64)
-"""SpargeAttn's blocks on every GPU but Hopper."""
-
 SPARGE_BLOCKS_SM90 = BlockShape(q=64, k=128)
-"""SpargeAttn's blocks on Hopper (sm90)."""
 
+# Base-2 logits under the row maximum at which even 10⁵ keys weigh less than float32's rounding (2⁻²⁴)
 _INVISIBLE = 40.0
-"""Base-2 logits under the row maximum at which even 10⁵ keys weigh less than float32's rounding (2⁻²⁴)."""
 
 
 @dataclass(frozen=True)
 class PooledBlocks:
     """Means and self-similarities of one tensor's blocks.
 
-    `means` (batch, heads, blocks, head_dim) in the input's dtype; `similarity` (batch, heads, blocks) float32, the
-    mean cosine similarity over all pairs of tokens of a block, self-pairs included, in [-1, 1].
+    `similarity` is the mean cosine similarity over all pairs of tokens of a block, self-pairs included, in [-1, 1].
     """
 
-    means: Tensor
-    similarity: Tensor
+    means: Tensor  # (batch, heads, blocks, head_dim) in the input's dtype
+    similarity: Tensor  # (batch, heads, blocks) float32
 
 
 def pool(x: Tensor, block: int, centre: Tensor | None = None, select_partial: bool = False) -> PooledBlocks:
-    """Pool blocks of `block` tokens of x: their means, and how similar their tokens are.
+    """Pool blocks of `block` tokens of x (batch, heads, tokens, head_dim): their means and self-similarities.
 
     The mean pairwise cosine is |Σ x̂|² / n², x̂ the normalised tokens rounded to float16, as SpargeAttn's kernel
     does. Two of that kernel's traits are kept: the mean is rounded to the input's dtype, and a block with a token
     of norm zero is never similar (0 / 0). That includes a partial last block, which the kernel pads with zeros, so it
-    is always computed, unless `select_partial` says otherwise.
+    is always computed, unless `select_partial` makes its similarity that of its own tokens alone.
 
-    CUDA tensors whose head_dim is a power of two are read once, by a Triton kernel; others in plain PyTorch.
-
-    Args:
-        x: (batch, heads, tokens, head_dim), floating point.
-        block: tokens in a block.
-        centre: (batch, heads, 1, head_dim) in x's dtype, subtracted from every token first.
-        select_partial: compute a partial last block's similarity over its own tokens alone, so that it is chosen like
-            any other.
+    `centre`, (batch, heads, 1, head_dim) in x's dtype, is subtracted from every token first. CUDA tensors whose
+    head_dim is a power of two are read once, by a Triton kernel; others in plain PyTorch.
     """
     if fits_triton(x):
         from sparsetune.attention.pool_triton import pool_blocks
@@ -99,14 +90,7 @@ def block_map(q: Tensor, k: Tensor, thresholds: ThresholdTensors, blocks: BlockS
     k's mean over the tokens is subtracted first (it shifts every score of a row alike). The softmax over the pooled
     scores of similar key blocks is sorted; blocks are taken in descending order while the cumulated probability
     is not above `cdfthreshd`, or the first int(`topk` × blocks); at least one. Rows and columns of blocks that aren't
-    similar, and the columns in `keep`, are always computed.
-
-    Args:
-        q: (batch, heads, q tokens, head_dim).
-        k: (batch, heads, k tokens, head_dim), as many heads as q.
-        thresholds: one value a head.
-        blocks: block shape.
-        keep: key blocks that are computed whatever their score, e.g. those with text.
+    similar, and the columns in `keep` (e.g. those with text), are always computed.
 
     Returns:
         bool (batch, heads, q blocks, k blocks), True where the pair is computed.
@@ -119,10 +103,7 @@ def block_map(q: Tensor, k: Tensor, thresholds: ThresholdTensors, blocks: BlockS
 def select_blocks(
     pooled_q: PooledBlocks, pooled_k: PooledBlocks, thresholds: ThresholdTensors, keep: range = range(0)
 ) -> Tensor:
-    """Choose block pairs as `block_map` does, from blocks that are pooled already.
-
-    Pooling doesn't depend on the thresholds, so a search over thresholds pools once.
-    """
+    """As `block_map`, from pooled blocks: these don't depend on thresholds, so a search pools once."""
     floor = thresholds.simthreshd1[:, None]
     similar_q = (pooled_q.similarity > floor)[..., :, None]
     similar_k = (pooled_k.similarity > floor)[..., None, :]
@@ -154,16 +135,7 @@ def skip_pv(q: Tensor, k: Tensor, computed: Tensor, pvthreshd: Tensor, scale: fl
     A head whose pvthreshd is 40 or more (SpargeAttn's default is 50) skips nothing here: what it would skip weighs
     less than float32's rounding. Skipped pairs still count as computed in `sparsity`, as upstream counts them.
 
-    Args:
-        q: (batch, heads, tokens, head_dim).
-        k: see q.
-        computed: bool (batch, heads, q blocks, k blocks).
-        pvthreshd: (heads,), base-2 logits.
-        scale: softmax scale.
-        blocks: block shape.
-
-    Returns:
-        bool, `computed` without the skipped pairs. Memory: one query block's scores over all batch entries and heads.
+    Memory: one query block's scores over all batch entries and heads.
     """
     centred = k - k.mean(dim=-2, keepdim=True)  # shifts a row's scores alike: the bound below gets tighter
     bound = 2 * scale * LOG2_E * q.norm(dim=-1).amax(dim=(0, 2)) * centred.norm(dim=-1).amax(dim=(0, 2))

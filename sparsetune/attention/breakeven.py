@@ -12,11 +12,13 @@ from torch import Tensor
 from sparsetune.errors import BackendError
 from sparsetune.files import write_json
 
+# A measured shape stands for others with up to this many times its tokens, or as many times fewer.
 _MAX_TOKEN_RATIO = 1.5
-"""A measured shape stands for others with up to this many times its tokens, or as many times fewer."""
 
-Milliseconds = float
-"""Median of at least 10 calls after warm-up."""
+# A layer that ran dense runs sparse again after so many steps: attention gets sparser as noise decreases.
+_RECHECK_STEPS = 5
+
+Milliseconds = float  # median of at least 10 calls after warm-up
 
 
 class _Model(BaseModel):
@@ -33,17 +35,14 @@ class SparseTime(_Model):
 
 
 class ShapeTimes(_Model):
-    """Latencies of one shape of attention call.
-
-    `dense_ms` holds each dense kernel's latency by name; `sdpa` is PyTorch's own choice, which dense layers run on.
-    """
+    """Latencies of one shape of attention call."""
 
     batch: int
     heads: int
     tokens: int
     head_dim: int
     dtype: str
-    dense_ms: dict[str, Milliseconds]
+    dense_ms: dict[str, Milliseconds]  # by kernel; `sdpa` is PyTorch's own choice, which dense layers run on
     sparse: tuple[SparseTime, ...]
 
     def break_even(self, kernel: str) -> float | None:
@@ -60,7 +59,7 @@ class ShapeTimes(_Model):
 
 
 class BreakEvenTable(_Model):
-    """Latencies measured on one machine, by shape, with the versions of the packages that they depend on."""
+    """Latencies measured on one machine, with the versions of the packages that they depend on."""
 
     schema_version: Literal[1] = 1
     device: str
@@ -70,13 +69,8 @@ class BreakEvenTable(_Model):
     def limit(self, kernel: str, shape: Sequence[int], dtype: str) -> float | None:
         """Return the sparsity below which dense is faster, by the measured shape nearest in size.
 
-        Args:
-            kernel: the sparse kernel.
-            shape: (batch, heads, tokens, head_dim).
-            dtype: e.g. `bfloat16`.
-
-        Returns:
-            A fraction in [0, 1]; above 1 where sparse is never faster; None where no similar shape was measured.
+        It is above 1 where sparse is never faster, None where no shape similar to (batch, heads, tokens, head_dim) was
+        measured.
         """
         batch, heads, tokens, head_dim = shape
         similar = [
@@ -97,12 +91,8 @@ class BreakEvenTable(_Model):
 def crossing(points: Sequence[tuple[float, Milliseconds]], dense_ms: Milliseconds) -> float | None:
     """Find the sparsity from which on every latency is at most `dense_ms`, interpolating linearly between points.
 
-    Args:
-        points: (sparsity, latency), in any order.
-        dense_ms: latency of dense attention.
-
-    Returns:
-        A fraction in [0, 1]; 0 where all points are as fast; None where the sparsest isn't, or there is none.
+    The points are (sparsity, latency) in any order. 0 where all are as fast; None where there is none, or the sparsest
+    isn't.
     """
     ordered = sorted(points)
     slow = [index for index, (_, latency) in enumerate(ordered) if latency > dense_ms]
@@ -119,11 +109,7 @@ def save_table(table: BreakEvenTable, path: Path) -> None:
 
 
 def load_table(path: Path, device: str) -> BreakEvenTable:
-    """Read a table that was measured on `device`.
-
-    Raises:
-        BackendError: there is none, it can't be read, or it is another device's.
-    """
+    """Read a table; BackendError where there is none, it can't be read, or it wasn't measured on `device`."""
     remedy = "run `sparsetune bench` here"
     try:
         table = BreakEvenTable.model_validate(json.loads(path.read_text(encoding="utf-8")))
@@ -137,20 +123,12 @@ def load_table(path: Path, device: str) -> BreakEvenTable:
     return table
 
 
-_RECHECK_STEPS = 5
-"""A layer that ran dense runs sparse again after so many steps: attention gets sparser as noise decreases."""
-
-
 class BreakEvenCheck:
     """Tracks each layer's sparsity, and decides which layers run dense because sparse would be slower.
 
     A layer runs sparse at its first step. Where that skipped less than the break-even of its shape, its next steps run
     dense. The counts of a whole step are copied from the GPU at once at the start of the next, when it is idle: so
     nothing waits in between, and the same inputs give the same decisions.
-
-    Args:
-        table: break-evens of this machine.
-        kernel: the backend that runs sparse calls, by name.
     """
 
     def __init__(self, table: BreakEvenTable, kernel: str) -> None:
@@ -163,10 +141,7 @@ class BreakEvenCheck:
     def reason_to_run_dense(self, layer: str, step: int | None, q: Tensor) -> str | None:
         """Return in a few words why a call should run dense; None where it may run sparse.
 
-        Args:
-            layer: the layer's name.
-            step: the denoising step; a smaller one than before starts a new generation; None never runs dense.
-            q: the call's queries, (batch, heads, tokens, head_dim).
+        A step smaller than before starts a new generation; an unknown one (None) never runs dense.
         """
         if step is not None and step != self._step:
             self._begin_step(step)
@@ -181,13 +156,7 @@ class BreakEvenCheck:
         return f"sparse is slower under a sparsity of {limit:.0%} here" if limit <= 1 else "sparse is never faster here"
 
     def record(self, layer: str, computed: Tensor, pairs: float) -> None:
-        """Record a sparse call.
-
-        Args:
-            layer: the layer's name.
-            computed: block pairs computed by head, as in `AttentionOutput`.
-            pairs: all block pairs, over all heads.
-        """
+        """Record the block pairs that a sparse call computed, by head, of `pairs` over all heads."""
         before, total = self._counts.get(layer, (torch.zeros((), dtype=torch.float64, device=computed.device), 0.0))
         self._counts[layer] = (before + computed.sum(), total + pairs)
 
@@ -203,5 +172,4 @@ class BreakEvenCheck:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Return a dtype's name without its package, e.g. `bfloat16`."""
     return str(dtype).removeprefix("torch.")

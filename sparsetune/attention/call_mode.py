@@ -14,29 +14,16 @@ from sparsetune.attention.sites import DenseCall, LayerSite, TransformerCall
 Forward = Callable[..., Any]
 
 
-def sdpa(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    mask: Tensor | None,
-    dropout: float,
-    is_causal: bool,
-    scale: float,
-    enable_gqa: bool,
-) -> Tensor:
-    """Attend with PyTorch's own kernel; a `DenseCall`."""
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale=scale, enable_gqa=enable_gqa)
+def sdpa(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, dropout: float, **options: Any) -> Tensor:
+    """PyTorch's own kernel, a `DenseCall`."""
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, **options)
 
 
 class AttentionCallMode(TorchFunctionMode):
     """Redirects a layer's attention calls: at once, or as one operator where a graph is being compiled.
 
-    `running` is the transformer call around them, `called` whether there was any since it was last reset.
-
-    Args:
-        redirect: called with the transformer call, the layer's dense kernel and each attention call's arguments.
-        layer: the layer.
+    `running` is the transformer call around them, `called` whether there was any since it was last reset. `redirect`
+    takes the transformer call, the layer's dense kernel and the arguments of `DenseCall`.
     """
 
     def __init__(self, redirect: Callable[..., Tensor], layer: LayerSite) -> None:
@@ -51,7 +38,6 @@ class AttentionCallMode(TorchFunctionMode):
         _COMPILED_CALLS[int(self._key)] = self._from_graph
 
     def close(self) -> None:
-        """Unregister from compiled graphs."""
         _COMPILED_CALLS.pop(int(self._key), None)
 
     def run(self, original: Forward, args: Any, kwargs: Any) -> Any:
@@ -91,42 +77,20 @@ class AttentionCallMode(TorchFunctionMode):
         """Redirect one call; the arguments are those of `scaled_dot_product_attention`."""
         if scale is None:
             scale = query.shape[-1] ** -0.5
+        options = {"dropout": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
         running = self.running
         if torch.compiler.is_compiling():
+            timestep, grid, tail, positions = (None, None, 0, None) if running is None else running
             output: Tensor = attend(
-                query,
-                key,
-                value,
-                attn_mask,
-                None if running is None else running.timestep,
-                None if running is None else running.positions,
-                [] if running is None or running.grid is None else list(running.grid),
-                0 if running is None else running.tail,
-                self._key,
-                dropout_p,
-                is_causal,
-                scale,
-                enable_gqa,
+                query, key, value, attn_mask, timestep, positions, list(grid or ()), tail, self._key, **options
             )
             return output
         self.called = True
-        return self._redirect(
-            running,
-            self._dense or sdpa,
-            q=query,
-            k=key,
-            v=value,
-            mask=attn_mask,
-            dropout=dropout_p,
-            is_causal=is_causal,
-            scale=scale,
-            enable_gqa=enable_gqa,
-        )
+        return self._redirect(running, self._dense or sdpa, q=query, k=key, v=value, mask=attn_mask, **options)
 
     def _from_graph(
         self, timestep: Tensor | None, positions: Tensor | None, grid: list[int], tail: int, **call: Any
     ) -> Tensor:
-        """Redirect a call that a compiled graph made through the operator."""
         running = None
         if timestep is not None:
             running = TransformerCall(timestep, (grid[0], grid[1], grid[2]) if grid else None, tail, positions)
@@ -134,9 +98,7 @@ class AttentionCallMode(TorchFunctionMode):
         return self._redirect(running, dense or sdpa, **call)
 
 
-_COMPILED_CALLS: dict[int, Callable[..., Tensor]] = {}
-"""What the operator `attend` runs, by key."""
-
+_COMPILED_CALLS: dict[int, Callable[..., Tensor]] = {}  # what the operator `attend` runs, by key
 _KEYS = itertools.count()
 
 
@@ -156,10 +118,7 @@ def attend(
     scale: float,
     enable_gqa: bool,
 ) -> Tensor:
-    """Run the call registered under `key`, a tensor of one number.
-
-    q, k, v and the output are (batch, heads, tokens, head_dim).
-    """
+    """Run the call registered under `key`, a tensor of one number; the others are those of `DenseCall`."""
     given = {"mask": mask, "dropout": dropout, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     return _COMPILED_CALLS[int(key)](timestep, positions, grid, tail, q=q, k=k, v=v, **given).contiguous()
 

@@ -20,8 +20,9 @@ from sparsetune.attention.unmask import Refusal, UnmaskedCall, attend_padded, un
 
 logger = logging.getLogger(__name__)
 
-DENSE_KERNEL = "sdpa"
-"""How the statistics name the pipeline's own attention."""
+_Group = tuple[str, int | None, Kind, str, str | None, int]  # layer, step, kind, kernel, reason and number of heads
+
+DENSE_KERNEL = "sdpa"  # how the statistics name the pipeline's own attention
 
 
 class SparseHandle:
@@ -31,8 +32,7 @@ class SparseHandle:
         sites: the pipeline's self-attention.
         policy: one entry for each of its layers.
         backend: the kernel for sparse calls.
-        break_even: break-evens measured on this machine; layers that are slower sparse then run dense (see
-            `BreakEvenCheck`).
+        break_even: break-evens of this machine; layers that are slower sparse run dense (see `BreakEvenCheck`).
         chosen_because: why this backend was chosen, in a few words.
 
     Raises:
@@ -65,14 +65,19 @@ class SparseHandle:
     def policy(self, policy: Policy) -> None:
         check_fits(policy, [(layer.name, layer.num_heads) for layer in self._sites.layers])
         self._policy = policy
-        self._counts: dict[_CountKey, _Count] = {}
+        self._counts: dict[_Group, tuple[int, float, Tensor]] = {}
         self._thresholds = {layer.name: layer for layer in policy.layers}
         self._tensors: dict[tuple[str, float, torch.device], ThresholdTensors] = {}
         self._check = None if self.break_even is None else BreakEvenCheck(self.break_even, self.backend.name)
 
     def stats(self) -> SparsityStats:
         """Return what ran since the start or the last `reset`."""
-        return SparsityStats(tuple(count.record(key) for key, count in self._counts.items()))
+        return SparsityStats(
+            tuple(
+                CallRecord(layer, step, kind, kernel, reason, calls, tuple(computed.tolist()), pairs, num_heads)
+                for (layer, step, kind, kernel, reason, num_heads), (calls, pairs, computed) in self._counts.items()
+            )
+        )
 
     def reset(self) -> None:
         """Reset the statistics."""
@@ -139,35 +144,11 @@ class SparseHandle:
         key = (call.layer.name, call.step, kind, kernel, reason, call.layer.num_heads)
         if computed is None:
             computed = torch.full((call.layer.num_heads,), pairs, dtype=torch.float64)
-        self._counts.setdefault(key, _Count()).add(computed, pairs)
+        calls, all_pairs, before = self._counts.get(key, (0, 0.0, torch.zeros_like(computed)))
+        self._counts[key] = calls + 1, all_pairs + pairs, before + computed  # on the GPU: counting doesn't wait for it
         return pairs
 
 
-_CountKey = tuple[str, int | None, Kind, str, str | None, int]
-
-
-class _Count:
-    """Calls of one layer, step and kind, added up; the sum stays on the GPU, so counting doesn't wait for it."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.pairs = 0.0
-        self.computed: Tensor | None = None
-
-    def add(self, computed: Tensor, pairs: float) -> None:
-        self.calls += 1
-        self.pairs += pairs
-        self.computed = computed if self.computed is None else self.computed + computed
-
-    def record(self, key: _CountKey) -> CallRecord:
-        layer, step, kind, kernel, reason, num_heads = key
-        computed = () if self.computed is None else tuple(self.computed.tolist())
-        return CallRecord(layer, step, kind, kernel, reason, self.calls, computed, self.pairs, num_heads)
-
-
 def kept_blocks(keep_text: bool, layout: TokenLayout, blocks: BlockShape) -> range:
-    """Return the key blocks that a policy always computes.
-
-    Those with text tokens, or else the first one, as SpargeAttn does whenever it renders (`attention_sink`).
-    """
+    """Key blocks that are always computed: those with text, or the first, as in SpargeAttn (`attention_sink`)."""
     return blocks.covering(layout.text) if keep_text and layout.text else range(1)

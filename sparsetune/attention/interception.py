@@ -22,35 +22,20 @@ from sparsetune.errors import ModelError
 
 logger = logging.getLogger(__name__)
 
+# The attribute in which accelerate's offloading hooks keep the forward that they call. They restore it as `forward` and
+# hook it again after each generation, which would lose a wrapper around the hooked forward: ours goes below.
 _UNHOOKED = "_old_forward"
-"""The attribute in which accelerate's offloading hooks keep the forward that they call.
-
-They restore it as `forward` and hook it again after each generation, which would lose a wrapper around the hooked
-forward: ours goes below.
-"""
 
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One attention call of a self-attention layer, as its module makes it.
-
-    Args:
-        layer: the layer.
-        transformer: the transformer call around it; None when the attention ran outside of one.
-        step: the denoising step, from 0; None when the timestep isn't one of the scheduler's.
-        num_steps: denoising steps of the generation.
-        q, k, v: (batch, heads, tokens, head_dim).
-        mask: the call's attention mask.
-        is_causal, dropout, enable_gqa: as the call has them.
-        scale: the softmax scale, never None.
-        dense: the pipeline's own kernel.
-    """
+    """One attention call of a self-attention layer, as its module makes it."""
 
     layer: LayerSite
-    transformer: TransformerCall | None
-    step: int | None
+    transformer: TransformerCall | None  # the one around it; None when the attention ran outside of one
+    step: int | None  # from 0; None when the timestep isn't one of the scheduler's
     num_steps: int
-    q: Tensor
+    q: Tensor  # (batch, heads, tokens, head_dim), like k and v
     k: Tensor
     v: Tensor
     mask: Tensor | None
@@ -62,16 +47,8 @@ class AttentionCall:
 
     def original(self) -> Tensor:
         """Return the dense output, by the pipeline's own kernel."""
-        return self.dense(
-            self.q,
-            self.k,
-            self.v,
-            mask=self.mask,
-            dropout=self.dropout,
-            is_causal=self.is_causal,
-            scale=self.scale,
-            enable_gqa=self.enable_gqa,
-        )
+        names = ("q", "k", "v", "mask", "dropout", "is_causal", "scale", "enable_gqa")
+        return self.dense(**{name: getattr(self, name) for name in names})
 
     @functools.cached_property
     def layout(self) -> TokenLayout | None:
@@ -87,18 +64,13 @@ class AttentionCall:
         return TokenLayout(grid, range(first, first + num_text) if num_text else range(0), tail)
 
 
-Attend = Callable[[AttentionCall], Tensor]
-"""Computes a call's output; `call.original()` is the dense one."""
-
-
 class Interception:
     """Redirects every self-attention call of a pipeline to `attend`, until `remove`.
 
-    Raises:
-        ModelError: the pipeline's attention is intercepted already.
+    ModelError where the pipeline's attention is intercepted already.
     """
 
-    def __init__(self, sites: AttentionSites, attend: Attend) -> None:
+    def __init__(self, sites: AttentionSites, attend: Callable[[AttentionCall], Tensor]) -> None:
         _check_free(sites)
         self.active = True
         self._sites = sites
@@ -109,9 +81,9 @@ class Interception:
         self._replaced: list[tuple[nn.Module, Forward | None, Forward]] = []
         self._modes: list[AttentionCallMode] = []
         for transformer in sites.transformers:
-            self._replace(transformer.module, self._transformer_wrapper(transformer))
+            self._replace(transformer.module, functools.partial(self._transformer_wrapper, transformer))
             for layer in transformer.layers:
-                self._replace(layer.module, self._layer_wrapper(transformer, layer))
+                self._replace(layer.module, functools.partial(self._layer_wrapper, transformer, layer))
 
     def remove(self) -> None:
         """Restore the pipeline's modules exactly; does nothing the second time."""
@@ -138,32 +110,27 @@ class Interception:
         module.__dict__[attribute] = forward
         self._replaced.append((module, own_forward, forward))
 
-    def _transformer_wrapper(self, transformer: TransformerSite) -> Callable[[Forward], Forward]:
+    def _transformer_wrapper(self, transformer: TransformerSite, original: Forward) -> Forward:
         """Wrap a transformer's forward so that its timestep and grid are known below it."""
 
-        def wrap(original: Forward) -> Forward:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                if not self.active:
-                    return original(*args, **kwargs)
-                given = dict(zip(transformer.arguments, args, strict=False)) | kwargs
-                call = transformer.read_call(transformer.module, given)
-                # Copying from a GPU waits for it: once a call, not once a layer.
-                self._running[transformer.name] = call._replace(
-                    timestep=call.timestep.to("cpu"),
-                    positions=None if call.positions is None else call.positions.to("cpu"),
-                )
-                try:
-                    return original(*args, **kwargs)
-                finally:
-                    self._running.pop(transformer.name, None)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if not self.active:
+                return original(*args, **kwargs)
+            given = dict(zip(transformer.arguments, args, strict=False)) | kwargs
+            call = transformer.read_call(transformer.module, given)
+            # Copying from a GPU waits for it: once a call, not once a layer.
+            self._running[transformer.name] = call._replace(
+                timestep=call.timestep.to("cpu"),
+                positions=None if call.positions is None else call.positions.to("cpu"),
+            )
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._running.pop(transformer.name, None)
 
-            return forward
+        return forward
 
-        return wrap
-
-    def _layer_wrapper(self, transformer: TransformerSite, layer: LayerSite) -> Callable[[Forward], Forward]:
-        """Wrap an attention module's forward so that its attention calls are redirected."""
-
+    def _layer_wrapper(self, transformer: TransformerSite, layer: LayerSite, original: Forward) -> Forward:
         def redirect(running: TransformerCall | None, dense: DenseCall, **call: Any) -> Tensor:
             step, num_steps = (None, 0) if running is None else self._step(running.timestep)
             return self._attend(
@@ -173,22 +140,19 @@ class Interception:
         mode = AttentionCallMode(redirect, layer)
         self._modes.append(mode)
 
-        def wrap(original: Forward) -> Forward:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                if not self.active:
-                    return original(*args, **kwargs)
-                mode.running = self._running.get(transformer.name)
-                try:
-                    output = mode.run(original, args, kwargs)
-                finally:
-                    mode.running = None  # a graph can't return what was made while it was compiled
-                if not torch.compiler.is_compiling():
-                    self._check_called(layer, mode)
-                return output
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if not self.active:
+                return original(*args, **kwargs)
+            mode.running = self._running.get(transformer.name)
+            try:
+                output = mode.run(original, args, kwargs)
+            finally:
+                mode.running = None  # a graph can't return what was made while it was compiled
+            if not torch.compiler.is_compiling():
+                self._check_called(layer, mode)
+            return output
 
-            return forward
-
-        return wrap
+        return forward
 
     def _step(self, timestep: Tensor) -> tuple[int | None, int]:
         if self._last is None or self._last[0] is not timestep:
@@ -202,13 +166,11 @@ class Interception:
         if not mode.called and layer.name not in self._without_calls:
             self._without_calls.add(layer.name)
             if len(self._without_calls) == 1:
-                processor = type(getattr(layer.module, "processor", layer.module)).__name__
-                logger.warning(
+                text = (
                     "%s made no attention call that can be made sparse or counted: a cache skipped it, or its %s "
-                    "doesn't use PyTorch's scaled_dot_product_attention",
-                    layer.name,
-                    processor,
+                    "doesn't use PyTorch's scaled_dot_product_attention"
                 )
+                logger.warning(text, layer.name, type(getattr(layer.module, "processor", layer.module)).__name__)
         mode.called = False
 
 

@@ -17,46 +17,30 @@ from torch import Tensor
 
 from sparsetune.attention.device import fits_triton
 
-Grid = tuple[int, int, int]
-"""Latent frames, height and width, in tokens."""
-
-TokenOrder = str | tuple[str, ...]
-"""One of `ORDERS` for all heads of a layer, or one for each head."""
+Grid = tuple[int, int, int]  # latent frames, height and width, in tokens
+TokenOrder = str | tuple[str, ...]  # one of `ORDERS` for all heads of a layer, or one for each head
 
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Positions of video and text tokens in a sequence.
+    """Positions of video and text tokens in a sequence."""
 
-    Args:
-        grid: latent frames, height and width in tokens; the video tokens lie in raster order over it.
-        text: positions of the text tokens; they come before or after all others.
-        tail: further tokens right after the video's, e.g. of a conditioning image; they stay where they are.
-    """
-
-    grid: Grid
-    text: range
-    tail: int = 0
+    grid: Grid  # the video tokens lie in raster order over it
+    text: range  # positions of the text tokens, before or after all others
+    tail: int = 0  # further tokens right after the video's, e.g. of a conditioning image; they stay where they are
 
     @property
     def num_tokens(self) -> int:
-        """Length of the sequence that this layout describes."""
         return math.prod(self.grid) + self.tail + len(self.text)
 
 
 @dataclass(frozen=True)
 class Permutation:
-    """A token order as positions and their inverse.
+    """A token order as positions to read tokens at, and their inverse; (orders, tokens) where heads differ."""
 
-    Args:
-        forward: positions to read tokens at, int64 (tokens,), or (orders, tokens) where heads differ.
-        inverse: positions that undo that, of the same shape.
-        of_head: the index of each head's order, int64 (heads,); None where there is one for all.
-    """
-
-    forward: Tensor
+    forward: Tensor  # int64 (tokens,) or (orders, tokens)
     inverse: Tensor
-    of_head: Tensor | None = None
+    of_head: Tensor | None = None  # index of each head's order, int64 (heads,)
 
     def order(self, x: Tensor) -> Tensor:
         """Put the tokens of x (batch, heads, tokens, head_dim) in the order."""
@@ -92,16 +76,7 @@ def _read_rows(x: Tensor, positions: Tensor) -> Tensor:
 
 
 def permutation(order: TokenOrder, layout: TokenLayout, device: torch.device | str = "cpu") -> Permutation | None:
-    """Return the permutation that puts a sequence in `order`; text tokens stay where they are.
-
-    Args:
-        order: one of `ORDERS` for all heads, or one for each head.
-        layout: the sequence's layout.
-        device: where the result lies.
-
-    Returns:
-        None for raster, which changes nothing.
-    """
+    """Return the permutation that puts a sequence in `order`; None for raster. Text tokens stay where they are."""
     names = {order} if isinstance(order, str) else set(order)
     if names == {"raster"}:
         return None
@@ -126,7 +101,6 @@ def _positions(layout: TokenLayout, device: str) -> tuple[Tensor, Tensor]:
 
 @functools.lru_cache(maxsize=1024)
 def _order_indices(orders: tuple[str, ...], device: str) -> Tensor:
-    """Index in `ORDERS` of each head's order, int64 (heads,)."""
     with torch.inference_mode(False):
         return torch.tensor([list(ORDERS).index(order) for order in orders], device=device)
 
@@ -160,22 +134,11 @@ def _frame_hilbert_key(grid: Grid) -> Tensor:
     return frame * (int(along.max()) + 1) + along
 
 
-def _volume_hilbert_key(grid: Grid) -> Tensor:
-    return _hilbert_index(_coordinates(grid), max(grid))
-
-
 def _hilbert_index(axes: tuple[Tensor, ...], extent: int) -> Tensor:
-    """Distance along the Hilbert curve of the smallest power-of-two cube that holds `extent`.
+    """Distance along the Hilbert curve of the smallest power-of-two cube that holds `extent`, int64 (points,).
 
-    Skilling's algorithm (J. Skilling, 'Programming the Hilbert curve', AIP Conf. Proc. 707, 2004), for all
-    points at once.
-
-    Args:
-        axes: coordinates, int64 of shape (points,) for each dimension, all in [0, extent).
-        extent: the longest side of the grid.
-
-    Returns:
-        int64 (points,), each point's distance; neighbours on the curve are neighbours on the grid.
+    Skilling's algorithm (J. Skilling, 'Programming the Hilbert curve', AIP Conf. Proc. 707, 2004), for all points
+    at once. The axes are coordinates in [0, extent), (points,) each; neighbours on the curve are so on the grid.
     """
     bits = max(1, (extent - 1).bit_length())
     x = [axis.clone() for axis in axes]
@@ -204,15 +167,11 @@ def _hilbert_index(axes: tuple[Tensor, ...], extent: int) -> Tensor:
 
 ORDERS: dict[str, Callable[[Grid], Tensor]] = {
     "raster": lambda grid: _axis_key(grid, "fhw"),
-    "fwh": lambda grid: _axis_key(grid, "fwh"),
-    "hfw": lambda grid: _axis_key(grid, "hfw"),
-    "hwf": lambda grid: _axis_key(grid, "hwf"),
-    "wfh": lambda grid: _axis_key(grid, "wfh"),
-    "whf": lambda grid: _axis_key(grid, "whf"),
+    **{axes: functools.partial(_axis_key, axes=axes) for axes in ("fwh", "hfw", "hwf", "wfh", "whf")},
     "tiles": lambda grid: _tile_key(grid, (1, 8, 8)),
     "cubes": lambda grid: _tile_key(grid, (4, 4, 4)),
     "hilbert": _frame_hilbert_key,
-    "hilbert3d": _volume_hilbert_key,
+    "hilbert3d": lambda grid: _hilbert_index(_coordinates(grid), max(grid)),
 }
 """Name to sort key. `raster` goes through frames, rows and columns; `fwh` to `whf` name the axes in another order, the
 outermost first: `hfw` puts a row of all frames together, `wfh` a column, `hwf` and `whf` a place in all frames. `tiles`

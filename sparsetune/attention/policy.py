@@ -16,8 +16,7 @@ class Policy:
     Args:
         layers: one entry a self-attention layer of the transformer, in the order of its modules.
         schedule: how sparse each denoising step runs.
-        order: the token order in which blocks are cut, one of `ORDERS`; a layer, or each of its heads, may
-            have its own.
+        order: the token order in which blocks are cut, one of `ORDERS`; a layer or its heads may have their own.
         keep_text: compute every key block that holds a text token, for every query; without it the first key block,
             which is what SpargeAttn keeps when it renders (`attention_sink`).
         select_partial: choose a partial last block (of queries as of keys) like any other, by the mean over its
@@ -80,16 +79,9 @@ class Policy:
     ) -> "Policy":
         """Make a policy with the same thresholds for every head; SpargeAttn's defaults if `head` is None.
 
-        Args:
-            layers: (name, number of heads) of each self-attention layer.
-            head: the thresholds of every head.
-            schedule: how sparse each denoising step runs; the same throughout by default.
-            order: as in `Policy`.
-            keep_text: as in `Policy`.
-            select_partial: as in `Policy`.
+        `layers` holds the (name, number of heads) of each self-attention layer; the others are as in `Policy`.
         """
-        head = head or SPARGE_DEFAULTS
-        uniform = tuple(LayerThresholds.uniform(name, num_heads, head) for name, num_heads in layers)
+        uniform = tuple(LayerThresholds.uniform(name, num_heads, head or SPARGE_DEFAULTS) for name, num_heads in layers)
         return cls(uniform, schedule or DenseSchedule(), order, keep_text, select_partial)
 
     def layer(self, name: str) -> LayerThresholds:
@@ -104,11 +96,7 @@ _MAX_LISTED = 4
 
 
 def check_fits(policy: Policy, layers: Sequence[tuple[str, int]]) -> None:
-    """Check that a policy has thresholds for exactly a model's layers and heads.
-
-    Args:
-        policy: the policy.
-        layers: (module path from the pipeline, number of heads) of each self-attention layer of the model.
+    """Check that a policy has thresholds for exactly a model's layers, (module path, number of heads) each.
 
     Raises:
         CheckpointError: layers are missing, too many, or have another number of heads; each kind is listed.

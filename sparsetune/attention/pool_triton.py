@@ -11,15 +11,9 @@ from torch import Tensor
 
 @torch.library.custom_op("sparsetune::pool_blocks", mutates_args=())
 def pool_blocks(x: Tensor, block: int, centre: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`blockmap.pool` in one pass over x.
+    """`blockmap.pool` in one pass over x, (batch, heads, tokens, head_dim).
 
-    Args:
-        x: (batch, heads, tokens, head_dim), any strides but 1 for the last; head_dim a power of two, at least 16.
-        block: tokens in a block, a power of two.
-        centre: (batch, heads, 1, head_dim) in x's dtype, subtracted from every token first.
-
-    Returns:
-        Means (batch, heads, blocks, head_dim) in x's dtype, similarity (batch, heads, blocks) in float32.
+    x may have any strides but 1 for the last; head_dim (at least 16) and block must be powers of two.
     """
     batch, heads, tokens, dim = x.shape
     means, similarity = _outputs(x, block, centre)

@@ -13,15 +13,10 @@ _TOKENS_AT_ONCE = 128
 
 @torch.library.custom_op("sparsetune::reorder", mutates_args=())
 def reorder(x: Tensor, positions: Tensor, of_head: Tensor | None) -> Tensor:
-    """Read each head's tokens at its positions; exact.
+    """Read each head's tokens at its positions; exact, contiguous.
 
-    Args:
-        x: (batch, heads, tokens, head_dim), any strides but 1 for the last; head_dim a power of two.
-        positions: int64 (tokens,), or (orders, tokens) with `of_head`; contiguous.
-        of_head: the index of each head's order, int64 (heads,).
-
-    Returns:
-        The shape and dtype of x, contiguous.
+    x (batch, heads, tokens, head_dim) may have any strides but 1 for the last; head_dim must be a power of two. The
+    positions are those of `ordering.Permutation`, contiguous.
     """
     batch, heads, tokens, dim = x.shape
     read: Tensor = _output(x, positions, of_head)

@@ -39,10 +39,7 @@ class DenseSchedule:
         return math.ceil(round(self.dense_fraction * num_steps, 9))
 
     def scale(self, step: int | None, num_steps: int) -> float:
-        """Return the factor on what step `step` (0 is the first, noisiest one) of `num_steps` drops; 0 is dense.
-
-        It is 1 for an unknown step (None).
-        """
+        """Return the factor on what a step (0 is the noisiest) drops: 0 is dense, 1 where the step is None."""
         if step is None:
             return 1.0
         if step < self.num_dense_steps(num_steps):
@@ -70,8 +67,7 @@ def step_of(
     Args:
         timestep: the value the transformer was called with.
         timesteps: the scheduler's values in the order they are run.
-        rounding: relative rounding of `timestep`: in bfloat16 neighbouring steps of a shifted schedule have the
-            same value.
+        rounding: relative rounding of `timestep`: bfloat16 makes neighbouring steps of a shifted schedule equal.
         step_index: the scheduler's own; it decides among steps whose timesteps rounding makes equal.
 
     Returns:

@@ -39,8 +39,8 @@ class CallRecord:
 class SparsityStats:
     """Sparsity of one or more generations.
 
-    `sparsity` is the fraction in [0, 1] of (query block, key block) pairs that were not computed, over all
-    self-attention calls, dense ones counted in; higher is sparser.
+    It is the fraction in [0, 1] of (query block, key block) pairs that were not computed, over all self-attention
+    calls, dense ones counted in; higher is sparser.
     """
 
     records: tuple[CallRecord, ...]
@@ -90,11 +90,10 @@ class SparsityStats:
     @property
     def kernels(self) -> dict[str, str]:
         """The kernel that ran each layer's sparse calls; `sdpa` for a layer without any."""
-        ran: dict[str, str] = {}
-        for layer, records in self._by_layer().items():
-            sparse = [record.kernel for record in records if record.kind == "sparse"]
-            ran[layer] = sparse[0] if sparse else "sdpa"
-        return ran
+        return {
+            layer: next((record.kernel for record in records if record.kind == "sparse"), "sdpa")
+            for layer, records in self._by_layer().items()
+        }
 
     @property
     def fallbacks(self) -> dict[str, int]:

@@ -74,8 +74,7 @@ class LayerThresholds:
     Args:
         name: the attention module's path from the pipeline, e.g. `transformer.transformer_blocks.0.attn1`.
         heads: one entry a head, all with the same rule (one kernel call serves all heads).
-        order: the token order in which this layer's blocks are cut, one for all heads or one for each; None is the
-            policy's.
+        order: the token order in which blocks are cut, one for all heads or one for each; None is the policy's.
 
     Raises:
         ThresholdError: there are no heads, their rules differ, or there are more or fewer orders than heads.
@@ -100,13 +99,7 @@ class LayerThresholds:
 
     @classmethod
     def in_orders(cls, name: str, heads: Sequence[HeadThresholds], orders: Sequence[str]) -> "LayerThresholds":
-        """Make a layer whose sparse heads have these token orders; dense ones, which need none, get one of those.
-
-        Args:
-            name: as in `LayerThresholds`.
-            heads: as in `LayerThresholds`.
-            orders: one a head; those of dense heads are ignored.
-        """
+        """Make a layer whose sparse heads have these token orders; dense ones, which need none, get one of those."""
         needed = [order if head.is_sparse else None for order, head in zip(orders, heads, strict=True)]
         used = list(dict.fromkeys(order for order in needed if order))
         if len(used) > 1:
@@ -133,13 +126,9 @@ class LayerThresholds:
     ) -> "ThresholdTensors":
         """Return the thresholds as float32 tensors with one value a head.
 
+        `drop_scale` is a factor on the share (of probability, or of blocks) that is left out.
         A dense head gets simthreshd1 2, so that no block counts as similar and every one is computed. (SpargeAttn
         writes 1, which float16 rounding lets blocks of equal tokens pass.)
-
-        Args:
-            device: of the tensors.
-            drop_scale: factor on the share (of probability, or of blocks) that is left out.
-            select_partial: as in `Policy`.
         """
 
         def column(values: Iterable[float]) -> Tensor:

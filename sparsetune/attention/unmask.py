@@ -16,29 +16,23 @@ from sparsetune.attention.thresholds import ThresholdTensors
 if TYPE_CHECKING:
     from sparsetune.attention.interception import AttentionCall
 
+# An additive mask's value that hides a key for certain: models write -10000 or -inf, and exp(-5000) is 0.
 _MASKED_OUT = -5000.0
-"""An additive mask's value that hides a key for certain: models write -10000 or -inf, and exp(-5000) is 0."""
+
+_HEAD_DIMS = (64, 128)  # what SpargeAttn's kernels are built for
 
 
 @dataclass(frozen=True)
 class UnmaskedCall:
-    """The square, unmasked part of a self-attention call.
+    """The square, unmasked part of a self-attention call: padding at the end of q, k and v is cut off."""
 
-    Args:
-        q, k, v: (batch, heads, tokens, head_dim); padding at the end is cut off.
-        layout: where these tokens lie.
-        scale: softmax scale.
-        padding: the queries that were cut off, (batch, heads, cut tokens, head_dim).
-        padding_attends: whether the padding attends to the remaining keys, as it does under a mask over keys alone;
-            otherwise its output is 0.
-    """
-
-    q: Tensor
+    q: Tensor  # (batch, heads, tokens, head_dim), like k and v
     k: Tensor
     v: Tensor
-    layout: TokenLayout
+    layout: TokenLayout  # of the tokens that are left
     scale: float
-    padding: Tensor
+    padding: Tensor  # the queries that were cut off, (batch, heads, cut tokens, head_dim)
+    # Under a mask over keys alone the padding attends to the remaining keys; otherwise its output is 0.
     padding_attends: bool = True
 
     def with_padding(self, output: Tensor) -> Tensor:
@@ -150,10 +144,6 @@ def _shortened(layout: TokenLayout, tokens: int) -> TokenLayout | None:
     return TokenLayout(layout.grid, layout.text[: len(layout.text) - tokens], layout.tail)
 
 
-_HEAD_DIMS = (64, 128)
-"""What SpargeAttn's kernels are built for."""
-
-
 def head_dim_refusal(backend: Backend, unmasked: UnmaskedCall) -> str | None:
     """Return why a backend can't run a call, not even with its head dimension padded; None where it can."""
     return _padded_width(backend, unmasked.q, unmasked.k, unmasked.v)[1]
@@ -167,15 +157,6 @@ def attend_padded(
     Zeros change no score and no cosine. The block map's own scores are divided by the root of the head dimension, and q
     is scaled by the root of the padding's factor so that these stay as they were: all is exact but that q is rounded
     once more where this factor is no power of two (it is one from 16 to 64, and isn't from 96 to 128).
-
-    Args:
-        backend: one whose refusal of these tensors, padded, is None.
-        q: (batch, heads, tokens, head_dim).
-        k: see q.
-        v: see q.
-        thresholds: one value a head.
-        scale: softmax scale of the unpadded call.
-        keep: key blocks that are computed for every query.
     """
     head_dim = q.shape[-1]
     width, _ = _padded_width(backend, q, k, v)

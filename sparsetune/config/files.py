@@ -9,29 +9,23 @@ import yaml
 
 from sparsetune.errors import ConfigError
 
-SUFFIXES = (".yaml", ".yml")
+# Keys whose relative paths in a file are relative to the file's folder
 INPUT_PATHS = ("tune.prompt_file", "eval.prompt_file", "model.source")
-"""Keys whose relative paths in a file are relative to the file's folder."""
 
 
 def configs_folder() -> Path:
-    """Return the folder of the packaged configurations: inside a wheel, or at the top of a checkout."""
+    """The packaged configurations: inside a wheel, or at the top of a checkout."""
     package = Path(__file__).resolve().parents[1]
     shipped = package / "_configs"
     return shipped if shipped.is_dir() else package.parent / "configs"
 
 
 def named_configs() -> dict[str, Path]:
-    """Return the packaged configuration files by name."""
     return {path.stem: path for path in sorted(configs_folder().glob("*.yaml"))}
 
 
 def find_config(config: str | Path) -> Path:
-    """Return the file of a configuration given by its path or by a packaged one's name.
-
-    Raises:
-        ConfigError: there is no such file or name.
-    """
+    """Return the file of a configuration given by its path or by a packaged one's name."""
     text, path, named = str(config), Path(config).expanduser(), named_configs()
     if text in named:
         return named[text]
@@ -45,11 +39,7 @@ def find_config(config: str | Path) -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a YAML file of sections into a flat mapping of dotted keys, e.g. `generation.num_frames`.
-
-    Raises:
-        ConfigError: the file can't be read, isn't YAML, or isn't a mapping of sections.
-    """
+    """Read a YAML file of sections into a flat mapping of dotted keys, e.g. `generation.num_frames`."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -63,23 +53,13 @@ def read_config(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path} must hold sections such as `model:`, got a {type(content).__name__}")
-    return {key: _from_file(path, key, value) for key, value in _flatten(content).items()}
+    flat = {key: value for key, value in flatten(content).items() if "." in key or value not in (None, {})}
+    return {key: _from_file(path, key, value) for key, value in flat.items()}
 
 
 def nearest(word: str, known: Mapping[str, Any]) -> str | None:
-    """Return the known word most similar to `word`, or None."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return matches[0] if matches else None
-
-
-def _flatten(content: Mapping[Any, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for section, value in content.items():
-        if isinstance(value, Mapping):
-            flat.update({f"{section}.{key}": inner for key, inner in value.items()})
-        elif value is not None:
-            flat[str(section)] = value
-    return flat
 
 
 def _from_file(path: Path, key: str, value: Any) -> Any:
@@ -94,7 +74,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested mappings to dotted names, e.g. `model.source`."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

@@ -27,12 +27,10 @@ def _yaml_no(value: Any) -> Any:
 
 
 RandomWeights = Annotated[Literal["no", "full", "tiny"], BeforeValidator(_yaml_no)]
-LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]
-"""A path with `~` expanded."""
+LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]  # with `~` expanded
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Workers = Annotated[str, BeforeValidator(str), Field(pattern=r"^(auto|[1-9]\d*)$")]
-"""A number of workers, or auto."""
 MetricNames = Annotated[tuple[str, ...], Field(min_length=1)]
 
 

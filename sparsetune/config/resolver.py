@@ -4,11 +4,10 @@ import os
 import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from sparsetune.config.files import find_config, named_configs, nearest, read_config
@@ -18,8 +17,7 @@ from sparsetune.errors import ConfigError
 ENVIRONMENT_PREFIX = "SPARSETUNE_"
 
 
-@dataclass(frozen=True)
-class _Value:
+class _Value(NamedTuple):
     """A value and its source, for messages."""
 
     value: Any
@@ -99,11 +97,8 @@ def config_fields() -> dict[str, FieldInfo]:
     """Return every setting's field by its dotted key, e.g. `gate.min_psnr`."""
     found: dict[str, FieldInfo] = {}
     for name, field in Config.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            found.update({f"{name}.{key}": inner for key, inner in section.model_fields.items()})
-        else:
-            found[name] = field
+        section: dict[str, FieldInfo] = getattr(field.annotation, "model_fields", {})
+        found |= {f"{name}.{key}": inner for key, inner in section.items()} or {name: field}
     return found
 
 

@@ -57,13 +57,10 @@ def missing_backends(device: torch.device) -> dict[str, str | None]:
 
 
 def backend_choice(name: str, device: torch.device) -> BackendChoice:
-    """Choose the backend of that name for tensors on `device`.
+    """Choose the backend of that name for tensors on `device`; BackendError where it is unknown or can't run here.
 
     `auto` is SpargeAttn's kernel where it can run, FlexAttention on other GPUs that can run that, and the plain
     PyTorch reference elsewhere.
-
-    Raises:
-        BackendError: the name is unknown, or the backend can't run here.
     """
     if name not in BACKENDS:
         raise BackendError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
@@ -88,7 +85,6 @@ def _log_once(chosen: str, reason: str) -> None:
 
 
 def choose_backend(name: str, device: torch.device) -> Backend:
-    """Return the backend that `backend_choice` chooses."""
     return backend_choice(name, device).backend
 
 

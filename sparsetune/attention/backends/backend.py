@@ -13,36 +13,26 @@ from sparsetune.attention.thresholds import ThresholdTensors
 
 @dataclass(frozen=True)
 class AttentionOutput:
-    """Output of one attention call, and the block pairs computed for it.
+    """Output of one attention call, and the block pairs computed for it."""
 
-    Args:
-        output: (batch, heads, q tokens, head_dim), in the query's dtype.
-        computed: block pairs computed, summed over the batch: float64 of shape (heads,), or (1,) where the kernel
-            only counts the sum over its heads.
-    """
-
-    output: Tensor
+    output: Tensor  # (batch, heads, q tokens, head_dim), in the query's dtype
+    # Summed over the batch: float64 (heads,), or (1,) where the kernel only counts the sum over its heads
     computed: Tensor
 
 
 class Backend(Protocol):
-    """A sparse attention kernel.
-
-    Tensors are (batch, heads, tokens, head_dim); q and k have as many heads.
-    """
+    """A sparse attention kernel; tensors are (batch, heads, tokens, head_dim), q and k with as many heads."""
 
     name: str
     blocks: BlockShape
 
     def refusal(self, q: Tensor, k: Tensor, v: Tensor) -> str | None:
         """Return in a few words why this call can't run here; None where it can."""
-        ...
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, *, scale: float, keep: range
     ) -> AttentionOutput:
         """Attend under the block map of `thresholds`, computing the key blocks in `keep` for every query."""
-        ...
 
 
 class DenseBackend:

@@ -18,22 +18,16 @@ from sparsetune.attention.thresholds import ThresholdTensors
 
 _MIN_TOKENS = 128
 _HEAD_DIMS = (16, 32, 64, 128, 256)
-_MAX_KERNELS = 64
-"""Compiled kernels in the cache."""
-
+_MAX_KERNELS = 64  # in the cache
 _COMPILER = "inductor"
-"""torch.compile's backend for the kernels."""
 
 
 class FlexBackend:
     """Attention at the inputs' own precision, one compiled kernel a shape.
 
     The kernel is PyTorch's; only the block map is ours. Outside of CUDA FlexAttention runs uncompiled, with the whole
-    score matrix in memory: for tests.
-
-    Args:
-        blocks: block shape; both sides multiples of 64 on a GPU. The default is SpargeAttn's on every GPU but Hopper,
-            and was the fastest of three on an H100 (docs/benchmarks.md).
+    score matrix in memory: for tests. On a GPU both sides of a block must be multiples of 64; the default shape was the
+    fastest of three on an H100 (docs/benchmarks.md).
     """
 
     name = "flex"
@@ -53,7 +47,6 @@ class FlexBackend:
         return None
 
     def refusal(self, q: Tensor, k: Tensor, v: Tensor) -> str | None:
-        """Refuse head dimensions that aren't powers of two, and sequences of less than one block."""
         if q.shape[-1] not in _HEAD_DIMS or v.shape[-1] not in _HEAD_DIMS:
             return f"head_dim {q.shape[-1]} isn't one of {', '.join(map(str, _HEAD_DIMS))}"
         return f"fewer than {_MIN_TOKENS} tokens" if q.shape[-2] < _MIN_TOKENS else None
@@ -68,19 +61,7 @@ class FlexBackend:
 
 
 def flex_under_map(q: Tensor, k: Tensor, v: Tensor, computed: Tensor, blocks: BlockShape, scale: float) -> Tensor:
-    """Softmax attention over the block pairs in `computed`, by FlexAttention.
-
-    Args:
-        q: (batch, heads, tokens, head_dim).
-        k: see q.
-        v: see q.
-        computed: bool (batch, heads, q blocks, k blocks), at least one True a row.
-        blocks: block shape.
-        scale: softmax scale.
-
-    Returns:
-        (batch, heads, q tokens, head_dim) in q's dtype.
-    """
+    """Softmax attention over the block pairs in `computed`, at least one a row, by FlexAttention."""
     if not q.is_cuda and torch.compiler.is_compiling():  # uncompiled, FlexAttention can't run in a traced operator
         mask = block_mask(computed, blocks, (q.shape[-2], k.shape[-2]), by_token=True)
         return _attend(q, k, v, mask, scale, None)
@@ -112,11 +93,7 @@ def _shape_of_output(
 def block_mask(computed: Tensor, blocks: BlockShape, lengths: tuple[int, int], *, by_token: bool) -> BlockMask:
     """Convert our block map to FlexAttention's: every computed block is a full one.
 
-    Args:
-        computed: bool (batch, heads, q blocks, k blocks).
-        blocks: block shape.
-        lengths: query and key tokens.
-        by_token: also define the mask token by token, the only form that uncompiled FlexAttention reads.
+    `by_token` also defines the mask token by token, the only form that uncompiled FlexAttention reads.
     """
     num_blocks, indices = ordered_blocks(computed)
     none = torch.zeros_like(num_blocks)
@@ -132,14 +109,9 @@ def block_mask(computed: Tensor, blocks: BlockShape, lengths: tuple[int, int], *
 
 
 def ordered_blocks(computed: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the number and indices of each row's computed blocks.
+    """Return the number of each row's computed blocks, int32 (batch, heads, q blocks), and their indices, int32.
 
-    Args:
-        computed: bool (batch, heads, q blocks, k blocks).
-
-    Returns:
-        Their number, int32 (batch, heads, q blocks), and their indices in ascending order, int32 like `computed`,
-        followed by those of the other blocks.
+    The indices have the shape of `computed`: in ascending order, followed by those of the other blocks.
     """
     indices = computed.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
     return computed.sum(dim=-1, dtype=torch.int32), indices.to(torch.int32)

@@ -8,16 +8,12 @@ from sparsetune.attention.backends.backend import AttentionOutput
 from sparsetune.attention.blockmap import SPARGE_BLOCKS, BlockShape, block_map, skip_pv
 from sparsetune.attention.thresholds import ThresholdTensors
 
+# Bound on the entries of a token mask, or one query block of one head where that is more: 64 MB in float32
 _MASK_ENTRIES = 1 << 24
-"""Bound on the entries of a token mask, or one query block of one head where that is more: 64 MB in float32."""
 
 
 class ReferenceBackend:
-    """Dense attention of PyTorch under the block map, without the kernel's int8 and fp8 rounding.
-
-    Args:
-        blocks: block shape; SpargeAttn's own by default, `SPARGE_BLOCKS_SM90` for what runs on Hopper.
-    """
+    """Dense attention of PyTorch under the block map, without the kernel's int8 and fp8 rounding."""
 
     name = "reference"
 
@@ -25,13 +21,12 @@ class ReferenceBackend:
         self.blocks = blocks
 
     def refusal(self, q: Tensor, k: Tensor, v: Tensor) -> str | None:
-        """Refuse nothing but sequences of less than one query block, as SpargeAttn does."""
+        """Refuse sequences of less than one query block, as SpargeAttn does."""
         return f"fewer than {self.blocks.q} tokens" if q.shape[-2] < self.blocks.q else None
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, *, scale: float, keep: range
     ) -> AttentionOutput:
-        """Attend under the block map of `thresholds`."""
         computed = block_map(q, k, thresholds, self.blocks, keep)
         used = skip_pv(q, k, computed, thresholds.pvthreshd, scale, self.blocks)
         output = masked_attention(q, k, v, used, self.blocks, scale)
@@ -39,20 +34,9 @@ class ReferenceBackend:
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, used: Tensor, blocks: BlockShape, scale: float) -> Tensor:
-    """Softmax attention over the block pairs in `used`, in slabs of heads and query blocks.
+    """Softmax attention over the block pairs in `used`, at least one a row, in slabs of heads and query blocks.
 
     With every pair used it is PyTorch's dense attention itself, bit for bit.
-
-    Args:
-        q: (batch, heads, tokens, head_dim), floating point.
-        k: see q.
-        v: see q.
-        used: bool (batch, heads, q blocks, k blocks), at least one True a row.
-        blocks: block shape.
-        scale: softmax scale.
-
-    Returns:
-        (batch, heads, q tokens, head_dim).
     """
     if bool(used.all()):
         return F.scaled_dot_product_attention(q, k, v, scale=scale)

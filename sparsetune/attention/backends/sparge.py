@@ -13,21 +13,14 @@ from sparsetune.attention.thresholds import ThresholdTensors
 
 _HEAD_DIMS = (64, 128)
 _MIN_TOKENS = 128
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-"""Dtypes that the kernels accept; they run float32 in float16."""
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # the kernels run float32 in float16
 
 
 class SpargeBackend:
-    """A thin adapter over `spas_sage_attn` (SpargeAttn's SageAttention2 kernels).
+    """A thin adapter over `spas_sage_attn` (SpargeAttn's SageAttention2 kernels); ImportError without it.
 
     The block map is ours, by SpargeAttn's rule, and `block_sparse_sage2_attn_cuda` runs it: so every set of kept
     blocks and every token order works, blocks are counted by head, and nothing waits for the GPU.
-
-    Args:
-        device: the GPU; Hopper's block shape differs.
-
-    Raises:
-        ImportError: the package can't be imported; see `missing`.
     """
 
     name = "sparge"
@@ -53,7 +46,6 @@ class SpargeBackend:
         return None
 
     def refusal(self, q: Tensor, k: Tensor, v: Tensor) -> str | None:
-        """Refuse what the kernels can't do: other head dimensions and dtypes, and short sequences."""
         if q.shape[-1] not in _HEAD_DIMS:
             return f"head_dim {q.shape[-1]} isn't 64 or 128"
         if q.dtype not in _DTYPES:
@@ -73,19 +65,7 @@ class SpargeBackend:
 
 @torch.library.custom_op("sparsetune::sparge_under_map", mutates_args=())
 def sparge_under_map(q: Tensor, k: Tensor, v: Tensor, computed: Tensor, pvthreshd: Tensor, scale: float) -> Tensor:
-    """SpargeAttn's attention over the block pairs in `computed`.
-
-    Args:
-        q: (batch, heads, tokens, head_dim), float16, bfloat16 or float32 (which runs in float16).
-        k: see q.
-        v: see q.
-        computed: bool (batch, heads, q blocks, k blocks), in SpargeAttn's block shape on this GPU.
-        pvthreshd: float32 (heads,).
-        scale: softmax scale.
-
-    Returns:
-        (batch, heads, q tokens, head_dim), contiguous, in q's dtype.
-    """
+    """SpargeAttn's attention over the block pairs in `computed`, blocks of its shape on this GPU; contiguous."""
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]  # SpargeAttn changes the current GPU
         output: Tensor = _package().block_sparse_sage2_attn_cuda(
             q, k, v, mask_id=computed.contiguous(), scale=scale, pvthreshd=pvthreshd, tensor_layout="HND"
