@@ -17,52 +17,27 @@ from sparsetune.models.dense_kernel import dense_kernel
 
 @dataclass(frozen=True)
 class LayerRule:
-    """The self-attention modules whose path within the transformer matches `path` whole.
-
-    `text` is the position of text tokens in their q, k and v (joint attention); None where there are none.
-    """
-
-    path: re.Pattern[str]
-    text: TextPlace | None = None
+    path: re.Pattern[str]  # full match of the modules' paths within the transformer
+    text: TextPlace | None = None  # position of text tokens in q, k and v (joint attention)
 
 
 @dataclass(frozen=True)
 class Family:
-    """One family of models.
-
-    Args:
-        name: the family's name, which its result files start with, e.g. `cogvideo`.
-        transformer_class: class name of its transformer in diffusers.
-        layers: its self-attention modules.
-        read_call: reads timestep and token grid from a transformer call.
-        frame_unit: the number of frames is a multiple of this plus `first_frames`; 0 for images.
-        first_frames: see `frame_unit`.
-        transformers: the pipeline's transformer attributes, in the order in which they run.
-        steps: returns the timestep argument of each step of a scheduler.
-        pipelines: full match of the pipeline's class, where several families share a transformer class.
-        packing: latent pixels in a token's side where the pipeline packs them rather than the transformer.
-        guidance: the pipeline's argument for the guidance scale; `guider` where a component has it.
-        no_negative: the default negative prompt; None leaves that to the pipeline.
-        from_image: full match of the pipeline's class, where an image is required though its signature doesn't say so.
-        tiled_vae: whether its VAE only works in tiles.
-        upstream: module paths in the model's own code, which SpargeAttn's checkpoints are saved from, and the path in
-            diffusers that stands for each.
-    """
-
-    name: str
-    transformer_class: str
-    layers: tuple[LayerRule, ...]
+    name: str  # its result files start with it
+    transformer_class: str  # in diffusers
+    layers: tuple[LayerRule, ...]  # its self-attention modules
     read_call: ReadCall
-    frame_unit: int
+    frame_unit: int  # the number of frames is a multiple of this plus `first_frames`; 0 for images
     first_frames: int = 1
-    transformers: tuple[str, ...] = ("transformer",)
-    steps: Callable[[Any], Sequence[float]] = calls.timesteps
-    pipelines: re.Pattern[str] = re.compile(".*")
-    packing: int = 1
-    guidance: Literal["guidance_scale", "true_cfg_scale", "guider"] = "guidance_scale"
-    no_negative: str | None = None
-    from_image: re.Pattern[str] = re.compile("")
-    tiled_vae: bool = False
+    transformers: tuple[str, ...] = ("transformer",)  # the pipeline's attributes, in the order in which they run
+    steps: Callable[[Any], Sequence[float]] = calls.timesteps  # the transformer's timestep argument at each step
+    pipelines: re.Pattern[str] = re.compile(".*")  # full match of the class, where families share a transformer class
+    packing: int = 1  # latent pixels in a token's side where the pipeline packs them rather than the transformer
+    guidance: Literal["guidance_scale", "true_cfg_scale", "guider"] = "guidance_scale"  # argument; a component
+    no_negative: str | None = None  # the default negative prompt; None leaves that to the pipeline
+    from_image: re.Pattern[str] = re.compile("")  # full match of a class that needs an image, unlike its signature
+    tiled_vae: bool = False  # the VAE only works in tiles
+    # Module paths in the model's own code, which SpargeAttn's checkpoints are saved from, and diffusers' path for each.
     upstream: tuple[tuple[re.Pattern[str], str], ...] = ()
 
     @property
@@ -233,20 +208,12 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def family_of(pipe: Any) -> Family:
-    """Find the family of a pipeline by its transformer's class, and its own where families share a transformer.
-
-    Raises:
-        ModelError: there is no transformer, or its class isn't known here.
-    """
+    """Find a pipeline's family; ModelError where it isn't known here."""
     return family_named(type(pipe).__name__, type(main_transformer(pipe)).__name__)
 
 
 def family_named(pipeline: str, transformer: str) -> Family:
-    """Find a family by the classes of a pipeline and of its transformer.
-
-    Raises:
-        ModelError: it isn't known here.
-    """
+    """Find a family by the classes of a pipeline and of its transformer; ModelError where it isn't known here."""
     for family in FAMILIES:
         if family.transformer_class == transformer and family.pipelines.fullmatch(pipeline):
             return family
@@ -264,17 +231,12 @@ def main_transformer(pipe: Any) -> Any:
 
 
 def attention_sites(pipe: Any) -> AttentionSites:
-    """Find a pipeline's self-attention modules.
-
-    Raises:
-        ModelError: the family is unknown, or no module matches.
-    """
+    """Find a pipeline's self-attention modules; ModelError where the family is unknown, or no module matches."""
     family = family_of(pipe)
-    modules = [(name, getattr(pipe, name, None)) for name in family.transformers]
     transformers = tuple(
         transformer_site(family, name, getattr(module, "_orig_mod", module))
-        for name, module in modules
-        if module is not None
+        for name in family.transformers
+        if (module := getattr(pipe, name, None)) is not None
     )
     if not any(transformer.layers for transformer in transformers):
         raise ModelError(
@@ -302,7 +264,6 @@ class _Steps:
 
 
 def transformer_site(family: Family, name: str, module: nn.Module) -> TransformerSite:
-    """Find the self-attention modules of one transformer."""
     layers = []
     for path, layer in module.named_modules():
         rule = next((rule for rule in family.layers if rule.path.fullmatch(path)), None)
