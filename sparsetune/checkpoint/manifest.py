@@ -18,8 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 from sparsetune.attention.policy import Policy
 from sparsetune.errors import CheckpointError
 
-SCHEMA_VERSION: Final = 1
-"""Version of the manifest and of the policy's metadata; increment when a field changes its meaning."""
+SCHEMA_VERSION: Final = 1  # of the manifest and the policy's metadata; increment when a field changes its meaning
 
 
 def utc_now() -> str:

@@ -18,10 +18,10 @@ MANIFEST_FILE = "manifest.json"
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path | str) -> Path:
-    """Save a checkpoint as FOLDER/policy.safetensors and FOLDER/manifest.json.
+    """Save a checkpoint as FOLDER/policy.safetensors and FOLDER/manifest.json; return the folder.
 
     An existing checkpoint there is replaced atomically, after the new one was read back and compared. Thresholds are
-    rounded to float32, as kernels take them. Returns the folder.
+    rounded to float32, as kernels take them.
 
     Raises:
         CheckpointError: FOLDER is a file, or holds anything but a checkpoint.

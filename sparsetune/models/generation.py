@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ class Renderer:
     def _image(self, prompt: Prompt) -> Any:
         name = type(self.loaded.pipe).__name__
         needed = "image" in self._takes and self._takes["image"].default is inspect.Parameter.empty
-        needed = needed or self.loaded.family.from_image.fullmatch(name) is not None
+        needed = needed or re.fullmatch(self.loaded.family.from_image, name) is not None
         if prompt.image is None:
             if needed:
                 raise GenerationError(

@@ -188,4 +188,4 @@ def _place(pipe: Any, config: ModelConfig, device: torch.device) -> None:
 
 def _weights_bytes(pipe: Any) -> int:
     modules = [module for module in pipe.components.values() if isinstance(module, torch.nn.Module)]
-    return sum(weight.numel() * weight.element_size() for module in modules for weight in module.parameters())
+    return sum(weight.nbytes for module in modules for weight in module.parameters())

@@ -18,7 +18,6 @@ from sparsetune.errors import ModelError
 
 Size = Literal["full", "tiny"]
 
-_LIBRARIES = ("diffusers", "transformers")
 _FOLDER = Path(__file__).parent / "blueprints"
 
 
@@ -89,7 +88,7 @@ def _class_named(kind: str) -> type[Any]:
     """Import a class: by its full path, or from this module, diffusers or transformers."""
     module, _, name = kind.rpartition(".")
     with torch.device("cpu"):  # tensor constants of imported modules must not be on the meta device
-        places = map(importlib.import_module, (module,) if module else (__name__, *_LIBRARIES))
+        places = map(importlib.import_module, (module,) if module else (__name__, "diffusers", "transformers"))
         found: type = next(getattr(place, name) for place in places if hasattr(place, name))
     return found
 
@@ -170,11 +169,11 @@ def _encoder(kind: Any, config: dict[str, Any]) -> Any:
     return kind(kind.config_class(**(defaults(config) if callable(defaults) else defaults | config)))
 
 
+_TOKENS = {"vocab_size": _VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
 _T5 = {"d_ff": 8, "d_kv": 8, "num_heads": 1, "num_layers": 1, "vocab_size": _VOCABULARY}
 _DECODER = {
     "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-    "vocab_size": _VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3,
-}  # fmt: skip
+} | _TOKENS  # fmt: skip
 _CLIP = {"intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
@@ -200,7 +199,7 @@ _ENCODERS: dict[str, Any] = {
     "T5": _T5,
     "UMT5": _T5,
     "CLIPVision": _CLIP,
-    "CLIP": _CLIP | {"vocab_size": _VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3},
+    "CLIP": _CLIP | _TOKENS,
     "Llama": _DECODER,
     "Qwen2_5_VLText": _qwen_text,
     "Qwen2": _qwen_vl,

@@ -1,6 +1,7 @@
 """Installation of a policy or checkpoint on a diffusers pipeline."""
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def _with_diffusers_names(policy: Policy, family: Family) -> Policy:
     def renamed(name: str) -> str:
         root, _, path = name.partition(".")
         for pattern, diffusers_path in family.upstream:
-            if match := pattern.fullmatch(path):
+            if match := re.fullmatch(pattern, path):
                 return f"{root}.{match.expand(diffusers_path)}"
         return name
 
