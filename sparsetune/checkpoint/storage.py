@@ -132,5 +132,4 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _manifest_of_file(path: Path, tuner: str) -> Manifest:
-    changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    return Manifest(tuner=tuner, created=changed.isoformat(timespec="seconds"))
+    return Manifest(tuner=tuner, created=datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat())

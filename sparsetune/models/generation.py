@@ -55,7 +55,8 @@ class Renderer:
         settings: size, frames, steps and guidance; an image model always renders one frame.
 
     Raises:
-        GenerationError: the model can't render that size or number of frames, or has no second transformer.
+        GenerationError: the model can't render that size or number of frames (the message names the nearest), or has
+            no second transformer for guidance_scale_2.
     """
 
     def __init__(self, loaded: LoadedModel, settings: GenerationConfig) -> None:

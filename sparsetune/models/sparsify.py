@@ -33,7 +33,8 @@ def sparsify(
         pipe: a diffusers pipeline of a supported family, loaded and placed as you like.
         policy: the policy, a checkpoint, or a checkpoint's folder or file.
         backend: `auto`, `sparge`, `flex`, `reference` or `dense`.
-        break_even: table of `sparsetune bench`, or its file: layers that would be slower sparse then run dense.
+        break_even: table that `sparsetune bench` measured on this machine, or its file: layers that would be slower
+            sparse then run dense. None runs every layer as the policy says.
 
     Returns:
         The handle, with statistics of what ran (`handle.stats()`); `handle.remove()` restores the pipeline exactly.
@@ -118,7 +119,7 @@ def _check_manifest(pipe: Any, sites: AttentionSites, manifest: Manifest) -> Non
 def default_policy(pipe: Any) -> Policy:
     """Return SpargeAttn's default thresholds for every head of a pipeline: an untuned policy.
 
-    simthreshd1 0.6, cdfthreshd 0.98, no dense steps, raster order; the first key block is kept (`attention_sink`).
+    simthreshd1 0.6, cdfthreshd 0.98, no dense steps, raster order; the first key block is kept, as by its `attention_sink`.
     """
     return Policy.uniform([(layer.name, layer.num_heads) for layer in attention_sites(pipe).layers])
 
