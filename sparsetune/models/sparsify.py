@@ -119,7 +119,7 @@ def _check_manifest(pipe: Any, sites: AttentionSites, manifest: Manifest) -> Non
 def default_policy(pipe: Any) -> Policy:
     """Return SpargeAttn's default thresholds for every head of a pipeline: an untuned policy.
 
-    simthreshd1 0.6, cdfthreshd 0.98, no dense steps, raster order; the first key block is kept, as by its `attention_sink`.
+    simthreshd1 0.6, cdfthreshd 0.98, no dense steps, raster order; the first key block is kept (its `attention_sink`).
     """
     return Policy.uniform([(layer.name, layer.num_heads) for layer in attention_sites(pipe).layers])
 
