@@ -27,9 +27,7 @@ class DenseKernel:
         if name == AttentionBackendName.NATIVE:
             return None
 
-        def dense(
-            q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, dropout: float, **options: bool | float
-        ) -> Tensor:
+        def dense(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, dropout: float, **options: Any) -> Tensor:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
             output: Tensor = dispatch_attention_fn(
                 q, k, v, mask, dropout, **options, backend=AttentionBackendName(name)
