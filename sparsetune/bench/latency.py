@@ -29,9 +29,6 @@ FORCED = (
 
 _DENSE = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
-_AT_ONCE = 4
-"""Calls timed together on a GPU: like a model, without synchronising in between."""
-
 
 def device_clock(device: torch.device) -> float:
     """Return `time.perf_counter()` once a GPU's work is done."""
@@ -41,19 +38,11 @@ def device_clock(device: torch.device) -> float:
 
 
 def time_calls(
-    run: Callable[[], object], device: torch.device, *, repeats: int = 10, warm_up: int = 2, at_once: int = _AT_ONCE
+    run: Callable[[], object], device: torch.device, *, repeats: int = 10, warm_up: int = 2, at_once: int = 4
 ) -> list[float]:
-    """Time a function on the CPU or a GPU.
+    """Return milliseconds a call, `repeats` times.
 
-    Args:
-        run: the function.
-        device: where it computes.
-        repeats: number of timings.
-        warm_up: calls before the first timing.
-        at_once: on a GPU, calls in a row of which a timing is the mean.
-
-    Returns:
-        Milliseconds a call; on a GPU between two events.
+    On a GPU each is the mean of `at_once` calls between two events: like a model, without synchronizing in between.
     """
     for _ in range(warm_up):
         run()
@@ -108,16 +97,9 @@ def time_shape(
     forced: Sequence[HeadThresholds] = FORCED,
     on_time: Callable[[str, float], None] = lambda name, milliseconds: None,
 ) -> ShapeTimes:
-    """Measure one shape: dense attention by each kernel there is, and sparse attention by each backend.
+    """Time dense attention by each kernel there is, and sparse attention by each backend with `forced` thresholds.
 
-    Args:
-        q: (batch, heads, tokens, head_dim).
-        k: see q.
-        v: see q.
-        backends: those that can run here.
-        repeats: timings of which the median is taken.
-        forced: thresholds of all heads.
-        on_time: called with the name and median milliseconds of every kernel.
+    q, k and v are (batch, heads, tokens, head_dim). `on_time` gets the name and median milliseconds of every kernel.
     """
 
     def median(name: str, run: Callable[[], object]) -> float:
@@ -148,7 +130,6 @@ def time_shape(
 
 
 def _dense_calls(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], object]]:
-    """Dense attention by PyTorch's own choice, and by each kernel that takes these tensors."""
     calls: dict[str, Callable[[], object]] = {"sdpa": lambda: F.scaled_dot_product_attention(q, k, v)}
     if not q.is_cuda:
         return calls
@@ -174,6 +155,9 @@ _BANDS = (0.5, 1.0, 2.0, 4.0)
 _SHARPNESS = (1.0, 1.4, 1.8)
 """Scales of the heads' q and k, cycled: the larger, the fewer keys a query attends to."""
 
+_NOISE = 0.15
+"""Standard deviation of the noise, where features have about 0.7."""
+
 
 def video_like(
     layout: TokenLayout,
@@ -182,8 +166,6 @@ def video_like(
     head_dim: int = 64,
     batch: int = 1,
     seed: int = 0,
-    model_seed: int = 0,
-    noise: float = 0.15,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw q, k and v that are smooth over a latent video, and rough for the text.
@@ -191,20 +173,10 @@ def video_like(
     A head's features are waves over frame, row and column: q and k share them, so that a query attends to its
     neighbourhood and to what repeats, more or less sharply from head to head. Content (smooth) and noise are added.
 
-    Args:
-        layout: positions of the tokens.
-        heads: attention heads; bandwidth and sharpness differ between them.
-        head_dim: channels of a head, even.
-        batch: batch entries, each with its own content.
-        seed: of content and noise: another input of the same model.
-        model_seed: of the heads' features: another model.
-        noise: standard deviation of the noise, where features have about 0.7.
-        device: where it is drawn; the content of a seed depends on the kind of device.
-
-    Returns:
-        q, k, v of shape (batch, heads, tokens, head_dim), float32 on the device.
+    Returns float32 q, k, v of shape (batch, heads, tokens, head_dim); head_dim must be even. `seed` draws content and
+    noise: another input of the same model. The content of a seed depends on the kind of device.
     """
-    model = torch.Generator().manual_seed(model_seed)
+    model = torch.Generator().manual_seed(0)
     content = torch.Generator(device).manual_seed(seed + 1_000_003)
     axes = torch.meshgrid(*(torch.arange(length) / max(layout.grid) for length in layout.grid), indexing="ij")
     position = torch.stack([axis.flatten() for axis in axes], dim=-1).to(device)
@@ -222,7 +194,7 @@ def video_like(
     def tensor(video: Tensor, scale: Tensor | float) -> Tensor:
         text = torch.randn(batch, heads, len(layout.text), head_dim, generator=content, device=device) * 0.7
         whole = torch.cat([text, video] if layout.text.start == 0 else [video, text], dim=-2)
-        return scale * (whole + noise * torch.randn(whole.shape, generator=content, device=device))
+        return scale * (whole + _NOISE * torch.randn(whole.shape, generator=content, device=device))
 
     topic = field(0.4)
     return tensor(shared + topic, sharp), tensor(shared + topic + field(0.2), sharp), tensor(field(1.0), 1.0)

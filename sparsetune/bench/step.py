@@ -32,24 +32,18 @@ class CallShape:
 
 @dataclass(frozen=True)
 class Step:
-    """The transformer calls of one denoising step, with the pipeline's arguments.
-
-    Args:
-        sites: the pipeline's self-attention.
-        calls: each transformer's module with its arguments; two where guidance isn't batched.
-    """
+    """The transformer calls of one denoising step, with the pipeline's arguments; two where guidance isn't batched."""
 
     sites: AttentionSites
     calls: tuple[tuple[nn.Module, tuple[Any, ...], Mapping[str, Any]], ...]
 
     def run(self) -> None:
-        """Run the step and discard its output."""
         with torch.inference_mode():
             for module, args, kwargs in self.calls:
                 module(*args, **kwargs)
 
     def shapes(self) -> dict[CallShape, int]:
-        """Run the step and count the attention calls of each shape; calls that can't run sparse are left out."""
+        """Run the step and count the attention calls of each shape that can run sparse."""
         found: dict[CallShape, int] = {}
 
         def attend(call: AttentionCall) -> Tensor:
@@ -69,12 +63,7 @@ class Step:
 
 
 def capture_step(renderer: Renderer, prompt: AnyPrompt, seed: int = 0) -> Step:
-    """Capture the transformer calls of a prompt's first denoising step; the rendering stops there.
-
-    Raises:
-        ModelError: no transformer was called.
-        GenerationError: rendering failed, e.g. out of memory.
-    """
+    """Capture the transformer calls of a prompt's first denoising step; the rendering stops there."""
     loaded = renderer.loaded
     sites = attention_sites(loaded.pipe)
     settings = renderer.settings.model_copy(update={"num_inference_steps": _STEPS})

@@ -16,46 +16,24 @@ from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.bench.latency import peak_memory, time_calls
 from sparsetune.bench.step import Step
 
-TOPK = (0.5, 0.3, 0.15)
-"""Fractions of the key blocks that are computed."""
-
 
 @dataclass(frozen=True)
 class StepTime:
-    """Time of one variant of a step.
-
-    Args:
-        name: the variant, e.g. `dense`.
-        ms, fastest_ms, slowest_ms: median, minimum and maximum of the timings.
-        peak_gib: the most memory that was allocated on the GPU; None without one.
-        sparsity: fraction of block pairs not computed.
-    """
-
-    name: str
-    ms: float
+    name: str  # the variant, e.g. `dense`
+    ms: float  # median
     fastest_ms: float
     slowest_ms: float
-    peak_gib: float | None
-    sparsity: float = 0.0
+    peak_gib: float | None  # the most memory that was allocated on the GPU; None without one
+    sparsity: float = 0.0  # fraction of block pairs not computed
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Times of all variants of one step.
-
-    Args:
-        dense: the unmodified step.
-        sparse: at each forced sparsity.
-        without: without self-attention.
-        after: dense again, when everything was removed.
-        fallbacks: why calls of the sparse variants ran dense, and how many did.
-    """
-
     dense: StepTime
-    sparse: tuple[StepTime, ...]
-    without: StepTime
-    after: StepTime
-    fallbacks: dict[str, int]
+    sparse: tuple[StepTime, ...]  # at each forced sparsity
+    without: StepTime  # without self-attention
+    after: StepTime  # dense again, when everything was removed
+    fallbacks: dict[str, int]  # why calls of the sparse variants ran dense, and how many did
 
     @property
     def attention_share(self) -> float:
@@ -77,19 +55,13 @@ def time_step(
     backend: Backend,
     device: torch.device,
     *,
-    topk: Sequence[float] = TOPK,
+    topk: Sequence[float] = (0.5, 0.3, 0.15),
     repeats: int = 10,
     on_time: Callable[[StepTime], None] = lambda row: None,
 ) -> StepTimes:
     """Time all variants of a step, alternating, so that a drift of the clock rate affects them equally.
 
-    Args:
-        step: what is run.
-        backend: the kernel of the sparse variants.
-        device: where the model computes.
-        topk: fractions of the key blocks that the sparse variants compute, the same for all heads.
-        repeats: rounds, of whose timings the medians are taken.
-        on_time: called with every row.
+    The sparse variants compute the fractions `topk` of the key blocks, the same for all heads.
     """
     layers = [(layer.name, layer.num_heads) for layer in step.sites.layers]
     fallbacks: dict[str, int] = {}

@@ -12,15 +12,13 @@ _COLUMNS = ("simthreshd1", "cdfthreshd", "topk", "pvthreshd")
 
 @dataclass(frozen=True)
 class LayerDifference:
-    """One layer that both policies have.
+    """One layer that both policies have; pairs are of the first and the second.
 
     Args:
         name: the attention module's path from the pipeline.
-        num_heads: heads of the first and of the second.
+        num_heads, sparse_heads: heads of the layer, and how many of them are sparse.
         changed_heads: heads whose thresholds or token order differ; all where the numbers of heads do.
-        sparse_heads: sparse heads of the first and of the second.
-        means: the mean of each differing threshold over the heads of the first and of the second; None where a side
-            has none.
+        means: the mean of each differing threshold over all heads; None where a side has none.
     """
 
     name: str
@@ -35,7 +33,7 @@ class PolicyDifference:
     """Everything that differs between two policies.
 
     Args:
-        rules: differing rules (dense steps, order, text rule), as (first, second).
+        rules: differing rules (dense steps, order, text rule) of the first and the second.
         only_first, only_second: layers of only one of them.
         layers: common layers whose thresholds or token orders differ.
     """
@@ -65,13 +63,11 @@ def difference(first: Policy, second: Policy) -> PolicyDifference:
 
 
 def _rules(policy: Policy) -> dict[str, object]:
-    """All of a policy but its layers."""
     held = {field.name: getattr(policy, field.name) for field in fields(policy) if field.name != "layers"}
     return asdict(held.pop("schedule")) | held
 
 
-_Heads = list[tuple[HeadThresholds, str]]
-"""The thresholds and the token order of each head of a layer."""
+_Heads = list[tuple[HeadThresholds, str]]  # thresholds and token order of each head of a layer
 
 
 def _layers(policy: Policy) -> dict[str, _Heads]:
@@ -82,14 +78,13 @@ def _layers(policy: Policy) -> dict[str, _Heads]:
 
 
 def _layer(name: str, first: _Heads, second: _Heads) -> LayerDifference:
-    same_size = len(first) == len(second)
-    changed = [one for one, other in zip(first, second, strict=False) if one != other]
+    changed = sum(one != other for one, other in zip(first, second, strict=False))
     heads = [[head for head, _ in of_layer] for of_layer in (first, second)]
     means = {column: (_mean(heads[0], column), _mean(heads[1], column)) for column in _COLUMNS}
     return LayerDifference(
         name=name,
         num_heads=(len(first), len(second)),
-        changed_heads=len(changed) if same_size else max(len(first), len(second)),
+        changed_heads=changed if len(first) == len(second) else max(len(first), len(second)),
         sparse_heads=(sum(head.is_sparse for head, _ in first), sum(head.is_sparse for head, _ in second)),
         means={column: pair for column, pair in means.items() if pair[0] != pair[1]},
     )
@@ -121,20 +116,18 @@ class LayerSummary:
 def summarize(checkpoint: Checkpoint | Policy) -> tuple[LayerSummary, ...]:
     """Summarize each layer of a checkpoint or policy, in the policy's order."""
     policy = checkpoint.policy if isinstance(checkpoint, Checkpoint) else checkpoint
-    rows = []
-    for layer, orders in zip(policy.layers, policy.sparse_orders, strict=True):
-        sparse = [head for head in layer.heads if head.is_sparse]
-        rows.append(
-            LayerSummary(
-                name=layer.name,
-                rule=layer.rule,
-                num_heads=len(layer.heads),
-                sparse_heads=len(sparse),
-                orders=orders,
-                **{column: _mean(sparse, column) for column in _COLUMNS},
-            )
+    sparse = [[head for head in layer.heads if head.is_sparse] for layer in policy.layers]
+    return tuple(
+        LayerSummary(
+            name=layer.name,
+            rule=layer.rule,
+            num_heads=len(layer.heads),
+            sparse_heads=len(heads),
+            orders=orders,
+            **{column: _mean(heads, column) for column in _COLUMNS},
         )
-    return tuple(rows)
+        for layer, heads, orders in zip(policy.layers, sparse, policy.sparse_orders, strict=True)
+    )
 
 
 def _mean(heads: Iterable[HeadThresholds], column: str) -> float | None:

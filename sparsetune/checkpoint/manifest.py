@@ -1,5 +1,6 @@
 """A checkpoint and its manifest: where its policy comes from and what it was tuned for."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -17,8 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 from sparsetune.attention.policy import Policy
 from sparsetune.errors import CheckpointError
 
-SCHEMA_VERSION: Final = 1
-"""Version of the manifest and of the policy's metadata; increment when a field changes its meaning."""
+SCHEMA_VERSION: Final = 1  # of the manifest and the policy's metadata; increment when a field changes its meaning
 
 
 def utc_now() -> str:
@@ -32,10 +32,7 @@ class _Identified(Protocol):
 
 
 def hash_prompts(prompts: Sequence[str | _Identified]) -> str:
-    """Return the SHA-256 of a list of prompts, in hexadecimal; order and repetition matter.
-
-    A prompt that is more than a text is hashed by its `identity`.
-    """
+    """Return the SHA-256 of a list of prompts (texts or their `identity`), in hexadecimal; order matters."""
     text = json.dumps(list(prompts), ensure_ascii=False, default=lambda prompt: prompt.identity)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -64,20 +61,19 @@ class Manifest(BaseModel):
     """Provenance of a policy; None or empty means unknown.
 
     Args:
-        tuner: the policy's tuner: `optuna`, `builtin`, `calibrate`, `manual`, or `unknown`.
+        tuner: `optuna`, `builtin`, `calibrate`, `manual`, or `unknown`.
         created: when, in UTC as ISO 8601 (other time zones are converted).
-        base_model, base_source, base_revision, base_fingerprint: the model the policy was tuned for: its name,
-            hub id or folder, revision, and SHA-256 of its weights' index.
+        base_model, base_source, base_revision: name, hub id or folder, and revision of the model tuned for.
+        base_fingerprint: SHA-256 of its weights' index.
         pipeline_class, transformer_class, layers: its classes and self-attention layers.
-        num_frames, height, width, num_inference_steps, guidance_scale, guidance_scale_2, dtype, scheduler: the
-            generation tuned on.
-        kernel, device: the attention kernel and the GPU or CPU it was tuned with.
-        tuner_settings: the tuner's own settings, as JSON values.
-        search: the whole configuration of the search that found the policy, for `tune --from-manifest`.
-        eval_prompts_hash: `hash_prompts` of the prompts that judged the search's winner.
+        num_frames, height, width, num_inference_steps, guidance_scale, guidance_scale_2, dtype, scheduler: as tuned on.
+        kernel, device: the attention kernel and the GPU or CPU tuned with.
+        tuner_settings: the tuner's own settings.
+        search: the whole configuration of the search, for `tune --from-manifest`.
         prompts_hash, seeds: `hash_prompts` of the tune prompts and the seeds rendered.
+        eval_prompts_hash: `hash_prompts` of the prompts that judged the search's winner.
         versions, git_commit: from `versions()` and `git_commit()`.
-        metrics: the policy's measured metrics, e.g. `psnr` in dB and `sparsity` in [0, 1].
+        metrics: measured, e.g. `psnr` in dB and `sparsity` in [0, 1].
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -124,11 +120,7 @@ class Checkpoint:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest.json.
-
-    Raises:
-        CheckpointError: the file can't be read, isn't a manifest, or was written by a newer sparsetune.
-    """
+    """Read a manifest.json; CheckpointError where it can't be read, is none, or is from a newer sparsetune."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -158,34 +150,24 @@ PACKAGES = ("sparsetune", "torch", "diffusers", "transformers", "optuna", "mlflo
 
 
 def versions() -> dict[str, str]:
-    """Return the installed version of Python and of each of `PACKAGES`; except those not installed.
-
-    Only package metadata is read: nothing is imported.
-    """
+    """Return the versions of Python and of the installed `PACKAGES`, from their metadata: nothing is imported."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
 @functools.cache
 def git_commit() -> str | None:
-    """Return the commit of sparsetune's own checkout, with `-dirty` when files differ from it.
-
-    None for an installed wheel, or without git.
-    """
+    """Return the commit of sparsetune's checkout, `-dirty` when files differ; None for a wheel or without git."""
     package = Path(__file__).resolve().parent
     # Site-packages may lie inside another repository, whose commit would say nothing about this code.
     if _git(package, "ls-files", "--error-unmatch", "--", Path(__file__).name) is None:
         return None
     commit = _git(package, "rev-parse", "HEAD")
-    if commit is None:
-        return None
     changed = _git(package, "status", "--porcelain", "--untracked-files=no")
-    return f"{commit}-dirty" if changed else commit
+    return f"{commit}-dirty" if commit and changed else commit
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

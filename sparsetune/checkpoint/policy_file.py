@@ -11,7 +11,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparsetune.attention.ordering import TokenOrder
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds, Rule
@@ -20,19 +19,18 @@ from sparsetune.errors import CheckpointError, ThresholdError
 from sparsetune.files import atomic_path
 
 
-def select_column(rule: Rule) -> str:
-    """Return the name of the tensor that holds a rule's threshold: `cdfthreshd` or `topk`."""
-    return "cdfthreshd" if rule == "cdf" else "topk"
+def threshold_columns(rule: Rule) -> tuple[str, str, str]:
+    """Return the names of a rule's thresholds, as fields of `HeadThresholds` and as tensors."""
+    return "simthreshd1", "cdfthreshd" if rule == "cdf" else "topk", "pvthreshd"
 
 
 def to_columns(layer: LayerThresholds) -> dict[str, Tensor]:
-    """Return a layer as tensors of shape (heads,): `is_sparse` bool, the thresholds float32.
+    """Return a layer as tensors of shape (heads,): `is_sparse` bool, the thresholds rounded to float32.
 
     Unlike in `LayerThresholds.tensors`, dense heads keep their thresholds.
     """
-    select = select_column(layer.rule)
     columns = {"is_sparse": torch.tensor([head.is_sparse for head in layer.heads], dtype=torch.bool)}
-    for name in ("simthreshd1", select, "pvthreshd"):
+    for name in threshold_columns(layer.rule):
         columns[name] = torch.tensor([getattr(head, name) for head in layer.heads], dtype=torch.float32)
     return columns
 
@@ -40,18 +38,16 @@ def to_columns(layer: LayerThresholds) -> dict[str, Tensor]:
 def from_columns(name: str, rule: Rule, columns: Mapping[str, Tensor]) -> LayerThresholds:
     """Build a layer from tensors of shape (heads,) in any real dtype; the thresholds are rounded to float32.
 
-    `is_sparse` may be stored as numbers, 0 or 1: SpargeAttn casts it with the model's dtype.
-
     Args:
         name: the attention module's path from the pipeline.
         rule: which of `cdfthreshd` and `topk` the tensors hold.
-        columns: `is_sparse`, `simthreshd1`, `pvthreshd` and the rule's threshold.
+        columns: `simthreshd1`, `pvthreshd`, the rule's threshold and `is_sparse`, which may be stored as numbers, 0 or
+            1: SpargeAttn casts it with the model's dtype. Others are ignored.
 
     Raises:
         CheckpointError: a tensor is missing, shapes differ, or a value is NaN or out of range.
     """
-    select = select_column(rule)
-    wanted = ("is_sparse", "simthreshd1", select, "pvthreshd")
+    wanted = ("is_sparse", *threshold_columns(rule))
     missing = [column for column in wanted if column not in columns]
     if missing:
         raise CheckpointError(f"{name} lacks {', '.join(missing)}; save the checkpoint again")
@@ -59,19 +55,13 @@ def from_columns(name: str, rule: Rule, columns: Mapping[str, Tensor]) -> LayerT
     flags = columns["is_sparse"].to(torch.float32)
     if not bool(((flags == 0) | (flags == 1)).all()):
         raise CheckpointError(f"{name}.is_sparse must be true or false for each head, got {flags.tolist()}")
+    unset: dict[str, Any] = {"cdfthreshd": None, "topk": None}
     thresholds = zip(*(_values(columns[column]) for column in wanted[1:]), strict=True)
     heads = []
-    for index, (is_sparse, (similarity, chosen, pv)) in enumerate(zip(flags.tolist(), thresholds, strict=True)):
+    for index, (is_sparse, values) in enumerate(zip(flags.tolist(), thresholds, strict=True)):
         try:
-            heads.append(
-                HeadThresholds(
-                    simthreshd1=similarity,
-                    cdfthreshd=chosen if rule == "cdf" else None,
-                    topk=chosen if rule == "topk" else None,
-                    pvthreshd=pv,
-                    is_sparse=bool(is_sparse),
-                )
-            )
+            named = unset | dict(zip(wanted[1:], values, strict=True))
+            heads.append(HeadThresholds(**named, is_sparse=bool(is_sparse)))
         except ThresholdError as error:
             raise CheckpointError(f"{name}, head {index}: {error}") from error
     return LayerThresholds(name, tuple(heads))
@@ -92,15 +82,11 @@ def _values(column: Tensor) -> list[float]:
     return [float(str(value)) for value in column.detach().to("cpu", torch.float32).numpy()]
 
 
-METADATA_KEY = "sparsetune.policy"
-"""The safetensors metadata entry with the rest of the policy, as JSON."""
+METADATA_KEY = "sparsetune.policy"  # the safetensors metadata entry with the rest of the policy, as JSON
 
 
 def write_policy(policy: Policy, path: Path) -> None:
-    """Write a policy atomically to a .safetensors file; thresholds are rounded to float32.
-
-    The tensors are `{layer}.{is_sparse,simthreshd1,cdfthreshd or topk,pvthreshd}`, each of shape (heads,).
-    """
+    """Write a policy atomically to a .safetensors file, with the tensors `{layer}.{column}` of `to_columns`."""
     tensors = {
         f"{layer.name}.{column}": tensor for layer in policy.layers for column, tensor in to_columns(layer).items()
     }
@@ -118,11 +104,7 @@ def write_policy(policy: Policy, path: Path) -> None:
 
 
 def read_policy(path: Path) -> Policy:
-    """Read a policy that `write_policy` wrote.
-
-    Raises:
-        CheckpointError: the file can't be read, isn't a policy, has extra or missing tensors, or values out of range.
-    """
+    """Read what `write_policy` wrote; CheckpointError where it can't be read or isn't exactly that."""
     try:
         with safe_open(path, framework="pt") as opened:
             described = _described(path, opened.metadata() or {})
@@ -140,10 +122,14 @@ def read_policy(path: Path) -> Policy:
 def _build(described: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
     layers: list[LayerThresholds] = []
     for entry in described["layers"]:
-        name, rule = str(entry["name"]), _rule(entry["rule"])
-        wanted = ("is_sparse", "simthreshd1", select_column(rule), "pvthreshd")
+        name, rule = str(entry["name"]), entry["rule"]
+        if rule not in ("cdf", "topk"):
+            raise ValueError(f"a rule must be cdf or topk, got {rule!r}")
+        wanted = ("is_sparse", *threshold_columns(rule))
         columns = {column: tensors.pop(key) for column in wanted if (key := f"{name}.{column}") in tensors}
-        layers.append(replace(from_columns(name, rule, columns), order=_order(entry.get("order"))))
+        order = entry.get("order")
+        order = tuple(order) if isinstance(order, list) else order
+        layers.append(replace(from_columns(name, rule, columns), order=order))
     if tensors:
         raise CheckpointError(f"unexpected tensors {', '.join(tensors)}")
     drop_scale = tuple(float(factor) for factor in described.get("drop_scale", ()))
@@ -154,7 +140,7 @@ def _build(described: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
     return Policy(tuple(layers), schedule, str(described["order"]), keep_text, select_partial)
 
 
-def _described(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+def _described(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if METADATA_KEY not in metadata:
         raise CheckpointError(
             f"{path} is no policy that sparsetune wrote: its metadata has no entry {METADATA_KEY!r}; "
@@ -166,15 +152,3 @@ def _described(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         raise CheckpointError(f"the metadata of {path} is no JSON: {error}; save the checkpoint again") from error
     check_schema_version(path, described.get("schema_version") if isinstance(described, dict) else None)
     return cast("dict[str, Any]", described)
-
-
-def _order(value: object) -> TokenOrder | None:
-    if isinstance(value, list):
-        return tuple(str(order) for order in value)
-    return None if value is None else str(value)
-
-
-def _rule(value: object) -> Rule:
-    if value in ("cdf", "topk"):
-        return value
-    raise ValueError(f"a rule must be cdf or topk, got {value!r}")

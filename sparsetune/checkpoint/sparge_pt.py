@@ -13,18 +13,15 @@ from sparsetune.checkpoint.policy_file import from_columns, to_columns
 from sparsetune.errors import CheckpointError
 from sparsetune.files import atomic_path
 
-_KEY = re.compile(
-    r"(?P<module>.+)\.inner_attention\.(?P<column>is_sparse|cdfthreshd|simthreshd1|simthreshd2|pvthreshd)"
-)
+_KEY = re.compile(r"(.+)\.inner_attention\.(is_sparse|cdfthreshd|simthreshd1|simthreshd2|pvthreshd)")
 
 
 def read_sparge_pt(path: Path | str, *, root: str = "transformer") -> Policy:
     """Read a checkpoint that SpargeAttn's tuner saved.
 
-    Keys are matched whole, where SpargeAttn's loader compares substrings and so mixes up
-    `transformer_blocks` and `single_transformer_blocks`. Thresholds may be stored in any float dtype, and
-    `is_sparse` as numbers (SpargeAttn casts both with the model's dtype). `simthreshd2` is read by none of its
-    kernels and is dropped. The policy has no dense steps and raster order, and keeps the first key block, as
+    Keys are matched whole, where SpargeAttn's loader compares substrings and so mixes up `transformer_blocks` and
+    `single_transformer_blocks`. Any dtype does (SpargeAttn casts to the model's). `simthreshd2`, which none of its
+    kernels reads, is dropped. The policy has no dense steps and raster order, and keeps the first key block, as
     SpargeAttn's `attention_sink` does.
 
     Deviation: SpargeAttn's kernels ignore `is_sparse`, so a head tuned to be dense (both thresholds 1) still skips P·V
@@ -46,7 +43,7 @@ def read_sparge_pt(path: Path | str, *, root: str = "transformer") -> Policy:
                 f"{path}: key {key!r} is not MODULE.inner_attention.THRESHOLD; "
                 "use a file of SpargeAttn's extract_sparse_attention_state_dict"
             )
-        layers.setdefault(match["module"], {})[match["column"]] = tensor
+        layers.setdefault(match[1], {})[match[2]] = tensor
     if not layers:
         raise CheckpointError(f"{path} holds no thresholds; tune first")
     try:
@@ -64,18 +61,18 @@ def write_sparge_pt(policy: Policy, path: Path | str, *, root: str = "transforme
         policy: thresholds by the cdf rule.
         path: the file, written atomically.
         root: the pipeline's attribute that every layer lies under; keys are written without it.
-        allow_loss: write even where SpargeAttn's format can't hold the policy's dense steps, token order or text
-            rule. Its videos will then differ from those of the policy.
+        allow_loss: write without dense steps, token order and text rule, which the format lacks: videos will differ.
 
     Raises:
         CheckpointError: the format can't hold the policy.
     """
     path = Path(path)
     check_expressible(policy, path, root=root, allow_loss=allow_loss)
-    tensors: dict[str, Tensor] = {}
-    for layer in policy.layers:
-        module = layer.name.removeprefix(f"{root}.")
-        tensors |= {f"{module}.inner_attention.{name}": tensor for name, tensor in _sparge_columns(layer).items()}
+    tensors = {
+        f"{layer.name.removeprefix(f'{root}.')}.inner_attention.{name}": tensor
+        for layer in policy.layers
+        for name, tensor in _sparge_columns(layer).items()
+    }
     with atomic_path(path) as temporary:
         torch.save(tensors, temporary)
 
@@ -89,17 +86,15 @@ def check_expressible(policy: Policy, path: Path, *, root: str = "transformer", 
         raise CheckpointError(
             f"cannot write {path}: SpargeAttn's format has no topk thresholds; convert to a folder or .safetensors"
         )
-    lost = []
-    if policy.schedule.dense_fraction:
-        lost.append(f"dense_fraction {policy.schedule.dense_fraction:g}")
-    if policy.schedule.drop_scale:
-        lost.append("drop_scale")
-    if orders := [order for order in policy.order_names if order != "raster"]:
-        lost.append(f"order {', '.join(orders)}")
-    if policy.keep_text:
-        lost.append("keep_text")
-    if policy.select_partial:
-        lost.append("select_partial")
+    orders = ", ".join(order for order in policy.order_names if order != "raster")
+    rules = {
+        f"dense_fraction {policy.schedule.dense_fraction:g}": policy.schedule.dense_fraction,
+        "drop_scale": policy.schedule.drop_scale,
+        f"order {orders}": orders,
+        "keep_text": policy.keep_text,
+        "select_partial": policy.select_partial,
+    }
+    lost = [name for name, value in rules.items() if value]
     if lost and not allow_loss:
         raise CheckpointError(
             f"cannot write {path}: SpargeAttn's format would lose {', '.join(lost)}; "

@@ -18,13 +18,10 @@ MANIFEST_FILE = "manifest.json"
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path | str) -> Path:
-    """Save a checkpoint as FOLDER/policy.safetensors and FOLDER/manifest.json.
+    """Save a checkpoint as FOLDER/policy.safetensors and FOLDER/manifest.json; return the folder.
 
     An existing checkpoint there is replaced atomically, after the new one was read back and compared. Thresholds are
     rounded to float32, as kernels take them.
-
-    Returns:
-        The folder.
 
     Raises:
         CheckpointError: FOLDER is a file, or holds anything but a checkpoint.
@@ -42,8 +39,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path | str) -> Path:
 def load_checkpoint(path: Path | str) -> Checkpoint:
     """Load a checkpoint from its folder, a lone .safetensors file, or SpargeAttn's `.pt`.
 
-    A policy.safetensors with its manifest.json beside it is the same as their folder. A checkpoint
-    without one gets a manifest with tuner `unknown` (`builtin` for a `.pt`) and the file's time.
+    A policy.safetensors with its manifest.json beside it is the same as their folder. A checkpoint without one gets a
+    manifest with tuner `unknown` (`builtin` for a `.pt`) and the file's time.
 
     Raises:
         CheckpointError: there is no such path, it is no checkpoint, or its values are invalid.
@@ -69,19 +66,11 @@ def convert(source: Path | str, target: Path | str, *, allow_loss: bool = False)
 
     `.pt` is SpargeAttn's, `.safetensors` a lone policy file, anything else a checkpoint folder. Only a folder keeps
     the manifest; a policy.safetensors with a manifest.json beside it stands for its folder, whose manifest is replaced
-    too. The output is read back and compared before it replaces the target.
-
-    Args:
-        source: as for `load_checkpoint`.
-        target: the path to write.
-        allow_loss: see `write_sparge_pt`.
-
-    Returns:
-        The target.
+    too. The output is read back and compared before it replaces the target, which is returned. `source` is as for
+    `load_checkpoint`, `allow_loss` as for `write_sparge_pt`.
 
     Raises:
-        CheckpointError: the source is no checkpoint, the target's form can't hold it, or reading back gave another
-            policy.
+        CheckpointError: the source is no checkpoint, or the target's form can't hold it.
     """
     checkpoint, target = load_checkpoint(source), Path(target).expanduser()
     if target.suffix not in (".pt", ".safetensors"):
@@ -96,31 +85,24 @@ def convert(source: Path | str, target: Path | str, *, allow_loss: bool = False)
     with atomic_path(target) as temporary:
         if target.suffix == ".pt":
             write_sparge_pt(checkpoint.policy, temporary, allow_loss=allow_loss)
-            _check_thresholds(checkpoint.policy, read_sparge_pt(temporary), target)
+            _check_same(checkpoint.policy, read_sparge_pt(temporary), target, rules=False)
         else:
             write_policy(checkpoint.policy, temporary)
             _check_same(checkpoint.policy, read_policy(temporary), target)
     return target
 
 
-def _check_same(policy: Policy, written: Policy, target: Path) -> None:
-    """Compare two policies, their thresholds as kernels get them."""
+def _check_same(policy: Policy, written: Policy, target: Path, *, rules: bool = True) -> None:
+    """Compare rules, and thresholds as a kernel gets them: in float32, those of dense heads ignored."""
     orders = [layer.order for layer in policy.layers] == [layer.order for layer in written.layers]
-    if difference(policy, written).rules or not orders:
+    if rules and (difference(policy, written).rules or not orders):
         raise CheckpointError(f"{target} was read back with other rules than were written; save it again")
-    _check_thresholds(policy, written, target)
-
-
-def _check_thresholds(policy: Policy, written: Policy, target: Path) -> None:
-    """Compare the thresholds that a kernel gets, in float32; those of dense heads are ignored."""
     device = torch.device("cpu")
-    held, found = ([layer.tensors(device) for layer in one.layers] for one in (policy, written))
-    names = [layer.name for layer in policy.layers] == [layer.name for layer in written.layers]
-    columns = ("simthreshd1", "select", "pvthreshd")
-    same = names and all(
-        torch.equal(getattr(one, column), getattr(other, column))
-        for one, other in zip(held, found, strict=True)
-        for column in columns
+    held, found = ({layer.name: layer.tensors(device) for layer in one.layers} for one in (policy, written))
+    same = list(held) == list(found) and all(
+        torch.equal(getattr(held[name], column), getattr(found[name], column))
+        for name in held
+        for column in ("simthreshd1", "select", "pvthreshd")
     )
     if not same:
         raise CheckpointError(f"{target} was read back with other thresholds than were written; choose another form")
@@ -137,10 +119,10 @@ def _load_folder(folder: Path) -> Checkpoint:
 
 
 def _check_replaceable(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"cannot save a checkpoint folder at {folder}: it is a file; choose another path")
     if not folder.exists():
         return
+    if not folder.is_dir():
+        raise CheckpointError(f"cannot save a checkpoint folder at {folder}: it is a file; choose another path")
     others = sorted(entry.name for entry in folder.iterdir() if entry.name not in (POLICY_FILE, MANIFEST_FILE))
     if others:
         raise CheckpointError(
@@ -150,5 +132,4 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _manifest_of_file(path: Path, tuner: str) -> Manifest:
-    changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    return Manifest(tuner=tuner, created=changed.isoformat(timespec="seconds"))
+    return Manifest(tuner=tuner, created=datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat())

@@ -1,5 +1,6 @@
 """Timestep and token grid of a transformer's call, read from its arguments, and a scheduler's timesteps."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ def packed_video_call(module: nn.Module, arguments: Mapping[str, Any]) -> Transf
     frames, height, width = (arguments.get(name) or 0 for name in ("num_frames", "height", "width"))
     known = 0 < frames * height * width <= tokens
     grid: Grid = (frames, height, width) if known else (1, 1, tokens)
-    return TransformerCall(_tensor(arguments["timestep"]).max(), grid, tokens - grid[0] * grid[1] * grid[2])
+    return TransformerCall(_tensor(arguments["timestep"]).max(), grid, tokens - math.prod(grid))
 
 
 def positioned_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
@@ -53,12 +54,11 @@ def positioned_call(module: nn.Module, arguments: Mapping[str, Any]) -> Transfor
 
 def shaped_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
     """Read latents (batch, tokens, channels) with the shapes of the images in them."""
-    shapes: Any = arguments["img_shapes"]
-    while not isinstance(shapes[0], int):
-        shapes = shapes[0]
-    grid = (shapes[0], shapes[1], shapes[2])
-    tail = arguments["hidden_states"].shape[1] - grid[0] * grid[1] * grid[2]
-    return TransformerCall(_last(arguments["timestep"]), grid, tail)
+    grid: Any = arguments["img_shapes"]
+    while not isinstance(grid[0], int):
+        grid = grid[0]
+    tail = arguments["hidden_states"].shape[1] - math.prod(grid)
+    return TransformerCall(_last(arguments["timestep"]), tuple(grid), tail)
 
 
 def timesteps(scheduler: Any) -> Sequence[float]:
@@ -66,7 +66,6 @@ def timesteps(scheduler: Any) -> Sequence[float]:
 
 
 def flow_times(scheduler: Any) -> Sequence[float]:
-    """The scheduler's timesteps out of 1000, in [0, 1]."""
     return [value / 1000 for value in _listed(scheduler.timesteps)]
 
 
@@ -81,7 +80,7 @@ def sigma_ratios(scheduler: Any) -> Sequence[float]:
 
 
 def patch_of(module: nn.Module) -> Grid:
-    """Return a transformer's patch size in frames, rows and columns."""
+    """Return (frames, rows, columns)."""
     config: Any = module.config
     size = config.patch_size
     if not isinstance(size, int):

@@ -11,37 +11,26 @@ class DenseKernel:
     """The dense kernel of one attention module; a `KernelSwitch`.
 
     diffusers keeps it on the module's processor, and falls back to its process-wide choice.
-
-    Args:
-        module: the attention module.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
 
     def dense(self) -> DenseCall | None:
-        from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+        from diffusers.models.attention_dispatch import (
+            AttentionBackendName,
+            _AttentionBackendRegistry,
+            dispatch_attention_fn,
+        )
 
         name = self._processor._attention_backend or _AttentionBackendRegistry._active_backend
         if name == AttentionBackendName.NATIVE:
             return None
 
-        def dense(
-            q: Tensor,
-            k: Tensor,
-            v: Tensor,
-            *,
-            mask: Tensor | None,
-            dropout: float,
-            is_causal: bool,
-            scale: float,
-            enable_gqa: bool,
-        ) -> Tensor:
-            from diffusers.models.attention_dispatch import dispatch_attention_fn
-
+        def dense(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, dropout: float, **options: Any) -> Tensor:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
             output: Tensor = dispatch_attention_fn(
-                q, k, v, mask, dropout, is_causal, scale, enable_gqa, backend=AttentionBackendName(name)
+                q, k, v, mask, dropout, **options, backend=AttentionBackendName(name)
             )
             return output.transpose(1, 2)
 

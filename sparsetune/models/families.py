@@ -17,74 +17,46 @@ from sparsetune.models.dense_kernel import dense_kernel
 
 @dataclass(frozen=True)
 class LayerRule:
-    """The self-attention modules whose path within the transformer matches `path` whole.
-
-    `text` is the position of text tokens in their q, k and v (joint attention); None where there are none.
-    """
-
-    path: re.Pattern[str]
-    text: TextPlace | None = None
+    path: str  # full match of the modules' paths within the transformer
+    text: TextPlace | None = None  # position of text tokens in q, k and v (joint attention)
 
 
 @dataclass(frozen=True)
 class Family:
-    """One family of models.
-
-    Args:
-        name: the family's name, which its result files start with, e.g. `cogvideo`.
-        transformer_class: class name of its transformer in diffusers.
-        layers: its self-attention modules.
-        read_call: reads timestep and token grid from a transformer call.
-        frame_unit: the number of frames is a multiple of this plus `first_frames`; 0 for images.
-        first_frames: see `frame_unit`.
-        transformers: the pipeline's transformer attributes, in the order in which they run.
-        steps: returns the timestep argument of each step of a scheduler.
-        pipelines: full match of the pipeline's class, where several families share a transformer class.
-        packing: latent pixels in a token's side where the pipeline packs them rather than the transformer.
-        guidance: the pipeline's argument for the guidance scale; `guider` where a component has it.
-        no_negative: the default negative prompt; None leaves that to the pipeline.
-        from_image: full match of the pipeline's class, where an image is required though its signature doesn't say so.
-        tiled_vae: whether its VAE only works in tiles.
-        upstream: module paths in the model's own code, which SpargeAttn's checkpoints are saved from, and the path in
-            diffusers that stands for each.
-    """
-
-    name: str
-    transformer_class: str
-    layers: tuple[LayerRule, ...]
-    read_call: ReadCall
-    frame_unit: int
+    name: str  # its result files start with it
+    transformer_class: str  # in diffusers
+    layers: tuple[LayerRule, ...]  # its self-attention modules
+    read_call: ReadCall = calls.video_call
+    frame_unit: int = 4  # the number of frames is a multiple of this plus `first_frames`; 0 for images
     first_frames: int = 1
-    transformers: tuple[str, ...] = ("transformer",)
-    steps: Callable[[Any], Sequence[float]] = calls.timesteps
-    pipelines: re.Pattern[str] = re.compile(".*")
-    packing: int = 1
+    transformers: tuple[str, ...] = ("transformer",)  # the pipeline's attributes, in the order in which they run
+    steps: Callable[[Any], Sequence[float]] = calls.timesteps  # the transformer's timestep argument at each step
+    pipelines: str = ".*"  # full match of the class, where families share a transformer class
+    packing: int = 1  # latent pixels in a token's side where the pipeline packs them rather than the transformer
+    # The pipeline's argument for the guidance scale; `guider` where a component has it.
     guidance: Literal["guidance_scale", "true_cfg_scale", "guider"] = "guidance_scale"
-    no_negative: str | None = None
-    from_image: re.Pattern[str] = re.compile("")
-    tiled_vae: bool = False
-    upstream: tuple[tuple[re.Pattern[str], str], ...] = ()
+    no_negative: str | None = None  # the default negative prompt; None leaves that to the pipeline
+    from_image: str = ""  # full match of a class that needs an image, unlike its signature
+    tiled_vae: bool = False  # the VAE only works in tiles
+    # Module paths in the model's own code, which SpargeAttn's checkpoints are saved from, and diffusers' path for each.
+    upstream: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_image(self) -> bool:
         return self.frame_unit == 0
 
 
-def _rule(path: str, text: TextPlace | None = None) -> LayerRule:
-    return LayerRule(re.compile(path), text)
-
-
-_BLOCKS_ATTN1 = (_rule(r"blocks\.\d+\.attn1"),)
-_TRANSFORMER_BLOCKS_ATTN1 = (_rule(r"transformer_blocks\.\d+\.attn1"),)
+_BLOCKS_ATTN1 = (LayerRule(r"blocks\.\d+\.attn1"),)
+_TRANSFORMER_BLOCKS_ATTN1 = (LayerRule(r"transformer_blocks\.\d+\.attn1"),)
 _DOUBLE_AND_SINGLE = r"(single_)?transformer_blocks\.\d+\.attn"
 
-_WAN_UPSTREAM = ((re.compile(r"blocks\.(\d+)\.self_attn"), r"blocks.\1.attn1"),)
+_WAN_UPSTREAM = ((r"blocks\.(\d+)\.self_attn", r"blocks.\1.attn1"),)
 
 FAMILIES: tuple[Family, ...] = (
     Family(
         name="cogvideo",
         transformer_class="CogVideoXTransformer3DModel",
-        layers=(_rule(r"transformer_blocks\.\d+\.attn1", "start"),),
+        layers=(LayerRule(r"transformer_blocks\.\d+\.attn1", "start"),),
         read_call=calls.frames_first_call,
         # Its VAE decodes a latent frame to 4 frames, and drops one of the first only where their number is odd.
         frame_unit=8,
@@ -93,32 +65,24 @@ FAMILIES: tuple[Family, ...] = (
         name="wan",
         transformer_class="WanTransformer3DModel",
         layers=_BLOCKS_ATTN1,
-        read_call=calls.video_call,
-        frame_unit=4,
         transformers=("transformer", "transformer_2"),
         upstream=_WAN_UPSTREAM,
     ),
     Family(
         name="wan-vace",
         transformer_class="WanVACETransformer3DModel",
-        layers=(_rule(r"(vace_)?blocks\.\d+\.attn1"),),
-        read_call=calls.video_call,
-        frame_unit=4,
+        layers=(LayerRule(r"(vace_)?blocks\.\d+\.attn1"),),
         transformers=("transformer", "transformer_2"),
     ),
     Family(
         name="hunyuan-video",
         transformer_class="HunyuanVideoTransformer3DModel",
-        layers=(_rule(_DOUBLE_AND_SINGLE, "end"),),
-        read_call=calls.video_call,
-        frame_unit=4,
+        layers=(LayerRule(_DOUBLE_AND_SINGLE, "end"),),
     ),
     Family(
         name="hunyuan-video-1.5",
         transformer_class="HunyuanVideo15Transformer3DModel",
-        layers=(_rule(r"transformer_blocks\.\d+\.attn", "end"),),
-        read_call=calls.video_call,
-        frame_unit=4,
+        layers=(LayerRule(r"transformer_blocks\.\d+\.attn", "end"),),
         guidance="guider",
     ),
     Family(
@@ -138,75 +102,62 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         name="mochi",
         transformer_class="MochiTransformer3DModel",
-        layers=(_rule(r"transformer_blocks\.\d+\.attn1", "end"),),
-        read_call=calls.video_call,
+        layers=(LayerRule(r"transformer_blocks\.\d+\.attn1", "end"),),
         frame_unit=6,
     ),
     Family(
         name="allegro",
         transformer_class="AllegroTransformer3DModel",
         layers=_TRANSFORMER_BLOCKS_ATTN1,
-        read_call=calls.video_call,
-        frame_unit=4,
         first_frames=0,
         tiled_vae=True,
     ),
     Family(
         name="easyanimate",
         transformer_class="EasyAnimateTransformer3DModel",
-        layers=(_rule(r"transformer_blocks\.\d+\.attn1", "start"),),
-        read_call=calls.video_call,
-        frame_unit=4,
+        layers=(LayerRule(r"transformer_blocks\.\d+\.attn1", "start"),),
         no_negative="",
     ),
     Family(
         name="skyreels-v2",
         transformer_class="SkyReelsV2Transformer3DModel",
         layers=_BLOCKS_ATTN1,
-        read_call=calls.video_call,
-        frame_unit=4,
         upstream=_WAN_UPSTREAM,
     ),
     Family(
         name="cosmos-2.5",
         transformer_class="CosmosTransformer3DModel",
         layers=_TRANSFORMER_BLOCKS_ATTN1,
-        read_call=calls.video_call,
-        frame_unit=4,
         steps=calls.sigmas,
-        pipelines=re.compile("Cosmos2_5_.*"),
+        pipelines="Cosmos2_5_.*",
     ),
     Family(
         name="cosmos-2-image",
         transformer_class="CosmosTransformer3DModel",
         layers=_TRANSFORMER_BLOCKS_ATTN1,
-        read_call=calls.video_call,
         frame_unit=0,
         steps=calls.sigma_ratios,
-        pipelines=re.compile("Cosmos2TextToImagePipeline"),
+        pipelines="Cosmos2TextToImagePipeline",
     ),
     Family(
         name="cosmos-2",
         transformer_class="CosmosTransformer3DModel",
         layers=_TRANSFORMER_BLOCKS_ATTN1,
-        read_call=calls.video_call,
-        frame_unit=4,
         steps=calls.sigma_ratios,
-        pipelines=re.compile("Cosmos2.*"),
-        from_image=re.compile("Cosmos2VideoToWorldPipeline"),
+        pipelines="Cosmos2.*",
+        from_image="Cosmos2VideoToWorldPipeline",
     ),
     Family(
         name="cosmos",
         transformer_class="CosmosTransformer3DModel",
         layers=_TRANSFORMER_BLOCKS_ATTN1,
-        read_call=calls.video_call,
         frame_unit=8,
-        from_image=re.compile("CosmosVideoToWorldPipeline"),
+        from_image="CosmosVideoToWorldPipeline",
     ),
     Family(
         name="flux",
         transformer_class="FluxTransformer2DModel",
-        layers=(_rule(_DOUBLE_AND_SINGLE, "start"),),
+        layers=(LayerRule(_DOUBLE_AND_SINGLE, "start"),),
         read_call=calls.positioned_call,
         frame_unit=0,
         steps=calls.flow_times,
@@ -215,14 +166,14 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         name="sd3",
         transformer_class="SD3Transformer2DModel",
-        layers=(_rule(r"transformer_blocks\.\d+\.attn", "end"), _rule(r"transformer_blocks\.\d+\.attn2")),
+        layers=(LayerRule(r"transformer_blocks\.\d+\.attn", "end"), LayerRule(r"transformer_blocks\.\d+\.attn2")),
         read_call=calls.image_call,
         frame_unit=0,
     ),
     Family(
         name="qwen-image",
         transformer_class="QwenImageTransformer2DModel",
-        layers=(_rule(r"transformer_blocks\.\d+\.attn", "start"),),
+        layers=(LayerRule(r"transformer_blocks\.\d+\.attn", "start"),),
         read_call=calls.shaped_call,
         frame_unit=0,
         steps=calls.flow_times,
@@ -233,22 +184,14 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def family_of(pipe: Any) -> Family:
-    """Find the family of a pipeline by its transformer's class, and its own where families share a transformer.
-
-    Raises:
-        ModelError: there is no transformer, or its class isn't known here.
-    """
+    """Find a pipeline's family; ModelError where it isn't known here."""
     return family_named(type(pipe).__name__, type(main_transformer(pipe)).__name__)
 
 
 def family_named(pipeline: str, transformer: str) -> Family:
-    """Find a family by the classes of a pipeline and of its transformer.
-
-    Raises:
-        ModelError: it isn't known here.
-    """
+    """Find a family by the classes of a pipeline and of its transformer; ModelError where it isn't known here."""
     for family in FAMILIES:
-        if family.transformer_class == transformer and family.pipelines.fullmatch(pipeline):
+        if family.transformer_class == transformer and re.fullmatch(family.pipelines, pipeline):
             return family
     known = ", ".join(dict.fromkeys(family.transformer_class for family in FAMILIES))
     raise ModelError(f"{pipeline} with transformer {transformer} is not supported; supported transformers are {known}")
@@ -264,17 +207,12 @@ def main_transformer(pipe: Any) -> Any:
 
 
 def attention_sites(pipe: Any) -> AttentionSites:
-    """Find a pipeline's self-attention modules.
-
-    Raises:
-        ModelError: the family is unknown, or no module matches.
-    """
+    """Find a pipeline's self-attention modules; ModelError where the family is unknown, or no module matches."""
     family = family_of(pipe)
-    modules = [(name, getattr(pipe, name, None)) for name in family.transformers]
     transformers = tuple(
         transformer_site(family, name, getattr(module, "_orig_mod", module))
-        for name, module in modules
-        if module is not None
+        for name in family.transformers
+        if (module := getattr(pipe, name, None)) is not None
     )
     if not any(transformer.layers for transformer in transformers):
         raise ModelError(
@@ -302,10 +240,9 @@ class _Steps:
 
 
 def transformer_site(family: Family, name: str, module: nn.Module) -> TransformerSite:
-    """Find the self-attention modules of one transformer."""
     layers = []
     for path, layer in module.named_modules():
-        rule = next((rule for rule in family.layers if rule.path.fullmatch(path)), None)
+        rule = next((rule for rule in family.layers if re.fullmatch(rule.path, path)), None)
         heads, width = getattr(layer, "heads", None), getattr(layer, "inner_dim", None)
         if rule is not None and isinstance(heads, int) and isinstance(width, int):
             layers.append(LayerSite(f"{name}.{path}", layer, heads, width // heads, rule.text, dense_kernel(layer)))

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sparsetune.attention.breakeven import dtype_name
 from sparsetune.config import GenerationConfig
 from sparsetune.errors import GenerationError, OutOfMemoryError
 from sparsetune.models.calls import patch_of
@@ -25,11 +27,10 @@ Frames = npt.NDArray[np.uint8]
 OnStep = Callable[[int, int], None]
 """Called after each denoising step with the number of steps done, from 1, and of all steps."""
 
-MEMORY_ADVICE = (
+_MEMORY_ADVICE = (
     "try, in this order: --vae-tiling, --offload model, fewer --num-frames, a smaller --height and --width, "
     "--offload sequential"
 )
-
 
 _MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _SCALES = (
@@ -68,16 +69,13 @@ class Renderer:
     def render(self, prompt: AnyPrompt, seed: int, on_step: OnStep | None = None) -> Rendering:
         """Render one prompt.
 
-        The noise is drawn on the CPU, so that a seed gives the same noise on every device.
-
         Args:
             prompt: the prompt; its own seed and negative prompt, if any, override the others.
-            seed: of the noise.
+            seed: of the noise, which is drawn on the CPU: a seed gives the same noise on every device.
             on_step: called after every denoising step.
 
         Raises:
-            GenerationError: the model needs an image and the prompt has none, or the other way around; memory ran
-                out; or frames are NaN or all black.
+            GenerationError: an image is missing or not taken, memory ran out, or frames are NaN or all black.
             PromptError: the prompt's image can't be read.
         """
         given = as_prompt(prompt)
@@ -92,7 +90,6 @@ class Renderer:
         return Rendering(to_uint8(frames), time.perf_counter() - started)
 
     def _arguments(self, prompt: Prompt, generator: torch.Generator, on_step: OnStep | None) -> dict[str, Any]:
-        """Return the settings that the pipeline takes, as its arguments."""
         settings = self.settings
         negative = settings.negative_prompt if prompt.negative_prompt is None else prompt.negative_prompt
         arguments: dict[str, Any] = {
@@ -123,18 +120,16 @@ class Renderer:
 
     @contextlib.contextmanager
     def _explained_errors(self) -> Iterator[None]:
-        """Explain errors of memory and of operators that PyTorch lacks in the model's data type."""
         try:
             yield
-        except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-            raise OutOfMemoryError(f"out of memory while rendering; {MEMORY_ADVICE}") from error
-        except NotImplementedError as error:
-            device, dtype = self.loaded.device, str(self.loaded.dtype).removeprefix("torch.")
+        except NotImplementedError as error:  # PyTorch lacks an operator in the model's data type
+            device, dtype = self.loaded.device, dtype_name(self.loaded.dtype)
             raise GenerationError(f"cannot compute on {device} in {dtype}: {error}; try another --dtype") from error
-        except RuntimeError as error:
-            if not any(text in str(error) for text in _MEMORY_TEXTS):
+        except (RuntimeError, MemoryError) as error:
+            of_memory = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
+            if not of_memory and not any(text in str(error) for text in _MEMORY_TEXTS):
                 raise
-            raise OutOfMemoryError(f"out of memory while rendering; {MEMORY_ADVICE}") from error
+            raise OutOfMemoryError(f"out of memory while rendering; {_MEMORY_ADVICE}") from error
 
     def _text_length(self) -> int | None:
         """Return the number of text tokens to request; None leaves it to the pipeline."""
@@ -142,14 +137,12 @@ class Renderer:
             return None
         if self.settings.max_sequence_length is not None:
             return self.settings.max_sequence_length
-        config: Any = main_transformer(self.loaded.pipe).config
-        length: int | None = getattr(config, "max_text_seq_length", None)
-        return length
+        return getattr(main_transformer(self.loaded.pipe).config, "max_text_seq_length", None)
 
     def _image(self, prompt: Prompt) -> Any:
         name = type(self.loaded.pipe).__name__
         needed = "image" in self._takes and self._takes["image"].default is inspect.Parameter.empty
-        needed = needed or self.loaded.family.from_image.fullmatch(name) is not None
+        needed = needed or re.fullmatch(self.loaded.family.from_image, name) is not None
         if prompt.image is None:
             if needed:
                 raise GenerationError(
@@ -165,10 +158,7 @@ class Renderer:
 
 
 def to_uint8(frames: npt.NDArray[Any]) -> Frames:
-    """Convert a pipeline's float frames in [0, 1] to uint8, rounding to the nearest.
-
-    Args:
-        frames: (frames, height, width, 3).
+    """Convert float frames in [0, 1], (frames, height, width, 3), to uint8, rounding to the nearest.
 
     Raises:
         GenerationError: a value isn't finite, or all frames are black.

@@ -19,6 +19,12 @@ from sparsetune.models.demo import WEIGHTS
 from sparsetune.models.families import Family, attention_sites, family_of, main_transformer
 from sparsetune.models.random_weights import blueprint, build_pipeline
 
+logger = logging.getLogger(__name__)
+
+DEMO = "demo"
+"""The source of the embedded model."""
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _COMMIT = re.compile("[0-9a-f]{40}")
 _HASHED_WHOLE = 1 << 28
 _HASHED_CHUNK = 1 << 16
@@ -27,26 +33,13 @@ _HASHED_EVERY = 1 << 23
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Identity of a loaded model.
-
-    Args:
-        name: short name, e.g. `cogvideox-2b`.
-        source: `demo`, a folder, or a hub id.
-        revision: the loaded commit of the hub; the branch or tag where the commit isn't known; None for other folders.
-        fingerprint: hexadecimal digest of the model's files; of one above 256 MiB, 64 KiB in every 8 MiB are read.
-        pipeline_class: class name in diffusers.
-        transformer_class: class name in diffusers.
-        layers: (name, heads, head_dim) of every self-attention layer, in order.
-        random_weights: `full` or `tiny` where its weights are random, else `no`.
-    """
-
-    name: str
-    source: str
-    revision: str | None
-    fingerprint: str
+    name: str  # e.g. `cogvideox-2b`
+    source: str  # `demo`, a folder, or a hub id
+    revision: str | None  # the hub's commit; the branch or tag where that isn't known; None for other folders
+    fingerprint: str  # SHA-256 of the model's files; of one above 256 MiB, 64 KiB in every 8 MiB are read
     pipeline_class: str
     transformer_class: str
-    layers: tuple[tuple[str, int, int], ...]
+    layers: tuple[tuple[str, int, int], ...]  # (name, heads, head_dim) of every self-attention layer, in order
     random_weights: Literal["no", "full", "tiny"] = "no"
 
 
@@ -55,13 +48,20 @@ def is_commit(revision: str | None) -> bool:
     return revision is not None and _COMMIT.fullmatch(revision) is not None
 
 
-def identity_of_files(pipe: Any, config: ModelConfig, source: str) -> ModelIdentity:
-    """Return the identity of a pipeline loaded from `source`, a folder or hub id."""
+def _identity_of_files(pipe: Any, config: ModelConfig, source: str) -> ModelIdentity:
+    """Identify a pipeline that was loaded from a folder or hub id, and warn where its revision isn't pinned."""
     local = Path(source).is_dir()
     # A hub model is loaded from the cache's snapshot folder, which is named after the commit.
     folder = Path(source) if local else Path(main_transformer(pipe).config._name_or_path).parent
     commit = folder.name if folder.parent.name == "snapshots" else None
-    return _identity(pipe, config, commit or (None if local else config.revision), _fingerprint(folder))
+    revision = commit or (None if local else config.revision)
+    if not local and not is_commit(config.revision):
+        logger.warning(
+            "%s was loaded at %s, but its revision isn't pinned; pin it with --set model.revision=COMMIT",
+            config.source,
+            revision or "an unknown commit",
+        )
+    return _identity(pipe, config, revision, _fingerprint(folder))
 
 
 def _identity(pipe: Any, config: ModelConfig, revision: str | None, fingerprint: str) -> ModelIdentity:
@@ -91,32 +91,17 @@ def _fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-logger = logging.getLogger(__name__)
-
-DEMO = "demo"
-"""The source of the embedded model."""
-
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
 @dataclass(frozen=True)
 class LoadedModel:
-    """A pipeline in memory. `device` is where it computes; `dtype` is its transformer's."""
-
     pipe: Any
     identity: ModelIdentity
     family: Family
-    device: torch.device
-    dtype: torch.dtype
+    device: torch.device  # where it computes
+    dtype: torch.dtype  # its transformer's
 
 
 def load_pipeline(config: ModelConfig) -> LoadedModel:
-    """Load a pipeline and put it where it computes.
-
-    Raises:
-        ModelError: there is no such folder, hub model, blueprint or device, the hub can't be reached, the files are
-            damaged, or the family isn't supported.
-    """
+    """Load a pipeline and put it where it computes; ModelError where that fails or the family isn't supported."""
     device = _device(config.device)
     dtype = _DTYPES.get(config.dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     pipe, find_identity = _load_or_build(config, dtype)
@@ -130,29 +115,16 @@ def load_pipeline(config: ModelConfig) -> LoadedModel:
 
 
 def _load_or_build(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Callable[[], ModelIdentity]]:
-    """Load or build a pipeline; return a function for its identity too, which reads its files once it is placed."""
+    """Return a pipeline, and a function for its identity, which reads its files once it is placed."""
     if config.random_weights == "no":
         source = _resolve(config.source)
         pipe = _from_pretrained(source, config, dtype)
-        return pipe, lambda: _identified(pipe, config, source)
+        return pipe, lambda: _identity_of_files(pipe, config, source)
     plan, size = blueprint(config.source), config.random_weights
     logger.info("building %s (%s) with random weights", plan.name, size)
     built = build_pipeline(plan, size, dtype)
     digest = hashlib.sha256(f"{size} {dtype} {torch.__version__} {plan}".encode()).hexdigest()
     return built, lambda: _identity(built, config, None, digest)
-
-
-def _identified(pipe: Any, config: ModelConfig, source: str) -> ModelIdentity:
-    """Return a loaded model's identity, and warn where its revision isn't pinned."""
-    identity = identity_of_files(pipe, config, source)
-    if not Path(source).is_dir() and not is_commit(config.revision):
-        loaded = "an unknown commit" if identity.revision is None else identity.revision
-        logger.warning(
-            "%s was loaded at %s, but its revision isn't pinned; pin it with --set model.revision=COMMIT",
-            config.source,
-            loaded,
-        )
-    return identity
 
 
 def _device(name: str) -> torch.device:
@@ -170,8 +142,7 @@ def _resolve(source: str) -> str:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return str(folder)
-    looks_local = folder.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1
-    if looks_local:
+    if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
         raise ModelError(
             f"{source} is neither an existing folder nor a hub id like owner/name; check the path, or use "
             f"--model {DEMO}, which is embedded"
@@ -198,7 +169,8 @@ def _from_pretrained(source: str, config: ModelConfig, dtype: torch.dtype) -> An
 def _place(pipe: Any, config: ModelConfig, device: torch.device) -> None:
     offload = config.offload
     if offload == "auto":
-        offload = "model" if device.type == "cuda" and _weights_bytes(pipe) * 1.3 > _free_memory(device) else "none"
+        tight = device.type == "cuda" and _weights_bytes(pipe) * 1.3 > torch.cuda.mem_get_info(device)[0]
+        offload = "model" if tight else "none"
         logger.info("offload auto chose %s", offload)
     if offload != "none" and device.type != "cuda":
         raise ModelError(f"--offload {offload} needs a CUDA GPU, but the device is {device}; use --offload none")
@@ -216,8 +188,4 @@ def _place(pipe: Any, config: ModelConfig, device: torch.device) -> None:
 
 def _weights_bytes(pipe: Any) -> int:
     modules = [module for module in pipe.components.values() if isinstance(module, torch.nn.Module)]
-    return sum(weight.numel() * weight.element_size() for module in modules for weight in module.parameters())
-
-
-def _free_memory(device: torch.device) -> int:
-    return int(torch.cuda.mem_get_info(device)[0])
+    return sum(weight.nbytes for module in modules for weight in module.parameters())

@@ -54,7 +54,7 @@ class VideoPipeline:
 
         Raises:
             ConfigError: a setting is unknown or out of its range.
-            GenerationError: the model can't render the size, memory ran out, or the frames are NaN or black.
+            GenerationError: as `Renderer` and its `render` raise it.
         """
         renderer = Renderer(self._loaded, _changed(self._config.generation, settings))
         seed = self._config.eval.seed if seed is None else seed
@@ -77,8 +77,7 @@ def create_pipelines(
             print(my_metric(dense, sparse))
 
     Args:
-        config: a configuration, or a model as `--model` takes it, with the settings of its packaged configuration;
-            None is the embedded demo model.
+        config: a configuration, or a model as `--model` takes it, with its packaged settings; None is the demo model.
         checkpoint: the policy of `pipe_sparse`; None is SpargeAttn's default thresholds.
 
     Raises:

@@ -56,11 +56,7 @@ def texts(prompts: Sequence[AnyPrompt]) -> tuple[str, ...]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Read an image in RGB.
-
-    Raises:
-        PromptError: there is no such file, or it is no image.
-    """
+    """Read an image in RGB; PromptError where there is no such file, or it is no image."""
     try:
         with Image.open(path) as opened:
             return opened.convert("RGB")
@@ -81,14 +77,11 @@ def load_prompts(path: str | Path, limit: int | None = None) -> tuple[AnyPrompt,
 
     A text file has one prompt a line; blank lines and lines that begin with `#` are skipped. A `.yaml`, `.yml`
     or `.jsonl` file has a list (JSONL: one a line) of texts and of mappings with `prompt`, and optionally `image` (a
-    path, relative to the file), `seed` and `negative_prompt`.
+    path, relative to the file), `seed` and `negative_prompt`. A text alone is returned as a plain `str`.
 
     Args:
         path: the file.
         limit: take only the first `limit` prompts, at least 1.
-
-    Returns:
-        The prompts; a plain `str` for each text alone.
 
     Raises:
         PromptError: the file can't be read, holds no or invalid prompts or images, or `limit` is out of range.
@@ -111,11 +104,12 @@ def load_prompts(path: str | Path, limit: int | None = None) -> tuple[AnyPrompt,
 
 def _parse(file: Path, text: str) -> tuple[AnyPrompt, ...]:
     if file.suffix in (".yaml", ".yml"):
-        return _entries(file, _yaml(file, text))
+        return tuple(_entry(file, number, entry) for number, entry in enumerate(_yaml(file, text), 1))
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
     if file.suffix == ".jsonl":
-        return _entries(file, [_json(file, number, line) for number, line in lines])
+        parsed = [_json(file, number, line) for number, line in lines]
+        return tuple(_entry(file, number, entry) for number, entry in enumerate(parsed, 1))
     return tuple(line for _, line in lines)
 
 
@@ -147,10 +141,6 @@ class _Entry(BaseModel):
     image: str | None = None
     seed: int | None = Field(default=None, ge=0, le=2**31)
     negative_prompt: str | None = None
-
-
-def _entries(file: Path, entries: list[Any]) -> tuple[AnyPrompt, ...]:
-    return tuple(_entry(file, number, entry) for number, entry in enumerate(entries, 1))
 
 
 def _entry(file: Path, number: int, entry: Any) -> AnyPrompt:

@@ -18,41 +18,23 @@ from sparsetune.errors import ModelError
 
 Size = Literal["full", "tiny"]
 
-_LIBRARIES = ("diffusers", "transformers")
 _FOLDER = Path(__file__).parent / "blueprints"
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """Classes and configurations of a model's components.
+    """Classes and configurations of a model's components."""
 
-    Args:
-        name: as `--model` takes it.
-        hub_id: the model on the hub.
-        facts_from: source of the configuration.
-        pipeline: the pipeline's class in diffusers.
-        options: the pipeline's own settings.
-        tokens: frames and pixels in a side of a latent (`temporal`, `spatial`), and the `text` tokens of the joint
-            attention at most.
-        components: for each component, `class`, the published `config`, and its changes for `tiny`.
-    """
-
-    name: str
+    name: str  # as `--model` takes it
     hub_id: str
-    facts_from: str
-    pipeline: str
-    options: dict[str, Any]
-    components: dict[str, dict[str, Any]]
-    tokens: dict[str, int]
-
-    def config(self, component: str, size: Size = "full") -> dict[str, Any]:
-        """Return a component's configuration; other values are its class's defaults."""
-        part = self.components[component]
-        return dict(part["config"]) | (part.get("tiny", {}) if size == "tiny" else {})
+    facts_from: str  # source of the configuration
+    pipeline: str  # class in diffusers
+    options: dict[str, Any]  # the pipeline's own settings
+    components: dict[str, dict[str, Any]]  # for each: `class`, the published `config`, and its changes for `tiny`
+    tokens: dict[str, int]  # frames and pixels in a side of a latent (`temporal`, `spatial`); most `text` tokens
 
 
 def blueprints() -> tuple[str, ...]:
-    """Return the names of all blueprints."""
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
 
 
@@ -70,22 +52,16 @@ def blueprint(name: str) -> Blueprint:
     )
 
 
-def build_pipeline(plan: Blueprint, size: Size, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
-    """Build a pipeline with random weights.
+def build_pipeline(plan: Blueprint, size: Size, dtype: torch.dtype = torch.float32) -> Any:
+    """Build a pipeline with random weights, the same each time.
 
     Text and image encoders have one narrow layer and a vocabulary of hashed words at any size: only the width of their
-    embeddings matters. Transformer and VAE have the requested size.
-
-    Args:
-        plan: the model.
-        size: `full` as published, or `tiny`: a few layers and channels.
-        dtype: of the weights.
-        seed: of the weights; the same seed gives the same pipeline.
+    embeddings matters. Transformer and VAE are as published, or `tiny`: a few layers and channels.
     """
     import diffusers
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         parts = {name: build_component(plan, name, size, dtype) for name in plan.components}
     pipeline: Any = getattr(diffusers, plan.pipeline)
     return pipeline(**parts, **plan.options)
@@ -93,31 +69,26 @@ def build_pipeline(plan: Blueprint, size: Size, dtype: torch.dtype = torch.float
 
 def build_component(plan: Blueprint, name: str, size: Size, dtype: torch.dtype = torch.float32) -> Any:
     """Build one component with random weights; on the meta device where that is torch's default."""
-    kind, config = plan.components[name]["class"], plan.config(name, size)
-    found = _class_named(kind)
-    if not issubclass(found, nn.Module):
-        return found.from_config(config) if hasattr(found, "from_config") else found(**config)
+    part = plan.components[name]
+    found, config = _class_named(part["class"]), part["config"] | (part.get("tiny", {}) if size == "tiny" else {})
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # a full transformer may only fit in bfloat16
+    if issubclass(found, nn.Module):
+        torch.set_default_dtype(dtype)  # a full transformer may only fit in bfloat16
     try:
-        module = _module(found, config)
+        if issubclass(found, nn.Module) and hasattr(found, "config_class"):  # transformers
+            built = _encoder(found, config)
+        else:  # from_config: diffusers
+            built = found.from_config(config) if hasattr(found, "from_config") else found(**config)
     finally:
         torch.set_default_dtype(before)
-    return _ready(module)
+    return _ready(built) if isinstance(built, nn.Module) else built
 
 
-def _module(found: Any, config: dict[str, Any]) -> nn.Module:
-    if hasattr(found, "load_config"):  # diffusers
-        built: nn.Module = found.from_config(config)
-        return built
-    return encoder(found, config) if hasattr(found, "config_class") else found(**config)
-
-
-def _class_named(kind: str) -> type:
+def _class_named(kind: str) -> type[Any]:
     """Import a class: by its full path, or from this module, diffusers or transformers."""
     module, _, name = kind.rpartition(".")
     with torch.device("cpu"):  # tensor constants of imported modules must not be on the meta device
-        places = map(importlib.import_module, (module,) if module else (__name__, *_LIBRARIES))
+        places = map(importlib.import_module, (module,) if module else (__name__, "diffusers", "transformers"))
         found: type = next(getattr(place, name) for place in places if hasattr(place, name))
     return found
 
@@ -142,11 +113,7 @@ _CHAT = "{% for message in messages %}{{ message['role'] }} {{ message['content'
 
 
 class HashTokenizer(PreTrainedTokenizer):
-    """Maps words to ids by hash, without a vocabulary.
-
-    Args:
-        model_max_length: tokens of the longest text.
-    """
+    """Maps words to ids by hash, without a vocabulary."""
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 (transformers wants a list)
 
@@ -196,18 +163,17 @@ class NoSafetyChecker(nn.Module):
         return frames
 
 
-def encoder(kind: Any, config: dict[str, Any]) -> nn.Module:
+def _encoder(kind: Any, config: dict[str, Any]) -> Any:
     """Build a text or image encoder of class `kind` from transformers, with one or two narrow layers."""
     defaults = next(values for prefix, values in _ENCODERS.items() if kind.__name__.startswith(prefix))
-    built: nn.Module = kind(kind.config_class(**(defaults(config) if callable(defaults) else defaults | config)))
-    return built
+    return kind(kind.config_class(**(defaults(config) if callable(defaults) else defaults | config)))
 
 
+_TOKENS = {"vocab_size": _VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
 _T5 = {"d_ff": 8, "d_kv": 8, "num_heads": 1, "num_layers": 1, "vocab_size": _VOCABULARY}
 _DECODER = {
     "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-    "vocab_size": _VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3,
-}  # fmt: skip
+} | _TOKENS  # fmt: skip
 _CLIP = {"intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
@@ -233,7 +199,7 @@ _ENCODERS: dict[str, Any] = {
     "T5": _T5,
     "UMT5": _T5,
     "CLIPVision": _CLIP,
-    "CLIP": _CLIP | {"vocab_size": _VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3},
+    "CLIP": _CLIP | _TOKENS,
     "Llama": _DECODER,
     "Qwen2_5_VLText": _qwen_text,
     "Qwen2": _qwen_vl,

@@ -21,35 +21,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RuntimeDescription:
-    """A loaded model with its settings, device and kernel.
-
-    Args:
-        identity: the model.
-        family: its family's name.
-        settings: generation settings.
-        scheduler: the scheduler's class and a hash of its configuration.
-        dtype: of the transformer, e.g. `bfloat16`.
-        device: the kind of device, as `device_kind` names it.
-        device_name: its product name.
-        vae_tiling: whether frames are decoded in tiles.
-        kernel: the backend of sparse calls, by name.
-        chosen_because: why it was chosen, in a few words.
-        blocks: its block shape.
-        num_threads: PyTorch's on the CPU.
-    """
+    """A loaded model with its settings, device and kernel."""
 
     identity: ModelIdentity
     family: str
     settings: GenerationConfig
-    scheduler: str
-    dtype: str
-    device: str
-    device_name: str
+    scheduler: str  # see `scheduler` below
+    dtype: str  # of the transformer, e.g. `bfloat16`
+    device: str  # see `device_kind`
+    device_name: str  # its product name
     vae_tiling: bool
-    kernel: str
-    chosen_because: str
+    kernel: str  # the backend of sparse calls
+    chosen_because: str  # why that backend, in a few words
     blocks: BlockShape
-    num_threads: int
+    num_threads: int  # PyTorch's on the CPU
 
     @property
     def layers(self) -> tuple[tuple[str, int], ...]:
@@ -58,7 +43,6 @@ class RuntimeDescription:
 
 
 def describe(renderer: "Renderer", backend: str) -> RuntimeDescription:
-    """Describe a loaded model with the kernel of backend setting `backend`; BackendError where that can't run here."""
     loaded, choice = renderer.loaded, backend_choice(backend, renderer.loaded.device)
     return RuntimeDescription(
         identity=loaded.identity,
@@ -86,7 +70,6 @@ def scheduler(pipe: Any) -> str:
 
 
 def vae_tiling(pipe: Any) -> bool:
-    """Whether the VAE decodes in tiles."""
     return bool(getattr(getattr(pipe, "vae", None), "use_tiling", False))
 
 

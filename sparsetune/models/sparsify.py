@@ -1,6 +1,7 @@
 """Installation of a policy or checkpoint on a diffusers pipeline."""
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,15 +33,15 @@ def sparsify(
         pipe: a diffusers pipeline of a supported family, loaded and placed as you like.
         policy: the policy, a checkpoint, or a checkpoint's folder or file.
         backend: `auto`, `sparge`, `flex`, `reference` or `dense`.
-        break_even: break-even table that `sparsetune bench` measured on this machine, or its file: layers that would be
-            slower sparse then run dense. None runs every layer as the policy says.
+        break_even: table that `sparsetune bench` measured on this machine, or its file: layers that would be slower
+            sparse then run dense. None runs every layer as the policy says.
 
     Returns:
         The handle, with statistics of what ran (`handle.stats()`); `handle.remove()` restores the pipeline exactly.
 
     Raises:
         ModelError: the family is unknown, or the pipeline is sparse already or context-parallel.
-        CheckpointError: the checkpoint can't be read, or is another model's; the message lists the differences.
+        CheckpointError: it can't be read, or is another model's; the message lists the differences.
         BackendError: the backend can't run here, or the table is missing or another machine's.
     """
     sites = attention_sites(pipe)
@@ -57,7 +58,7 @@ def policy_for(pipe: Any, policy: Policy | Checkpoint | str | Path) -> Policy:
     """Return the policy of a checkpoint, or of its folder or file, checked against a pipeline's model.
 
     Raises:
-        CheckpointError: the checkpoint can't be read, or is another model's; the message lists the differences.
+        CheckpointError: it can't be read, or is another model's; the message lists the differences.
     """
     sites = attention_sites(pipe)
     matching = _matching_policy(pipe, sites, policy)
@@ -81,7 +82,7 @@ def _with_diffusers_names(policy: Policy, family: Family) -> Policy:
     def renamed(name: str) -> str:
         root, _, path = name.partition(".")
         for pattern, diffusers_path in family.upstream:
-            if match := pattern.fullmatch(path):
+            if match := re.fullmatch(pattern, path):
                 return f"{root}.{match.expand(diffusers_path)}"
         return name
 
@@ -118,28 +119,23 @@ def _check_manifest(pipe: Any, sites: AttentionSites, manifest: Manifest) -> Non
 def default_policy(pipe: Any) -> Policy:
     """Return SpargeAttn's default thresholds for every head of a pipeline: an untuned policy.
 
-    simthreshd1 0.6, cdfthreshd 0.98, no dense steps, raster order; the first key block is kept, as SpargeAttn does
-    when it renders (`attention_sink`).
+    simthreshd1 0.6, cdfthreshd 0.98, no dense steps, raster order; the first key block is kept (its `attention_sink`).
     """
     return Policy.uniform([(layer.name, layer.num_heads) for layer in attention_sites(pipe).layers])
 
 
 _LOG = logging.getLogger(__name__)
 
-_SIZE = ("num_frames", "height", "width")
-
 
 def warn_of_other_settings(manifest: Manifest, settings: GenerationConfig) -> None:
     """Warn where a checkpoint was tuned for another size, or number of frames or steps."""
-    names = (*_SIZE, "num_inference_steps")
-    _warn(manifest, {name: getattr(settings, name) for name in names})
+    _warn(manifest, settings.model_dump(include={"num_frames", "height", "width", "num_inference_steps"}))
 
 
 def warn_at_first_call(pipe: Any, manifest: Manifest) -> None:
     """Warn as `warn_of_other_settings` at the first call of a pipeline's transformer.
 
-    Size and frames are computed from the latent video, so packed latents (a sequence of tokens) go unchecked; the
-    number of steps is the scheduler's. The hook is removed after that call.
+    Size and frames are computed from the latent video, so packed latents (a sequence of tokens) go unchecked.
     """
 
     def check(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
