@@ -20,9 +20,7 @@ class LocalExecutor(Executor):
         self.session = session
         device = session.renderer.loaded.device
         gpus = (str(device.index or 0),) if device.type == "cuda" else ()
-        self._worker = Worker(
-            0, socket.gethostname(), device_name(device), os.getpid(), gpus, num_threads=torch.get_num_threads()
-        )
+        self._worker = Worker(0, socket.gethostname(), device_name(device), os.getpid(), gpus, torch.get_num_threads())
         self._lock = threading.Lock()
 
     @property

@@ -20,56 +20,33 @@ KERNEL_CALLS_PER_HEAD = 465
 
 @dataclass(frozen=True)
 class Workload:
-    """Amount of work of a tuning.
-
-    Args:
-        num_steps: denoising steps of a rendering.
-        num_prompts, num_eval_prompts: prompts.
-        n_trials: most trials of an optuna search.
-        num_groups: groups of layers with a sensitivity of their own; a single one is not probed.
-        calibration_steps: denoising steps at which every attention call is measured.
-        probe_prompts: prompts on which each part of the generation, and each group of layers, is probed.
-        eval_cached: eval prompts whose dense video is in the cache.
-        curves_kept: whether the calibrated curves of an earlier run are on disk.
-        limits_kept: whether its refined thresholds are, too.
-    """
+    """Amount of work of a tuning."""
 
     num_steps: int
     num_prompts: int
     num_eval_prompts: int
     n_trials: int
-    num_groups: int
-    calibration_steps: int
-    probe_prompts: int
-    eval_cached: int = 0
-    curves_kept: bool = False
-    limits_kept: bool = False
+    num_groups: int  # of layers with a sensitivity of their own; a single one is not probed
+    calibration_steps: int  # denoising steps at which every attention call is measured
+    probe_prompts: int  # prompts on which each part of the generation, and each group of layers, is probed
+    eval_cached: int = 0  # eval prompts whose dense video is in the cache
+    curves_kept: bool = False  # whether the calibrated curves of an earlier run are on disk
+    limits_kept: bool = False  # whether its refined thresholds are, too
 
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """Renderings and seconds of a phase; seconds are None where they can't be measured here."""
-
     name: Phase
     num_renderings: int
-    seconds: float | None
+    seconds: float | None  # None where they can't be measured here
 
 
 @dataclass(frozen=True)
 class TunerCost:
-    """Cost of a tuner.
-
-    Args:
-        tuner: as `--tuner` takes it.
-        phases: in order.
-        peak_memory_gib: peak memory.
-        note: remark on the figures, or empty.
-    """
-
     tuner: Tuner
-    phases: tuple[PhaseCost, ...]
+    phases: tuple[PhaseCost, ...]  # in order
     peak_memory_gib: float
-    note: str = ""
+    note: str = ""  # on the figures
 
     @property
     def num_renderings(self) -> int:
@@ -84,23 +61,15 @@ class TunerCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """Measured costs of a step, and the estimate for each tuner.
-
-    Args:
-        model, device, backend: what it was measured with.
-        measured: the costs of one step.
-        workload: amount of work.
-        tuners: calibrate, optuna and builtin.
-        max_minutes: the configuration's time limit; None without one.
-    """
+    """Measured costs of a step, and the estimate for each tuner."""
 
     model: str
     device: str
     backend: str
     measured: StepCosts
     workload: Workload
-    tuners: tuple[TunerCost, ...]
-    max_minutes: float | None = None
+    tuners: tuple[TunerCost, ...]  # calibrate, optuna and builtin
+    max_minutes: float | None = None  # the configuration's time limit
 
 
 def estimate(config: Config) -> Cost:

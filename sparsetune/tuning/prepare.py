@@ -35,19 +35,13 @@ _REFINEMENT_VERSION = 1
 
 @dataclass(frozen=True)
 class Prepared:
-    """What policies are chosen from, and the file of the curves."""
-
     curves: Curves
     sensitivity: Sensitivity
-    path: Path
+    path: Path  # of the curves
 
 
 def prepare(context: TuningContext, probe: bool = True) -> Prepared:
-    """Calibrate and measure sensitivity, as far as no earlier run with the same settings has.
-
-    Args:
-        context: of the tuning.
-        probe: whether to measure sensitivity, which only a search needs.
+    """Calibrate and, if `probe`, measure sensitivity, as far as no earlier run with the same settings has.
 
     Raises:
         TuningError: a layer can't be measured, or a file of an earlier run is damaged.
@@ -78,7 +72,6 @@ def sampled_steps(context: TuningContext) -> tuple[int, ...]:
 
 
 def curves_path(context: TuningContext) -> Path:
-    """File of the calibrated curves."""
     return context.config.tracking.root / "calibrations" / f"{digest(calibration_signature(context))}.npz"
 
 
@@ -86,10 +79,8 @@ def refined_policy(context: TuningContext, curves: Curves) -> Policy:
     """Search the sparsest policy with every head's error within `tune.l1` and `tune.pv_l1`, unless a run has before.
 
     The curves determine each head's simthreshd1 and token order. Each prompt is then rendered dense once more, and the
-    lowest mask threshold and `pvthreshd` within the bounds are searched with the kernel at the sampled steps.
-
-    Raises:
-        TuningError, GenerationError, TimeIsUp: see `prepare`.
+    lowest mask threshold and `pvthreshd` within the bounds are searched with the kernel at the sampled steps. Raises as
+    `prepare` does.
     """
     tune, start = context.config.tune, refinement_start(context, curves)
     bounds, steps = Bounds(tune.l1, tune.pv_l1), sampled_steps(context)
@@ -196,11 +187,7 @@ def _run_missing(
     is_done: Callable[[int], bool],
     keep: Callable[[int, Any], None],
 ) -> None:
-    """Run the tasks that aren't done, and keep each result as it comes.
-
-    Raises:
-        TimeIsUp: `tune.max_minutes` were over before all were done.
-    """
+    """Run the tasks that aren't done, and keep each result as it comes; raises `TimeIsUp` if time didn't suffice."""
     missing = [number for number in range(len(tasks)) if not is_done(number)]
 
     def on_event(index: int, event: Event) -> None:
@@ -219,11 +206,7 @@ def _run_missing(
 
 @contextlib.contextmanager
 def _locked(context: TuningContext, phase: Phase, path: Path) -> Iterator[None]:
-    """Hold the lock of a file that several processes may measure; one measures, the others wait and notify listeners.
-
-    Raises:
-        TimeIsUp: `tune.max_minutes` were over while another process held it.
-    """
+    """Hold the lock of a file: one process measures, the others wait and notify listeners. May raise `TimeIsUp`."""
     notified = False
     while True:
         with exclusive_if_free(path.with_suffix(".lock"), setting="tracking.root") as free:

@@ -35,49 +35,31 @@ _KERNEL_CALLS = 20
 
 @dataclass(frozen=True)
 class StepCosts:
-    """Seconds and memory of the parts of a tuning.
-
-    Args:
-        dense_step, sparse_step: seconds of one denoising step.
-        fixed: seconds of a rendering outside of its steps: text encoding and decoding.
-        calls_per_step: attention calls of a step, over all layers.
-        head_calls_per_step: heads of these calls, added up.
-        measure: seconds to calibrate one attention call, in all token orders and text rules.
-        refine: seconds to search the thresholds of one attention call's heads.
-        peak_dense_gib, peak_sparse_gib, peak_measure_gib: peak memory, see `peak_memory`.
-        kernel_call: seconds of one step of SpargeAttn's search: its kernel for one head, and the comparison.
-        no_kernel: why `kernel_call` is None; else empty.
-    """
+    """Seconds and memory of the parts of a tuning."""
 
     dense_step: float
     sparse_step: float
-    fixed: float
-    calls_per_step: float
-    head_calls_per_step: float
-    measure: float
-    refine: float
+    fixed: float  # of a rendering outside of its steps: text encoding and decoding
+    calls_per_step: float  # attention calls, over all layers
+    head_calls_per_step: float  # heads of these calls, added up
+    measure: float  # to calibrate one attention call, in all token orders and text rules
+    refine: float  # to search the thresholds of one attention call's heads
     peak_dense_gib: float
     peak_sparse_gib: float
     peak_measure_gib: float
-    kernel_call: float | None = None
-    no_kernel: str = ""
+    kernel_call: float | None = None  # one step of SpargeAttn's search: its kernel for one head, and the comparison
+    no_kernel: str = ""  # why `kernel_call` is None
 
     def dense(self, num_steps: int) -> float:
         """Seconds of a dense rendering."""
         return self.fixed + num_steps * self.dense_step
 
     def sparse(self, num_steps: int) -> float:
-        """Seconds of a sparse rendering."""
         return self.fixed + num_steps * self.sparse_step
 
 
 def measure_costs(context: TuningContext) -> StepCosts:
-    """Measure on short renderings of the first tune prompt, at the real size.
-
-    Raises:
-        TuningError: no attention call could be measured; the message has the reason.
-        GenerationError: a rendering failed.
-    """
+    """Measure on short renderings of the first tune prompt, at the real size."""
     loaded, generation = context.renderer.loaded, context.config.generation
     steps = min(NUM_STEPS, generation.num_inference_steps)
     short = Renderer(loaded, generation.model_copy(update={"num_inference_steps": steps}))
@@ -153,7 +135,6 @@ def _time_rendering(renderer: Renderer, prompt: AnyPrompt, seed: int) -> tuple[f
 
 
 def _calibration_seconds(context: TuningContext, call: UnmaskedCall) -> float:
-    """Seconds to calibrate a call in every arrangement."""
     blocks, points = context.backend.blocks, context.points
     keep = kept_blocks(context.keep_text[0], call.layout, blocks)
 

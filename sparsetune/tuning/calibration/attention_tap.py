@@ -49,21 +49,8 @@ def render_tapped(
 ) -> Rendering:
     """Render one prompt dense, and pass every layer's attention calls at the sampled steps to a callback.
 
-    Args:
-        renderer: of a pipeline that nothing is installed on.
-        prompt: the text.
-        seed: of the rendering.
-        on_attention: called with each call that the kernel can run.
-        steps: the sampled denoising steps.
-        backend: the kernel that the calls are to run on.
-        on_step: called after each denoising step.
-
-    Returns:
-        The dense video, and its seconds without those of the callback.
-
-    Raises:
-        TuningError: a layer made no call that its kernel can run; the message has the reason.
-        GenerationError: the rendering failed.
+    `renderer` is of a pipeline that nothing is installed on; seconds of the result are without those of the callback.
+    Raises TuningError where a layer made no call that the kernel can run.
     """
     tap = _AttentionTap(attention_layers(renderer), tuple(steps), backend, on_attention)
     interception = Interception(attention_sites(renderer.loaded.pipe), tap.attend)
@@ -85,8 +72,6 @@ def reordered(call: UnmaskedCall, order: TokenOrder) -> tuple[Tensor, Tensor, Te
 
 
 class _AttentionTap:
-    """Passes attention calls to a callback, times it, and lets every call run dense."""
-
     def __init__(
         self, layers: tuple[tuple[str, int], ...], steps: tuple[int, ...], backend: Backend, on_attention: OnAttention
     ) -> None:

@@ -26,18 +26,10 @@ _Scores = Callable[[Array, Array], Array]
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds on the error of each head.
-
-    Args:
-        l1: bound on the relative L1 error Σ|o − o'| / Σ|o| of a head's output, above 0.
-        pv_l1: the same with `pvthreshd` in use.
-
-    Raises:
-        TuningError: `pv_l1` doesn't exceed `l1`.
-    """
+    """Bounds on the relative L1 error Σ|o − o'| / Σ|o| of each head's output."""
 
     l1: float
-    pv_l1: float
+    pv_l1: float  # with `pvthreshd` in use; must exceed `l1`
 
     def __post_init__(self) -> None:
         if self.pv_l1 <= self.l1:
@@ -56,18 +48,8 @@ def bounded_policy(
     """Choose each head's sparsest point whose error is within the bound for every prompt and sampled sparse step.
 
     Points are as measured, not interpolated. A head without such a point runs dense. Each head has the token order
-    with which it is sparsest.
-
-    Args:
-        curves: the calibration.
-        l1: bound on the relative L1 error of a head's output, as in SpargeAttn's tuner.
-        orders: token orders to choose from, None for all that were calibrated.
-        keep_text: whether the text's key blocks are always computed.
-        rule: cdf or topk.
-        dense_fraction: fraction of the steps that run dense; their errors don't count.
-
-    Raises:
-        TuningError: an order wasn't calibrated.
+    with which it is sparsest, of `orders` or of all that were calibrated. `dense_fraction` of the steps run dense;
+    their errors don't count. Raises TuningError where an order wasn't calibrated.
     """
 
     def scores(error: Array, sparsity: Array) -> Array:
@@ -84,9 +66,6 @@ def starting_policy(
     They are those with the highest sparsity at the bound, interpolated between the measured points; the other
     threshold is that of the nearest point within the bound. A head without one gets the point with the lowest error:
     only the kernel's own error decides whether it can run sparse. Arguments are as of `bounded_policy`.
-
-    Raises:
-        TuningError: an order wasn't calibrated.
     """
     points = [point for point in curves.points if point.rule == rule]
     families = [
@@ -150,16 +129,10 @@ def _choose_points(
 
 
 def _sparsity_at_bound(l1: float, error: Array, sparsity: Array) -> Array:
-    """Interpolate the sparsity of curves at a bound.
+    """Interpolate the sparsity of curves, (..., points) from the sparsest to the densest point, at a bound.
 
-    Args:
-        l1: the bound.
-        error: (..., points), from the sparsest to the densest point.
-        sparsity: the same shape.
-
-    Returns:
-        The same shape: the sparsity at the bound for the first point from which on all are within it, 0 for the other
-        points, and throughout where the densest point exceeds the bound.
+    In the same shape: the sparsity at the bound for the first point from which on all are within it, 0 for the other
+    points, and throughout where the densest point exceeds the bound.
     """
     error = np.minimum(error, _LARGE)
     within = np.maximum.accumulate(error[..., ::-1], axis=-1)[..., ::-1] <= l1

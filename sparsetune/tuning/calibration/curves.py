@@ -34,11 +34,7 @@ def write_table(path: Path, schema_version: int, about: Mapping[str, Any], **arr
 
 
 def read_table(path: Path, schema_version: int, *names: str) -> tuple[dict[str, Any], list[Array]]:
-    """Read metadata and the named arrays of a file of `write_table`.
-
-    Raises:
-        UNREADABLE: the file is damaged, or has another `schema_version`.
-    """
+    """Read metadata and the named arrays; raises `UNREADABLE` for a damaged file or another `schema_version`."""
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         about = json.loads(str(file["about"]))
         if about.pop("schema_version") != schema_version:
@@ -81,39 +77,24 @@ class Arrangement(NamedTuple):
 class Curves:
     """Error and sparsity at every point of a grid, for each arrangement, layer, sampled step and head.
 
-    Args:
-        layers: (name, number of heads) of each layer.
-        arrangements: token orders and text rules measured.
-        steps: sampled denoising steps, ascending, of `num_steps`.
-        num_steps: steps of the generation.
-        points: the grid.
-        error: the largest relative L1 error of all prompts, float32 (arrangements, layers, steps, heads, points); NaN
-            for heads that a layer doesn't have.
-        error_rms: the root mean square of that error over the prompts, the same shape.
-        sparsity: mean fraction of block pairs not computed, the same shape.
-        size: mean |o| of the dense output, float32 (layers, steps, heads); NaN as above.
-        num_inputs: prompts measured.
-        select_partial: whether partial last blocks were selected like any other.
+    `error`, `error_rms` and `sparsity` are float32 (arrangements, layers, steps, heads, points), `size` float32
+    (layers, steps, heads); NaN for heads that a layer doesn't have.
     """
 
-    layers: tuple[tuple[str, int], ...]
+    layers: tuple[tuple[str, int], ...]  # name and number of heads
     arrangements: tuple[Arrangement, ...]
-    steps: tuple[int, ...]
+    steps: tuple[int, ...]  # sampled ones, ascending, of the generation's `num_steps`
     num_steps: int
-    points: tuple[HeadThresholds, ...]
-    error: Array
-    error_rms: Array
-    sparsity: Array
-    size: Array
-    num_inputs: int
-    select_partial: bool
+    points: tuple[HeadThresholds, ...]  # the grid
+    error: Array  # the largest relative L1 error of all prompts
+    error_rms: Array  # its root mean square over the prompts
+    sparsity: Array  # mean fraction of block pairs not computed
+    size: Array  # mean |o| of the dense output
+    num_inputs: int  # prompts measured
+    select_partial: bool  # whether partial last blocks were selected like any other
 
     def arrangement_indices(self, orders: Sequence[str] | None, keep_text: bool) -> list[int]:
-        """Indices of the arrangements with one of these orders (None is any) and this text rule.
-
-        Raises:
-            TuningError: an order wasn't measured with it.
-        """
+        """Indices of the arrangements with one of these orders (None is any) and this text rule."""
         measured = [arrangement.order for arrangement in self.arrangements if arrangement.keep_text == keep_text]
         wanted = measured if orders is None else list(orders)
         if not wanted or not set(wanted) <= set(measured):
@@ -129,11 +110,7 @@ class Curves:
         return active or [len(self.steps) - 1]
 
     def merged(self, other: "Curves") -> "Curves":
-        """Merge with the curves of other prompts: the largest errors, and means of the rest.
-
-        Raises:
-            TuningError: the two measured different things.
-        """
+        """Merge with the curves of other prompts: the largest errors, and means of the rest."""
         same = ("layers", "arrangements", "steps", "num_steps", "points", "select_partial")
         if differing := [name for name in same if getattr(self, name) != getattr(other, name)]:
             raise TuningError(f"cannot merge curves that differ in {', '.join(differing)}")
@@ -152,7 +129,6 @@ class Curves:
         )
 
     def save(self, path: Path) -> None:
-        """Write the curves as .npz: the four arrays, and the rest as JSON text in `about`."""
         about: dict[str, Any] = {
             "layers": self.layers,
             "arrangements": [arrangement._asdict() for arrangement in self.arrangements],
@@ -166,7 +142,6 @@ class Curves:
 
     @classmethod
     def load(cls, path: Path) -> "Curves":
-        """Read a file of `save`; raises TuningError where it is damaged."""
         try:
             about, arrays = read_table(path, SCHEMA_VERSION, *_ARRAYS)
             about |= dict(zip(_ARRAYS, arrays, strict=True)) | {

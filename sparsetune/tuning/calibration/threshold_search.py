@@ -50,16 +50,10 @@ _NEGLIGIBLE = 1e-6
 
 @dataclass(frozen=True)
 class LowestThresholds:
-    """The lowest thresholds within the bounds on one attention call.
+    """The lowest thresholds within the bounds on one attention call, float32 (heads,)."""
 
-    Args:
-        mask_threshold: cdfthreshd or topk of each head, float32 (heads,); infinite where even 1 exceeds the bound.
-        pvthreshd: of each head at that mask threshold, float32 (heads,), in base-2 logits; `PVTHRESHD_OFF` where none
-            is lower, or the kernel has no such threshold.
-    """
-
-    mask_threshold: Tensor
-    pvthreshd: Tensor
+    mask_threshold: Tensor  # cdfthreshd or topk; infinite where even 1 exceeds the bound
+    pvthreshd: Tensor  # in base-2 logits; `PVTHRESHD_OFF` where none is lower, or the kernel has no such threshold
 
 
 def lowest_thresholds(
@@ -79,20 +73,11 @@ def lowest_thresholds(
     """Search each head's lowest mask threshold, and its lowest `pvthreshd` at that threshold, within the bounds.
 
     Errors are the kernel's on the whole call, against PyTorch's dense attention. They are assumed to fall as a
-    threshold rises, which holds but for rounding.
+    threshold rises, which holds but for rounding. They are estimated on every `every`-th query of each query block.
 
-    Args:
-        q: (batch, heads, tokens, head_dim), in the token order to search in.
-        k: see q.
-        v: see q.
-        sim: simthreshd1 of each head, float32 (heads,), in [-1, 1].
-        bounds: on each head's error, over the whole batch.
-        backend: the kernel that the thresholds are for; its refusal of these tensors, padded, is None.
-        scale: softmax scale.
-        keep: key blocks that are always computed.
-        rule: cdf or topk.
-        select_partial: whether a partial last block is selected like any other.
-        every: errors are estimated on every so many query tokens of each query block.
+    q, k and v are (batch, heads, tokens, head_dim), in the token order to search in, `sim` is simthreshd1, float32
+    (heads,). `backend` must be able to run these tensors, padded. The key blocks `keep` are always computed, and a
+    partial last one unless `select_partial`.
 
     Memory: `BlockSums` of as many heads as fit in `_FLOATS_AT_ONCE`.
     """
@@ -116,15 +101,8 @@ def lowest_thresholds(
 def _lowest_mask_threshold(call: "_Call", base: ThresholdTensors, l1: float, every: int) -> tuple[Tensor, Tensor]:
     """Search on block sums, check with the kernel, and search again with a budget reduced by the kernel's rounding.
 
-    Args:
-        call: the attention call.
-        base: the thresholds; `select` is replaced.
-        l1: the bound.
-        every: see `lowest_thresholds`.
-
-    Returns:
-        The lowest mask threshold at which the kernel was within the bound, and its error there, float32 (heads,) each;
-        where there is none, infinity and the last error.
+    Returns the lowest mask threshold at which the kernel was within the bound, and its error there, float32 (heads,)
+    each; where there is none, infinity and the last error.
     """
     pooled_q = pool(call.q, call.backend.blocks.q, None, base.select_partial)
     pooled_k = pool(call.k, call.backend.blocks.k, call.k.mean(dim=-2, keepdim=True), base.select_partial)
@@ -150,10 +128,7 @@ def _lowest_mask_threshold(call: "_Call", base: ThresholdTensors, l1: float, eve
 def _estimated_threshold(sums: BlockSums, lowest: Tensor, budget: Tensor) -> Tensor:
     """The lowest threshold of each head whose error, by the sums, is at most its budget; 1 where there is none.
 
-    Args:
-        sums: of the call.
-        lowest: see `mask_thresholds`.
-        budget: of each head, float32 (heads,).
+    `lowest` is as of `mask_thresholds`, `budget` float32 (heads,).
     """
     first = torch.tensor(_FIRST_THRESHOLDS, device=budget.device)
     even = torch.arange(1, len(first) + 1, device=budget.device) / (len(first) + 1)
@@ -172,15 +147,8 @@ def _estimated_threshold(sums: BlockSums, lowest: Tensor, budget: Tensor) -> Ten
 def _lowest_pv(call: "_Call", base: ThresholdTensors, error: Tensor, pv_l1: float) -> Tensor:
     """Bisect on some of the query blocks, then check the result on the whole call.
 
-    Args:
-        call: the attention call.
-        base: the thresholds, `pvthreshd` off.
-        error: each head's with these, float32 (heads,).
-        pv_l1: the bound.
-
-    Returns:
-        The lowest pvthreshd at which the kernel was within the bound, float32 (heads,); off where there is none, or no
-        pvthreshd changes the error.
+    `error` is each head's with `base`, where `pvthreshd` is off. Returns the lowest pvthreshd at which the kernel was
+    within the bound, float32 (heads,); off where there is none, or no pvthreshd changes the error.
     """
     sample, off = call.sample(), base.pvthreshd
     pvs, errors = [off], [error if sample is call else sample.errors(base)]
