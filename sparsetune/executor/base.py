@@ -48,8 +48,9 @@ class Executor(ABC):
     def workers(self) -> tuple[Worker, ...]: ...
 
     @property
-    @abstractmethod
-    def incidents(self) -> tuple[Incident, ...]: ...
+    def incidents(self) -> tuple[Incident, ...]:
+        """Empty where tasks run in this process: if that fails, the run ends."""
+        return ()
 
     @abstractmethod
     def submit(self, task: Task[Result], on_event: OnEvent = ignore) -> TaskFuture[Result]:

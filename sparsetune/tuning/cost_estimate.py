@@ -118,28 +118,35 @@ def workload(context: TuningContext) -> Workload:
 
 
 def plan(costs: StepCosts, work: Workload) -> tuple[TunerCost, ...]:
-    """Compute the cost of each tuner: renderings times steps times the seconds of a step.
+    """Cost of each tuner: renderings times their seconds. SpargeAttn's own search counts as calibration."""
 
-    A dense rendering costs `fixed + num_steps · dense_step`, a sparse one the same with `sparse_step`. SpargeAttn's own
-    search counts as calibration.
-    """
+    def phase(name: Phase, dense: int = 0, sparse: int = 0, more_seconds: float = 0.0) -> PhaseCost:
+        seconds = dense * costs.dense(work.num_steps) + sparse * costs.sparse(work.num_steps)
+        return PhaseCost(name, dense + sparse, seconds + more_seconds)
 
-    def trials(count: int) -> PhaseCost:
-        return PhaseCost("trials", count, count * costs.sparse(work.num_steps))
+    def measuring(name: Phase, kept: bool, seconds_per_call: float) -> PhaseCost:
+        prompts = 0 if kept else work.num_prompts
+        return phase(name, prompts, 0, prompts * work.calibration_steps * costs.calls_per_step * seconds_per_call)
 
-    calibration = _measuring("calibration", costs, work, work.curves_kept, costs.measure)
-    refinement = _measuring("refinement", costs, work, work.limits_kept, costs.refine)
-    evaluation = _evaluation(costs, work)
+    calibration = measuring("calibration", work.curves_kept, costs.measure)
+    refinement = measuring("refinement", work.limits_kept, costs.refine)
+    # The probes of each kind, parts of the generation or groups of layers, add up to one sparse rendering a prompt.
+    kinds = [count_phases(work.num_steps), *([work.num_groups] if work.num_groups > 1 else [])]
+    probes, sparse_probes = work.probe_prompts * sum(kinds), work.probe_prompts * len(kinds)
+    sensitivity = phase("sensitivity", probes - sparse_probes, sparse_probes)
+    trials = phase("trials", 0, work.num_prompts)
+    # Dense where the cache lacks it, with SpargeAttn's default thresholds and with the winner's.
+    evaluation = phase("evaluation", work.num_eval_prompts - work.eval_cached, 2 * work.num_eval_prompts)
     calls = KERNEL_CALLS_PER_HEAD * round(costs.head_calls_per_step) * work.num_steps * work.num_prompts
     note = f"{calls:,} kernel calls for one head each"
-    search = None
     if costs.kernel_call is None:
         note += f"; their time is unknown, since {costs.no_kernel}"
+        search = PhaseCost("calibration", work.num_prompts, None)
     else:
-        search = work.num_prompts * costs.dense(work.num_steps) + calls * costs.kernel_call
-    builtin = (PhaseCost("calibration", work.num_prompts, search), trials(work.num_prompts), evaluation)
-    calibrate = (calibration, refinement, trials(work.num_prompts), evaluation)
-    optuna = (calibration, _sensitivity(costs, work), trials(work.n_trials * work.num_prompts), evaluation)
+        search = phase("calibration", work.num_prompts, 0, calls * costs.kernel_call)
+    builtin = (search, trials, evaluation)
+    calibrate = (calibration, refinement, trials, evaluation)
+    optuna = (calibration, sensitivity, phase("trials", 0, work.n_trials * work.num_prompts), evaluation)
     rendering_peak = max(costs.peak_dense_gib, costs.peak_sparse_gib)
     peak = max(rendering_peak, costs.peak_measure_gib)
     return (
@@ -147,28 +154,3 @@ def plan(costs: StepCosts, work: Workload) -> tuple[TunerCost, ...]:
         TunerCost("optuna", optuna, peak, "an upper bound, since unpromising trials are pruned"),
         TunerCost("builtin", builtin, rendering_peak, note),
     )
-
-
-def _measuring(phase: Phase, costs: StepCosts, work: Workload, kept: bool, seconds: float) -> PhaseCost:
-    """The tune prompts dense, with so many seconds for each attention call of the sampled steps."""
-    if kept:
-        return PhaseCost(phase, 0, 0.0)
-    calls = work.num_prompts * work.calibration_steps * costs.calls_per_step
-    return PhaseCost(phase, work.num_prompts, work.num_prompts * costs.dense(work.num_steps) + calls * seconds)
-
-
-def _sensitivity(costs: StepCosts, work: Workload) -> PhaseCost:
-    """The probes of each kind, parts of the generation or groups of layers, add up to one sparse rendering a prompt."""
-    phases = count_phases(work.num_steps)
-    kinds = [phases, work.num_groups] if work.num_groups > 1 else [phases]
-    sparse = work.probe_prompts * len(kinds)
-    total = work.probe_prompts * sum(kinds)
-    seconds = sparse * costs.sparse(work.num_steps) + (total - sparse) * costs.dense(work.num_steps)
-    return PhaseCost("sensitivity", total, seconds)
-
-
-def _evaluation(costs: StepCosts, work: Workload) -> PhaseCost:
-    """The eval prompts dense, where the cache lacks them, with SpargeAttn's default thresholds and the winner's."""
-    dense, sparse = work.num_eval_prompts - work.eval_cached, 2 * work.num_eval_prompts
-    seconds = dense * costs.dense(work.num_steps) + sparse * costs.sparse(work.num_steps)
-    return PhaseCost("evaluation", dense + sparse, seconds)

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sparsetune.attention.policy import Policy
-from sparsetune.errors import TuningError
 from sparsetune.executor import Event, Phase, StepDone, Task, run_all
 from sparsetune.files import write_json
 from sparsetune.locks import exclusive_if_free
 from sparsetune.tuning.calibration.attention_tap import sample_steps
 from sparsetune.tuning.calibration.bounded_policy import Bounds, starting_policy
 from sparsetune.tuning.calibration.calibrate import CalibratePrompt
-from sparsetune.tuning.calibration.curves import Curves
+from sparsetune.tuning.calibration.curves import Curves, reading
 from sparsetune.tuning.calibration.refine import RefinedThresholds, RefinePrompt
 from sparsetune.tuning.calibration.sensitivity import Sensitivity, fit, probes
 from sparsetune.tuning.context import TuningContext, calibration_signature, digest
@@ -127,8 +126,8 @@ def _sensitivity(context: TuningContext, curves: Curves, path_of_curves: Path) -
         return f"{len(listed)} probes in {order}, {name}, prompt {index}"
 
     tasks = {
-        key(probe.name, index): context.score(prompt, probe.policy, ("psnr",))
-        for probe in listed
+        key(name, index): context.score(prompt, policy, ("psnr",))
+        for name, policy in listed.items()
         for index, prompt in enumerate(prompts)
     }
     keys = list(tasks)
@@ -140,17 +139,15 @@ def _sensitivity(context: TuningContext, curves: Curves, path_of_curves: Path) -
             write_json(path, known)
 
         _run_missing(context, "sensitivity", list(tasks.values()), lambda number: keys[number] in known, keep)
-    psnr = {probe.name: [known[key(probe.name, index)] for index in range(len(prompts))] for probe in listed}
+    psnr = {name: [known[key(name, index)] for index in range(len(prompts))] for name in listed}
     return fit(curves, psnr, order, keep_text)
 
 
 def _read_probes(path: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
-    try:
-        return {str(key): float(value) for key, value in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, AttributeError, TypeError) as problem:
-        raise TuningError(f"cannot read the probes {path} ({problem}); remove it to probe again") from problem
+    with reading(path, "probes", "probe again"):
+        return {key: float(value) for key, value in dict(json.loads(path.read_text())).items()}
 
 
 Table = TypeVar("Table", Curves, RefinedThresholds)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -184,10 +184,9 @@ class _Search:
             tensors = self._package.extract_sparse_attention_state_dict(_skeleton(transformer, self._modules))
             with atomic_path(path) as temporary:
                 torch.save({key: tensor.detach().cpu() for key, tensor in tensors.items()}, temporary)
-            modules = {layer.name: self._modules[layer.name] for layer in transformer.layers}
             layers = [
-                from_columns(name, "cdf", {column: getattr(module, column) for column in COLUMNS})
-                for name, module in modules.items()
+                from_columns(name, "cdf", {column: getattr(self._modules[name], column) for column in COLUMNS})
+                for name in (layer.name for layer in transformer.layers)
             ]
             read = read_sparge_pt(path, root=transformer.name)
             if {layer.name: layer for layer in read.layers} != {layer.name: layer for layer in layers}:
@@ -262,20 +261,17 @@ class KeepingPool:
     def __init__(self, pool: Any) -> None:
         self._pool = pool
 
-    def submit(self, autotune: Any, *args: Any, head_idx: int, **kwargs: Any) -> "_Pending":
+    def submit(self, autotune: Any, *args: Any, head_idx: int, **kwargs: Any) -> Any:
         module = autotune.__self__
         sent = copy.copy(module)
         sent.hyperparams_cache = {head_idx: module.hyperparams_cache.get(head_idx, [])}  # the others' aren't needed
-        return _Pending(module, head_idx, self._pool.submit(search_head, sent, *args, head_idx=head_idx, **kwargs))
+        future = self._pool.submit(search_head, sent, *args, head_idx=head_idx, **kwargs)
 
+        def result() -> Any:
+            thresholds, module.hyperparams_cache[head_idx] = future.result()
+            return thresholds
 
-class _Pending:
-    def __init__(self, module: Any, head: int, future: Any) -> None:
-        self._module, self._head, self._future = module, head, future
-
-    def result(self) -> Any:
-        thresholds, self._module.hyperparams_cache[self._head] = self._future.result()
-        return thresholds
+        return SimpleNamespace(result=result)
 
 
 def search_head(module: Any, *args: Any, head_idx: int, **kwargs: Any) -> tuple[Any, Any]:

@@ -43,19 +43,17 @@ def bounded_policy(
     orders: Sequence[str] | None = None,
     keep_text: bool = True,
     rule: Rule = "cdf",
-    dense_fraction: float = 0.0,
 ) -> Policy:
-    """Choose each head's sparsest point whose error is within the bound for every prompt and sampled sparse step.
+    """Choose each head's sparsest point whose error is within the bound for every prompt and sampled step.
 
     Points are as measured, not interpolated. A head without such a point runs dense. Each head has the token order
-    with which it is sparsest, of `orders` or of all that were calibrated. `dense_fraction` of the steps run dense;
-    their errors don't count. Raises TuningError where an order wasn't calibrated.
+    with which it is sparsest, of `orders` or of all that were calibrated.
     """
 
     def scores(error: Array, sparsity: Array) -> Array:
         return np.where(error <= l1, sparsity, 0.0).astype(np.float32)
 
-    return _choose_points(curves, scores, DENSE[rule], orders, keep_text, rule, dense_fraction)
+    return _choose_points(curves, scores, DENSE[rule], orders, keep_text, rule)
 
 
 def starting_policy(
@@ -82,7 +80,7 @@ def starting_policy(
             at_bound[..., family] = _sparsity_at_bound(l1, error[..., family], sparsity[..., family])
         return at_bound
 
-    return _choose_points(curves, scores, None, orders, keep_text, rule, 0.0)
+    return _choose_points(curves, scores, None, orders, keep_text, rule)
 
 
 def in_one_order(policy: Policy) -> Policy:
@@ -101,7 +99,6 @@ def _choose_points(
     orders: Sequence[str] | None,
     keep_text: bool,
     rule: Rule,
-    dense_fraction: float,
 ) -> Policy:
     """Choose each head's token order and point with the highest score.
 
@@ -109,15 +106,13 @@ def _choose_points(
     """
     arrangements = curves.arrangement_indices(orders, keep_text)
     names = [curves.arrangements[index].order for index in arrangements]
-    schedule = DenseSchedule(dense_fraction)
-    active = curves.active_steps(schedule)
     usable = [index for index, point in enumerate(curves.points) if point.rule == rule]
     points = [curves.points[index] for index in usable]
-    layers = []
+    steps, layers = list(range(len(curves.steps))), []
     for index, (name, num_heads) in enumerate(curves.layers):
         # (orders, heads, points)
-        error = curves.error[arrangements, index][:, active, :num_heads][..., usable].max(axis=1)
-        sparsity = curves.sparsity[arrangements, index][:, active, :num_heads][..., usable].mean(axis=1)
+        error = curves.error[arrangements, index][:, steps, :num_heads][..., usable].max(axis=1)
+        sparsity = curves.sparsity[arrangements, index][:, steps, :num_heads][..., usable].mean(axis=1)
         score = scores(error, sparsity)
         order = score.max(axis=2).argmax(axis=0)
         heads = [
@@ -125,7 +120,7 @@ def _choose_points(
             for of_head, errors in zip(score[order, range(num_heads)], error[order, range(num_heads)], strict=True)
         ]
         layers.append(LayerThresholds.in_orders(name, heads, [names[each] for each in order]))
-    return in_one_order(Policy(tuple(layers), schedule, "raster", keep_text, curves.select_partial))
+    return in_one_order(Policy(tuple(layers), DenseSchedule(), "raster", keep_text, curves.select_partial))
 
 
 def _sparsity_at_bound(l1: float, error: Array, sparsity: Array) -> Array:

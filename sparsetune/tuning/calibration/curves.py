@@ -1,10 +1,11 @@
 """Calibrated curves: error and sparsity of every head at each point of a grid of thresholds, and their .npz files."""
 
+import contextlib
 import json
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +20,20 @@ from sparsetune.files import atomic_path
 
 Array = npt.NDArray[np.float32]
 
-UNREADABLE = (
+_UNREADABLE = (
     OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, SyntaxError, tokenize.TokenError,
     zipfile.BadZipFile, zlib.error, ThresholdError,
 )  # fmt: skip
 """Raised by NumPy, zipfile and json on damaged files, and by our own types on their contents."""
+
+
+@contextlib.contextmanager
+def reading(path: Path, what: str, remedy: str) -> Iterator[None]:
+    """Raise `TuningError` where a file of measurements is damaged."""
+    try:
+        yield
+    except _UNREADABLE as problem:
+        raise TuningError(f"cannot read the {what} {path} ({problem}); remove it to {remedy}") from problem
 
 
 def write_table(path: Path, schema_version: int, about: Mapping[str, Any], **arrays: Any) -> None:
@@ -34,7 +44,6 @@ def write_table(path: Path, schema_version: int, about: Mapping[str, Any], **arr
 
 
 def read_table(path: Path, schema_version: int, *names: str) -> tuple[dict[str, Any], list[Array]]:
-    """Read metadata and the named arrays; raises `UNREADABLE` for a damaged file or another `schema_version`."""
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         about = json.loads(str(file["about"]))
         if about.pop("schema_version") != schema_version:
@@ -142,7 +151,7 @@ class Curves:
 
     @classmethod
     def load(cls, path: Path) -> "Curves":
-        try:
+        with reading(path, "calibration", "calibrate again"):
             about, arrays = read_table(path, SCHEMA_VERSION, *_ARRAYS)
             about |= dict(zip(_ARRAYS, arrays, strict=True)) | {
                 "layers": tuple((name, heads) for name, heads in about["layers"]),
@@ -151,7 +160,3 @@ class Curves:
                 "points": tuple(HeadThresholds(**point) for point in about["points"]),
             }
             return cls(**about)
-        except UNREADABLE as problem:
-            raise TuningError(
-                f"cannot read the calibration {path} ({problem}); remove it to calibrate again"
-            ) from problem

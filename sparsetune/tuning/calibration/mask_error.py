@@ -1,9 +1,7 @@
 """Error and sparsity of one attention call under a grid of thresholds, for all heads at once.
 
-SpargeAttn's own tuner calls a kernel for every head, threshold and bisection step. Here one dense pass over
-sampled queries computes, for each key block, its share of the softmax's numerator and denominator. The output
-under any block map is then a sum over the blocks of the map: a grid of thresholds costs about as much as the
-dense attention itself.
+One dense pass over sampled queries computes each key block's share of the softmax's numerator and denominator. The
+output under any block map is a sum over these: a grid of thresholds costs about as much as the dense attention itself.
 """
 
 from collections.abc import Sequence

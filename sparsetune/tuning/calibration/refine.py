@@ -16,7 +16,7 @@ from sparsetune.executor import Emit, ModelSession, StepDone
 from sparsetune.models.prompts import AnyPrompt
 from sparsetune.tuning.calibration.attention_tap import attention_layers, render_tapped, reordered
 from sparsetune.tuning.calibration.bounded_policy import DENSE, Bounds
-from sparsetune.tuning.calibration.curves import UNREADABLE, Array, read_table, write_table
+from sparsetune.tuning.calibration.curves import Array, read_table, reading, write_table
 from sparsetune.tuning.calibration.threshold_search import LowestThresholds, lowest_thresholds
 
 SCHEMA_VERSION = 1
@@ -75,16 +75,12 @@ class RefinedThresholds:
 
     @classmethod
     def load(cls, path: Path) -> "RefinedThresholds":
-        try:
+        with reading(path, "thresholds", "search them again"):
             about, (mask_threshold, pvthreshd) = read_table(path, SCHEMA_VERSION, "cut", "pvthreshd")
             layers = tuple((str(name), int(heads)) for name, heads in about["layers"])
             if not mask_threshold.shape == pvthreshd.shape == cls.zeros(layers).pvthreshd.shape:
                 raise ValueError(f"arrays of {mask_threshold.shape} and {pvthreshd.shape} for {len(layers)} layers")
             return cls(layers, mask_threshold, pvthreshd, int(about["num_inputs"]))
-        except UNREADABLE as problem:
-            raise TuningError(
-                f"cannot read the thresholds {path} ({problem}); remove it to search them again"
-            ) from problem
 
 
 def _thresholds(rule: Rule, sim: float, mask_threshold: float, pvthreshd: float) -> HeadThresholds:

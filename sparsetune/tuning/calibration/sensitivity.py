@@ -29,14 +29,6 @@ _MAX_SCALE = 16.0
 
 
 @dataclass(frozen=True)
-class Probe:
-    """A policy that is sparse in a single part: `phase/I` of the generation or `layers/I`."""
-
-    name: str
-    policy: Policy
-
-
-@dataclass(frozen=True)
 class Sensitivity:
     """Squared error of the video per squared relative error of attention; geometric means are 1."""
 
@@ -66,8 +58,8 @@ def count_phases(num_steps: int) -> int:
     return min(NUM_PHASES, num_steps)
 
 
-def probes(curves: Curves, order: str, keep_text: bool, num_groups: int) -> tuple[Probe, ...]:
-    """Policies to render: each with a single part of the generation sparse, then with a single group of layers.
+def probes(curves: Curves, order: str, keep_text: bool, num_groups: int) -> dict[str, Policy]:
+    """Policies to render, with a single part of the generation (`phase/I`) or group of layers (`layers/I`) sparse.
 
     A single group of layers isn't probed.
     """
@@ -80,14 +72,14 @@ def probes(curves: Curves, order: str, keep_text: bool, num_groups: int) -> tupl
         return Policy(layers, schedule, order, keep_text, curves.select_partial)
 
     num_layers, num_phases = len(curves.layers), count_phases(curves.num_steps)
-    found = []
+    found = {}
     for index in range(num_phases):
         only = tuple(float(index == other) for other in range(num_phases))
-        found.append(Probe(f"phase/{index}", policy(DenseSchedule(0.0, only), [True] * num_layers)))
+        found[f"phase/{index}"] = policy(DenseSchedule(0.0, only), [True] * num_layers)
     for group in range(num_groups if num_groups > 1 else 0):
         inside = [phase(index, num_layers, num_groups) == group for index in range(num_layers)]
-        found.append(Probe(f"layers/{group}", policy(DenseSchedule(), inside)))
-    return tuple(found)
+        found[f"layers/{group}"] = policy(DenseSchedule(), inside)
+    return found
 
 
 def fit(curves: Curves, psnr: Mapping[str, Sequence[float]], order: str, keep_text: bool) -> Sensitivity:

@@ -1,8 +1,7 @@
 """Search of the lowest thresholds that keep one attention call within an error bound, for all heads at once.
 
-SpargeAttn's tuner bisects each head separately, with a kernel call and a synchronisation per step. Here the error of a
-block map is a sum over `BlockSums`, so that the thresholds of all heads are searched with some dozens of matrix
-products; the kernel itself then checks them, since its rounding adds to the error.
+SpargeAttn's tuner bisects each head separately, with a kernel call and a synchronisation per step. Here they are
+searched with dozens of matrix products on `BlockSums`, and checked by the kernel, whose rounding adds to the error.
 """
 
 from dataclasses import dataclass, replace
