@@ -38,7 +38,7 @@ class Cluster:
             check_address(address, seconds)
         num_cpus = None if address else len(os.sched_getaffinity(0))
         logging.getLogger("ray").setLevel(logging.ERROR)
-        handler = signal.getsignal(signal.SIGTERM)
+        handler = signal.getsignal(signal.SIGTERM)  # Ray replaces it
         try:
             # On this thread: Ray's processes end with the thread that started them.
             ray.init(
@@ -54,11 +54,10 @@ class Cluster:
             raise ExecutorError(f"{what}: {brief(error)}") from error
         finally:
             if threading.current_thread() is threading.main_thread() and handler is not None:
-                signal.signal(signal.SIGTERM, handler)  # Ray replaces it
+                signal.signal(signal.SIGTERM, handler)
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """Living hosts."""
         resources = [node["Resources"] for node in _nodes() if node["Alive"]]
         return tuple(Node(int(each.get("CPU", 0)), int(each.get("GPU", 0))) for each in resources)
 

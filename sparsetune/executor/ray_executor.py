@@ -184,7 +184,7 @@ class RayExecutor(Executor):
                 self._log_once(__name__, logging.WARNING, text)
             self._changed.notify_all()
         if joins_later:
-            self._record("joined", handle, f"{handle.worker.label} joined")
+            self._record("joined", handle, "joined")
         try:
             problem = ray.get(handle.actor.load.remote(), timeout=engine.load_seconds)
         except GetTimeoutError as timeout:
@@ -226,8 +226,7 @@ class RayExecutor(Executor):
         retry = isinstance(what.error, OutOfMemoryError) and job.out_of_memory_on is None and len(self._handles) > 1
         if retry:
             job.out_of_memory_on = handle
-            text = f"{handle.worker.label} ran out of memory; its task is run again by another worker"
-            self._record("out of memory", handle, text, job)
+            self._record("out of memory", handle, "ran out of memory; its task is run again by another worker", job)
         with self._changed:
             handle.job = None
             if job.future.done():
@@ -249,9 +248,9 @@ class RayExecutor(Executor):
         if isinstance(error, RayError | StopIteration) and not isinstance(error, RayTaskError):
             cause = self._cluster.cause_of_loss(error, handle.info.worker.host if handle.info else None)
             again = "; its task is run again by another worker" if job is not None else ""
-            self._record("lost", handle, f"{handle.worker.label} was lost ({cause}){again}", job)
+            self._record("lost", handle, f"was lost ({cause}){again}", job)
         else:
-            self._record("refused", handle, f"{handle.worker.label} is not used: {error}")
+            self._record("refused", handle, f"is not used: {error}")
         with self._changed:
             if self._closed.is_set():
                 return None
@@ -308,8 +307,9 @@ class RayExecutor(Executor):
                 except BaseException as error:
                     self._fail_job(job, error)
 
-    def _record(self, change: Change, handle: WorkerHandle, text: str, job: _Job | None = None) -> None:
+    def _record(self, change: Change, handle: WorkerHandle, what: str, job: _Job | None = None) -> None:
         """Record an incident, and deliver it to the callback of a job, or of any unfinished one."""
+        text = f"{handle.worker.label} {what}"
         logger.info("%s", text)
         incident = Incident(change, handle.worker.label, text, datetime.now(UTC).isoformat(timespec="seconds"))
         with self._changed:

@@ -50,14 +50,16 @@ class SessionInfo:
 
 @dataclass(frozen=True)
 class DescribeSession:
-    """Task that describes a worker and checks that backend, checkpoint and break-even table can be used there."""
+    """Task that describes a worker and checks that backend, checkpoint and break-even table can be used there.
+
+    Without a checkpoint the policy is SpargeAttn's default.
+    """
 
     backend: str
     checkpoint: Checkpoint | None = None
     break_even: Path | None = None
 
     def run(self, session: ModelSession, emit: Emit) -> SessionInfo:
-        """Without a checkpoint the policy is SpargeAttn's default. Raises ModelError, BackendError, CheckpointError."""
         renderer = session.restore()
         pipe = renderer.loaded.pipe
         runtime = describe(renderer, self.backend)

@@ -9,8 +9,7 @@ from sparsetune.config import EngineConfig
 from sparsetune.errors import ExecutorError
 from sparsetune.executor.events import Worker
 
-_MAX_PER_CPU_HOST = 8
-"""Limit of an automatic number of workers on a host without GPUs: each keeps a model in memory."""
+_MAX_PER_CPU_HOST = 8  # workers, if their number isn't given: each keeps a model in memory
 
 
 class Node(NamedTuple):

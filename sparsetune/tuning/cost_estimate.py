@@ -77,9 +77,6 @@ def estimate(config: Config) -> Cost:
 
     Two short renderings are made, one dense and one sparse with SpargeAttn's default thresholds, and one attention call
     is calibrated; nothing is saved.
-
-    Raises:
-        PromptError, ModelError, BackendError, TuningError, GenerationError: the configuration can't be tuned.
     """
     local = config.model_copy(update={"engine": EngineConfig()})  # the steps of one worker, in this process
     context = open_context(local, config.model.results_folder)

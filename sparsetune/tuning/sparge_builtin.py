@@ -54,12 +54,7 @@ VARIABLE = "PARALLEL_TUNE"
 
 
 def check_builtin(*, parallel: bool = False) -> None:
-    """Check that SpargeAttn's own search can run, before a model is loaded for it.
-
-    Raises:
-        TuningError: the package or a GPU is missing, the package has another interface than `CONTRACT`, or the GPUs
-            can't be used in parallel.
-    """
+    """Raise TuningError, before a model is loaded, where the search could not run: see `_autotune`, `check_gpus`."""
     _autotune(torch.device("cuda"))
     if parallel:
         check_gpus()
@@ -85,10 +80,6 @@ def run_builtin(context: TuningContext) -> Policy:
     As in SpargeAttn, the search has neither token orders nor dense steps, and always computes no block (rendering
     computes the first one). It assumes a softmax scale of head_dim^-0.5; other calls are refused. Before Ada it uses
     its SageAttention1 kernel. `tune.parallel_tune` distributes heads over all GPUs, with the same result.
-
-    Raises:
-        TuningError: as `check_builtin`, or the search can't run on a layer's calls.
-        GenerationError: a rendering failed.
     """
     if context.config.tune.parallel_tune:
         check_gpus()

@@ -47,10 +47,7 @@ class Sensitivity:
         return DenseSchedule(dense_fraction, self.drop_scale(steepness) if steepness else ())
 
     def of_layers(self, num_layers: int) -> npt.NDArray[np.float64]:
-        """Each layer's sensitivity: the square root of its group's, shrunk towards 1.
-
-        A group's value is estimated from few renderings, and its layers differ.
-        """
+        """Square roots of the groups' values, which are estimated from few renderings, and whose layers differ."""
         return np.array([self.groups[phase(index, num_layers, len(self.groups))] ** 0.5 for index in range(num_layers)])
 
 
@@ -59,10 +56,7 @@ def count_phases(num_steps: int) -> int:
 
 
 def probes(curves: Curves, order: str, keep_text: bool, num_groups: int) -> dict[str, Policy]:
-    """Policies to render, with a single part of the generation (`phase/I`) or group of layers (`layers/I`) sparse.
-
-    A single group of layers isn't probed.
-    """
+    """Policies to render, with a single part of the generation (`phase/I`) or group of layers (`layers/I`) sparse."""
 
     def policy(schedule: DenseSchedule, sparse: Sequence[bool]) -> Policy:
         layers = tuple(

@@ -18,29 +18,20 @@ from sparsetune.tuning.calibration.block_sums import BlockSums, block_sums
 from sparsetune.tuning.calibration.bounded_policy import Bounds
 from sparsetune.tuning.calibration.mask_error import mask_thresholds
 
-_FLOATS_AT_ONCE = 1 << 29
-"""Most floats of block sums held at a time, 2 GiB, or one head's where that is more."""
+_FLOATS_AT_ONCE = 1 << 29  # most floats of block sums held at a time, 2 GiB, or one head's where that is more
 
+# Tried in the first round, up to 1 − 2⁻¹⁰: the error grows with what is left out, as in `curves.grid`.
 _FIRST_THRESHOLDS = tuple(1.0 - 2.0 ** (-5 * index / 8) for index in range(1, 17))
-"""Tried in the first round, up to 1 − 2⁻¹⁰: the error grows with what is left out, as in `curves.grid`."""
-
-_ROUNDS = 3
-"""Of 16 thresholds each; the second and third narrow an interval of the first down to 1/17²."""
-
-_CLOSE = 0.97
-"""An error above this fraction of the bound is close enough."""
-
+_ROUNDS = 3  # of 16 thresholds each; the second and third narrow an interval of the first down to 1/17²
+_CLOSE = 0.97  # an error above this fraction of the bound is close enough
 _KERNEL_ROUNDS = 3
 _MAX_KERNEL_ROUNDS = 8
 
 _CHECKED_BLOCKS = 64
 """`pvthreshd` is bisected on about so many query blocks, spread evenly, where there are twice as many."""
 
-_MAX_PV = 16.0
-"""Skipping weights below 2⁻¹⁶ of a row's largest has no measurable effect."""
-
+_MAX_PV = 16.0  # skipping weights below 2⁻¹⁶ of a row's largest has no measurable effect
 _PV_ROUNDS = 6
-
 _PV_SHARES = (1.0, 0.98, 0.95)
 """Fractions of the bound that the estimate must meet: the next one when the whole call exceeded the bound."""
 
@@ -125,10 +116,7 @@ def _lowest_mask_threshold(call: "_Call", base: ThresholdTensors, l1: float, eve
 
 
 def _estimated_threshold(sums: BlockSums, lowest: Tensor, budget: Tensor) -> Tensor:
-    """The lowest threshold of each head whose error, by the sums, is at most its budget; 1 where there is none.
-
-    `lowest` is as of `mask_thresholds`, `budget` float32 (heads,).
-    """
+    """The lowest threshold of each head whose error, by the sums, is at most its budget; 1 where there is none."""
     first = torch.tensor(_FIRST_THRESHOLDS, device=budget.device)
     even = torch.arange(1, len(first) + 1, device=budget.device) / (len(first) + 1)
     low, high = torch.zeros_like(budget), torch.ones_like(budget)
@@ -177,7 +165,6 @@ def _lowest_pv(call: "_Call", base: ThresholdTensors, error: Tensor, pv_l1: floa
 
 
 def _ratio(whole: Tensor, sample: Tensor) -> Tensor:
-    """How much larger the first error is; 1 where the second is negligible."""
     return torch.where(sample > _NEGLIGIBLE, whole / sample.clamp(min=_NEGLIGIBLE), 1.0)
 
 
