@@ -42,10 +42,8 @@ class Prepared:
 def prepare(context: TuningContext, probe: bool = True) -> Prepared:
     """Calibrate and, if `probe`, measure sensitivity, as far as no earlier run with the same settings has.
 
-    Raises:
-        TuningError: a layer can't be measured, or a file of an earlier run is damaged.
-        GenerationError: a rendering failed.
-        TimeIsUp: `tune.max_minutes` are over; completed prompts are kept.
+    Raises `TimeIsUp` where `tune.max_minutes` are over, and keeps completed prompts; `TuningError` where a layer can't
+    be measured or a file of an earlier run is damaged.
     """
     config, path = context.config, curves_path(context)
     tasks = [

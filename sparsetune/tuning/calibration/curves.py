@@ -63,10 +63,7 @@ _SIMS = (-1.0, 0.3)
 
 
 def grid(rules: Sequence[Rule]) -> tuple[HeadThresholds, ...]:
-    """Thresholds to measure: every simthreshd1 with every cdfthreshd, and topk without a similarity rule.
-
-    Those of the cdf rule come first and are always included: sensitivity is probed with one of them.
-    """
+    """Thresholds to measure: those of the cdf rule first and always, since sensitivity is probed with one of them."""
     points = {
         "cdf": [HeadThresholds(simthreshd1=sim, cdfthreshd=cdf) for sim in _SIMS for cdf in _CDFS],
         "topk": [HeadThresholds(simthreshd1=-1.0, topk=topk) for topk in _TOPKS],
