@@ -33,9 +33,7 @@ __all__ = [
 def open_executor(config: Config, *, measures_speed: bool = False) -> Executor:
     """Load the model in this process, or start the workers that load it.
 
-    Args:
-        config: the configuration.
-        measures_speed: whether policies are ranked by measured speed, so that all workers must be alike.
+    `measures_speed`: policies are ranked by measured speed, so that all workers must be alike.
 
     Raises:
         ExecutorError: Ray is missing, no cluster answers, it has too few resources, or its workers don't match.

@@ -19,8 +19,7 @@ OnEvent = Callable[[Event], None]
 class Task(Protocol[Result_co]):
     """A unit of work: a frozen, picklable value whose result doesn't depend on where or how often it runs."""
 
-    def run(self, session: ModelSession, emit: Emit) -> Result_co:
-        """Run with the model of `session`, emitting events."""
+    def run(self, session: ModelSession, emit: Emit) -> Result_co: ...
 
 
 class TaskFuture(Future[Result]):
@@ -28,22 +27,17 @@ class TaskFuture(Future[Result]):
 
     `result` raises what the task raised (`SparsetuneError`, or any other exception for a bug), what `on_event` raised,
     `ExecutorError` where no worker is left, or `CancelledError`. `cancel` works until a worker starts the task.
-
-    Attributes:
-        worker: runs it, or ran it last; None until it starts.
     """
 
-    worker: Worker | None = None
+    worker: Worker | None = None  # runs it, or ran it last
 
 
 def ignore(event: Event) -> None:
-    """Default of `on_event`."""
+    pass
 
 
 class Executor(ABC):
-    """Runs tasks, each on one of its workers.
-
-    A task whose worker dies is run again by another one: it has one result, but may start more than once.
+    """Runs tasks, each on one of its workers; a task whose worker dies is run again by another one.
 
     `submit` may be called by several threads. `on_event` callbacks of one executor never run at the same time, and all
     of a task's are done when its future is; they may run in other threads than the one that called `submit`.
@@ -54,8 +48,9 @@ class Executor(ABC):
     def workers(self) -> tuple[Worker, ...]: ...
 
     @property
-    @abstractmethod
-    def incidents(self) -> tuple[Incident, ...]: ...
+    def incidents(self) -> tuple[Incident, ...]:
+        """Empty where tasks run in this process: if that fails, the run ends."""
+        return ()
 
     @abstractmethod
     def submit(self, task: Task[Result], on_event: OnEvent = ignore) -> TaskFuture[Result]:
@@ -74,7 +69,6 @@ class Executor(ABC):
 
     @property
     def num_workers(self) -> int:
-        """How many tasks run at a time."""
         return max(1, len(self.workers))
 
     def __enter__(self) -> Self:
@@ -124,5 +118,4 @@ def run_all(
 
 
 def run_one(executor: Executor, task: Task[Result], on_event: OnEvent = ignore) -> Result:
-    """Run one task and return its result."""
     return executor.submit(task, on_event).result()

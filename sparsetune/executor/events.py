@@ -7,23 +7,14 @@ from typing import Final, Literal, get_args
 
 @dataclass(frozen=True)
 class Worker:
-    """A process that runs tasks.
+    """A process that runs tasks."""
 
-    Args:
-        index: from 0 over all workers that an executor ever had; a replacement has an index of its own.
-        host: name of its host.
-        device: name of its device, e.g. `NVIDIA H100 80GB HBM3`.
-        pid: process id.
-        gpus: ids of its GPUs on its host; empty on a CPU.
-        num_threads: CPU threads of PyTorch.
-    """
-
-    index: int
+    index: int  # from 0 over all workers that an executor ever had; a replacement has an index of its own
     host: str
-    device: str
+    device: str  # e.g. `NVIDIA H100 80GB HBM3`
     pid: int
-    gpus: tuple[str, ...] = ()
-    num_threads: int = 1
+    gpus: tuple[str, ...] = ()  # ids on its host
+    num_threads: int = 1  # of PyTorch
 
     @property
     def label(self) -> str:
@@ -56,55 +47,32 @@ class StepDone:
     """One denoising step of one rendering is done.
 
     A task emits it without `index`, `num_renderings`, `trial` and `worker`; who submitted the task adds these.
-
-    Args:
-        phase: what the rendering belongs to.
-        side: what is rendered; calibration renders dense.
-        step: steps done, from 1.
-        num_steps: of the rendering.
-        index: of the rendering or prompt within its phase or trial, from 0.
-        num_renderings: of the phase or trial.
-        cached: whether the video came from the baseline cache instead, in one event with `step == num_steps`.
-        trial: number of the trial; None outside of one.
-        worker: who rendered it; None for this process.
     """
 
     phase: Phase
     side: Side
-    step: int
+    step: int  # steps done, from 1
     num_steps: int
-    index: int = 0
-    num_renderings: int = 1
-    cached: bool = False
+    index: int = 0  # of the rendering or prompt within its phase or trial
+    num_renderings: int = 1  # of the phase or trial
+    cached: bool = False  # the video came from the baseline cache instead, in one event with `step == num_steps`
     trial: int | None = None
-    worker: Worker | None = None
+    worker: Worker | None = None  # None for this process
 
 
 @dataclass(frozen=True)
 class Incident:
-    """A change in the set of workers, or a task that ran out of memory on one.
-
-    Args:
-        change: what happened.
-        worker: label of the worker.
-        text: what happened and its consequence, in one sentence.
-        time: UTC, ISO 8601.
-    """
+    """A change in the set of workers, or a task that ran out of memory on one."""
 
     change: Change
-    worker: str
-    text: str
-    time: str
+    worker: str  # its label
+    text: str  # what happened and its consequence, in one sentence
+    time: str  # UTC, ISO 8601
 
 
 @dataclass(frozen=True)
 class Event:
-    """What a worker emitted.
-
-    Args:
-        worker: the worker.
-        what: `Started`, `StepDone`, `Incident`, or a value that the task emitted.
-    """
+    """What a worker emitted: `Started`, `StepDone`, `Incident`, or another value of its task."""
 
     worker: Worker
     what: object

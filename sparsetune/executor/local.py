@@ -9,7 +9,7 @@ import torch
 
 from sparsetune.attention.device import device_name
 from sparsetune.executor.base import Executor, OnEvent, Result, Task, TaskFuture, ignore
-from sparsetune.executor.events import Event, Incident, Started, Worker
+from sparsetune.executor.events import Event, Started, Worker
 from sparsetune.executor.session import ModelSession
 
 
@@ -20,19 +20,12 @@ class LocalExecutor(Executor):
         self.session = session
         device = session.renderer.loaded.device
         gpus = (str(device.index or 0),) if device.type == "cuda" else ()
-        self._worker = Worker(
-            0, socket.gethostname(), device_name(device), os.getpid(), gpus, num_threads=torch.get_num_threads()
-        )
+        self._worker = Worker(0, socket.gethostname(), device_name(device), os.getpid(), gpus, torch.get_num_threads())
         self._lock = threading.Lock()
 
     @property
     def workers(self) -> tuple[Worker, ...]:
         return (self._worker,)
-
-    @property
-    def incidents(self) -> tuple[Incident, ...]:
-        """Always empty: if this process fails, the run ends."""
-        return ()
 
     def submit(self, task: Task[Result], on_event: OnEvent = ignore) -> TaskFuture[Result]:
         """Run a task; the future is finished. KeyboardInterrupt and SystemExit are raised here."""

@@ -24,15 +24,10 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # workers with
 
 
 class Cluster:
-    """A connection to Ray.
+    """A connection to Ray; raises ExecutorError where none answers within `seconds`.
 
-    Args:
-        address: `HOST:PORT`, `auto`, or None for a Ray on this host that ends with this process. An existing
-            connection of this process is used instead, and isn't closed.
-        seconds: time limit for an answer.
-
-    Raises:
-        ExecutorError: no Ray answers.
+    `address` is `HOST:PORT`, `auto`, or None for a Ray on this host that ends with this process. An existing connection
+    of this process is used instead, and isn't closed.
     """
 
     def __init__(self, address: str | None, seconds: float) -> None:
@@ -43,7 +38,7 @@ class Cluster:
             check_address(address, seconds)
         num_cpus = None if address else len(os.sched_getaffinity(0))
         logging.getLogger("ray").setLevel(logging.ERROR)
-        handler = signal.getsignal(signal.SIGTERM)
+        handler = signal.getsignal(signal.SIGTERM)  # Ray replaces it
         try:
             # On this thread: Ray's processes end with the thread that started them.
             ray.init(
@@ -59,11 +54,10 @@ class Cluster:
             raise ExecutorError(f"{what}: {brief(error)}") from error
         finally:
             if threading.current_thread() is threading.main_thread() and handler is not None:
-                signal.signal(signal.SIGTERM, handler)  # Ray replaces it
+                signal.signal(signal.SIGTERM, handler)
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """CPUs and GPUs of its living hosts."""
         resources = [node["Resources"] for node in _nodes() if node["Alive"]]
         return tuple(Node(int(each.get("CPU", 0)), int(each.get("GPU", 0))) for each in resources)
 
@@ -91,7 +85,6 @@ class Cluster:
         return "its process ended" if is_alive and "node has died" not in str(error) else "its host left"
 
     def close(self) -> None:
-        """Disconnect; a Ray started here ends."""
         if self._is_ours and ray.is_initialized():
             ray.shutdown()
 
@@ -102,11 +95,7 @@ def _nodes() -> list[dict[str, Any]]:
 
 
 def check_address(address: str, seconds: float) -> None:
-    """Check, in a process of its own, that Ray answers: `ray.init` ends the process if it doesn't.
-
-    Raises:
-        ExecutorError: it doesn't answer within `seconds`.
-    """
+    """Check, in a process of its own, that Ray answers: `ray.init` ends the process if it doesn't."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in address:
         raise ExecutorError(f"--ray-address must be the cluster head's HOST:PORT, or auto, got {address}")
@@ -127,5 +116,4 @@ def check_address(address: str, seconds: float) -> None:
 
 
 def brief(error: BaseException) -> str:
-    """The first 200 characters of an error's message, on one line."""
     return " ".join(str(error).split())[:200]

@@ -5,7 +5,6 @@ import logging
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,34 +26,26 @@ logger = logging.getLogger(__name__)
 
 _NEW_HOSTS_SECONDS = 5.0
 _MAX_LOSSES = 3
-"""A task whose worker is lost so often fails; a worker lost so often before it has loaded the model isn't replaced."""
+"""A task whose worker is lost so often fails; nor are workers replaced after so many in a row were lost unloaded."""
 
 
 @dataclass(eq=False)
 class _Job:
-    """A submitted task, how many workers were lost while they ran it, and the first that ran out of memory."""
-
     id: int
     task: Task[Any]
     on_event: OnEvent
     future: TaskFuture[Any]
-    num_losses: int = 0
-    out_of_memory_on: "WorkerHandle | None" = None
+    num_losses: int = 0  # workers that were lost while they ran it
+    out_of_memory_on: "WorkerHandle | None" = None  # the first that ran out of memory
 
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """An actor: it has `info` once it has started, and a job while it runs one.
-
-    `startup_failures` counts the workers before it, in a row, that were lost before they had loaded the model.
-    """
-
     index: int
     actor: Any
-    startup_failures: int = 0
-    info: WorkerInfo | None = None
+    info: WorkerInfo | None = None  # once it has started
     is_loaded: bool = False
-    job: _Job | None = None
+    job: _Job | None = None  # while it runs one
 
     @property
     def worker(self) -> Worker:
@@ -62,18 +53,11 @@ class WorkerHandle:
 
 
 class RayExecutor(Executor):
-    """Runs tasks on Ray actors, each with a thread here that waits for it and calls `on_event`.
+    """Runs tasks on Ray actors, with a thread here for each that waits for it, calls `on_event`, and replaces it.
 
     Ray doesn't restart actors (`max_restarts`): a retried generator would repeat its task's events, and a replacement
-    may be on another host, so that it must be checked as the first ones were.
-
-    Args:
-        config: the configuration.
-        measures_speed: whether policies are ranked by measured speed.
-
-    Raises:
-        ExecutorError: no Ray answers, it has too few resources, or workers don't start in time or don't match.
-        ModelError: the model can't be loaded.
+    may be on another host, so that it must be checked as the first ones were. Nor does its `ActorPool` serve, which
+    neither streams events nor runs a lost worker's task again.
     """
 
     def __init__(self, config: Config, *, measures_speed: bool = False) -> None:
@@ -84,10 +68,11 @@ class RayExecutor(Executor):
         self._incidents: list[Incident] = []
         self._logged: set[str] = set()
         self._failure: Exception | None = None
-        self._is_ready, self._num_refused = False, 0
+        self._is_ready = False  # all workers have started, and one has loaded the model
         self._delivery = threading.Lock()  # held while `on_event` is called
         self._closed = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._threads: list[threading.Thread] = []  # one for each worker, or for the last of it if it isn't replaced
+        self._growth = threading.Thread(target=self._add_workers, daemon=True)
         self._indices, self._job_ids = itertools.count(), itertools.count()
         self._measures_speed = measures_speed
         self._cache_marker = config.cache.folder.absolute() / f".{uuid.uuid4().hex}.mark"
@@ -96,7 +81,7 @@ class RayExecutor(Executor):
             self._config = worker_config(config, "cuda" if self._plan.gpus else "cpu")
             write_text(self._cache_marker, "")
             for _ in range(self._plan.num_workers):
-                self._start_worker()
+                self._keep_worker()
             self._wait_until_ready()
         except BaseException:
             self.close()
@@ -135,46 +120,49 @@ class RayExecutor(Executor):
             self._changed.notify_all()
         for handle in handles:
             ray.kill(handle.actor)
-        for thread in self._threads:
-            thread.join(timeout=10.0)
+        for thread in (self._growth, *self._threads):
+            if thread.is_alive():
+                thread.join(timeout=10.0)
         self._cache_marker.unlink(missing_ok=True)
         self._cluster.close()
 
     def _wait_until_ready(self) -> None:
-        """Wait until all workers have started and one has loaded the model."""
+        def is_ready() -> bool:
+            return all(each.info for each in self._handles) and any(each.is_loaded for each in self._handles)
+
         with self._changed:
-            while self._failure is None and not (
-                all(handle.info for handle in self._handles) and any(handle.is_loaded for handle in self._handles)
-            ):
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._failure is not None or is_ready())
             if self._failure is not None:
                 raise self._failure
             self._is_ready = True
         if self._plan.grows:
-            self._start_thread(self._add_workers)
+            self._growth.start()
 
-    def _start_thread(self, target: Callable[..., None], *args: Any) -> None:
-        thread = threading.Thread(target=target, args=args, daemon=True)
+    def _keep_worker(self) -> None:
+        """Start a worker, with a thread that replaces it whenever it is lost."""
+        thread = threading.Thread(target=self._run_worker, args=(self._start_worker(),), daemon=True)
         self._threads.append(thread)
         thread.start()
 
-    def _start_worker(self, startup_failures: int = 0) -> None:
+    def _start_worker(self) -> WorkerHandle:
         index = next(self._indices)
-        actor = self._cluster.start_worker(index, self._config, self._plan, self._cache_marker)
-        handle = WorkerHandle(index, actor, startup_failures)
+        handle = WorkerHandle(index, self._cluster.start_worker(index, self._config, self._plan, self._cache_marker))
         with self._changed:
             self._handles.append(handle)
-        self._start_thread(self._run_worker, handle)
+        return handle
 
-    def _run_worker(self, handle: WorkerHandle) -> None:
-        """Load the model and run jobs until the worker is lost or refused, or the executor is closed."""
-        try:
-            self._load(handle)
-            while (job := self._next_job(handle)) is not None:
-                self._run_job(handle, job)
-        except Exception as error:
-            is_lost = isinstance(error, RayError | StopIteration) and not isinstance(error, RayTaskError)
-            (self._replace if is_lost else self._refuse)(handle, error)
+    def _run_worker(self, handle: WorkerHandle | None) -> None:
+        """Load the model and run jobs until the executor is closed, or a worker is lost and not replaced."""
+        num_failures = 0  # workers in a row that were lost before they had loaded the model
+        while handle is not None:
+            try:
+                self._load(handle)
+                while (job := self._next_job(handle)) is not None:
+                    self._run_job(handle, job)
+                return
+            except Exception as error:
+                num_failures = 0 if handle.is_loaded else num_failures + 1
+                handle = self._replace(handle, error, num_failures)
 
     def _load(self, handle: WorkerHandle) -> None:
         engine, joins_later, starting = self._config.engine, self._is_ready, handle.actor.info.remote()
@@ -196,7 +184,7 @@ class RayExecutor(Executor):
                 self._log_once(__name__, logging.WARNING, text)
             self._changed.notify_all()
         if joins_later:
-            self._record("joined", handle, f"{handle.worker.label} joined")
+            self._record("joined", handle, "joined")
         try:
             problem = ray.get(handle.actor.load.remote(), timeout=engine.load_seconds)
         except GetTimeoutError as timeout:
@@ -238,8 +226,7 @@ class RayExecutor(Executor):
         retry = isinstance(what.error, OutOfMemoryError) and job.out_of_memory_on is None and len(self._handles) > 1
         if retry:
             job.out_of_memory_on = handle
-            text = f"{handle.worker.label} ran out of memory; its task is run again by another worker"
-            self._record("out of memory", handle, text, job)
+            self._record("out of memory", handle, "ran out of memory; its task is run again by another worker", job)
         with self._changed:
             handle.job = None
             if job.future.done():
@@ -252,50 +239,45 @@ class RayExecutor(Executor):
             else:
                 job.future.set_result(what.value)
 
-    def _replace(self, handle: WorkerHandle, error: Exception) -> None:
-        """Start a worker in place of one that was lost, and have its job run again."""
+    def _replace(self, handle: WorkerHandle, error: Exception, num_failures: int) -> WorkerHandle | None:
+        """Stop a worker, and return a new one if it was lost; after another error a new one would fail like it."""
         if self._closed.is_set():
-            return
+            return None
         ray.kill(handle.actor)
-        job, cause = handle.job, self._cluster.cause_of_loss(error, handle.info.worker.host if handle.info else None)
-        again = "; its task is run again by another worker" if job is not None else ""
-        self._record("lost", handle, f"{handle.worker.label} was lost ({cause}){again}", job)
+        job, cause = handle.job, ""
+        if isinstance(error, RayError | StopIteration) and not isinstance(error, RayTaskError):
+            cause = self._cluster.cause_of_loss(error, handle.info.worker.host if handle.info else None)
+            again = "; its task is run again by another worker" if job is not None else ""
+            self._record("lost", handle, f"was lost ({cause}){again}", job)
+        else:
+            self._record("refused", handle, f"is not used: {error}")
         with self._changed:
-            if handle not in self._handles:
-                return
+            if self._closed.is_set():
+                return None
             self._handles.remove(handle)
-            if job is not None and not job.future.done():
-                job.num_losses += 1
-                if job.num_losses < _MAX_LOSSES:
-                    self._waiting.appendleft(job)
-                else:
-                    kind = OutOfMemoryError if "memory" in cause else GenerationError
-                    job.future.set_exception(kind(f"{job.num_losses} workers were lost while rendering: {cause}"))
-            failures = 0 if handle.is_loaded else handle.startup_failures + 1
-            if failures < _MAX_LOSSES:
-                self._start_worker(failures)
-            else:
-                self._num_refused += 1
-                if not self._handles:
-                    cause = cause if handle.info else brief(error)
-                    text = f"{failures} workers in a row were lost before they had loaded the model: {cause}; "
-                    self._fail(ExecutorError(text + "try `sparsetune doctor` and `--engine local` on their host"))
             self._changed.notify_all()
-
-    def _refuse(self, handle: WorkerHandle, error: Exception) -> None:
-        """Stop a worker that can't be used, without a replacement, which would fail like it."""
-        with self._changed:
-            if handle not in self._handles:
-                return
-            self._handles.remove(handle)
-            self._num_refused += 1
-            if handle.job is not None:
-                self._fail_job(handle.job, error)
-            if not self._is_ready or not self._handles:
+            if cause:
+                if job is not None and not job.future.done():
+                    self._run_again(job, cause)
+                if num_failures < _MAX_LOSSES:
+                    return self._start_worker()
+                cause = cause if handle.info else brief(error)
+                text = f"{num_failures} workers in a row were lost before they had loaded the model: {cause}; "
+                error = ExecutorError(text + "try `sparsetune doctor` and `--engine local` on their host")
+            elif job is not None:
+                self._fail_job(job, error)
+            if not self._handles or not (cause or self._is_ready):
                 self._fail(error)
-            self._changed.notify_all()
-        ray.kill(handle.actor)
-        self._record("refused", handle, f"{handle.worker.label} is not used: {error}")
+        return None
+
+    def _run_again(self, job: _Job, cause: str) -> None:
+        """Queue the job of a lost worker first, or fail it if it has been lost too often."""
+        job.num_losses += 1
+        if job.num_losses < _MAX_LOSSES:
+            self._waiting.appendleft(job)
+        else:
+            kind = OutOfMemoryError if "memory" in cause else GenerationError
+            job.future.set_exception(kind(f"{job.num_losses} workers were lost while rendering: {cause}"))
 
     def _unfinished(self) -> list[_Job]:
         jobs = [*(handle.job for handle in self._handles if handle.job is not None), *self._waiting]
@@ -325,8 +307,9 @@ class RayExecutor(Executor):
                 except BaseException as error:
                     self._fail_job(job, error)
 
-    def _record(self, change: Change, handle: WorkerHandle, text: str, job: _Job | None = None) -> None:
+    def _record(self, change: Change, handle: WorkerHandle, what: str, job: _Job | None = None) -> None:
         """Record an incident, and deliver it to the callback of a job, or of any unfinished one."""
+        text = f"{handle.worker.label} {what}"
         logger.info("%s", text)
         incident = Incident(change, handle.worker.label, text, datetime.now(UTC).isoformat(timespec="seconds"))
         with self._changed:
@@ -345,6 +328,5 @@ class RayExecutor(Executor):
     def _add_workers(self) -> None:
         """Start workers on hosts that join."""
         while not self._closed.wait(_NEW_HOSTS_SECONDS):
-            room = self._plan.capacity(self._cluster.nodes) - self._num_refused
-            for _ in range(len(self._handles), room):
-                self._start_worker()
+            for _ in range(len(self._threads), self._plan.capacity(self._cluster.nodes)):
+                self._keep_worker()

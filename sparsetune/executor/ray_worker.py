@@ -36,17 +36,13 @@ class TaskResult:
 
 
 class _StoppedError(BaseException):
-    """The task was cancelled."""
+    pass
 
 
 class RayWorker:
     """Loads the model once and runs one task at a time.
 
-    Args:
-        index: index of the worker.
-        config: which model to load and what to render, with absolute paths.
-        num_threads: CPU threads of PyTorch.
-        cache_marker: a file that exists in the driver's cache folder.
+    `config` has absolute paths; `cache_marker` is a file that exists in the driver's cache folder.
     """
 
     def __init__(self, index: int, config: Config, num_threads: int, cache_marker: Path) -> None:
@@ -60,18 +56,12 @@ class RayWorker:
         torch.set_num_threads(self._num_threads)
         device = device_of(self._config.model.device)
         gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu and device.type == "cuda"]
-        worker = Worker(
-            self._index,
-            socket.gethostname(),
-            device_name(device),
-            os.getpid(),
-            tuple(gpus),
-            num_threads=torch.get_num_threads(),
-        )
+        name, threads = device_name(device), torch.get_num_threads()
+        worker = Worker(self._index, socket.gethostname(), name, os.getpid(), tuple(gpus), threads)
         return WorkerInfo(worker, device_kind(device), package_versions(), self._cache_marker.exists())
 
     def load(self) -> SparsetuneError | None:
-        """Load the model; returns the error if that fails."""
+        """Return the error if that fails."""
         try:
             import_metrics(self._config.eval.metric_modules)
             renderer = Renderer(load_pipeline(self._config.model), self._config.generation)

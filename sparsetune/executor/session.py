@@ -16,24 +16,16 @@ class ModelSession:
     """A loaded model that tasks use one after the other.
 
     A policy stays installed from one task to the next, so that a kernel's fallback is logged once, not at every prompt.
-
-    Args:
-        renderer: of the loaded model, without a policy on its pipeline.
-        shares_files: whether the submitter of tasks sees files that they write.
     """
 
     def __init__(self, renderer: Renderer, *, shares_files: bool = True) -> None:
         self.renderer = renderer
-        self.shares_files = shares_files
+        self.shares_files = shares_files  # whether the submitter of tasks sees files that they write
         self._handle: SparseHandle | None = None
         self._installed: tuple[str, Path | None] | None = None
 
     def install(self, policy: Policy, backend: str, break_even: Path | None = None) -> SparseHandle:
-        """Install a policy, in place of the last one; statistics and state start anew.
-
-        Raises:
-            ModelError, CheckpointError, BackendError: as `models.sparsify.sparsify`.
-        """
+        """Install a policy, in place of the last one; statistics and state start anew. Raises as `sparsify`."""
         if self._handle is None or self._installed != (backend, break_even):
             self.restore()
             self._handle = sparsify(self.renderer.loaded.pipe, policy, backend, break_even)
@@ -52,28 +44,22 @@ class ModelSession:
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """Runtime of a worker, and the policy with the layer names of its model."""
-
     runtime: RuntimeDescription
-    policy: Policy
+    policy: Policy  # with the layer names of its model
 
 
 @dataclass(frozen=True)
 class DescribeSession:
-    """Task that describes a worker and checks that backend, checkpoint and break-even table can be used there."""
+    """Task that describes a worker and checks that backend, checkpoint and break-even table can be used there.
+
+    Without a checkpoint the policy is SpargeAttn's default.
+    """
 
     backend: str
     checkpoint: Checkpoint | None = None
     break_even: Path | None = None
 
     def run(self, session: ModelSession, emit: Emit) -> SessionInfo:
-        """Describe the worker; without a checkpoint the policy is SpargeAttn's default.
-
-        Raises:
-            ModelError: the pipeline is sparse already, or can't be made sparse.
-            BackendError: the kernel can't run there, or the table is missing or another machine's.
-            CheckpointError: the checkpoint is another model's.
-        """
         renderer = session.restore()
         pipe = renderer.loaded.pipe
         runtime = describe(renderer, self.backend)

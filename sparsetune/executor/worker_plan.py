@@ -9,32 +9,20 @@ from sparsetune.config import EngineConfig
 from sparsetune.errors import ExecutorError
 from sparsetune.executor.events import Worker
 
-_MAX_PER_CPU_HOST = 8
-"""Limit of an automatic number of workers on a host without GPUs: each keeps a model in memory."""
+_MAX_PER_CPU_HOST = 8  # workers, if their number isn't given: each keeps a model in memory
 
 
 class Node(NamedTuple):
-    """CPUs and GPUs of a host."""
-
     cpus: int
     gpus: int = 0
 
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """Number and resources of workers.
-
-    Args:
-        num_workers: how many to start.
-        threads: CPU threads of each.
-        gpus: GPUs of each: a fraction where several share one, 0 on CPUs.
-        grows: whether workers are added for hosts that join later.
-    """
-
     num_workers: int
-    threads: int
-    gpus: float
-    grows: bool
+    threads: int  # CPU threads of each
+    gpus: float  # of each: a fraction where several share one, 0 on CPUs
+    grows: bool  # whether workers are added for hosts that join later
 
     def capacity(self, nodes: Sequence[Node]) -> int:
         """How many workers fit on hosts if their number isn't fixed."""
@@ -44,19 +32,12 @@ class WorkerPlan:
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """A worker before it loads the model.
-
-    Args:
-        worker: the worker.
-        device_kind: its device, as the keys of dense baselines name it.
-        versions: its `package_versions`.
-        shares_cache: whether it sees the driver's cache folder.
-    """
+    """A worker before it loads the model."""
 
     worker: Worker
-    device_kind: str
-    versions: Mapping[str, str]
-    shares_cache: bool = True
+    device_kind: str  # as the keys of dense baselines name it
+    versions: Mapping[str, str]  # its `package_versions`
+    shares_cache: bool = True  # whether it sees the driver's cache folder
 
 
 def package_versions() -> dict[str, str]:
@@ -73,11 +54,7 @@ def package_versions() -> dict[str, str]:
 
 
 def plan_workers(engine: EngineConfig, device: str, nodes: Sequence[Node]) -> WorkerPlan:
-    """Choose number and resources of workers for `model.device` on the cluster's hosts.
-
-    Raises:
-        ExecutorError: the cluster has too few resources, or settings contradict each other.
-    """
+    """Raises ExecutorError where the cluster has too few resources, or settings contradict each other."""
     gpus = _gpus_per_worker(engine, device, nodes)
     threads = engine.threads_per_worker or 1
     room = sum(_room(node, threads, gpus) for node in nodes)
@@ -102,11 +79,7 @@ def plan_workers(engine: EngineConfig, device: str, nodes: Sequence[Node]) -> Wo
 def check_workers(
     infos: Sequence[WorkerInfo], versions: Mapping[str, str], *, measures_speed: bool, mixed_gpus: bool
 ) -> tuple[str, ...]:
-    """Check that workers match each other and this process, whose `package_versions` are given; returns warnings.
-
-    Raises:
-        ExecutorError: versions differ, or speeds would be measured on different devices.
-    """
+    """Check that workers match each other and this process, whose `package_versions` are given; returns warnings."""
     for info in infos:
         different = [
             f"{name} {info.versions.get(name, 'none')} instead of {version}"

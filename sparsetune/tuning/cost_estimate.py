@@ -20,56 +20,33 @@ KERNEL_CALLS_PER_HEAD = 465
 
 @dataclass(frozen=True)
 class Workload:
-    """Amount of work of a tuning.
-
-    Args:
-        num_steps: denoising steps of a rendering.
-        num_prompts, num_eval_prompts: prompts.
-        n_trials: most trials of an optuna search.
-        num_groups: groups of layers with a sensitivity of their own; a single one is not probed.
-        calibration_steps: denoising steps at which every attention call is measured.
-        probe_prompts: prompts on which each part of the generation, and each group of layers, is probed.
-        eval_cached: eval prompts whose dense video is in the cache.
-        curves_kept: whether the calibrated curves of an earlier run are on disk.
-        limits_kept: whether its refined thresholds are, too.
-    """
+    """Amount of work of a tuning."""
 
     num_steps: int
     num_prompts: int
     num_eval_prompts: int
     n_trials: int
-    num_groups: int
-    calibration_steps: int
-    probe_prompts: int
-    eval_cached: int = 0
-    curves_kept: bool = False
-    limits_kept: bool = False
+    num_groups: int  # of layers with a sensitivity of their own; a single one is not probed
+    calibration_steps: int  # denoising steps at which every attention call is measured
+    probe_prompts: int  # prompts on which each part of the generation, and each group of layers, is probed
+    eval_cached: int = 0  # eval prompts whose dense video is in the cache
+    curves_kept: bool = False  # whether the calibrated curves of an earlier run are on disk
+    limits_kept: bool = False  # whether its refined thresholds are, too
 
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """Renderings and seconds of a phase; seconds are None where they can't be measured here."""
-
     name: Phase
     num_renderings: int
-    seconds: float | None
+    seconds: float | None  # None where they can't be measured here
 
 
 @dataclass(frozen=True)
 class TunerCost:
-    """Cost of a tuner.
-
-    Args:
-        tuner: as `--tuner` takes it.
-        phases: in order.
-        peak_memory_gib: peak memory.
-        note: remark on the figures, or empty.
-    """
-
     tuner: Tuner
-    phases: tuple[PhaseCost, ...]
+    phases: tuple[PhaseCost, ...]  # in order
     peak_memory_gib: float
-    note: str = ""
+    note: str = ""  # on the figures
 
     @property
     def num_renderings(self) -> int:
@@ -84,23 +61,15 @@ class TunerCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """Measured costs of a step, and the estimate for each tuner.
-
-    Args:
-        model, device, backend: what it was measured with.
-        measured: the costs of one step.
-        workload: amount of work.
-        tuners: calibrate, optuna and builtin.
-        max_minutes: the configuration's time limit; None without one.
-    """
+    """Measured costs of a step, and the estimate for each tuner."""
 
     model: str
     device: str
     backend: str
     measured: StepCosts
     workload: Workload
-    tuners: tuple[TunerCost, ...]
-    max_minutes: float | None = None
+    tuners: tuple[TunerCost, ...]  # calibrate, optuna and builtin
+    max_minutes: float | None = None  # the configuration's time limit
 
 
 def estimate(config: Config) -> Cost:
@@ -108,9 +77,6 @@ def estimate(config: Config) -> Cost:
 
     Two short renderings are made, one dense and one sparse with SpargeAttn's default thresholds, and one attention call
     is calibrated; nothing is saved.
-
-    Raises:
-        PromptError, ModelError, BackendError, TuningError, GenerationError: the configuration can't be tuned.
     """
     local = config.model_copy(update={"engine": EngineConfig()})  # the steps of one worker, in this process
     context = open_context(local, config.model.results_folder)
@@ -149,28 +115,35 @@ def workload(context: TuningContext) -> Workload:
 
 
 def plan(costs: StepCosts, work: Workload) -> tuple[TunerCost, ...]:
-    """Compute the cost of each tuner: renderings times steps times the seconds of a step.
+    """Cost of each tuner: renderings times their seconds. SpargeAttn's own search counts as calibration."""
 
-    A dense rendering costs `fixed + num_steps · dense_step`, a sparse one the same with `sparse_step`. SpargeAttn's own
-    search counts as calibration.
-    """
+    def phase(name: Phase, dense: int = 0, sparse: int = 0, more_seconds: float = 0.0) -> PhaseCost:
+        seconds = dense * costs.dense(work.num_steps) + sparse * costs.sparse(work.num_steps)
+        return PhaseCost(name, dense + sparse, seconds + more_seconds)
 
-    def trials(count: int) -> PhaseCost:
-        return PhaseCost("trials", count, count * costs.sparse(work.num_steps))
+    def measuring(name: Phase, kept: bool, seconds_per_call: float) -> PhaseCost:
+        prompts = 0 if kept else work.num_prompts
+        return phase(name, prompts, 0, prompts * work.calibration_steps * costs.calls_per_step * seconds_per_call)
 
-    calibration = _measuring("calibration", costs, work, work.curves_kept, costs.measure)
-    refinement = _measuring("refinement", costs, work, work.limits_kept, costs.refine)
-    evaluation = _evaluation(costs, work)
+    calibration = measuring("calibration", work.curves_kept, costs.measure)
+    refinement = measuring("refinement", work.limits_kept, costs.refine)
+    # The probes of each kind, parts of the generation or groups of layers, add up to one sparse rendering a prompt.
+    kinds = [count_phases(work.num_steps), *([work.num_groups] if work.num_groups > 1 else [])]
+    probes, sparse_probes = work.probe_prompts * sum(kinds), work.probe_prompts * len(kinds)
+    sensitivity = phase("sensitivity", probes - sparse_probes, sparse_probes)
+    trials = phase("trials", 0, work.num_prompts)
+    # Dense where the cache lacks it, with SpargeAttn's default thresholds and with the winner's.
+    evaluation = phase("evaluation", work.num_eval_prompts - work.eval_cached, 2 * work.num_eval_prompts)
     calls = KERNEL_CALLS_PER_HEAD * round(costs.head_calls_per_step) * work.num_steps * work.num_prompts
     note = f"{calls:,} kernel calls for one head each"
-    search = None
     if costs.kernel_call is None:
         note += f"; their time is unknown, since {costs.no_kernel}"
+        search = PhaseCost("calibration", work.num_prompts, None)
     else:
-        search = work.num_prompts * costs.dense(work.num_steps) + calls * costs.kernel_call
-    builtin = (PhaseCost("calibration", work.num_prompts, search), trials(work.num_prompts), evaluation)
-    calibrate = (calibration, refinement, trials(work.num_prompts), evaluation)
-    optuna = (calibration, _sensitivity(costs, work), trials(work.n_trials * work.num_prompts), evaluation)
+        search = phase("calibration", work.num_prompts, 0, calls * costs.kernel_call)
+    builtin = (search, trials, evaluation)
+    calibrate = (calibration, refinement, trials, evaluation)
+    optuna = (calibration, sensitivity, phase("trials", 0, work.n_trials * work.num_prompts), evaluation)
     rendering_peak = max(costs.peak_dense_gib, costs.peak_sparse_gib)
     peak = max(rendering_peak, costs.peak_measure_gib)
     return (
@@ -178,28 +151,3 @@ def plan(costs: StepCosts, work: Workload) -> tuple[TunerCost, ...]:
         TunerCost("optuna", optuna, peak, "an upper bound, since unpromising trials are pruned"),
         TunerCost("builtin", builtin, rendering_peak, note),
     )
-
-
-def _measuring(phase: Phase, costs: StepCosts, work: Workload, kept: bool, seconds: float) -> PhaseCost:
-    """The tune prompts dense, with so many seconds for each attention call of the sampled steps."""
-    if kept:
-        return PhaseCost(phase, 0, 0.0)
-    calls = work.num_prompts * work.calibration_steps * costs.calls_per_step
-    return PhaseCost(phase, work.num_prompts, work.num_prompts * costs.dense(work.num_steps) + calls * seconds)
-
-
-def _sensitivity(costs: StepCosts, work: Workload) -> PhaseCost:
-    """The probes of each kind, parts of the generation or groups of layers, add up to one sparse rendering a prompt."""
-    phases = count_phases(work.num_steps)
-    kinds = [phases, work.num_groups] if work.num_groups > 1 else [phases]
-    sparse = work.probe_prompts * len(kinds)
-    total = work.probe_prompts * sum(kinds)
-    seconds = sparse * costs.sparse(work.num_steps) + (total - sparse) * costs.dense(work.num_steps)
-    return PhaseCost("sensitivity", total, seconds)
-
-
-def _evaluation(costs: StepCosts, work: Workload) -> PhaseCost:
-    """The eval prompts dense, where the cache lacks them, with SpargeAttn's default thresholds and the winner's."""
-    dense, sparse = work.num_eval_prompts - work.eval_cached, 2 * work.num_eval_prompts
-    seconds = dense * costs.dense(work.num_steps) + sparse * costs.sparse(work.num_steps)
-    return PhaseCost("evaluation", dense + sparse, seconds)

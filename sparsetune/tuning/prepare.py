@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sparsetune.attention.policy import Policy
-from sparsetune.errors import TuningError
 from sparsetune.executor import Event, Phase, StepDone, Task, run_all
 from sparsetune.files import write_json
 from sparsetune.locks import exclusive_if_free
 from sparsetune.tuning.calibration.attention_tap import sample_steps
 from sparsetune.tuning.calibration.bounded_policy import Bounds, starting_policy
 from sparsetune.tuning.calibration.calibrate import CalibratePrompt
-from sparsetune.tuning.calibration.curves import Curves
+from sparsetune.tuning.calibration.curves import Curves, reading
 from sparsetune.tuning.calibration.refine import RefinedThresholds, RefinePrompt
 from sparsetune.tuning.calibration.sensitivity import Sensitivity, fit, probes
 from sparsetune.tuning.context import TimeIsUp, TuningContext, calibration_signature, digest
@@ -34,24 +33,16 @@ _REFINEMENT_VERSION = 1
 
 @dataclass(frozen=True)
 class Prepared:
-    """What policies are chosen from, and the file of the curves."""
-
     curves: Curves
     sensitivity: Sensitivity
-    path: Path
+    path: Path  # of the curves
 
 
 def prepare(context: TuningContext, probe: bool = True) -> Prepared:
-    """Calibrate and measure sensitivity, as far as no earlier run with the same settings has.
+    """Calibrate and, if `probe`, measure sensitivity, as far as no earlier run with the same settings has.
 
-    Args:
-        context: of the tuning.
-        probe: whether to measure sensitivity, which only a search needs.
-
-    Raises:
-        TuningError: a layer can't be measured, or a file of an earlier run is damaged.
-        GenerationError: a rendering failed.
-        TimeIsUp: `tune.max_minutes` are over; completed prompts are kept.
+    Raises `TimeIsUp` where `tune.max_minutes` are over, and keeps completed prompts; `TuningError` where a layer can't
+    be measured or a file of an earlier run is damaged.
     """
     config, path = context.config, curves_path(context)
     tasks = [
@@ -77,7 +68,6 @@ def sampled_steps(context: TuningContext) -> tuple[int, ...]:
 
 
 def curves_path(context: TuningContext) -> Path:
-    """File of the calibrated curves."""
     return context.config.tracking.root / "calibrations" / f"{digest(calibration_signature(context))}.npz"
 
 
@@ -85,10 +75,8 @@ def refined_policy(context: TuningContext, curves: Curves) -> Policy:
     """Search the sparsest policy with every head's error within `tune.l1` and `tune.pv_l1`, unless a run has before.
 
     The curves determine each head's simthreshd1 and token order. Each prompt is then rendered dense once more, and the
-    lowest mask threshold and `pvthreshd` within the bounds are searched with the kernel at the sampled steps.
-
-    Raises:
-        TuningError, GenerationError, TimeIsUp: see `prepare`.
+    lowest mask threshold and `pvthreshd` within the bounds are searched with the kernel at the sampled steps. Raises as
+    `prepare` does.
     """
     tune, start = context.config.tune, refinement_start(context, curves)
     bounds, steps = Bounds(tune.l1, tune.pv_l1), sampled_steps(context)
@@ -135,8 +123,8 @@ def _sensitivity(context: TuningContext, curves: Curves, path_of_curves: Path) -
         return f"{len(listed)} probes in {order}, {name}, prompt {index}"
 
     tasks = {
-        key(probe.name, index): context.score(prompt, probe.policy, ("psnr",))
-        for probe in listed
+        key(name, index): context.score(prompt, policy, ("psnr",))
+        for name, policy in listed.items()
         for index, prompt in enumerate(prompts)
     }
     keys = list(tasks)
@@ -148,17 +136,15 @@ def _sensitivity(context: TuningContext, curves: Curves, path_of_curves: Path) -
             write_json(path, known)
 
         _run_missing(context, "sensitivity", list(tasks.values()), lambda number: keys[number] in known, keep)
-    psnr = {probe.name: [known[key(probe.name, index)] for index in range(len(prompts))] for probe in listed}
+    psnr = {name: [known[key(name, index)] for index in range(len(prompts))] for name in listed}
     return fit(curves, psnr, order, keep_text)
 
 
 def _read_probes(path: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
-    try:
-        return {str(key): float(value) for key, value in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, AttributeError, TypeError) as problem:
-        raise TuningError(f"cannot read the probes {path} ({problem}); remove it to probe again") from problem
+    with reading(path, "probes", "probe again"):
+        return {key: float(value) for key, value in dict(json.loads(path.read_text())).items()}
 
 
 Table = TypeVar("Table", Curves, RefinedThresholds)
@@ -195,11 +181,7 @@ def _run_missing(
     is_done: Callable[[int], bool],
     keep: Callable[[int, Any], None],
 ) -> None:
-    """Run the tasks that aren't done, and keep each result as it comes.
-
-    Raises:
-        TimeIsUp: `tune.max_minutes` were over before all were done.
-    """
+    """Run the tasks that aren't done, and keep each result as it comes; raises `TimeIsUp` if time didn't suffice."""
     missing = [number for number in range(len(tasks)) if not is_done(number)]
 
     def on_event(index: int, event: Event) -> None:
@@ -218,11 +200,7 @@ def _run_missing(
 
 @contextlib.contextmanager
 def _locked(context: TuningContext, phase: Phase, path: Path) -> Iterator[None]:
-    """Hold the lock of a file that several processes may measure; one measures, the others wait and notify listeners.
-
-    Raises:
-        TimeIsUp: `tune.max_minutes` were over while another process held it.
-    """
+    """Hold the lock of a file: one process measures, the others wait and notify listeners. May raise `TimeIsUp`."""
     notified = False
     while True:
         with exclusive_if_free(path.with_suffix(".lock"), setting="tracking.root") as free:

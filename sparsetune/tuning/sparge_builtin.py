@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -53,18 +53,9 @@ VARIABLE = "PARALLEL_TUNE"
 """Environment variable that SpargeAttn reads at every call: if set, its processes search the heads."""
 
 
-def check_builtin(device: torch.device | str = "cuda", *, parallel: bool = False) -> None:
-    """Check that SpargeAttn's own search can run, before a model is loaded for it.
-
-    Args:
-        device: where the model will be.
-        parallel: whether heads are to be searched on several GPUs.
-
-    Raises:
-        TuningError: the package or a GPU is missing, the package has another interface than `CONTRACT`, or the GPUs
-            can't be used in parallel.
-    """
-    _autotune(torch.device(device))
+def check_builtin(*, parallel: bool = False) -> None:
+    """Raise TuningError, before a model is loaded, where the search could not run: see `_autotune`, `check_gpus`."""
+    _autotune(torch.device("cuda"))
     if parallel:
         check_gpus()
 
@@ -72,9 +63,7 @@ def check_builtin(device: torch.device | str = "cuda", *, parallel: bool = False
 def checkpoint_file(context: TuningContext, transformer: str = "transformer") -> Path:
     """File of the thresholds in SpargeAttn's format, named as its users do: NAME_L1_PVL1.pt.
 
-    Args:
-        context: of the tuning.
-        transformer: the pipeline's attribute; any other than `transformer` is a suffix of the file's name.
+    A pipeline's attribute other than `transformer` is a suffix of the file's name.
     """
     tune, suffix = context.config.tune, "" if transformer == "transformer" else f"_{transformer}"
     return context.output_dir / f"{context.renderer.loaded.identity.name}_{tune.l1:g}_{tune.pv_l1:g}{suffix}.pt"
@@ -90,19 +79,7 @@ def run_builtin(context: TuningContext) -> Policy:
 
     As in SpargeAttn, the search has neither token orders nor dense steps, and always computes no block (rendering
     computes the first one). It assumes a softmax scale of head_dim^-0.5; other calls are refused. Before Ada it uses
-    its SageAttention1 kernel.
-
-    Args:
-        context: of the tuning; `tune.l1` and `tune.pv_l1` bound the relative L1 error of a head's output,
-            `tune.parallel_tune` distributes heads over all GPUs, with the same result.
-
-    Returns:
-        The thresholds: raster order, no dense steps, keep_text False.
-
-    Raises:
-        TuningError: the package or a GPU is missing, the GPUs can't be used in parallel, or the search can't run on a
-            layer's calls.
-        GenerationError: a rendering failed.
+    its SageAttention1 kernel. `tune.parallel_tune` distributes heads over all GPUs, with the same result.
     """
     if context.config.tune.parallel_tune:
         check_gpus()
@@ -141,7 +118,6 @@ class _Search:
         self._seconds = 0.0
 
     def prompt(self, index: int) -> None:
-        """Search during the dense rendering of one prompt, and cache its video."""
         context, prompt, seed = self._context, self._context.prompts[index], self._context.config.tune.seed
         self._seconds = 0.0
 
@@ -152,11 +128,9 @@ class _Search:
 
         rendering = context.renderer.render(prompt, seed, on_step)
         self._check(self._modules)
-
         context.keep_dense(prompt, rendering.frames, rendering.seconds - self._seconds)
 
     def attend(self, call: AttentionCall) -> Tensor:
-        """Search on a call, and run it dense."""
         name, plain = call.layer.name, unmasked_call(call)
         reason = plain.reason if isinstance(plain, Refusal) else self._refusal(plain)
         if isinstance(plain, Refusal) or reason is not None:
@@ -183,7 +157,6 @@ class _Search:
         self._seconds += device_clock(plain.q.device) - started
 
     def _check(self, layers: dict[str, Any]) -> None:
-        """Check that each of these layers has thresholds."""
         for name in layers:
             if self._modules[name].is_sparse is None:
                 raise TuningError(
@@ -202,10 +175,9 @@ class _Search:
             tensors = self._package.extract_sparse_attention_state_dict(_skeleton(transformer, self._modules))
             with atomic_path(path) as temporary:
                 torch.save({key: tensor.detach().cpu() for key, tensor in tensors.items()}, temporary)
-            modules = {layer.name: self._modules[layer.name] for layer in transformer.layers}
             layers = [
-                from_columns(name, "cdf", {column: getattr(module, column) for column in COLUMNS})
-                for name, module in modules.items()
+                from_columns(name, "cdf", {column: getattr(self._modules[name], column) for column in COLUMNS})
+                for name in (layer.name for layer in transformer.layers)
             ]
             read = read_sparge_pt(path, root=transformer.name)
             if {layer.name: layer for layer in read.layers} != {layer.name: layer for layer in layers}:
@@ -248,11 +220,8 @@ def parallel_tuning(package: Any, wanted: bool) -> Iterator[None]:
     """Have SpargeAttn search heads on all GPUs while the block runs, or one after the other where not wanted.
 
     Its processes start with the first call and have a CUDA context on their own GPU and on the model's, whose tensors
-    they open. At the end of the block they exit, and the memory that the model's GPU held for them is freed.
-
-    Args:
-        package: `spas_sage_attn.autotune`.
-        wanted: whether to use all GPUs; overrides the user's own `PARALLEL_TUNE`.
+    they open. At the end of the block they exit, and the memory that the model's GPU held for them is freed. `wanted`
+    overrides the user's own `PARALLEL_TUNE`.
     """
     before, pool = os.environ.pop(VARIABLE, None), package.executor
     if wanted:
@@ -283,23 +252,17 @@ class KeepingPool:
     def __init__(self, pool: Any) -> None:
         self._pool = pool
 
-    def submit(self, autotune: Any, *args: Any, head_idx: int, **kwargs: Any) -> "_Pending":
-        """Search a head in a process; `autotune` is the module's method of that name."""
+    def submit(self, autotune: Any, *args: Any, head_idx: int, **kwargs: Any) -> Any:
         module = autotune.__self__
         sent = copy.copy(module)
         sent.hyperparams_cache = {head_idx: module.hyperparams_cache.get(head_idx, [])}  # the others' aren't needed
-        return _Pending(module, head_idx, self._pool.submit(search_head, sent, *args, head_idx=head_idx, **kwargs))
+        future = self._pool.submit(search_head, sent, *args, head_idx=head_idx, **kwargs)
 
+        def result() -> Any:
+            thresholds, module.hyperparams_cache[head_idx] = future.result()
+            return thresholds
 
-class _Pending:
-    """Future of a head's search."""
-
-    def __init__(self, module: Any, head: int, future: Any) -> None:
-        self._module, self._head, self._future = module, head, future
-
-    def result(self) -> Any:
-        thresholds, self._module.hyperparams_cache[self._head] = self._future.result()
-        return thresholds
+        return SimpleNamespace(result=result)
 
 
 def search_head(module: Any, *args: Any, head_idx: int, **kwargs: Any) -> tuple[Any, Any]:

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsetune.attention.backends import Backend
 from sparsetune.attention.backends.sparge import SpargeBackend
 from sparsetune.attention.handle import SparseHandle, kept_blocks
 from sparsetune.attention.interception import AttentionCall, Interception
@@ -35,108 +34,80 @@ _KERNEL_CALLS = 20
 
 @dataclass(frozen=True)
 class StepCosts:
-    """Seconds and memory of the parts of a tuning.
-
-    Args:
-        dense_step, sparse_step: seconds of one denoising step.
-        fixed: seconds of a rendering outside of its steps: text encoding and decoding.
-        calls_per_step: attention calls of a step, over all layers.
-        head_calls_per_step: heads of these calls, added up.
-        measure: seconds to calibrate one attention call, in all token orders and text rules.
-        refine: seconds to search the thresholds of one attention call's heads.
-        peak_dense_gib, peak_sparse_gib, peak_measure_gib: peak memory, see `peak_memory`.
-        kernel_call: seconds of one step of SpargeAttn's search: its kernel for one head, and the comparison.
-        no_kernel: why `kernel_call` is None; else empty.
-    """
+    """Seconds and memory of the parts of a tuning."""
 
     dense_step: float
     sparse_step: float
-    fixed: float
-    calls_per_step: float
-    head_calls_per_step: float
-    measure: float
-    refine: float
+    fixed: float  # of a rendering outside of its steps: text encoding and decoding
+    calls_per_step: float  # attention calls, over all layers
+    head_calls_per_step: float  # heads of these calls, added up
+    measure: float  # to calibrate one attention call, in all token orders and text rules
+    refine: float  # to search the thresholds of one attention call's heads
     peak_dense_gib: float
     peak_sparse_gib: float
     peak_measure_gib: float
-    kernel_call: float | None = None
-    no_kernel: str = ""
+    kernel_call: float | None = None  # one step of SpargeAttn's search: its kernel for one head, and the comparison
+    no_kernel: str = ""  # why `kernel_call` is None
 
     def dense(self, num_steps: int) -> float:
         """Seconds of a dense rendering."""
         return self.fixed + num_steps * self.dense_step
 
     def sparse(self, num_steps: int) -> float:
-        """Seconds of a sparse rendering."""
         return self.fixed + num_steps * self.sparse_step
 
 
 def measure_costs(context: TuningContext) -> StepCosts:
-    """Measure on short renderings of the first tune prompt, at the real size.
-
-    Raises:
-        TuningError: no attention call could be measured; the message has the reason.
-        GenerationError: a rendering failed.
-    """
+    """Measure on short renderings of the first tune prompt, at the real size."""
     loaded, generation = context.renderer.loaded, context.config.generation
     steps = min(NUM_STEPS, generation.num_inference_steps)
     short = Renderer(loaded, generation.model_copy(update={"num_inference_steps": steps}))
     sites = attention_sites(loaded.pipe)
     prompt, seed = context.prompts[0], context.config.tune.seed
-    counter = _CallCounter(context.backend)
-    interception = Interception(sites, counter.attend)
+    num_heads: list[int] = []  # of each attention call
+    samples: list[UnmaskedCall] = []  # the first that the backend can run
+    refused = "it made no attention call"
+
+    def attend(call: AttentionCall) -> Tensor:
+        nonlocal refused
+        num_heads.append(call.layer.num_heads)
+        if not samples:
+            plain = unmasked_call(call, context.backend)
+            if isinstance(plain, Refusal):
+                refused = plain.reason
+            else:
+                copies = {name: getattr(plain, name).clone() for name in ("q", "k", "v", "padding")}
+                samples.append(replace(plain, **copies))
+        return call.original()
+
+    interception = Interception(sites, attend)
     try:
         with peak_memory(loaded.device) as dense_peak:
             dense_step, _ = _time_rendering(short, prompt, seed)  # its fixed part includes what is done only once
     finally:
         interception.remove()
-    sample = counter.sample()
+    if not samples:
+        raise TuningError(f"cannot tune this model: none of its attention calls can run sparse: {refused}")
+    sample = samples[0]
     with SparseHandle(sites, default_policy(loaded.pipe), context.backend), peak_memory(loaded.device) as sparse_peak:
         sparse_step, fixed = _time_rendering(short, prompt, seed)
     with peak_memory(loaded.device) as measure_peak, torch.inference_mode():
         measure, refine = _calibration_seconds(context, sample), _refinement_seconds(context, sample)
-    no_kernel = _kernel_refusal(sample)
+    kernel_call, no_kernel = _kernel_seconds(sample)
     return StepCosts(
         dense_step=dense_step,
         sparse_step=sparse_step,
         fixed=fixed,
-        calls_per_step=counter.num_calls / steps,
-        head_calls_per_step=counter.num_heads / steps,
+        calls_per_step=len(num_heads) / steps,
+        head_calls_per_step=sum(num_heads) / steps,
         measure=measure,
         refine=refine,
         peak_dense_gib=dense_peak(),
         peak_sparse_gib=sparse_peak(),
         peak_measure_gib=measure_peak(),
-        kernel_call=_kernel_seconds(sample) if no_kernel is None else None,
-        no_kernel=no_kernel or "",
+        kernel_call=kernel_call,
+        no_kernel=no_kernel,
     )
-
-
-class _CallCounter:
-    """Counts the attention calls of a dense rendering, and copies the first that the backend can run."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.num_calls = self.num_heads = 0
-        self._backend = backend
-        self._sample: UnmaskedCall | None = None
-        self._refused = "it made no attention call"
-
-    def attend(self, call: AttentionCall) -> Tensor:
-        self.num_calls += 1
-        self.num_heads += call.layer.num_heads
-        if self._sample is None:
-            plain = unmasked_call(call, self._backend)
-            if isinstance(plain, Refusal):
-                self._refused = plain.reason
-            else:
-                copies = {name: getattr(plain, name).clone() for name in ("q", "k", "v", "padding")}
-                self._sample = replace(plain, **copies)
-        return call.original()
-
-    def sample(self) -> UnmaskedCall:
-        if self._sample is None:
-            raise TuningError(f"cannot tune this model: none of its attention calls can run sparse: {self._refused}")
-        return self._sample
 
 
 def _time_rendering(renderer: Renderer, prompt: AnyPrompt, seed: int) -> tuple[float, float]:
@@ -153,7 +124,6 @@ def _time_rendering(renderer: Renderer, prompt: AnyPrompt, seed: int) -> tuple[f
 
 
 def _calibration_seconds(context: TuningContext, call: UnmaskedCall) -> float:
-    """Seconds to calibrate a call in every arrangement."""
     blocks, points = context.backend.blocks, context.points
     keep = kept_blocks(context.keep_text[0], call.layout, blocks)
 
@@ -182,18 +152,11 @@ def _refinement_seconds(context: TuningContext, call: UnmaskedCall) -> float:
     return ms / 1e3
 
 
-def _one_head(call: UnmaskedCall) -> tuple[Tensor, Tensor, Tensor]:
-    return call.q[:, :1], call.k[:, :1], call.v[:, :1]
-
-
-def _kernel_refusal(call: UnmaskedCall) -> str | None:
-    device = call.q.device
-    return SpargeBackend.missing(device) or SpargeBackend(device).refusal(*_one_head(call))
-
-
-def _kernel_seconds(call: UnmaskedCall) -> float:
-    """Seconds of one kernel call for one head, and of the comparison that follows it."""
-    q, k, v = _one_head(call)
+def _kernel_seconds(call: UnmaskedCall) -> tuple[float | None, str]:
+    """Seconds of one kernel call for one head and of the comparison that follows it, or why it can't be made."""
+    q, k, v = (x[:, :1] for x in (call.q, call.k, call.v))
+    if reason := SpargeBackend.missing(q.device) or SpargeBackend(q.device).refusal(q, k, v):
+        return None, reason
     backend = SpargeBackend(q.device)
     thresholds = LayerThresholds.uniform("head", 1, SPARGE_DEFAULTS).tensors(q.device)
     dense = F.scaled_dot_product_attention(q, k, v, scale=call.scale).float()
@@ -203,4 +166,4 @@ def _kernel_seconds(call: UnmaskedCall) -> float:
         return float(F.cosine_similarity(output.flatten(), dense.flatten(), dim=0) + (output - dense).abs().sum())
 
     (ms,) = time_calls(run, q.device, repeats=1, warm_up=1, at_once=_KERNEL_CALLS)
-    return ms / 1e3
+    return ms / 1e3, ""

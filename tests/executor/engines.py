@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sparsetune.executor import Event, Executor, Incident, Started, Task, TaskFuture, Worker
+from sparsetune.executor import Event, Executor, Started, Task, TaskFuture, Worker
 from sparsetune.executor.base import OnEvent, ignore
 
 SETTLE_SECONDS = 0.5
@@ -37,10 +37,6 @@ class FakeExecutor(Executor):
     @property
     def workers(self) -> tuple[Worker, ...]:
         return self._workers
-
-    @property
-    def incidents(self) -> tuple[Incident, ...]:
-        return ()
 
     def submit(self, task: Task[Any], on_event: OnEvent = ignore) -> TaskFuture[Any]:
         job = Job(task, on_event, TaskFuture())

@@ -49,31 +49,38 @@ def render_tapped(
 ) -> Rendering:
     """Render one prompt dense, and pass every layer's attention calls at the sampled steps to a callback.
 
-    Args:
-        renderer: of a pipeline that nothing is installed on.
-        prompt: the text.
-        seed: of the rendering.
-        on_attention: called with each call that the kernel can run.
-        steps: the sampled denoising steps.
-        backend: the kernel that the calls are to run on.
-        on_step: called after each denoising step.
-
-    Returns:
-        The dense video, and its seconds without those of the callback.
-
-    Raises:
-        TuningError: a layer made no call that its kernel can run; the message has the reason.
-        GenerationError: the rendering failed.
+    `renderer` is of a pipeline that nothing is installed on; seconds of the result are without those of the callback.
+    Raises TuningError where a layer made no call that the kernel can run.
     """
-    tap = _AttentionTap(attention_layers(renderer), tuple(steps), backend, on_attention)
-    interception = Interception(attention_sites(renderer.loaded.pipe), tap.attend)
+    layers, step_index = attention_layers(renderer), {step: index for index, step in enumerate(steps)}
+    layer_index = {name: index for index, (name, _) in enumerate(layers)}
+    tapped, seconds = np.zeros((len(layers), len(steps)), bool), 0.0
+    refused: set[str] = set()
+
+    def attend(call: AttentionCall) -> Tensor:
+        nonlocal seconds
+        if call.step is None or call.step in step_index:
+            plain = unmasked_call(call, backend)
+            if isinstance(plain, Refusal):
+                refused.add(plain.reason)
+            elif call.step is not None:
+                layer, step = layer_index[call.layer.name], step_index[call.step]
+                started = device_clock(plain.q.device)
+                on_attention(layer, step, plain)
+                seconds += device_clock(plain.q.device) - started
+                tapped[layer, step] = True
+        return call.original()
+
+    interception = Interception(attention_sites(renderer.loaded.pipe), attend)
     try:
         with torch.inference_mode():
             rendering = renderer.render(prompt, seed, on_step)
     finally:
         interception.remove()
-    tap.check_complete()
-    return replace(rendering, seconds=rendering.seconds - tap.seconds)
+    for layer, step in np.argwhere(~tapped):
+        reasons = "; ".join(sorted(refused)) or "no attention call was made there"
+        raise TuningError(f"cannot calibrate attention layer {layers[layer][0]} at step {steps[step]}: {reasons}")
+    return replace(rendering, seconds=rendering.seconds - seconds)
 
 
 def reordered(call: UnmaskedCall, order: TokenOrder) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,39 +89,3 @@ def reordered(call: UnmaskedCall, order: TokenOrder) -> tuple[Tensor, Tensor, Te
     if path is None:
         return call.q, call.k, call.v
     return path.order(call.q), path.order(call.k), path.order(call.v)
-
-
-class _AttentionTap:
-    """Passes attention calls to a callback, times it, and lets every call run dense."""
-
-    def __init__(
-        self, layers: tuple[tuple[str, int], ...], steps: tuple[int, ...], backend: Backend, on_attention: OnAttention
-    ) -> None:
-        self.seconds = 0.0
-        self._layers, self._steps, self._backend, self._on_attention = layers, steps, backend, on_attention
-        self._tapped = np.zeros((len(layers), len(steps)), bool)
-        self._layer_index = {name: index for index, (name, _) in enumerate(layers)}
-        self._step_index = {step: index for index, step in enumerate(steps)}
-        self._refused: set[str] = set()
-
-    def attend(self, call: AttentionCall) -> Tensor:
-        if call.step is None or call.step in self._step_index:
-            plain = unmasked_call(call, self._backend)
-            if isinstance(plain, Refusal):
-                self._refused.add(plain.reason)
-            elif call.step is not None:
-                layer, step = self._layer_index[call.layer.name], self._step_index[call.step]
-                started = device_clock(plain.q.device)
-                self._on_attention(layer, step, plain)
-                self.seconds += device_clock(plain.q.device) - started
-                self._tapped[layer, step] = True
-        return call.original()
-
-    def check_complete(self) -> None:
-        if self._tapped.all():
-            return
-        layer, step = (int(index) for index in np.argwhere(~self._tapped)[0])
-        reasons = "; ".join(sorted(self._refused)) or "no attention call was made there"
-        raise TuningError(
-            f"cannot calibrate attention layer {self._layers[layer][0]} at step {self._steps[step]}: {reasons}"
-        )

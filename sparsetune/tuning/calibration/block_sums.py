@@ -18,18 +18,12 @@ class BlockSums:
     """Numerators and denominators of the softmax by key block.
 
     A row is a query block of a batch entry; `queries` is the number of sampled queries in a block.
-
-    Args:
-        numerator: float32 (heads, rows, k blocks, queries · head_dim).
-        denominator: float32 (heads, rows, k blocks, queries).
-        dense: the attention over all blocks, float32 (heads, rows, queries, head_dim); 0 for padding.
-        inside: False for padding, bool (rows, queries).
     """
 
-    numerator: Tensor
-    denominator: Tensor
-    dense: Tensor
-    inside: Tensor
+    numerator: Tensor  # float32 (heads, rows, k blocks, queries · head_dim)
+    denominator: Tensor  # float32 (heads, rows, k blocks, queries)
+    dense: Tensor  # attention over all blocks, float32 (heads, rows, queries, head_dim); 0 for padding
+    inside: Tensor  # False for padding, bool (rows, queries)
 
     @property
     def size(self) -> Tensor:
@@ -37,13 +31,9 @@ class BlockSums:
         return self.dense.abs().sum(dim=(1, 2, 3)) / (self.inside.sum() * self.dense.shape[-1])
 
     def errors(self, maps: Tensor) -> Tensor:
-        """Relative L1 error Σ|o − o'| / Σ|o| of each head under block maps.
+        """Relative L1 error Σ|o − o'| / Σ|o| of each head under block maps, bool (heads, rows, points, k blocks).
 
-        Args:
-            maps: bool (heads, rows, points, k blocks).
-
-        Returns:
-            float32 (heads, points); infinite where a map leaves out all of the weight.
+        The result is float32 (heads, points); infinite where a map leaves out all of the weight.
         """
         selected = maps.to(self.numerator.dtype)
         weight = selected @ self.denominator
@@ -58,15 +48,8 @@ def block_sums(q: Tensor, k: Tensor, v: Tensor, *, blocks: BlockShape, scale: fl
     """Sum the softmax of sampled queries by key block.
 
     A Triton kernel computes it for CUDA tensors whose head_dim is a power of two from 16 to 256 (in float32 to 128),
-    otherwise plain PyTorch, head by head.
-
-    Args:
-        q: (batch, heads, tokens, head_dim).
-        k: see q.
-        v: see q.
-        blocks: block shape.
-        scale: softmax scale.
-        every: sample every so many query tokens of each query block.
+    otherwise plain PyTorch, head by head. q, k and v are (batch, heads, tokens, head_dim); every `every`-th query of
+    each query block is sampled.
 
     Memory: heads · batch · q blocks · k blocks · queries · head_dim floats (1.2 GB at 30 heads of 17,776 tokens and
     head_dim 64, with blocks of 64 × 128 and every 16th query), and, in plain PyTorch, one head's scores.

@@ -24,15 +24,8 @@ def sum_blocks(
     Scores are exact up to float32's accumulation; weights are rounded to TF32 before they are multiplied with values of
     16 bits, so that a numerator may be off by 0.05 %. All outputs that are compared are sums of the same numerators.
 
-    Args:
-        q: (batch, heads, tokens, head_dim), channels contiguous; head_dim a power of two, at least 16.
-        k: see q.
-        v: see q.
-        block_q: tokens of a query block.
-        block_k: tokens of a key block, a power of two, at least 16.
-        queries: sampled tokens of a query block.
-        every: distance between them.
-        scale: softmax scale.
+    q, k and v are (batch, heads, tokens, head_dim) with contiguous channels; head_dim and `block_k` are powers of two,
+    at least 16. `queries` tokens of each query block are sampled, `every` apart.
     """
     batch, heads, tokens, dim = q.shape
     keys = k.shape[-2]

@@ -26,18 +26,10 @@ _Scores = Callable[[Array, Array], Array]
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds on the error of each head.
-
-    Args:
-        l1: bound on the relative L1 error Σ|o − o'| / Σ|o| of a head's output, above 0.
-        pv_l1: the same with `pvthreshd` in use.
-
-    Raises:
-        TuningError: `pv_l1` doesn't exceed `l1`.
-    """
+    """Bounds on the relative L1 error Σ|o − o'| / Σ|o| of each head's output."""
 
     l1: float
-    pv_l1: float
+    pv_l1: float  # with `pvthreshd` in use; must exceed `l1`
 
     def __post_init__(self) -> None:
         if self.pv_l1 <= self.l1:
@@ -51,29 +43,17 @@ def bounded_policy(
     orders: Sequence[str] | None = None,
     keep_text: bool = True,
     rule: Rule = "cdf",
-    dense_fraction: float = 0.0,
 ) -> Policy:
-    """Choose each head's sparsest point whose error is within the bound for every prompt and sampled sparse step.
+    """Choose each head's sparsest point whose error is within the bound for every prompt and sampled step.
 
     Points are as measured, not interpolated. A head without such a point runs dense. Each head has the token order
-    with which it is sparsest.
-
-    Args:
-        curves: the calibration.
-        l1: bound on the relative L1 error of a head's output, as in SpargeAttn's tuner.
-        orders: token orders to choose from, None for all that were calibrated.
-        keep_text: whether the text's key blocks are always computed.
-        rule: cdf or topk.
-        dense_fraction: fraction of the steps that run dense; their errors don't count.
-
-    Raises:
-        TuningError: an order wasn't calibrated.
+    with which it is sparsest, of `orders` or of all that were calibrated.
     """
 
     def scores(error: Array, sparsity: Array) -> Array:
         return np.where(error <= l1, sparsity, 0.0).astype(np.float32)
 
-    return _choose_points(curves, scores, DENSE[rule], orders, keep_text, rule, dense_fraction)
+    return _choose_points(curves, scores, DENSE[rule], orders, keep_text, rule)
 
 
 def starting_policy(
@@ -84,9 +64,6 @@ def starting_policy(
     They are those with the highest sparsity at the bound, interpolated between the measured points; the other
     threshold is that of the nearest point within the bound. A head without one gets the point with the lowest error:
     only the kernel's own error decides whether it can run sparse. Arguments are as of `bounded_policy`.
-
-    Raises:
-        TuningError: an order wasn't calibrated.
     """
     points = [point for point in curves.points if point.rule == rule]
     families = [
@@ -103,7 +80,7 @@ def starting_policy(
             at_bound[..., family] = _sparsity_at_bound(l1, error[..., family], sparsity[..., family])
         return at_bound
 
-    return _choose_points(curves, scores, None, orders, keep_text, rule, 0.0)
+    return _choose_points(curves, scores, None, orders, keep_text, rule)
 
 
 def in_one_order(policy: Policy) -> Policy:
@@ -122,7 +99,6 @@ def _choose_points(
     orders: Sequence[str] | None,
     keep_text: bool,
     rule: Rule,
-    dense_fraction: float,
 ) -> Policy:
     """Choose each head's token order and point with the highest score.
 
@@ -130,15 +106,13 @@ def _choose_points(
     """
     arrangements = curves.arrangement_indices(orders, keep_text)
     names = [curves.arrangements[index].order for index in arrangements]
-    schedule = DenseSchedule(dense_fraction)
-    active = curves.active_steps(schedule)
     usable = [index for index, point in enumerate(curves.points) if point.rule == rule]
     points = [curves.points[index] for index in usable]
-    layers = []
+    steps, layers = list(range(len(curves.steps))), []
     for index, (name, num_heads) in enumerate(curves.layers):
         # (orders, heads, points)
-        error = curves.error[arrangements, index][:, active, :num_heads][..., usable].max(axis=1)
-        sparsity = curves.sparsity[arrangements, index][:, active, :num_heads][..., usable].mean(axis=1)
+        error = curves.error[arrangements, index][:, steps, :num_heads][..., usable].max(axis=1)
+        sparsity = curves.sparsity[arrangements, index][:, steps, :num_heads][..., usable].mean(axis=1)
         score = scores(error, sparsity)
         order = score.max(axis=2).argmax(axis=0)
         heads = [
@@ -146,20 +120,14 @@ def _choose_points(
             for of_head, errors in zip(score[order, range(num_heads)], error[order, range(num_heads)], strict=True)
         ]
         layers.append(LayerThresholds.in_orders(name, heads, [names[each] for each in order]))
-    return in_one_order(Policy(tuple(layers), schedule, "raster", keep_text, curves.select_partial))
+    return in_one_order(Policy(tuple(layers), DenseSchedule(), "raster", keep_text, curves.select_partial))
 
 
 def _sparsity_at_bound(l1: float, error: Array, sparsity: Array) -> Array:
-    """Interpolate the sparsity of curves at a bound.
+    """Interpolate the sparsity of curves, (..., points) from the sparsest to the densest point, at a bound.
 
-    Args:
-        l1: the bound.
-        error: (..., points), from the sparsest to the densest point.
-        sparsity: the same shape.
-
-    Returns:
-        The same shape: the sparsity at the bound for the first point from which on all are within it, 0 for the other
-        points, and throughout where the densest point exceeds the bound.
+    In the same shape: the sparsity at the bound for the first point from which on all are within it, 0 for the other
+    points, and throughout where the densest point exceeds the bound.
     """
     error = np.minimum(error, _LARGE)
     within = np.maximum.accumulate(error[..., ::-1], axis=-1)[..., ::-1] <= l1

@@ -22,35 +22,18 @@ EVERY = 16
 
 @dataclass(frozen=True)
 class CalibratePrompt:
-    """Task that renders one prompt dense and measures every layer at the sampled steps.
-
-    Args:
-        prompt: the text.
-        seed: of the rendering.
-        steps: denoising steps to measure at.
-        arrangements: token orders and text rules to measure.
-        points: the grid of thresholds.
-        backend: the kernel to calibrate for, as the configuration names it.
-        select_partial: whether partial last blocks are selected like any other.
-        cache: where the dense video goes.
-    """
+    """Task that renders one prompt dense and measures every layer at the sampled steps."""
 
     prompt: AnyPrompt
     seed: int
-    steps: tuple[int, ...]
+    steps: tuple[int, ...]  # denoising steps to measure at
     arrangements: tuple[Arrangement, ...]
     points: tuple[HeadThresholds, ...]
-    backend: str
-    select_partial: bool
-    cache: BaselineCache
+    backend: str  # the kernel to calibrate for, as the configuration names it
+    select_partial: bool  # whether partial last blocks are selected like any other
+    cache: BaselineCache  # the dense video goes there
 
     def run(self, session: ModelSession, emit: Emit) -> Curves:
-        """Return the curves of this prompt.
-
-        Raises:
-            TuningError: a layer made no call that could be measured; the message has the reason.
-            GenerationError: the rendering failed.
-        """
         renderer = session.restore()
         backend = choose_backend(self.backend, renderer.loaded.device)
         layers = attention_layers(renderer)

@@ -1,10 +1,11 @@
 """Calibrated curves: error and sparsity of every head at each point of a grid of thresholds, and their .npz files."""
 
+import contextlib
 import json
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +20,20 @@ from sparsetune.files import atomic_path
 
 Array = npt.NDArray[np.float32]
 
-UNREADABLE = (
+_UNREADABLE = (
     OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, SyntaxError, tokenize.TokenError,
     zipfile.BadZipFile, zlib.error, ThresholdError,
 )  # fmt: skip
 """Raised by NumPy, zipfile and json on damaged files, and by our own types on their contents."""
+
+
+@contextlib.contextmanager
+def reading(path: Path, what: str, remedy: str) -> Iterator[None]:
+    """Raise `TuningError` where a file of measurements is damaged."""
+    try:
+        yield
+    except _UNREADABLE as problem:
+        raise TuningError(f"cannot read the {what} {path} ({problem}); remove it to {remedy}") from problem
 
 
 def write_table(path: Path, schema_version: int, about: Mapping[str, Any], **arrays: Any) -> None:
@@ -34,11 +44,6 @@ def write_table(path: Path, schema_version: int, about: Mapping[str, Any], **arr
 
 
 def read_table(path: Path, schema_version: int, *names: str) -> tuple[dict[str, Any], list[Array]]:
-    """Read metadata and the named arrays of a file of `write_table`.
-
-    Raises:
-        UNREADABLE: the file is damaged, or has another `schema_version`.
-    """
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         about = json.loads(str(file["about"]))
         if about.pop("schema_version") != schema_version:
@@ -58,10 +63,7 @@ _SIMS = (-1.0, 0.3)
 
 
 def grid(rules: Sequence[Rule]) -> tuple[HeadThresholds, ...]:
-    """Thresholds to measure: every simthreshd1 with every cdfthreshd, and topk without a similarity rule.
-
-    Those of the cdf rule come first and are always included: sensitivity is probed with one of them.
-    """
+    """Thresholds to measure: those of the cdf rule first and always, since sensitivity is probed with one of them."""
     points = {
         "cdf": [HeadThresholds(simthreshd1=sim, cdfthreshd=cdf) for sim in _SIMS for cdf in _CDFS],
         "topk": [HeadThresholds(simthreshd1=-1.0, topk=topk) for topk in _TOPKS],
@@ -81,39 +83,24 @@ class Arrangement(NamedTuple):
 class Curves:
     """Error and sparsity at every point of a grid, for each arrangement, layer, sampled step and head.
 
-    Args:
-        layers: (name, number of heads) of each layer.
-        arrangements: token orders and text rules measured.
-        steps: sampled denoising steps, ascending, of `num_steps`.
-        num_steps: steps of the generation.
-        points: the grid.
-        error: the largest relative L1 error of all prompts, float32 (arrangements, layers, steps, heads, points); NaN
-            for heads that a layer doesn't have.
-        error_rms: the root mean square of that error over the prompts, the same shape.
-        sparsity: mean fraction of block pairs not computed, the same shape.
-        size: mean |o| of the dense output, float32 (layers, steps, heads); NaN as above.
-        num_inputs: prompts measured.
-        select_partial: whether partial last blocks were selected like any other.
+    `error`, `error_rms` and `sparsity` are float32 (arrangements, layers, steps, heads, points), `size` float32
+    (layers, steps, heads); NaN for heads that a layer doesn't have.
     """
 
-    layers: tuple[tuple[str, int], ...]
+    layers: tuple[tuple[str, int], ...]  # name and number of heads
     arrangements: tuple[Arrangement, ...]
-    steps: tuple[int, ...]
+    steps: tuple[int, ...]  # sampled ones, ascending, of the generation's `num_steps`
     num_steps: int
-    points: tuple[HeadThresholds, ...]
-    error: Array
-    error_rms: Array
-    sparsity: Array
-    size: Array
-    num_inputs: int
-    select_partial: bool
+    points: tuple[HeadThresholds, ...]  # the grid
+    error: Array  # the largest relative L1 error of all prompts
+    error_rms: Array  # its root mean square over the prompts
+    sparsity: Array  # mean fraction of block pairs not computed
+    size: Array  # mean |o| of the dense output
+    num_inputs: int  # prompts measured
+    select_partial: bool  # whether partial last blocks were selected like any other
 
     def arrangement_indices(self, orders: Sequence[str] | None, keep_text: bool) -> list[int]:
-        """Indices of the arrangements with one of these orders (None is any) and this text rule.
-
-        Raises:
-            TuningError: an order wasn't measured with it.
-        """
+        """Indices of the arrangements with one of these orders (None is any) and this text rule."""
         measured = [arrangement.order for arrangement in self.arrangements if arrangement.keep_text == keep_text]
         wanted = measured if orders is None else list(orders)
         if not wanted or not set(wanted) <= set(measured):
@@ -129,11 +116,7 @@ class Curves:
         return active or [len(self.steps) - 1]
 
     def merged(self, other: "Curves") -> "Curves":
-        """Merge with the curves of other prompts: the largest errors, and means of the rest.
-
-        Raises:
-            TuningError: the two measured different things.
-        """
+        """Merge with the curves of other prompts: the largest errors, and means of the rest."""
         same = ("layers", "arrangements", "steps", "num_steps", "points", "select_partial")
         if differing := [name for name in same if getattr(self, name) != getattr(other, name)]:
             raise TuningError(f"cannot merge curves that differ in {', '.join(differing)}")
@@ -152,7 +135,6 @@ class Curves:
         )
 
     def save(self, path: Path) -> None:
-        """Write the curves as .npz: the four arrays, and the rest as JSON text in `about`."""
         about: dict[str, Any] = {
             "layers": self.layers,
             "arrangements": [arrangement._asdict() for arrangement in self.arrangements],
@@ -166,8 +148,7 @@ class Curves:
 
     @classmethod
     def load(cls, path: Path) -> "Curves":
-        """Read a file of `save`; raises TuningError where it is damaged."""
-        try:
+        with reading(path, "calibration", "calibrate again"):
             about, arrays = read_table(path, SCHEMA_VERSION, *_ARRAYS)
             about |= dict(zip(_ARRAYS, arrays, strict=True)) | {
                 "layers": tuple((name, heads) for name, heads in about["layers"]),
@@ -176,7 +157,3 @@ class Curves:
                 "points": tuple(HeadThresholds(**point) for point in about["points"]),
             }
             return cls(**about)
-        except UNREADABLE as problem:
-            raise TuningError(
-                f"cannot read the calibration {path} ({problem}); remove it to calibrate again"
-            ) from problem

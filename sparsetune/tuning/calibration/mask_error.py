@@ -1,9 +1,7 @@
 """Error and sparsity of one attention call under a grid of thresholds, for all heads at once.
 
-SpargeAttn's own tuner calls a kernel for every head, threshold and bisection step. Here one dense pass over
-sampled queries computes, for each key block, its share of the softmax's numerator and denominator. The output
-under any block map is then a sum over the blocks of the map: a grid of thresholds costs about as much as the
-dense attention itself.
+One dense pass over sampled queries computes each key block's share of the softmax's numerator and denominator. The
+output under any block map is a sum over these: a grid of thresholds costs about as much as the dense attention itself.
 """
 
 from collections.abc import Sequence
@@ -20,15 +18,8 @@ from sparsetune.tuning.calibration.block_sums import BlockSums, block_sums
 def mask_thresholds(pooled_q: PooledBlocks, pooled_k: PooledBlocks, sim: Tensor, keep: range, rule: Rule) -> Tensor:
     """Compute the lowest cdfthreshd or topk with which `select_blocks` selects each pair of blocks.
 
-    Args:
-        pooled_q: query blocks.
-        pooled_k: key blocks.
-        sim: simthreshd1 of each head, float32 (heads,).
-        keep: key blocks that are always computed.
-        rule: cdf or topk.
-
-    Returns:
-        float32 (heads, batch · q blocks, k blocks); -inf for pairs that are always computed.
+    `sim` is simthreshd1, float32 (heads,); the key blocks `keep` are always computed. The result is float32
+    (heads, batch · q blocks, k blocks); -inf for pairs that are always computed.
     """
     similar_q, similar_k = (pooled.similarity > sim[:, None] for pooled in (pooled_q, pooled_k))
     scores = pooled_q.means @ pooled_k.means.transpose(-1, -2) * pooled_q.means.shape[-1] ** -0.5
@@ -53,18 +44,15 @@ _POINTS_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class GridErrors:
-    """Error and sparsity of each point of a grid on one attention call.
+    """Error and sparsity of each point of a grid on one attention call, float32 (heads, points).
 
-    Args:
-        error: relative L1 error Σ|o − o'| / Σ|o| of each head's output, float32 (heads, points); sums run over the
-            batch, the sampled queries and the channels.
-        sparsity: fraction of block pairs not computed over all query blocks, float32 (heads, points).
-        size: mean |o| of each head's dense output, float32 (heads,).
+    `error` is the relative L1 error Σ|o − o'| / Σ|o| of each head's output, summed over the batch, the sampled queries
+    and the channels; `sparsity` the fraction of block pairs not computed over all query blocks.
     """
 
     error: Tensor
     sparsity: Tensor
-    size: Tensor
+    size: Tensor  # mean |o| of each head's dense output, float32 (heads,)
 
 
 def grid_errors(
@@ -81,16 +69,9 @@ def grid_errors(
 ) -> GridErrors:
     """Compute error and sparsity of every point of a grid on one attention call.
 
-    Args:
-        q: (batch, heads, tokens, head_dim), in the token order to measure in.
-        k: see q.
-        v: see q.
-        points: the thresholds; their `pvthreshd` is ignored.
-        blocks: block shape.
-        keep: key blocks that are always computed.
-        scale: softmax scale.
-        every: the error is measured on every so many query tokens of each query block.
-        select_partial: whether a partial last block is selected like any other.
+    q, k and v are (batch, heads, tokens, head_dim), in the token order to measure in; `pvthreshd` of the points is
+    ignored. The key blocks `keep` are always computed, and a partial last one unless `select_partial`. The error is
+    measured on every `every`-th query of each query block.
 
     Memory: the block sums of as many heads as fit in `_FLOATS_AT_ONCE`, and their maps at `_POINTS_AT_ONCE` points.
     """

@@ -16,7 +16,7 @@ from sparsetune.executor import Emit, ModelSession, StepDone
 from sparsetune.models.prompts import AnyPrompt
 from sparsetune.tuning.calibration.attention_tap import attention_layers, render_tapped, reordered
 from sparsetune.tuning.calibration.bounded_policy import DENSE, Bounds
-from sparsetune.tuning.calibration.curves import UNREADABLE, Array, read_table, write_table
+from sparsetune.tuning.calibration.curves import Array, read_table, reading, write_table
 from sparsetune.tuning.calibration.threshold_search import LowestThresholds, lowest_thresholds
 
 SCHEMA_VERSION = 1
@@ -27,20 +27,14 @@ class RefinedThresholds:
     """The lowest thresholds of each head whose error is within a bound for every prompt.
 
     simthreshd1 and token order are fixed. The error falls as a threshold rises, so the threshold for several prompts
-    is the largest of theirs: merging is exact, in any order.
-
-    Args:
-        layers: (name, number of heads) of each layer.
-        mask_threshold: the lowest cdfthreshd or topk, float32 (layers, heads); infinite where none is within the
-            bound, NaN for heads that a layer doesn't have.
-        pvthreshd: the lowest one at that mask threshold, the same shape; NaN as above.
-        num_inputs: number of prompts.
+    is the largest of theirs: merging is exact, in any order. Arrays are float32 (layers, heads), NaN for heads that a
+    layer doesn't have.
     """
 
-    layers: tuple[tuple[str, int], ...]
-    mask_threshold: Array
-    pvthreshd: Array
-    num_inputs: int
+    layers: tuple[tuple[str, int], ...]  # name and number of heads
+    mask_threshold: Array  # the lowest cdfthreshd or topk; infinite where none is within the bound
+    pvthreshd: Array  # the lowest one at that mask threshold
+    num_inputs: int  # prompts
 
     @classmethod
     def zeros(cls, layers: tuple[tuple[str, int], ...], num_inputs: int = 0) -> "RefinedThresholds":
@@ -51,7 +45,6 @@ class RefinedThresholds:
         return cls(layers, table, table.copy(), num_inputs)
 
     def merged(self, other: "RefinedThresholds") -> "RefinedThresholds":
-        """Merge with the thresholds of other prompts; raises TuningError where the layers differ."""
         if self.layers != other.layers:
             raise TuningError("cannot merge thresholds of different layers")
         return replace(
@@ -62,11 +55,7 @@ class RefinedThresholds:
         )
 
     def policy(self, start: Policy) -> Policy:
-        """Replace the thresholds of a policy; a head without a mask threshold below 1 is dense.
-
-        Args:
-            start: the policy whose simthreshd1, orders and rules were fixed.
-        """
+        """Replace the thresholds of the policy that was refined; a head without a mask threshold below 1 is dense."""
         layers = []
         for index, layer in enumerate(start.layers):
             # As read from a checkpoint: the shortest decimals with the same float32 value.
@@ -81,23 +70,17 @@ class RefinedThresholds:
         return replace(start, layers=tuple(layers))
 
     def save(self, path: Path) -> None:
-        """Write the thresholds as .npz: arrays `cut` (the mask threshold) and `pvthreshd`, the rest in `about`."""
         about = {"layers": self.layers, "num_inputs": self.num_inputs}
         write_table(path, SCHEMA_VERSION, about, cut=self.mask_threshold, pvthreshd=self.pvthreshd)
 
     @classmethod
     def load(cls, path: Path) -> "RefinedThresholds":
-        """Read a file of `save`; raises TuningError where it is damaged."""
-        try:
+        with reading(path, "thresholds", "search them again"):
             about, (mask_threshold, pvthreshd) = read_table(path, SCHEMA_VERSION, "cut", "pvthreshd")
             layers = tuple((str(name), int(heads)) for name, heads in about["layers"])
             if not mask_threshold.shape == pvthreshd.shape == cls.zeros(layers).pvthreshd.shape:
                 raise ValueError(f"arrays of {mask_threshold.shape} and {pvthreshd.shape} for {len(layers)} layers")
             return cls(layers, mask_threshold, pvthreshd, int(about["num_inputs"]))
-        except UNREADABLE as problem:
-            raise TuningError(
-                f"cannot read the thresholds {path} ({problem}); remove it to search them again"
-            ) from problem
 
 
 def _thresholds(rule: Rule, sim: float, mask_threshold: float, pvthreshd: float) -> HeadThresholds:
@@ -109,7 +92,6 @@ def _thresholds(rule: Rule, sim: float, mask_threshold: float, pvthreshd: float)
 
 
 def search_call(call: UnmaskedCall, start: Policy, layer: int, bounds: Bounds, backend: Backend) -> LowestThresholds:
-    """Search the lowest thresholds for one attention call of the layer with this index, see `RefinePrompt`."""
     of_layer = start.layers[layer]
     return lowest_thresholds(
         *reordered(call, start.orders[layer]),
@@ -125,31 +107,16 @@ def search_call(call: UnmaskedCall, start: Policy, layer: int, bounds: Bounds, b
 
 @dataclass(frozen=True)
 class RefinePrompt:
-    """Task that renders one prompt dense and searches every layer's lowest thresholds at the sampled steps.
-
-    Args:
-        prompt: the text.
-        seed: of the rendering.
-        start: each head's simthreshd1 and order, each layer's rule, and what is always computed.
-        bounds: on each head's error.
-        steps: denoising steps to search at.
-        backend: the kernel to search for, as the configuration names it.
-    """
+    """Task that renders one prompt dense and searches every layer's lowest thresholds at the sampled steps."""
 
     prompt: AnyPrompt
     seed: int
-    start: Policy
+    start: Policy  # each head's simthreshd1 and order, each layer's rule, and what is always computed
     bounds: Bounds
-    steps: tuple[int, ...]
-    backend: str
+    steps: tuple[int, ...]  # denoising steps to search at
+    backend: str  # the kernel to search for, as the configuration names it
 
     def run(self, session: ModelSession, emit: Emit) -> RefinedThresholds:
-        """Return the thresholds for all calls of the sampled steps.
-
-        Raises:
-            TuningError: a layer made no call that could be measured; the message has the reason.
-            GenerationError: the rendering failed.
-        """
         renderer = session.restore()
         backend = choose_backend(self.backend, renderer.loaded.device)
         refined = RefinedThresholds.zeros(attention_layers(renderer), num_inputs=1)

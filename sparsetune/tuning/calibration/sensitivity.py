@@ -25,49 +25,29 @@ REFERENCE = HeadThresholds(simthreshd1=-1.0, cdfthreshd=1.0 - 2.0**-4)
 
 _ROUNDS = 20
 _LEAST_ERROR = 1e-9
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A policy that is sparse in a single part: `phase/I` of the generation or `layers/I`."""
-
-    name: str
-    policy: Policy
+_MAX_SCALE = 16.0
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Squared error of the video per squared relative error of attention; geometric means are 1.
+    """Squared error of the video per squared relative error of attention; geometric means are 1."""
 
-    Args:
-        phases: for equal parts of the generation.
-        groups: for equal groups of consecutive layers.
-    """
+    phases: tuple[float, ...] = (1.0,)  # for equal parts of the generation
+    groups: tuple[float, ...] = (1.0,)  # for equal groups of consecutive layers
 
-    phases: tuple[float, ...] = (1.0,)
-    groups: tuple[float, ...] = (1.0,)
-
-    def drop_scale(self, steepness: float, limit: float = 16.0) -> tuple[float, ...]:
-        """Factors on what each part of the generation drops: the less sensitive, the more.
+    def drop_scale(self, steepness: float) -> tuple[float, ...]:
+        """Factors on what each part of the generation drops: the less sensitive, the more; all 1 if steepness is 0.
 
         If errors grow with what is dropped, and sparsity with its logarithm, the square root (steepness 0.5) has the
         highest sparsity for a given error of the video.
-
-        Args:
-            steepness: exponent; with 0 all factors are 1.
-            limit: factors are clipped to [1 / limit, limit].
         """
-        return tuple(float(np.clip(value**-steepness, 1 / limit, limit)) for value in self.phases)
+        return tuple(float(np.clip(value**-steepness, 1 / _MAX_SCALE, _MAX_SCALE)) for value in self.phases)
 
     def schedule(self, dense_fraction: float, steepness: float) -> DenseSchedule:
-        """The schedule with these factors; without any if steepness is 0."""
         return DenseSchedule(dense_fraction, self.drop_scale(steepness) if steepness else ())
 
     def of_layers(self, num_layers: int) -> npt.NDArray[np.float64]:
-        """Each layer's sensitivity: the square root of its group's, shrunk towards 1.
-
-        A group's value is estimated from few renderings, and its layers differ.
-        """
+        """Square roots of the groups' values, which are estimated from few renderings, and whose layers differ."""
         return np.array([self.groups[phase(index, num_layers, len(self.groups))] ** 0.5 for index in range(num_layers)])
 
 
@@ -75,15 +55,8 @@ def count_phases(num_steps: int) -> int:
     return min(NUM_PHASES, num_steps)
 
 
-def probes(curves: Curves, order: str, keep_text: bool, num_groups: int) -> tuple[Probe, ...]:
-    """Policies to render: each with a single part of the generation sparse, then with a single group of layers.
-
-    Args:
-        curves: the calibration, for the layers.
-        order: token order of the probes.
-        keep_text: text rule of the probes.
-        num_groups: groups of layers; a single one isn't probed.
-    """
+def probes(curves: Curves, order: str, keep_text: bool, num_groups: int) -> dict[str, Policy]:
+    """Policies to render, with a single part of the generation (`phase/I`) or group of layers (`layers/I`) sparse."""
 
     def policy(schedule: DenseSchedule, sparse: Sequence[bool]) -> Policy:
         layers = tuple(
@@ -93,27 +66,22 @@ def probes(curves: Curves, order: str, keep_text: bool, num_groups: int) -> tupl
         return Policy(layers, schedule, order, keep_text, curves.select_partial)
 
     num_layers, num_phases = len(curves.layers), count_phases(curves.num_steps)
-    found = []
+    found = {}
     for index in range(num_phases):
         only = tuple(float(index == other) for other in range(num_phases))
-        found.append(Probe(f"phase/{index}", policy(DenseSchedule(0.0, only), [True] * num_layers)))
+        found[f"phase/{index}"] = policy(DenseSchedule(0.0, only), [True] * num_layers)
     for group in range(num_groups if num_groups > 1 else 0):
         inside = [phase(index, num_layers, num_groups) == group for index in range(num_layers)]
-        found.append(Probe(f"layers/{group}", policy(DenseSchedule(), inside)))
-    return tuple(found)
+        found[f"layers/{group}"] = policy(DenseSchedule(), inside)
+    return found
 
 
 def fit(curves: Curves, psnr: Mapping[str, Sequence[float]], order: str, keep_text: bool) -> Sensitivity:
     """Fit the videos' errors by a sensitivity of each phase times one of each group of layers.
 
     Squared errors of independent causes add up, so a probe's is Σ s_phase · s_layer · e², e the calibrated error
-    relative to the layer's output. The two factors are fitted alternately.
-
-    Args:
-        curves: the calibration.
-        psnr: PSNR in dB of the videos of each probe, by its name; their squared errors are averaged geometrically.
-        order: token order of the probes.
-        keep_text: text rule of the probes.
+    relative to the layer's output. The two factors are fitted alternately. `psnr` has those of each probe's videos in
+    dB, by its name; their squared errors are averaged geometrically. `order` and `keep_text` are the probes'.
     """
     mse = {name: max(_LEAST_ERROR, 10 ** (-float(np.mean(values)) / 10)) for name, values in psnr.items()}
     num_groups = max(1, sum(name.startswith("layers/") for name in mse))

@@ -1,8 +1,7 @@
 """Search of the lowest thresholds that keep one attention call within an error bound, for all heads at once.
 
-SpargeAttn's tuner bisects each head separately, with a kernel call and a synchronisation per step. Here the error of a
-block map is a sum over `BlockSums`, so that the thresholds of all heads are searched with some dozens of matrix
-products; the kernel itself then checks them, since its rounding adds to the error.
+SpargeAttn's tuner bisects each head separately, with a kernel call and a synchronisation per step. Here they are
+searched with dozens of matrix products on `BlockSums`, and checked by the kernel, whose rounding adds to the error.
 """
 
 from dataclasses import dataclass, replace
@@ -19,29 +18,20 @@ from sparsetune.tuning.calibration.block_sums import BlockSums, block_sums
 from sparsetune.tuning.calibration.bounded_policy import Bounds
 from sparsetune.tuning.calibration.mask_error import mask_thresholds
 
-_FLOATS_AT_ONCE = 1 << 29
-"""Most floats of block sums held at a time, 2 GiB, or one head's where that is more."""
+_FLOATS_AT_ONCE = 1 << 29  # most floats of block sums held at a time, 2 GiB, or one head's where that is more
 
+# Tried in the first round, up to 1 − 2⁻¹⁰: the error grows with what is left out, as in `curves.grid`.
 _FIRST_THRESHOLDS = tuple(1.0 - 2.0 ** (-5 * index / 8) for index in range(1, 17))
-"""Tried in the first round, up to 1 − 2⁻¹⁰: the error grows with what is left out, as in `curves.grid`."""
-
-_ROUNDS = 3
-"""Of 16 thresholds each; the second and third narrow an interval of the first down to 1/17²."""
-
-_CLOSE = 0.97
-"""An error above this fraction of the bound is close enough."""
-
+_ROUNDS = 3  # of 16 thresholds each; the second and third narrow an interval of the first down to 1/17²
+_CLOSE = 0.97  # an error above this fraction of the bound is close enough
 _KERNEL_ROUNDS = 3
 _MAX_KERNEL_ROUNDS = 8
 
 _CHECKED_BLOCKS = 64
 """`pvthreshd` is bisected on about so many query blocks, spread evenly, where there are twice as many."""
 
-_MAX_PV = 16.0
-"""Skipping weights below 2⁻¹⁶ of a row's largest has no measurable effect."""
-
+_MAX_PV = 16.0  # skipping weights below 2⁻¹⁶ of a row's largest has no measurable effect
 _PV_ROUNDS = 6
-
 _PV_SHARES = (1.0, 0.98, 0.95)
 """Fractions of the bound that the estimate must meet: the next one when the whole call exceeded the bound."""
 
@@ -50,16 +40,10 @@ _NEGLIGIBLE = 1e-6
 
 @dataclass(frozen=True)
 class LowestThresholds:
-    """The lowest thresholds within the bounds on one attention call.
+    """The lowest thresholds within the bounds on one attention call, float32 (heads,)."""
 
-    Args:
-        mask_threshold: cdfthreshd or topk of each head, float32 (heads,); infinite where even 1 exceeds the bound.
-        pvthreshd: of each head at that mask threshold, float32 (heads,), in base-2 logits; `PVTHRESHD_OFF` where none
-            is lower, or the kernel has no such threshold.
-    """
-
-    mask_threshold: Tensor
-    pvthreshd: Tensor
+    mask_threshold: Tensor  # cdfthreshd or topk; infinite where even 1 exceeds the bound
+    pvthreshd: Tensor  # in base-2 logits; `PVTHRESHD_OFF` where none is lower, or the kernel has no such threshold
 
 
 def lowest_thresholds(
@@ -79,20 +63,11 @@ def lowest_thresholds(
     """Search each head's lowest mask threshold, and its lowest `pvthreshd` at that threshold, within the bounds.
 
     Errors are the kernel's on the whole call, against PyTorch's dense attention. They are assumed to fall as a
-    threshold rises, which holds but for rounding.
+    threshold rises, which holds but for rounding. They are estimated on every `every`-th query of each query block.
 
-    Args:
-        q: (batch, heads, tokens, head_dim), in the token order to search in.
-        k: see q.
-        v: see q.
-        sim: simthreshd1 of each head, float32 (heads,), in [-1, 1].
-        bounds: on each head's error, over the whole batch.
-        backend: the kernel that the thresholds are for; its refusal of these tensors, padded, is None.
-        scale: softmax scale.
-        keep: key blocks that are always computed.
-        rule: cdf or topk.
-        select_partial: whether a partial last block is selected like any other.
-        every: errors are estimated on every so many query tokens of each query block.
+    q, k and v are (batch, heads, tokens, head_dim), in the token order to search in, `sim` is simthreshd1, float32
+    (heads,). `backend` must be able to run these tensors, padded. The key blocks `keep` are always computed, and a
+    partial last one unless `select_partial`.
 
     Memory: `BlockSums` of as many heads as fit in `_FLOATS_AT_ONCE`.
     """
@@ -116,15 +91,8 @@ def lowest_thresholds(
 def _lowest_mask_threshold(call: "_Call", base: ThresholdTensors, l1: float, every: int) -> tuple[Tensor, Tensor]:
     """Search on block sums, check with the kernel, and search again with a budget reduced by the kernel's rounding.
 
-    Args:
-        call: the attention call.
-        base: the thresholds; `select` is replaced.
-        l1: the bound.
-        every: see `lowest_thresholds`.
-
-    Returns:
-        The lowest mask threshold at which the kernel was within the bound, and its error there, float32 (heads,) each;
-        where there is none, infinity and the last error.
+    Returns the lowest mask threshold at which the kernel was within the bound, and its error there, float32 (heads,)
+    each; where there is none, infinity and the last error.
     """
     pooled_q = pool(call.q, call.backend.blocks.q, None, base.select_partial)
     pooled_k = pool(call.k, call.backend.blocks.k, call.k.mean(dim=-2, keepdim=True), base.select_partial)
@@ -148,13 +116,7 @@ def _lowest_mask_threshold(call: "_Call", base: ThresholdTensors, l1: float, eve
 
 
 def _estimated_threshold(sums: BlockSums, lowest: Tensor, budget: Tensor) -> Tensor:
-    """The lowest threshold of each head whose error, by the sums, is at most its budget; 1 where there is none.
-
-    Args:
-        sums: of the call.
-        lowest: see `mask_thresholds`.
-        budget: of each head, float32 (heads,).
-    """
+    """The lowest threshold of each head whose error, by the sums, is at most its budget; 1 where there is none."""
     first = torch.tensor(_FIRST_THRESHOLDS, device=budget.device)
     even = torch.arange(1, len(first) + 1, device=budget.device) / (len(first) + 1)
     low, high = torch.zeros_like(budget), torch.ones_like(budget)
@@ -172,15 +134,8 @@ def _estimated_threshold(sums: BlockSums, lowest: Tensor, budget: Tensor) -> Ten
 def _lowest_pv(call: "_Call", base: ThresholdTensors, error: Tensor, pv_l1: float) -> Tensor:
     """Bisect on some of the query blocks, then check the result on the whole call.
 
-    Args:
-        call: the attention call.
-        base: the thresholds, `pvthreshd` off.
-        error: each head's with these, float32 (heads,).
-        pv_l1: the bound.
-
-    Returns:
-        The lowest pvthreshd at which the kernel was within the bound, float32 (heads,); off where there is none, or no
-        pvthreshd changes the error.
+    `error` is each head's with `base`, where `pvthreshd` is off. Returns the lowest pvthreshd at which the kernel was
+    within the bound, float32 (heads,); off where there is none, or no pvthreshd changes the error.
     """
     sample, off = call.sample(), base.pvthreshd
     pvs, errors = [off], [error if sample is call else sample.errors(base)]
@@ -210,7 +165,6 @@ def _lowest_pv(call: "_Call", base: ThresholdTensors, error: Tensor, pv_l1: floa
 
 
 def _ratio(whole: Tensor, sample: Tensor) -> Tensor:
-    """How much larger the first error is; 1 where the second is negligible."""
     return torch.where(sample > _NEGLIGIBLE, whole / sample.clamp(min=_NEGLIGIBLE), 1.0)
 
 

@@ -21,12 +21,13 @@ def test_known_sensitivities_are_found_again() -> None:
 
 def test_each_probe_is_sparse_in_one_part_alone() -> None:
     listed = probes(smooth(), "tiles", True, 2)
-    assert [probe.name for probe in listed] == [f"phase/{i}" for i in range(10)] + ["layers/0", "layers/1"]
-    for index, probe in enumerate(listed[:10]):
-        dense = [probe.policy.schedule.is_dense(step, 10) for step in range(10)]
+    assert list(listed) == [f"phase/{i}" for i in range(10)] + ["layers/0", "layers/1"]
+    policies = list(listed.values())
+    for index, policy in enumerate(policies[:10]):
+        dense = [policy.schedule.is_dense(step, 10) for step in range(10)]
         assert dense == [step != index for step in range(10)]
-        assert all(layer.is_sparse for layer in probe.policy.layers)
-    assert [[layer.is_sparse for layer in probe.policy.layers] for probe in listed[10:]] == [
+        assert all(layer.is_sparse for layer in policy.layers)
+    assert [[layer.is_sparse for layer in policy.layers] for policy in policies[10:]] == [
         [True, False], [False, True]
     ]  # fmt: skip
 
@@ -35,7 +36,7 @@ def test_one_group_of_layers_is_not_probed_and_few_steps_are_phases_each() -> No
     from dataclasses import replace
 
     short = replace(smooth(), num_steps=4)
-    assert [probe.name for probe in probes(short, "raster", True, 1)] == [f"phase/{index}" for index in range(4)]
+    assert list(probes(short, "raster", True, 1)) == [f"phase/{index}" for index in range(4)]
 
 
 def test_the_root_spares_what_is_sensitive() -> None:
