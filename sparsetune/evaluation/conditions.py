@@ -20,12 +20,10 @@ from sparsetune.models.runtime import RuntimeDescription, device_kind, scheduler
 if TYPE_CHECKING:
     from sparsetune.models.generation import Renderer
 
-_RENDERING_PACKAGES = ("torch", "diffusers", "transformers")
-"""Packages whose version can change a dense video's pixels."""
+_RENDERING_PACKAGES = ("torch", "diffusers", "transformers")  # whose version can change a dense video's pixels
 
 
 def baseline_key(renderer: "Renderer", prompt: AnyPrompt, seed: int) -> BaselineKey:
-    """Return the cache key of a prompt's dense video."""
     loaded, identity = renderer.loaded, renderer.loaded.identity
     settings = renderer.settings.model_dump(exclude={"fps"})
     given = as_prompt(prompt)
@@ -94,7 +92,6 @@ def config_section(
     runtime: RuntimeDescription,
     policy: Policy,
     prompts: Sequence[AnyPrompt],
-    *,
     seed: int,
     tuned: bool,
     checkpoint: str | None,
@@ -104,7 +101,6 @@ def config_section(
     prompt_file: Path | None,
     tune_prompts: Sequence[AnyPrompt],
 ) -> ConfigSection:
-    """Collect everything that decides an evaluation's numbers; the arguments are those of `evaluate`."""
     tuned_on = set(tune_prompts) if tuned else set()
     return ConfigSection(
         model_name=runtime.identity.name,

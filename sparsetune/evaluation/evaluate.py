@@ -68,13 +68,12 @@ def evaluate_config(
     Args:
         config: the configuration.
         checkpoint: a checkpoint, or its folder or file; None evaluates the default thresholds.
-        output_dir: of all files; None is `eval.output_dir`, and where that is None too, results/MODEL/eval.
+        output_dir: of all files; None is `eval.output_dir`, or else results/MODEL/eval.
         listeners: notified of every event, in order.
         difference: add a third pane with the amplified difference to side-by-side videos.
 
     Raises:
-        PromptError, CheckpointError, ModelError, BackendError, GenerationError, MetricError, CacheError: the message
-            says what to change.
+        ModelError: the model can't be loaded; further errors as `evaluate` raises them.
     """
     import_metrics(config.eval.metric_modules)
     gate = Gate(**config.gate.model_dump())
@@ -134,14 +133,12 @@ def evaluate(
     Prompts whose frames are NaN or black are failed prompts in the result, without numbers.
 
     Args:
-        renderer: the loaded model with its generation settings, on which no policy may be installed; or an executor,
-            whose workers have it.
+        renderer: a model with no policy installed, or an executor, whose workers have it.
         policy: None is SpargeAttn's default thresholds.
         prompts: texts, or `Prompt`s with an image, seed or negative prompt.
         cache: of dense videos.
         seed: of all renderings.
-        metrics: names of registered metrics; `BASE_METRICS`, those that the gate needs and those that a user
-            registered (`metrics.own_names()`) are always computed.
+        metrics: names; `BASE_METRICS`, the gate's and a user's own (`own_names()`) are always computed.
         gate: None is the default gate.
         backend: `auto`, `sparge`, `flex`, `reference` or `dense`.
         break_even: table of `sparsetune bench`: layers whose sparsity wouldn't pay off run dense.
@@ -167,38 +164,20 @@ def evaluate(
     started = time.perf_counter()
     if not prompts:
         raise PromptError("an evaluation needs at least one prompt")
-    tuned = policy is not None if tuned is None else tuned
-    gate = gate or Gate()
+    gate, listener = gate or Gate(), listener or EvaluationListener()
     names = _metric_names(metrics, gate)
+    tuned = policy is not None if tuned is None else tuned
     table = None if break_even is None else break_even.absolute()  # workers have other working directories
     with _as_executor(renderer) as executor:
         described = run_one(executor, DescribeSession(backend, break_even=table))
         runtime, policy = described.runtime, policy or described.policy
         check_fits(policy, runtime.layers)
-        outputs = None
-        if output_dir is not None:
-            outputs = OutputFolder(output_dir, runtime.family, tuned, runtime.settings.fps)
-            outputs.check_writable()
-        config = config_section(
-            runtime,
-            policy,
-            prompts,
-            seed=seed,
-            tuned=tuned,
-            checkpoint=checkpoint,
-            tuner=tuner,
-            break_even=break_even,
-            metrics=names,
-            prompt_file=prompt_file,
-            tune_prompts=tune_prompts,
-        )
-        tasks = [
-            JudgePrompt(
-                index, prompt, policy, backend, table, seed, cache, names, outputs, save_videos, difference, ladder
-            )
-            for index, prompt in enumerate(prompts)
-        ]
-        return _Run(executor, runtime, tasks, config, gate, listener or EvaluationListener(), started).result()
+        outputs = OutputFolder.of(output_dir, runtime, tuned)
+        origin = (checkpoint, tuner, break_even, names, prompt_file, tune_prompts)
+        config = config_section(runtime, policy, prompts, seed, tuned, *origin)
+        rest = (policy, backend, table, seed, cache, names, outputs, save_videos, difference, ladder)
+        tasks = [JudgePrompt(index, prompt, *rest) for index, prompt in enumerate(prompts)]
+        return _Run(executor, runtime, tasks, config, gate, listener, started).result()
 
 
 def _as_executor(renderer: Renderer | Executor) -> contextlib.AbstractContextManager[Executor]:
@@ -207,8 +186,6 @@ def _as_executor(renderer: Renderer | Executor) -> contextlib.AbstractContextMan
 
 @dataclass(frozen=True)
 class _Run:
-    """A prepared evaluation with one task per prompt."""
-
     executor: Executor
     runtime: RuntimeDescription
     tasks: Sequence[JudgePrompt]
@@ -220,17 +197,16 @@ class _Run:
     def result(self) -> EvaluationResult:
         first = self.tasks[0]
         ladder: tuple[Side, ...] = ("dense_again", "kernel") if first.ladder else ()
+        started = EvaluationStarted(
+            config=self.config.model_dump(mode="json"),
+            prompts=texts([task.prompt for task in self.tasks]),
+            num_steps=self.runtime.settings.num_inference_steps,
+            renderings=("dense", "sparse", *ladder),
+            metrics=first.metrics,
+            output_dir=first.outputs.folder if first.outputs else None,
+        )
         try:
-            self.listener.on_start(
-                EvaluationStarted(
-                    config=self.config.model_dump(mode="json"),
-                    prompts=texts([task.prompt for task in self.tasks]),
-                    num_steps=self.runtime.settings.num_inference_steps,
-                    renderings=("dense", "sparse", *ladder),
-                    metrics=first.metrics,
-                    output_dir=first.outputs.folder if first.outputs else None,
-                )
-            )
+            self.listener.on_start(started)
             judged = self._judged()
             result = self._assembled(judged)
             ended = _write(first.outputs, result, judged)
@@ -242,7 +218,6 @@ class _Run:
         return result
 
     def _judged(self) -> list[JudgedPrompt]:
-        """Judge all prompts, in parallel; returns them in order."""
         judged: dict[int, JudgedPrompt] = {}
         for index, future in run_all(self.executor, self.tasks, self._notify):
             prompt = future.result()

@@ -30,7 +30,6 @@ def number(value: float | None, scale: float | None = None) -> str:
 
 
 def relative(path: Path, folder: Path) -> str:
-    """Relative link from a file in `folder` to `path`."""
     return quote(Path(os.path.relpath(path, folder)).as_posix())
 
 
@@ -41,7 +40,6 @@ CHECKLIST = (
     ("Artifacts", "there are no blocks, smears or ghosts that the dense video lacks"),
     ("Colour", "colours and brightness are the same"),
 )
-"""Checklist of the human review of the side-by-side videos."""
 
 _ARROWS = {True: " ↑", False: " ↓", None: ""}
 
@@ -66,14 +64,7 @@ def report_markdown(
     videos: Mapping[int, Mapping[str, Path]] | None = None,
     stills: Mapping[int, Path] | None = None,
 ) -> str:
-    """Format the report.
-
-    Args:
-        result: of the evaluation.
-        folder: of the report; links are relative to it.
-        videos: files by prompt index and kind.
-        stills: pictures by prompt index, the worst prompt's first.
-    """
+    """Format the report in `folder`; videos by prompt index and kind, stills by prompt index, the worst one first."""
     parts = (
         f"# Sparse attention on {result.config.model_name}: accuracy report",
         _configuration(result),

@@ -16,8 +16,6 @@ from sparsetune.video import Video, read_video
 Align = Literal["strict", "shortest"]
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
-"""Extensions of video files in a compared folder."""
-
 LOSSY_NOTE = (
     "computed on decoded video files, so lossy encoding of either side counts as error; "
     "`sparsetune eval` computes the same metrics before any encoding"
@@ -57,7 +55,6 @@ class VideoComparison:
     note: str = LOSSY_NOTE
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to a JSON object."""
         return {
             "schema_version": 1,
             "align": self.align,
@@ -81,18 +78,9 @@ def compare_videos(
 ) -> VideoComparison:
     """Compare two video files, or all equally named ones of two folders.
 
-    Args:
-        dense: a file or a folder; the reference.
-        sparse: likewise.
-        names: of metrics; those that score and gate need and those that a user registered are always computed.
-        gate: to check.
-        align: `strict` requires equal frame counts, `shortest` compares as many frames as the shorter one has.
-        on_pair: called after each pair with its number from 1, the number of pairs and the pair.
-
-    Raises:
-        VideoError: a path is missing, the folders' names differ, a file can't be decoded, or the two of a pair
-            differ in size, frame rate or (unless aligned) frame count.
-        MetricError: a metric is unknown or failed.
+    Metrics that score and gate need and those that a user registered are always computed, besides `names`. `align`
+    `shortest` compares as many frames as the shorter video has. `on_pair` is called after each pair with its number
+    from 1, the number of pairs and the pair.
     """
     wanted = tuple(dict.fromkeys((*BASE_METRICS, *gate.metrics, *names, *own_names())))
     for name in wanted:
