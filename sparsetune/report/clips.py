@@ -29,7 +29,6 @@ class Clip:
 
     @property
     def key(self) -> str:
-        """Its name within the page, e.g. `after-3`."""
         return f"{self.side}-{self.index}"
 
     @property
@@ -42,7 +41,6 @@ class Clip:
 
 
 def find_clips(source: Source) -> tuple[Clip, ...]:
-    """List the existing videos, those after tuning first."""
     sides: tuple[tuple[Side, Files], ...] = (("after", source.files), ("before", source.files_before))
     return tuple(Clip(side, index, path) for side, files in sides for index, path in files.videos.items())
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from sparsetune.evaluation.ladder import attribute
-from sparsetune.evaluation.result import EvaluationResult, LayerSection, PromptRow
+from sparsetune.evaluation.result import EvaluationResult, LayerSection
 from sparsetune.report.charts import Axis, Bars, Chart, HeatMap, Number, Plot, Role, Series, extent
 from sparsetune.report.source import Source
 from sparsetune.report.words import Words
@@ -33,7 +33,6 @@ def kind(trial: TrialSection) -> str:
 
 
 def pareto(record: TuningRecord, words: Words) -> Plot | None:
-    """Sparsity against PSNR, one point per trial, with the Pareto front."""
     shown = [trial for trial in record.trials if trial.sparsity is not None and trial.psnr is not None]
     if not shown:
         return None
@@ -54,7 +53,6 @@ def pareto(record: TuningRecord, words: Words) -> Plot | None:
 
 
 def history(record: TuningRecord, words: Words) -> Plot | None:
-    """Sparsity by trial, with the best feasible so far."""
     if not any(trial.sparsity is not None for trial in record.trials):
         return None
     best: list[Number] = []
@@ -109,7 +107,6 @@ def calibration(record: TuningRecord, words: Words) -> Plot | None:
 
 
 def _points(record: TuningRecord, words: Words, x: Getter, y: Getter) -> tuple[Series, ...]:
-    """One series per kind of trial, the winner last and on top."""
     both = [trial for trial in record.trials if x(trial) is not None and y(trial) is not None]
     groups = [(key, role, [t for t in both if kind(t) == key and t.number != record.best]) for key, role in _KINDS]
     groups.append(("winner", "best", [trial for trial in both if trial.number == record.best]))
@@ -128,7 +125,6 @@ def _points(record: TuningRecord, words: Words, x: Getter, y: Getter) -> tuple[S
 
 
 def frames(result: EvaluationResult, words: Words) -> Plot | None:
-    """PSNR per frame of every prompt, with the worst prompt and its worst frame marked."""
     known = [row for row in result.detailed_results if row.psnr_per_frame]
     if not known:
         return None
@@ -136,8 +132,8 @@ def frames(result: EvaluationResult, words: Words) -> Plot | None:
     values, name = worst.psnr_per_frame or (), words("frames.prompt", index=worst.index)
     at = values.index(min(values))
     others = [row for row in known if row is not worst]
-    series = [_frame_series(row, words("frames.others"), "muted") for row in others]
-    series.append(_frame_series(worst, name, "main"))
+    series = [_line(row.psnr_per_frame or (), words("frames.others"), "muted") for row in others]
+    series.append(_line(values, name, "main"))
     series.append(Series(words("frames.worst"), "bad", (at,), (values[at],)))
     return Plot(
         "frame_psnr",
@@ -155,7 +151,6 @@ def by_step(result: EvaluationResult, words: Words) -> HeatMap | None:
 
 
 def by_head(result: EvaluationResult, words: Words) -> HeatMap | None:
-    """Sparsity per head; None where the kernel reports none."""
     return _heat_map("sparsity_by_layer_and_head", "heat.head", "axis.head", 0, result.sparsity.by_head, words)
 
 
@@ -172,7 +167,6 @@ def thresholds(result: EvaluationResult, before: EvaluationResult | None, words:
 
 
 def ladder(result: EvaluationResult, words: Words) -> Bars | None:
-    """Squared error by source; None without a ladder or without an error."""
     found = attribute(result.detailed_results)
     if found is None or found.shares is None:
         return None
@@ -188,8 +182,7 @@ def ladder(result: EvaluationResult, words: Words) -> Bars | None:
     )
 
 
-def _frame_series(row: PromptRow, name: str, role: Role) -> Series:
-    values = row.psnr_per_frame or ()
+def _line(values: tuple[Number, ...], name: str, role: Role) -> Series:
     return Series(name, role, tuple(range(len(values))), values, line=True)
 
 
@@ -226,13 +219,9 @@ def _threshold_plot(
     roles: dict[str, Role] = {"before": "muted", "after": "main"}
     drawn = {side: column for side, column in columns.items() if column}
     names = {side: words(f"side.{side}" if columns["before"] else "side.only") for side in drawn}
-    series = tuple(
-        Series(names[side], roles[side], tuple(range(len(column))), column, line=True) for side, column in drawn.items()
-    )
-    parts = []
-    for side, column in drawn.items():
-        low, high = extent(column)
-        parts.append(words("thresholds.range", side=names[side], low=f"{low:.3g}", high=f"{high:.3g}"))
+    series = tuple(_line(column, names[side], roles[side]) for side, column in drawn.items())
+    ranges = {side: [f"{end:.3g}" for end in extent(column)] for side, column in drawn.items()}
+    parts = [words("thresholds.range", side=names[side], low=low, high=high) for side, (low, high) in ranges.items()]
     return Plot(
         f"thresholds_{threshold}",
         words("thresholds.title", threshold=threshold),
@@ -244,7 +233,6 @@ def _threshold_plot(
 
 
 def phases(source: Source, words: Words) -> Bars | None:
-    """Time by phase of a tuning, or rendering and the rest of an evaluation."""
     seconds = source.tuning.seconds_by_phase if source.tuning is not None else _of_evaluation(source.evaluation)
     seconds = {phase: value for phase, value in seconds.items() if value > 0.0}
     if not seconds:

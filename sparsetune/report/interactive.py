@@ -8,7 +8,6 @@ _MARGIN = {"l": 64, "r": 16, "t": 8, "b": 56}
 
 
 def plotly_figure(chart: Chart) -> dict[str, Any]:
-    """Return a chart's `data` and `layout`."""
     match chart:
         case Plot():
             return _plot(chart)
@@ -93,12 +92,8 @@ def _bars(chart: Bars) -> dict[str, Any]:
     ]
     y_axis = {"type": "category", "autorange": "reversed", "automargin": True, "showgrid": False}
     height = 110 + 34 * len(chart.labels) + (30 if len(chart.parts) > 1 else 0)
-    layout = _layout(_axis(chart.axis), y_axis) | {
-        "barmode": "stack",
-        "showlegend": len(chart.parts) > 1,
-        "height": height,
-    }
-    return {"data": data, "layout": layout}
+    more = {"barmode": "stack", "showlegend": len(chart.parts) > 1, "height": height}
+    return {"data": data, "layout": _layout(_axis(chart.axis), y_axis) | more}
 
 
 def _axis(axis: Axis) -> dict[str, Any]:

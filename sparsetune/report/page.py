@@ -6,7 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sparsetune.evaluation.compare import Comparison
+from sparsetune.errors import ResultError
+from sparsetune.evaluation.compare import Comparison, compare
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.report import tables, verdict
 from sparsetune.report.charts import Chart
@@ -32,6 +33,8 @@ _GROUPS = {
 
 def render(source: Source, clips: Sequence[Clip], words: Words, note: str = "") -> str:
     """Render HTML that needs no network, and no files but the clips with a link; the others are embedded."""
+    from plotly.offline import get_plotlyjs
+
     charts = _charts(source, words)
     template = _environment().get_template("report.html.j2")
     page: str = template.render(
@@ -50,18 +53,9 @@ def render(source: Source, clips: Sequence[Clip], words: Words, note: str = "") 
         stills=_stills(source, clips),
         style=(_HERE / "templates" / "style.css").read_text(encoding="utf-8"),
         script="\n".join((_HERE / "scripts" / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS),
-        plotly=plotly_source(),
+        plotly=get_plotlyjs(),
     )
     return page
-
-
-@cache
-def plotly_source() -> str:
-    """Plotly's JavaScript, from its Python package."""
-    from plotly.offline import get_plotlyjs
-
-    source: str = get_plotlyjs()
-    return source
 
 
 def script_json(value: Any) -> str:
@@ -92,7 +86,10 @@ def _command(source: Source) -> str:
 def _comparison(source: Source) -> Comparison | str | None:
     if source.before is None or source.evaluation is None:
         return None
-    return tables.compared(source.before, source.evaluation)
+    try:
+        return compare(source.before, source.evaluation)
+    except ResultError as error:  # not comparable, with the reason
+        return str(error)
 
 
 def _charts(source: Source, words: Words) -> dict[str, list[Chart]]:
@@ -102,8 +99,7 @@ def _charts(source: Source, words: Words) -> dict[str, list[Chart]]:
 
 def _data(source: Source, clips: Sequence[Clip], words: Words, charts: Mapping[str, Sequence[Chart]]) -> str:
     shown = {chart.name: plotly_figure(chart) for group in charts.values() for chart in group}
-    trials = source.tuning.trials if source.tuning is not None else ()
-    best = source.tuning.best if source.tuning is not None else None
+    trials, best = (source.tuning.trials, source.tuning.best) if source.tuning is not None else ((), None)
     sides = (("after", source.evaluation), ("before", source.before))
     return script_json(
         {
