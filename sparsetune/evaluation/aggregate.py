@@ -5,13 +5,10 @@ from dataclasses import asdict
 from typing import Any
 
 from sparsetune.attention.backends import ReferenceBackend
-from sparsetune.attention.policy import Policy
-from sparsetune.checkpoint import summarize as summarize_policy
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import (
     ConditionSection,
     GateSection,
-    LayerSection,
     MetricStatistics,
     PromptRow,
     Rung,
@@ -83,10 +80,6 @@ def sparsity_section(results: Sequence[PromptResult]) -> SparsitySection:
         by_step=merged.by_step if merged else (),
         **{name: getattr(merged, name) if merged else {} for name in _COUNTERS},
     )
-
-
-def threshold_sections(policy: Policy) -> tuple[LayerSection, ...]:
-    return tuple(LayerSection(**asdict(layer)) for layer in summarize_policy(policy))
 
 
 def _speedup(results: Sequence[PromptResult]) -> float | None:

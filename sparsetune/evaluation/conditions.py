@@ -13,7 +13,6 @@ from sparsetune.checkpoint.manifest import git_commit, hash_prompts, utc_now, ve
 from sparsetune.evaluation.baseline import BaselineKey, canonical_hash
 from sparsetune.evaluation.result import ConfigSection, EnvironmentSection, ModelSection, PolicySection, Spread
 from sparsetune.executor import Executor
-from sparsetune.models.loading import ModelIdentity
 from sparsetune.models.prompts import AnyPrompt, as_prompt, image_digest, texts
 from sparsetune.models.runtime import RuntimeDescription, device_kind, scheduler, vae_tiling
 
@@ -43,19 +42,6 @@ def baseline_key(renderer: "Renderer", prompt: AnyPrompt, seed: int) -> Baseline
         vae_tiling=vae_tiling(loaded.pipe),
         versions=_rendering_versions(),
         image=None if given.image is None else image_digest(given.image),
-    )
-
-
-def model_section(identity: ModelIdentity) -> ModelSection:
-    return ModelSection(
-        source=identity.source,
-        revision=identity.revision,
-        fingerprint=identity.fingerprint,
-        pipeline_class=identity.pipeline_class,
-        transformer_class=identity.transformer_class,
-        num_layers=len(identity.layers),
-        num_heads=sum(num_heads for _, num_heads, _ in identity.layers),
-        random_weights=identity.random_weights,
     )
 
 
@@ -102,14 +88,24 @@ def config_section(
     tune_prompts: Sequence[AnyPrompt],
 ) -> ConfigSection:
     tuned_on = set(tune_prompts) if tuned else set()
+    identity = runtime.identity
     return ConfigSection(
-        model_name=runtime.identity.name,
+        model_name=identity.name,
         use_tuned=tuned,
         num_prompts=len(prompts),
         seed=seed,
         tuned_path=checkpoint,
         tuner=tuner,
-        model=model_section(runtime.identity),
+        model=ModelSection(
+            source=identity.source,
+            revision=identity.revision,
+            fingerprint=identity.fingerprint,
+            pipeline_class=identity.pipeline_class,
+            transformer_class=identity.transformer_class,
+            num_layers=len(identity.layers),
+            num_heads=sum(num_heads for _, num_heads, _ in identity.layers),
+            random_weights=identity.random_weights,
+        ),
         **runtime.settings.model_dump(),
         scheduler=runtime.scheduler,
         dtype=runtime.dtype,

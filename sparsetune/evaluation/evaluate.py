@@ -4,16 +4,16 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsetune.attention.policy import Policy, check_fits
-from sparsetune.checkpoint import Checkpoint, load_checkpoint
+from sparsetune.checkpoint import Checkpoint, load_checkpoint, summarize
 from sparsetune.checkpoint.manifest import hash_prompts
 from sparsetune.config import DEFAULT_METRICS
 from sparsetune.errors import MetricError, PromptError
-from sparsetune.evaluation.aggregate import gate_section, sparsity_section, statistics, threshold_sections
+from sparsetune.evaluation.aggregate import gate_section, sparsity_section, statistics
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.conditions import config_section, environment_section
 from sparsetune.evaluation.events import (
@@ -26,7 +26,7 @@ from sparsetune.evaluation.events import (
 )
 from sparsetune.evaluation.outputs import OutputFolder, worst_and_median
 from sparsetune.evaluation.report_markdown import report_markdown
-from sparsetune.evaluation.result import ConfigSection, EvaluationResult, PromptRow, save_result
+from sparsetune.evaluation.result import ConfigSection, EvaluationResult, LayerSection, PromptRow, save_result
 from sparsetune.evaluation.tasks import JudgedPrompt, JudgePrompt
 from sparsetune.executor import (
     Event,
@@ -253,7 +253,7 @@ class _Run:
             verdict="failed" if points is None else verdict(points),
             gate=gate_section(self.gate, rows),
             sparsity=sparsity_section([prompt.result for prompt in judged]),
-            thresholds=threshold_sections(self.tasks[0].policy),
+            thresholds=tuple(LayerSection(**asdict(layer)) for layer in summarize(self.tasks[0].policy)),
             environment=environment_section(
                 self.runtime, self.executor, time.perf_counter() - self.started, generation
             ),

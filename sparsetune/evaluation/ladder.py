@@ -31,10 +31,6 @@ class Attribution:
     num_prompts: int
 
 
-def full_density(policy: Policy) -> Policy:
-    return replace(policy, layers=tuple(_full_layer(layer) for layer in policy.layers))
-
-
 def render_ladder(
     renderer: "Renderer",
     handle: "SparseHandle",
@@ -47,7 +43,7 @@ def render_ladder(
     """Render both lower rungs; return their metrics that can be computed against `dense`, and the rendering seconds."""
     with rendering_dense(handle):
         again = render(renderer, prompt, seed, "dense_again", on_step)
-    with with_policy(handle, full_density(handle.policy)):
+    with with_policy(handle, _full_density(handle.policy)):
         kernel = render(renderer, prompt, seed, "kernel", on_step)
     rungs: dict[Rung, dict[str, float]] = {
         "dense_again": compute_available(dense, again.frames, metrics)[0],
@@ -72,6 +68,10 @@ def attribute(rows: Sequence[PromptRow]) -> Attribution | None:
         kernel = min(max(mse["kernel"] / mse["policy"] - noise, 0.0), 1.0 - noise)
         shares = {"dense_again": noise, "kernel": kernel, "policy": 1.0 - noise - kernel}
     return Attribution({rung: _mean(values) for rung, values in psnr.items()}, mse, shares, len(with_ladder))
+
+
+def _full_density(policy: Policy) -> Policy:
+    return replace(policy, layers=tuple(_full_layer(layer) for layer in policy.layers))
 
 
 def _full_layer(layer: LayerThresholds) -> LayerThresholds:

@@ -60,7 +60,7 @@ class VideoComparison:
             "align": self.align,
             "note": self.note,
             "pairs": [{**asdict(pair), "size": list(pair.size)} for pair in self.pairs],
-            "statistics": {name: summary.to_dict() for name, summary in self.statistics.items()},
+            "statistics": {name: asdict(summary) for name, summary in self.statistics.items()},
             "overall_score": self.score,
             "verdict": self.verdict,
             "gate": self.gate.to_dict(),

@@ -65,14 +65,10 @@ class PairedDifference:
         return {**asdict(self), "differences": list(self.differences), "significant": self.significant}
 
 
-def summarize(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES) -> Summary:
-    """Summarize one metric's values over the prompts.
-
-    Raises:
-        MetricError: there is no value, or one isn't finite.
-    """
+def summarize(values: Sequence[float], seed: int = 0) -> Summary:
+    """Summarize one metric's values over the prompts; none, or one that isn't finite, is a MetricError."""
     data = _checked(values)
-    low, high = bootstrap_mean(data, seed=seed, resamples=resamples)
+    low, high = bootstrap_mean(data, seed=seed)
     return Summary(
         mean=_mean(data),
         std=float(data.std(ddof=1)) if data.size > 1 else 0.0,
@@ -84,12 +80,7 @@ def summarize(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES
 
 
 def paired_difference(
-    before: Sequence[float],
-    after: Sequence[float],
-    *,
-    higher_is_better: bool = True,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
+    before: Sequence[float], after: Sequence[float], *, higher_is_better: bool = True
 ) -> PairedDifference:
     """Compare a metric's values prompt by prompt; `before[i]` and `after[i]` belong to the same prompt and seed.
 
@@ -99,7 +90,7 @@ def paired_difference(
     if len(before) != len(after):
         raise MetricError(f"paired values must have equal length, got {len(before)} before and {len(after)} after")
     differences = _checked(after) - _checked(before)
-    low, high = bootstrap_mean(differences, seed=seed, resamples=resamples)
+    low, high = bootstrap_mean(differences)
     rose, fell = int((differences > 0).sum()), int((differences < 0).sum())
     return PairedDifference(
         mean=_mean(differences),
@@ -123,11 +114,7 @@ def interval_caveat(num_values: int) -> str | None:
 def bootstrap_mean(
     values: Sequence[float] | npt.NDArray[np.float64], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
-    """95% percentile bootstrap interval of the mean (Efron 1979): prompts are drawn with replacement.
-
-    Raises:
-        MetricError: there is no value, one isn't finite, or `resamples` is below 1.
-    """
+    """95% percentile bootstrap interval of the mean (Efron 1979): prompts are drawn with replacement."""
     data = _checked(values)
     if resamples < 1:
         raise MetricError(f"resamples must be at least 1, got {resamples}")

@@ -1,6 +1,6 @@
 """Charts as Plotly figures (JSON values); the page's scripts set colours by each trace's role, in `meta`."""
 
-from typing import Any, assert_never
+from typing import Any
 
 from sparsetune.report.charts import Axis, Bars, Chart, HeatMap, Plot, Series
 
@@ -8,15 +8,9 @@ _MARGIN = {"l": 64, "r": 16, "t": 8, "b": 56}
 
 
 def plotly_figure(chart: Chart) -> dict[str, Any]:
-    match chart:
-        case Plot():
-            return _plot(chart)
-        case HeatMap():
-            return _heat_map(chart)
-        case Bars():
-            return _bars(chart)
-        case _:
-            assert_never(chart)
+    if isinstance(chart, Plot):
+        return _plot(chart)
+    return _heat_map(chart) if isinstance(chart, HeatMap) else _bars(chart)
 
 
 def _plot(chart: Plot) -> dict[str, Any]:

@@ -9,15 +9,16 @@ from typing import Any
 from sparsetune.errors import ResultError
 from sparsetune.evaluation.compare import Comparison, compare
 from sparsetune.evaluation.result import EvaluationResult
+from sparsetune.metrics import interval_caveat
 from sparsetune.report import tables, verdict
 from sparsetune.report.charts import Chart
-from sparsetune.report.clips import Clip, pane_boxes
+from sparsetune.report.clips import Clip
 from sparsetune.report.command import eval_command, tune_command
 from sparsetune.report.figures import figures
 from sparsetune.report.interactive import plotly_figure
 from sparsetune.report.source import Source
 from sparsetune.report.words import Words
-from sparsetune.video import DIFFERENCE_GAIN
+from sparsetune.video import DIFFERENCE_GAIN, panes
 
 _HERE = Path(__file__).parent
 _SCRIPTS = ("base", "theme", "charts", "player", "stage", "tables", "trials", "main")
@@ -44,9 +45,10 @@ def render(source: Source, clips: Sequence[Clip], words: Words, note: str = "") 
         record=source.tuning,
         verdict=verdict,
         tables=tables,
+        interval_caveat=interval_caveat,
         note=note,
         command=_command(source),
-        comparison=_comparison(source),
+        comparison=comparison(source),
         charts=charts,
         data=_data(source, clips, words, charts),
         clips=[clip for clip in clips if clip.href is None],
@@ -83,7 +85,7 @@ def _command(source: Source) -> str:
     return "" if source.evaluation is None else eval_command(source.evaluation)
 
 
-def _comparison(source: Source) -> Comparison | str | None:
+def comparison(source: Source) -> Comparison | str | None:
     if source.before is None or source.evaluation is None:
         return None
     try:
@@ -115,7 +117,7 @@ def _data(source: Source, clips: Sequence[Clip], words: Words, charts: Mapping[s
 
 def _prompts(side: str, result: EvaluationResult, clips: Sequence[Clip]) -> list[dict[str, Any]]:
     hrefs = {clip.index: clip.href for clip in clips if clip.side == side}
-    boxes = pane_boxes(result)
+    boxes = [[box.left, box.top, box.width, box.height] for box in panes(result.config.height, result.config.width, 2)]
     return [
         {
             "key": f"{side}-{row.index}",

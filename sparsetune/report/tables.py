@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsetune.evaluation.compare import Comparison, change_rows, summary_rows
-from sparsetune.evaluation.report_markdown import number
+from sparsetune.evaluation.report_markdown import number, percent
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
-from sparsetune.metrics import interval_caveat
 from sparsetune.report.figures import front, kind
 from sparsetune.report.words import Words
 from sparsetune.tuning.record import TrialSection, TuningRecord
@@ -72,7 +71,7 @@ def trial_table(record: TuningRecord, words: Words) -> Table:
 def trial_details(trial: TrialSection, best: int | None, words: Words) -> dict[str, list[list[str]] | str]:
     figures = [
         [words("table.state"), _state(trial, best, words)],
-        [words("table.sparsity"), _percent(trial.sparsity)],
+        [words("table.sparsity"), percent(trial.sparsity)],
         [words("table.psnr"), number(trial.psnr)],
         [words("table.psnr_worst"), number(trial.psnr_worst)],
         [words("table.cosine"), _cosine(trial.frame_cosine)],
@@ -99,10 +98,6 @@ def comparison_rows(comparison: Comparison, words: Words) -> list[tuple[str, str
 
 def metric_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     return [(*row[:4], f"{row.low} … {row.high}", "/".join(map(str, row.counts))) for row in change_rows(comparison)]
-
-
-def caveat(num_pairs: int) -> bool:
-    return interval_caveat(num_pairs) is not None
 
 
 def settings_rows(result: EvaluationResult, words: Words) -> list[tuple[str, str]]:
@@ -134,7 +129,7 @@ def _prompt_row(row: PromptRow, metrics: Sequence[str]) -> Row:
         return Row(row.index, (*first, *blank), row.error, "failed")
     values = [row.metrics.get(name) for name in metrics]
     cells = [Cell("–" if value is None else number(value), value) for value in values]
-    cells.append(Cell(_percent(row.sparsity) or "–", row.sparsity))
+    cells.append(Cell(percent(row.sparsity) or "–", row.sparsity))
     cells.append(Cell("–" if row.seconds_sparse is None else f"{row.seconds_sparse:.2f}", row.seconds_sparse))
     cells.append(Cell("–" if row.worst_frame is None else str(row.worst_frame), row.worst_frame))
     return Row(row.index, (*first, *cells))
@@ -144,7 +139,7 @@ def _trial_row(trial: TrialSection, best: int | None, front: set[int], words: Wo
     cells = (
         Cell(str(trial.number), trial.number),
         Cell(_state(trial, best, words)),
-        Cell(_percent(trial.sparsity) or "–", trial.sparsity),
+        Cell(percent(trial.sparsity) or "–", trial.sparsity),
         Cell(number(trial.psnr) or "–", trial.psnr),
         Cell(number(trial.psnr_worst) or "–", trial.psnr_worst),
         Cell(_cosine(trial.frame_cosine) or "–", trial.frame_cosine),
@@ -156,10 +151,6 @@ def _trial_row(trial: TrialSection, best: int | None, front: set[int], words: Wo
 
 def _state(trial: TrialSection, best: int | None, words: Words) -> str:
     return words("search.winner") if trial.number == best else words(f"search.{kind(trial)}")
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
 
 
 def _cosine(value: float | None) -> str:
