@@ -171,13 +171,9 @@ class BaselineCache:
     def ls(self) -> tuple[CacheEntry, ...]:
         entries = []
         for path, status in self._files():
-            try:
+            with contextlib.suppress(FileNotFoundError):  # removed by another process meanwhile
                 info = read_info(path)
-            except FileNotFoundError:
-                continue
-            except DamagedEntryError:
-                info = None
-            entries.append(CacheEntry(path.stem, info, status.st_size, status.st_mtime, path))
+                entries.append(CacheEntry(path.stem, info, status.st_size, status.st_mtime, path))
         return tuple(sorted(entries, key=lambda entry: entry.last_used, reverse=True))
 
     def clear(self) -> Cleared:
@@ -258,9 +254,11 @@ def write_entry(path: Path, key: BaselineKey, frames: NDArray[np.uint8], seconds
             np.lib.format.write_array(member, frames, allow_pickle=False)
 
 
-def read_info(path: Path) -> EntryInfo:
-    with _opened(path) as archive:
+def read_info(path: Path) -> EntryInfo | None:
+    """Read an entry's metadata; None where it is damaged."""
+    with contextlib.suppress(DamagedEntryError), _opened(path) as archive:
         return EntryInfo.model_validate_json(archive.read(_INFO))
+    return None
 
 
 def read_entry(path: Path, key: BaselineKey) -> tuple[NDArray[np.uint8], EntryInfo]:

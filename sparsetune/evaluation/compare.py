@@ -140,23 +140,16 @@ def summary_rows(
 
 def change_rows(comparison: Comparison, decimals: int = 4) -> list[ChangeRow]:
     """Format every change: two decimals for dB and from 10 on, otherwise `decimals`."""
-    return [_change_row(change, decimals) for change in comparison.changes]
-
-
-def _change_row(change: Change, decimals: int) -> ChangeRow:
-    pairs = change.difference
-    if change.unit == "dB" or max(abs(change.before), abs(change.after)) >= 10:
-        decimals = 2
-    return ChangeRow(
-        name=f"{change.name} ({change.unit})" if change.unit else change.name,
-        before=f"{change.before:.{decimals}f}",
-        after=f"{change.after:.{decimals}f}",
-        difference=f"{pairs.mean:+.{decimals}f}",
-        low=f"{pairs.ci95_low:+.{decimals}f}",
-        high=f"{pairs.ci95_high:+.{decimals}f}",
-        counts=(pairs.better, pairs.worse, pairs.equal),
-        significant=pairs.significant,
-    )
+    rows = []
+    for one in comparison.changes:
+        pairs, places = one.difference, decimals
+        if one.unit == "dB" or max(abs(one.before), abs(one.after)) >= 10:
+            places = 2
+        values = [f"{value:.{places}f}" for value in (one.before, one.after)]
+        values += [f"{value:+.{places}f}" for value in (pairs.mean, pairs.ci95_low, pairs.ci95_high)]
+        name = f"{one.name} ({one.unit})" if one.unit else one.name
+        rows.append(ChangeRow(name, *values, (pairs.better, pairs.worse, pairs.equal), pairs.significant))
+    return rows
 
 
 _DECIDING = (
@@ -210,7 +203,7 @@ def compare(
     return Comparison(
         before=_summary(first),
         after=_summary(second),
-        changes=tuple(_change(name, pairs, *_direction(name, first)) for name in names),
+        changes=tuple(_change(name, pairs, first) for name in names),
         num_pairs=len(pairs),
         num_unpaired=total - 2 * len(pairs),
         notes=_notes(first, second),
@@ -253,21 +246,13 @@ def _metrics(row: PromptRow) -> dict[str, float]:
 
 
 def _change(
-    name: str,
-    pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]],
-    unit: str,
-    higher_is_better: bool | None,
+    name: str, pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], first: EvaluationResult
 ) -> Change:
+    unit, higher = _direction(name, first)
     both = [(one[name], other[name]) for one, other in pairs if name in one and name in other]
     before, after = [one for one, _ in both], [other for _, other in both]
-    return Change(
-        name,
-        unit,
-        higher_is_better,
-        sum(before) / len(before),
-        sum(after) / len(after),
-        paired_difference(before, after, higher_is_better=higher_is_better is not False),
-    )
+    difference = paired_difference(before, after, higher_is_better=higher is not False)
+    return Change(name, unit, higher, sum(before) / len(before), sum(after) / len(after), difference)
 
 
 def _direction(name: str, result: EvaluationResult) -> tuple[str, bool | None]:

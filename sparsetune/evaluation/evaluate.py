@@ -154,11 +154,9 @@ def evaluate(
         tune_prompts: prompts that the policy may have been tuned on; the result flags an overlap.
 
     Raises:
-        PromptError: there are no prompts.
-        ExecutorError: no worker is left.
+        PromptError, CheckpointError: there are no prompts, or the policy is for another model.
         MetricError: a metric is unknown or returned no finite number.
-        CheckpointError: the policy is for another model.
-        GenerationError: out of memory.
+        GenerationError, ExecutorError: out of memory, or no worker is left.
         CacheError, BackendError, VideoError, SparsetuneError: the cache, kernel, encoder or folder can't be used.
     """
     started = time.perf_counter()

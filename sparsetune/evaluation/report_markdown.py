@@ -166,13 +166,17 @@ def _sparsity(result: EvaluationResult) -> str:
         return "## Sparsity\n\nNothing was rendered."
     calls = ", ".join(f"{count} {kind}" for kind, count in part.num_calls.items())
     kernels = ", ".join(sorted(set(part.kernels.values())))
+    theoretical, measured = (
+        "not known" if value is None else f"{value:.2f}x" for value in (part.theoretical_speedup, part.measured_speedup)
+    )
+    dense, sparse = ("?" if value is None else f"{value:.2f} s" for value in (part.seconds_dense, part.seconds_sparse))
     num_cached = sum(row.dense_cached for row in result.detailed_results)
     lines = [
         f"- Sparsity: {percent(part.overall)} of the block pairs of all self-attention calls "
         f"({percent(part.active)} of the sparse calls)",
-        f"- Theoretical speed-up of attention: {_times(part.theoretical_speedup)}",
-        f"- Measured speed-up of a rendering: {_times(part.measured_speedup)}, fastest dense over fastest sparse "
-        f"(means: {_seconds(part.seconds_dense)} dense, {_seconds(part.seconds_sparse)} sparse)"
+        f"- Theoretical speed-up of attention: {theoretical}",
+        f"- Measured speed-up of a rendering: {measured}, fastest dense over fastest sparse "
+        f"(means: {dense} dense, {sparse} sparse)"
         + (f"; {num_cached} of the dense times were measured by an earlier run" if num_cached else ""),
         f"- Kernels that ran: {kernels}; calls: {calls}",
         *(f"- Fell back to dense {count} times: {cell(reason)}" for reason, count in part.fallbacks.items()),
@@ -243,17 +247,9 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
 
 
-def _seconds(value: float | None) -> str:
-    return "?" if value is None else f"{value:.2f} s"
-
-
 def _dense_steps(result: EvaluationResult) -> str:
     num_steps = result.config.num_inference_steps
     num_dense = DenseSchedule(result.config.policy.dense_fraction).num_dense_steps(num_steps)
     dense = f"the first {num_dense} of {num_steps} steps dense" if num_dense else "no dense steps"
     scale = result.config.policy.drop_scale
     return dense if scale is None else f"{dense}, {_spread(scale)} times the dropped attention by step"
-
-
-def _times(value: float | None) -> str:
-    return "not known" if value is None else f"{value:.2f}x"

@@ -138,7 +138,9 @@ class PromptRow(_Part):
     psnr_per_frame: tuple[float, ...] | None = Field(None, description="In dB, 100 for identical frames.")
     error: str | None = None
     unavailable: dict[str, str] = Field(default_factory=dict, description="Reasons of metrics without a value.")
-    ladder: dict[Rung, dict[str, float]] | None = Field(None, description="Metrics of the ladder's lower rungs.")
+    ladder: dict[Rung, dict[str, float]] | None = Field(
+        None, description="Of the repeated dense video and at sparsity 0."
+    )
 
     @property
     def metrics(self) -> dict[str, float]:

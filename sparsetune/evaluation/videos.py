@@ -24,22 +24,18 @@ LOSSY_NOTE = (
 
 @dataclass(frozen=True)
 class VideoPair:
-    """Two compared files and their metrics.
-
-    `num_frames` were compared, of `num_frames_dense` and `num_frames_sparse`; `unavailable` has the reason for each
-    metric without a value; `size` is (height, width) in pixels.
-    """
+    """Two compared files and their metrics."""
 
     name: str
     dense: str
     sparse: str
-    size: tuple[int, int]
+    size: tuple[int, int]  # (height, width) in pixels
     fps: float
-    num_frames: int
+    num_frames: int  # compared
     num_frames_dense: int
     num_frames_sparse: int
     metrics: dict[str, float]
-    unavailable: dict[str, str]
+    unavailable: dict[str, str]  # reason for each metric without a value
 
 
 @dataclass(frozen=True)
@@ -103,19 +99,9 @@ def _compare(dense: Path, sparse: Path, names: Sequence[str], align: Align) -> V
     _check_match(dense, left, sparse, right, align)
     count = min(len(left.frames), len(right.frames))
     values, unavailable = compute_available(left.frames[:count], right.frames[:count], names)
-    height, width = left.frames.shape[1:3]
-    return VideoPair(
-        name=dense.name,
-        dense=str(dense),
-        sparse=str(sparse),
-        size=(height, width),
-        fps=left.fps,
-        num_frames=count,
-        num_frames_dense=len(left.frames),
-        num_frames_sparse=len(right.frames),
-        metrics=values,
-        unavailable=unavailable,
-    )
+    _, height, width, _ = left.frames.shape
+    counts = (count, len(left.frames), len(right.frames))
+    return VideoPair(dense.name, str(dense), str(sparse), (height, width), left.fps, *counts, values, unavailable)
 
 
 def _check_match(dense: Path, left: Video, sparse: Path, right: Video, align: Align) -> None:

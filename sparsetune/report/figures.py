@@ -89,7 +89,6 @@ def importances(record: TuningRecord, words: Words) -> Bars | None:
 
 
 def calibration(record: TuningRecord, words: Words) -> Plot | None:
-    """Calibrated error of each trial's policy against the PSNR of its videos."""
     shown = [trial for trial in record.trials if trial.predicted_error and trial.psnr is not None]
     if not shown:
         return None
@@ -145,15 +144,6 @@ def frames(result: EvaluationResult, words: Words) -> Plot | None:
     )
 
 
-def by_step(result: EvaluationResult, words: Words) -> HeatMap | None:
-    rows = result.sparsity.by_layer_and_step
-    return _heat_map("sparsity_by_layer_and_step", "heat.step", "axis.step", 1, rows, words)
-
-
-def by_head(result: EvaluationResult, words: Words) -> HeatMap | None:
-    return _heat_map("sparsity_by_layer_and_head", "heat.head", "axis.head", 0, result.sparsity.by_head, words)
-
-
 def thresholds(result: EvaluationResult, before: EvaluationResult | None, words: Words) -> list[Plot]:
     """Mean of each threshold by layer, before and after; constant thresholds have no figure."""
     sides = [("before", before.thresholds if before else ()), ("after", result.thresholds)]
@@ -186,9 +176,7 @@ def _line(values: tuple[Number, ...], name: str, role: Role) -> Series:
     return Series(name, role, tuple(range(len(values))), values, line=True)
 
 
-def _heat_map(
-    name: str, key: str, x_axis: str, first: int, rows: dict[str, tuple[float, ...]], words: Words
-) -> HeatMap | None:
+def _heat_map(axis: str, first: int, rows: dict[str, tuple[float, ...]], words: Words) -> HeatMap | None:
     if not rows or not any(rows.values()):
         return None
     width = max(len(row) for row in rows.values())
@@ -196,13 +184,13 @@ def _heat_map(
     low, high = extent([value for row in values for value in row])
     layer, column = next((i, row.index(high)) for i, row in enumerate(values) if high in row)
     return HeatMap(
-        name,
-        words(f"{key}.title"),
+        f"sparsity_by_layer_and_{axis}",
+        words(f"heat.{axis}.title"),
         words(
-            f"{key}.alt", layers=len(values), columns=width, low=f"{low:.1%}", high=f"{high:.1%}", layer=layer,
+            f"heat.{axis}.alt", layers=len(values), columns=width, low=f"{low:.1%}", high=f"{high:.1%}", layer=layer,
             column=column + first,
         ),
-        Axis(words(x_axis), labels=tuple(str(index + first) for index in range(width))),
+        Axis(words(f"axis.{axis}"), labels=tuple(str(index + first) for index in range(width))),
         Axis(words("axis.layer"), labels=tuple(str(index) for index in range(len(values)))),
         tuple(values),
     )  # fmt: skip
@@ -261,7 +249,9 @@ def figures(source: Source, words: Words) -> tuple[Chart, ...]:
     """Every figure that there is data for, with titles and alternative texts in the language of `words`."""
     found: list[Chart | None] = []
     if (result := source.evaluation) is not None:
-        found += [frames(result, words), by_step(result, words), by_head(result, words)]
+        found.append(frames(result, words))
+        for axis, first, rows in (("step", 1, result.sparsity.by_layer_and_step), ("head", 0, result.sparsity.by_head)):
+            found.append(_heat_map(axis, first, rows, words))
         found += thresholds(result, source.before, words)
     if source.tuning is not None:
         found += [make(source.tuning, words) for make in (pareto, history, importances, calibration)]

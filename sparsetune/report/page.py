@@ -140,6 +140,5 @@ def _prompts(side: str, result: EvaluationResult, clips: Sequence[Clip]) -> list
 
 def _stills(source: Source, clips: Sequence[Clip]) -> list[tuple[int, str]]:
     """Stills as base64, where there are no videos."""
-    if clips:
-        return []
-    return [(index, Clip("after", index, path).encoded()) for index, path in source.files.stills.items()]
+    stills = {} if clips else source.files.stills
+    return [(index, Clip("after", index, path).encoded()) for index, path in stills.items()]
