@@ -22,9 +22,7 @@ from sparsetune.files import atomic_path
 from sparsetune.locks import exclusive, exclusive_if_free
 
 _LOG = logging.getLogger(__name__)
-_STALE_SECONDS = 3600.0
-"""A temporary file older than this was left by a process that died."""
-
+_STALE_SECONDS = 3600.0  # a temporary file older than this was left by a process that died
 _FRAMES = "frames.npy"
 _INFO = "entry.json"
 _FORMAT = 1

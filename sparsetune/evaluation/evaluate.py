@@ -28,6 +28,7 @@ from sparsetune.evaluation.outputs import OutputFolder, worst_and_median
 from sparsetune.evaluation.report_markdown import report_markdown
 from sparsetune.evaluation.result import ConfigSection, EvaluationResult, LayerSection, PromptRow, save_result
 from sparsetune.evaluation.tasks import JudgedPrompt, JudgePrompt
+from sparsetune.evaluation.videos import known_metrics
 from sparsetune.executor import (
     Event,
     Executor,
@@ -43,7 +44,7 @@ from sparsetune.executor import (
 )
 from sparsetune.executor.session import DescribeSession
 from sparsetune.files import write_text
-from sparsetune.metrics import BASE_METRICS, Gate, get, import_metrics, own_names, score, verdict
+from sparsetune.metrics import BASE_METRICS, Gate, import_metrics, score, verdict
 from sparsetune.models.generation import Renderer
 from sparsetune.models.prompts import AnyPrompt, as_prompt, load_prompts, texts
 from sparsetune.models.runtime import RuntimeDescription
@@ -274,9 +275,8 @@ def _write(outputs: OutputFolder | None, result: EvaluationResult, judged: Seque
 
 
 def _metric_names(metrics: Sequence[str], gate: Gate) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys((*BASE_METRICS, *gate.metrics, *metrics, *own_names())))
+    names = known_metrics(metrics, gate)
     for name in names:
-        get(name)
         if (name in PromptRow.model_fields or hasattr(PromptRow, name)) and name not in BASE_METRICS:
             raise MetricError(f"metric name {name!r} is a field of the result; rename the metric")
     return names

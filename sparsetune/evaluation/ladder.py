@@ -14,7 +14,7 @@ from sparsetune.models.prompts import AnyPrompt
 
 if TYPE_CHECKING:
     from sparsetune.attention.handle import SparseHandle
-    from sparsetune.models.generation import Renderer
+    from sparsetune.models.generation import Renderer, Rendering
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,8 @@ def render_ladder(
         again = render(renderer, prompt, seed, "dense_again", on_step)
     with with_policy(handle, _full_density(handle.policy)):
         kernel = render(renderer, prompt, seed, "kernel", on_step)
-    rungs: dict[Rung, dict[str, float]] = {
-        "dense_again": compute_available(dense, again.frames, metrics)[0],
-        "kernel": compute_available(dense, kernel.frames, metrics)[0],
-    }
+    renderings: dict[Rung, Rendering] = {"dense_again": again, "kernel": kernel}
+    rungs = {rung: compute_available(dense, video.frames, metrics)[0] for rung, video in renderings.items()}
     return rungs, again.seconds + kernel.seconds
 
 

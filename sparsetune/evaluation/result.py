@@ -139,7 +139,7 @@ class PromptRow(_Part):
     error: str | None = None
     unavailable: dict[str, str] = Field(default_factory=dict, description="Reasons of metrics without a value.")
     ladder: dict[Rung, dict[str, float]] | None = Field(
-        None, description="Of the repeated dense video and at sparsity 0."
+        None, description="Of the dense video again, and at sparsity 0."
     )
 
     @property

@@ -78,9 +78,7 @@ def compare_videos(
     `shortest` compares as many frames as the shorter video has. `on_pair` is called after each pair with its number
     from 1, the number of pairs and the pair.
     """
-    wanted = tuple(dict.fromkeys((*BASE_METRICS, *gate.metrics, *names, *own_names())))
-    for name in wanted:
-        get(name)  # an unknown one fails before any file is decoded
+    wanted = known_metrics(names, gate)
     found = _pairs(dense, sparse)
     compared: list[VideoPair] = []
     for number, (left, right) in enumerate(found, start=1):
@@ -92,6 +90,12 @@ def compare_videos(
     statistics = {name: summarize(column) for name, column in values.items() if column}
     total = score_of(*(statistics[name].mean for name in ("frame_cosine", "psnr", "frame_l1")))
     return VideoComparison(tuple(compared), statistics, total, verdict_of(total), gate.check(rows), align)
+
+
+def known_metrics(names: Sequence[str], gate: Gate) -> tuple[str, ...]:
+    """Add those that score and gate need and a user's own; an unknown one fails before anything is computed."""
+    wanted = (*BASE_METRICS, *gate.metrics, *names, *own_names())
+    return tuple(dict.fromkeys(get(name).name for name in wanted))
 
 
 def _compare(dense: Path, sparse: Path, names: Sequence[str], align: Align) -> VideoPair:

@@ -75,7 +75,16 @@ def xpsnr(dense: Frames, sparse: Frames) -> float:
 
 def _run(comparison: str, dense: Frames, sparse: Frames, folder: Path | None = None) -> str:
     filter_name = comparison.partition("=")[0]
-    binary = _binary(filter_name)
+    binary = ffmpeg.executable()
+    if binary is None:
+        raise MetricUnavailable(
+            f"{filter_name} needs ffmpeg; pip install imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE to a binary"
+        )
+    if filter_name not in ffmpeg.filters(binary):
+        raise MetricUnavailable(
+            f"{binary} was built without the filter {filter_name}; pip install --upgrade imageio-ffmpeg, "
+            "or set IMAGEIO_FFMPEG_EXE to a build that has it"
+        )
     height, width = dense.shape[1:3]
     graph = (
         f"[0:v]split[both][again];[both]crop={width}:{height}:0:0,{_TO_YUV}[dense];"
@@ -88,17 +97,3 @@ def _run(comparison: str, dense: Frames, sparse: Frames, folder: Path | None = N
     if done.status != 0:
         raise MetricError(f"ffmpeg's {filter_name} failed on {len(dense)} frames of {height}x{width}: {done.reason}")
     return done.log
-
-
-def _binary(filter_name: str) -> str:
-    binary = ffmpeg.executable()
-    if binary is None:
-        raise MetricUnavailable(
-            f"{filter_name} needs ffmpeg; pip install imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE to a binary"
-        )
-    if filter_name not in ffmpeg.filters(binary):
-        raise MetricUnavailable(
-            f"{binary} was built without the filter {filter_name}; pip install --upgrade imageio-ffmpeg, "
-            "or set IMAGEIO_FFMPEG_EXE to a build that has it"
-        )
-    return binary

@@ -44,20 +44,7 @@ def lpips(dense: Frames, sparse: Frames, *, weights: Path | None = None) -> floa
         raise MetricUnavailable("lpips is not installed; pip install sparsetune[lpips]")
     import torch
 
-    model = _model(_find_weights(weights))
-    total = 0.0
-    with torch.inference_mode():
-        for start in range(0, len(dense), _BATCH):
-            batches = (frames[start : start + _BATCH].astype(np.float32) for frames in (dense, sparse))
-            d, s = (torch.from_numpy(batch / 127.5 - 1).permute(0, 3, 1, 2) for batch in batches)
-            total += float(model(d, s).sum(dtype=torch.float64))
-    return total / len(dense)
-
-
-def _find_weights(given: Path | None) -> Path:
-    import torch
-
-    named = given or os.environ.get(WEIGHTS_VARIABLE)
+    named = weights or os.environ.get(WEIGHTS_VARIABLE)
     path = Path(named) if named else Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_FILE
     if not path.is_file():
         raise MetricUnavailable(
@@ -65,7 +52,14 @@ def _find_weights(given: Path | None) -> Path:
             f"torchvision.models.alexnet(weights='DEFAULT')\"` once online, or set {WEIGHTS_VARIABLE} "
             f"to a copy of {WEIGHTS_FILE}"
         )
-    return path
+    model = _model(path)
+    total = 0.0
+    with torch.inference_mode():
+        for start in range(0, len(dense), _BATCH):
+            batches = (frames[start : start + _BATCH].astype(np.float32) for frames in (dense, sparse))
+            d, s = (torch.from_numpy(batch / 127.5 - 1).permute(0, 3, 1, 2) for batch in batches)
+            total += float(model(d, s).sum(dtype=torch.float64))
+    return total / len(dense)
 
 
 @functools.lru_cache(maxsize=1)

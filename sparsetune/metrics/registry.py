@@ -120,11 +120,10 @@ def own_names() -> tuple[str, ...]:
 
 def get(name: str) -> Metric:
     """Look up a metric, or raise MetricError with the names nearest to an unknown one."""
-    try:
-        return _REGISTRY[name]
-    except KeyError:
+    if name not in _REGISTRY:
         near = difflib.get_close_matches(name, _REGISTRY, n=3) or list(_REGISTRY)
-        raise MetricError(f"unknown metric {name!r}; choose from {', '.join(near)}") from None
+        raise MetricError(f"unknown metric {name!r}; choose from {', '.join(near)}")
+    return _REGISTRY[name]
 
 
 def compute(dense: Frames, sparse: Frames, names: Iterable[str]) -> dict[str, float]:

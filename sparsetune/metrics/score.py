@@ -16,11 +16,7 @@ VERDICTS: tuple[tuple[int, Verdict], ...] = ((95, "excellent"), (80, "good"), (6
 
 
 def score(frame_cosine: float, psnr: float, frame_l1: float) -> int:
-    """Score of the means over all prompts, out of 100; every bound is strict (a value on it earns the lower step).
-
-    Raises:
-        MetricError: a value is NaN.
-    """
+    """Score of the means over all prompts, out of 100; every bound is strict (a value on it earns the lower step)."""
     for name, value in (("frame_cosine", frame_cosine), ("psnr", psnr), ("frame_l1", frame_l1)):
         if math.isnan(value):
             raise MetricError(f"cannot score: {name} is NaN; leave failed prompts out of the mean")

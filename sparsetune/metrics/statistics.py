@@ -70,7 +70,7 @@ def summarize(values: Sequence[float], seed: int = 0) -> Summary:
     data = _checked(values)
     low, high = bootstrap_mean(data, seed=seed)
     return Summary(
-        mean=_mean(data),
+        mean=math.fsum(data.tolist()) / data.size,
         std=float(data.std(ddof=1)) if data.size > 1 else 0.0,
         min=float(data.min()),
         max=float(data.max()),
@@ -82,18 +82,14 @@ def summarize(values: Sequence[float], seed: int = 0) -> Summary:
 def paired_difference(
     before: Sequence[float], after: Sequence[float], *, higher_is_better: bool = True
 ) -> PairedDifference:
-    """Compare a metric's values prompt by prompt; `before[i]` and `after[i]` belong to the same prompt and seed.
-
-    Raises:
-        MetricError: the two have different lengths, there is no pair, or a value isn't finite.
-    """
+    """Compare a metric's values prompt by prompt; `before[i]` and `after[i]` belong to the same prompt and seed."""
     if len(before) != len(after):
         raise MetricError(f"paired values must have equal length, got {len(before)} before and {len(after)} after")
     differences = _checked(after) - _checked(before)
     low, high = bootstrap_mean(differences)
     rose, fell = int((differences > 0).sum()), int((differences < 0).sum())
     return PairedDifference(
-        mean=_mean(differences),
+        mean=math.fsum(differences.tolist()) / differences.size,
         ci95_low=low,
         ci95_high=high,
         better=rose if higher_is_better else fell,
@@ -128,10 +124,6 @@ def bootstrap_mean(
         means[start : start + rows] = data[generator.integers(data.size, size=(rows, data.size))].mean(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
-
-
-def _mean(data: npt.NDArray[np.float64]) -> float:
-    return math.fsum(data.tolist()) / data.size
 
 
 def _checked(values: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
