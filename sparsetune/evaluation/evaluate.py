@@ -263,8 +263,8 @@ def _write(outputs: OutputFolder | None, result: EvaluationResult, judged: Seque
     prompts = tuple(prompt.result for prompt in judged)
     if outputs is None:
         return EvaluationEnded(result, prompts)
-    worst = {prompt.row.index: prompt.worst_frame for prompt in judged if prompt.worst_frame is not None}
-    stills = {index: outputs.write_still(worst[index]) for index in worst_and_median(result.detailed_results)}
+    worst = {one.row.index: (one.row, one.worst_frame) for one in judged if one.worst_frame is not None}
+    stills = {index: outputs.write_still(*worst[index]) for index in worst_and_median(result.detailed_results)}
     videos = {prompt.row.index: outputs.keep_videos(prompt.row.index, prompt.videos) for prompt in judged}
     videos = {index: kinds for index, kinds in videos.items() if kinds}
     write_text(outputs.report_path, report_markdown(result, outputs.folder, videos, stills))

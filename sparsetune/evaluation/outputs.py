@@ -6,28 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsetune.evaluation.prompt import Frames, Pair
+from sparsetune.evaluation.prompt import Pair
 from sparsetune.evaluation.result import PromptRow
 from sparsetune.files import atomic_path
 from sparsetune.models.runtime import RuntimeDescription
 from sparsetune.video import save_png, side_by_side, write_video
 
 _OURS = re.compile(r"prompt_\d+_((dense|sparse|compare)\.mp4|frame_\d+\.png)")
-
-
-@dataclass(frozen=True)
-class FramePair:
-    """One frame of a prompt's two videos; arrays of shape (1, height, width, 3), RGB uint8."""
-
-    index: int
-    frame: int
-    dense: Frames
-    sparse: Frames
-
-    @classmethod
-    def of(cls, index: int, frame: int, pair: Pair) -> "FramePair":
-        cut = slice(frame, frame + 1)  # copied, so that the videos can be freed
-        return cls(index, frame, pair.dense[cut].copy(), pair.sparse[cut].copy())
 
 
 @dataclass(frozen=True)
@@ -90,8 +75,9 @@ class OutputFolder:
                 if path not in written and _OURS.fullmatch(path.name):
                     path.unlink(missing_ok=True)
 
-    def write_still(self, pair: FramePair) -> Path:
-        path = self.folder / "stills" / f"prompt_{pair.index}_frame_{pair.frame}.png"
+    def write_still(self, row: PromptRow, pair: Pair) -> Path:
+        """Write both sides and the difference of a prompt's worst frame, the only one of `pair`, as a PNG."""
+        path = self.folder / "stills" / f"prompt_{row.index}_frame_{row.worst_frame}.png"
         save_png(path, side_by_side(pair.dense, pair.sparse, difference=True)[0])
         return path
 

@@ -12,7 +12,7 @@ from sparsetune.errors import GenerationError, OutOfMemoryError
 from sparsetune.evaluation.aggregate import prompt_row
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.ladder import render_ladder
-from sparsetune.evaluation.outputs import FramePair, OutputFolder
+from sparsetune.evaluation.outputs import OutputFolder
 from sparsetune.evaluation.prompt import Pair, PromptResult, StepCallback, evaluate_prompt
 from sparsetune.evaluation.result import PromptRow, Rung
 from sparsetune.executor import Emit, ModelSession, Phase, Side, StepDone
@@ -62,7 +62,7 @@ class JudgedPrompt:
 
     row: PromptRow
     result: PromptResult
-    worst_frame: FramePair | None = None
+    worst_frame: Pair | None = None
     videos: Mapping[str, Path | bytes] = field(default_factory=dict)
     seconds: float = 0.0  # spent rendering now, the ladder included and a cached dense video not
 
@@ -98,8 +98,9 @@ class JudgePrompt:
             rungs, spent = self._ladder(renderer, handle, result, pair, on_step)
             seconds += spent
         row = prompt_row(self.index, result, rungs, psnr_per_frame(pair.dense, pair.sparse))
-        worst = FramePair.of(self.index, row.worst_frame or 0, pair) if self.outputs is not None else None
-        return JudgedPrompt(row, result, worst, self._videos(pair, session.shares_files), seconds)
+        worst = slice(row.worst_frame, (row.worst_frame or 0) + 1)
+        kept = Pair(pair.dense[worst].copy(), pair.sparse[worst].copy()) if self.outputs is not None else None
+        return JudgedPrompt(row, result, kept, self._videos(pair, session.shares_files), seconds)
 
     def _ladder(
         self, renderer: "Renderer", handle: "SparseHandle", result: PromptResult, pair: Pair, on_step: StepCallback
