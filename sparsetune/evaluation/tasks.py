@@ -93,14 +93,12 @@ class JudgePrompt:
         if pair is None:
             return JudgedPrompt(prompt_row(self.index, result), result)
         seconds = (result.seconds_sparse or 0.0) + (0.0 if result.dense_cached else result.seconds_dense or 0.0)
-        rungs: dict[Rung, dict[str, float]] | None = None
-        if self.ladder:
-            rungs, spent = self._ladder(renderer, handle, result, pair, on_step)
-            seconds += spent
+        rungs, spent = self._ladder(renderer, handle, result, pair, on_step) if self.ladder else (None, 0.0)
         row = prompt_row(self.index, result, rungs, psnr_per_frame(pair.dense, pair.sparse))
-        worst = slice(row.worst_frame, (row.worst_frame or 0) + 1)
+        frame = row.worst_frame or 0
+        worst = slice(frame, frame + 1)  # copied, so that the videos can be freed
         kept = Pair(pair.dense[worst].copy(), pair.sparse[worst].copy()) if self.outputs is not None else None
-        return JudgedPrompt(row, result, kept, self._videos(pair, session.shares_files), seconds)
+        return JudgedPrompt(row, result, kept, self._videos(pair, session.shares_files), seconds + spent)
 
     def _ladder(
         self, renderer: "Renderer", handle: "SparseHandle", result: PromptResult, pair: Pair, on_step: StepCallback
