@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sparsetune.attention.policy import Policy
-from sparsetune.attention.thresholds import HeadThresholds
+from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
 from sparsetune.evaluation.prompt import Frames, StepCallback, render, rendering_dense, with_policy
 from sparsetune.evaluation.result import PromptRow, Rung
 from sparsetune.metrics import compute_available
@@ -69,18 +69,14 @@ def attribute(rows: Sequence[PromptRow]) -> Attribution | None:
 
 
 def _full_density(policy: Policy) -> Policy:
-    # simthreshd1 1 computes every block; the heads stay sparse so that the layers stay on the kernel.
-    full = {
-        "cdf": HeadThresholds(simthreshd1=1.0, cdfthreshd=1.0, topk=None),
-        "topk": HeadThresholds(simthreshd1=1.0, cdfthreshd=None, topk=1.0),
-    }
-    return replace(
-        policy,
-        layers=tuple(
-            replace(layer, heads=tuple(full[layer.rule] if head.is_sparse else head for head in layer.heads))
-            for layer in policy.layers
-        ),
-    )
+    return replace(policy, layers=tuple(_full_layer(layer) for layer in policy.layers))
+
+
+def _full_layer(layer: LayerThresholds) -> LayerThresholds:
+    # simthreshd1 1 computes every block; the heads stay sparse so that the layer stays on the kernel.
+    cdf = layer.rule == "cdf"
+    full = HeadThresholds(simthreshd1=1.0, cdfthreshd=1.0 if cdf else None, topk=None if cdf else 1.0)
+    return replace(layer, heads=tuple(full if head.is_sparse else head for head in layer.heads))
 
 
 def _mse(psnr: float) -> float:

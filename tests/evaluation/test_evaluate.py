@@ -243,7 +243,7 @@ def test_a_full_disk_leaves_the_earlier_result_whole(
 
     with (
         monkeypatch.context() as patch,
-        pytest.raises(SparsetuneError, match="cannot write .*No space left"),
+        pytest.raises(SparsetuneError, match=r"cannot write .*No space left"),
     ):
         patch.setattr("os.fsync", full)
         evaluate(output_dir=tmp_path, seed=7)
