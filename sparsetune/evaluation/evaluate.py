@@ -231,8 +231,8 @@ class _Run:
         if isinstance(what, Incident):
             self.listener.on_incident(what)
         elif isinstance(what, Started):
-            given, seed = as_prompt(self.tasks[index].prompt), self.tasks[index].seed
-            seed = seed if given.seed is None else given.seed
+            given = as_prompt(self.tasks[index].prompt)
+            seed = self.tasks[index].seed if given.seed is None else given.seed
             self.listener.on_prompt_start(PromptStarted(index, len(self.tasks), given.text, seed, event.worker))
         elif isinstance(what, StepDone):
             self.listener.on_step(replace(what, index=index, num_renderings=len(self.tasks), worker=event.worker))
@@ -240,10 +240,8 @@ class _Run:
     def _assembled(self, judged: Sequence[JudgedPrompt]) -> EvaluationResult:
         rows = tuple(prompt.row for prompt in judged)
         summary = statistics(rows)
-        points = None
-        if summary:
-            points = score(summary["frame_cosine"].mean, summary["psnr"].mean, summary["frame_l1"].mean)
-        generation = sum(prompt.seconds for prompt in judged)
+        points = score(*(summary[name].mean for name in BASE_METRICS[:3])) if summary else None
+        seconds = (time.perf_counter() - self.started, sum(prompt.seconds for prompt in judged))
         return EvaluationResult(
             config=self.config,
             statistics=summary,
@@ -253,9 +251,7 @@ class _Run:
             gate=gate_section(self.gate, rows),
             sparsity=sparsity_section([prompt.result for prompt in judged]),
             thresholds=tuple(LayerSection(**asdict(layer)) for layer in summarize(self.tasks[0].policy)),
-            environment=environment_section(
-                self.runtime, self.executor, time.perf_counter() - self.started, generation
-            ),
+            environment=environment_section(self.runtime, self.executor, *seconds),
         )
 
 
