@@ -24,7 +24,6 @@ def prompt_row(
     ladder: Mapping[Rung, Mapping[str, float]] | None = None,
     psnr_per_frame: Sequence[float] | None = None,
 ) -> PromptRow:
-    """Convert a prompt's result to its row of the JSON; the worst frame is the one with the lowest PSNR."""
     values: dict[str, Any] = {
         "index": index,
         "prompt": result.prompt,
