@@ -142,13 +142,13 @@ def change_rows(comparison: Comparison, decimals: int = 4) -> list[ChangeRow]:
     """Format every change: two decimals for dB and from 10 on, otherwise `decimals`."""
     rows = []
     for one in comparison.changes:
-        pairs, places = one.difference, decimals
-        if one.unit == "dB" or max(abs(one.before), abs(one.after)) >= 10:
-            places = 2
-        values = [f"{value:.{places}f}" for value in (one.before, one.after)]
-        values += [f"{value:+.{places}f}" for value in (pairs.mean, pairs.ci95_low, pairs.ci95_high)]
+        pairs, short = one.difference, one.unit == "dB" or max(abs(one.before), abs(one.after)) >= 10
+        places = 2 if short else decimals
+        before, after = (f"{value:.{places}f}" for value in (one.before, one.after))
+        mean, low, high = (f"{value:+.{places}f}" for value in (pairs.mean, pairs.ci95_low, pairs.ci95_high))
+        counts = (pairs.better, pairs.worse, pairs.equal)
         name = f"{one.name} ({one.unit})" if one.unit else one.name
-        rows.append(ChangeRow(name, *values, (pairs.better, pairs.worse, pairs.equal), pairs.significant))
+        rows.append(ChangeRow(name, before, after, mean, low, high, counts, pairs.significant))
     return rows
 
 
