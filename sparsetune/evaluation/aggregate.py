@@ -5,13 +5,9 @@ from dataclasses import asdict
 from typing import Any
 
 from sparsetune.attention.backends import ReferenceBackend
-from sparsetune.attention.policy import Policy
-from sparsetune.checkpoint import summarize as summarize_policy
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import (
-    ConditionSection,
     GateSection,
-    LayerSection,
     MetricStatistics,
     PromptRow,
     Rung,
@@ -28,7 +24,6 @@ def prompt_row(
     ladder: Mapping[Rung, Mapping[str, float]] | None = None,
     psnr_per_frame: Sequence[float] | None = None,
 ) -> PromptRow:
-    """Convert a prompt's result to its row of the JSON; the worst frame is the one with the lowest PSNR."""
     values: dict[str, Any] = {
         "index": index,
         "prompt": result.prompt,
@@ -49,29 +44,24 @@ def prompt_row(
 
 
 def statistics(rows: Sequence[PromptRow]) -> dict[str, MetricStatistics]:
-    """Summarize each metric over the prompts that have it."""
     columns: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.metrics.items():
             columns.setdefault(name, []).append(value)
-    return {name: _metric_statistics(name, values) for name, values in columns.items()}
-
-
-def _metric_statistics(name: str, values: Sequence[float]) -> MetricStatistics:
-    metric = get(name)
-    return MetricStatistics(**summarize(values).to_dict(), unit=metric.unit, higher_is_better=metric.higher_is_better)
+    metrics = {name: get(name) for name in columns}
+    return {
+        name: MetricStatistics(**asdict(summarize(columns[name])), unit=one.unit, higher_is_better=one.higher_is_better)
+        for name, one in metrics.items()
+    }
 
 
 def gate_section(gate: Gate, rows: Sequence[PromptRow]) -> GateSection:
-    """Check the gate; a failed prompt fails it."""
     measured = [row.metrics for row in rows if row.error is None]
-    checked = gate.check(measured, num_failed=len(rows) - len(measured))
-    conditions = tuple(ConditionSection.model_validate(one) for one in checked.to_dict()["conditions"])
-    return GateSection(passed=checked.passed, failures=checked.failures, conditions=conditions)
+    checked = gate.check(measured, num_failed=len(rows) - len(measured))  # a failed prompt fails it
+    return GateSection.model_validate(checked.to_dict())
 
 
 def sparsity_section(results: Sequence[PromptResult]) -> SparsitySection:
-    """Merge the counters and rendering times of all prompts that rendered."""
     counted = [result.stats for result in results if result.stats is not None]
     dense = _mean([result.seconds_dense for result in results if result.seconds_dense is not None])
     sparse = _mean([result.seconds_sparse for result in results if result.seconds_sparse is not None])
@@ -89,11 +79,6 @@ def sparsity_section(results: Sequence[PromptResult]) -> SparsitySection:
     )
 
 
-def threshold_sections(policy: Policy) -> tuple[LayerSection, ...]:
-    """Summarize a policy by layer."""
-    return tuple(LayerSection(**asdict(layer)) for layer in summarize_policy(policy))
-
-
 def _speedup(results: Sequence[PromptResult]) -> float | None:
     """Fastest dense over fastest sparse rendering: warm-up or a busy machine only adds time.
 
@@ -107,8 +92,7 @@ def _speedup(results: Sequence[PromptResult]) -> float | None:
 
 
 def _fraction(value: float | None) -> float | None:
-    """Clamp rounding errors to [0, 1]."""
-    return None if value is None else min(max(value, 0.0), 1.0)
+    return None if value is None else min(max(value, 0.0), 1.0)  # rounding errors
 
 
 def _mean(values: Sequence[float]) -> float | None:

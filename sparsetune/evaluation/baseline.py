@@ -22,9 +22,7 @@ from sparsetune.files import atomic_path
 from sparsetune.locks import exclusive, exclusive_if_free
 
 _LOG = logging.getLogger(__name__)
-_STALE_SECONDS = 3600.0
-"""A temporary file older than this was left by a process that died."""
-
+_STALE_SECONDS = 3600.0  # a temporary file older than this was left by a process that died
 _FRAMES = "frames.npy"
 _INFO = "entry.json"
 _FORMAT = 1
@@ -36,22 +34,11 @@ class BaselineKey:
     """Everything that decides the pixels of a dense video.
 
     Offload, VAE slicing, the frame rate and the number of threads are left out: they don't change the video.
-
-    Args:
-        revision: the hub's; None for a folder.
-        fingerprint: hash of the model's weights.
-        max_sequence_length: text tokens; None for the model's own.
-        scheduler: its class and a hash of its configuration.
-        device: the kind of device; for an accelerator its name.
-        vae_tiling: whether the VAE decodes in tiles, whose seams are blended.
-        versions: (package, version) of torch, diffusers and transformers.
-        image: hash of the image that the video starts from; None where there is none.
-        guidance_scale_2: of a second transformer; None where it is the first's.
     """
 
     source: str
     revision: str | None
-    fingerprint: str
+    fingerprint: str  # hash of the weights
     pipeline_class: str
     prompt: str
     negative_prompt: str
@@ -62,22 +49,17 @@ class BaselineKey:
     num_inference_steps: int
     guidance_scale: float
     max_sequence_length: int | None
-    scheduler: str
+    scheduler: str  # class and hash of its configuration
     dtype: str
-    device: str
-    vae_tiling: bool
-    versions: tuple[tuple[str, str], ...]
-    image: str | None = None
-    guidance_scale_2: float | None = None
+    device: str  # the kind; an accelerator's name
+    vae_tiling: bool  # seams of tiles are blended
+    versions: tuple[tuple[str, str], ...]  # (package, version) of torch, diffusers and transformers
+    image: str | None = None  # hash of the first frame's image
+    guidance_scale_2: float | None = None  # of a second transformer
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the key as canonical JSON, in hexadecimal."""
-        fields = asdict(self)
-        for later in ("image", "guidance_scale_2"):  # entries from before these fields keep their digest
-            if fields[later] is None:
-                del fields[later]
-        return canonical_hash({"format": _FORMAT, **fields})
+        return canonical_hash({"format": _FORMAT, **asdict(self)})
 
 
 class EntryInfo(BaseModel):
@@ -95,16 +77,10 @@ class EntryInfo(BaseModel):
 
 @dataclass(frozen=True)
 class Baseline:
-    """A dense video.
-
-    Args:
-        frames: (frames, height, width, 3), RGB uint8, read-only.
-        seconds: of its rendering, perhaps by an earlier run.
-        cached: whether it came from the cache.
-    """
+    """A dense video: frames (frames, height, width, 3), RGB uint8, read-only."""
 
     frames: NDArray[np.uint8]
-    seconds: float
+    seconds: float  # of its rendering, perhaps by an earlier run
     cached: bool
 
 
@@ -135,13 +111,7 @@ class DamagedEntryError(Exception):
 class BaselineCache:
     """Dense videos on disk, one file per entry, safe for several processes at once.
 
-    Args:
-        folder: created when first needed.
-        max_gb: size limit in 10^9 bytes; beyond it the least recently used entries that aren't in use are removed.
-            0 stores nothing.
-
-    Raises:
-        CacheError: the limit is negative.
+    Beyond `max_gb` (10^9 bytes; 0 stores nothing) the least recently used entries that aren't in use are removed.
     """
 
     def __init__(self, folder: Path, max_gb: float) -> None:
@@ -168,11 +138,7 @@ class BaselineCache:
         return Baseline(frames, info.seconds, cached=True)
 
     def put(self, key: BaselineKey, frames: NDArray[np.uint8], seconds: float) -> None:
-        """Store frames (frames, height, width, 3), RGB uint8, then evict entries beyond the limit.
-
-        Raises:
-            SparsetuneError: it can't be written.
-        """
+        """Store frames (frames, height, width, 3), RGB uint8, then evict entries beyond the limit."""
         if self.max_bytes == 0:
             return
         write_entry(self._path(key.digest), key, frames, seconds)
@@ -182,11 +148,8 @@ class BaselineCache:
     def get_or_render(self, key: BaselineKey, render: Callable[[], tuple[NDArray[np.uint8], float]]) -> Baseline:
         """Read the video of `key`, or render and store it; concurrent processes render it once.
 
-        A video that can't be stored (a full disk) is still used, with a warning, because rendering is expensive.
-
-        Args:
-            key: of the video.
-            render: returns frames (frames, height, width, 3), RGB uint8, and the seconds they took.
+        `render` returns frames as `put` takes them, and the seconds they took. A video that can't be stored (a full
+        disk) is still used, with a warning, because rendering is expensive.
 
         Raises:
             CacheError: the folder can't be used (raised before anything is rendered).
@@ -204,16 +167,11 @@ class BaselineCache:
             return Baseline(frames, seconds, cached=False)
 
     def ls(self) -> tuple[CacheEntry, ...]:
-        """List the entries, the most recently used first."""
         entries = []
         for path, status in self._files():
-            try:
+            with contextlib.suppress(FileNotFoundError):  # removed by another process meanwhile
                 info = read_info(path)
-            except FileNotFoundError:
-                continue
-            except DamagedEntryError:
-                info = None
-            entries.append(CacheEntry(path.stem, info, status.st_size, status.st_mtime, path))
+                entries.append(CacheEntry(path.stem, info, status.st_size, status.st_mtime, path))
         return tuple(sorted(entries, key=lambda entry: entry.last_used, reverse=True))
 
     def clear(self) -> Cleared:
@@ -271,7 +229,6 @@ class BaselineCache:
 
 
 def canonical_hash(value: Any) -> str:
-    """SHA-256, in hexadecimal, of `value` as JSON with sorted keys and no spaces."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -282,13 +239,9 @@ def write_entry(path: Path, key: BaselineKey, frames: NDArray[np.uint8], seconds
     Level 1 packs rendered video to about two thirds at over 50 MB/s; higher levels gain little.
     """
     frames = np.ascontiguousarray(frames, dtype=np.uint8)
+    digest, sha256, created = key.digest, _sha256(frames), time.time()
     info = EntryInfo(
-        key=asdict(key),
-        digest=key.digest,
-        shape=frames.shape,
-        sha256=_sha256(frames),
-        seconds=seconds,
-        created=time.time(),
+        key=asdict(key), digest=digest, shape=frames.shape, sha256=sha256, seconds=seconds, created=created
     )
     with (
         atomic_path(path) as temporary,
@@ -299,19 +252,15 @@ def write_entry(path: Path, key: BaselineKey, frames: NDArray[np.uint8], seconds
             np.lib.format.write_array(member, frames, allow_pickle=False)
 
 
-def read_info(path: Path) -> EntryInfo:
-    """Read an entry's metadata; raises FileNotFoundError or DamagedEntryError."""
-    with _opened(path) as archive:
+def read_info(path: Path) -> EntryInfo | None:
+    """Read an entry's metadata; None where it is damaged."""
+    with contextlib.suppress(DamagedEntryError), _opened(path) as archive:
         return EntryInfo.model_validate_json(archive.read(_INFO))
+    return None
 
 
 def read_entry(path: Path, key: BaselineKey) -> tuple[NDArray[np.uint8], EntryInfo]:
-    """Read an entry's frames, read-only, and metadata; its checksum and key are verified.
-
-    Raises:
-        FileNotFoundError: there is no such entry.
-        DamagedEntryError: it can't be read, or isn't what was written.
-    """
+    """Read an entry's frames, read-only, and metadata; its checksum and key are verified."""
     with _opened(path) as archive:
         info = EntryInfo.model_validate_json(archive.read(_INFO))
         with archive.open(_FRAMES) as member:

@@ -13,19 +13,11 @@ from sparsetune.metrics import PairedDifference, get, interval_caveat, paired_di
 
 @dataclass(frozen=True)
 class Change:
-    """Difference of one metric between two results, over the prompts that both have.
-
-    Args:
-        name: the metric, `sparsity` or `seconds_sparse`.
-        unit: of its values.
-        higher_is_better: None where neither the result nor the registry knows it.
-        before, after: means over the paired prompts.
-        difference: of the pairs, with the bootstrap interval of the mean and the prompts better and worse.
-    """
+    """Difference of one metric, `sparsity` or `seconds_sparse` between two results; means are over paired prompts."""
 
     name: str
     unit: str
-    higher_is_better: bool | None
+    higher_is_better: bool | None  # None where neither the result nor the registry knows it
     before: float
     after: float
     difference: PairedDifference
@@ -50,12 +42,8 @@ class EvaluationSummary:
 class Comparison:
     """Result of `compare`.
 
-    Args:
-        changes: one per metric that both results have.
-        num_pairs: prompts with numbers in both results, paired by prompt and seed.
-        num_unpaired: prompts of either result without a partner, failed ones included.
-        notes: differences that don't forbid the comparison.
-        forced: differences that do; only with `force`.
+    Pairs have the same prompt and seed and numbers in both results; `num_unpaired` prompts of either result, failed
+    ones included, have no partner. `notes` are differences that don't forbid the comparison, `forced` those that do.
     """
 
     before: EvaluationSummary
@@ -73,16 +61,7 @@ class Comparison:
             "after": vars(self.after) | {"gate_failures": list(self.after.gate_failures)},
             "num_pairs": self.num_pairs,
             "num_unpaired": self.num_unpaired,
-            "changes": {
-                change.name: {
-                    "unit": change.unit,
-                    "higher_is_better": change.higher_is_better,
-                    "before": change.before,
-                    "after": change.after,
-                    "difference": change.difference.to_dict(),
-                }
-                for change in self.changes
-            },
+            "changes": {one.name: _without_name(one) for one in self.changes},
             "notes": list(self.notes),
             "not_comparable": list(self.forced),
         }
@@ -109,6 +88,11 @@ class Comparison:
             *(f"- {cell(note)}" for note in self.notes),
         ]
         return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _without_name(change: Change) -> dict[str, Any]:
+    values = vars(change) | {"difference": change.difference.to_dict()}
+    return {key: value for key, value in values.items() if key != "name"}
 
 
 _LABELS = {
@@ -156,23 +140,16 @@ def summary_rows(
 
 def change_rows(comparison: Comparison, decimals: int = 4) -> list[ChangeRow]:
     """Format every change: two decimals for dB and from 10 on, otherwise `decimals`."""
-    return [_change_row(change, decimals) for change in comparison.changes]
-
-
-def _change_row(change: Change, decimals: int) -> ChangeRow:
-    pairs = change.difference
-    if change.unit == "dB" or max(abs(change.before), abs(change.after)) >= 10:
-        decimals = 2
-    return ChangeRow(
-        name=f"{change.name} ({change.unit})" if change.unit else change.name,
-        before=f"{change.before:.{decimals}f}",
-        after=f"{change.after:.{decimals}f}",
-        difference=f"{pairs.mean:+.{decimals}f}",
-        low=f"{pairs.ci95_low:+.{decimals}f}",
-        high=f"{pairs.ci95_high:+.{decimals}f}",
-        counts=(pairs.better, pairs.worse, pairs.equal),
-        significant=pairs.significant,
-    )
+    rows = []
+    for one in comparison.changes:
+        pairs, short = one.difference, one.unit == "dB" or max(abs(one.before), abs(one.after)) >= 10
+        places = 2 if short else decimals
+        before, after = (f"{value:.{places}f}" for value in (one.before, one.after))
+        mean, low, high = (f"{value:+.{places}f}" for value in (pairs.mean, pairs.ci95_low, pairs.ci95_high))
+        counts = (pairs.better, pairs.worse, pairs.equal)
+        name = f"{one.name} ({one.unit})" if one.unit else one.name
+        rows.append(ChangeRow(name, before, after, mean, low, high, counts, pairs.significant))
+    return rows
 
 
 _DECIDING = (
@@ -196,26 +173,19 @@ _DECIDING = (
     "prompts_hash",
 )
 """Configuration that both results must share, because it decides the dense videos."""
-
-_NOTED = ("device", "backend")
-"""Configuration that may differ, with a note."""
-
+_NOTED = ("device", "backend")  # may differ, with a note
 _ALWAYS = ("sparsity", "seconds_sparse")
 
 
 def compare(
     before: EvaluationResult | Path | str, after: EvaluationResult | Path | str, *, force: bool = False
 ) -> Comparison:
-    """Compare two results, paired by prompt and seed.
+    """Compare two results, each given itself, as its JSON file or as a folder that holds one.
 
-    Args:
-        before: a result, its JSON file, or a folder that holds one.
-        after: likewise.
-        force: compare results that aren't comparable, over the prompts that both have.
+    Results that aren't comparable are compared only with `force`, over the prompts that both have.
 
     Raises:
-        ResultError: a result can't be read, the two aren't comparable (every difference is listed), or no prompt
-            has numbers in both.
+        ResultError: a result can't be read, they aren't comparable (each difference is listed), or share no prompt.
     """
     first, second = (given if isinstance(given, EvaluationResult) else load_result(given) for given in (before, after))
     differing = _differences(first, second, _DECIDING)
@@ -228,10 +198,11 @@ def compare(
     if not pairs:
         raise ResultError("the results share no prompt and seed that rendered in both")
     total = len(first.detailed_results) + len(second.detailed_results)
+    names = dict.fromkeys(name for one, other in pairs for name in one if name in other)
     return Comparison(
         before=_summary(first),
         after=_summary(second),
-        changes=tuple(_change(name, pairs, *_direction(name, first)) for name in _names(pairs)),
+        changes=tuple(_change(name, pairs, first) for name in names),
         num_pairs=len(pairs),
         num_unpaired=total - 2 * len(pairs),
         notes=_notes(first, second),
@@ -256,7 +227,6 @@ def _short(value: object) -> str:
 
 
 def _pairs(first: Sequence[PromptRow], second: Sequence[PromptRow]) -> list[tuple[dict[str, float], dict[str, float]]]:
-    """Pair the prompts that have numbers; repeated prompts are paired in order."""
     waiting: dict[tuple[str, int], list[PromptRow]] = {}
     for row in second:
         if row.error is None:
@@ -265,7 +235,7 @@ def _pairs(first: Sequence[PromptRow], second: Sequence[PromptRow]) -> list[tupl
     for row in first:
         partners = waiting.get((row.prompt, row.seed), [])
         if row.error is None and partners:
-            pairs.append((_metrics(row), _metrics(partners.pop(0))))
+            pairs.append((_metrics(row), _metrics(partners.pop(0))))  # repeated prompts in order
     return pairs
 
 
@@ -274,27 +244,14 @@ def _metrics(row: PromptRow) -> dict[str, float]:
     return row.metrics | {name: value for name, value in always.items() if value is not None}
 
 
-def _names(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> list[str]:
-    """Names of metrics that some pair has on both sides, in order of first appearance."""
-    return list(dict.fromkeys(name for one, other in pairs for name in one if name in other))
-
-
 def _change(
-    name: str,
-    pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]],
-    unit: str,
-    higher_is_better: bool | None,
+    name: str, pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], first: EvaluationResult
 ) -> Change:
+    unit, higher = _direction(name, first)
     both = [(one[name], other[name]) for one, other in pairs if name in one and name in other]
     before, after = [one for one, _ in both], [other for _, other in both]
-    return Change(
-        name,
-        unit,
-        higher_is_better,
-        sum(before) / len(before),
-        sum(after) / len(after),
-        paired_difference(before, after, higher_is_better=higher_is_better is not False),
-    )
+    difference = paired_difference(before, after, higher_is_better=higher is not False)
+    return Change(name, unit, higher, sum(before) / len(before), sum(after) / len(after), difference)
 
 
 def _direction(name: str, result: EvaluationResult) -> tuple[str, bool | None]:

@@ -13,19 +13,16 @@ from sparsetune.checkpoint.manifest import git_commit, hash_prompts, utc_now, ve
 from sparsetune.evaluation.baseline import BaselineKey, canonical_hash
 from sparsetune.evaluation.result import ConfigSection, EnvironmentSection, ModelSection, PolicySection, Spread
 from sparsetune.executor import Executor
-from sparsetune.models.loading import ModelIdentity
 from sparsetune.models.prompts import AnyPrompt, as_prompt, image_digest, texts
 from sparsetune.models.runtime import RuntimeDescription, device_kind, scheduler, vae_tiling
 
 if TYPE_CHECKING:
     from sparsetune.models.generation import Renderer
 
-_RENDERING_PACKAGES = ("torch", "diffusers", "transformers")
-"""Packages whose version can change a dense video's pixels."""
+_RENDERING_PACKAGES = ("torch", "diffusers", "transformers")  # whose version can change a dense video's pixels
 
 
 def baseline_key(renderer: "Renderer", prompt: AnyPrompt, seed: int) -> BaselineKey:
-    """Return the cache key of a prompt's dense video."""
     loaded, identity = renderer.loaded, renderer.loaded.identity
     settings = renderer.settings.model_dump(exclude={"fps"})
     given = as_prompt(prompt)
@@ -45,19 +42,6 @@ def baseline_key(renderer: "Renderer", prompt: AnyPrompt, seed: int) -> Baseline
         vae_tiling=vae_tiling(loaded.pipe),
         versions=_rendering_versions(),
         image=None if given.image is None else image_digest(given.image),
-    )
-
-
-def model_section(identity: ModelIdentity) -> ModelSection:
-    return ModelSection(
-        source=identity.source,
-        revision=identity.revision,
-        fingerprint=identity.fingerprint,
-        pipeline_class=identity.pipeline_class,
-        transformer_class=identity.transformer_class,
-        num_layers=len(identity.layers),
-        num_heads=sum(num_heads for _, num_heads, _ in identity.layers),
-        random_weights=identity.random_weights,
     )
 
 
@@ -94,7 +78,6 @@ def config_section(
     runtime: RuntimeDescription,
     policy: Policy,
     prompts: Sequence[AnyPrompt],
-    *,
     seed: int,
     tuned: bool,
     checkpoint: str | None,
@@ -104,16 +87,25 @@ def config_section(
     prompt_file: Path | None,
     tune_prompts: Sequence[AnyPrompt],
 ) -> ConfigSection:
-    """Collect everything that decides an evaluation's numbers; the arguments are those of `evaluate`."""
     tuned_on = set(tune_prompts) if tuned else set()
+    identity = runtime.identity
     return ConfigSection(
-        model_name=runtime.identity.name,
+        model_name=identity.name,
         use_tuned=tuned,
         num_prompts=len(prompts),
         seed=seed,
         tuned_path=checkpoint,
         tuner=tuner,
-        model=model_section(runtime.identity),
+        model=ModelSection(
+            source=identity.source,
+            revision=identity.revision,
+            fingerprint=identity.fingerprint,
+            pipeline_class=identity.pipeline_class,
+            transformer_class=identity.transformer_class,
+            num_layers=len(identity.layers),
+            num_heads=sum(num_heads for _, num_heads, _ in identity.layers),
+            random_weights=identity.random_weights,
+        ),
         **runtime.settings.model_dump(),
         scheduler=runtime.scheduler,
         dtype=runtime.dtype,

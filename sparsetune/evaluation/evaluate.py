@@ -4,16 +4,16 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsetune.attention.policy import Policy, check_fits
-from sparsetune.checkpoint import Checkpoint, load_checkpoint
+from sparsetune.checkpoint import Checkpoint, load_checkpoint, summarize
 from sparsetune.checkpoint.manifest import hash_prompts
 from sparsetune.config import DEFAULT_METRICS
 from sparsetune.errors import MetricError, PromptError
-from sparsetune.evaluation.aggregate import gate_section, sparsity_section, statistics, threshold_sections
+from sparsetune.evaluation.aggregate import gate_section, sparsity_section, statistics
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.conditions import config_section, environment_section
 from sparsetune.evaluation.events import (
@@ -26,8 +26,9 @@ from sparsetune.evaluation.events import (
 )
 from sparsetune.evaluation.outputs import OutputFolder, worst_and_median
 from sparsetune.evaluation.report_markdown import report_markdown
-from sparsetune.evaluation.result import ConfigSection, EvaluationResult, PromptRow, save_result
+from sparsetune.evaluation.result import ConfigSection, EvaluationResult, LayerSection, PromptRow, save_result
 from sparsetune.evaluation.tasks import JudgedPrompt, JudgePrompt
+from sparsetune.evaluation.videos import known_metrics
 from sparsetune.executor import (
     Event,
     Executor,
@@ -43,7 +44,7 @@ from sparsetune.executor import (
 )
 from sparsetune.executor.session import DescribeSession
 from sparsetune.files import write_text
-from sparsetune.metrics import BASE_METRICS, Gate, get, import_metrics, own_names, score, verdict
+from sparsetune.metrics import BASE_METRICS, Gate, import_metrics, score, verdict
 from sparsetune.models.generation import Renderer
 from sparsetune.models.prompts import AnyPrompt, as_prompt, load_prompts, texts
 from sparsetune.models.runtime import RuntimeDescription
@@ -68,13 +69,12 @@ def evaluate_config(
     Args:
         config: the configuration.
         checkpoint: a checkpoint, or its folder or file; None evaluates the default thresholds.
-        output_dir: of all files; None is `eval.output_dir`, and where that is None too, results/MODEL/eval.
+        output_dir: of all files; None is `eval.output_dir`, or else results/MODEL/eval.
         listeners: notified of every event, in order.
         difference: add a third pane with the amplified difference to side-by-side videos.
 
     Raises:
-        PromptError, CheckpointError, ModelError, BackendError, GenerationError, MetricError, CacheError: the message
-            says what to change.
+        ModelError: the model can't be loaded; further errors as `evaluate` raises them.
     """
     import_metrics(config.eval.metric_modules)
     gate = Gate(**config.gate.model_dump())
@@ -134,14 +134,12 @@ def evaluate(
     Prompts whose frames are NaN or black are failed prompts in the result, without numbers.
 
     Args:
-        renderer: the loaded model with its generation settings, on which no policy may be installed; or an executor,
-            whose workers have it.
+        renderer: a model with no policy installed, or an executor, whose workers have it.
         policy: None is SpargeAttn's default thresholds.
         prompts: texts, or `Prompt`s with an image, seed or negative prompt.
         cache: of dense videos.
         seed: of all renderings.
-        metrics: names of registered metrics; `BASE_METRICS`, those that the gate needs and those that a user
-            registered (`metrics.own_names()`) are always computed.
+        metrics: names; `BASE_METRICS`, the gate's and a user's own (`own_names()`) are always computed.
         gate: None is the default gate.
         backend: `auto`, `sparge`, `flex`, `reference` or `dense`.
         break_even: table of `sparsetune bench`: layers whose sparsity wouldn't pay off run dense.
@@ -157,48 +155,28 @@ def evaluate(
         tune_prompts: prompts that the policy may have been tuned on; the result flags an overlap.
 
     Raises:
-        PromptError: there are no prompts.
-        ExecutorError: no worker is left.
+        PromptError, CheckpointError: there are no prompts, or the policy is for another model.
         MetricError: a metric is unknown or returned no finite number.
-        CheckpointError: the policy is for another model.
-        GenerationError: out of memory.
+        GenerationError, ExecutorError: out of memory, or no worker is left.
         CacheError, BackendError, VideoError, SparsetuneError: the cache, kernel, encoder or folder can't be used.
     """
     started = time.perf_counter()
     if not prompts:
         raise PromptError("an evaluation needs at least one prompt")
-    tuned = policy is not None if tuned is None else tuned
-    gate = gate or Gate()
+    gate, listener = gate or Gate(), listener or EvaluationListener()
     names = _metric_names(metrics, gate)
+    tuned = policy is not None if tuned is None else tuned
     table = None if break_even is None else break_even.absolute()  # workers have other working directories
     with _as_executor(renderer) as executor:
         described = run_one(executor, DescribeSession(backend, break_even=table))
         runtime, policy = described.runtime, policy or described.policy
         check_fits(policy, runtime.layers)
-        outputs = None
-        if output_dir is not None:
-            outputs = OutputFolder(output_dir, runtime.family, tuned, runtime.settings.fps)
-            outputs.check_writable()
-        config = config_section(
-            runtime,
-            policy,
-            prompts,
-            seed=seed,
-            tuned=tuned,
-            checkpoint=checkpoint,
-            tuner=tuner,
-            break_even=break_even,
-            metrics=names,
-            prompt_file=prompt_file,
-            tune_prompts=tune_prompts,
-        )
-        tasks = [
-            JudgePrompt(
-                index, prompt, policy, backend, table, seed, cache, names, outputs, save_videos, difference, ladder
-            )
-            for index, prompt in enumerate(prompts)
-        ]
-        return _Run(executor, runtime, tasks, config, gate, listener or EvaluationListener(), started).result()
+        outputs = OutputFolder.of(output_dir, runtime, tuned)
+        origin = (checkpoint, tuner, break_even, names, prompt_file, tune_prompts)
+        config = config_section(runtime, policy, prompts, seed, tuned, *origin)
+        rest = (policy, backend, table, seed, cache, names, outputs, save_videos, difference, ladder)
+        tasks = [JudgePrompt(index, prompt, *rest) for index, prompt in enumerate(prompts)]
+        return _Run(executor, runtime, tasks, config, gate, listener, started).result()
 
 
 def _as_executor(renderer: Renderer | Executor) -> contextlib.AbstractContextManager[Executor]:
@@ -207,8 +185,6 @@ def _as_executor(renderer: Renderer | Executor) -> contextlib.AbstractContextMan
 
 @dataclass(frozen=True)
 class _Run:
-    """A prepared evaluation with one task per prompt."""
-
     executor: Executor
     runtime: RuntimeDescription
     tasks: Sequence[JudgePrompt]
@@ -220,17 +196,16 @@ class _Run:
     def result(self) -> EvaluationResult:
         first = self.tasks[0]
         ladder: tuple[Side, ...] = ("dense_again", "kernel") if first.ladder else ()
+        started = EvaluationStarted(
+            config=self.config.model_dump(mode="json"),
+            prompts=texts([task.prompt for task in self.tasks]),
+            num_steps=self.runtime.settings.num_inference_steps,
+            renderings=("dense", "sparse", *ladder),
+            metrics=first.metrics,
+            output_dir=first.outputs.folder if first.outputs else None,
+        )
         try:
-            self.listener.on_start(
-                EvaluationStarted(
-                    config=self.config.model_dump(mode="json"),
-                    prompts=texts([task.prompt for task in self.tasks]),
-                    num_steps=self.runtime.settings.num_inference_steps,
-                    renderings=("dense", "sparse", *ladder),
-                    metrics=first.metrics,
-                    output_dir=first.outputs.folder if first.outputs else None,
-                )
-            )
+            self.listener.on_start(started)
             judged = self._judged()
             result = self._assembled(judged)
             ended = _write(first.outputs, result, judged)
@@ -242,7 +217,6 @@ class _Run:
         return result
 
     def _judged(self) -> list[JudgedPrompt]:
-        """Judge all prompts, in parallel; returns them in order."""
         judged: dict[int, JudgedPrompt] = {}
         for index, future in run_all(self.executor, self.tasks, self._notify):
             prompt = future.result()
@@ -257,8 +231,8 @@ class _Run:
         if isinstance(what, Incident):
             self.listener.on_incident(what)
         elif isinstance(what, Started):
-            given, seed = as_prompt(self.tasks[index].prompt), self.tasks[index].seed
-            seed = seed if given.seed is None else given.seed
+            given = as_prompt(self.tasks[index].prompt)
+            seed = self.tasks[index].seed if given.seed is None else given.seed
             self.listener.on_prompt_start(PromptStarted(index, len(self.tasks), given.text, seed, event.worker))
         elif isinstance(what, StepDone):
             self.listener.on_step(replace(what, index=index, num_renderings=len(self.tasks), worker=event.worker))
@@ -266,10 +240,8 @@ class _Run:
     def _assembled(self, judged: Sequence[JudgedPrompt]) -> EvaluationResult:
         rows = tuple(prompt.row for prompt in judged)
         summary = statistics(rows)
-        points = None
-        if summary:
-            points = score(summary["frame_cosine"].mean, summary["psnr"].mean, summary["frame_l1"].mean)
-        generation = sum(prompt.seconds for prompt in judged)
+        points = score(*(summary[name].mean for name in BASE_METRICS[:3])) if summary else None
+        seconds = (time.perf_counter() - self.started, sum(prompt.seconds for prompt in judged))
         return EvaluationResult(
             config=self.config,
             statistics=summary,
@@ -278,10 +250,8 @@ class _Run:
             verdict="failed" if points is None else verdict(points),
             gate=gate_section(self.gate, rows),
             sparsity=sparsity_section([prompt.result for prompt in judged]),
-            thresholds=threshold_sections(self.tasks[0].policy),
-            environment=environment_section(
-                self.runtime, self.executor, time.perf_counter() - self.started, generation
-            ),
+            thresholds=tuple(LayerSection(**asdict(layer)) for layer in summarize(self.tasks[0].policy)),
+            environment=environment_section(self.runtime, self.executor, *seconds),
         )
 
 
@@ -289,8 +259,8 @@ def _write(outputs: OutputFolder | None, result: EvaluationResult, judged: Seque
     prompts = tuple(prompt.result for prompt in judged)
     if outputs is None:
         return EvaluationEnded(result, prompts)
-    worst = {prompt.row.index: prompt.worst_frame for prompt in judged if prompt.worst_frame is not None}
-    stills = {index: outputs.write_still(worst[index]) for index in worst_and_median(result.detailed_results)}
+    worst = {one.row.index: (one.row, one.worst_frame) for one in judged if one.worst_frame is not None}
+    stills = {index: outputs.write_still(*worst[index]) for index in worst_and_median(result.detailed_results)}
     videos = {prompt.row.index: outputs.keep_videos(prompt.row.index, prompt.videos) for prompt in judged}
     videos = {index: kinds for index, kinds in videos.items() if kinds}
     write_text(outputs.report_path, report_markdown(result, outputs.folder, videos, stills))
@@ -301,9 +271,8 @@ def _write(outputs: OutputFolder | None, result: EvaluationResult, judged: Seque
 
 
 def _metric_names(metrics: Sequence[str], gate: Gate) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys((*BASE_METRICS, *gate.metrics, *metrics, *own_names())))
+    names = known_metrics(metrics, gate)
     for name in names:
-        get(name)
         if (name in PromptRow.model_fields or hasattr(PromptRow, name)) and name not in BASE_METRICS:
             raise MetricError(f"metric name {name!r} is a field of the result; rename the metric")
     return names

@@ -13,21 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationStarted:
-    """An evaluation starts.
+    """An evaluation starts."""
 
-    Args:
-        config: the result's `config` section: model, generation, seed, policy, checkpoint.
-        prompts: all prompts, in order.
-        num_steps: denoising steps per rendering.
-        renderings: what is rendered per prompt, in order; a dense one may come from the cache instead.
-        metrics: names of the metrics that will be computed.
-        output_dir: where files go; None when none are written.
-    """
-
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # the result's section: model, generation, seed, policy, checkpoint
     prompts: tuple[str, ...]
-    num_steps: int
-    renderings: "tuple[Side, ...]"
+    num_steps: int  # per rendering
+    renderings: "tuple[Side, ...]"  # of each prompt, in order; a dense one may come from the cache instead
     metrics: tuple[str, ...]
     output_dir: Path | None = None
 
@@ -45,38 +36,24 @@ class PromptStarted:
 
 @dataclass(frozen=True)
 class PromptDone:
-    """Prompt `index` (from 0) of `num_prompts` was evaluated, or failed (`result.error`).
-
-    Args:
-        index, num_prompts, worker: as in `PromptStarted`.
-        result: its metrics, sparsity and seconds.
-        videos: files written for it by kind, `dense`, `sparse` and `compare`; empty when none were.
-    """
+    """Prompt `index` (from 0) of `num_prompts` was evaluated, or failed (`result.error`)."""
 
     index: int
     num_prompts: int
     result: "PromptResult"
-    videos: Mapping[str, Path] = field(default_factory=dict)
+    videos: Mapping[str, Path] = field(default_factory=dict)  # written files by kind: dense, sparse, compare
     worker: "Worker | None" = None
 
 
 @dataclass(frozen=True)
 class EvaluationEnded:
-    """An evaluation is done and its files are written.
-
-    Args:
-        result: the whole result.
-        prompts: the prompts' results, with the counters of each one.
-        result_path: the result's JSON; None without an output folder, as `report_path`.
-        report_path: report.md.
-        artifacts: all other files written (videos, stills), in order.
-    """
+    """An evaluation is done and its files are written; without an output folder the paths are None."""
 
     result: "EvaluationResult"
     prompts: "tuple[PromptResult, ...]"
     result_path: Path | None = None
     report_path: Path | None = None
-    artifacts: tuple[Path, ...] = ()
+    artifacts: tuple[Path, ...] = ()  # all other files written: videos, stills
 
 
 class EvaluationListener:

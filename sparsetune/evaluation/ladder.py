@@ -14,30 +14,21 @@ from sparsetune.models.prompts import AnyPrompt
 
 if TYPE_CHECKING:
     from sparsetune.attention.handle import SparseHandle
-    from sparsetune.models.generation import Renderer
+    from sparsetune.models.generation import Renderer, Rendering
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """Means over the prompts that have a ladder.
+    """Means over the prompts that have a ladder, by rung and `policy`.
 
-    Args:
-        psnr: in dB against the dense baseline, of each rung and of the policy.
-        mse: mean squared error of the same, on frames scaled to [0, 1].
-        shares: fraction in [0, 1] of the policy's squared error that each rung adds to the one below; None where there
-            is no error. Errors of different causes partly cancel, so this is an increase, not a decomposition.
-        num_prompts: prompts counted.
+    `shares` are fractions in [0, 1] of the policy's squared error that each rung adds to the one below; None where
+    there is no error. Errors of different causes partly cancel, so this is an increase, not a decomposition.
     """
 
-    psnr: dict[str, float]
-    mse: dict[str, float]
+    psnr: dict[str, float]  # in dB against the dense baseline
+    mse: dict[str, float]  # the same, on frames scaled to [0, 1]
     shares: dict[str, float] | None
     num_prompts: int
-
-
-def full_density(policy: Policy) -> Policy:
-    """Return the policy that runs the same calls on the same kernel with every block computed."""
-    return replace(policy, layers=tuple(_full_layer(layer) for layer in policy.layers))
 
 
 def render_ladder(
@@ -49,28 +40,17 @@ def render_ladder(
     metrics: Sequence[str],
     on_step: StepCallback | None = None,
 ) -> tuple[dict[Rung, dict[str, float]], float]:
-    """Render the two lower rungs of a prompt and compute their metrics against its dense video.
-
-    Returns:
-        The metrics of `dense_again` and of `kernel`, without those that can't be computed, and the seconds of
-        rendering.
-
-    Raises:
-        GenerationError: rendering failed.
-    """
+    """Render both lower rungs; return their metrics that can be computed against `dense`, and the rendering seconds."""
     with rendering_dense(handle):
         again = render(renderer, prompt, seed, "dense_again", on_step)
-    with with_policy(handle, full_density(handle.policy)):
+    with with_policy(handle, _full_density(handle.policy)):
         kernel = render(renderer, prompt, seed, "kernel", on_step)
-    rungs: dict[Rung, dict[str, float]] = {
-        "dense_again": compute_available(dense, again.frames, metrics)[0],
-        "kernel": compute_available(dense, kernel.frames, metrics)[0],
-    }
+    renderings: dict[Rung, Rendering] = {"dense_again": again, "kernel": kernel}
+    rungs = {rung: compute_available(dense, video.frames, metrics)[0] for rung, video in renderings.items()}
     return rungs, again.seconds + kernel.seconds
 
 
 def attribute(rows: Sequence[PromptRow]) -> Attribution | None:
-    """Attribute the error over the rows that have a ladder; None where none has."""
     with_ladder = [row for row in rows if row.ladder and row.psnr is not None]
     if not with_ladder:
         return None
@@ -86,6 +66,10 @@ def attribute(rows: Sequence[PromptRow]) -> Attribution | None:
         kernel = min(max(mse["kernel"] / mse["policy"] - noise, 0.0), 1.0 - noise)
         shares = {"dense_again": noise, "kernel": kernel, "policy": 1.0 - noise - kernel}
     return Attribution({rung: _mean(values) for rung, values in psnr.items()}, mse, shares, len(with_ladder))
+
+
+def _full_density(policy: Policy) -> Policy:
+    return replace(policy, layers=tuple(_full_layer(layer) for layer in policy.layers))
 
 
 def _full_layer(layer: LayerThresholds) -> LayerThresholds:

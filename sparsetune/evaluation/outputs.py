@@ -6,28 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsetune.evaluation.prompt import Frames, Pair
+from sparsetune.evaluation.prompt import Pair
 from sparsetune.evaluation.result import PromptRow
 from sparsetune.files import atomic_path
+from sparsetune.models.runtime import RuntimeDescription
 from sparsetune.video import save_png, side_by_side, write_video
 
 _OURS = re.compile(r"prompt_\d+_((dense|sparse|compare)\.mp4|frame_\d+\.png)")
-
-
-@dataclass(frozen=True)
-class FramePair:
-    """One frame of a prompt's two videos; arrays of shape (1, height, width, 3), RGB uint8."""
-
-    index: int
-    frame: int
-    dense: Frames
-    sparse: Frames
-
-    @classmethod
-    def of(cls, index: int, frame: int, pair: Pair) -> "FramePair":
-        """Copy a frame out of a pair, so that the videos can be freed."""
-        cut = slice(frame, frame + 1)
-        return cls(index, frame, pair.dense[cut].copy(), pair.sparse[cut].copy())
 
 
 @dataclass(frozen=True)
@@ -39,6 +24,17 @@ class OutputFolder:
     tuned: bool
     fps: int
 
+    @classmethod
+    def of(cls, folder: Path | None, runtime: RuntimeDescription, tuned: bool) -> "OutputFolder | None":
+        """Check that files can be written, before anything is rendered; None without a folder."""
+        if folder is None:
+            return None
+        probe = folder / ".sparsetune-writable"
+        with atomic_path(probe):
+            pass
+        probe.unlink(missing_ok=True)
+        return cls(folder, runtime.family, tuned, runtime.settings.fps)
+
     @property
     def result_path(self) -> Path:
         return self.folder / f"{self.stem}_accuracy_{'tuned' if self.tuned else 'default'}.json"
@@ -47,20 +43,8 @@ class OutputFolder:
     def report_path(self) -> Path:
         return self.folder / "report.md"
 
-    def check_writable(self) -> None:
-        """Raise SparsetuneError where files can't be written, before anything is rendered."""
-        probe = self.folder / ".sparsetune-writable"
-        with atomic_path(probe):
-            pass
-        probe.unlink(missing_ok=True)
-
     def write_videos(self, index: int, pair: Pair, *, difference: bool) -> dict[str, Path]:
-        """Write a prompt's videos: `dense`, `sparse` and side by side, `compare`, with the difference as a third pane.
-
-        Raises:
-            VideoError: encoding failed.
-            SparsetuneError: the folder can't be written.
-        """
+        """Write a prompt's videos `dense`, `sparse` and, side by side, `compare`."""
         paths = {kind: self._video_path(index, kind) for kind in ("dense", "sparse", "compare")}
         compare = side_by_side(pair.dense, pair.sparse, difference=difference)
         with ThreadPoolExecutor(len(paths)) as pool:  # each encoder is a process: three run at once
@@ -91,9 +75,9 @@ class OutputFolder:
                 if path not in written and _OURS.fullmatch(path.name):
                     path.unlink(missing_ok=True)
 
-    def write_still(self, pair: FramePair) -> Path:
-        """Write dense, sparse and difference of one frame beside each other as a PNG."""
-        path = self.folder / "stills" / f"prompt_{pair.index}_frame_{pair.frame}.png"
+    def write_still(self, row: PromptRow, pair: Pair) -> Path:
+        """Write both sides and the difference of a prompt's worst frame, the only one of `pair`, as a PNG."""
+        path = self.folder / "stills" / f"prompt_{row.index}_frame_{row.worst_frame}.png"
         save_png(path, side_by_side(pair.dense, pair.sparse, difference=True)[0])
         return path
 

@@ -31,36 +31,27 @@ StepCallback = Callable[["Side", int, int, bool], None]
 
 @dataclass(frozen=True)
 class PromptResult:
-    """Metrics of one prompt's sparse video against its dense one.
+    """Metrics of one prompt's sparse video against its dense one; of a failed prompt only `error`.
 
-    Args:
-        metrics: value by metric name; empty when the prompt failed.
-        unavailable: metrics that could not be computed here, with the reason.
-        sparsity: fraction of block pairs not computed, over all self-attention calls; None when it failed.
-        sparsity_active: the same over sparse calls only.
-        seconds_dense: of the dense rendering, perhaps by an earlier run.
-        stats: counters of the sparse rendering.
-        error: why the prompt failed; None when it didn't.
-        dense_cached: whether the dense video came from the cache.
+    `sparsity` is the fraction of block pairs not computed, over all self-attention calls; `sparsity_active` the same
+    over sparse calls only.
     """
 
     prompt: str
     seed: int
     metrics: Mapping[str, float] = field(default_factory=dict)
-    unavailable: Mapping[str, str] = field(default_factory=dict)
+    unavailable: Mapping[str, str] = field(default_factory=dict)  # reasons by metric
     sparsity: float | None = None
     sparsity_active: float | None = None
-    seconds_dense: float | None = None
+    seconds_dense: float | None = None  # perhaps by an earlier run
     seconds_sparse: float | None = None
-    stats: "SparsityStats | None" = None
+    stats: "SparsityStats | None" = None  # of the sparse rendering
     error: str | None = None
     dense_cached: bool = False
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The two videos of a prompt."""
-
     dense: Frames
     sparse: Frames
 
@@ -77,14 +68,7 @@ def evaluate_prompt(
     """Render a prompt under the handle's policy and compute metrics against its dense video.
 
     The handle is installed on the renderer's pipeline; its counters are reset. `seed` holds for both renderings where
-    the prompt has none of its own.
-
-    Returns:
-        The result and the videos; where NaN or black frames came out, a result with only `error`, and None.
-
-    Raises:
-        OutOfMemoryError: which would hit every other prompt too.
-        MetricError: a metric is unknown, or returned no finite number.
+    the prompt has none of its own. Where NaN or black frames came out, the result has only `error`, without videos.
     """
     given = as_prompt(prompt)
     seed = seed if given.seed is None else given.seed
@@ -93,7 +77,7 @@ def evaluate_prompt(
         handle.reset()
         sparse = render(renderer, prompt, seed, "sparse", on_step)
     except OutOfMemoryError:
-        raise
+        raise  # it would hit every other prompt too
     except GenerationError as error:
         return PromptResult(given.text, seed, error=str(error)), None
     stats = handle.stats()
@@ -125,10 +109,6 @@ def dense_baseline(
 
     `handle` is the one installed on the pipeline, if any; it runs dense meanwhile. `on_step` is called once, as cached,
     where nothing was rendered.
-
-    Raises:
-        GenerationError: rendering failed.
-        CacheError: the cache's folder can't be used.
     """
 
     def rendered() -> tuple[Frames, float]:
@@ -144,7 +124,6 @@ def dense_baseline(
 
 
 def rendering_dense(handle: "SparseHandle | None") -> contextlib.AbstractContextManager[None]:
-    """Run every attention call dense within the context."""
     if handle is None:
         return contextlib.nullcontext()
     return with_policy(handle, replace(handle.policy, schedule=DenseSchedule(1.0)))
@@ -166,11 +145,6 @@ def with_policy(handle: "SparseHandle", policy: Policy) -> Iterator[None]:
 def render(
     renderer: "Renderer", prompt: AnyPrompt, seed: int, side: "Side", on_step: StepCallback | None
 ) -> "Rendering":
-    """Render a prompt with the pipeline as it is.
-
-    Raises:
-        GenerationError: rendering failed.
-    """
     if on_step is None:
         return renderer.render(prompt, seed, None)
     return renderer.render(prompt, seed, lambda step, num_steps: on_step(side, step, num_steps, False))

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.evaluation.ladder import Attribution, attribute
-from sparsetune.evaluation.result import EvaluationResult, PromptRow, Spread
+from sparsetune.evaluation.result import EvaluationResult, Spread
 from sparsetune.metrics import interval_caveat
 
 
@@ -30,7 +30,6 @@ def number(value: float | None, scale: float | None = None) -> str:
 
 
 def relative(path: Path, folder: Path) -> str:
-    """Relative link from a file in `folder` to `path`."""
     return quote(Path(os.path.relpath(path, folder)).as_posix())
 
 
@@ -41,7 +40,6 @@ CHECKLIST = (
     ("Artifacts", "there are no blocks, smears or ghosts that the dense video lacks"),
     ("Colour", "colours and brightness are the same"),
 )
-"""Checklist of the human review of the side-by-side videos."""
 
 _ARROWS = {True: " ↑", False: " ↓", None: ""}
 
@@ -66,14 +64,7 @@ def report_markdown(
     videos: Mapping[int, Mapping[str, Path]] | None = None,
     stills: Mapping[int, Path] | None = None,
 ) -> str:
-    """Format the report.
-
-    Args:
-        result: of the evaluation.
-        folder: of the report; links are relative to it.
-        videos: files by prompt index and kind.
-        stills: pictures by prompt index, the worst prompt's first.
-    """
+    """Format the report in `folder`; videos by prompt index and kind, stills by prompt index, the worst one first."""
     parts = (
         f"# Sparse attention on {result.config.model_name}: accuracy report",
         _configuration(result),
@@ -82,7 +73,8 @@ def report_markdown(
         _sparsity(result),
         _ladder(result),
         _stills(result, folder, stills or {}),
-        _checklist(),
+        "## Human review\n\nWatch the side-by-side videos and tick what is true:\n\n"
+        + "\n".join(f"- [ ] {name}: {question}" for name, question in CHECKLIST),
         _conclusion(result),
     )
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -159,11 +151,8 @@ def _prompts(result: EvaluationResult, folder: Path, videos: Mapping[int, Mappin
             (
                 str(row.index),
                 cell(row.prompt),
-                number(row.psnr),
-                number(row.frame_cosine),
-                number(row.frame_l1),
-                number(row.frame_diff),
-                _percent(row.sparsity),
+                *(number(value) for value in (row.psnr, row.frame_cosine, row.frame_l1, row.frame_diff)),
+                percent(row.sparsity),
                 links,
             )
         )
@@ -177,26 +166,26 @@ def _sparsity(result: EvaluationResult) -> str:
         return "## Sparsity\n\nNothing was rendered."
     calls = ", ".join(f"{count} {kind}" for kind, count in part.num_calls.items())
     kernels = ", ".join(sorted(set(part.kernels.values())))
+    theoretical, measured = (
+        "not known" if value is None else f"{value:.2f}x" for value in (part.theoretical_speedup, part.measured_speedup)
+    )
+    dense, sparse = ("?" if value is None else f"{value:.2f} s" for value in (part.seconds_dense, part.seconds_sparse))
+    num_cached = sum(row.dense_cached for row in result.detailed_results)
     lines = [
-        f"- Sparsity: {_percent(part.overall)} of the block pairs of all self-attention calls "
-        f"({_percent(part.active)} of the sparse calls)",
-        f"- Theoretical speed-up of attention: {_times(part.theoretical_speedup)}",
-        f"- Measured speed-up of a rendering: {_times(part.measured_speedup)}, fastest dense over fastest sparse "
-        f"(means: {_seconds(part.seconds_dense)} dense, {_seconds(part.seconds_sparse)} sparse)"
-        + _cached_note(result.detailed_results),
+        f"- Sparsity: {percent(part.overall)} of the block pairs of all self-attention calls "
+        f"({percent(part.active)} of the sparse calls)",
+        f"- Theoretical speed-up of attention: {theoretical}",
+        f"- Measured speed-up of a rendering: {measured}, fastest dense over fastest sparse "
+        f"(means: {dense} dense, {sparse} sparse)"
+        + (f"; {num_cached} of the dense times were measured by an earlier run" if num_cached else ""),
         f"- Kernels that ran: {kernels}; calls: {calls}",
         *(f"- Fell back to dense {count} times: {cell(reason)}" for reason, count in part.fallbacks.items()),
     ]
     layers = table(
         ("Layer", "Sparsity", "Kernel"),
-        [(f"`{name}`", _percent(value), part.kernels.get(name, "")) for name, value in part.by_layer.items()],
+        [(f"`{name}`", percent(value), part.kernels.get(name, "")) for name, value in part.by_layer.items()],
     )
     return "## Sparsity\n\n" + "\n".join(lines) + f"\n\n<details><summary>By layer</summary>\n\n{layers}\n\n</details>"
-
-
-def _cached_note(rows: Sequence[PromptRow]) -> str:
-    cached = sum(row.dense_cached for row in rows)
-    return f"; {cached} of the dense times were measured by an earlier run" if cached else ""
 
 
 def _ladder(result: EvaluationResult) -> str:
@@ -235,11 +224,6 @@ def _stills(result: EvaluationResult, folder: Path, stills: Mapping[int, Path]) 
     return "## Stills\n\n" + "\n\n".join(parts)
 
 
-def _checklist() -> str:
-    lines = "\n".join(f"- [ ] {name}: {question}" for name, question in CHECKLIST)
-    return f"## Human review\n\nWatch the side-by-side videos and tick what is true:\n\n{lines}"
-
-
 def _conclusion(result: EvaluationResult) -> str:
     conditions = "\n".join(
         f"- {'met' if one.met else '**not met**'}: {one.name} {number(one.measured)} (must be above {one.bound:g}"
@@ -259,12 +243,8 @@ def _spread(spread: Spread) -> str:
     return f"{spread.mean:.3g} ({spread.min:.3g} to {spread.max:.3g})"
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
-
-
-def _seconds(value: float | None) -> str:
-    return "?" if value is None else f"{value:.2f} s"
 
 
 def _dense_steps(result: EvaluationResult) -> str:
@@ -273,7 +253,3 @@ def _dense_steps(result: EvaluationResult) -> str:
     dense = f"the first {num_dense} of {num_steps} steps dense" if num_dense else "no dense steps"
     scale = result.config.policy.drop_scale
     return dense if scale is None else f"{dense}, {_spread(scale)} times the dropped attention by step"
-
-
-def _times(value: float | None) -> str:
-    return "not known" if value is None else f"{value:.2f}x"

@@ -17,7 +17,6 @@ SCHEMA_PATH: Final = Path(__file__).parent / "result.schema.json"
 """The JSON Schema of a result, shipped with the package."""
 
 RESULT_GLOB: Final = "*_accuracy_*.json"
-
 Rung = Literal["dense_again", "kernel"]
 """Lower rungs of the attribution ladder: the dense video rendered again, and the kernel at sparsity 0."""
 
@@ -66,9 +65,7 @@ class PolicySection(_Part):
     topk: Spread | None
     pvthreshd: Spread | None
     dense_fraction: Fraction = Field(description="Fraction of the denoising steps, at the start, that run dense.")
-    drop_scale: Spread | None = Field(
-        None, description="Factors on the dropped attention, by denoising step; null is 1 throughout."
-    )
+    drop_scale: Spread | None = Field(None, description="Factors on the dropped attention, by step; null is 1.")
     order: str = Field(description="Token order; all of them where layers differ.")
     keep_text: bool = Field(description="Whether key blocks with text tokens are always computed.")
     select_partial: bool = Field(False, description="Whether a partial last block is selected like any other.")
@@ -103,9 +100,7 @@ class ConfigSection(_Part):
     metrics: tuple[str, ...]
     prompt_file: str | None
     prompts_hash: str = Field(description="SHA-256 of the list of prompts.")
-    prompts_in_tune_set: tuple[str, ...] = Field(
-        description="Prompts that are also in the tune set, which inflates scores."
-    )
+    prompts_in_tune_set: tuple[str, ...] = Field(description="Also in the tune set, which inflates scores.")
 
 
 class MetricStatistics(_Part):
@@ -140,15 +135,11 @@ class PromptRow(_Part):
     seconds_sparse: Seconds | None = None
     dense_cached: bool = Field(default=False, description="Whether the dense video was rendered by an earlier run.")
     worst_frame: int | None = Field(default=None, description="The frame with the lowest PSNR, from 0.")
-    psnr_per_frame: tuple[float, ...] | None = Field(
-        default=None, description="PSNR in dB of every frame by itself, 100 for identical frames."
-    )
+    psnr_per_frame: tuple[float, ...] | None = Field(None, description="In dB, 100 for identical frames.")
     error: str | None = None
-    unavailable: dict[str, str] = Field(
-        default_factory=dict, description="Metrics that could not be computed, with the reason."
-    )
+    unavailable: dict[str, str] = Field(default_factory=dict, description="Reasons of metrics without a value.")
     ladder: dict[Rung, dict[str, float]] | None = Field(
-        default=None, description="Metrics of the dense video rendered again and of the kernel at sparsity 0."
+        None, description="Of the dense video again, and at sparsity 0."
     )
 
     @property
@@ -182,9 +173,7 @@ class SparsitySection(_Part):
     overall: Fraction | None = Field(description="Over all self-attention calls; null when no prompt rendered.")
     active: Fraction | None = Field(description="Over sparse calls only.")
     theoretical_speedup: float | None = Field(description="Of attention: 1 / (1 - overall).")
-    measured_speedup: float | None = Field(
-        description="Fastest dense over fastest sparse rendering; null with the reference kernel."
-    )
+    measured_speedup: float | None = Field(description="Fastest dense over fastest sparse; null with `reference`.")
     seconds_dense: Seconds | None = Field(description="Mean of a rendering.")
     seconds_sparse: Seconds | None = Field(description="Mean of a rendering.")
     by_layer: dict[str, float]
@@ -273,11 +262,7 @@ def load_result(path: Path | str) -> EvaluationResult:
 
 
 def read_versioned(path: Path, model: type[Model], version: int, kind: Literal["evaluation", "tuning"]) -> Model:
-    """Read a JSON file as a pydantic model, after a check of its `schema_version`.
-
-    Raises:
-        ResultError: it can't be read, isn't such a file, or a newer sparsetune wrote it.
-    """
+    """Read a JSON file as a pydantic model, after a check of its `schema_version`; ResultError says what to do."""
     again = f"run `sparsetune {'eval' if kind == 'evaluation' else 'tune'}` again"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

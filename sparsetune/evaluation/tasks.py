@@ -12,7 +12,7 @@ from sparsetune.errors import GenerationError, OutOfMemoryError
 from sparsetune.evaluation.aggregate import prompt_row
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.ladder import render_ladder
-from sparsetune.evaluation.outputs import FramePair, OutputFolder
+from sparsetune.evaluation.outputs import OutputFolder
 from sparsetune.evaluation.prompt import Pair, PromptResult, StepCallback, evaluate_prompt
 from sparsetune.evaluation.result import PromptRow, Rung
 from sparsetune.executor import Emit, ModelSession, Phase, Side, StepDone
@@ -35,14 +35,7 @@ def _step_callback(emit: Emit, phase: Phase) -> StepCallback:
 
 @dataclass(frozen=True)
 class ScorePrompt:
-    """Renders a prompt under a policy and computes its metrics.
-
-    Args:
-        backend: the kernel of sparse calls, as in the configuration.
-        seed: of both renderings, where the prompt has none of its own.
-        cache: of dense videos.
-        metrics: names of registered metrics.
-    """
+    """Renders a prompt under a policy and computes its metrics; `seed` is for prompts that have none of their own."""
 
     prompt: AnyPrompt
     policy: Policy
@@ -52,12 +45,7 @@ class ScorePrompt:
     metrics: tuple[str, ...]
 
     def run(self, session: ModelSession, emit: Emit) -> PromptResult:
-        """Render and measure; emits `StepDone` for every step.
-
-        Raises:
-            GenerationError: out of memory, or the frames are NaN or black.
-            MetricError: a metric is unknown or returned no finite number.
-        """
+        """Raise GenerationError where out of memory, or where the frames are NaN or black."""
         handle, on_step = session.install(self.policy, self.backend), _step_callback(emit, "trials")
         result, _ = evaluate_prompt(session.renderer, handle, self.prompt, self.seed, self.cache, self.metrics, on_step)
         if result.error is not None:
@@ -67,30 +55,21 @@ class ScorePrompt:
 
 @dataclass(frozen=True)
 class JudgedPrompt:
-    """An evaluated prompt; of its videos only one frame is kept.
+    """An evaluated prompt; of its videos only the worst frame is kept, if anything is written.
 
-    Args:
-        row: its row of the JSON.
-        result: its metrics and counters.
-        worst_frame: of its two videos; None where it failed or nothing is written.
-        videos: files written, by kind; or their contents, where the worker's files are on another machine.
-        seconds: spent rendering now, the ladder included and a cached dense video not.
+    `videos` are the files written, by kind; or their contents, where the worker's files are on another machine.
     """
 
     row: PromptRow
     result: PromptResult
-    worst_frame: FramePair | None = None
+    worst_frame: Pair | None = None
     videos: Mapping[str, Path | bytes] = field(default_factory=dict)
-    seconds: float = 0.0
+    seconds: float = 0.0  # spent rendering now, the ladder included and a cached dense video not
 
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """Evaluates prompt `index` (from 0); the other fields are `evaluate`'s arguments.
-
-    Args:
-        outputs: where videos go; None writes nothing.
-    """
+    """Evaluates prompt `index` (from 0); the other fields are `evaluate`'s arguments."""
 
     index: int
     prompt: AnyPrompt
@@ -106,12 +85,6 @@ class JudgePrompt:
     ladder: bool
 
     def run(self, session: ModelSession, emit: Emit) -> JudgedPrompt:
-        """Render and measure the prompt and write its videos; emits `StepDone` for every step.
-
-        Raises:
-            GenerationError: out of memory.
-            MetricError, CacheError, VideoError, SparsetuneError: as `evaluate` raises them.
-        """
         for name in self.metrics:  # a worker that lacks a user's metric fails before it renders
             get(name)
         handle = session.install(self.policy, self.backend, self.break_even)
@@ -120,13 +93,12 @@ class JudgePrompt:
         if pair is None:
             return JudgedPrompt(prompt_row(self.index, result), result)
         seconds = (result.seconds_sparse or 0.0) + (0.0 if result.dense_cached else result.seconds_dense or 0.0)
-        rungs: dict[Rung, dict[str, float]] | None = None
-        if self.ladder:
-            rungs, spent = self._ladder(renderer, handle, result, pair, on_step)
-            seconds += spent
+        rungs, spent = self._ladder(renderer, handle, result, pair, on_step) if self.ladder else (None, 0.0)
         row = prompt_row(self.index, result, rungs, psnr_per_frame(pair.dense, pair.sparse))
-        worst = FramePair.of(self.index, row.worst_frame or 0, pair) if self.outputs is not None else None
-        return JudgedPrompt(row, result, worst, self._videos(pair, session.shares_files), seconds)
+        frame = row.worst_frame or 0
+        worst = slice(frame, frame + 1)  # copied, so that the videos can be freed
+        kept = Pair(pair.dense[worst].copy(), pair.sparse[worst].copy()) if self.outputs is not None else None
+        return JudgedPrompt(row, result, kept, self._videos(pair, session.shares_files), seconds + spent)
 
     def _ladder(
         self, renderer: "Renderer", handle: "SparseHandle", result: PromptResult, pair: Pair, on_step: StepCallback

@@ -16,8 +16,6 @@ from sparsetune.video import Video, read_video
 Align = Literal["strict", "shortest"]
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
-"""Extensions of video files in a compared folder."""
-
 LOSSY_NOTE = (
     "computed on decoded video files, so lossy encoding of either side counts as error; "
     "`sparsetune eval` computes the same metrics before any encoding"
@@ -26,22 +24,18 @@ LOSSY_NOTE = (
 
 @dataclass(frozen=True)
 class VideoPair:
-    """Two compared files and their metrics.
-
-    `num_frames` were compared, of `num_frames_dense` and `num_frames_sparse`; `unavailable` has the reason for each
-    metric without a value; `size` is (height, width) in pixels.
-    """
+    """Two compared files and their metrics."""
 
     name: str
     dense: str
     sparse: str
-    size: tuple[int, int]
+    size: tuple[int, int]  # (height, width) in pixels
     fps: float
-    num_frames: int
+    num_frames: int  # compared
     num_frames_dense: int
     num_frames_sparse: int
     metrics: dict[str, float]
-    unavailable: dict[str, str]
+    unavailable: dict[str, str]  # reason for each metric without a value
 
 
 @dataclass(frozen=True)
@@ -57,13 +51,12 @@ class VideoComparison:
     note: str = LOSSY_NOTE
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to a JSON object."""
         return {
             "schema_version": 1,
             "align": self.align,
             "note": self.note,
             "pairs": [{**asdict(pair), "size": list(pair.size)} for pair in self.pairs],
-            "statistics": {name: summary.to_dict() for name, summary in self.statistics.items()},
+            "statistics": {name: asdict(summary) for name, summary in self.statistics.items()},
             "overall_score": self.score,
             "verdict": self.verdict,
             "gate": self.gate.to_dict(),
@@ -81,22 +74,11 @@ def compare_videos(
 ) -> VideoComparison:
     """Compare two video files, or all equally named ones of two folders.
 
-    Args:
-        dense: a file or a folder; the reference.
-        sparse: likewise.
-        names: of metrics; those that score and gate need and those that a user registered are always computed.
-        gate: to check.
-        align: `strict` requires equal frame counts, `shortest` compares as many frames as the shorter one has.
-        on_pair: called after each pair with its number from 1, the number of pairs and the pair.
-
-    Raises:
-        VideoError: a path is missing, the folders' names differ, a file can't be decoded, or the two of a pair
-            differ in size, frame rate or (unless aligned) frame count.
-        MetricError: a metric is unknown or failed.
+    Metrics that score and gate need and those that a user registered are always computed, besides `names`. `align`
+    `shortest` compares as many frames as the shorter video has. `on_pair` is called after each pair with its number
+    from 1, the number of pairs and the pair.
     """
-    wanted = tuple(dict.fromkeys((*BASE_METRICS, *gate.metrics, *names, *own_names())))
-    for name in wanted:
-        get(name)  # an unknown one fails before any file is decoded
+    wanted = known_metrics(names, gate)
     found = _pairs(dense, sparse)
     compared: list[VideoPair] = []
     for number, (left, right) in enumerate(found, start=1):
@@ -110,24 +92,20 @@ def compare_videos(
     return VideoComparison(tuple(compared), statistics, total, verdict_of(total), gate.check(rows), align)
 
 
+def known_metrics(names: Sequence[str], gate: Gate) -> tuple[str, ...]:
+    """Add those that score and gate need and a user's own; an unknown one fails before anything is computed."""
+    wanted = (*BASE_METRICS, *gate.metrics, *names, *own_names())
+    return tuple(dict.fromkeys(get(name).name for name in wanted))
+
+
 def _compare(dense: Path, sparse: Path, names: Sequence[str], align: Align) -> VideoPair:
     left, right = read_video(dense), read_video(sparse)
     _check_match(dense, left, sparse, right, align)
     count = min(len(left.frames), len(right.frames))
     values, unavailable = compute_available(left.frames[:count], right.frames[:count], names)
-    height, width = left.frames.shape[1:3]
-    return VideoPair(
-        name=dense.name,
-        dense=str(dense),
-        sparse=str(sparse),
-        size=(height, width),
-        fps=left.fps,
-        num_frames=count,
-        num_frames_dense=len(left.frames),
-        num_frames_sparse=len(right.frames),
-        metrics=values,
-        unavailable=unavailable,
-    )
+    _, height, width, _ = left.frames.shape
+    counts = (count, len(left.frames), len(right.frames))
+    return VideoPair(dense.name, str(dense), str(sparse), (height, width), left.fps, *counts, values, unavailable)
 
 
 def _check_match(dense: Path, left: Video, sparse: Path, right: Video, align: Align) -> None:

@@ -10,7 +10,6 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +18,12 @@ from sparsetune import ffmpeg
 from sparsetune.errors import MetricError
 from sparsetune.metrics.registry import Frames, MetricUnavailable, check_min_side, checked, metric
 
-VMAF_MODEL = "vmaf_v0.6.1"
-"""The default model, trained for viewing 1080p at three picture heights; built into libvmaf."""
-
-VMAF_MIN_SIDE = 32
-"""libvmaf halves frames four times and crashes on some that are smaller."""
-
-XPSNR_CAP_DB = 100.0
-"""XPSNR of identical videos, whose value is infinite; as for psnr."""
+VMAF_MODEL = "vmaf_v0.6.1"  # the default, built into libvmaf; trained for viewing 1080p at three picture heights
+VMAF_MIN_SIDE = 32  # libvmaf halves frames four times and crashes on some that are smaller
+XPSNR_CAP_DB = 100.0  # of identical videos, whose XPSNR is infinite; as for psnr
 
 _RATE = 24  # XPSNR's and VMAF's motion terms look at neighbouring frames; below 32 the rate itself is not used
-
 _TO_YUV = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int+full_chroma_inp,format=yuv444p"
-
 _XPSNR_LINE = re.compile(r"XPSNR\s+y: *(-?[\d.]+|inf)")
 
 
@@ -39,19 +31,17 @@ _XPSNR_LINE = re.compile(r"XPSNR\s+y: *(-?[\d.]+|inf)")
 @metric(
     range=(0.0, 100.0),
     higher_is_better=True,
-    definition=f"VMAF, model {VMAF_MODEL}, dense as reference; mean over frames. Identical videos are near 100, "
-    "not at it",
+    definition=f"VMAF of the luma, model {VMAF_MODEL}; mean over frames. Identical videos are near 100, not at it",
     source="Netflix VMAF, libvmaf in ffmpeg",
 )
 def vmaf(dense: Frames, sparse: Frames) -> float:
-    """VMAF of the sparse video with the dense one as reference, in [0, 100]; luma only.
+    """VMAF of the sparse video's luma with the dense one as reference, in [0, 100].
 
     It weighs lost and added detail: a change of colour or of a flat area's brightness hardly counts (flat black
     against flat white is 97), so don't rely on it alone.
 
     Raises:
         MetricUnavailable: there is no ffmpeg, its build lacks libvmaf, or a side is under 32 pixels.
-        MetricError: the frames don't match, or ffmpeg failed.
     """
     check_min_side("vmaf", dense, VMAF_MIN_SIDE)
     with tempfile.TemporaryDirectory(prefix="sparsetune-vmaf-") as name:
@@ -68,15 +58,13 @@ def vmaf(dense: Frames, sparse: Frames) -> float:
     unit="dB",
     range=(-math.inf, XPSNR_CAP_DB),  # perceptual weights can lift the error above MAX
     higher_is_better=True,
-    definition="XPSNR of the luma plane (ffmpeg's `y`), dense as reference, capped at 100 dB",
     source="Helmrich et al. 2020, doi:10.1109/ICASSP40776.2020.9054089; ffmpeg's xpsnr filter",
 )
 def xpsnr(dense: Frames, sparse: Frames) -> float:
-    """Extended perceptually weighted PSNR of the luma plane in dB; identical videos are 100.
+    """Extended perceptually weighted PSNR of the luma plane (ffmpeg's `y`), dense as reference, capped at 100 dB.
 
     Raises:
         MetricUnavailable: there is no ffmpeg, or its build lacks the filter (ffmpeg 7.1 and later have it).
-        MetricError: the frames don't match, or ffmpeg failed.
     """
     found = _XPSNR_LINE.findall(_run("xpsnr", dense, sparse))
     if not found:
@@ -86,29 +74,7 @@ def xpsnr(dense: Frames, sparse: Frames) -> float:
 
 
 def _run(comparison: str, dense: Frames, sparse: Frames, folder: Path | None = None) -> str:
-    """Run one of ffmpeg's comparison filters on the two videos and return its log."""
     filter_name = comparison.partition("=")[0]
-    binary = _binary(filter_name)
-    height, width = dense.shape[1:3]
-    graph = (
-        f"[0:v]split[both][again];[both]crop={width}:{height}:0:0,{_TO_YUV}[dense];"
-        f"[again]crop={width}:{height}:0:{height},{_TO_YUV}[sparse];[sparse][dense]{comparison}"
-    )
-    source = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{2 * height}", "-r", str(_RATE), "-i", "pipe:0")
-    arguments = (*source, "-filter_complex", graph, "-f", "null", "-")
-    done = ffmpeg.run(binary, arguments, feed=_stacked(dense, sparse), folder=folder)
-    if done.status != 0:
-        raise MetricError(f"ffmpeg's {filter_name} failed on {len(dense)} frames of {height}x{width}: {done.reason}")
-    return done.log
-
-
-def _stacked(dense: Frames, sparse: Frames) -> Iterator[memoryview]:
-    for pair in zip(dense, sparse, strict=True):
-        for frame in pair:
-            yield np.ascontiguousarray(frame).data
-
-
-def _binary(filter_name: str) -> str:
     binary = ffmpeg.executable()
     if binary is None:
         raise MetricUnavailable(
@@ -119,4 +85,15 @@ def _binary(filter_name: str) -> str:
             f"{binary} was built without the filter {filter_name}; pip install --upgrade imageio-ffmpeg, "
             "or set IMAGEIO_FFMPEG_EXE to a build that has it"
         )
-    return binary
+    height, width = dense.shape[1:3]
+    graph = (
+        f"[0:v]split[both][again];[both]crop={width}:{height}:0:0,{_TO_YUV}[dense];"
+        f"[again]crop={width}:{height}:0:{height},{_TO_YUV}[sparse];[sparse][dense]{comparison}"
+    )
+    source = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{2 * height}", "-r", str(_RATE), "-i", "pipe:0")
+    arguments = (*source, "-filter_complex", graph, "-f", "null", "-")
+    stacked = (np.ascontiguousarray(frame).data for pair in zip(dense, sparse, strict=True) for frame in pair)
+    done = ffmpeg.run(binary, arguments, feed=stacked, folder=folder)
+    if done.status != 0:
+        raise MetricError(f"ffmpeg's {filter_name} failed on {len(dense)} frames of {height}x{width}: {done.reason}")
+    return done.log

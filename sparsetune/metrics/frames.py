@@ -7,7 +7,7 @@ fit a processor's cache, so the extra memory is a few frames, whatever the video
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,23 +17,15 @@ from sparsetune.metrics.registry import Frames, checked, metric
 PSNR_CAP_DB = 100.0
 """PSNR of identical videos, whose PSNR is infinite: a finite value, so that means stay finite."""
 
-_SLAB = 1 << 16
-"""Values per slab: 2**16 products of at most 255² still fit a 32-bit sum, and all buffers a 1 MiB cache."""
-
+_SLAB = 1 << 16  # values: 2**16 products of at most 255² still fit a 32-bit sum, and all buffers a 1 MiB cache
 _MAX_SQUARED = 255 * 255
 
 
-@dataclass(frozen=True)
-class PixelErrors:
-    """Exact error sums of a pair of videos on the uint8 scale.
+class PixelErrors(NamedTuple):
+    """Exact error sums of a pair of videos on the uint8 scale."""
 
-    Args:
-        squared: sum of squared errors per frame.
-        absolute: sum of absolute errors over the video.
-    """
-
-    squared: tuple[int, ...]
-    absolute: int
+    squared: tuple[int, ...]  # per frame
+    absolute: int  # over the video
 
 
 def pixel_errors(dense: Frames, sparse: Frames) -> PixelErrors:
@@ -56,14 +48,12 @@ def pixel_errors(dense: Frames, sparse: Frames) -> PixelErrors:
 @metric(
     range=(0.0, 1.0),
     higher_is_better=True,
-    definition="cosine similarity of the two whole videos as one vector each",
     source="SpargeAttn-style accuracy tests",
 )
 def frame_cosine(dense: Frames, sparse: Frames) -> float:
-    """Cosine similarity of the two whole videos, each flattened into one vector; in [0, 1].
+    """Cosine similarity of the two whole videos, each flattened into one vector.
 
-    The cosine of a zero vector is undefined: two all-black videos count as 1.0 (they are the same), one
-    all-black video against any other as 0.0.
+    The cosine of a zero vector is undefined: two all-black videos count as 1, one against any other video as 0.
     """
     dot = norm_dense = norm_sparse = 0
     for d, s in zip(dense, sparse, strict=True):
@@ -84,12 +74,11 @@ def frame_cosine(dense: Frames, sparse: Frames) -> float:
     unit="dB",
     range=(0.0, PSNR_CAP_DB),
     higher_is_better=True,
-    definition="10·log10(1 / MSE), MSE over the whole video, capped at 100 dB",
     source="the usual definition, pooled over the video, unlike psnr_frame_mean",
     prepare=pixel_errors,
 )
 def psnr(dense: Frames, sparse: Frames, errors: PixelErrors | None = None) -> float:
-    """Peak signal-to-noise ratio in dB with the MSE pooled over the whole video; identical videos are 100."""
+    """Peak signal-to-noise ratio 10·log10(1 / MSE), MSE over the whole video, capped at 100 dB."""
     return _psnr(sum((errors or pixel_errors(dense, sparse)).squared), dense.size)
 
 
@@ -97,12 +86,11 @@ def psnr(dense: Frames, sparse: Frames, errors: PixelErrors | None = None) -> fl
 @metric(
     range=(0.0, 1.0),
     higher_is_better=False,
-    definition="mean |sparse - dense| over all values",
     source="SpargeAttn-style accuracy tests",
     prepare=pixel_errors,
 )
 def frame_l1(dense: Frames, sparse: Frames, errors: PixelErrors | None = None) -> float:
-    """Mean absolute difference over all values, in [0, 1]."""
+    """Mean |sparse - dense| over all values."""
     return (errors or pixel_errors(dense, sparse)).absolute / (255 * dense.size)
 
 
@@ -110,14 +98,13 @@ def frame_l1(dense: Frames, sparse: Frames, errors: PixelErrors | None = None) -
 @metric(
     range=(0.0, 2.0),
     higher_is_better=False,
-    definition="mean |(s[t+1] - s[t]) - (d[t+1] - d[t])|, what changed in the motion; 0 for a single frame",
     source="SpargeAttn-style accuracy tests",
 )
 def frame_diff(dense: Frames, sparse: Frames) -> float:
-    """Mean absolute difference of the frame-to-frame changes, in [0, 2]; 0.0 for a single frame, which has none."""
+    """Mean |(s[t+1] - s[t]) - (d[t+1] - d[t])|, what changed in the motion; 0 for a single frame."""
     if len(dense) == 1:
         return 0.0
-    # (s[t+1] - s[t]) - (d[t+1] - d[t]) is the change of the error s - d, which lies in [-510, 510].
+    # This is the change of the error s - d, and lies in [-510, 510].
     total = 0
     previous = np.empty(dense[0].size, np.int16)
     for t, (d, s) in enumerate(zip(dense, sparse, strict=True)):
@@ -140,12 +127,14 @@ def psnr_per_frame(dense: Frames, sparse: Frames, errors: PixelErrors | None = N
     unit="dB",
     range=(0.0, PSNR_CAP_DB),
     higher_is_better=True,
-    definition="mean over the frames of each frame's PSNR, capped at 100 dB each",
     source="Sparse-VideoGen reports PSNR this way",
     prepare=pixel_errors,
 )
 def psnr_frame_mean(dense: Frames, sparse: Frames, errors: PixelErrors | None = None) -> float:
-    """Mean over the frames of each frame's PSNR in dB; never below the pooled `psnr` (Jensen), short of the cap."""
+    """Mean over the frames of each frame's PSNR, capped at 100 dB each.
+
+    Short of the cap it is never below the pooled `psnr` (Jensen).
+    """
     values = psnr_per_frame(dense, sparse, errors)
     return math.fsum(values) / len(values)
 
@@ -155,12 +144,11 @@ def psnr_frame_mean(dense: Frames, sparse: Frames, errors: PixelErrors | None = 
     unit="dB",
     range=(0.0, PSNR_CAP_DB),
     higher_is_better=True,
-    definition="PSNR of the worst frame, capped at 100 dB",
     source="sparsetune",
     prepare=pixel_errors,
 )
 def psnr_frame_min(dense: Frames, sparse: Frames, errors: PixelErrors | None = None) -> float:
-    """PSNR in dB of the worst frame."""
+    """PSNR of the worst frame, capped at 100 dB."""
     return min(psnr_per_frame(dense, sparse, errors))
 
 

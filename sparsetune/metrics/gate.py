@@ -52,9 +52,6 @@ class Gate:
         min_psnr: on the mean psnr over prompts, in dB.
         min_psnr_worst: on the worst prompt's psnr, in dB; None for no such bound.
         min_psnr_frame: on the worst frame's PSNR in any prompt, in dB; None for no such bound.
-
-    Raises:
-        MetricError: a bound isn't a finite number.
     """
 
     min_frame_cosine: float = 0.95
@@ -74,11 +71,7 @@ class Gate:
         return base if self.min_psnr_frame is None else (*base, WORST_FRAME_METRIC)
 
     def check(self, rows: Sequence[Mapping[str, float]], num_failed: int = 0) -> GateResult:
-        """Check the metrics of the prompts that rendered, one row each; no row, or any failed prompt, fails the gate.
-
-        Raises:
-            MetricError: a row lacks a metric that a bound needs.
-        """
+        """Check the metrics of the prompts that rendered, one row each; none, or any failed prompt, fails the gate."""
         failures = []
         if num_failed:
             failures.append(f"{num_failed} of {num_failed + len(rows)} prompts failed to render")
@@ -90,20 +83,18 @@ class Gate:
 
     def _conditions(self, rows: Sequence[Mapping[str, float]]) -> tuple[Condition, ...]:
         cosine, psnr = _column(rows, "frame_cosine"), _column(rows, "psnr")
-        found = [
-            _condition("mean frame_cosine", "", math.fsum(cosine) / len(cosine), self.min_frame_cosine),
-            _condition("mean psnr", "dB", math.fsum(psnr) / len(psnr), self.min_psnr),
+        bounds = [
+            ("mean frame_cosine", "", math.fsum(cosine) / len(cosine), self.min_frame_cosine),
+            ("mean psnr", "dB", math.fsum(psnr) / len(psnr), self.min_psnr),
+            ("worst prompt's psnr", "dB", min(psnr), self.min_psnr_worst),
         ]
-        if self.min_psnr_worst is not None:
-            found.append(_condition("worst prompt's psnr", "dB", min(psnr), self.min_psnr_worst))
         if self.min_psnr_frame is not None:
-            frames = _column(rows, WORST_FRAME_METRIC)
-            found.append(_condition("worst frame's psnr", "dB", min(frames), self.min_psnr_frame))
-        return tuple(found)
-
-
-def _condition(name: str, unit: str, measured: float, bound: float) -> Condition:
-    return Condition(name, unit, measured, bound, measured > bound)
+            bounds.append(("worst frame's psnr", "dB", min(_column(rows, WORST_FRAME_METRIC)), self.min_psnr_frame))
+        return tuple(
+            Condition(name, unit, measured, bound, measured > bound)
+            for name, unit, measured, bound in bounds
+            if bound is not None
+        )
 
 
 def _column(rows: Sequence[Mapping[str, float]], name: str) -> list[float]:

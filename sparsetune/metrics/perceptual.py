@@ -10,25 +10,16 @@ import os
 import pickle
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from sparsetune.errors import MetricError
 from sparsetune.metrics.registry import Frames, MetricUnavailable, check_min_side, checked, metric
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-WEIGHTS_FILE = "alexnet-owt-7be5be79.pth"
-"""torchvision's name for AlexNet's ImageNet weights in torch's cache."""
-
-WEIGHTS_VARIABLE = "SPARSETUNE_LPIPS_WEIGHTS"
-"""Environment variable with the path of those weights, where they are elsewhere."""
-
-MIN_SIDE = 32
-"""AlexNet's pooling reduces smaller frames to nothing."""
-
+WEIGHTS_FILE = "alexnet-owt-7be5be79.pth"  # torchvision's name for AlexNet's ImageNet weights in torch's cache
+WEIGHTS_VARIABLE = "SPARSETUNE_LPIPS_WEIGHTS"  # path of those weights, where they are elsewhere
+MIN_SIDE = 32  # AlexNet's pooling reduces smaller frames to nothing
 _BATCH = 4  # frames at a time: about 150 MB at 480x720
 
 
@@ -36,40 +27,24 @@ _BATCH = 4  # frames at a time: about 150 MB at 480x720
 @metric(
     range=(0.0, math.inf),
     higher_is_better=False,
-    definition="LPIPS 0.1 with AlexNet, frames scaled to [-1, 1]; mean over frames",
     source="Zhang et al. 2018, doi:10.1109/CVPR.2018.00068; the authors' package lpips",
 )
 def lpips(dense: Frames, sparse: Frames, *, weights: Path | None = None) -> float:
-    """Learned perceptual distance, 0 for identical videos; frames are scaled to [-1, 1], as the authors ask.
+    """LPIPS 0.1 with AlexNet, frames scaled to [-1, 1] as the authors ask; mean over frames.
 
-    Args:
-        dense: uint8 (frames, height, width, 3).
-        sparse: likewise.
-        weights: torchvision's AlexNet weights; by default the file that SPARSETUNE_LPIPS_WEIGHTS names, or else
-            `checkpoints/alexnet-owt-7be5be79.pth` in torch's cache (`torch.hub.get_dir()`).
+    `weights` are torchvision's of AlexNet; by default the file that SPARSETUNE_LPIPS_WEIGHTS names, or else
+    `checkpoints/alexnet-owt-7be5be79.pth` in torch's cache (`torch.hub.get_dir()`).
 
     Raises:
         MetricUnavailable: the package or the weights are missing, or a side is under 32 pixels.
-        MetricError: the frames don't match, or the weights' file isn't AlexNet's.
+        MetricError: the weights' file isn't AlexNet's.
     """
     check_min_side("lpips", dense, MIN_SIDE)
     if importlib.util.find_spec("lpips") is None:
         raise MetricUnavailable("lpips is not installed; pip install sparsetune[lpips]")
     import torch
 
-    model = _model(_find_weights(weights))
-    total = 0.0
-    with torch.inference_mode():
-        for start in range(0, len(dense), _BATCH):
-            d, s = (_scaled(frames[start : start + _BATCH]) for frames in (dense, sparse))
-            total += float(model(d, s).sum(dtype=torch.float64))
-    return total / len(dense)
-
-
-def _find_weights(given: Path | None) -> Path:
-    import torch
-
-    named = given or os.environ.get(WEIGHTS_VARIABLE)
+    named = weights or os.environ.get(WEIGHTS_VARIABLE)
     path = Path(named) if named else Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_FILE
     if not path.is_file():
         raise MetricUnavailable(
@@ -77,7 +52,14 @@ def _find_weights(given: Path | None) -> Path:
             f"torchvision.models.alexnet(weights='DEFAULT')\"` once online, or set {WEIGHTS_VARIABLE} "
             f"to a copy of {WEIGHTS_FILE}"
         )
-    return path
+    model = _model(path)
+    total = 0.0
+    with torch.inference_mode():
+        for start in range(0, len(dense), _BATCH):
+            batches = (frames[start : start + _BATCH].astype(np.float32) for frames in (dense, sparse))
+            d, s = (torch.from_numpy(batch / 127.5 - 1).permute(0, 3, 1, 2) for batch in batches)
+            total += float(model(d, s).sum(dtype=torch.float64))
+    return total / len(dense)
 
 
 @functools.lru_cache(maxsize=1)
@@ -97,9 +79,3 @@ def _model(weights: Path) -> Any:
         detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MetricError(f"{weights} is not a whole copy of {WEIGHTS_FILE}: {detail}") from error
     return model.eval()
-
-
-def _scaled(frames: Frames) -> "Tensor":
-    import torch
-
-    return torch.from_numpy(frames.astype(np.float32) / np.float32(127.5) - np.float32(1)).permute(0, 3, 1, 2)

@@ -38,8 +38,7 @@ class Metric:
         higher_is_better: the direction.
         definition: what exactly is computed.
         source: where the formula comes from.
-        prepare: a function of both videos whose value `function` takes as its third argument; computed once per pair
-            for all metrics with the same one.
+        prepare: function of both videos, called once per pair; its value is the third argument of `function`.
     """
 
     name: str
@@ -80,23 +79,22 @@ def metric(
         MetricError: the name is taken by another function, or isn't an identifier (it is a key in JSON files).
     """
 
+    def qualified(function: Callable[..., Any]) -> tuple[str, str]:
+        return function.__module__, function.__qualname__
+
     def register(function: _Function) -> _Function:
         key = name or function.__name__
         if not key.isidentifier():
             raise MetricError(f"metric name {key!r} must be an identifier: letters, digits and _")
         known = _REGISTRY.get(key)
         # A module that is loaded again (a notebook's cell, importlib.reload) may register its own metrics again.
-        if known is not None and _qualified(known.function) != _qualified(function):
+        if known is not None and qualified(known.function) != qualified(function):
             raise MetricError(f"metric name {key!r} is already taken; pass another one as name=")
         described = definition or (inspect.getdoc(function) or key).splitlines()[0]
         _REGISTRY[key] = Metric(key, function, unit, range, higher_is_better, described, source, prepare)
         return function
 
     return register
-
-
-def _qualified(function: Callable[..., Any]) -> tuple[str, str]:
-    return function.__module__, function.__qualname__
 
 
 def checked(function: _Function) -> _Function:
@@ -121,16 +119,11 @@ def own_names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Metric:
-    """Look up a metric.
-
-    Raises:
-        MetricError: there is none of that name; the message has the nearest ones.
-    """
-    try:
-        return _REGISTRY[name]
-    except KeyError:
+    """Look up a metric, or raise MetricError with the names nearest to an unknown one."""
+    if name not in _REGISTRY:
         near = difflib.get_close_matches(name, _REGISTRY, n=3) or list(_REGISTRY)
-        raise MetricError(f"unknown metric {name!r}; choose from {', '.join(near)}") from None
+        raise MetricError(f"unknown metric {name!r}; choose from {', '.join(near)}")
+    return _REGISTRY[name]
 
 
 def compute(dense: Frames, sparse: Frames, names: Iterable[str]) -> dict[str, float]:
@@ -147,11 +140,7 @@ def compute(dense: Frames, sparse: Frames, names: Iterable[str]) -> dict[str, fl
 
 
 def compute_available(dense: Frames, sparse: Frames, names: Iterable[str]) -> tuple[dict[str, float], dict[str, str]]:
-    """As `compute`, but a metric that can't be computed here is reported instead of raised.
-
-    Returns:
-        The values by name, and for each metric that is missing from them the reason, in one line.
-    """
+    """As `compute`, but return the values by name, and the reason, in one line, of each that can't be computed here."""
     chosen = [get(name) for name in names]
     check_pair(dense, sparse)
     prepared = {prepare: prepare(dense, sparse) for prepare in {one.prepare for one in chosen if one.prepare}}
@@ -166,12 +155,7 @@ def compute_available(dense: Frames, sparse: Frames, names: Iterable[str]) -> tu
 
 
 def check_pair(dense: Frames, sparse: Frames) -> None:
-    """Check that two videos can be compared frame by frame.
-
-    Raises:
-        MetricError: one isn't a uint8 array of shape (frames, height, width, 3) with at least one pixel, or
-            their shapes differ.
-    """
+    """Raise MetricError unless both are uint8 arrays of the same non-empty shape (frames, height, width, 3)."""
     for side, frames in (("dense", dense), ("sparse", sparse)):
         if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8:
             kind = getattr(frames, "dtype", type(frames).__name__)
@@ -210,33 +194,26 @@ def _value(one: Metric, *arguments: Any) -> float:
 def import_metrics(modules: Iterable[str]) -> None:
     """Import modules whose functions are decorated with `metric`, which registers them.
 
-    Args:
-        modules: each a file (`my_metrics.py`, `tools/my_metrics.py`), or the name of a module that can be imported
-            from the current folder or the environment (`my_package.metrics`).
-
-    Raises:
-        MetricError: there is no such file or module, or importing it fails.
+    Each is a file (`my_metrics.py`, `tools/my_metrics.py`), or the name of a module that can be imported from the
+    current folder or the environment (`my_package.metrics`). MetricError: there is none, or importing it fails.
     """
+    folder = os.getcwd()
     for module in map(os.path.expanduser, modules):
         try:
             if module.endswith(".py") or os.sep in module:
                 _import_file(Path(module))
             else:
-                _import_name(module)
+                sys.path.insert(0, folder)  # an installed command, unlike `python -m`, doesn't look here
+                try:
+                    importlib.import_module(module)
+                finally:
+                    sys.path.remove(folder)
         except MetricError:
             raise
         except Exception as error:  # whatever a user's module raises
             if isinstance(error, ModuleNotFoundError) and error.name in (module, module.partition(".")[0]):
                 raise MetricError(f"no metric module named {module}") from error
             raise MetricError(f"cannot import metric module {module}: {type(error).__name__}: {error}") from error
-
-
-def _import_name(name: str) -> None:
-    sys.path.insert(0, os.getcwd())  # an installed command, unlike `python -m`, doesn't look here
-    try:
-        importlib.import_module(name)
-    finally:
-        sys.path.remove(os.getcwd())
 
 
 def _import_file(path: Path) -> None:

@@ -7,25 +7,16 @@ from sparsetune.errors import MetricError
 
 Verdict = Literal["excellent", "good", "acceptable", "degraded"]
 
-COSINE_POINTS = ((0.98, 40), (0.95, 30), (0.90, 20))
-"""frame_cosine above the bound earns the points; likewise below."""
-
-PSNR_POINTS = ((40.0, 40), (35.0, 30), (30.0, 20))
-"""psnr in dB above the bound earns the points."""
-
-L1_POINTS = ((0.02, 20), (0.05, 15), (0.10, 10))
-"""frame_l1 below the bound earns the points."""
+COSINE_POINTS = ((0.98, 40), (0.95, 30), (0.90, 20))  # frame_cosine above the bound earns the points
+PSNR_POINTS = ((40.0, 40), (35.0, 30), (30.0, 20))  # likewise psnr, in dB
+L1_POINTS = ((0.02, 20), (0.05, 15), (0.10, 10))  # frame_l1 below the bound earns the points
 
 VERDICTS: tuple[tuple[int, Verdict], ...] = ((95, "excellent"), (80, "good"), (60, "acceptable"))
 """The lowest score of each verdict; anything lower is degraded."""
 
 
 def score(frame_cosine: float, psnr: float, frame_l1: float) -> int:
-    """Score of the means over all prompts, out of 100; every bound is strict (a value on it earns the lower step).
-
-    Raises:
-        MetricError: a value is NaN.
-    """
+    """Score of the means over all prompts, out of 100; every bound is strict (a value on it earns the lower step)."""
     for name, value in (("frame_cosine", frame_cosine), ("psnr", psnr), ("frame_l1", frame_l1)):
         if math.isnan(value):
             raise MetricError(f"cannot score: {name} is NaN; leave failed prompts out of the mean")
@@ -37,11 +28,7 @@ def score(frame_cosine: float, psnr: float, frame_l1: float) -> int:
 
 
 def verdict(score: int) -> Verdict:
-    """Return the verdict of a score.
-
-    Raises:
-        MetricError: the score isn't in [0, 100].
-    """
+    """Return the verdict of a score in [0, 100]."""
     if not 0 <= score <= 100:
         raise MetricError(f"score must be in [0, 100], got {score}")
     return next((word for lowest, word in VERDICTS if score >= lowest), "degraded")

@@ -65,16 +65,12 @@ class PairedDifference:
         return {**asdict(self), "differences": list(self.differences), "significant": self.significant}
 
 
-def summarize(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES) -> Summary:
-    """Summarize one metric's values over the prompts.
-
-    Raises:
-        MetricError: there is no value, or one isn't finite.
-    """
+def summarize(values: Sequence[float], seed: int = 0) -> Summary:
+    """Summarize one metric's values over the prompts; none, or one that isn't finite, is a MetricError."""
     data = _checked(values)
-    low, high = bootstrap_mean(data, seed=seed, resamples=resamples)
+    low, high = bootstrap_mean(data, seed=seed)
     return Summary(
-        mean=_mean(data),
+        mean=math.fsum(data.tolist()) / data.size,
         std=float(data.std(ddof=1)) if data.size > 1 else 0.0,
         min=float(data.min()),
         max=float(data.max()),
@@ -84,25 +80,16 @@ def summarize(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES
 
 
 def paired_difference(
-    before: Sequence[float],
-    after: Sequence[float],
-    *,
-    higher_is_better: bool = True,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
+    before: Sequence[float], after: Sequence[float], *, higher_is_better: bool = True
 ) -> PairedDifference:
-    """Compare a metric's values prompt by prompt; `before[i]` and `after[i]` belong to the same prompt and seed.
-
-    Raises:
-        MetricError: the two have different lengths, there is no pair, or a value isn't finite.
-    """
+    """Compare a metric's values prompt by prompt; `before[i]` and `after[i]` belong to the same prompt and seed."""
     if len(before) != len(after):
         raise MetricError(f"paired values must have equal length, got {len(before)} before and {len(after)} after")
     differences = _checked(after) - _checked(before)
-    low, high = bootstrap_mean(differences, seed=seed, resamples=resamples)
+    low, high = bootstrap_mean(differences)
     rose, fell = int((differences > 0).sum()), int((differences < 0).sum())
     return PairedDifference(
-        mean=_mean(differences),
+        mean=math.fsum(differences.tolist()) / differences.size,
         ci95_low=low,
         ci95_high=high,
         better=rose if higher_is_better else fell,
@@ -123,11 +110,7 @@ def interval_caveat(num_values: int) -> str | None:
 def bootstrap_mean(
     values: Sequence[float] | npt.NDArray[np.float64], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
-    """95% percentile bootstrap interval of the mean (Efron 1979): prompts are drawn with replacement.
-
-    Raises:
-        MetricError: there is no value, one isn't finite, or `resamples` is below 1.
-    """
+    """95% percentile bootstrap interval of the mean (Efron 1979): prompts are drawn with replacement."""
     data = _checked(values)
     if resamples < 1:
         raise MetricError(f"resamples must be at least 1, got {resamples}")
@@ -141,10 +124,6 @@ def bootstrap_mean(
         means[start : start + rows] = data[generator.integers(data.size, size=(rows, data.size))].mean(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
-
-
-def _mean(data: npt.NDArray[np.float64]) -> float:
-    return math.fsum(data.tolist()) / data.size
 
 
 def _checked(values: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

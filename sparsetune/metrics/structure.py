@@ -1,15 +1,14 @@
 """SSIM and MS-SSIM of two videos.
 
-Definition: Wang et al. 2004, an 11 × 11 Gaussian window
-of sigma 1.5, K1 = 0.01, K2 = 0.03, population (not sample) covariances, only windows that lie wholly inside
-the frame; on each RGB channel by itself, data_range 1 (the full range of uint8); averaged over channels and
-windows of a frame, then over frames. scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
-use_sample_covariance=False, channel_axis=-1)` computes the same.
+Definition: Wang et al. 2004, an 11 × 11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, population (not sample)
+covariances, only windows that lie wholly inside the frame; on each RGB channel by itself, data_range 1 (the full range
+of uint8); averaged over channels and windows of a frame, then over frames. scikit-image's `structural_similarity(
+gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=-1)` computes the same.
 
-Computed from the sum p and the difference m of the two frames (both linear, so their windows' means mu and
-variances v give those of the frames): luminance is (mu_p² - mu_m² + 2·C1) / (mu_p² + mu_m² + 2·C1), contrast
-and structure (v_p - v_m + 2·C2) / (v_p + v_m + 2·C2). Filters run in float32 with p centred at 0, which keeps
-the error against float64 below 1e-5 and makes identical frames exactly 1; sums are taken in float64.
+Computed from the sum p and the difference m of the two frames (both linear, so their windows' means mu and variances v
+give those of the frames): luminance is (mu_p² - mu_m² + 2·C1) / (mu_p² + mu_m² + 2·C1), contrast and structure
+(v_p - v_m + 2·C2) / (v_p + v_m + 2·C2). Filters run in float32 with p centred at 0, which keeps the error against
+float64 below 1e-5 and makes identical frames exactly 1; sums are taken in float64.
 """
 
 import functools
@@ -22,14 +21,9 @@ from sparsetune.metrics.registry import Frames, check_min_side, checked, metric
 if TYPE_CHECKING:
     from torch import Tensor
 
-WINDOW = 11
-"""Side of the Gaussian window in pixels: smaller frames have no SSIM."""
-
-MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""Exponents of the five scales, finest first (Wang et al. 2003, fitted to viewers)."""
-
-MS_SSIM_MIN_SIDE = WINDOW * 2 ** (len(MS_SSIM_WEIGHTS) - 1)
-"""176: the coarsest scale must still hold one window."""
+WINDOW = 11  # side of the Gaussian window in pixels: smaller frames have no SSIM
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # exponents of the scales, finest first, fitted to viewers
+MS_SSIM_MIN_SIDE = WINDOW * 2 ** (len(MS_SSIM_WEIGHTS) - 1)  # 176: the coarsest scale must still hold one window
 
 _SIGMA = 1.5
 _CENTRE = 255.0  # of the sum: variances don't change when values are shifted, but cancel far less in float32
@@ -43,14 +37,12 @@ _GROUP = 5  # frames at a time: 15 channels fill a vector register of 16 floats
 @metric(
     range=(-1.0, 1.0),
     higher_is_better=True,
-    definition="SSIM, 11×11 Gaussian window of sigma 1.5, per RGB channel; mean over channels, windows and frames",
     source="Wang et al. 2004, doi:10.1109/TIP.2003.819861",
 )
 def ssim(dense: Frames, sparse: Frames) -> float:
-    """Mean structural similarity of the frames, in [-1, 1]; identical videos are exactly 1.
+    """SSIM, 11×11 Gaussian window of sigma 1.5, per RGB channel; mean over channels, windows and frames.
 
-    Raises:
-        MetricUnavailable: a side is under 11 pixels, so no window fits.
+    Identical videos are exactly 1. MetricUnavailable: a side is under 11 pixels, so no window fits.
     """
     check_min_side("ssim", dense, WINDOW)
     values = [value for p, m in _groups(dense, sparse) for value in _similarity(p, m)[0]]
@@ -61,19 +53,15 @@ def ssim(dense: Frames, sparse: Frames) -> float:
 @metric(
     range=(0.0, 1.0),
     higher_is_better=True,
-    definition="MS-SSIM over five scales of SSIM's window; per frame from channel means, then the mean over frames",
     source="Wang et al. 2003, doi:10.1109/ACSSC.2003.1292216",
 )
 def ms_ssim(dense: Frames, sparse: Frames) -> float:
-    """Mean multi-scale structural similarity of the frames, in [0, 1].
+    """MS-SSIM over five scales of SSIM's window; per frame from channel means, then the mean over frames.
 
     Per frame: the contrast-structure term of the four finer scales and the whole SSIM of the coarsest one, each
-    averaged over channels and windows, to the power of its weight, multiplied. Scales are 2 × 2 means (an odd
-    last row or column is left out). A negative term counts as 0, since its power would be complex (the paper
-    doesn't say; torchmetrics' `normalize="relu"` does the same).
-
-    Raises:
-        MetricUnavailable: a side is under 176 pixels, so the coarsest scale holds no window.
+    averaged over channels and windows, to the power of its weight, multiplied. Scales are 2 × 2 means without an odd
+    last row or column. A negative term counts as 0, as with torchmetrics' `normalize="relu"`; the paper doesn't say.
+    MetricUnavailable: a side is under 176 pixels, so the coarsest scale holds no window.
     """
     check_min_side("ms_ssim", dense, MS_SSIM_MIN_SIDE)
     values = [value for p, m in _groups(dense, sparse) for value in _multi_scale(p, m)]
@@ -159,12 +147,8 @@ def _groups(dense: Frames, sparse: Frames) -> Iterator[tuple["Tensor", "Tensor"]
     with torch.inference_mode():
         for start in range(0, len(dense), _GROUP):
             # Interleaved while the values are still bytes, so that all that follows runs on contiguous floats.
-            d, s = (
-                np.ascontiguousarray(frames[start : start + _GROUP].transpose(1, 2, 0, 3)).reshape(
-                    *frames.shape[1:3], -1
-                )
-                for frames in (dense, sparse)
-            )
+            groups = (frames[start : start + _GROUP].transpose(1, 2, 0, 3) for frames in (dense, sparse))
+            d, s = (np.ascontiguousarray(group).reshape(*group.shape[:2], -1) for group in groups)
             total = np.add(d, s, dtype=np.float32)
             total -= np.float32(_CENTRE)
             yield torch.from_numpy(total), torch.from_numpy(np.subtract(d, s, dtype=np.float32))

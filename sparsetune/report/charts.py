@@ -12,44 +12,28 @@ Number = float | int | None
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis.
-
-    Args:
-        title: with the unit.
-        percent: whether values are fractions, shown as percentages.
-        labels: of a categorical axis, for the integers from 0.
-    """
-
     title: str
     log: bool = False
-    percent: bool = False
-    labels: tuple[str, ...] = ()
+    percent: bool = False  # values are fractions, shown as percentages
+    labels: tuple[str, ...] = ()  # of a categorical axis, for the integers from 0
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points, or the line through them.
-
-    Args:
-        step: whether the line holds each value until the next.
-        ids: trial numbers of the points, if they are trials.
-        notes: hover text of each point.
-    """
+    """Points, or the line through them."""
 
     name: str
     role: Role
     x: tuple[Number, ...]
     y: tuple[Number, ...]
     line: bool = False
-    step: bool = False
-    ids: tuple[int, ...] = ()
-    notes: tuple[str, ...] = ()
+    step: bool = False  # the line holds each value until the next
+    ids: tuple[int, ...] = ()  # trial numbers of the points, if they are trials
+    notes: tuple[str, ...] = ()  # hover text of each point
 
 
 @dataclass(frozen=True)
 class Plot:
-    """Series over two axes."""
-
     name: str
     title: str
     alt: str

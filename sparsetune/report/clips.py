@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.files import atomic_path
 from sparsetune.report.source import Files, Source
-from sparsetune.video import panes
 
 Side = Literal["after", "before"]
 Videos = Literal["embed", "beside"]
@@ -29,7 +27,6 @@ class Clip:
 
     @property
     def key(self) -> str:
-        """Its name within the page, e.g. `after-3`."""
         return f"{self.side}-{self.index}"
 
     @property
@@ -42,7 +39,6 @@ class Clip:
 
 
 def find_clips(source: Source) -> tuple[Clip, ...]:
-    """List the existing videos, those after tuning first."""
     sides: tuple[tuple[Side, Files], ...] = (("after", source.files), ("before", source.files_before))
     return tuple(Clip(side, index, path) for side, files in sides for index, path in files.videos.items())
 
@@ -58,12 +54,6 @@ def embedded(clips: Sequence[Clip], max_bytes: int) -> tuple[Clip, ...] | None:
 def beside(clips: Sequence[Clip], page: Path, links: Mapping[Path, str]) -> tuple[Clip, ...]:
     """Link the videos by `links`, or by their path under the page's folder, to which others are copied."""
     return tuple(replace(clip, href=links.get(clip.path) or _href(clip, page)) for clip in clips)
-
-
-def pane_boxes(result: EvaluationResult) -> list[list[int]]:
-    """Left, top, width and height of the dense and the sparse video within the side-by-side one."""
-    boxes = panes(result.config.height, result.config.width, 2)
-    return [[box.left, box.top, box.width, box.height] for box in boxes]
 
 
 def _href(clip: Clip, page: Path) -> str:

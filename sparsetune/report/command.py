@@ -21,7 +21,6 @@ _BOUNDS = {
 
 
 def tune_command(record: TuningRecord) -> str:
-    """The command of a tuning: its model, and every setting that isn't the default."""
     given = flatten(record.config)
     return _command("tune", given, str(given.get("model.source", "demo")))
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from sparsetune.evaluation.ladder import attribute
-from sparsetune.evaluation.result import EvaluationResult, LayerSection, PromptRow
+from sparsetune.evaluation.result import EvaluationResult, LayerSection
 from sparsetune.report.charts import Axis, Bars, Chart, HeatMap, Number, Plot, Role, Series, extent
 from sparsetune.report.source import Source
 from sparsetune.report.words import Words
@@ -33,7 +33,6 @@ def kind(trial: TrialSection) -> str:
 
 
 def pareto(record: TuningRecord, words: Words) -> Plot | None:
-    """Sparsity against PSNR, one point per trial, with the Pareto front."""
     shown = [trial for trial in record.trials if trial.sparsity is not None and trial.psnr is not None]
     if not shown:
         return None
@@ -54,7 +53,6 @@ def pareto(record: TuningRecord, words: Words) -> Plot | None:
 
 
 def history(record: TuningRecord, words: Words) -> Plot | None:
-    """Sparsity by trial, with the best feasible so far."""
     if not any(trial.sparsity is not None for trial in record.trials):
         return None
     best: list[Number] = []
@@ -91,7 +89,6 @@ def importances(record: TuningRecord, words: Words) -> Bars | None:
 
 
 def calibration(record: TuningRecord, words: Words) -> Plot | None:
-    """Calibrated error of each trial's policy against the PSNR of its videos."""
     shown = [trial for trial in record.trials if trial.predicted_error and trial.psnr is not None]
     if not shown:
         return None
@@ -109,7 +106,6 @@ def calibration(record: TuningRecord, words: Words) -> Plot | None:
 
 
 def _points(record: TuningRecord, words: Words, x: Getter, y: Getter) -> tuple[Series, ...]:
-    """One series per kind of trial, the winner last and on top."""
     both = [trial for trial in record.trials if x(trial) is not None and y(trial) is not None]
     groups = [(key, role, [t for t in both if kind(t) == key and t.number != record.best]) for key, role in _KINDS]
     groups.append(("winner", "best", [trial for trial in both if trial.number == record.best]))
@@ -128,7 +124,6 @@ def _points(record: TuningRecord, words: Words, x: Getter, y: Getter) -> tuple[S
 
 
 def frames(result: EvaluationResult, words: Words) -> Plot | None:
-    """PSNR per frame of every prompt, with the worst prompt and its worst frame marked."""
     known = [row for row in result.detailed_results if row.psnr_per_frame]
     if not known:
         return None
@@ -136,8 +131,8 @@ def frames(result: EvaluationResult, words: Words) -> Plot | None:
     values, name = worst.psnr_per_frame or (), words("frames.prompt", index=worst.index)
     at = values.index(min(values))
     others = [row for row in known if row is not worst]
-    series = [_frame_series(row, words("frames.others"), "muted") for row in others]
-    series.append(_frame_series(worst, name, "main"))
+    series = [_line(row.psnr_per_frame or (), words("frames.others"), "muted") for row in others]
+    series.append(_line(values, name, "main"))
     series.append(Series(words("frames.worst"), "bad", (at,), (values[at],)))
     return Plot(
         "frame_psnr",
@@ -147,16 +142,6 @@ def frames(result: EvaluationResult, words: Words) -> Plot | None:
         Axis(words("axis.psnr_frame")),
         tuple(series),
     )
-
-
-def by_step(result: EvaluationResult, words: Words) -> HeatMap | None:
-    rows = result.sparsity.by_layer_and_step
-    return _heat_map("sparsity_by_layer_and_step", "heat.step", "axis.step", 1, rows, words)
-
-
-def by_head(result: EvaluationResult, words: Words) -> HeatMap | None:
-    """Sparsity per head; None where the kernel reports none."""
-    return _heat_map("sparsity_by_layer_and_head", "heat.head", "axis.head", 0, result.sparsity.by_head, words)
 
 
 def thresholds(result: EvaluationResult, before: EvaluationResult | None, words: Words) -> list[Plot]:
@@ -172,7 +157,6 @@ def thresholds(result: EvaluationResult, before: EvaluationResult | None, words:
 
 
 def ladder(result: EvaluationResult, words: Words) -> Bars | None:
-    """Squared error by source; None without a ladder or without an error."""
     found = attribute(result.detailed_results)
     if found is None or found.shares is None:
         return None
@@ -188,14 +172,11 @@ def ladder(result: EvaluationResult, words: Words) -> Bars | None:
     )
 
 
-def _frame_series(row: PromptRow, name: str, role: Role) -> Series:
-    values = row.psnr_per_frame or ()
+def _line(values: tuple[Number, ...], name: str, role: Role) -> Series:
     return Series(name, role, tuple(range(len(values))), values, line=True)
 
 
-def _heat_map(
-    name: str, key: str, x_axis: str, first: int, rows: dict[str, tuple[float, ...]], words: Words
-) -> HeatMap | None:
+def _heat_map(axis: str, first: int, rows: dict[str, tuple[float, ...]], words: Words) -> HeatMap | None:
     if not rows or not any(rows.values()):
         return None
     width = max(len(row) for row in rows.values())
@@ -203,13 +184,13 @@ def _heat_map(
     low, high = extent([value for row in values for value in row])
     layer, column = next((i, row.index(high)) for i, row in enumerate(values) if high in row)
     return HeatMap(
-        name,
-        words(f"{key}.title"),
+        f"sparsity_by_layer_and_{axis}",
+        words(f"heat.{axis}.title"),
         words(
-            f"{key}.alt", layers=len(values), columns=width, low=f"{low:.1%}", high=f"{high:.1%}", layer=layer,
+            f"heat.{axis}.alt", layers=len(values), columns=width, low=f"{low:.1%}", high=f"{high:.1%}", layer=layer,
             column=column + first,
         ),
-        Axis(words(x_axis), labels=tuple(str(index + first) for index in range(width))),
+        Axis(words(f"axis.{axis}"), labels=tuple(str(index + first) for index in range(width))),
         Axis(words("axis.layer"), labels=tuple(str(index) for index in range(len(values)))),
         tuple(values),
     )  # fmt: skip
@@ -226,13 +207,9 @@ def _threshold_plot(
     roles: dict[str, Role] = {"before": "muted", "after": "main"}
     drawn = {side: column for side, column in columns.items() if column}
     names = {side: words(f"side.{side}" if columns["before"] else "side.only") for side in drawn}
-    series = tuple(
-        Series(names[side], roles[side], tuple(range(len(column))), column, line=True) for side, column in drawn.items()
-    )
-    parts = []
-    for side, column in drawn.items():
-        low, high = extent(column)
-        parts.append(words("thresholds.range", side=names[side], low=f"{low:.3g}", high=f"{high:.3g}"))
+    series = tuple(_line(column, names[side], roles[side]) for side, column in drawn.items())
+    ranges = {side: [f"{end:.3g}" for end in extent(column)] for side, column in drawn.items()}
+    parts = [words("thresholds.range", side=names[side], low=low, high=high) for side, (low, high) in ranges.items()]
     return Plot(
         f"thresholds_{threshold}",
         words("thresholds.title", threshold=threshold),
@@ -244,7 +221,6 @@ def _threshold_plot(
 
 
 def phases(source: Source, words: Words) -> Bars | None:
-    """Time by phase of a tuning, or rendering and the rest of an evaluation."""
     seconds = source.tuning.seconds_by_phase if source.tuning is not None else _of_evaluation(source.evaluation)
     seconds = {phase: value for phase, value in seconds.items() if value > 0.0}
     if not seconds:
@@ -273,7 +249,9 @@ def figures(source: Source, words: Words) -> tuple[Chart, ...]:
     """Every figure that there is data for, with titles and alternative texts in the language of `words`."""
     found: list[Chart | None] = []
     if (result := source.evaluation) is not None:
-        found += [frames(result, words), by_step(result, words), by_head(result, words)]
+        found.append(frames(result, words))
+        for axis, first, rows in (("step", 1, result.sparsity.by_layer_and_step), ("head", 0, result.sparsity.by_head)):
+            found.append(_heat_map(axis, first, rows, words))
         found += thresholds(result, source.before, words)
     if source.tuning is not None:
         found += [make(source.tuning, words) for make in (pareto, history, importances, calibration)]

@@ -1,6 +1,6 @@
 """Charts as Plotly figures (JSON values); the page's scripts set colours by each trace's role, in `meta`."""
 
-from typing import Any, assert_never
+from typing import Any
 
 from sparsetune.report.charts import Axis, Bars, Chart, HeatMap, Plot, Series
 
@@ -8,16 +8,9 @@ _MARGIN = {"l": 64, "r": 16, "t": 8, "b": 56}
 
 
 def plotly_figure(chart: Chart) -> dict[str, Any]:
-    """Return a chart's `data` and `layout`."""
-    match chart:
-        case Plot():
-            return _plot(chart)
-        case HeatMap():
-            return _heat_map(chart)
-        case Bars():
-            return _bars(chart)
-        case _:
-            assert_never(chart)
+    if isinstance(chart, Plot):
+        return _plot(chart)
+    return _heat_map(chart) if isinstance(chart, HeatMap) else _bars(chart)
 
 
 def _plot(chart: Plot) -> dict[str, Any]:
@@ -93,12 +86,8 @@ def _bars(chart: Bars) -> dict[str, Any]:
     ]
     y_axis = {"type": "category", "autorange": "reversed", "automargin": True, "showgrid": False}
     height = 110 + 34 * len(chart.labels) + (30 if len(chart.parts) > 1 else 0)
-    layout = _layout(_axis(chart.axis), y_axis) | {
-        "barmode": "stack",
-        "showlegend": len(chart.parts) > 1,
-        "height": height,
-    }
-    return {"data": data, "layout": layout}
+    more = {"barmode": "stack", "showlegend": len(chart.parts) > 1, "height": height}
+    return {"data": data, "layout": _layout(_axis(chart.axis), y_axis) | more}
 
 
 def _axis(axis: Axis) -> dict[str, Any]:

@@ -6,17 +6,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sparsetune.evaluation.compare import Comparison
+from sparsetune.errors import ResultError
+from sparsetune.evaluation.compare import Comparison, compare
 from sparsetune.evaluation.result import EvaluationResult
+from sparsetune.metrics import interval_caveat
 from sparsetune.report import tables, verdict
 from sparsetune.report.charts import Chart
-from sparsetune.report.clips import Clip, pane_boxes
+from sparsetune.report.clips import Clip
 from sparsetune.report.command import eval_command, tune_command
 from sparsetune.report.figures import figures
 from sparsetune.report.interactive import plotly_figure
 from sparsetune.report.source import Source
 from sparsetune.report.words import Words
-from sparsetune.video import DIFFERENCE_GAIN
+from sparsetune.video import DIFFERENCE_GAIN, panes
 
 _HERE = Path(__file__).parent
 _SCRIPTS = ("base", "theme", "charts", "player", "stage", "tables", "trials", "main")
@@ -32,6 +34,8 @@ _GROUPS = {
 
 def render(source: Source, clips: Sequence[Clip], words: Words, note: str = "") -> str:
     """Render HTML that needs no network, and no files but the clips with a link; the others are embedded."""
+    from plotly.offline import get_plotlyjs
+
     charts = _charts(source, words)
     template = _environment().get_template("report.html.j2")
     page: str = template.render(
@@ -41,27 +45,19 @@ def render(source: Source, clips: Sequence[Clip], words: Words, note: str = "") 
         record=source.tuning,
         verdict=verdict,
         tables=tables,
+        interval_caveat=interval_caveat,
         note=note,
         command=_command(source),
-        comparison=_comparison(source),
+        comparison=comparison(source),
         charts=charts,
         data=_data(source, clips, words, charts),
         clips=[clip for clip in clips if clip.href is None],
         stills=_stills(source, clips),
         style=(_HERE / "templates" / "style.css").read_text(encoding="utf-8"),
         script="\n".join((_HERE / "scripts" / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS),
-        plotly=plotly_source(),
+        plotly=get_plotlyjs(),
     )
     return page
-
-
-@cache
-def plotly_source() -> str:
-    """Plotly's JavaScript, from its Python package."""
-    from plotly.offline import get_plotlyjs
-
-    source: str = get_plotlyjs()
-    return source
 
 
 def script_json(value: Any) -> str:
@@ -89,10 +85,13 @@ def _command(source: Source) -> str:
     return "" if source.evaluation is None else eval_command(source.evaluation)
 
 
-def _comparison(source: Source) -> Comparison | str | None:
+def comparison(source: Source) -> Comparison | str | None:
     if source.before is None or source.evaluation is None:
         return None
-    return tables.compared(source.before, source.evaluation)
+    try:
+        return compare(source.before, source.evaluation)
+    except ResultError as error:  # not comparable, with the reason
+        return str(error)
 
 
 def _charts(source: Source, words: Words) -> dict[str, list[Chart]]:
@@ -102,8 +101,7 @@ def _charts(source: Source, words: Words) -> dict[str, list[Chart]]:
 
 def _data(source: Source, clips: Sequence[Clip], words: Words, charts: Mapping[str, Sequence[Chart]]) -> str:
     shown = {chart.name: plotly_figure(chart) for group in charts.values() for chart in group}
-    trials = source.tuning.trials if source.tuning is not None else ()
-    best = source.tuning.best if source.tuning is not None else None
+    trials, best = (source.tuning.trials, source.tuning.best) if source.tuning is not None else ((), None)
     sides = (("after", source.evaluation), ("before", source.before))
     return script_json(
         {
@@ -119,7 +117,7 @@ def _data(source: Source, clips: Sequence[Clip], words: Words, charts: Mapping[s
 
 def _prompts(side: str, result: EvaluationResult, clips: Sequence[Clip]) -> list[dict[str, Any]]:
     hrefs = {clip.index: clip.href for clip in clips if clip.side == side}
-    boxes = pane_boxes(result)
+    boxes = [[box.left, box.top, box.width, box.height] for box in panes(result.config.height, result.config.width, 2)]
     return [
         {
             "key": f"{side}-{row.index}",
@@ -142,6 +140,5 @@ def _prompts(side: str, result: EvaluationResult, clips: Sequence[Clip]) -> list
 
 def _stills(source: Source, clips: Sequence[Clip]) -> list[tuple[int, str]]:
     """Stills as base64, where there are no videos."""
-    if clips:
-        return []
-    return [(index, Clip("after", index, path).encoded()) for index, path in source.files.stills.items()]
+    stills = {} if clips else source.files.stills
+    return [(index, Clip("after", index, path).encoded()) for index, path in stills.items()]

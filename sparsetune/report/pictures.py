@@ -1,7 +1,7 @@
 """Charts as PNG images, drawn by matplotlib."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any
 
 from sparsetune.files import atomic_path
 from sparsetune.report.charts import Axis, Bars, Chart, HeatMap, Plot, Role, Series
@@ -37,15 +37,12 @@ def _save(chart: Chart, path: Path) -> Path:
         height, left = 1.5 + 0.45 * len(chart.labels), 0.03 + 0.011 * max(len(label) for label in chart.labels)
     figure = Figure(figsize=(8.0, height))
     axes = figure.add_axes((left, 0.55 / height, 0.97 - left, 1.0 - 1.2 / height))
-    match chart:
-        case Plot():
-            _plot(chart, axes)
-        case HeatMap():
-            _heat_map(chart, axes, figure)
-        case Bars():
-            _bars(chart, axes)
-        case _:
-            assert_never(chart)
+    if isinstance(chart, Plot):
+        _plot(chart, axes)
+    elif isinstance(chart, HeatMap):
+        _heat_map(chart, axes, figure)
+    else:
+        _bars(chart, axes)
     axes.set_title(chart.title, loc="left", x=0.0, y=1.0 + 0.27 / (height - 1.2), fontsize=11, fontweight="bold")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=_DPI, metadata={"Description": chart.alt})
@@ -85,13 +82,12 @@ def _series(series: Series, axes: "Axes", label: str | None) -> None:
 
 def _heat_map(chart: HeatMap, axes: "Axes", figure: Any) -> None:
     import numpy as np
+    from matplotlib.ticker import PercentFormatter
 
     values = np.array([[np.nan if value is None else value for value in row] for row in chart.values], dtype=np.float64)
     drawn = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0.0, interpolation="nearest")
     _format_axis(chart.x, axes.xaxis)
     _format_axis(chart.y, axes.yaxis)
-    from matplotlib.ticker import PercentFormatter
-
     figure.colorbar(drawn, ax=axes, format=PercentFormatter(1.0, decimals=0), pad=0.02)
 
 

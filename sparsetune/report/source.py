@@ -22,32 +22,21 @@ class Files:
 
     @classmethod
     def of(cls, folder: Path) -> "Files":
-        """Find the files in an evaluation's folder."""
         return cls(_numbered(folder / "videos", _VIDEO), _numbered(folder / "stills", _STILL))
 
 
 @dataclass(frozen=True)
 class Source:
-    """Everything that a report shows.
+    """Everything that a report shows."""
 
-    Args:
-        name: of the run or folder.
-        evaluation: None for a tuning without a winner.
-        before: evaluation of SpargeAttn's default thresholds, if any.
-        tuning: None for a single evaluation.
-        files: of `evaluation`.
-        files_before: of `before`.
-    """
-
-    name: str
-    evaluation: EvaluationResult | None
-    before: EvaluationResult | None = None
-    tuning: TuningRecord | None = None
+    name: str  # of the run or folder
+    evaluation: EvaluationResult | None  # None for a tuning without a winner
+    before: EvaluationResult | None = None  # of SpargeAttn's default thresholds
+    tuning: TuningRecord | None = None  # None for a single evaluation
     files: Files = field(default_factory=Files)
     files_before: Files = field(default_factory=Files)
 
     def beside(self, before: "Source") -> "Source":
-        """Add another evaluation as `before`."""
         return replace(self, before=before.evaluation, files_before=before.files)
 
     @property
@@ -70,12 +59,7 @@ def of_tuning(record: TuningRecord, name: str, after: Path, before: Path) -> Sou
 
 
 def from_folder(path: Path) -> Source:
-    """Read the results in a tuning's or an evaluation's folder, or from the JSON file in it.
-
-    Raises:
-        ReportError: there is no such folder, or nothing to report in it.
-        ResultError: its JSON can't be read.
-    """
+    """Read the results in a tuning's or an evaluation's folder, or from the JSON file in it."""
     if not path.exists():
         raise ReportError(f"no run or folder {path}; list runs with `sparsetune runs`")
     folder, name = (path, path.name) if path.is_dir() else (path.parent, path.parent.name)

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparsetune.errors import ResultError
-from sparsetune.evaluation.compare import Comparison, change_rows, compare, summary_rows
-from sparsetune.evaluation.report_markdown import number
+from sparsetune.evaluation.compare import Comparison, change_rows, summary_rows
+from sparsetune.evaluation.report_markdown import number, percent
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
-from sparsetune.metrics import interval_caveat
 from sparsetune.report.figures import front, kind
 from sparsetune.report.words import Words
 from sparsetune.tuning.record import TrialSection, TuningRecord
@@ -33,18 +31,10 @@ class Head:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table.
-
-    Args:
-        key: a prompt's index or a trial's number.
-        note: a failed prompt's error.
-        mark: CSS class.
-    """
-
-    key: int
+    key: int  # a prompt's index or a trial's number
     cells: tuple[Cell, ...]
-    note: str = ""
-    mark: str = ""
+    note: str = ""  # a failed prompt's error
+    mark: str = ""  # CSS class
 
 
 @dataclass(frozen=True)
@@ -79,10 +69,9 @@ def trial_table(record: TuningRecord, words: Words) -> Table:
 
 
 def trial_details(trial: TrialSection, best: int | None, words: Words) -> dict[str, list[list[str]] | str]:
-    """A trial's parameters and results as the page shows them when it is selected."""
     figures = [
         [words("table.state"), _state(trial, best, words)],
-        [words("table.sparsity"), _percent(trial.sparsity)],
+        [words("table.sparsity"), percent(trial.sparsity)],
         [words("table.psnr"), number(trial.psnr)],
         [words("table.psnr_worst"), number(trial.psnr_worst)],
         [words("table.cosine"), _cosine(trial.frame_cosine)],
@@ -90,25 +79,14 @@ def trial_details(trial: TrialSection, best: int | None, words: Words) -> dict[s
         [words("table.seconds"), f"{trial.seconds:.1f}"],
         [words("table.reason"), trial.reason or ""],
     ]
-    params = [[name, _value(value)] for name, value in trial.params.items()]
     return {
         "title": words("search.trial", number=trial.number),
         "figures": [figure for figure in figures if figure[1]],
-        "params": params,
+        "params": [[name, _value(value)] for name, value in trial.params.items()],
     }
 
 
-def compared(before: EvaluationResult, after: EvaluationResult) -> Comparison | str:
-    """Compare two results; the reason where they are not comparable."""
-    try:
-        return compare(before, after)
-    except ResultError as error:
-        return str(error)
-
-
 def comparison_rows(comparison: Comparison, words: Words) -> list[tuple[str, str, str]]:
-    """Headline numbers of both results side by side."""
-
     def translated(key: str, text: str) -> str:
         if key == "gate":
             return words("gate.met" if text == "met" else "gate.missed")
@@ -119,17 +97,10 @@ def comparison_rows(comparison: Comparison, words: Words) -> list[tuple[str, str
 
 
 def metric_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """Before, after and difference of each metric over the prompts that both results have."""
     return [(*row[:4], f"{row.low} … {row.high}", "/".join(map(str, row.counts))) for row in change_rows(comparison)]
 
 
-def caveat(num_pairs: int) -> bool:
-    """Whether there are too few prompts for a reliable interval."""
-    return interval_caveat(num_pairs) is not None
-
-
 def settings_rows(result: EvaluationResult, words: Words) -> list[tuple[str, str]]:
-    """Model, settings and environment of a result."""
     config, environment = result.config, result.environment
     rows = [
         ("model", " @ ".join(filter(None, (config.model.source, config.model.revision)))),
@@ -158,7 +129,7 @@ def _prompt_row(row: PromptRow, metrics: Sequence[str]) -> Row:
         return Row(row.index, (*first, *blank), row.error, "failed")
     values = [row.metrics.get(name) for name in metrics]
     cells = [Cell("–" if value is None else number(value), value) for value in values]
-    cells.append(Cell(_percent(row.sparsity) or "–", row.sparsity))
+    cells.append(Cell(percent(row.sparsity) or "–", row.sparsity))
     cells.append(Cell("–" if row.seconds_sparse is None else f"{row.seconds_sparse:.2f}", row.seconds_sparse))
     cells.append(Cell("–" if row.worst_frame is None else str(row.worst_frame), row.worst_frame))
     return Row(row.index, (*first, *cells))
@@ -168,7 +139,7 @@ def _trial_row(trial: TrialSection, best: int | None, front: set[int], words: Wo
     cells = (
         Cell(str(trial.number), trial.number),
         Cell(_state(trial, best, words)),
-        Cell(_percent(trial.sparsity) or "–", trial.sparsity),
+        Cell(percent(trial.sparsity) or "–", trial.sparsity),
         Cell(number(trial.psnr) or "–", trial.psnr),
         Cell(number(trial.psnr_worst) or "–", trial.psnr_worst),
         Cell(_cosine(trial.frame_cosine) or "–", trial.frame_cosine),
@@ -180,10 +151,6 @@ def _trial_row(trial: TrialSection, best: int | None, front: set[int], words: Wo
 
 def _state(trial: TrialSection, best: int | None, words: Words) -> str:
     return words("search.winner") if trial.number == best else words(f"search.{kind(trial)}")
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
 
 
 def _cosine(value: float | None) -> str:

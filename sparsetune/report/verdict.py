@@ -18,7 +18,6 @@ class Tile:
 
 
 def sentence(source: Source, words: Words) -> str:
-    """Score and gate in one sentence."""
     result = source.evaluation
     if result is None:
         return _without_winner(source, words)
@@ -35,12 +34,10 @@ def sentence(source: Source, words: Words) -> str:
 
 
 def tone(source: Source) -> str:
-    """`good` where the gate is passed, else `bad`."""
     return "good" if source.evaluation is not None and source.evaluation.gate.passed else "bad"
 
 
 def tiles(result: EvaluationResult, words: Words) -> tuple[Tile, ...]:
-    """Headline numbers of a result."""
     psnr, part = result.statistics.get("psnr"), result.sparsity
     found = [
         Tile(
@@ -66,7 +63,6 @@ def tiles(result: EvaluationResult, words: Words) -> tuple[Tile, ...]:
 
 
 def conditions(result: EvaluationResult, words: Words) -> tuple[Tile, ...]:
-    """Measured value and bound of every gate condition."""
     found = [_condition(one, words) for one in result.gate.conditions]
     if result.failed:
         failed, total = len(result.failed), len(result.detailed_results)

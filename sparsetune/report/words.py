@@ -19,7 +19,6 @@ class Words:
     texts: dict[str, str]
 
     def __call__(self, key: str, **values: object) -> str:
-        """Return a text with its values filled in; a missing key or value is a KeyError."""
         return self.texts[key].format(**values) if values else self.texts[key]
 
     def known(self, key: str, otherwise: str) -> str:

@@ -2,9 +2,11 @@
 
 import pytest
 
+from sparsetune.evaluation.compare import Comparison
 from sparsetune.evaluation.result import EvaluationResult
+from sparsetune.report.page import comparison
 from sparsetune.report.source import Source
-from sparsetune.report.tables import compared, comparison_rows, prompt_table, trial_table
+from sparsetune.report.tables import comparison_rows, prompt_table, trial_table
 from sparsetune.report.verdict import conditions, sentence, tiles, tone
 from sparsetune.report.words import words
 from tests.report.synthetic import record_of, result_of, source_of
@@ -49,18 +51,16 @@ def test_a_search_without_a_winner_says_what_came_closest(closest: int | None, w
 
 
 def test_before_and_after_stand_side_by_side() -> None:
-    source = source_of()
-    assert source.before is not None and source.evaluation is not None
-    comparison = compared(source.before, source.evaluation)
-    assert not isinstance(comparison, str)
-    rows = comparison_rows(comparison, words("en"))
+    compared = comparison(source_of())
+    assert isinstance(compared, Comparison)
+    rows = comparison_rows(compared, words("en"))
     assert rows[0] == ("Score", "85/100", "85/100")
     assert len(rows) == 7
 
 
 def test_results_that_do_not_compare_give_the_reason() -> None:
-    assert "differ in seed" in str(compared(result_of(variant=1), result_of(variant=1).model_copy(
-        update={"config": result_of().config.model_copy(update={"seed": 1})})))  # fmt: skip
+    other = changed(config=result_of().config.model_copy(update={"seed": 1}))
+    assert "differ in seed" in str(comparison(Source("x", other, before=result_of(variant=1))))
 
 
 def test_tables_have_a_cell_for_every_head() -> None:
