@@ -74,9 +74,9 @@ def test_a_schema_s_table_has_its_fields_and_those_of_its_parts(name: str) -> No
 def test_a_schema_s_table_has_the_descriptions_that_several_fields_share() -> None:
     table = schema_tables(schemas()["manifest"])
     assert (
-        "| `base_revision` | string or null | the model the policy was tuned for: its name, hub id or folder," in table
+        "| `base_revision` | string or null | name, hub id or folder, and revision of the model tuned for. |" in table
     )
-    assert "| `git_commit` | string or null | as `versions()` and `git_commit()` gave them. |" in table
+    assert "| `git_commit` | string or null | from `versions()` and `git_commit()`. |" in table
 
 
 def test_links_of_a_root_file_lead_to_pages() -> None:

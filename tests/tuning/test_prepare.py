@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sparsetune.tuning.search.runner import TimeIsUp
+from sparsetune.tuning.context import TimeIsUp
 
 from sparsetune.attention.backends import ReferenceBackend
 from sparsetune.attention.handle import kept_blocks

@@ -15,7 +15,7 @@ from sparsetune.errors import GenerationError, TuningError
 from sparsetune.tuning import prepare
 from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.events import TuningListener
-from sparsetune.tuning.search.runner import TimeIsUp
+from sparsetune.tuning.context import TimeIsUp
 from tests.executor.engines import FakeExecutor
 from tests.tuning.tables import curves
 
