@@ -8,7 +8,14 @@ import click
 
 from sparsetune.cli.console import current_log, log_loading, print_json
 from sparsetune.cli.main import Command
-from sparsetune.cli.options import build_config, config_options, generation_options, json_option, model_options
+from sparsetune.cli.options import (
+    build_config,
+    config_options,
+    generation_options,
+    json_option,
+    model_options,
+    output_option,
+)
 
 if TYPE_CHECKING:
     from sparsetune.attention.breakeven import BreakEvenTable
@@ -24,12 +31,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Repetitions of each timing; the median is reported.  [default: 10]",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="File of the break-even table.  [default: results/MODEL/break-even.json]",
-)
+@output_option("File of the break-even table.  [default: results/MODEL/break-even.json]")
 @json_option("the figures")
 @generation_options
 @model_options

@@ -44,11 +44,7 @@ _STATUS_COLOURS: Final[Mapping[str, str]] = {
 
 
 def colour_wanted(environ: Mapping[str, str] | None = None) -> bool | None:
-    """Return whether the environment forces or forbids colour; None leaves it to whether output is a terminal.
-
-    `NO_COLOR` (https://no-color.org) and `TERM=dumb` forbid it; `FORCE_COLOR` forces it in files and pipes too.
-    Empty values count as not set.
-    """
+    """Whether NO_COLOR (https://no-color.org), TERM or FORCE_COLOR decide it, also for files; None: if a terminal."""
     environ = os.environ if environ is None else environ
     if environ.get("NO_COLOR") or environ.get("TERM", "").lower() in ("dumb", "unknown"):
         return False
@@ -63,12 +59,9 @@ def coloured_status(word: str, text: str | None = None) -> str:
 
 
 class Log:
-    """Log of a command's events: plain lines on stderr, or one JSON object a line.
+    """Log of a command's events: plain lines on stderr, or one JSON object a line on `stream` (stderr as it is now).
 
-    Args:
-        format: `text` omits the events that only programs need.
-        quiet: write errors only.
-        stream: target of JSON; None is stderr as it is now.
+    `quiet` leaves only errors.
     """
 
     def __init__(self, format: LogFormat = "text", quiet: bool = False, stream: TextIO | None = None) -> None:
@@ -109,8 +102,6 @@ class Log:
 
 
 class _LineStream(io.TextIOBase):
-    """A stream that logs each whole line as an `output` event."""
-
     def __init__(self, log: Log) -> None:
         self._log = log
         self._rest = ""
@@ -159,7 +150,6 @@ class GlobalOptions:
 
 
 def global_options(ctx: click.Context | None = None) -> GlobalOptions:
-    """Return the options of a context, by default the running command's."""
     ctx = ctx or click.get_current_context(silent=True)
     return (ctx.find_object(GlobalOptions) if ctx is not None else None) or GlobalOptions()
 
@@ -185,8 +175,6 @@ def only_results_on_stdout() -> contextlib.AbstractContextManager[None]:
 
 
 class _LogHandler(logging.Handler):
-    """Logs sparsetune's records, and only errors of other libraries, as one line each."""
-
     def __init__(self, log: Log) -> None:
         super().__init__()
         self._log = log

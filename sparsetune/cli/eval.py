@@ -1,8 +1,6 @@
 """`sparsetune eval`: evaluation of a policy on rendered videos."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import click
 
@@ -14,13 +12,11 @@ from sparsetune.cli.options import (
     json_option,
     local_checkpoint,
     metric_options,
+    require_gate_option,
     run_options,
     settings,
+    tracking_listeners,
 )
-
-if TYPE_CHECKING:
-    from sparsetune.config import Config
-    from sparsetune.evaluation.events import EvaluationListener
 
 
 @click.command(cls=Command, name="eval", shows_progress=True)
@@ -43,7 +39,7 @@ if TYPE_CHECKING:
 @run_options
 @settings("break_even")
 @click.option("--difference", is_flag=True, help="Add the amplified difference to side-by-side videos.  [default: off]")
-@click.option("--require-gate", is_flag=True, help="Exit with status 3 if the gate is not met.  [default: off]")
+@require_gate_option
 @json_option("the result")
 @click.pass_context
 def command(
@@ -66,19 +62,20 @@ def command(
       sparsetune eval --checkpoint tuned.pt --metric-module my_metrics.py
       sparsetune eval --checkpoint models:/demo-sparse@champion
     """
+    from sparsetune.cli.evaluation_progress import EvaluationProgress
+    from sparsetune.cli.progress import ProgressDisplay
     from sparsetune.cli.tables import evaluation_text
     from sparsetune.errors import GateError, GenerationError
     from sparsetune.evaluation.evaluate import evaluate_config
 
     config = build_config(ctx)
-    if use_tuned and checkpoint is None:
-        checkpoint = str(config.model.results_folder / "checkpoint")
     output_dir = config.eval.output_dir or config.model.results_folder / "eval"
-    checkpoint = local_checkpoint(checkpoint, config)
-    with only_results_on_stdout():
+    checkpoint = local_checkpoint(checkpoint, config, use_tuned)
+    progress = EvaluationProgress(ProgressDisplay(current_log(), f"eval {config.model.name}"))
+    with only_results_on_stdout(), contextlib.closing(progress):
         log_loading(config.model.source)
-        with _listeners(config) as listeners:
-            result = evaluate_config(config, checkpoint, output_dir, listeners, difference=difference)
+        listeners = (progress, *tracking_listeners(config))
+        result = evaluate_config(config, checkpoint, output_dir, listeners, difference=difference)
     if as_json:
         print_json(result.to_dict())
     else:
@@ -88,18 +85,3 @@ def command(
         raise GenerationError(f"all {len(result.failed)} prompts failed, the first with: {result.failed[0].error}")
     if require_gate and not result.gate.passed:
         raise GateError(f"the gate is not met: {'; '.join(result.gate.failures)}; tune for less sparsity")
-
-
-@contextlib.contextmanager
-def _listeners(config: "Config") -> "Iterator[Sequence[EvaluationListener]]":
-    from sparsetune.cli.evaluation_progress import EvaluationProgress
-    from sparsetune.cli.progress import ProgressDisplay
-
-    display = ProgressDisplay(current_log(), f"eval {config.model.name}")
-    with contextlib.closing(EvaluationProgress(display)) as progress:
-        if not config.tracking.enabled:
-            yield (progress,)
-            return
-        from sparsetune.tracking import TrackingListener
-
-        yield (progress, TrackingListener(config))

@@ -24,24 +24,12 @@ NUM_LAST = 5
 
 @dataclass
 class EvaluationState:
-    """State of a running evaluation.
-
-    Args:
-        policy: `tuned`, or `default` for SpargeAttn's default thresholds.
-        num_prompts: prompts to evaluate.
-        num_steps: denoising steps of one rendering.
-        cached: sides that `total` doesn't count, since they are expected in the cache.
-        total: denoising steps in all.
-        done: denoising steps that are done.
-        prompt: the current one.
-        rendering: side and step of the current rendering; None between renderings.
-        results: prompts that are done, in order.
-    """
+    """State of a running evaluation; `total` and `done` count denoising steps, `rendering` is the current one."""
 
     policy: str
     num_prompts: int
     num_steps: int
-    cached: Sequence[Side]
+    cached: Sequence[Side]  # expected in the cache, so that `total` does not count them
     total: float
     done: float = 0.0
     prompt: PromptStarted | None = None
@@ -87,11 +75,9 @@ class EvaluationState:
 
     @property
     def worst(self) -> PromptDone | None:
-        """The prompt with the lowest PSNR."""
         return min(self.measured, key=lambda one: one.result.metrics.get("psnr", 0.0), default=None)
 
     def rows(self) -> Rows:
-        """Return the policy, the current prompt, the mean and the latest results."""
         rows: Rows = [("policy", POLICIES[self.policy])]
         if self.prompt is not None:
             rows.append(
@@ -122,12 +108,7 @@ def _result_row(event: PromptDone) -> Text:
 
 
 class EvaluationProgress(EvaluationListener):
-    """Shows the evaluations of a command as one phase.
-
-    Args:
-        display: where; closed after the last evaluation.
-        num_evaluations: how many follow each other; those after the first expect its dense videos in the cache.
-    """
+    """Shows consecutive evaluations as one phase; those after the first expect its dense videos in the cache."""
 
     def __init__(self, display: ProgressDisplay, num_evaluations: int = 1) -> None:
         self.display, self.num_evaluations = display, num_evaluations
@@ -192,7 +173,6 @@ class EvaluationProgress(EvaluationListener):
 
     @property
     def total(self) -> float:
-        """Steps of all evaluations; those to come are expected to render each prompt once."""
         later = self.num_evaluations - len(self.evaluations)
         return sum(one.total for one in self.evaluations) + later * self.current.num_prompts * self.current.num_steps
 

@@ -15,6 +15,7 @@ from sparsetune.cli.options import (
     generation_options,
     local_checkpoint,
     model_options,
+    output_option,
     setting,
 )
 
@@ -37,12 +38,7 @@ if TYPE_CHECKING:
     "[default: none, dense]",
 )
 @click.option("--dense", is_flag=True, help="Render dense regardless of a checkpoint, for comparison.  [default: off]")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Video file to write.  [default: results/MODEL/generated.mp4]",
-)
+@output_option("Video file to write.  [default: results/MODEL/generated.mp4]")
 @click.option(
     "--image",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -78,10 +74,8 @@ def command(
     if not prompt.strip():
         raise PromptError("the prompt is empty; describe the video")
     config = build_config(ctx)
-    if use_tuned and checkpoint is None:
-        checkpoint = str(config.model.results_folder / "checkpoint")
     target = output or config.model.results_folder / "generated.mp4"
-    checkpoint = None if dense else local_checkpoint(checkpoint, config)
+    checkpoint = None if dense else local_checkpoint(checkpoint, config, use_tuned)
     frames, seconds, sparsity = _render(config, Prompt(prompt, image), checkpoint)
     write_video(target, frames, config.generation.fps)
     how = "dense" if sparsity is None else f"at sparsity {sparsity:.3f}"

@@ -12,7 +12,7 @@ from click.exceptions import NoSuchCommand
 from sparsetune import __version__
 from sparsetune.cli.console import GlobalOptions, colour_wanted, global_options, quiet_libraries
 from sparsetune.cli.log_schema import SCHEMA_VERSION
-from sparsetune.cli.options import output_options
+from sparsetune.cli.options import output_options, set_global
 from sparsetune.errors import SparsetuneError
 
 INTERRUPTED = 130
@@ -49,9 +49,7 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         self.shows_progress = shows_progress
         self.params += output_options(hidden=not shows_progress)
-        self.params.append(
-            click.Option(["--debug"], is_flag=True, hidden=True, expose_value=False, callback=_set_debug)
-        )
+        self.params += [click.Option(["--debug"], is_flag=True, hidden=True, expose_value=False, callback=set_global)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         known = {option for param in self.params for option in (*param.opts, *param.secondary_opts)}
@@ -137,16 +135,17 @@ def _dashed(arg: str, known: set[str]) -> str:
     return dashed + separator + value if name.startswith("--") and dashed in known else arg
 
 
-def _set_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if value:
-        global_options(ctx).debug = True
-
-
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--debug", is_flag=True, help="Show tracebacks and messages of other libraries. [default: off]")
+@click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    callback=set_global,
+    help="Show tracebacks and messages of other libraries. [default: off]",
+)
 @click.version_option(__version__, message="%(prog)s %(version)s", prog_name="sparsetune", help="Print the version")
 @click.pass_context
-def main(ctx: click.Context, debug: bool) -> None:
+def main(ctx: click.Context) -> None:
     """Tune sparse attention for video diffusion models, and measure its effect on the videos.
 
     \b
@@ -156,8 +155,6 @@ def main(ctx: click.Context, debug: bool) -> None:
       sparsetune COMMAND --help
     """
     ctx.color = colour_wanted()
-    options = ctx.ensure_object(GlobalOptions)
-    options.debug = options.debug or debug
 
 
 main.params += output_options()

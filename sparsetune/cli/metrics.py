@@ -7,7 +7,14 @@ import click
 
 from sparsetune.cli.console import current_log, only_results_on_stdout, print_json
 from sparsetune.cli.main import Command
-from sparsetune.cli.options import build_config, file_options, gate_options, json_option, metric_options
+from sparsetune.cli.options import (
+    build_config,
+    file_options,
+    gate_options,
+    json_option,
+    metric_options,
+    require_gate_option,
+)
 
 
 @click.command(cls=Command, name="metrics", shows_progress=True)
@@ -22,7 +29,7 @@ from sparsetune.cli.options import build_config, file_options, gate_options, jso
 @metric_options
 @gate_options
 @file_options
-@click.option("--require-gate", is_flag=True, help="Exit with status 3 if the gate is not met.  [default: off]")
+@require_gate_option
 @json_option("the result")
 @click.pass_context
 def command(ctx: click.Context, dense: Path, sparse: Path, align: str, require_gate: bool, as_json: bool) -> None:

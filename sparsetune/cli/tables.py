@@ -24,12 +24,10 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def print_table(table: Table) -> None:
-    """Print a table on stdout."""
     click.echo(table_text(table))
 
 
 def table_text(table: Table) -> str:
-    """Format a table: the first column aligned left, the others right. Cells may be coloured."""
     head, rows = table
     lines = [head, *rows]
     widths = [max(_width(line[column]) for line in lines) for column in range(len(head))]
@@ -71,7 +69,6 @@ def number_text(value: float | None, form: str, suffix: str = "") -> str:
 
 
 def clock_text(seconds: float) -> str:
-    """Format seconds as `m:ss` or `h:mm:ss`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -94,7 +91,6 @@ def outcome_text(trial: "TrialResult") -> str:
 
 
 def prompt_text(result: "PromptResult") -> str:
-    """Return a prompt's metrics, sparsity and seconds, or its error."""
     if result.error is not None:
         return f"failed: {result.error}"
     parts = [metric_text(name, value) for name, value in result.metrics.items()]
@@ -107,7 +103,6 @@ def prompt_text(result: "PromptResult") -> str:
 
 
 def statistics_table(statistics: "Mapping[str, MetricStatistics] | Mapping[str, Summary]") -> Table:
-    """Return each metric's mean, standard deviation, extremes and the 95% interval of its mean."""
     rows = []
     for name, one in statistics.items():
         unit = unit_of(name)
@@ -119,7 +114,6 @@ def statistics_table(statistics: "Mapping[str, MetricStatistics] | Mapping[str, 
 
 
 def evaluation_text(result: "EvaluationResult") -> str:
-    """Format a result: table, sparsity, score with its verdict, the gate with its failures, and warnings."""
     from sparsetune.evaluation.report_markdown import verdict_text
 
     lines = [table_text(statistics_table(result.statistics)), ""] if result.statistics else []
@@ -145,7 +139,6 @@ def evaluation_text(result: "EvaluationResult") -> str:
 
 
 def comparison_text(comparison: "VideoComparison") -> str:
-    """Format a comparison of video files: table, score with its verdict, and the gate with its failures."""
     lines = [table_text(statistics_table(comparison.statistics)), ""]
     lines += [
         f"score {comparison.score}/100, {coloured_status(comparison.verdict)}",
@@ -163,7 +156,6 @@ def comparison_text(comparison: "VideoComparison") -> str:
 
 
 def ladder_lines(result: "EvaluationResult") -> list[str]:
-    """Return the error sources, if the attribution ladder was measured."""
     from sparsetune.evaluation.ladder import attribute
 
     found = attribute(result.detailed_results)
@@ -178,7 +170,6 @@ def ladder_lines(result: "EvaluationResult") -> list[str]:
 
 
 def caveat_lines(num_prompts: int) -> list[str]:
-    """Return the warning about intervals over few prompts."""
     caveat = interval_caveat(num_prompts)
     return [f"warning: {caveat}"] if caveat and num_prompts else []
 
@@ -190,12 +181,10 @@ def gate_line(failures: Sequence[str]) -> str:
 
 
 def unavailable_lines(rows: Iterable[Mapping[str, str]]) -> list[str]:
-    """Return the metrics that could not be computed, with their reasons."""
     return [f"no {name}: {reason}" for name, reason in sorted({item for row in rows for item in row.items()})]
 
 
 def checkpoint_table(layers: Sequence["LayerSummary"]) -> Table:
-    """Return each layer's rule, sparse heads, mean thresholds and token orders."""
     rows = [
         [
             layer.name,
@@ -213,7 +202,6 @@ def checkpoint_table(layers: Sequence["LayerSummary"]) -> Table:
 
 
 def difference_text(found: "PolicyDifference") -> str:
-    """Format the differences of two policies: rules, layers of only one, and layers whose thresholds differ."""
     if found.is_empty:
         return "the policies are the same"
     lines = [f"{name}: {first} -> {second}" for name, (first, second) in found.rules.items()]
@@ -248,7 +236,6 @@ _SUMMARY_LABELS = {
 
 
 def before_after_text(comparison: "Comparison") -> str:
-    """The comparison of two evaluations: both in brief, then each figure's change, then what limits it."""
     from sparsetune.evaluation.compare import change_rows, summary_rows
 
     brief = [

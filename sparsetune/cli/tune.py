@@ -1,15 +1,20 @@
 """`sparsetune tune`: search for thresholds of a model."""
 
 import contextlib
-import json
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparsetune.cli.console import coloured_status, current_log, log_loading, log_note, only_results_on_stdout
+from sparsetune.cli.console import (
+    coloured_status,
+    current_log,
+    log_loading,
+    log_note,
+    only_results_on_stdout,
+    print_json,
+)
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import (
     build_config,
@@ -19,13 +24,14 @@ from sparsetune.cli.options import (
     run_options,
     setting,
     settings,
+    tracking_listeners,
 )
 
 if TYPE_CHECKING:
     from sparsetune.cli.tables import Table
     from sparsetune.config import Config
     from sparsetune.tuning.cost_estimate import Cost
-    from sparsetune.tuning.events import TrialResult, TuningListener, TuningResult
+    from sparsetune.tuning.events import TrialResult, TuningResult
 
 
 @click.command(cls=Command, name="tune", shows_progress=True)
@@ -88,6 +94,7 @@ def command(
       sparsetune tune --model cogvideox-2b --engine ray --workers 8
       sparsetune tune --model cogvideox-2b --storage journal:/shared/study.log
     """
+    from sparsetune.cli.tuning_progress import TuningProgress
     from sparsetune.tuning import tune
 
     config = build_config(ctx)
@@ -99,11 +106,13 @@ def command(
         _print_cost(config, as_json)
         return
     folder = output_dir or config.model.results_folder
-    with only_results_on_stdout():
+    with only_results_on_stdout(), contextlib.closing(TuningProgress(current_log())) as progress:
         log_loading(config.model.source)
-        with _listeners(config) as listeners:
-            result = tune(config, output_dir=folder, listeners=listeners)
-    click.echo(json.dumps(outcome_dict(result), indent=2, ensure_ascii=False) if as_json else tuning_text(result))
+        result = tune(config, output_dir=folder, listeners=(progress, *tracking_listeners(config)))
+    if as_json:
+        print_json(outcome_dict(result))
+    else:
+        click.echo(tuning_text(result))
     if result.interrupted:
         raise click.Abort(f"{len(result.trials)} trials saved, run the same command to resume")
     _check_gate(result, require_gate)
@@ -116,7 +125,10 @@ def _print_cost(config: "Config", as_json: bool) -> None:
         log_loading(config.model.source)
         log_note("measuring some denoising steps ...")
         cost = estimate(config)
-    click.echo(json.dumps(cost_dict(cost), indent=2) if as_json else cost_text(cost))
+    if as_json:
+        print_json(cost_dict(cost))
+    else:
+        click.echo(cost_text(cost))
 
 
 def _check_gate(result: "TuningResult", require_gate: bool) -> None:
@@ -140,28 +152,13 @@ def _check_gate(result: "TuningResult", require_gate: bool) -> None:
 
 
 def _missed(trial: "TrialResult | None") -> str:
-    """Return which bounds a trial misses, and by how much."""
     if trial is None:
         return ""
     missed = [f"{name} by {missing:.3g}" for name, missing in trial.shortfalls.items() if missing > 0]
     return f", which misses {' and '.join(missed)}" if missed else ""
 
 
-@contextlib.contextmanager
-def _listeners(config: "Config") -> "Iterator[Sequence[TuningListener]]":
-    from sparsetune.cli.tuning_progress import TuningProgress
-
-    with contextlib.closing(TuningProgress(current_log())) as display:
-        if not config.tracking.enabled:
-            yield (display,)
-            return
-        from sparsetune.tracking import TrackingListener
-
-        yield (display, TrackingListener(config))
-
-
 def tuning_text(result: "TuningResult") -> str:
-    """Format every trial, the winner with its parameters, and its evaluation."""
     from sparsetune.cli.tables import before_after_text, clock_text, evaluation_text, table_text, trial_text
     from sparsetune.tuning.search.ranking import pareto_front
 
@@ -190,9 +187,11 @@ def tuning_text(result: "TuningResult") -> str:
 
 def _insight_lines(result: "TuningResult") -> list[str]:
     insight, lines = result.insight, []
-    if insight is not None and insight.rank_correlation is not None:
+    if insight is None:
+        return []
+    if insight.rank_correlation is not None:
         lines.append(f"rank correlation of calibrated error and PSNR over the trials: {insight.rank_correlation:.2f}")
-    if insight is not None and insight.importances:
+    if insight.importances:
         shares = ", ".join(f"{name} {share:.2f}" for name, share in list(insight.importances.items())[:5])
         lines.append(f"parameter importance: {shares}")
     return lines
@@ -223,18 +222,15 @@ def _trials_table(result: "TuningResult") -> "Table":
 
 
 def outcome_dict(result: "TuningResult") -> dict[str, Any]:
-    """Return the outcome for JSON; trials are numbered from 0, as in the study."""
     from sparsetune.tuning.search.ranking import pareto_front
 
+    parts = {"before": result.before, "evaluation": result.evaluation, "comparison": result.comparison}
     names = ("number", "state", "reason", "sparsity", "psnr", "psnr_worst", "frame_cosine", "feasible", "seconds")
     return {
         "schema_version": 1,
-        "study_name": result.study_name,
-        "seconds": result.seconds,
-        "interrupted": result.interrupted,
+        **{name: getattr(result, name) for name in ("study_name", "seconds", "interrupted", "left_to")},
         "best_trial": None if result.best is None else result.best.number,
         "closest_trial": None if result.closest is None else result.closest.number,
-        "left_to": result.left_to,
         "checkpoint_path": None if result.checkpoint_path is None else str(result.checkpoint_path),
         "pareto_front": [trial.number for trial in pareto_front(result.trials)],
         "incidents": [asdict(incident) for incident in result.incidents],
@@ -244,14 +240,10 @@ def outcome_dict(result: "TuningResult") -> dict[str, Any]:
         ],
         "rank_correlation": None if result.insight is None else result.insight.rank_correlation,
         "importances": {} if result.insight is None else dict(result.insight.importances),
-        "before": None if result.before is None else result.before.to_dict(),
-        "evaluation": None if result.evaluation is None else result.evaluation.to_dict(),
-        "comparison": None if result.comparison is None else result.comparison.to_dict(),
-    }
+    } | {name: part and part.to_dict() for name, part in parts.items()}
 
 
 def cost_text(cost: "Cost") -> str:
-    """Format the measured steps, and each tuner's phases with renderings, time and peak memory."""
     from sparsetune.cli.tables import clock_text, table_text
 
     def time(seconds: float | None) -> str:

@@ -42,13 +42,7 @@ RENDERINGS_PER_EVAL_PROMPT = 3
 
 
 class TuningProgress(TuningListener):
-    """Shows a tuning, trials that run at once included, and the evaluation of its winner.
-
-    Args:
-        log: of the command.
-        console: of stderr.
-        clock: returns seconds.
-    """
+    """Shows a tuning, trials that run at once included, and the evaluation of its winner."""
 
     def __init__(self, log: Log, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.display = ProgressDisplay(log, "tune", {}, console, clock)
@@ -125,8 +119,7 @@ class TuningProgress(TuningListener):
         self.display.log_event("incident", incident.text, incident)
 
     def on_wait(self, what: str) -> None:
-        message = f"no trial is left to start; waiting for {what} in other processes of this study"
-        self.display.log_event("wait", message, what=what)
+        self.display.log_event("wait", f"waiting for another process: {what}", what=what)
 
     def on_winner(self, trial: TrialResult, checkpoint_path: Path) -> None:
         message = f"winner: trial {trial.number}, {trial_text(trial)}"
@@ -147,7 +140,6 @@ class TuningProgress(TuningListener):
         self.display.log_event("study_end", message, result, best_trial=best_trial)
 
     def on_failure(self, error: BaseException) -> None:
-        """Leave the display on the screen, since no result follows."""
         self.display.close(keep=True)
 
     def close(self) -> None:
@@ -155,7 +147,6 @@ class TuningProgress(TuningListener):
 
     @property
     def best(self) -> TrialResult | None:
-        """The winner, or the best trial of this run so far that meets the gate on the tune prompts."""
         return self.winner or winner(self.objective, self.ended)
 
     def _update_trial(self, number: int, prompt: int, step: int, num_prompts: int, num_steps: int) -> None:
@@ -221,7 +212,6 @@ class TuningProgress(TuningListener):
         return None if step is None else step * self.study.num_steps
 
     def rows(self) -> Rows:
-        """Return the best trial and the latest ones, or the evaluation of the winner."""
         best = self.best
         if best is not None:
             figures = f"  {figures_text(best.sparsity, best.psnr, best.psnr_worst)}"

@@ -17,7 +17,7 @@ from sparsetune.cli.console import (
     only_results_on_stdout,
     quiet_libraries,
 )
-from sparsetune.cli.log_schema import COMMON, documentation
+from sparsetune.cli.log_schema import COMMON, EVENTS
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "log-events.md"
 
@@ -103,6 +103,20 @@ def test_warnings_are_coloured_unless_told_not_to(
     monkeypatch.setenv(variable, "1")
     Log().event("log", "the cache is full", "warning", logger="sparsetune")
     assert ("\x1b[33mwarning: \x1b[0m" in capsys.readouterr().err) is coloured
+
+
+def documentation() -> str:
+    """Return the events and fields as Markdown."""
+    lines = ["| field | of every line |", "| --- | --- |"]
+    lines += [f"| `{name}` | {text} |" for name, text in COMMON.items()]
+    lines += ["", "| event | field | |", "| --- | --- | --- |"]
+    for event, fields in EVENTS.items():
+        rows = list(fields.items()) or [("", "no further fields")]
+        lines += [
+            f"| {f'`{event}`' if place == 0 else ''} | {f'`{name}`' if name else ''} | {text} |"
+            for place, (name, text) in enumerate(rows)
+        ]
+    return "\n".join(lines)
 
 
 def test_the_documentation_has_every_event_and_field() -> None:
