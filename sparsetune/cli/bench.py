@@ -95,7 +95,7 @@ def _print_table(table: "BreakEvenTable", calls: list[int]) -> None:
         size = f"{shape.batch} x {shape.heads} heads x {shape.tokens} tokens x {shape.head_dim}"
         click.echo(f"{table.device}: {size}, {shape.dtype}, {count} calls a step")
         sdpa = shape.dense_ms["sdpa"]
-        rows = [[f"dense {name}", "-", f"{ms:.3f}", _ratio(sdpa, ms)] for name, ms in shape.dense_ms.items()]
+        rows = [[f"dense {name}", "-", f"{ms:.3f}", f"{sdpa / ms:.2f}x"] for name, ms in shape.dense_ms.items()]
         rows += [
             [
                 f"{one.kernel} {one.rule}",
@@ -121,7 +121,7 @@ def _print_steps(times: "StepTimes") -> None:
             f"{row.sparsity:.3f}",
             f"{row.ms:.1f}",
             f"{row.fastest_ms:.1f} .. {row.slowest_ms:.1f}",
-            _ratio(times.dense.ms, row.ms),
+            f"{times.dense.ms / row.ms:.2f}x",
             "-" if row.peak_gib is None else f"{row.peak_gib:.2f}",
         ]
         for row in times.rows
@@ -134,10 +134,6 @@ def _print_steps(times: "StepTimes") -> None:
     for reason, count in times.fallbacks.items():
         click.echo(f"fell back to dense: {count} calls, {reason}")
     click.echo()
-
-
-def _ratio(dense_ms: float, ms: float) -> str:
-    return f"{dense_ms / ms:.2f}x"
 
 
 def _figures(table: "BreakEvenTable", backend: str, reason: str, times: "StepTimes | None") -> dict[str, Any]:

@@ -166,8 +166,12 @@ def log_loading(model: str) -> None:
     current_log().event("loading", f"loading {model} ...", model=model)
 
 
+def json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(json_text(value))
 
 
 def only_results_on_stdout() -> contextlib.AbstractContextManager[None]:

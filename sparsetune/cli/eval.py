@@ -4,43 +4,28 @@ import contextlib
 
 import click
 
+from sparsetune.cli import options
 from sparsetune.cli.console import current_log, log_loading, only_results_on_stdout, print_json
 from sparsetune.cli.main import Command
-from sparsetune.cli.options import (
-    build_config,
-    config_options,
-    json_option,
-    local_checkpoint,
-    metric_options,
-    require_gate_option,
-    run_options,
-    settings,
-    tracking_listeners,
-)
 
 
 @click.command(cls=Command, name="eval", shows_progress=True)
-@config_options
+@options.config_options
 @click.option(
     "--use-tuned",
     is_flag=True,
     help="Evaluate the checkpoint of `sparsetune tune`.  [default: off, SpargeAttn's default thresholds]",
 )
-@click.option(
-    "--checkpoint",
-    "--tuned-path",
-    "checkpoint",
-    metavar="PATH",
-    help="Checkpoint to evaluate: a folder or file, models:/NAME@ALIAS, runs:/ID or a run id.  "
-    "[default: none; with --use-tuned results/MODEL/checkpoint]",
+@options.checkpoint_option("evaluate", "none; with --use-tuned results/MODEL/checkpoint")
+@options.settings(
+    "eval.num_prompts", "eval.prompt_file", "eval.seed", "eval.output_dir", "eval.save_videos", "eval.ladder"
 )
-@settings("eval.num_prompts", "eval.prompt_file", "eval.seed", "eval.output_dir", "eval.save_videos", "eval.ladder")
-@metric_options
-@run_options
-@settings("break_even")
+@options.metric_options
+@options.run_options
+@options.settings("break_even")
 @click.option("--difference", is_flag=True, help="Add the amplified difference to side-by-side videos.  [default: off]")
-@require_gate_option
-@json_option("the result")
+@options.require_gate_option
+@options.json_option("the result")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -68,13 +53,13 @@ def command(
     from sparsetune.errors import GateError, GenerationError
     from sparsetune.evaluation.evaluate import evaluate_config
 
-    config = build_config(ctx)
+    config = options.build_config(ctx)
     output_dir = config.eval.output_dir or config.model.results_folder / "eval"
-    checkpoint = local_checkpoint(checkpoint, config, use_tuned)
+    checkpoint = options.local_checkpoint(checkpoint, config, use_tuned)
     progress = EvaluationProgress(ProgressDisplay(current_log(), f"eval {config.model.name}"))
     with only_results_on_stdout(), contextlib.closing(progress):
         log_loading(config.model.source)
-        listeners = (progress, *tracking_listeners(config))
+        listeners = (progress, *options.tracking_listeners(config))
         result = evaluate_config(config, checkpoint, output_dir, listeners, difference=difference)
     if as_json:
         print_json(result.to_dict())

@@ -46,14 +46,6 @@ def options_table() -> dict[str, dict[str, Any]]:
     return table
 
 
-class SettingOption(click.Option):
-    """An option for the setting `key`; commands get its value through `build_config` only."""
-
-    def __init__(self, *args: Any, key: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.key = key
-
-
 def setting(
     key: str, *names: str, help: str | None = None, metavar: str | None = None, multiple: bool = False
 ) -> Callable[[Decorated], Decorated]:
@@ -69,8 +61,6 @@ def setting(
     return click.option(
         *(names or (default_name,)),
         key.replace(".", "__"),
-        cls=SettingOption,
-        key=key,
         # Ranges are checked by the configuration; `build_config` names the option in its error.
         type=None if is_flag else click.Choice(kind) if isinstance(kind, list) else _TYPES[kind],
         metavar=metavar,
@@ -93,11 +83,15 @@ def settings(*keys: str) -> Callable[[Decorated], Decorated]:
     return _together(*map(setting, keys))
 
 
+def _key(param: click.Parameter) -> str:
+    """Return the key of a setting's option, e.g. gate.min_psnr for gate__min_psnr; other names stay."""
+    return str(param.name).replace("__", ".")
+
+
 def _store_explicit(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     """Store an option given on the command line, by its setting's key or its own name."""
     if ctx.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE:
-        key = param.key if isinstance(param, SettingOption) else param.name
-        ctx.meta.setdefault(_EXPLICIT, {})[key] = value
+        ctx.meta.setdefault(_EXPLICIT, {})[_key(param)] = value
 
 
 def _store_random_weights(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -188,6 +182,18 @@ def output_option(help: str) -> Callable[[Decorated], Decorated]:
     return click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help=help)
 
 
+def checkpoint_option(purpose: str, default: str) -> Callable[[Decorated], Decorated]:
+    text = f"Checkpoint to {purpose}: a folder or file, models:/NAME@ALIAS, runs:/ID or a run id.  [default: {default}]"
+    return click.option("--checkpoint", "--tuned-path", "checkpoint", metavar="PATH", help=text)
+
+
+def registry_options(alias_help: str) -> Callable[[Decorated], Decorated]:
+    return _together(
+        click.option("--alias", default="champion", help=f"{alias_help}.  [default: champion]"),
+        click.option("--name", help="Name of the registered model.  [default: MODEL-sparse]"),
+    )
+
+
 def json_option(content: str) -> Callable[[Decorated], Decorated]:
     return click.option("--json", "as_json", is_flag=True, help=f"Print {content} as JSON.  [default: off]")
 
@@ -222,8 +228,8 @@ def build_config(ctx: click.Context) -> "Config":
         return resolve(config_file, sets, None, explicit)
     except ConfigError as error:
         for param in ctx.command.params:
-            if isinstance(param, SettingOption) and param.key in explicit:
-                error = _naming_option(error, param.key, param.opts[0])
+            if _key(param) in explicit:
+                error = _naming_option(error, _key(param), param.opts[0])
         raise error from None
 
 

@@ -3,10 +3,10 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
@@ -23,7 +23,13 @@ LOG_SECONDS: Final[Mapping[LogFormat, float]] = {"text": 60.0, "json": 10.0}
 Rows = list[tuple[str, str | Text]]
 """Labels and contents of lines below the bars."""
 
+_ATTRIBUTES: Final = {"trial": "number", "prompt_index": "index"}
+"""Attributes of a `source` that are called otherwise than the event's field."""
+
+Result = TypeVar("Result")
+
 _GIB = 1024.0**3
+_NUM_LATEST = 5
 _LABEL_WIDTH = 11
 _BAR_WIDTH = 16
 _NARROW = 60
@@ -99,6 +105,12 @@ class TimeLeft:
             f"{clock_text(self.phase)} for {phase}, {total}{' at most' if self.at_most else ''}"
             f"{f' ({self.basis})' if self.basis else ''}"
         )
+
+
+def latest_rows(results: Sequence[Result], row: Callable[[Result], Text]) -> Rows:
+    """Return the last results, the newest first."""
+    latest = results[: -_NUM_LATEST - 1 : -1]
+    return [("latest" if place == 0 else "", row(result)) for place, result in enumerate(latest)]
 
 
 def pace(task: Task) -> float | None:
@@ -208,7 +220,8 @@ class ProgressDisplay(Progress):
     def log_event(self, event: str, message: str, source: object = None, **fields: Any) -> None:
         """Log an event, unless the display shows it; fields that aren't passed are attributes of `source`."""
         if self.disable:
-            fields |= {name: getattr(source, name) for name in EVENTS[event].keys() - fields.keys()}
+            for name in EVENTS[event].keys() - fields.keys():
+                fields[name] = getattr(source, _ATTRIBUTES.get(name, name))
             self.event_log.event(event, message, **fields)
 
     def _log_progress(self) -> None:

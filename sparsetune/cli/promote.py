@@ -7,7 +7,15 @@ import click
 
 from sparsetune.cli.console import coloured_status, print_json
 from sparsetune.cli.main import Command
-from sparsetune.cli.options import build_config, json_option, model_name_option, open_store, short_name, store_options
+from sparsetune.cli.options import (
+    build_config,
+    json_option,
+    model_name_option,
+    open_store,
+    registry_options,
+    short_name,
+    store_options,
+)
 
 if TYPE_CHECKING:
     from sparsetune.tracking.promotion import Move, Verdict
@@ -15,8 +23,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command, name="promote")
 @click.argument("run", metavar="RUN")
-@click.option("--alias", default="champion", help="Alias to set.  [default: champion]")
-@click.option("--name", help="Name of the registered model.  [default: MODEL-sparse]")
+@registry_options("Alias to set")
 @model_name_option("any; matters for `latest` only")
 @click.option("--dry-run", is_flag=True, help="Print the checks and change nothing.  [default: off]")
 @click.option(
@@ -79,9 +86,8 @@ def command(
 
 
 @click.command(cls=Command, name="rollback")
-@click.option("--alias", default="champion", help="Alias to move back.  [default: champion]")
+@registry_options("Alias to move back")
 @model_name_option("the configuration's, demo")
-@click.option("--name", help="Name of the registered model.  [default: MODEL-sparse]")
 @json_option("what changed")
 @store_options
 @click.pass_context

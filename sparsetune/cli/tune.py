@@ -7,25 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparsetune.cli.console import (
-    coloured_status,
-    current_log,
-    log_loading,
-    log_note,
-    only_results_on_stdout,
-    print_json,
-)
+from sparsetune.cli import console, options
 from sparsetune.cli.main import Command
-from sparsetune.cli.options import (
-    build_config,
-    config_options,
-    json_option,
-    metric_options,
-    run_options,
-    setting,
-    settings,
-    tracking_listeners,
-)
 
 if TYPE_CHECKING:
     from sparsetune.cli.tables import Table
@@ -35,22 +18,26 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, name="tune", shows_progress=True)
-@config_options
-@settings("tune.tuner", "tune.n_trials", "tune.max_minutes", "tune.num_prompts", "tune.prompt_file", "tune.seed")
-@setting("eval.num_prompts", "--num-eval-prompts", help="Prompts to evaluate the winner on, from the top of the file")
-@setting("eval.prompt_file", "--eval-prompt-file", help="Prompts to evaluate the winner on, one a line")
-@settings("tune.sampler", "tune.objective", "tune.space", "tune.granularity", "tune.schedule")
-@settings("tune.orders", "tune.rules", "tune.keep_text", "tune.skip_pv", "tune.select_partial")
-@settings("tune.calibration_steps", "tune.probe_prompts", "tune.margin_db", "tune.l1", "tune.pv_l1")
-@settings("tune.parallel_tune", "tune.storage", "tune.study_name")
-@metric_options
+@options.config_options
+@options.settings(
+    "tune.tuner", "tune.n_trials", "tune.max_minutes", "tune.num_prompts", "tune.prompt_file", "tune.seed"
+)
+@options.setting(
+    "eval.num_prompts", "--num-eval-prompts", help="Prompts to evaluate the winner on, from the top of the file"
+)
+@options.setting("eval.prompt_file", "--eval-prompt-file", help="Prompts to evaluate the winner on, one a line")
+@options.settings("tune.sampler", "tune.objective", "tune.space", "tune.granularity", "tune.schedule")
+@options.settings("tune.orders", "tune.rules", "tune.keep_text", "tune.skip_pv", "tune.select_partial")
+@options.settings("tune.calibration_steps", "tune.probe_prompts", "tune.margin_db", "tune.l1", "tune.pv_l1")
+@options.settings("tune.parallel_tune", "tune.storage", "tune.study_name")
+@options.metric_options
 @click.option(
     "--output-dir",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the winner's checkpoint/ and evaluation.  [default: results/MODEL]",
 )
-@run_options
-@setting("engine.mixed_gpus")
+@options.run_options
+@options.setting("engine.mixed_gpus")
 @click.option(
     "--require-gate",
     is_flag=True,
@@ -67,7 +54,7 @@ if TYPE_CHECKING:
     metavar="CHECKPOINT",
     help="Repeat the search that produced a checkpoint, with its settings.  [default: none]",
 )
-@json_option("the outcome")
+@options.json_option("the outcome")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -97,7 +84,7 @@ def command(
     from sparsetune.cli.tuning_progress import TuningProgress
     from sparsetune.tuning import tune
 
-    config = build_config(ctx)
+    config = options.build_config(ctx)
     if from_manifest is not None:
         from sparsetune.tuning.reproduce import config_from_manifest
 
@@ -106,13 +93,10 @@ def command(
         _print_cost(config, as_json)
         return
     folder = output_dir or config.model.results_folder
-    with only_results_on_stdout(), contextlib.closing(TuningProgress(current_log())) as progress:
-        log_loading(config.model.source)
-        result = tune(config, output_dir=folder, listeners=(progress, *tracking_listeners(config)))
-    if as_json:
-        print_json(outcome_dict(result))
-    else:
-        click.echo(tuning_text(result))
+    with console.only_results_on_stdout(), contextlib.closing(TuningProgress(console.current_log())) as progress:
+        console.log_loading(config.model.source)
+        result = tune(config, output_dir=folder, listeners=(progress, *options.tracking_listeners(config)))
+    click.echo(console.json_text(outcome_dict(result)) if as_json else tuning_text(result))
     if result.interrupted:
         raise click.Abort(f"{len(result.trials)} trials saved, run the same command to resume")
     _check_gate(result, require_gate)
@@ -121,14 +105,11 @@ def command(
 def _print_cost(config: "Config", as_json: bool) -> None:
     from sparsetune.tuning.cost_estimate import estimate
 
-    with only_results_on_stdout():
-        log_loading(config.model.source)
-        log_note("measuring some denoising steps ...")
+    with console.only_results_on_stdout():
+        console.log_loading(config.model.source)
+        console.log_note("measuring some denoising steps ...")
         cost = estimate(config)
-    if as_json:
-        print_json(cost_dict(cost))
-    else:
-        click.echo(cost_text(cost))
+    click.echo(console.json_text(cost_dict(cost)) if as_json else cost_text(cost))
 
 
 def _check_gate(result: "TuningResult", require_gate: bool) -> None:
@@ -141,9 +122,9 @@ def _check_gate(result: "TuningResult", require_gate: bool) -> None:
         raise GateError("there was no time for a trial; raise --max-minutes")
     if result.best is None:
         closest = result.closest
-        figures = "" if closest is None else f"; the closest is trial {closest.number}, {trial_text(closest)}"
+        figures = f"; the closest is trial {closest.number}, {trial_text(closest)}{_missed(closest)}" if closest else ""
         raise GateError(
-            f"none of {len(result.trials)} trials meets the gate{figures}{_missed(closest)}; keep the dense model, or "
+            f"none of {len(result.trials)} trials meets the gate{figures}; keep the dense model, or "
             "allow more trials or a lower gate"
         )
     if require_gate and result.evaluation is not None and not result.evaluation.gate.passed:
@@ -151,9 +132,7 @@ def _check_gate(result: "TuningResult", require_gate: bool) -> None:
         raise GateError(f"the winner fails the gate on the eval prompts: {failures}; allow more trials")
 
 
-def _missed(trial: "TrialResult | None") -> str:
-    if trial is None:
-        return ""
+def _missed(trial: "TrialResult") -> str:
     missed = [f"{name} by {missing:.3g}" for name, missing in trial.shortfalls.items() if missing > 0]
     return f", which misses {' and '.join(missed)}" if missed else ""
 
@@ -207,12 +186,12 @@ def _trials_table(result: "TuningResult") -> "Table":
         rows.append(
             [
                 click.style(f"{trial.number} *", bold=True) if is_best else str(trial.number),
-                coloured_status(trial.state),
+                console.coloured_status(trial.state),
                 number_text(trial.sparsity, ".3f"),
                 number_text(trial.psnr, ".2f"),
                 number_text(trial.psnr_worst, ".2f"),
                 number_text(trial.frame_cosine, ".4f"),
-                coloured_status(gate),
+                console.coloured_status(gate),
                 clock_text(trial.seconds),
             ]
         )

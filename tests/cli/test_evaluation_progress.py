@@ -123,7 +123,7 @@ def test_clock(seconds: float, text: str) -> None:
 
 
 def begun(cached: tuple[Side, ...] = (), ladder: bool = False) -> EvaluationState:
-    return EvaluationState.from_event(evaluation(ladder=ladder), cached)
+    return EvaluationState(evaluation(ladder=ladder), cached)
 
 
 def test_work_is_the_steps_of_all_renderings_and_cached_ones_are_taken_out() -> None:
