@@ -6,16 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparsetune.cli import options
 from sparsetune.cli.console import current_log, log_loading, print_json
 from sparsetune.cli.main import Command
-from sparsetune.cli.options import (
-    build_config,
-    config_options,
-    generation_options,
-    json_option,
-    model_options,
-    output_option,
-)
 
 if TYPE_CHECKING:
     from sparsetune.attention.breakeven import BreakEvenTable
@@ -23,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, name="bench", shows_progress=True)
-@config_options
+@options.config_options
 @click.option("--e2e", is_flag=True, help="Also time whole denoising steps, at fixed sparsities.  [default: off]")
 @click.option(
     "--repeats",
@@ -31,10 +24,10 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Repetitions of each timing; the median is reported.  [default: 10]",
 )
-@output_option("File of the break-even table.  [default: results/MODEL/break-even.json]")
-@json_option("the figures")
-@generation_options
-@model_options
+@options.output_option("File of the break-even table.  [default: results/MODEL/break-even.json]")
+@options.json_option("the figures")
+@options.generation_options
+@options.model_options
 @click.pass_context
 def command(ctx: click.Context, e2e: bool, repeats: int, output: Path | None, as_json: bool) -> None:
     """Time dense and sparse attention for the model's own shapes, and find the sparsity from which sparse is faster.
@@ -57,7 +50,7 @@ def command(ctx: click.Context, e2e: bool, repeats: int, output: Path | None, as
     from sparsetune.models.loading import load_pipeline
     from sparsetune.models.prompts import load_prompts
 
-    config = build_config(ctx)
+    config = options.build_config(ctx)
     log_loading(config.model.source)
     loaded = load_pipeline(config.model)
     choice = backend_choice(config.backend, loaded.device)

@@ -193,9 +193,9 @@ class _LogHandler(logging.Handler):
 
 
 @contextlib.contextmanager
-def quiet_libraries(log: Log | None = None) -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Log only sparsetune's own warnings and records, and errors of other libraries."""
-    log = log or current_log()
+    log = current_log()
     for variable, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     handler = _LogHandler(log)

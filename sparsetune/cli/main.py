@@ -63,7 +63,7 @@ class Command(click.Command):
             options.log.event(
                 "start", f"sparsetune {name}", command=name, version=__version__, schema_version=SCHEMA_VERSION
             )
-        with contextlib.nullcontext() if options.debug else quiet_libraries(options.log):
+        with contextlib.nullcontext() if options.debug else quiet_libraries():
             return super().invoke(ctx)
 
 

@@ -140,6 +140,11 @@ def test_refinement_is_a_phase_of_calibrate(capsys: pytest.CaptureFixture[str]) 
     ]
 
 
+def test_waiting_names_what_another_process_does(capsys: pytest.CaptureFixture[str]) -> None:
+    TuningProgress(Log(), Console(file=io.StringIO()), FakeClock()).on_wait("3 trials")
+    assert capsys.readouterr().err == "waiting for another process: 3 trials\n"
+
+
 class Search:
     """A tuning whose clock the test moves, and whose view it prints."""
 
