@@ -52,10 +52,7 @@ def unit_of(name: str) -> str:
 
 
 def value_text(value: float, unit: str, scale: float = 0.0) -> str:
-    """Format a metric's value without its unit.
-
-    `scale` is the largest value of the row, so that all its values have as many decimals.
-    """
+    """Format a value without unit; `scale`, the row's largest, gives all its values as many decimals."""
     return f"{value:.2f}" if unit == "dB" or max(abs(value), abs(scale)) >= 10 else f"{value:.6f}"
 
 
@@ -64,8 +61,8 @@ def metric_text(name: str, value: float) -> str:
     return f"{name} {value_text(value, unit)}" + (f" {unit}" if unit else "")
 
 
-def number_text(value: float | None, form: str, suffix: str = "") -> str:
-    return "-" if value is None else f"{value:{form}}{suffix}"
+def number_text(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
 
 
 def clock_text(seconds: float) -> str:
@@ -140,10 +137,8 @@ def evaluation_text(result: "EvaluationResult") -> str:
 
 def comparison_text(comparison: "VideoComparison") -> str:
     lines = [table_text(statistics_table(comparison.statistics)), ""]
-    lines += [
-        f"score {comparison.score}/100, {coloured_status(comparison.verdict)}",
-        gate_line(comparison.gate.failures),
-    ]
+    lines.append(f"score {comparison.score}/100, {coloured_status(comparison.verdict)}")
+    lines.append(gate_line(comparison.gate.failures))
     lines += unavailable_lines(pair.unavailable for pair in comparison.pairs)
     lines += caveat_lines(len(comparison.pairs))
     lines += [
@@ -185,20 +180,13 @@ def unavailable_lines(rows: Iterable[Mapping[str, str]]) -> list[str]:
 
 
 def checkpoint_table(layers: Sequence["LayerSummary"]) -> Table:
-    rows = [
-        [
-            layer.name,
-            layer.rule,
-            f"{layer.sparse_heads}/{layer.num_heads}",
-            *(
-                number_text(value, ".4g")
-                for value in (layer.simthreshd1, layer.cdfthreshd, layer.topk, layer.pvthreshd)
-            ),
-            ", ".join(layer.orders) or "-",
-        ]
-        for layer in layers
-    ]
-    return ("layer", "rule", "sparse heads", "simthreshd1", "cdfthreshd", "topk", "pvthreshd", "orders"), rows
+    names = ("simthreshd1", "cdfthreshd", "topk", "pvthreshd")
+    rows = []
+    for layer in layers:
+        thresholds = [number_text(getattr(layer, name), ".4g") for name in names]
+        heads = f"{layer.sparse_heads}/{layer.num_heads}"
+        rows.append([layer.name, layer.rule, heads, *thresholds, ", ".join(layer.orders) or "-"])
+    return ("layer", "rule", "sparse heads", *names, "orders"), rows
 
 
 def difference_text(found: "PolicyDifference") -> str:
@@ -207,28 +195,18 @@ def difference_text(found: "PolicyDifference") -> str:
     lines = [f"{name}: {first} -> {second}" for name, (first, second) in found.rules.items()]
     lines += [f"only in the first: {name}" for name in found.only_first]
     lines += [f"only in the second: {name}" for name in found.only_second]
-    rows = [
-        [
-            layer.name,
-            f"{layer.changed_heads}/{max(layer.num_heads)}",
-            f"{layer.sparse_heads[0]} -> {layer.sparse_heads[1]}",
-            ", ".join(
-                f"{name} {number_text(one, '.4g')} -> {number_text(two, '.4g')}"
-                for name, (one, two) in layer.means.items()
-            ),
-        ]
-        for layer in found.layers
-    ]
+    rows = []
+    for layer in found.layers:
+        changes = [f"{n} {number_text(a, '.4g')} -> {number_text(b, '.4g')}" for n, (a, b) in layer.means.items()]
+        changed, heads = f"{layer.changed_heads}/{max(layer.num_heads)}", " -> ".join(map(str, layer.sparse_heads))
+        rows.append([layer.name, changed, heads, ", ".join(changes)])
     if rows:
         lines.append(table_text((("layer", "heads changed", "sparse heads", "mean thresholds"), rows)))
     return "\n".join(lines)
 
 
 _SUMMARY_LABELS = {
-    "score": "score",
-    "verdict": "verdict",
     "gate": "gate to deploy",
-    "sparsity": "sparsity",
     "theoretical": "theoretical attention speed-up",
     "measured": "measured speed-up",
     "failed": "failed prompts",
@@ -239,7 +217,10 @@ def before_after_text(comparison: "Comparison") -> str:
     from sparsetune.evaluation.compare import change_rows, summary_rows
 
     brief = [
-        [_SUMMARY_LABELS[key], *(coloured_status(text) if key in ("verdict", "gate") else text for text in texts)]
+        [
+            _SUMMARY_LABELS.get(key, key),
+            *(coloured_status(text) if key in ("verdict", "gate") else text for text in texts),
+        ]
         for key, *texts in summary_rows(comparison, sparsity="{:.3f}")
         if key != "measured" or texts != ["-", "-"]
     ]

@@ -179,22 +179,14 @@ def _insight_lines(result: "TuningResult") -> list[str]:
 def _trials_table(result: "TuningResult") -> "Table":
     from sparsetune.cli.tables import clock_text, number_text
 
+    formats = {"sparsity": ".3f", "psnr": ".2f", "psnr_worst": ".2f", "frame_cosine": ".4f"}
     rows = []
     for trial in result.trials:
         is_best = result.best is not None and trial.number == result.best.number
-        gate = "" if trial.state != "complete" else "met" if trial.feasible else "missed"
-        rows.append(
-            [
-                click.style(f"{trial.number} *", bold=True) if is_best else str(trial.number),
-                console.coloured_status(trial.state),
-                number_text(trial.sparsity, ".3f"),
-                number_text(trial.psnr, ".2f"),
-                number_text(trial.psnr_worst, ".2f"),
-                number_text(trial.frame_cosine, ".4f"),
-                console.coloured_status(gate),
-                clock_text(trial.seconds),
-            ]
-        )
+        number = click.style(f"{trial.number} *", bold=True) if is_best else str(trial.number)
+        figures = [number_text(getattr(trial, name), form) for name, form in formats.items()]
+        gate = console.coloured_status("" if trial.state != "complete" else "met" if trial.feasible else "missed")
+        rows.append([number, console.coloured_status(trial.state), *figures, gate, clock_text(trial.seconds)])
     return (
         "trial", "state", "sparsity", "psnr (dB)", "worst psnr (dB)", "frame_cosine", "gate", "time (m:ss)"
     ), rows  # fmt: skip
