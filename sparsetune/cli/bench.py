@@ -89,15 +89,9 @@ def _print_table(table: "BreakEvenTable", calls: list[int]) -> None:
         click.echo(f"{table.device}: {size}, {shape.dtype}, {count} calls a step")
         sdpa = shape.dense_ms["sdpa"]
         rows = [[f"dense {name}", "-", f"{ms:.3f}", f"{sdpa / ms:.2f}x"] for name, ms in shape.dense_ms.items()]
-        rows += [
-            [
-                f"{one.kernel} {one.rule}",
-                f"{one.sparsity:.3f}",
-                f"{one.latency_ms:.3f}",
-                f"{sdpa / one.latency_ms:.2f}x",
-            ]
-            for one in sorted(shape.sparse, key=lambda one: (one.kernel, one.sparsity))
-        ]
+        for one in sorted(shape.sparse, key=lambda one: (one.kernel, one.sparsity)):
+            ratio = f"{sdpa / one.latency_ms:.2f}x"
+            rows.append([f"{one.kernel} {one.rule}", f"{one.sparsity:.3f}", f"{one.latency_ms:.3f}", ratio])
         print_table((("kernel", "sparsity", "ms", "against dense"), rows))
         for kernel in shape.kernels:
             limit = shape.break_even(kernel)
@@ -106,19 +100,13 @@ def _print_table(table: "BreakEvenTable", calls: list[int]) -> None:
 
 
 def _print_steps(times: "StepTimes") -> None:
-    from sparsetune.cli.tables import print_table
+    from sparsetune.cli.tables import number_text, print_table
 
-    rows = [
-        [
-            row.name,
-            f"{row.sparsity:.3f}",
-            f"{row.ms:.1f}",
-            f"{row.fastest_ms:.1f} .. {row.slowest_ms:.1f}",
-            f"{times.dense.ms / row.ms:.2f}x",
-            "-" if row.peak_gib is None else f"{row.peak_gib:.2f}",
-        ]
-        for row in times.rows
-    ]
+    rows = []
+    for row in times.rows:
+        extremes, ratio = f"{row.fastest_ms:.1f} .. {row.slowest_ms:.1f}", f"{times.dense.ms / row.ms:.2f}x"
+        peak = number_text(row.peak_gib, ".2f")
+        rows.append([row.name, f"{row.sparsity:.3f}", f"{row.ms:.1f}", extremes, ratio, peak])
     print_table((("one denoising step", "sparsity", "ms", "range", "speed-up", "peak GiB"), rows))
     click.echo(
         f"self-attention is {times.attention_share:.1%} of a dense step: the maximum speed-up of any sparse attention "

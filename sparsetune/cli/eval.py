@@ -57,7 +57,7 @@ def command(
     output_dir = config.eval.output_dir or config.model.results_folder / "eval"
     checkpoint = options.local_checkpoint(checkpoint, config, use_tuned)
     progress = EvaluationProgress(ProgressDisplay(current_log(), f"eval {config.model.name}"))
-    with only_results_on_stdout(), contextlib.closing(progress):
+    with only_results_on_stdout(), contextlib.closing(progress.display):
         log_loading(config.model.source)
         listeners = (progress, *options.tracking_listeners(config))
         result = evaluate_config(config, checkpoint, output_dir, listeners, difference=difference)

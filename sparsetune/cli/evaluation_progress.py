@@ -146,9 +146,6 @@ class EvaluationProgress(EvaluationListener):
         """Leave the display on the screen, since no result follows."""
         self.display.close(keep=True)
 
-    def close(self) -> None:
-        self.display.close()
-
     @property
     def current(self) -> EvaluationState:
         return self.evaluations[-1]

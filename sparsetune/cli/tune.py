@@ -93,7 +93,8 @@ def command(
         _print_cost(config, as_json)
         return
     folder = output_dir or config.model.results_folder
-    with console.only_results_on_stdout(), contextlib.closing(TuningProgress(console.current_log())) as progress:
+    progress = TuningProgress(console.current_log())
+    with console.only_results_on_stdout(), contextlib.closing(progress.display):
         console.log_loading(config.model.source)
         result = tune(config, output_dir=folder, listeners=(progress, *options.tracking_listeners(config)))
     click.echo(console.json_text(outcome_dict(result)) if as_json else tuning_text(result))

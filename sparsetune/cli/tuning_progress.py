@@ -131,9 +131,6 @@ class TuningProgress(TuningListener):
     def on_failure(self, error: BaseException) -> None:
         self.display.close(keep=True)
 
-    def close(self) -> None:
-        self.display.close()
-
     @property
     def best(self) -> TrialResult | None:
         return self.winner or winner(self.objective, self.ended)

@@ -37,7 +37,6 @@ def watch(log: Log, result: PromptResult, seconds: float = 1.0, console: Console
     display.on_prompt(PromptDone(0, 2, result, {"dense": Path("x.mp4")}))
     display.on_prompt_start(PromptStarted(1, 2, "b", 1))
     display.on_end(EvaluationEnded(make_result(), (result,)))
-    display.close()
 
 
 def test_plain_lines_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,7 +100,7 @@ def test_a_terminal_keeps_the_view_of_a_search_that_failed_and_no_other() -> Non
     assert terminal.read().text == []
     display = watch(Log(), console)
     display.on_failure(KeyboardInterrupt())
-    display.close()
+    display.display.close()
     lines = terminal.read().text
     terminal.close()
     assert lines[0] == "tune demo  demo-1  0:20"
