@@ -6,13 +6,7 @@ from rich.text import Text
 
 from sparsetune.cli.progress import ProgressDisplay, Rows, latest_rows
 from sparsetune.cli.tables import clock_text, figures_text, prompt_text
-from sparsetune.evaluation.events import (
-    EvaluationEnded,
-    EvaluationListener,
-    EvaluationStarted,
-    PromptDone,
-    PromptStarted,
-)
+from sparsetune.evaluation import events
 from sparsetune.executor import Incident, Side, StepDone
 
 PHASE = "evaluation"
@@ -23,14 +17,14 @@ SIDES = {"dense": "dense", "sparse": "sparse", "dense_again": "dense again", "ke
 class EvaluationState:
     """State of a running evaluation; steps of sides that are expected in the cache are not counted."""
 
-    def __init__(self, event: EvaluationStarted, cached: Sequence[Side] = ()) -> None:
+    def __init__(self, event: events.EvaluationStarted, cached: Sequence[Side] = ()) -> None:
         self.policy = "tuned" if event.config.get("use_tuned") else "default"
         self.num_prompts, self.num_steps, self.cached = len(event.prompts), event.num_steps, cached
         num_sides = sum(side not in cached for side in event.renderings)
         self.total, self.done = float(self.num_prompts * num_sides * self.num_steps), 0.0  # denoising steps
-        self.prompt: PromptStarted | None = None
+        self.prompt: events.PromptStarted | None = None
         self.rendering: StepDone | None = None  # None between renderings
-        self.results: list[PromptDone] = []
+        self.results: list[events.PromptDone] = []
 
     def on_step(self, event: StepDone) -> None:
         """Count a step; a rendering that unexpectedly is cached, or isn't, changes the total."""
@@ -42,7 +36,7 @@ class EvaluationState:
         self.done += 1
         self.rendering = event
 
-    def on_prompt(self, event: PromptDone) -> None:
+    def on_prompt(self, event: events.PromptDone) -> None:
         """Keep a result; steps that a failed prompt didn't run count as done."""
         self.results.append(event)
         self.rendering = None
@@ -57,7 +51,7 @@ class EvaluationState:
         return _mean(one.result.sparsity for one in self.results)
 
     @property
-    def worst(self) -> PromptDone | None:
+    def worst(self) -> events.PromptDone | None:
         measured = [one for one in self.results if one.result.error is None]
         return min(measured, key=lambda one: one.result.metrics.get("psnr", 0.0), default=None)
 
@@ -79,7 +73,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _result_row(event: PromptDone) -> Text:
+def _result_row(event: events.PromptDone) -> Text:
     result = event.result
     if result.error is not None:
         return Text.assemble(f"prompt {event.index + 1}  ", ("failed", "red"), f": {result.error}")
@@ -90,7 +84,7 @@ def _result_row(event: PromptDone) -> Text:
     return Text(f"prompt {event.index + 1}  {text}")
 
 
-class EvaluationProgress(EvaluationListener):
+class EvaluationProgress(events.EvaluationListener):
     """Shows consecutive evaluations as one phase; those after the first expect its dense videos in the cache."""
 
     def __init__(self, display: ProgressDisplay, num_evaluations: int = 1) -> None:
@@ -100,7 +94,7 @@ class EvaluationProgress(EvaluationListener):
             display.add_phases({PHASE: ""})
             display.details = self.rows
 
-    def on_start(self, event: EvaluationStarted) -> None:
+    def on_start(self, event: events.EvaluationStarted) -> None:
         state = EvaluationState(event, ("dense",) if self.evaluations else ())
         self.evaluations.append(state)
         self.display.start_phase(PHASE, self.total)
@@ -108,7 +102,7 @@ class EvaluationProgress(EvaluationListener):
         self.display.log_event("evaluation_start", f"evaluating {state.num_prompts} prompts", state)
         self.display.start()
 
-    def on_prompt_start(self, event: PromptStarted) -> None:
+    def on_prompt_start(self, event: events.PromptStarted) -> None:
         self.current.prompt, self.current.rendering = event, None
         left = self.display.time_left().total
         message = f"prompt {event.index + 1}/{event.num_prompts}: {event.prompt}"
@@ -122,13 +116,13 @@ class EvaluationProgress(EvaluationListener):
     def on_incident(self, incident: Incident) -> None:
         self.display.log_event("incident", incident.text, incident)
 
-    def on_prompt(self, event: PromptDone) -> None:
+    def on_prompt(self, event: events.PromptDone) -> None:
         self.current.on_prompt(event)
         self._update()
         numbers = {"prompt_index": event.index, "num_prompts": event.num_prompts}
         self.display.log_event("prompt_end", f"  {prompt_text(event.result)}", event.result, **numbers)
 
-    def on_end(self, event: EvaluationEnded) -> None:
+    def on_end(self, event: events.EvaluationEnded) -> None:
         if len(self.evaluations) == self.num_evaluations:
             self.display.close()
         result = event.result

@@ -14,14 +14,7 @@ from sparsetune.cli.progress import ProgressDisplay, Rows, TimeLeft, latest_rows
 from sparsetune.cli.tables import clock_text, outcome_text, trial_text
 from sparsetune.evaluation.events import EvaluationListener
 from sparsetune.executor import Incident, StepDone
-from sparsetune.tuning.events import (
-    StudyStarted,
-    TrialPrompt,
-    TrialResult,
-    TrialStarted,
-    TuningListener,
-    TuningResult,
-)
+from sparsetune.tuning import events
 from sparsetune.tuning.search.ranking import winner
 
 MESSAGES = {
@@ -41,17 +34,17 @@ RENDERINGS_PER_EVAL_PROMPT = 3
 """Dense, with the default thresholds, with the winner."""
 
 
-class TuningProgress(TuningListener):
+class TuningProgress(events.TuningListener):
     """Shows a tuning, trials that run at once included, and the evaluation of its winner."""
 
     def __init__(self, log: Log, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.display = ProgressDisplay(log, "tune", {}, console, clock)
         self.evaluation = EvaluationProgress(self.display, num_evaluations=2)
         self.running: dict[int, Task] = {}
-        self.ended: list[TrialResult] = []
-        self.winner: TrialResult | None = None
+        self.ended: list[events.TrialResult] = []
+        self.winner: events.TrialResult | None = None
 
-    def on_study_start(self, event: StudyStarted) -> None:
+    def on_study_start(self, event: events.StudyStarted) -> None:
         self.study, display = event, self.display
         tune = event.config["tune"]
         self.objective = tune["objective"]
@@ -67,7 +60,7 @@ class TuningProgress(TuningListener):
         display.log_event("study_start", message, event, num_prompts=len(event.prompts))
         display.start()
 
-    def on_trial_start(self, event: TrialStarted) -> None:
+    def on_trial_start(self, event: events.TrialStarted) -> None:
         """Add a trial; one that was lost with its worker starts again on another."""
         if event.number in self.running:
             self.display.remove_task(self.running[event.number].id)
@@ -85,7 +78,7 @@ class TuningProgress(TuningListener):
         elif event.trial in self.running:
             self._update_trial(event.trial, event.index, event.step, event.num_renderings, event.num_steps)
 
-    def on_prompt(self, event: TrialPrompt) -> None:
+    def on_prompt(self, event: events.TrialPrompt) -> None:
         psnr = event.result.metrics.get("psnr")
         if event.number in self.running:
             psnrs = self.running[event.number].fields["psnrs"]
@@ -94,7 +87,7 @@ class TuningProgress(TuningListener):
         message = f"trial {event.number}, prompt {event.index + 1}/{event.num_prompts}: psnr {psnr} dB"
         self.display.log_event("trial_prompt", message, event, psnr=psnr, sparsity=event.result.sparsity)
 
-    def on_trial(self, result: TrialResult) -> None:
+    def on_trial(self, result: events.TrialResult) -> None:
         self.ended.append(result)
         if result.number in self.running:
             self.display.remove_task(self.running.pop(result.number).id)
@@ -111,7 +104,7 @@ class TuningProgress(TuningListener):
     def on_wait(self, what: str) -> None:
         self.display.log_event("wait", f"waiting for another process: {what}", what=what)
 
-    def on_winner(self, trial: TrialResult, checkpoint_path: Path) -> None:
+    def on_winner(self, trial: events.TrialResult, checkpoint_path: Path) -> None:
         message = f"winner: trial {trial.number}, {trial_text(trial)}"
         self.display.log_event("winner", message, trial, checkpoint_path=checkpoint_path)
         self.winner = trial
@@ -123,7 +116,7 @@ class TuningProgress(TuningListener):
     def evaluation_listeners(self) -> tuple[EvaluationListener, ...]:
         return (self.evaluation,)
 
-    def on_study_end(self, result: TuningResult) -> None:
+    def on_study_end(self, result: events.TuningResult) -> None:
         self.display.close()
         message = f"study {result.study_name}, {clock_text(result.seconds)}"
         self.display.log_event("study_end", message, result, best_trial=result.best and result.best.number)
@@ -132,7 +125,7 @@ class TuningProgress(TuningListener):
         self.display.close(keep=True)
 
     @property
-    def best(self) -> TrialResult | None:
+    def best(self) -> events.TrialResult | None:
         return self.winner or winner(self.objective, self.ended)
 
     def _update_trial(self, number: int, prompt: int, step: int, num_prompts: int, num_steps: int) -> None:
@@ -207,7 +200,7 @@ class TuningProgress(TuningListener):
         return rows + latest_rows(self.ended, _trial_row)
 
 
-def _trial_row(trial: TrialResult) -> Text:
+def _trial_row(trial: events.TrialResult) -> Text:
     outcome, style = {
         "complete": ("met", "green") if trial.feasible else ("missed", "yellow"),
         "pruned": ("pruned", "dim"),
