@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparsetune.cli import options
 from sparsetune.cli.console import current_log, log_loading, print_json
 from sparsetune.cli.main import Command
-from sparsetune.cli.options import build_config, config_options, generation_options, json_option, model_options
 
 if TYPE_CHECKING:
     from sparsetune.attention.breakeven import BreakEvenTable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, name="bench", shows_progress=True)
-@config_options
+@options.config_options
 @click.option("--e2e", is_flag=True, help="Also time whole denoising steps, at fixed sparsities.  [default: off]")
 @click.option(
     "--repeats",
@@ -24,15 +24,10 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Repetitions of each timing; the median is reported.  [default: 10]",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="File of the break-even table.  [default: results/MODEL/break-even.json]",
-)
-@json_option("the figures")
-@generation_options
-@model_options
+@options.output_option("File of the break-even table.  [default: results/MODEL/break-even.json]")
+@options.json_option("the figures")
+@options.generation_options
+@options.model_options
 @click.pass_context
 def command(ctx: click.Context, e2e: bool, repeats: int, output: Path | None, as_json: bool) -> None:
     """Time dense and sparse attention for the model's own shapes, and find the sparsity from which sparse is faster.
@@ -55,7 +50,7 @@ def command(ctx: click.Context, e2e: bool, repeats: int, output: Path | None, as
     from sparsetune.models.loading import load_pipeline
     from sparsetune.models.prompts import load_prompts
 
-    config = build_config(ctx)
+    config = options.build_config(ctx)
     log_loading(config.model.source)
     loaded = load_pipeline(config.model)
     choice = backend_choice(config.backend, loaded.device)
@@ -93,16 +88,10 @@ def _print_table(table: "BreakEvenTable", calls: list[int]) -> None:
         size = f"{shape.batch} x {shape.heads} heads x {shape.tokens} tokens x {shape.head_dim}"
         click.echo(f"{table.device}: {size}, {shape.dtype}, {count} calls a step")
         sdpa = shape.dense_ms["sdpa"]
-        rows = [[f"dense {name}", "-", f"{ms:.3f}", _ratio(sdpa, ms)] for name, ms in shape.dense_ms.items()]
-        rows += [
-            [
-                f"{one.kernel} {one.rule}",
-                f"{one.sparsity:.3f}",
-                f"{one.latency_ms:.3f}",
-                f"{sdpa / one.latency_ms:.2f}x",
-            ]
-            for one in sorted(shape.sparse, key=lambda one: (one.kernel, one.sparsity))
-        ]
+        rows = [[f"dense {name}", "-", f"{ms:.3f}", f"{sdpa / ms:.2f}x"] for name, ms in shape.dense_ms.items()]
+        for one in sorted(shape.sparse, key=lambda one: (one.kernel, one.sparsity)):
+            ratio = f"{sdpa / one.latency_ms:.2f}x"
+            rows.append([f"{one.kernel} {one.rule}", f"{one.sparsity:.3f}", f"{one.latency_ms:.3f}", ratio])
         print_table((("kernel", "sparsity", "ms", "against dense"), rows))
         for kernel in shape.kernels:
             limit = shape.break_even(kernel)
@@ -111,19 +100,13 @@ def _print_table(table: "BreakEvenTable", calls: list[int]) -> None:
 
 
 def _print_steps(times: "StepTimes") -> None:
-    from sparsetune.cli.tables import print_table
+    from sparsetune.cli.tables import number_text, print_table
 
-    rows = [
-        [
-            row.name,
-            f"{row.sparsity:.3f}",
-            f"{row.ms:.1f}",
-            f"{row.fastest_ms:.1f} .. {row.slowest_ms:.1f}",
-            _ratio(times.dense.ms, row.ms),
-            "-" if row.peak_gib is None else f"{row.peak_gib:.2f}",
-        ]
-        for row in times.rows
-    ]
+    rows = []
+    for row in times.rows:
+        extremes, ratio = f"{row.fastest_ms:.1f} .. {row.slowest_ms:.1f}", f"{times.dense.ms / row.ms:.2f}x"
+        peak = number_text(row.peak_gib, ".2f")
+        rows.append([row.name, f"{row.sparsity:.3f}", f"{row.ms:.1f}", extremes, ratio, peak])
     print_table((("one denoising step", "sparsity", "ms", "range", "speed-up", "peak GiB"), rows))
     click.echo(
         f"self-attention is {times.attention_share:.1%} of a dense step: the maximum speed-up of any sparse attention "
@@ -132,10 +115,6 @@ def _print_steps(times: "StepTimes") -> None:
     for reason, count in times.fallbacks.items():
         click.echo(f"fell back to dense: {count} calls, {reason}")
     click.echo()
-
-
-def _ratio(dense_ms: float, ms: float) -> str:
-    return f"{dense_ms / ms:.2f}x"
 
 
 def _figures(table: "BreakEvenTable", backend: str, reason: str, times: "StepTimes | None") -> dict[str, Any]:

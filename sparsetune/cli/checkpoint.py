@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sparsetune.cli.console import only_results_on_stdout, print_json
+from sparsetune.cli.console import json_text, only_results_on_stdout, print_json
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import build_config, config_options, json_option
 
@@ -133,4 +133,4 @@ def diff(first: str, second: str, as_json: bool) -> None:
     from sparsetune.cli.tables import difference_text
 
     found = difference(load_checkpoint(first).policy, load_checkpoint(second).policy)
-    click.echo(json.dumps(dataclasses.asdict(found), indent=2) if as_json else difference_text(found))
+    click.echo(json_text(dataclasses.asdict(found)) if as_json else difference_text(found))

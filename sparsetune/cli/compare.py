@@ -1,11 +1,11 @@
 """`sparsetune compare`: comparison of two evaluations."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from sparsetune.cli.console import json_text, print_json
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import build_config, json_option, model_name_option, open_store, short_name, store_options
 
@@ -65,7 +65,7 @@ def command(
     if output is not None:
         _write(comparison, output)
     if as_json:
-        click.echo(_json(comparison))
+        print_json(comparison.to_dict())
     elif markdown:
         click.echo(comparison.to_markdown(), nl=False)
     else:
@@ -99,8 +99,4 @@ def _write(comparison: "Comparison", path: Path) -> None:
 
     if path.suffix not in (".md", ".json"):
         raise UsageError(f"--output must end in .md or .json, got {path}")
-    write_text(path, comparison.to_markdown() if path.suffix == ".md" else _json(comparison) + "\n")
-
-
-def _json(comparison: "Comparison") -> str:
-    return json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, comparison.to_markdown() if path.suffix == ".md" else json_text(comparison.to_dict()) + "\n")

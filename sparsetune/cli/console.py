@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -45,11 +44,7 @@ _STATUS_COLOURS: Final[Mapping[str, str]] = {
 
 
 def colour_wanted(environ: Mapping[str, str] | None = None) -> bool | None:
-    """Return whether the environment forces or forbids colour; None leaves it to whether output is a terminal.
-
-    `NO_COLOR` (https://no-color.org) and `TERM=dumb` forbid it; `FORCE_COLOR` forces it in files and pipes too.
-    Empty values count as not set.
-    """
+    """Whether NO_COLOR (https://no-color.org), TERM or FORCE_COLOR decide it, also for files; None: if a terminal."""
     environ = os.environ if environ is None else environ
     if environ.get("NO_COLOR") or environ.get("TERM", "").lower() in ("dumb", "unknown"):
         return False
@@ -63,90 +58,50 @@ def coloured_status(word: str, text: str | None = None) -> str:
     return text if colour is None else click.style(text, fg=colour)
 
 
-class Log(ABC):
-    """Log of a command's events.
+class Log:
+    """Log of a command's events: plain lines on stderr, or one JSON object a line on `stream` (stderr as it is now).
 
-    Args:
-        quiet: write errors only.
+    `quiet` leaves only errors.
     """
 
-    format: LogFormat
-
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self, format: LogFormat = "text", quiet: bool = False, stream: TextIO | None = None) -> None:
+        self.format, self.quiet = format, quiet
+        self._stream = stream or sys.stderr
+        self._lock = threading.Lock()
 
     def event(self, event: str, message: str, level: Level = "info", **fields: Any) -> None:
         """Log an event in one line; `fields` must be exactly those in `log_schema.EVENTS`."""
         assert fields.keys() == EVENTS[event].keys(), f"{event} must have {sorted(EVENTS[event])}, got {sorted(fields)}"
-        if not self.quiet or level == "error":
-            self._write(event, message, level, fields)
-
-    @abstractmethod
-    def _write(self, event: str, message: str, level: Level, fields: Mapping[str, Any]) -> None: ...
-
-    @abstractmethod
-    def capture_stdout(self) -> contextlib.AbstractContextManager[None]:
-        """Log what libraries print to stdout, so that stdout holds only the result."""
-
-
-class TextLog(Log):
-    """Log of plain lines on stderr, without the events that only programs need."""
-
-    format = "text"
-
-    def _write(self, event: str, message: str, level: Level, fields: Mapping[str, Any]) -> None:
-        if event in JSON_ONLY:
+        if self.quiet and level != "error":
             return
-        prefix = {"error": "sparsetune: ", "output": ""}.get(event, "" if level == "info" else f"{level}: ")
-        colour = colour_wanted()
-        if level in _LEVEL_COLOURS and (sys.stderr.isatty() if colour is None else colour):
-            prefix = click.style(prefix, fg=_LEVEL_COLOURS[level])
-        # rich's live display replaces sys.stderr to print above itself; click.echo would bypass it.
-        print(f"{prefix}{message}", file=sys.stderr, flush=True)
+        if self.format == "json":
+            self._write_json({"level": level, "event": event, "message": message.strip(), **fields})
+        elif event not in JSON_ONLY:
+            prefix = {"error": "sparsetune: ", "output": ""}.get(event, "" if level == "info" else f"{level}: ")
+            colour = colour_wanted()
+            if level in _LEVEL_COLOURS and (sys.stderr.isatty() if colour is None else colour):
+                prefix = click.style(prefix, fg=_LEVEL_COLOURS[level])
+            # rich's live display replaces sys.stderr to print above itself; click.echo would bypass it.
+            print(f"{prefix}{message}", file=sys.stderr, flush=True)
 
-    @contextlib.contextmanager
-    def capture_stdout(self) -> Iterator[None]:
-        with _line_stream(self) as lines, contextlib.redirect_stdout(lines):
-            yield
-
-
-class JsonLog(Log):
-    """Log of one JSON object a line.
-
-    Args:
-        quiet: write errors only.
-        stream: target; None is stderr as it is now.
-    """
-
-    format = "json"
-
-    def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
-        super().__init__(quiet)
-        self._stream = stream or sys.stderr
-        self._lock = threading.Lock()
-
-    def _write(self, event: str, message: str, level: Level, fields: Mapping[str, Any]) -> None:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = {"time": now, "level": level, "event": event, "message": message.strip(), **fields}
-        text = json.dumps(_finite(line), ensure_ascii=False, allow_nan=False, default=str)
+    def _write_json(self, fields: Mapping[str, Any]) -> None:
+        line = _finite({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields})
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False, default=str)
         with self._lock:
             self._stream.write(f"{text}\n")
             self._stream.flush()
 
     @contextlib.contextmanager
-    def capture_stdout(self) -> Iterator[None]:
-        with (
-            _line_stream(self) as out,
-            _line_stream(self) as err,
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
+    def capture_output(self) -> Iterator[None]:
+        """Log what libraries print to stdout, for JSON also to stderr, so that stdout holds only the result."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(_LineStream(self))))
+            if self.format == "json":
+                stack.enter_context(contextlib.redirect_stderr(stack.enter_context(_LineStream(self))))
             yield
 
 
 class _LineStream(io.TextIOBase):
-    """A stream that logs each whole line as an `output` event."""
-
     def __init__(self, log: Log) -> None:
         self._log = log
         self._rest = ""
@@ -163,15 +118,10 @@ class _LineStream(io.TextIOBase):
             self._log.event("output", line.rstrip("\r"))
         return len(text)
 
-
-@contextlib.contextmanager
-def _line_stream(log: Log) -> Iterator[_LineStream]:
-    lines = _LineStream(log)
-    try:
-        yield lines
-    finally:
-        if lines._rest:
-            lines.write("\n")
+    def close(self) -> None:
+        if self._rest:
+            self.write("\n")
+        super().close()
 
 
 def _finite(value: Any) -> Any:
@@ -196,44 +146,39 @@ class GlobalOptions:
     @cached_property
     def log(self) -> Log:
         """The command's log; to be used only after the options are parsed."""
-        return JsonLog(self.quiet) if self.log_format == "json" else TextLog(self.quiet)
+        return Log(self.log_format, self.quiet)
 
 
 def global_options(ctx: click.Context | None = None) -> GlobalOptions:
-    """Return the options of a context, by default the running command's."""
     ctx = ctx or click.get_current_context(silent=True)
     return (ctx.find_object(GlobalOptions) if ctx is not None else None) or GlobalOptions()
 
 
 def current_log() -> Log:
-    """Return the log of the running command."""
     return global_options().log
 
 
 def log_note(message: str) -> None:
-    """Log a message that is neither result nor progress."""
     current_log().event("note", message)
 
 
 def log_loading(model: str) -> None:
-    """Log that a model is being loaded."""
     current_log().event("loading", f"loading {model} ...", model=model)
 
 
+def json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(json_text(value))
 
 
-@contextlib.contextmanager
-def only_results_on_stdout() -> Iterator[None]:
-    """Redirect what libraries print to stdout into the log."""
-    with current_log().capture_stdout():
-        yield
+def only_results_on_stdout() -> contextlib.AbstractContextManager[None]:
+    return current_log().capture_output()
 
 
 class _LogHandler(logging.Handler):
-    """Logs sparsetune's records, and only errors of other libraries, as one line each."""
-
     def __init__(self, log: Log) -> None:
         super().__init__()
         self._log = log
@@ -248,13 +193,9 @@ class _LogHandler(logging.Handler):
 
 
 @contextlib.contextmanager
-def quiet_libraries(log: Log | None = None) -> Iterator[None]:
-    """Log only sparsetune's own warnings and records, and errors of other libraries.
-
-    Args:
-        log: None is that of the running command.
-    """
-    log = log or current_log()
+def quiet_libraries() -> Iterator[None]:
+    """Log only sparsetune's own warnings and records, and errors of other libraries."""
+    log = current_log()
     for variable, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     handler = _LogHandler(log)

@@ -1,50 +1,31 @@
 """`sparsetune eval`: evaluation of a policy on rendered videos."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import click
 
+from sparsetune.cli import options
 from sparsetune.cli.console import current_log, log_loading, only_results_on_stdout, print_json
 from sparsetune.cli.main import Command
-from sparsetune.cli.options import (
-    build_config,
-    config_options,
-    json_option,
-    local_checkpoint,
-    metric_options,
-    run_options,
-    settings,
-)
-
-if TYPE_CHECKING:
-    from sparsetune.config import Config
-    from sparsetune.evaluation.events import EvaluationListener
 
 
 @click.command(cls=Command, name="eval", shows_progress=True)
-@config_options
+@options.config_options
 @click.option(
     "--use-tuned",
     is_flag=True,
     help="Evaluate the checkpoint of `sparsetune tune`.  [default: off, SpargeAttn's default thresholds]",
 )
-@click.option(
-    "--checkpoint",
-    "--tuned-path",
-    "checkpoint",
-    metavar="PATH",
-    help="Checkpoint to evaluate: a folder or file, models:/NAME@ALIAS, runs:/ID or a run id.  "
-    "[default: none; with --use-tuned results/MODEL/checkpoint]",
+@options.checkpoint_option("evaluate", "none; with --use-tuned results/MODEL/checkpoint")
+@options.settings(
+    "eval.num_prompts", "eval.prompt_file", "eval.seed", "eval.output_dir", "eval.save_videos", "eval.ladder"
 )
-@settings("eval.num_prompts", "eval.prompt_file", "eval.seed", "eval.output_dir", "eval.save_videos", "eval.ladder")
-@metric_options
-@run_options
-@settings("break_even")
+@options.metric_options
+@options.run_options
+@options.settings("break_even")
 @click.option("--difference", is_flag=True, help="Add the amplified difference to side-by-side videos.  [default: off]")
-@click.option("--require-gate", is_flag=True, help="Exit with status 3 if the gate is not met.  [default: off]")
-@json_option("the result")
+@options.require_gate_option
+@options.json_option("the result")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -66,19 +47,20 @@ def command(
       sparsetune eval --checkpoint tuned.pt --metric-module my_metrics.py
       sparsetune eval --checkpoint models:/demo-sparse@champion
     """
+    from sparsetune.cli.evaluation_progress import EvaluationProgress
+    from sparsetune.cli.progress import ProgressDisplay
     from sparsetune.cli.tables import evaluation_text
     from sparsetune.errors import GateError, GenerationError
     from sparsetune.evaluation.evaluate import evaluate_config
 
-    config = build_config(ctx)
-    if use_tuned and checkpoint is None:
-        checkpoint = str(config.model.results_folder / "checkpoint")
+    config = options.build_config(ctx)
     output_dir = config.eval.output_dir or config.model.results_folder / "eval"
-    checkpoint = local_checkpoint(checkpoint, config)
-    with only_results_on_stdout():
+    checkpoint = options.local_checkpoint(checkpoint, config, use_tuned)
+    progress = EvaluationProgress(ProgressDisplay(current_log(), f"eval {config.model.name}"))
+    with only_results_on_stdout(), contextlib.closing(progress.display):
         log_loading(config.model.source)
-        with _listeners(config) as listeners:
-            result = evaluate_config(config, checkpoint, output_dir, listeners, difference=difference)
+        listeners = (progress, *options.tracking_listeners(config))
+        result = evaluate_config(config, checkpoint, output_dir, listeners, difference=difference)
     if as_json:
         print_json(result.to_dict())
     else:
@@ -88,18 +70,3 @@ def command(
         raise GenerationError(f"all {len(result.failed)} prompts failed, the first with: {result.failed[0].error}")
     if require_gate and not result.gate.passed:
         raise GateError(f"the gate is not met: {'; '.join(result.gate.failures)}; tune for less sparsity")
-
-
-@contextlib.contextmanager
-def _listeners(config: "Config") -> "Iterator[Sequence[EvaluationListener]]":
-    from sparsetune.cli.evaluation_progress import EvaluationProgress
-    from sparsetune.cli.progress import ProgressDisplay
-
-    display = ProgressDisplay(current_log(), f"eval {config.model.name}")
-    with contextlib.closing(EvaluationProgress(display)) as progress:
-        if not config.tracking.enabled:
-            yield (progress,)
-            return
-        from sparsetune.tracking import TrackingListener
-
-        yield (progress, TrackingListener(config))

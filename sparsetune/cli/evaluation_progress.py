@@ -1,59 +1,30 @@
 """Listener that shows the progress of an evaluation."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 
 from rich.text import Text
 
-from sparsetune.cli.progress import ProgressDisplay, Rows
+from sparsetune.cli.progress import ProgressDisplay, Rows, latest_rows
 from sparsetune.cli.tables import clock_text, figures_text, prompt_text
-from sparsetune.evaluation.events import (
-    EvaluationEnded,
-    EvaluationListener,
-    EvaluationStarted,
-    PromptDone,
-    PromptStarted,
-)
+from sparsetune.evaluation import events
 from sparsetune.executor import Incident, Side, StepDone
 
 PHASE = "evaluation"
 POLICIES = {"tuned": "the tuned checkpoint", "default": "SpargeAttn's default thresholds"}
 SIDES = {"dense": "dense", "sparse": "sparse", "dense_again": "dense again", "kernel": "kernel at sparsity 0"}
-NUM_LAST = 5
 
 
-@dataclass
 class EvaluationState:
-    """State of a running evaluation.
+    """State of a running evaluation; steps of sides that are expected in the cache are not counted."""
 
-    Args:
-        policy: `tuned`, or `default` for SpargeAttn's default thresholds.
-        num_prompts: prompts to evaluate.
-        num_steps: denoising steps of one rendering.
-        cached: sides that `total` doesn't count, since they are expected in the cache.
-        total: denoising steps in all.
-        done: denoising steps that are done.
-        prompt: the current one.
-        rendering: side and step of the current rendering; None between renderings.
-        results: prompts that are done, in order.
-    """
-
-    policy: str
-    num_prompts: int
-    num_steps: int
-    cached: Sequence[Side]
-    total: float
-    done: float = 0.0
-    prompt: PromptStarted | None = None
-    rendering: StepDone | None = None
-    results: list[PromptDone] = field(default_factory=list)
-
-    @classmethod
-    def from_event(cls, event: EvaluationStarted, cached: Sequence[Side] = ()) -> "EvaluationState":
-        rendered = [side for side in event.renderings if side not in cached]
-        total = float(len(event.prompts) * len(rendered) * event.num_steps)
-        policy = "tuned" if event.config.get("use_tuned") else "default"
-        return cls(policy, len(event.prompts), event.num_steps, cached, total)
+    def __init__(self, event: events.EvaluationStarted, cached: Sequence[Side] = ()) -> None:
+        self.policy = "tuned" if event.config.get("use_tuned") else "default"
+        self.num_prompts, self.num_steps, self.cached = len(event.prompts), event.num_steps, cached
+        num_sides = sum(side not in cached for side in event.renderings)
+        self.total, self.done = float(self.num_prompts * num_sides * self.num_steps), 0.0  # denoising steps
+        self.prompt: events.PromptStarted | None = None
+        self.rendering: StepDone | None = None  # None between renderings
+        self.results: list[events.PromptDone] = []
 
     def on_step(self, event: StepDone) -> None:
         """Count a step; a rendering that unexpectedly is cached, or isn't, changes the total."""
@@ -65,52 +36,44 @@ class EvaluationState:
         self.done += 1
         self.rendering = event
 
-    def on_prompt(self, event: PromptDone) -> None:
+    def on_prompt(self, event: events.PromptDone) -> None:
         """Keep a result; steps that a failed prompt didn't run count as done."""
         self.results.append(event)
         self.rendering = None
         if event.result.error is not None:
             self.done = max(self.done, self.total / self.num_prompts * len(self.results))
 
-    @property
-    def measured(self) -> list[PromptDone]:
-        return [one for one in self.results if one.result.error is None]
-
     def mean(self, metric: str) -> float | None:
-        values = [one.result.metrics[metric] for one in self.measured if metric in one.result.metrics]
-        return sum(values) / len(values) if values else None
+        return _mean(one.result.metrics.get(metric) for one in self.results)
 
     @property
     def sparsity(self) -> float | None:
-        values = [one.result.sparsity for one in self.measured if one.result.sparsity is not None]
-        return sum(values) / len(values) if values else None
+        return _mean(one.result.sparsity for one in self.results)
 
     @property
-    def worst(self) -> PromptDone | None:
-        """The prompt with the lowest PSNR."""
-        return min(self.measured, key=lambda one: one.result.metrics.get("psnr", 0.0), default=None)
+    def worst(self) -> events.PromptDone | None:
+        measured = [one for one in self.results if one.result.error is None]
+        return min(measured, key=lambda one: one.result.metrics.get("psnr", 0.0), default=None)
 
     def rows(self) -> Rows:
-        """Return the policy, the current prompt, the mean and the latest results."""
         rows: Rows = [("policy", POLICIES[self.policy])]
         if self.prompt is not None:
-            rows.append(
-                ("prompt", f"{self.prompt.index + 1}/{self.num_prompts}  {' '.join(self.prompt.prompt.split())}")
-            )
-            step = self.rendering
-            rows.append(
-                ("rendering", f"{SIDES[step.side]}, step {step.step}/{step.num_steps}" if step else "measuring")
-            )
+            text, step = " ".join(self.prompt.prompt.split()), self.rendering
+            rendering = f"{SIDES[step.side]}, step {step.step}/{step.num_steps}" if step else "measuring"
+            rows += [("prompt", f"{self.prompt.index + 1}/{self.num_prompts}  {text}"), ("rendering", rendering)]
         worst = self.worst
         if worst is not None:
             figures = figures_text(self.sparsity, self.mean("psnr"), worst.result.metrics.get("psnr"))
             rows.append(("mean", f"{figures}, the worst is prompt {worst.index + 1}"))
-        latest = self.results[: -NUM_LAST - 1 : -1]
-        rows += [("latest" if place == 0 else "", _result_row(one)) for place, one in enumerate(latest)]
-        return rows
+        return rows + latest_rows(self.results, _result_row)
 
 
-def _result_row(event: PromptDone) -> Text:
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _result_row(event: events.PromptDone) -> Text:
     result = event.result
     if result.error is not None:
         return Text.assemble(f"prompt {event.index + 1}  ", ("failed", "red"), f": {result.error}")
@@ -121,13 +84,8 @@ def _result_row(event: PromptDone) -> Text:
     return Text(f"prompt {event.index + 1}  {text}")
 
 
-class EvaluationProgress(EvaluationListener):
-    """Shows the evaluations of a command as one phase.
-
-    Args:
-        display: where; closed after the last evaluation.
-        num_evaluations: how many follow each other; those after the first expect its dense videos in the cache.
-    """
+class EvaluationProgress(events.EvaluationListener):
+    """Shows consecutive evaluations as one phase; those after the first expect its dense videos in the cache."""
 
     def __init__(self, display: ProgressDisplay, num_evaluations: int = 1) -> None:
         self.display, self.num_evaluations = display, num_evaluations
@@ -136,21 +94,20 @@ class EvaluationProgress(EvaluationListener):
             display.add_phases({PHASE: ""})
             display.details = self.rows
 
-    def on_start(self, event: EvaluationStarted) -> None:
-        state = EvaluationState.from_event(event, ("dense",) if self.evaluations else ())
+    def on_start(self, event: events.EvaluationStarted) -> None:
+        state = EvaluationState(event, ("dense",) if self.evaluations else ())
         self.evaluations.append(state)
         self.display.start_phase(PHASE, self.total)
         self._update()
-        message = f"evaluating {state.num_prompts} prompts"
-        self.display.log_event("evaluation_start", message, state)
+        self.display.log_event("evaluation_start", f"evaluating {state.num_prompts} prompts", state)
         self.display.start()
 
-    def on_prompt_start(self, event: PromptStarted) -> None:
+    def on_prompt_start(self, event: events.PromptStarted) -> None:
         self.current.prompt, self.current.rendering = event, None
         left = self.display.time_left().total
         message = f"prompt {event.index + 1}/{event.num_prompts}: {event.prompt}"
         message += f" ({clock_text(left)} left)" if left else ""
-        self.display.log_event("prompt_start", message, event, prompt_index=event.index)
+        self.display.log_event("prompt_start", message, event)
 
     def on_step(self, event: StepDone) -> None:
         self.current.on_step(event)
@@ -159,13 +116,13 @@ class EvaluationProgress(EvaluationListener):
     def on_incident(self, incident: Incident) -> None:
         self.display.log_event("incident", incident.text, incident)
 
-    def on_prompt(self, event: PromptDone) -> None:
+    def on_prompt(self, event: events.PromptDone) -> None:
         self.current.on_prompt(event)
         self._update()
         numbers = {"prompt_index": event.index, "num_prompts": event.num_prompts}
         self.display.log_event("prompt_end", f"  {prompt_text(event.result)}", event.result, **numbers)
 
-    def on_end(self, event: EvaluationEnded) -> None:
+    def on_end(self, event: events.EvaluationEnded) -> None:
         if len(self.evaluations) == self.num_evaluations:
             self.display.close()
         result = event.result
@@ -183,17 +140,13 @@ class EvaluationProgress(EvaluationListener):
         """Leave the display on the screen, since no result follows."""
         self.display.close(keep=True)
 
-    def close(self) -> None:
-        self.display.close()
-
     @property
     def current(self) -> EvaluationState:
         return self.evaluations[-1]
 
     @property
     def total(self) -> float:
-        """Steps of all evaluations; those to come are expected to render each prompt once."""
-        later = self.num_evaluations - len(self.evaluations)
+        later = self.num_evaluations - len(self.evaluations)  # expected to render each prompt once
         return sum(one.total for one in self.evaluations) + later * self.current.num_prompts * self.current.num_steps
 
     def rows(self) -> Rows:

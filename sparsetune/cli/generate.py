@@ -7,16 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sparsetune.cli import options
 from sparsetune.cli.console import current_log, log_loading, log_note, only_results_on_stdout
 from sparsetune.cli.main import Command
-from sparsetune.cli.options import (
-    build_config,
-    config_options,
-    generation_options,
-    local_checkpoint,
-    model_options,
-    setting,
-)
 
 if TYPE_CHECKING:
     from sparsetune.config import Config
@@ -26,32 +19,20 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command, name="generate", shows_progress=True)
 @click.argument("prompt")
-@config_options
+@options.config_options
 @click.option("--use-tuned", is_flag=True, help="Render with results/MODEL/checkpoint.  [default: off, dense]")
-@click.option(
-    "--checkpoint",
-    "--tuned-path",
-    "checkpoint",
-    metavar="PATH",
-    help="Checkpoint to render with: a folder or file, models:/NAME@ALIAS, runs:/ID or a run id.  "
-    "[default: none, dense]",
-)
+@options.checkpoint_option("render with", "none, dense")
 @click.option("--dense", is_flag=True, help="Render dense regardless of a checkpoint, for comparison.  [default: off]")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Video file to write.  [default: results/MODEL/generated.mp4]",
-)
+@options.output_option("Video file to write.  [default: results/MODEL/generated.mp4]")
 @click.option(
     "--image",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Image that an image-to-video model starts from.  [default: none]",
 )
-@setting("eval.seed", "--seed", help="Seed of the video")
-@generation_options
-@model_options
-@setting("break_even")
+@options.setting("eval.seed", "--seed", help="Seed of the video")
+@options.generation_options
+@options.model_options
+@options.setting("break_even")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -77,11 +58,9 @@ def command(
 
     if not prompt.strip():
         raise PromptError("the prompt is empty; describe the video")
-    config = build_config(ctx)
-    if use_tuned and checkpoint is None:
-        checkpoint = str(config.model.results_folder / "checkpoint")
+    config = options.build_config(ctx)
     target = output or config.model.results_folder / "generated.mp4"
-    checkpoint = None if dense else local_checkpoint(checkpoint, config)
+    checkpoint = None if dense else options.local_checkpoint(checkpoint, config, use_tuned)
     frames, seconds, sparsity = _render(config, Prompt(prompt, image), checkpoint)
     write_video(target, frames, config.generation.fps)
     how = "dense" if sparsity is None else f"at sparsity {sparsity:.3f}"

@@ -106,17 +106,3 @@ JSON_ONLY: Final = frozenset(
     {"start", "trial_start", "trial_prompt", "study_end", "evaluation_start", "evaluation_end"}
 )
 """Events that the text format omits, since other lines or the result show them."""
-
-
-def documentation() -> str:
-    """Return the events and fields as Markdown."""
-    lines = ["| field | of every line |", "| --- | --- |"]
-    lines += [f"| `{name}` | {text} |" for name, text in COMMON.items()]
-    lines += ["", "| event | field | |", "| --- | --- | --- |"]
-    for event, fields in EVENTS.items():
-        rows = list(fields.items()) or [("", "no further fields")]
-        lines += [
-            f"| {f'`{event}`' if place == 0 else ''} | {f'`{name}`' if name else ''} | {text} |"
-            for place, (name, text) in enumerate(rows)
-        ]
-    return "\n".join(lines)

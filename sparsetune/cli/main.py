@@ -3,7 +3,6 @@
 import contextlib
 import sys
 import traceback
-from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -11,9 +10,9 @@ import click
 from click.exceptions import NoSuchCommand
 
 from sparsetune import __version__
-from sparsetune.cli.console import GlobalOptions, JsonLog, colour_wanted, global_options, quiet_libraries
+from sparsetune.cli.console import GlobalOptions, colour_wanted, global_options, quiet_libraries
 from sparsetune.cli.log_schema import SCHEMA_VERSION
-from sparsetune.cli.options import output_options
+from sparsetune.cli.options import output_options, set_global
 from sparsetune.errors import SparsetuneError
 
 INTERRUPTED = 130
@@ -43,19 +42,14 @@ COMMANDS = {
 class Command(click.Command):
     """A subcommand that accepts underscores in option names (as SpargeAttn's scripts do), and the global options.
 
-    Args:
-        args: see `click.Command`.
-        shows_progress: list --quiet and --log-format in its help.
-        kwargs: see `click.Command`.
+    The help lists --quiet and --log-format only where it `shows_progress`.
     """
 
     def __init__(self, *args: Any, shows_progress: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.shows_progress = shows_progress
         self.params += output_options(hidden=not shows_progress)
-        self.params.append(
-            click.Option(["--debug"], is_flag=True, hidden=True, expose_value=False, callback=_set_debug)
-        )
+        self.params += [click.Option(["--debug"], is_flag=True, hidden=True, expose_value=False, callback=set_global)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         known = {option for param in self.params for option in (*param.opts, *param.secondary_opts)}
@@ -69,7 +63,7 @@ class Command(click.Command):
             options.log.event(
                 "start", f"sparsetune {name}", command=name, version=__version__, schema_version=SCHEMA_VERSION
             )
-        with contextlib.nullcontext() if options.debug else quiet_libraries(options.log):
+        with contextlib.nullcontext() if options.debug else quiet_libraries():
             return super().invoke(ctx)
 
 
@@ -82,11 +76,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        if cmd_name == "rollback":
-            command = import_module("sparsetune.cli.promote").rollback_command
-        else:
-            command = import_module(f"sparsetune.cli.{cmd_name}").command
-        assert isinstance(command, click.Command)
+        module, name = ("promote", "rollback_command") if cmd_name == "rollback" else (cmd_name, "command")
+        command: click.Command = getattr(import_module(f"sparsetune.cli.{module}"), name)
         command.short_help = COMMANDS[cmd_name]
         return command
 
@@ -94,18 +85,11 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        **extra: Any,
-    ) -> Any:
+    def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command line and exit with its status: 0, 1 failure, 2 usage, 3 gate not met, 130 Ctrl-C."""
         options = GlobalOptions()
         try:
-            status = super().main(args, prog_name, complete_var, standalone_mode=False, obj=options, **extra)
+            status = super().main(*args, **kwargs | {"standalone_mode": False, "obj": options})
         except (Exception, KeyboardInterrupt) as error:
             sys.exit(exit_status(error, options))
         sys.exit(status if isinstance(status, int) else 0)
@@ -122,15 +106,12 @@ class LazyGroup(click.Group):
 def exit_status(error: BaseException, options: GlobalOptions) -> int:
     """Log an error on stderr, in one line unless debugging, and return the exit status."""
     if isinstance(error, click.ClickException):
-        if isinstance(options.log, JsonLog):
+        if options.log.format == "json":
             return _log_error(error, error.format_message(), error.exit_code, options)
         error.show()
         return error.exit_code
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        message = "interrupted; no incomplete files were left"
-        if str(error):
-            message = f"interrupted; {error}"
-        return _log_error(error, message, INTERRUPTED, options)
+        return _log_error(error, f"interrupted; {str(error) or 'no incomplete files were left'}", INTERRUPTED, options)
     if isinstance(error, BrokenPipeError):
         sys.stderr.close()  # the reader of our output is gone
         return 1
@@ -154,16 +135,17 @@ def _dashed(arg: str, known: set[str]) -> str:
     return dashed + separator + value if name.startswith("--") and dashed in known else arg
 
 
-def _set_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if value:
-        global_options(ctx).debug = True
-
-
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--debug", is_flag=True, help="Show tracebacks and messages of other libraries. [default: off]")
+@click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    callback=set_global,
+    help="Show tracebacks and messages of other libraries. [default: off]",
+)
 @click.version_option(__version__, message="%(prog)s %(version)s", prog_name="sparsetune", help="Print the version")
 @click.pass_context
-def main(ctx: click.Context, debug: bool) -> None:
+def main(ctx: click.Context) -> None:
     """Tune sparse attention for video diffusion models, and measure its effect on the videos.
 
     \b
@@ -173,8 +155,6 @@ def main(ctx: click.Context, debug: bool) -> None:
       sparsetune COMMAND --help
     """
     ctx.color = colour_wanted()
-    options = ctx.ensure_object(GlobalOptions)
-    options.debug = options.debug or debug
 
 
 main.params += output_options()

@@ -5,9 +5,9 @@ from typing import cast
 
 import click
 
-from sparsetune.cli.console import current_log, only_results_on_stdout, print_json
+from sparsetune.cli import options
+from sparsetune.cli.console import current_log, json_text, only_results_on_stdout
 from sparsetune.cli.main import Command
-from sparsetune.cli.options import build_config, file_options, gate_options, json_option, metric_options
 
 
 @click.command(cls=Command, name="metrics", shows_progress=True)
@@ -19,11 +19,11 @@ from sparsetune.cli.options import build_config, file_options, gate_options, jso
     default="strict",
     help="strict requires equal frame counts; shortest ignores the frames that only one has.  [default: strict]",
 )
-@metric_options
-@gate_options
-@file_options
-@click.option("--require-gate", is_flag=True, help="Exit with status 3 if the gate is not met.  [default: off]")
-@json_option("the result")
+@options.metric_options
+@options.gate_options
+@options.file_options
+@options.require_gate_option
+@options.json_option("the result")
 @click.pass_context
 def command(ctx: click.Context, dense: Path, sparse: Path, align: str, require_gate: bool, as_json: bool) -> None:
     """Compare the videos DENSE and SPARSE: two files, or two folders with files of the same names.
@@ -43,16 +43,13 @@ def command(ctx: click.Context, dense: Path, sparse: Path, align: str, require_g
             values = ", ".join(metric_text(name, value) for name, value in pair.metrics.items())
             current_log().event("pair", f"{number}/{count} {pair.name}: {values}", name=pair.name, metrics=pair.metrics)
 
-    config = build_config(ctx)
+    config = options.build_config(ctx)
     import_metrics(config.eval.metric_modules)
     gate = Gate(**config.gate.model_dump())
     with only_results_on_stdout():
         result = compare_videos(
             dense, sparse, names=config.eval.metrics, gate=gate, align=cast(Align, align), on_pair=on_pair
         )
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        click.echo(comparison_text(result))
+    click.echo(json_text(result.to_dict()) if as_json else comparison_text(result))
     if require_gate and not result.gate.passed:
         raise GateError(f"the gate is not met: {'; '.join(result.gate.failures)}")

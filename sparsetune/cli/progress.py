@@ -3,10 +3,10 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
@@ -23,7 +23,13 @@ LOG_SECONDS: Final[Mapping[LogFormat, float]] = {"text": 60.0, "json": 10.0}
 Rows = list[tuple[str, str | Text]]
 """Labels and contents of lines below the bars."""
 
+_ATTRIBUTES: Final = {"trial": "number", "prompt_index": "index"}
+"""Attributes of a `source` that are called otherwise than the event's field."""
+
+Result = TypeVar("Result")
+
 _GIB = 1024.0**3
+_NUM_LATEST = 5
 _LABEL_WIDTH = 11
 _BAR_WIDTH = 16
 _NARROW = 60
@@ -52,14 +58,7 @@ def is_live(log: Log, console: Console) -> bool:
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory of this process in GiB; the GPU's is None where PyTorch uses none.
-
-    Args:
-        process: resident memory.
-        gpu: reserved by PyTorch.
-        gpu_peak: its maximum.
-        gpu_total: size of the GPU's memory.
-    """
+    """Resident memory of this process, and what PyTorch reserved on its GPU (None if unused), in GiB."""
 
     process: float | None = None
     gpu: float | None = None
@@ -89,19 +88,12 @@ def read_memory() -> Memory:
 
 @dataclass(frozen=True)
 class TimeLeft:
-    """Estimated seconds left.
+    """Estimated seconds left, and what they are measured from."""
 
-    Args:
-        phase: of the current phase; None before its first unit is done.
-        total: of all phases; None while a later phase can't be estimated.
-        basis: what the estimate is measured from.
-        at_most: whether less is likely, since no trial was pruned yet.
-    """
-
-    phase: float | None = None
-    total: float | None = None
+    phase: float | None = None  # None before its first unit is done
+    total: float | None = None  # None while a later phase can't be estimated
     basis: str = ""
-    at_most: bool = False
+    at_most: bool = False  # less is likely, since no trial was pruned yet
 
     def text(self, phase: str) -> str:
         if self.phase is None:
@@ -113,6 +105,12 @@ class TimeLeft:
             f"{clock_text(self.phase)} for {phase}, {total}{' at most' if self.at_most else ''}"
             f"{f' ({self.basis})' if self.basis else ''}"
         )
+
+
+def latest_rows(results: Sequence[Result], row: Callable[[Result], Text]) -> Rows:
+    """Return the last results, the newest first."""
+    latest = results[: -_NUM_LATEST - 1 : -1]
+    return [("latest" if place == 0 else "", row(result)) for place, result in enumerate(latest)]
 
 
 def pace(task: Task) -> float | None:
@@ -136,14 +134,8 @@ def pace_text(task: Task, unit: str) -> str:
 class ProgressDisplay(Progress):
     """Progress of consecutive phases: bars, the time left at the measured pace, and details.
 
-    Where stderr is no terminal, events and now and then the progress are logged instead.
-
-    Args:
-        log: of the command.
-        title: what runs.
-        phases: message that is logged when a phase starts, by its name, in order; empty for none.
-        console: of stderr.
-        clock: returns seconds.
+    Where stderr is no terminal, events and now and then the progress are logged instead. `phases` has the message to
+    log when a phase starts, if any, by the phase's name.
     """
 
     def __init__(
@@ -188,23 +180,17 @@ class ProgressDisplay(Progress):
         super().start()
 
     def close(self, *, keep: bool = False) -> None:
-        """Stop drawing; `keep` leaves the last state on the screen."""
         self.hidden = not keep
         self.live.stop()
 
     @property
     def phase(self) -> Task | None:
-        """The running phase."""
         return next((task for task in self.phases.values() if task.started and task.stop_time is None), None)
 
     def start_phase(self, name: str, total: float, *, since: float | None = None, reused: float = 0.0) -> None:
         """Start a phase unless it has started; the phase before it ended with the last event.
 
-        Args:
-            name: of the phase.
-            total: units of work.
-            since: its start, by default now.
-            reused: units that an earlier run has done.
+        `reused` of its `total` units were done by an earlier run.
         """
         task = self.phases[name]
         if task.started:
@@ -218,10 +204,7 @@ class ProgressDisplay(Progress):
             self.log_event("phase", task.fields["message"], phase=name)
 
     def on_progress(self, phase: str, done: float, total: float, detail: str | None = None) -> None:
-        """Record that `done` units of a phase are done.
-
-        A unit is reported when it is done, so that the first one of a phase took the time since the last event.
-        """
+        """Record that units are done; the first one of a phase took the time since the last event."""
         self.start_phase(phase, total, since=self.last_event, reused=max(0.0, done - 1))
         detail = f"step {done:.0f}/{total:.0f}" if detail is None else detail
         self.update(self.phases[phase].id, completed=done, total=total, detail=detail)
@@ -229,7 +212,6 @@ class ProgressDisplay(Progress):
         self._log_progress()
 
     def phase_time_left(self) -> TimeLeft:
-        """Estimate the rest of the current phase alone."""
         if self.phase is None:
             return TimeLeft()
         left = seconds_left(self.phase)
@@ -238,7 +220,8 @@ class ProgressDisplay(Progress):
     def log_event(self, event: str, message: str, source: object = None, **fields: Any) -> None:
         """Log an event, unless the display shows it; fields that aren't passed are attributes of `source`."""
         if self.disable:
-            fields |= {name: getattr(source, name) for name in EVENTS[event].keys() - fields.keys()}
+            for name in EVENTS[event].keys() - fields.keys():
+                fields[name] = getattr(source, _ATTRIBUTES.get(name, name))
             self.event_log.event(event, message, **fields)
 
     def _log_progress(self) -> None:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparsetune.cli import options
 from sparsetune.cli.console import coloured_status, print_json
 from sparsetune.cli.main import Command
-from sparsetune.cli.options import build_config, json_option, model_name_option, open_store, short_name, store_options
 
 if TYPE_CHECKING:
     from sparsetune.tracking.promotion import Move, Verdict
@@ -15,15 +15,14 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command, name="promote")
 @click.argument("run", metavar="RUN")
-@click.option("--alias", default="champion", help="Alias to set.  [default: champion]")
-@click.option("--name", help="Name of the registered model.  [default: MODEL-sparse]")
-@model_name_option("any; matters for `latest` only")
+@options.registry_options("Alias to set")
+@options.model_name_option("any; matters for `latest` only")
 @click.option("--dry-run", is_flag=True, help="Print the checks and change nothing.  [default: off]")
 @click.option(
     "--override", metavar="REASON", help="Promote despite failed checks; recorded on the version.  [default: none]"
 )
-@json_option("the checks")
-@store_options
+@options.json_option("the checks")
+@options.store_options
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -53,8 +52,8 @@ def command(
     from sparsetune.tracking.registry import open_registry
     from sparsetune.tracking.results import find_candidate
 
-    store, client = open_store(build_config(ctx))
-    candidate = find_candidate(client, run, short_name(model))
+    store, client = options.open_store(options.build_config(ctx))
+    candidate = find_candidate(client, run, options.short_name(model))
     registry = open_registry(client, store, candidate.model, name)
     verdict = judge(registry, candidate, alias)
     if not as_json:
@@ -79,11 +78,10 @@ def command(
 
 
 @click.command(cls=Command, name="rollback")
-@click.option("--alias", default="champion", help="Alias to move back.  [default: champion]")
-@model_name_option("the configuration's, demo")
-@click.option("--name", help="Name of the registered model.  [default: MODEL-sparse]")
-@json_option("what changed")
-@store_options
+@options.registry_options("Alias to move back")
+@options.model_name_option("the configuration's, demo")
+@options.json_option("what changed")
+@options.store_options
 @click.pass_context
 def rollback_command(ctx: click.Context, alias: str, model: str | None, name: str | None, as_json: bool) -> None:
     """Swap the versions of an alias and of `previous`; a second rollback swaps them back.
@@ -96,9 +94,9 @@ def rollback_command(ctx: click.Context, alias: str, model: str | None, name: st
     from sparsetune.tracking.promotion import rollback
     from sparsetune.tracking.registry import open_registry
 
-    config = build_config(ctx)
-    store, client = open_store(config)
-    move = rollback(open_registry(client, store, short_name(model) or config.model.name, name), alias)
+    config = options.build_config(ctx)
+    store, client = options.open_store(config)
+    move = rollback(open_registry(client, store, options.short_name(model) or config.model.name, name), alias)
     if as_json:
         print_json({"uri": move.uri, "version": move.version, "replaced": move.replaced})
     else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sparsetune.cli.main import Command
-from sparsetune.cli.options import build_config, model_name_option, open_store, short_name, store_options
+from sparsetune.cli.options import build_config, model_name_option, open_store, output_option, short_name, store_options
 
 if TYPE_CHECKING:
     from sparsetune.report.source import Source
@@ -27,12 +27,7 @@ if TYPE_CHECKING:
     metavar="OTHER",
     help="Run or folder of the evaluation to compare with; a tuning has its own.  [default: none]",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The HTML file.  [default: report.html in FOLDER, or report-RUN.html here]",
-)
+@output_option("The HTML file.  [default: report.html in FOLDER, or report-RUN.html here]")
 @click.option(
     "--figures",
     type=click.Path(path_type=Path, file_okay=False),

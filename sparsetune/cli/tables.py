@@ -24,12 +24,10 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def print_table(table: Table) -> None:
-    """Print a table on stdout."""
     click.echo(table_text(table))
 
 
 def table_text(table: Table) -> str:
-    """Format a table: the first column aligned left, the others right. Cells may be coloured."""
     head, rows = table
     lines = [head, *rows]
     widths = [max(_width(line[column]) for line in lines) for column in range(len(head))]
@@ -54,10 +52,7 @@ def unit_of(name: str) -> str:
 
 
 def value_text(value: float, unit: str, scale: float = 0.0) -> str:
-    """Format a metric's value without its unit.
-
-    `scale` is the largest value of the row, so that all its values have as many decimals.
-    """
+    """Format a value without unit; `scale`, the row's largest, gives all its values as many decimals."""
     return f"{value:.2f}" if unit == "dB" or max(abs(value), abs(scale)) >= 10 else f"{value:.6f}"
 
 
@@ -66,12 +61,11 @@ def metric_text(name: str, value: float) -> str:
     return f"{name} {value_text(value, unit)}" + (f" {unit}" if unit else "")
 
 
-def number_text(value: float | None, form: str, suffix: str = "") -> str:
-    return "-" if value is None else f"{value:{form}}{suffix}"
+def number_text(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
 
 
 def clock_text(seconds: float) -> str:
-    """Format seconds as `m:ss` or `h:mm:ss`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -94,7 +88,6 @@ def outcome_text(trial: "TrialResult") -> str:
 
 
 def prompt_text(result: "PromptResult") -> str:
-    """Return a prompt's metrics, sparsity and seconds, or its error."""
     if result.error is not None:
         return f"failed: {result.error}"
     parts = [metric_text(name, value) for name, value in result.metrics.items()]
@@ -107,7 +100,6 @@ def prompt_text(result: "PromptResult") -> str:
 
 
 def statistics_table(statistics: "Mapping[str, MetricStatistics] | Mapping[str, Summary]") -> Table:
-    """Return each metric's mean, standard deviation, extremes and the 95% interval of its mean."""
     rows = []
     for name, one in statistics.items():
         unit = unit_of(name)
@@ -119,7 +111,6 @@ def statistics_table(statistics: "Mapping[str, MetricStatistics] | Mapping[str, 
 
 
 def evaluation_text(result: "EvaluationResult") -> str:
-    """Format a result: table, sparsity, score with its verdict, the gate with its failures, and warnings."""
     from sparsetune.evaluation.report_markdown import verdict_text
 
     lines = [table_text(statistics_table(result.statistics)), ""] if result.statistics else []
@@ -145,12 +136,9 @@ def evaluation_text(result: "EvaluationResult") -> str:
 
 
 def comparison_text(comparison: "VideoComparison") -> str:
-    """Format a comparison of video files: table, score with its verdict, and the gate with its failures."""
     lines = [table_text(statistics_table(comparison.statistics)), ""]
-    lines += [
-        f"score {comparison.score}/100, {coloured_status(comparison.verdict)}",
-        gate_line(comparison.gate.failures),
-    ]
+    lines.append(f"score {comparison.score}/100, {coloured_status(comparison.verdict)}")
+    lines.append(gate_line(comparison.gate.failures))
     lines += unavailable_lines(pair.unavailable for pair in comparison.pairs)
     lines += caveat_lines(len(comparison.pairs))
     lines += [
@@ -163,7 +151,6 @@ def comparison_text(comparison: "VideoComparison") -> str:
 
 
 def ladder_lines(result: "EvaluationResult") -> list[str]:
-    """Return the error sources, if the attribution ladder was measured."""
     from sparsetune.evaluation.ladder import attribute
 
     found = attribute(result.detailed_results)
@@ -178,7 +165,6 @@ def ladder_lines(result: "EvaluationResult") -> list[str]:
 
 
 def caveat_lines(num_prompts: int) -> list[str]:
-    """Return the warning about intervals over few prompts."""
     caveat = interval_caveat(num_prompts)
     return [f"warning: {caveat}"] if caveat and num_prompts else []
 
@@ -190,57 +176,37 @@ def gate_line(failures: Sequence[str]) -> str:
 
 
 def unavailable_lines(rows: Iterable[Mapping[str, str]]) -> list[str]:
-    """Return the metrics that could not be computed, with their reasons."""
     return [f"no {name}: {reason}" for name, reason in sorted({item for row in rows for item in row.items()})]
 
 
 def checkpoint_table(layers: Sequence["LayerSummary"]) -> Table:
-    """Return each layer's rule, sparse heads, mean thresholds and token orders."""
-    rows = [
-        [
-            layer.name,
-            layer.rule,
-            f"{layer.sparse_heads}/{layer.num_heads}",
-            *(
-                number_text(value, ".4g")
-                for value in (layer.simthreshd1, layer.cdfthreshd, layer.topk, layer.pvthreshd)
-            ),
-            ", ".join(layer.orders) or "-",
-        ]
-        for layer in layers
-    ]
-    return ("layer", "rule", "sparse heads", "simthreshd1", "cdfthreshd", "topk", "pvthreshd", "orders"), rows
+    names = ("simthreshd1", "cdfthreshd", "topk", "pvthreshd")
+    rows = []
+    for layer in layers:
+        thresholds = [number_text(getattr(layer, name), ".4g") for name in names]
+        heads = f"{layer.sparse_heads}/{layer.num_heads}"
+        rows.append([layer.name, layer.rule, heads, *thresholds, ", ".join(layer.orders) or "-"])
+    return ("layer", "rule", "sparse heads", *names, "orders"), rows
 
 
 def difference_text(found: "PolicyDifference") -> str:
-    """Format the differences of two policies: rules, layers of only one, and layers whose thresholds differ."""
     if found.is_empty:
         return "the policies are the same"
     lines = [f"{name}: {first} -> {second}" for name, (first, second) in found.rules.items()]
     lines += [f"only in the first: {name}" for name in found.only_first]
     lines += [f"only in the second: {name}" for name in found.only_second]
-    rows = [
-        [
-            layer.name,
-            f"{layer.changed_heads}/{max(layer.num_heads)}",
-            f"{layer.sparse_heads[0]} -> {layer.sparse_heads[1]}",
-            ", ".join(
-                f"{name} {number_text(one, '.4g')} -> {number_text(two, '.4g')}"
-                for name, (one, two) in layer.means.items()
-            ),
-        ]
-        for layer in found.layers
-    ]
+    rows = []
+    for layer in found.layers:
+        changes = [f"{n} {number_text(a, '.4g')} -> {number_text(b, '.4g')}" for n, (a, b) in layer.means.items()]
+        changed, heads = f"{layer.changed_heads}/{max(layer.num_heads)}", " -> ".join(map(str, layer.sparse_heads))
+        rows.append([layer.name, changed, heads, ", ".join(changes)])
     if rows:
         lines.append(table_text((("layer", "heads changed", "sparse heads", "mean thresholds"), rows)))
     return "\n".join(lines)
 
 
 _SUMMARY_LABELS = {
-    "score": "score",
-    "verdict": "verdict",
     "gate": "gate to deploy",
-    "sparsity": "sparsity",
     "theoretical": "theoretical attention speed-up",
     "measured": "measured speed-up",
     "failed": "failed prompts",
@@ -248,11 +214,13 @@ _SUMMARY_LABELS = {
 
 
 def before_after_text(comparison: "Comparison") -> str:
-    """The comparison of two evaluations: both in brief, then each figure's change, then what limits it."""
     from sparsetune.evaluation.compare import change_rows, summary_rows
 
     brief = [
-        [_SUMMARY_LABELS[key], *(coloured_status(text) if key in ("verdict", "gate") else text for text in texts)]
+        [
+            _SUMMARY_LABELS.get(key, key),
+            *(coloured_status(text) if key in ("verdict", "gate") else text for text in texts),
+        ]
         for key, *texts in summary_rows(comparison, sparsity="{:.3f}")
         if key != "measured" or texts != ["-", "-"]
     ]

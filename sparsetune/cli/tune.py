@@ -1,50 +1,43 @@
 """`sparsetune tune`: search for thresholds of a model."""
 
 import contextlib
-import json
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparsetune.cli.console import coloured_status, current_log, log_loading, log_note, only_results_on_stdout
+from sparsetune.cli import console, options
 from sparsetune.cli.main import Command
-from sparsetune.cli.options import (
-    build_config,
-    config_options,
-    json_option,
-    metric_options,
-    run_options,
-    setting,
-    settings,
-)
 
 if TYPE_CHECKING:
     from sparsetune.cli.tables import Table
     from sparsetune.config import Config
     from sparsetune.tuning.cost_estimate import Cost
-    from sparsetune.tuning.events import TrialResult, TuningListener, TuningResult
+    from sparsetune.tuning.events import TrialResult, TuningResult
 
 
 @click.command(cls=Command, name="tune", shows_progress=True)
-@config_options
-@settings("tune.tuner", "tune.n_trials", "tune.max_minutes", "tune.num_prompts", "tune.prompt_file", "tune.seed")
-@setting("eval.num_prompts", "--num-eval-prompts", help="Prompts to evaluate the winner on, from the top of the file")
-@setting("eval.prompt_file", "--eval-prompt-file", help="Prompts to evaluate the winner on, one a line")
-@settings("tune.sampler", "tune.objective", "tune.space", "tune.granularity", "tune.schedule")
-@settings("tune.orders", "tune.rules", "tune.keep_text", "tune.skip_pv", "tune.select_partial")
-@settings("tune.calibration_steps", "tune.probe_prompts", "tune.margin_db", "tune.l1", "tune.pv_l1")
-@settings("tune.parallel_tune", "tune.storage", "tune.study_name")
-@metric_options
+@options.config_options
+@options.settings(
+    "tune.tuner", "tune.n_trials", "tune.max_minutes", "tune.num_prompts", "tune.prompt_file", "tune.seed"
+)
+@options.setting(
+    "eval.num_prompts", "--num-eval-prompts", help="Prompts to evaluate the winner on, from the top of the file"
+)
+@options.setting("eval.prompt_file", "--eval-prompt-file", help="Prompts to evaluate the winner on, one a line")
+@options.settings("tune.sampler", "tune.objective", "tune.space", "tune.granularity", "tune.schedule")
+@options.settings("tune.orders", "tune.rules", "tune.keep_text", "tune.skip_pv", "tune.select_partial")
+@options.settings("tune.calibration_steps", "tune.probe_prompts", "tune.margin_db", "tune.l1", "tune.pv_l1")
+@options.settings("tune.parallel_tune", "tune.storage", "tune.study_name")
+@options.metric_options
 @click.option(
     "--output-dir",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the winner's checkpoint/ and evaluation.  [default: results/MODEL]",
 )
-@run_options
-@setting("engine.mixed_gpus")
+@options.run_options
+@options.setting("engine.mixed_gpus")
 @click.option(
     "--require-gate",
     is_flag=True,
@@ -61,7 +54,7 @@ if TYPE_CHECKING:
     metavar="CHECKPOINT",
     help="Repeat the search that produced a checkpoint, with its settings.  [default: none]",
 )
-@json_option("the outcome")
+@options.json_option("the outcome")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -88,9 +81,10 @@ def command(
       sparsetune tune --model cogvideox-2b --engine ray --workers 8
       sparsetune tune --model cogvideox-2b --storage journal:/shared/study.log
     """
+    from sparsetune.cli.tuning_progress import TuningProgress
     from sparsetune.tuning import tune
 
-    config = build_config(ctx)
+    config = options.build_config(ctx)
     if from_manifest is not None:
         from sparsetune.tuning.reproduce import config_from_manifest
 
@@ -99,11 +93,11 @@ def command(
         _print_cost(config, as_json)
         return
     folder = output_dir or config.model.results_folder
-    with only_results_on_stdout():
-        log_loading(config.model.source)
-        with _listeners(config) as listeners:
-            result = tune(config, output_dir=folder, listeners=listeners)
-    click.echo(json.dumps(outcome_dict(result), indent=2, ensure_ascii=False) if as_json else tuning_text(result))
+    progress = TuningProgress(console.current_log())
+    with console.only_results_on_stdout(), contextlib.closing(progress.display):
+        console.log_loading(config.model.source)
+        result = tune(config, output_dir=folder, listeners=(progress, *options.tracking_listeners(config)))
+    click.echo(console.json_text(outcome_dict(result)) if as_json else tuning_text(result))
     if result.interrupted:
         raise click.Abort(f"{len(result.trials)} trials saved, run the same command to resume")
     _check_gate(result, require_gate)
@@ -112,11 +106,11 @@ def command(
 def _print_cost(config: "Config", as_json: bool) -> None:
     from sparsetune.tuning.cost_estimate import estimate
 
-    with only_results_on_stdout():
-        log_loading(config.model.source)
-        log_note("measuring some denoising steps ...")
+    with console.only_results_on_stdout():
+        console.log_loading(config.model.source)
+        console.log_note("measuring some denoising steps ...")
         cost = estimate(config)
-    click.echo(json.dumps(cost_dict(cost), indent=2) if as_json else cost_text(cost))
+    click.echo(console.json_text(cost_dict(cost)) if as_json else cost_text(cost))
 
 
 def _check_gate(result: "TuningResult", require_gate: bool) -> None:
@@ -129,9 +123,9 @@ def _check_gate(result: "TuningResult", require_gate: bool) -> None:
         raise GateError("there was no time for a trial; raise --max-minutes")
     if result.best is None:
         closest = result.closest
-        figures = "" if closest is None else f"; the closest is trial {closest.number}, {trial_text(closest)}"
+        figures = f"; the closest is trial {closest.number}, {trial_text(closest)}{_missed(closest)}" if closest else ""
         raise GateError(
-            f"none of {len(result.trials)} trials meets the gate{figures}{_missed(closest)}; keep the dense model, or "
+            f"none of {len(result.trials)} trials meets the gate{figures}; keep the dense model, or "
             "allow more trials or a lower gate"
         )
     if require_gate and result.evaluation is not None and not result.evaluation.gate.passed:
@@ -139,29 +133,12 @@ def _check_gate(result: "TuningResult", require_gate: bool) -> None:
         raise GateError(f"the winner fails the gate on the eval prompts: {failures}; allow more trials")
 
 
-def _missed(trial: "TrialResult | None") -> str:
-    """Return which bounds a trial misses, and by how much."""
-    if trial is None:
-        return ""
+def _missed(trial: "TrialResult") -> str:
     missed = [f"{name} by {missing:.3g}" for name, missing in trial.shortfalls.items() if missing > 0]
     return f", which misses {' and '.join(missed)}" if missed else ""
 
 
-@contextlib.contextmanager
-def _listeners(config: "Config") -> "Iterator[Sequence[TuningListener]]":
-    from sparsetune.cli.tuning_progress import TuningProgress
-
-    with contextlib.closing(TuningProgress(current_log())) as display:
-        if not config.tracking.enabled:
-            yield (display,)
-            return
-        from sparsetune.tracking import TrackingListener
-
-        yield (display, TrackingListener(config))
-
-
 def tuning_text(result: "TuningResult") -> str:
-    """Format every trial, the winner with its parameters, and its evaluation."""
     from sparsetune.cli.tables import before_after_text, clock_text, evaluation_text, table_text, trial_text
     from sparsetune.tuning.search.ranking import pareto_front
 
@@ -190,9 +167,11 @@ def tuning_text(result: "TuningResult") -> str:
 
 def _insight_lines(result: "TuningResult") -> list[str]:
     insight, lines = result.insight, []
-    if insight is not None and insight.rank_correlation is not None:
+    if insight is None:
+        return []
+    if insight.rank_correlation is not None:
         lines.append(f"rank correlation of calibrated error and PSNR over the trials: {insight.rank_correlation:.2f}")
-    if insight is not None and insight.importances:
+    if insight.importances:
         shares = ", ".join(f"{name} {share:.2f}" for name, share in list(insight.importances.items())[:5])
         lines.append(f"parameter importance: {shares}")
     return lines
@@ -201,40 +180,29 @@ def _insight_lines(result: "TuningResult") -> list[str]:
 def _trials_table(result: "TuningResult") -> "Table":
     from sparsetune.cli.tables import clock_text, number_text
 
+    formats = {"sparsity": ".3f", "psnr": ".2f", "psnr_worst": ".2f", "frame_cosine": ".4f"}
     rows = []
     for trial in result.trials:
         is_best = result.best is not None and trial.number == result.best.number
-        gate = "" if trial.state != "complete" else "met" if trial.feasible else "missed"
-        rows.append(
-            [
-                click.style(f"{trial.number} *", bold=True) if is_best else str(trial.number),
-                coloured_status(trial.state),
-                number_text(trial.sparsity, ".3f"),
-                number_text(trial.psnr, ".2f"),
-                number_text(trial.psnr_worst, ".2f"),
-                number_text(trial.frame_cosine, ".4f"),
-                coloured_status(gate),
-                clock_text(trial.seconds),
-            ]
-        )
+        number = click.style(f"{trial.number} *", bold=True) if is_best else str(trial.number)
+        figures = [number_text(getattr(trial, name), form) for name, form in formats.items()]
+        gate = console.coloured_status("" if trial.state != "complete" else "met" if trial.feasible else "missed")
+        rows.append([number, console.coloured_status(trial.state), *figures, gate, clock_text(trial.seconds)])
     return (
         "trial", "state", "sparsity", "psnr (dB)", "worst psnr (dB)", "frame_cosine", "gate", "time (m:ss)"
     ), rows  # fmt: skip
 
 
 def outcome_dict(result: "TuningResult") -> dict[str, Any]:
-    """Return the outcome for JSON; trials are numbered from 0, as in the study."""
     from sparsetune.tuning.search.ranking import pareto_front
 
+    parts = {"before": result.before, "evaluation": result.evaluation, "comparison": result.comparison}
     names = ("number", "state", "reason", "sparsity", "psnr", "psnr_worst", "frame_cosine", "feasible", "seconds")
     return {
         "schema_version": 1,
-        "study_name": result.study_name,
-        "seconds": result.seconds,
-        "interrupted": result.interrupted,
+        **{name: getattr(result, name) for name in ("study_name", "seconds", "interrupted", "left_to")},
         "best_trial": None if result.best is None else result.best.number,
         "closest_trial": None if result.closest is None else result.closest.number,
-        "left_to": result.left_to,
         "checkpoint_path": None if result.checkpoint_path is None else str(result.checkpoint_path),
         "pareto_front": [trial.number for trial in pareto_front(result.trials)],
         "incidents": [asdict(incident) for incident in result.incidents],
@@ -244,14 +212,10 @@ def outcome_dict(result: "TuningResult") -> dict[str, Any]:
         ],
         "rank_correlation": None if result.insight is None else result.insight.rank_correlation,
         "importances": {} if result.insight is None else dict(result.insight.importances),
-        "before": None if result.before is None else result.before.to_dict(),
-        "evaluation": None if result.evaluation is None else result.evaluation.to_dict(),
-        "comparison": None if result.comparison is None else result.comparison.to_dict(),
-    }
+    } | {name: part and part.to_dict() for name, part in parts.items()}
 
 
 def cost_text(cost: "Cost") -> str:
-    """Format the measured steps, and each tuner's phases with renderings, time and peak memory."""
     from sparsetune.cli.tables import clock_text, table_text
 
     def time(seconds: float | None) -> str:

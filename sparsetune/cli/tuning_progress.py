@@ -9,19 +9,12 @@ from rich.progress import Task
 from rich.text import Text
 
 from sparsetune.cli.console import Log
-from sparsetune.cli.evaluation_progress import NUM_LAST, PHASE, EvaluationProgress
-from sparsetune.cli.progress import ProgressDisplay, Rows, TimeLeft, pace, pace_text, seconds_left
-from sparsetune.cli.tables import clock_text, figures_text, outcome_text, trial_text
+from sparsetune.cli.evaluation_progress import PHASE, EvaluationProgress
+from sparsetune.cli.progress import ProgressDisplay, Rows, TimeLeft, latest_rows, pace, pace_text, seconds_left
+from sparsetune.cli.tables import clock_text, outcome_text, trial_text
 from sparsetune.evaluation.events import EvaluationListener
 from sparsetune.executor import Incident, StepDone
-from sparsetune.tuning.events import (
-    StudyStarted,
-    TrialPrompt,
-    TrialResult,
-    TrialStarted,
-    TuningListener,
-    TuningResult,
-)
+from sparsetune.tuning import events
 from sparsetune.tuning.search.ranking import winner
 
 MESSAGES = {
@@ -41,23 +34,17 @@ RENDERINGS_PER_EVAL_PROMPT = 3
 """Dense, with the default thresholds, with the winner."""
 
 
-class TuningProgress(TuningListener):
-    """Shows a tuning, trials that run at once included, and the evaluation of its winner.
-
-    Args:
-        log: of the command.
-        console: of stderr.
-        clock: returns seconds.
-    """
+class TuningProgress(events.TuningListener):
+    """Shows a tuning, trials that run at once included, and the evaluation of its winner."""
 
     def __init__(self, log: Log, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.display = ProgressDisplay(log, "tune", {}, console, clock)
         self.evaluation = EvaluationProgress(self.display, num_evaluations=2)
         self.running: dict[int, Task] = {}
-        self.ended: list[TrialResult] = []
-        self.winner: TrialResult | None = None
+        self.ended: list[events.TrialResult] = []
+        self.winner: events.TrialResult | None = None
 
-    def on_study_start(self, event: StudyStarted) -> None:
+    def on_study_start(self, event: events.StudyStarted) -> None:
         self.study, display = event, self.display
         tune = event.config["tune"]
         self.objective = tune["objective"]
@@ -73,7 +60,7 @@ class TuningProgress(TuningListener):
         display.log_event("study_start", message, event, num_prompts=len(event.prompts))
         display.start()
 
-    def on_trial_start(self, event: TrialStarted) -> None:
+    def on_trial_start(self, event: events.TrialStarted) -> None:
         """Add a trial; one that was lost with its worker starts again on another."""
         if event.number in self.running:
             self.display.remove_task(self.running[event.number].id)
@@ -82,9 +69,7 @@ class TuningProgress(TuningListener):
         self.display.add_task(f"trial {event.number}", total=total, worker=worker, psnrs=(), detail=worker)
         self.running[event.number] = self.display.tasks[-1]
         self._update_trials()
-        self.display.log_event(
-            "trial_start", f"trial {event.number} starts", event, trial=event.number, params=dict(event.params)
-        )
+        self.display.log_event("trial_start", f"trial {event.number} starts", event)
 
     def on_step(self, event: StepDone) -> None:
         if event.phase != "trials":
@@ -93,23 +78,16 @@ class TuningProgress(TuningListener):
         elif event.trial in self.running:
             self._update_trial(event.trial, event.index, event.step, event.num_renderings, event.num_steps)
 
-    def on_prompt(self, event: TrialPrompt) -> None:
-        psnr, sparsity = event.result.metrics.get("psnr"), event.result.sparsity
+    def on_prompt(self, event: events.TrialPrompt) -> None:
+        psnr = event.result.metrics.get("psnr")
         if event.number in self.running:
             psnrs = self.running[event.number].fields["psnrs"]
             self.running[event.number].fields["psnrs"] = psnrs if psnr is None else (*psnrs, psnr)
             self._update_trial(event.number, event.index + 1, 0, event.num_prompts, self.study.num_steps)
-        self.display.log_event(
-            "trial_prompt",
-            f"trial {event.number}, prompt {event.index + 1}/{event.num_prompts}: psnr {psnr} dB",
-            event,
-            trial=event.number,
-            prompt_index=event.index,
-            psnr=psnr,
-            sparsity=sparsity,
-        )
+        message = f"trial {event.number}, prompt {event.index + 1}/{event.num_prompts}: psnr {psnr} dB"
+        self.display.log_event("trial_prompt", message, event, psnr=psnr, sparsity=event.result.sparsity)
 
-    def on_trial(self, result: TrialResult) -> None:
+    def on_trial(self, result: events.TrialResult) -> None:
         self.ended.append(result)
         if result.number in self.running:
             self.display.remove_task(self.running.pop(result.number).id)
@@ -118,19 +96,17 @@ class TuningProgress(TuningListener):
         message = f"trial {result.number} ({clock_text(result.seconds)}): {outcome_text(result)}"
         message += f"; best: trial {best.number}, {trial_text(best)}" if best else ""
         message += f"; {clock_text(left.phase)} of trials left" if left.phase else ""
-        best_trial = None if best is None else best.number
-        self.display.log_event("trial_end", message, result, trial=result.number, best_trial=best_trial)
+        self.display.log_event("trial_end", message, result, best_trial=best and best.number)
 
     def on_incident(self, incident: Incident) -> None:
         self.display.log_event("incident", incident.text, incident)
 
     def on_wait(self, what: str) -> None:
-        message = f"no trial is left to start; waiting for {what} in other processes of this study"
-        self.display.log_event("wait", message, what=what)
+        self.display.log_event("wait", f"waiting for another process: {what}", what=what)
 
-    def on_winner(self, trial: TrialResult, checkpoint_path: Path) -> None:
+    def on_winner(self, trial: events.TrialResult, checkpoint_path: Path) -> None:
         message = f"winner: trial {trial.number}, {trial_text(trial)}"
-        self.display.log_event("winner", message, trial, trial=trial.number, checkpoint_path=checkpoint_path)
+        self.display.log_event("winner", message, trial, checkpoint_path=checkpoint_path)
         self.winner = trial
         for task in self.running.values():
             self.display.remove_task(task.id)
@@ -140,33 +116,24 @@ class TuningProgress(TuningListener):
     def evaluation_listeners(self) -> tuple[EvaluationListener, ...]:
         return (self.evaluation,)
 
-    def on_study_end(self, result: TuningResult) -> None:
+    def on_study_end(self, result: events.TuningResult) -> None:
         self.display.close()
         message = f"study {result.study_name}, {clock_text(result.seconds)}"
-        best_trial = None if result.best is None else result.best.number
-        self.display.log_event("study_end", message, result, best_trial=best_trial)
+        self.display.log_event("study_end", message, result, best_trial=result.best and result.best.number)
 
     def on_failure(self, error: BaseException) -> None:
-        """Leave the display on the screen, since no result follows."""
         self.display.close(keep=True)
 
-    def close(self) -> None:
-        self.display.close()
-
     @property
-    def best(self) -> TrialResult | None:
-        """The winner, or the best trial of this run so far that meets the gate on the tune prompts."""
+    def best(self) -> events.TrialResult | None:
         return self.winner or winner(self.objective, self.ended)
 
     def _update_trial(self, number: int, prompt: int, step: int, num_prompts: int, num_steps: int) -> None:
         task = self.running[number]
         psnrs = task.fields["psnrs"]
-        parts = [
-            f"prompt {min(prompt + 1, num_prompts)}/{num_prompts}",
-            f"step {step}/{num_steps}",
-            task.fields["worker"],
-        ]
-        parts += [f"psnr {sum(psnrs) / len(psnrs):.1f} dB"] if psnrs else []
+        psnr = f"psnr {sum(psnrs) / len(psnrs):.1f} dB" if psnrs else ""
+        position = f"prompt {min(prompt + 1, num_prompts)}/{num_prompts}"
+        parts = (position, f"step {step}/{num_steps}", task.fields["worker"], psnr)
         completed, total = prompt * num_steps + step, num_prompts * num_steps
         self.display.update(task.id, completed=completed, total=total, detail="  ".join(part for part in parts if part))
         self._update_trials()
@@ -221,30 +188,25 @@ class TuningProgress(TuningListener):
         return None if step is None else step * self.study.num_steps
 
     def rows(self) -> Rows:
-        """Return the best trial and the latest ones, or the evaluation of the winner."""
         best = self.best
+        rows: Rows = []
         if best is not None:
-            figures = f"  {figures_text(best.sparsity, best.psnr, best.psnr_worst)}"
-            rows: Rows = [("best", Text.assemble((f"trial {best.number}", "bold green"), figures))]
+            rows = [("best", Text.assemble((f"trial {best.number}", "bold green"), f"  {trial_text(best)}"))]
         elif self.ended or self.running:
             of_this_run = " of this run" if self.study.num_done else ""
             rows = [("best", Text(f"no trial{of_this_run} meets the gate yet", "yellow"))]
-        else:
-            rows = []
         if self.evaluation.evaluations:
             return rows + self.evaluation.rows()
-        latest = self.ended[: -NUM_LAST - 1 : -1]
-        return rows + [("latest" if place == 0 else "", _trial_row(trial)) for place, trial in enumerate(latest)]
+        return rows + latest_rows(self.ended, _trial_row)
 
 
-def _trial_row(trial: TrialResult) -> Text:
+def _trial_row(trial: events.TrialResult) -> Text:
     outcome, style = {
         "complete": ("met", "green") if trial.feasible else ("missed", "yellow"),
         "pruned": ("pruned", "dim"),
         "failed": ("failed", "red"),
     }[trial.state]
-    figures = figures_text(trial.sparsity, trial.psnr, trial.psnr_worst)
-    text = figures if trial.state == "complete" else str(trial.reason)
+    text = trial_text(trial) if trial.state == "complete" else str(trial.reason)
     return Text.assemble(
         f"trial {trial.number:<3} {clock_text(trial.seconds):>5}  ", (f"{outcome:<6}", style), f"  {text}"
     )

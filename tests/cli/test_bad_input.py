@@ -41,6 +41,7 @@ def fails(message: str, *args: str, status: int) -> None:
         (("--num-prompts", "3"), 2, "the number of prompts must be from 1 to the 2 that prompts.txt holds, got 3"),
         (("--prompt-file", "empty.txt"), 2, "the prompt file empty.txt is empty"),
         (("--prompt-file", "none.txt"), 2, "cannot read the prompt file none.txt: No such file"),
+        (("--num-inference-steps", "0"), 2, "sparsetune: --num-inference-steps must be "),
         (("--num-frames", "10"), 1, "num_frames must be a multiple of 8 plus 1, got 10; the nearest is 9"),
         (("--height", "60"), 1, "height must be a multiple of 8, got 60; the nearest is 64"),
         (("--use-tuned",), 1, "there is no checkpoint results/demo/checkpoint; check the path"),

@@ -12,14 +12,12 @@ import pytest
 from sparsetune.cli.console import (
     QUIET_ENVIRONMENT,
     GlobalOptions,
-    JsonLog,
     Log,
-    TextLog,
     colour_wanted,
     only_results_on_stdout,
     quiet_libraries,
 )
-from sparsetune.cli.log_schema import COMMON, documentation
+from sparsetune.cli.log_schema import COMMON, EVENTS
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "log-events.md"
 
@@ -31,12 +29,12 @@ def log_three(log: Log) -> None:
 
 
 def test_text_is_a_line_an_event_and_what_went_wrong_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    log_three(TextLog())
+    log_three(Log())
     assert capsys.readouterr().err == "loading demo ...\nwarning: the cache is full\nsparsetune: it must hold\n"
 
 
 def test_text_leaves_out_what_only_programs_need(capsys: pytest.CaptureFixture[str]) -> None:
-    TextLog().event("study_end", "study demo", best_trial=1, seconds=2.0, interrupted=False)
+    Log().event("study_end", "study demo", best_trial=1, seconds=2.0, interrupted=False)
     assert capsys.readouterr().err == ""
 
 
@@ -49,7 +47,7 @@ def test_quiet_says_errors_alone(log_format: str, capsys: pytest.CaptureFixture[
 
 def test_json_is_one_object_a_line_with_the_promised_fields() -> None:
     stream = io.StringIO()
-    log_three(JsonLog(stream=stream))
+    log_three(Log("json", stream=stream))
     loading, warning, error = map(json.loads, stream.getvalue().splitlines())
     assert list(loading) == [*COMMON, "model"]
     assert (loading["event"], loading["level"], loading["message"]) == ("loading", "info", "loading demo ...")
@@ -61,18 +59,18 @@ def test_json_is_one_object_a_line_with_the_promised_fields() -> None:
 def test_json_has_null_for_what_is_no_number() -> None:
     stream = io.StringIO()
     metrics = {"psnr": float("nan"), "ssim": 0.5, "all": (float("inf"), 1)}
-    JsonLog(stream=stream).event("pair", "a", name="a", metrics=metrics)
+    Log("json", stream=stream).event("pair", "a", name="a", metrics=metrics)
     assert json.loads(stream.getvalue())["metrics"] == {"psnr": None, "ssim": 0.5, "all": [None, 1]}
 
 
 def test_fields_that_are_not_promised_are_our_own_bug() -> None:
     with pytest.raises(AssertionError, match="loading must have"):
-        TextLog().event("loading", "loading demo ...", modell="demo")
+        Log().event("loading", "loading demo ...", modell="demo")
 
 
 def test_what_libraries_print_becomes_events_line_by_line() -> None:
     stream = io.StringIO()
-    with JsonLog(stream=stream).capture_stdout():
+    with Log("json", stream=stream).capture_output():
         print("chatter", end="")
         print(" goes on\nand on")
         sys.stderr.write("without an end")
@@ -103,8 +101,22 @@ def test_warnings_are_coloured_unless_told_not_to(
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv(variable, "1")
-    TextLog().event("log", "the cache is full", "warning", logger="sparsetune")
+    Log().event("log", "the cache is full", "warning", logger="sparsetune")
     assert ("\x1b[33mwarning: \x1b[0m" in capsys.readouterr().err) is coloured
+
+
+def documentation() -> str:
+    """Return the events and fields as Markdown."""
+    lines = ["| field | of every line |", "| --- | --- |"]
+    lines += [f"| `{name}` | {text} |" for name, text in COMMON.items()]
+    lines += ["", "| event | field | |", "| --- | --- | --- |"]
+    for event, fields in EVENTS.items():
+        rows = list(fields.items()) or [("", "no further fields")]
+        lines += [
+            f"| {f'`{event}`' if place == 0 else ''} | {f'`{name}`' if name else ''} | {text} |"
+            for place, (name, text) in enumerate(rows)
+        ]
+    return "\n".join(lines)
 
 
 def test_the_documentation_has_every_event_and_field() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sparsetune.cli.console import JsonLog, Log, TextLog
+from sparsetune.cli.console import Log
 from sparsetune.cli.evaluation_progress import EvaluationProgress, EvaluationState
 from sparsetune.cli.progress import ProgressDisplay, SteadyConsole, is_live
 from sparsetune.cli.tables import clock_text
@@ -37,11 +37,10 @@ def watch(log: Log, result: PromptResult, seconds: float = 1.0, console: Console
     display.on_prompt(PromptDone(0, 2, result, {"dense": Path("x.mp4")}))
     display.on_prompt_start(PromptStarted(1, 2, "b", 1))
     display.on_end(EvaluationEnded(make_result(), (result,)))
-    display.close()
 
 
 def test_plain_lines_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    watch(TextLog(), judged(38.453))
+    watch(Log(), judged(38.453))
     assert capsys.readouterr().err.splitlines() == [
         "prompt 1/2: a red circle",
         "  frame_cosine 0.990000, psnr 38.45 dB, sparsity 0.250, dense cached, sparse 3.0 s",
@@ -50,12 +49,12 @@ def test_plain_lines_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[s
 
 
 def test_failed_prompt_is_shown_as_such(capsys: pytest.CaptureFixture[str]) -> None:
-    watch(TextLog(), judged(error="all frames are black"))
+    watch(Log(), judged(error="all frames are black"))
     assert "  failed: all frames are black\n" in capsys.readouterr().err
 
 
 def test_long_work_says_every_minute_how_far_it_has_come(capsys: pytest.CaptureFixture[str]) -> None:
-    watch(TextLog(), judged(), seconds=40.0)
+    watch(Log(), judged(), seconds=40.0)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluation")]
     assert said[:2] == [
         "evaluation 7%, left: 18:40 (40 s a step over 2 steps)",
@@ -66,7 +65,7 @@ def test_long_work_says_every_minute_how_far_it_has_come(capsys: pytest.CaptureF
 
 def test_json_has_every_event_of_an_evaluation() -> None:
     stream = io.StringIO()
-    watch(JsonLog(stream=stream), judged(38.453), seconds=6.0)
+    watch(Log("json", stream=stream), judged(38.453), seconds=6.0)
     said = [json.loads(line) for line in stream.getvalue().splitlines()]
     start, first, *progress, end, second, ended = said
     assert [one["event"] for one in (start, first, end, second, ended)] == [
@@ -79,20 +78,20 @@ def test_json_has_every_event_of_an_evaluation() -> None:
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    watch(TextLog(quiet=True), judged(), seconds=40.0)
+    watch(Log(quiet=True), judged(), seconds=40.0)
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
     ("file", "environ", "log", "live"),
     [
-        (Terminal, {"TERM": "xterm"}, TextLog(), True),
-        (Terminal, {"TERM": "xterm", "NO_COLOR": "1"}, TextLog(), True),
-        (Terminal, {"TERM": "dumb"}, TextLog(), False),
-        (Terminal, {"TERM": "xterm"}, TextLog(quiet=True), False),
-        (Terminal, {"TERM": "xterm"}, JsonLog(stream=io.StringIO()), False),
-        (io.StringIO, {"TERM": "xterm"}, TextLog(), False),
-        (io.StringIO, {"TERM": "xterm", "FORCE_COLOR": "1"}, TextLog(), False),
+        (Terminal, {"TERM": "xterm"}, Log(), True),
+        (Terminal, {"TERM": "xterm", "NO_COLOR": "1"}, Log(), True),
+        (Terminal, {"TERM": "dumb"}, Log(), False),
+        (Terminal, {"TERM": "xterm"}, Log(quiet=True), False),
+        (Terminal, {"TERM": "xterm"}, Log("json", stream=io.StringIO()), False),
+        (io.StringIO, {"TERM": "xterm"}, Log(), False),
+        (io.StringIO, {"TERM": "xterm", "FORCE_COLOR": "1"}, Log(), False),
     ],
 )
 def test_a_view_is_drawn_on_terminals_for_people_only(
@@ -106,7 +105,7 @@ def test_a_terminal_gets_the_view_in_colours_unless_told_not_to(variable: str, c
     terminal = PseudoTerminal()
     environ = {"TERM": "xterm-256color", variable: "1"}
     console = SteadyConsole(file=terminal.stream, width=80, height=24, _environ=environ)
-    display = EvaluationProgress(ProgressDisplay(TextLog(), "eval demo", None, console, FakeClock()))
+    display = EvaluationProgress(ProgressDisplay(Log(), "eval demo", None, console, FakeClock()))
     display.on_start(EvaluationStarted({}, ("a red circle", "b"), 10, ("dense", "sparse"), ("psnr",)))
     display.on_prompt_start(PromptStarted(0, 2, "a red circle", 1))
     display.on_step(StepDone("evaluation", "sparse", 5, 10, 0, 4))
@@ -123,7 +122,7 @@ def test_clock(seconds: float, text: str) -> None:
 
 
 def begun(cached: tuple[Side, ...] = (), ladder: bool = False) -> EvaluationState:
-    return EvaluationState.from_event(evaluation(ladder=ladder), cached)
+    return EvaluationState(evaluation(ladder=ladder), cached)
 
 
 def test_work_is_the_steps_of_all_renderings_and_cached_ones_are_taken_out() -> None:
@@ -168,7 +167,7 @@ def test_a_prompt_that_failed_counts_as_done() -> None:
 def test_the_view_shows_its_prompts_figures_and_failures() -> None:
     file = io.StringIO()
     console = Console(file=file, width=80, height=24)
-    display = ProgressDisplay(TextLog(), "eval demo", None, console, FakeClock())
+    display = ProgressDisplay(Log(), "eval demo", None, console, FakeClock())
     listener = EvaluationProgress(display)
     listener.on_start(evaluation())
     for one in (done(0, 37.0), done(1, error="all frames are black")):

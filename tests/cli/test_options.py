@@ -98,9 +98,11 @@ def test_comma_list_and_path() -> None:
     assert str(config.eval.prompt_file) == "my.txt"
 
 
-def test_value_out_of_range_is_the_configuration_s_error() -> None:
-    with pytest.raises(ConfigError, match=r"gate\.min_psnr_worst must be greater than"):
+def test_value_out_of_range_names_the_option_if_given_by_one_and_else_the_setting() -> None:
+    with pytest.raises(ConfigError, match=r"^--min-psnr-worst must be .*, got -1\.0$"):
         parse("--min-psnr-worst", "-1")
+    with pytest.raises(ConfigError, match=r"^gate\.min_psnr_worst must be .*, got '-1' \(given with --set\)$"):
+        parse("--set", "gate.min_psnr_worst=-1", "--num-prompts", "1")
 
 
 def test_wrong_type_is_click_s_error() -> None:

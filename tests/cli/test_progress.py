@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console, ConsoleDimensions
 
-from sparsetune.cli.console import TextLog
+from sparsetune.cli.console import Log
 from sparsetune.cli.progress import (
     Memory,
     ProgressDisplay,
@@ -39,11 +39,11 @@ def display_on(terminal: PseudoTerminal, monkeypatch: pytest.MonkeyPatch) -> Pro
     monkeypatch.setattr(sys, "stderr", terminal.stream)
     console = stderr_console()
     console.size = ConsoleDimensions(80, 24)
-    return ProgressDisplay(TextLog(), "tune demo", WORK, console, FakeClock())
+    return ProgressDisplay(Log(), "tune demo", WORK, console, FakeClock())
 
 
 def in_a_pipe(clock: FakeClock) -> ProgressDisplay:
-    return ProgressDisplay(TextLog(), "tune demo", WORK, Console(file=io.StringIO()), clock)
+    return ProgressDisplay(Log(), "tune demo", WORK, Console(file=io.StringIO()), clock)
 
 
 def test_it_is_drawn_in_its_place_and_gone_in_the_end(
@@ -75,8 +75,8 @@ def test_what_it_showed_last_stays_where_it_is_to_be_kept(
 def test_lines_of_the_log_stand_above_it(terminal: PseudoTerminal, monkeypatch: pytest.MonkeyPatch) -> None:
     display = display_on(terminal, monkeypatch)
     display.start()
-    TextLog().event("log", "the cache is full", "warning", logger="sparsetune")
-    TextLog().event("note", "and on")
+    Log().event("log", "the cache is full", "warning", logger="sparsetune")
+    Log().event("note", "and on")
     display.refresh()
     assert terminal.read().text[:2] == ["warning: the cache is full", "and on"]
     assert terminal.screen.text[2].startswith("tune demo")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live_render import LiveRender
 from rich.segment import Segment
 
-from sparsetune.cli.console import JsonLog, Log, TextLog
+from sparsetune.cli.console import Log
 from sparsetune.cli.progress import SteadyConsole, TimeLeft
 from sparsetune.cli.tables import outcome_text
 from sparsetune.cli.tune import outcome_dict, tuning_text
@@ -59,7 +59,7 @@ def watch(log: Log, console: Console | None = None) -> TuningProgress:
 
 
 def test_plain_lines_tell_trial_best_sparsity_psnr_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
-    display = watch(TextLog())
+    display = watch(Log())
     display.on_study_end(outcome(trial(1, 0.3, 36.0), best=trial(1, 0.3, 36.0)))
     best = "best: trial 1, sparsity 0.300, psnr 36.00 dB (worst 35.00)"
     assert capsys.readouterr().err.splitlines() == [
@@ -78,7 +78,7 @@ def test_plain_lines_tell_trial_best_sparsity_psnr_and_time_left(capsys: pytest.
 
 def test_json_has_every_event_of_a_search() -> None:
     stream = io.StringIO()
-    display = watch(JsonLog(stream=stream))
+    display = watch(Log("json", stream=stream))
     display.on_study_end(outcome(trial(1, 0.3, 36.0), best=trial(1, 0.3, 36.0)))
     said = [json.loads(line) for line in stream.getvalue().splitlines()]
     phases = [one["phase"] for one in said if one["event"] == "phase"]
@@ -95,12 +95,12 @@ def test_json_has_every_event_of_a_search() -> None:
 def test_a_terminal_keeps_the_view_of_a_search_that_failed_and_no_other() -> None:
     terminal = PseudoTerminal()
     console = SteadyConsole(file=terminal.stream, width=80, height=24, _environ={"TERM": "xterm"})
-    display = watch(TextLog(), console)
+    display = watch(Log(), console)
     display.on_study_end(outcome(trial(1, 0.3, 36.0), best=trial(1, 0.3, 36.0)))
     assert terminal.read().text == []
-    display = watch(TextLog(), console)
+    display = watch(Log(), console)
     display.on_failure(KeyboardInterrupt())
-    display.close()
+    display.display.close()
     lines = terminal.read().text
     terminal.close()
     assert lines[0] == "tune demo  demo-1  0:20"
@@ -130,7 +130,7 @@ def test_outcome_without_a_winner_says_so() -> None:
 
 
 def test_refinement_is_a_phase_of_calibrate(capsys: pytest.CaptureFixture[str]) -> None:
-    display = TuningProgress(TextLog(), Console(file=io.StringIO()), FakeClock())
+    display = TuningProgress(Log(), Console(file=io.StringIO()), FakeClock())
     display.on_study_start(study(n_trials=1, tuner="calibrate"))
     display.on_step(StepDone("calibration", "dense", 10, 10, 0, 1))
     display.on_step(StepDone("refinement", "dense", 1, 10, 0, 1))
@@ -140,6 +140,11 @@ def test_refinement_is_a_phase_of_calibrate(capsys: pytest.CaptureFixture[str]) 
     ]
 
 
+def test_waiting_names_what_another_process_does(capsys: pytest.CaptureFixture[str]) -> None:
+    TuningProgress(Log(), Console(file=io.StringIO()), FakeClock()).on_wait("3 trials")
+    assert capsys.readouterr().err == "waiting for another process: 3 trials\n"
+
+
 class Search:
     """A tuning whose clock the test moves, and whose view it prints."""
 
@@ -147,7 +152,7 @@ class Search:
         self.clock, self.file = FakeClock(), io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         self.start = self.clock.now
         self.console = Console(file=self.file, width=width, height=height, force_terminal=True, color_system=None)
-        self.listener = TuningProgress(TextLog(quiet=True), self.console, self.clock)
+        self.listener = TuningProgress(Log(quiet=True), self.console, self.clock)
         self.listener.on_study_start(study(**options))
 
     def at(self, seconds: float) -> TuningProgress:
