@@ -146,7 +146,7 @@ def open_field(options: argparse.Namespace, seed: int, **tune: object) -> Field:
 
     def runner(prompts: Sequence[object]) -> TrialRunner:
         return TrialRunner(
-            bench.engine, tuple(prompts), functools.partial(bench.score, metrics=METRICS), bench.search_gate
+            bench.executor, tuple(prompts), functools.partial(bench.score, metrics=METRICS), bench.search_gate
         )
 
     return Field(bench, runner(bench.prompts), runner(bench.eval_prompts))

@@ -17,14 +17,14 @@ from sparsetune.errors import ExecutorError, TuningError
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.conditions import baseline_key
 from sparsetune.evaluation.tasks import ScorePrompt
-from sparsetune.executor import Executor, Incident, LocalExecutor, open_executor, run_one
+from sparsetune.executor import Executor, LocalExecutor, open_executor, run_one
 from sparsetune.executor.session import DescribeSession
 from sparsetune.metrics import Gate, import_metrics
 from sparsetune.models.generation import Frames, Renderer
 from sparsetune.models.prompts import AnyPrompt, load_prompts, texts
 from sparsetune.models.runtime import RuntimeDescription
 from sparsetune.tuning.calibration.curves import Arrangement, grid
-from sparsetune.tuning.events import StudyStarted, StudyState, TuningListener, tell
+from sparsetune.tuning.events import StudyStarted, StudyState, TuningListener, notify
 
 
 class TimeIsUp(Exception):
@@ -37,7 +37,7 @@ class TuningContext:
 
     Args:
         config: the configuration.
-        engine: does the work.
+        executor: does the work.
         runtime: what its workers render with.
         prompts: tune prompts.
         eval_prompts: prompts that judge the winner.
@@ -49,7 +49,7 @@ class TuningContext:
     """
 
     config: Config
-    engine: Executor
+    executor: Executor
     runtime: RuntimeDescription
     prompts: tuple[AnyPrompt, ...]
     eval_prompts: tuple[AnyPrompt, ...]
@@ -66,12 +66,12 @@ class TuningContext:
         Raises:
             ExecutorError: other processes have it.
         """
-        if not isinstance(self.engine, LocalExecutor):
+        if not isinstance(self.executor, LocalExecutor):
             raise ExecutorError(
                 f"--tuner {self.config.tune.tuner} must have the model in this process, but Ray's workers have it; "
                 "use --engine local"
             )
-        return self.engine.session.renderer
+        return self.executor.session.renderer
 
     @property
     def backend(self) -> Backend:
@@ -129,17 +129,11 @@ class TuningContext:
             num_eval_prompts=len(self.eval_prompts),
             study=study,
         )
-        tell(self.listeners, lambda listener: listener.on_study_start(event))
+        notify(self.listeners, lambda listener: listener.on_study_start(event))
 
     def score(self, prompt: AnyPrompt, policy: Policy, metrics: tuple[str, ...]) -> ScorePrompt:
         """Make the task that renders and measures a prompt under a policy."""
         return ScorePrompt(prompt, policy, self.config.backend, self.config.tune.seed, self.cache, metrics)
-
-    def tell_incident(self, what: object) -> None:
-        """Tell the listeners of an incident; anything else is none of theirs."""
-        if isinstance(what, Incident):
-            incident = what
-            tell(self.listeners, lambda listener: listener.on_incident(incident))
 
     def has_time(self) -> bool:
         """Whether `tune.max_minutes` aren't over."""
@@ -199,16 +193,13 @@ def digest(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def open_context(
-    config: Config, output_dir: Path, listeners: Sequence[TuningListener] = (), engine: Executor | None = None
-) -> TuningContext:
-    """Check a configuration, load the model and give what a search works with; its engine is the caller's to close.
+def open_context(config: Config, output_dir: Path, listeners: Sequence[TuningListener] = ()) -> TuningContext:
+    """Check a configuration, load the model and give what a search works with; its executor is the caller's to close.
 
     Args:
         config: the configuration.
         output_dir: where the winner goes.
         listeners: told what happens.
-        engine: does the work; None opens the configuration's.
 
     Raises:
         PromptError, MetricError, ModelError, BackendError, ExecutorError, TuningError, GenerationError: what was asked
@@ -224,15 +215,15 @@ def open_context(
     import_metrics(config.eval.metric_modules)
     prompts = load_prompts(config.tune.prompt_file, config.tune.num_prompts)
     eval_prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
-    engine = engine or open_executor(config, measures_speed=config.tune.objective == "speed")
+    executor = open_executor(config, measures_speed=config.tune.objective == "speed")
     try:
-        runtime = run_one(engine, DescribeSession(config.backend)).runtime
+        runtime = run_one(executor, DescribeSession(config.backend)).runtime
     except BaseException:
-        engine.close()
+        executor.close()
         raise
     return TuningContext(
         config=config,
-        engine=engine,
+        executor=executor,
         runtime=runtime,
         prompts=prompts,
         eval_prompts=eval_prompts,

@@ -134,7 +134,7 @@ class TrialResult:
 
 
 @dataclass(frozen=True)
-class Insight:
+class SearchStatistics:
     """What the trials of a search say of it.
 
     Args:
@@ -182,7 +182,7 @@ class TuningResult:
     interrupted: bool = False
     before: EvaluationResult | None = None
     comparison: Comparison | None = None
-    insight: Insight | None = None
+    insight: SearchStatistics | None = None
     incidents: tuple[Incident, ...] = ()
     left_to: str | None = None
     seconds_by_phase: Mapping[str, float] = field(default_factory=dict)
@@ -232,7 +232,7 @@ class TuningListener:
         """The last call of a search that did not: an error or Ctrl-C, which goes on up after this."""
 
 
-def tell(listeners: Sequence[TuningListener], call: Callable[[TuningListener], None]) -> None:
+def notify(listeners: Sequence[TuningListener], call: Callable[[TuningListener], None]) -> None:
     """Make one call on every listener, in order."""
     for listener in listeners:
         call(listener)

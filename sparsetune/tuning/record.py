@@ -10,7 +10,7 @@ from sparsetune.checkpoint.manifest import utc_now
 from sparsetune.config import Config
 from sparsetune.evaluation.result import EvaluationResult, read_versioned
 from sparsetune.files import write_json
-from sparsetune.tuning.events import Insight, Parameter, TrialResult, TrialState, TuningResult
+from sparsetune.tuning.events import Parameter, SearchStatistics, TrialResult, TrialState, TuningResult
 from sparsetune.tuning.reproduce import recorded
 
 RECORD_NAME: Final = "tuning.json"
@@ -62,7 +62,7 @@ class InsightSection(_Part):
     importances: dict[str, float] = Field(description="PED-ANOVA's share of each parameter, in [0, 1].")
 
     @classmethod
-    def of(cls, insight: Insight) -> "InsightSection":
+    def of(cls, insight: SearchStatistics) -> "InsightSection":
         """Lay an insight out."""
         rho = insight.rank_correlation
         return cls(

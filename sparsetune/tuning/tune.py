@@ -9,7 +9,7 @@ from sparsetune.attention.policy import Policy
 from sparsetune.config import Config
 from sparsetune.evaluation.compare import compare
 from sparsetune.tuning.context import TimeIsUp, TuningContext, calibration_signature, digest, open_context
-from sparsetune.tuning.events import Parameter, PhaseClock, TrialResult, TuningListener, TuningResult, tell
+from sparsetune.tuning.events import Parameter, PhaseClock, TrialResult, TuningListener, TuningResult, notify
 from sparsetune.tuning.prepare import prepare, refined_policy
 from sparsetune.tuning.record import RECORD_NAME, TuningRecord, save_record
 from sparsetune.tuning.search.objective import TrialRunner
@@ -50,7 +50,7 @@ def _start(context: TuningContext) -> str:
 def _tried(context: TuningContext, policy: Policy, params: Mapping[str, Parameter]) -> TrialResult:
     """Render the tune prompts under the policy: its one trial."""
     result = TrialRunner.of(context).run(0, params, policy)
-    tell(context.listeners, lambda listener: listener.on_trial(result))
+    notify(context.listeners, lambda listener: listener.on_trial(result))
     return result
 
 
@@ -97,18 +97,18 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
             save_record(TuningRecord.of(result, config), output_dir / RECORD_NAME)
     except BaseException as error:
         failure = error
-        context.engine.cancel_all()
-        tell(context.listeners, lambda listener: listener.on_failure(failure))
+        context.executor.cancel_all()
+        notify(context.listeners, lambda listener: listener.on_failure(failure))
         raise
     finally:
-        context.engine.close()
-    tell(context.listeners, lambda listener: listener.on_study_end(result))
+        context.executor.close()
+    notify(context.listeners, lambda listener: listener.on_study_end(result))
     return result
 
 
 def _result(context: TuningContext, found: Found, folder: WinnersFolder) -> TuningResult:
     """Give what a tuner found, judged where no other process of the study does that."""
-    result = replace(found.result(time.perf_counter() - context.started), incidents=context.engine.incidents)
+    result = replace(found.result(time.perf_counter() - context.started), incidents=context.executor.incidents)
     if found.num_elsewhere:
         trials = "1 trial still runs" if found.num_elsewhere == 1 else f"{found.num_elsewhere} trials still run"
         return replace(result, left_to=f"{trials} in other processes of the study, the last of which judges the winner")
@@ -123,7 +123,7 @@ def _result(context: TuningContext, found: Found, folder: WinnersFolder) -> Tuni
 def _judged(context: TuningContext, study_name: str, best: TrialResult, result: TuningResult) -> TuningResult:
     """Save the winner, and judge it and SpargeAttn's default thresholds on the eval prompts."""
     saved = save(context, study_name, best)
-    tell(context.listeners, lambda listener: listener.on_winner(best, saved))
+    notify(context.listeners, lambda listener: listener.on_winner(best, saved))
     before = judge(context, None, "before")
     after = judge(context, best.policy, EVALUATION, saved)
     return replace(
@@ -133,5 +133,5 @@ def _judged(context: TuningContext, study_name: str, best: TrialResult, result: 
         evaluation=after,
         comparison=compare(before, after),
         seconds=time.perf_counter() - context.started,
-        incidents=context.engine.incidents,
+        incidents=context.executor.incidents,
     )

@@ -22,7 +22,7 @@ from sparsetune.evaluation.events import Listeners
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.locks import exclusive_if_free
 from sparsetune.tuning.context import TuningContext
-from sparsetune.tuning.events import Insight, TrialResult, TuningResult
+from sparsetune.tuning.events import SearchStatistics, TrialResult, TuningResult
 from sparsetune.tuning.reproduce import recorded
 from sparsetune.tuning.search.ranking import closest
 
@@ -128,7 +128,7 @@ def judge(
     """
     config = context.config
     return evaluate(
-        context.engine,
+        context.executor,
         policy,
         context.eval_prompts,
         seed=config.eval.seed,
@@ -165,7 +165,7 @@ class Found:
     best: TrialResult | None
     calibration_path: Path | None = None
     interrupted: bool = False
-    insight: Insight | None = None
+    insight: SearchStatistics | None = None
     num_elsewhere: int = 0
 
     def result(self, seconds: float) -> TuningResult:

@@ -29,7 +29,7 @@ from sparsetune.tuning.events import (
     TrialStarted,
     TrialState,
     TuningListener,
-    tell,
+    notify,
 )
 from sparsetune.tuning.search.ranking import values
 from sparsetune.tuning.search.space import SearchSpace
@@ -115,7 +115,7 @@ class TrialRunner:
     def of(cls, context: TuningContext, predict: Callable[[Policy], float | None] = lambda _: None) -> Self:
         """Run the trials of a search on its tune prompts."""
         return cls(
-            executor=context.engine,
+            executor=context.executor,
             prompts=context.prompts,
             score=lambda prompt, policy: context.score(prompt, policy, METRICS),
             gate=context.search_gate,
@@ -159,7 +159,7 @@ class TrialRunner:
     def notify(self, call: Callable[[TuningListener], None]) -> None:
         """Make one call on every listener, while no other thread does."""
         with self._notifying:
-            tell(self.listeners, call)
+            notify(self.listeners, call)
 
     def stop(self) -> None:
         """End the trials of all threads, in the middle of their prompts."""

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from scipy.stats import spearmanr
 
 from sparsetune.config.models import Goal
-from sparsetune.tuning.events import Insight, TrialResult
+from sparsetune.tuning.events import SearchStatistics, TrialResult
 
 _DB_PER_SPARSITY = 20.0
 
@@ -78,9 +78,9 @@ _FEWEST = 4
 """Trials below which neither figure means anything."""
 
 
-def insight(study: optuna.Study, trials: Sequence[TrialResult], goal: Goal) -> Insight:
+def insight(study: optuna.Study, trials: Sequence[TrialResult], goal: Goal) -> SearchStatistics:
     """Compute a search's rank correlation and its parameters' importances."""
-    return Insight(rank_correlation(trials), importances(study, goal))
+    return SearchStatistics(rank_correlation(trials), importances(study, goal))
 
 
 def rank_correlation(trials: Sequence[TrialResult]) -> float | None:
