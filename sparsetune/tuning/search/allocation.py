@@ -47,13 +47,8 @@ class Table:
     sparsity: tuple[Floats, ...]
 
 
-class Choice(NamedTuple):
-    """Indices of a head's point in a table."""
-
-    order: int
-    layer: int
-    head: int
-    point: int
+Choice = tuple[int, int, int, int]
+"""A head's point in a table: indices of order, layer, head and point."""
 
 
 class _Kind(NamedTuple):
@@ -262,7 +257,7 @@ def predict(candidates: CandidateTable, policy: Policy) -> float | None:
     if any(thresholds.is_sparse and point is None for thresholds, point in of_thresholds.items()):
         return None
     taken = [
-        Choice(places.index(place_of[order]), index, head, point)
+        (places.index(place_of[order]), index, head, point)
         for index, (layer, orders) in enumerate(zip(policy.layers, policy.head_orders, strict=True))
         for head, (thresholds, order) in enumerate(zip(layer.heads, orders, strict=True))
         if (point := of_thresholds[thresholds]) is not None

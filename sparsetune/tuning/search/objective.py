@@ -156,19 +156,17 @@ class TrialRunner:
                 raise SearchStopped
             if self.is_over:
                 raise TimeIsUp
-            yield index, self._evaluate(self.score(prompt, trial.policy), self._listen(trial, index))
+            future = self.executor.submit(self.score(prompt, trial.policy), self._listen(trial, index))
+            try:
+                result = future.result()
+            except CancelledError as error:
+                raise SearchStopped from error
+            yield index, result
 
     def _all_at_once(self, trial: _Trial) -> Iterator[tuple[int, PromptResult]]:
         tasks = [self.score(prompt, trial.policy) for prompt in self.prompts]
         for index, ended in run_all(self.executor, tasks, lambda index, event: self._listen(trial, index)(event)):
             yield index, ended.result()
-
-    def _evaluate(self, task: Task[PromptResult], on_event: Callable[[Event], None]) -> PromptResult:
-        try:
-            result: PromptResult = self.executor.submit(task, on_event).result()
-            return result
-        except CancelledError as error:
-            raise SearchStopped from error
 
     def _listen(self, trial: _Trial, index: int) -> Callable[[Event], None]:
         def on_event(event: Event) -> None:
@@ -214,31 +212,18 @@ class TrialRunner:
 
 @dataclass
 class Objective:
-    """Optuna's objective function, and the callback after each trial.
-
-    Args:
-        runner: renders and measures trials.
-        space: search space.
-        goal: objective among trials that meet the gate.
-        penalised: whether the value has a penalty, for samplers without constraints; see `ranking.values`.
-        aimed: whether the sampler chooses a sparsity relative to the best feasible trial's, not any error budget.
-        adaptive: whether budgets near the gate are tried before the sampler's proposals.
-        results: this process's trials by number, in the order in which they ended.
-        error: what stopped the search.
-        has_lost: whether another process failed a trial of this one since `Study.optimize` was last called.
-        num_jobs: threads of that call; once there are more workers, it has to be called again.
-    """
+    """Optuna's objective function, and the callback after each trial."""
 
     runner: TrialRunner
     space: SearchSpace
     goal: Goal = "sparsity"
-    penalised: bool = False
-    aimed: bool = False
-    adaptive: bool = True
-    results: dict[int, TrialResult] = field(default_factory=dict)
-    error: BaseException | None = None
-    has_lost: bool = False
-    num_jobs: int = 1
+    penalised: bool = False  # whether the value has a penalty, for samplers without constraints; see `ranking.values`
+    aimed: bool = False  # whether trials target a sparsity relative to the best feasible trial's, not an error budget
+    adaptive: bool = True  # whether budgets near the gate are tried before the sampler's proposals
+    results: dict[int, TrialResult] = field(default_factory=dict)  # of this process, in the order in which they ended
+    error: BaseException | None = None  # what stopped the search
+    has_lost: bool = False  # whether another process failed a trial of this one since `Study.optimize` was last called
+    num_jobs: int = 1  # threads of that call; once there are more workers, it has to be called again
 
     def __call__(self, trial: optuna.Trial) -> float | tuple[float, float]:
         try:
@@ -314,11 +299,8 @@ class Objective:
         return f"worse than the best trial on the first {done} prompts (Wilcoxon's test)"
 
     def _record(self, trial: optuna.Trial, result: TrialResult) -> None:
-        stored = {name: getattr(result, name) for name in _STORED}
         # First: a trial that has an outcome is never run again, and its constraints can be set only once.
-        trial.set_user_attr(
-            OUTCOME, {name: dict(value) if isinstance(value, Mapping) else value for name, value in stored.items()}
-        )
+        trial.set_user_attr(OUTCOME, {name: getattr(result, name) for name in _STORED})
         self.results[result.number] = result
         if result.sparsity is not None and not self.penalised:  # CMA-ES warns of constraints that it won't use
             for name, missing in result.shortfalls.items():

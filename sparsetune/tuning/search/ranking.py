@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from sparsetune.config.models import Goal
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.metrics import Gate
-from sparsetune.tuning.events import SearchStatistics, TrialResult
+from sparsetune.tuning.events import TrialResult
 
 _DB_PER_SPARSITY = 20.0
 
@@ -99,10 +99,6 @@ _MIN_TRIALS = 4
 """With fewer trials neither statistic means anything."""
 
 
-def statistics(study: optuna.Study, trials: Sequence[TrialResult], goal: Goal) -> SearchStatistics:
-    return SearchStatistics(rank_correlation(trials), importances(study, goal))
-
-
 def rank_correlation(trials: Sequence[TrialResult]) -> float | None:
     """Spearman's rank correlation between calibrated error and PSNR over the complete trials that have both.
 
@@ -128,11 +124,8 @@ def importances(study: optuna.Study, goal: Goal) -> dict[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=max(0.1, 2.0 / len(complete)))
+        target = (lambda trial: float(trial.values[0])) if goal == "pareto" else None
         found = optuna.importance.get_param_importances(
-            study, evaluator=evaluator, params=sorted(varied), target=_first if goal == "pareto" else None
+            study, evaluator=evaluator, params=sorted(varied), target=target
         )
     return {name: float(value) for name, value in found.items()}
-
-
-def _first(trial: optuna.trial.FrozenTrial) -> float:
-    return float(trial.values[0])

@@ -11,9 +11,9 @@ from sparsetune.errors import GenerationError, TuningError
 from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.calibration.sensitivity import Sensitivity
 from sparsetune.tuning.context import TimeIsUp, TuningContext, digest, signature
-from sparsetune.tuning.events import TrialResult, TuningResult
+from sparsetune.tuning.events import SearchStatistics, TrialResult, TuningResult
 from sparsetune.tuning.search.objective import Objective, SearchStopped, TrialRunner
-from sparsetune.tuning.search.ranking import closest, statistics, winner
+from sparsetune.tuning.search.ranking import closest, importances, rank_correlation, winner
 from sparsetune.tuning.search.space import SearchSpace
 from sparsetune.tuning.search.study import OUTCOME, NoTrialLeft, SharedStudy, count, open_study
 from sparsetune.tuning.search.warm_start import enqueue_next
@@ -64,7 +64,7 @@ def search(context: TuningContext, study: SharedStudy, curves: Curves, sensitivi
         best,
         None if best else closest(trials),
         interrupted=interrupted,
-        insight=statistics(study, trials, tune.objective),
+        insight=SearchStatistics(rank_correlation(trials), importances(study, tune.objective)),
         left_to=f"{still} in other processes of the study, the last of which judges the winner" if elsewhere else None,
     )
 

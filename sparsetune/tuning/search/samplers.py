@@ -11,35 +11,22 @@ from optuna.trial import FrozenTrial, TrialState
 from sparsetune.config.models import Goal
 from sparsetune.errors import TuningError
 
-
-def _tpe(seed: int, num_startup: int) -> BaseSampler:
+SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
     # Groups: trials with `l1` and those with `reach` have some parameters of their own, and share the others. With
     # constant_liar running trials count as bad ones, so that workers don't all sample near the same point.
-    return optuna.samplers.TPESampler(
+    "tpe": lambda seed, num_startup: optuna.samplers.TPESampler(
         seed=seed, multivariate=True, group=True, n_startup_trials=num_startup, constant_liar=True
-    )
-
-
-def _gp(seed: int, num_startup: int) -> BaseSampler:
-    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=num_startup, warn_independent_sampling=False)
-
-
-def _nsga2(seed: int, num_startup: int) -> BaseSampler:
+    ),
+    "gp": lambda seed, num_startup: optuna.samplers.GPSampler(
+        seed=seed, n_startup_trials=num_startup, warn_independent_sampling=False
+    ),
     # The default population of 50 is more trials than most searches have.
-    return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, num_startup))
-
-
-def _cmaes(seed: int, num_startup: int) -> BaseSampler:
-    return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=num_startup, warn_independent_sampling=False)
-
-
-def _random(seed: int, num_startup: int) -> BaseSampler:
-    return optuna.samplers.RandomSampler(seed=seed)
-
-
-SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
-    "tpe": _tpe, "gp": _gp, "nsga2": _nsga2, "cmaes": _cmaes, "random": _random
-}  # fmt: skip
+    "nsga2": lambda seed, num_startup: optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, num_startup)),
+    "cmaes": lambda seed, num_startup: optuna.samplers.CmaEsSampler(
+        seed=seed, n_startup_trials=num_startup, warn_independent_sampling=False
+    ),
+    "random": lambda seed, _: optuna.samplers.RandomSampler(seed=seed),
+}
 """Called with the seed and the number of random trials to start with."""
 
 

@@ -67,29 +67,17 @@ class Start:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Parameters of a trial, and their choices.
-
-    Args:
-        curves: calibrated curves that turn budgets into thresholds.
-        sensitivity: effect of errors on the video.
-        kind: `budget` searches an error budget and its allocation, `raw` the thresholds themselves.
-        granularity: one choice for all layers, for each of three groups, or for each layer.
-        orders: token orders to choose from, all calibrated.
-        rules: mask rules to choose from, `cdf` or `topk`; budgets only.
-        keep_text: text rules to choose from.
-        skip_pv: whether `pvthreshd` is searched.
-        schedule: whether the schedule is searched; without it all steps drop alike, and none is dense.
-    """
+    """Parameters of a trial, and their choices."""
 
     curves: Curves
     sensitivity: Sensitivity = field(default_factory=Sensitivity)
-    kind: Space = "budget"
-    granularity: Granularity = "group"
-    orders: tuple[str, ...] = ("raster",)
-    rules: tuple[Rule, ...] = ("cdf",)
+    kind: Space = "budget"  # `budget` searches an error budget and its allocation, `raw` the thresholds themselves
+    granularity: Granularity = "group"  # one choice for all layers, for each of three groups, or for each layer
+    orders: tuple[str, ...] = ("raster",)  # all calibrated
+    rules: tuple[Rule, ...] = ("cdf",)  # of budgets only
     keep_text: tuple[bool, ...] = (True,)
-    skip_pv: bool = False
-    schedule: bool = True
+    skip_pv: bool = False  # whether `pvthreshd` is searched
+    schedule: bool = True  # whether the schedule is searched; without it all steps drop alike, and none is dense
 
     def suggest(self, trial: optuna.Trial, reference: float = 0.0) -> dict[str, Parameter]:
         """Have the sampler choose a trial's parameters, but for those with one choice.
