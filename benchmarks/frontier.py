@@ -36,9 +36,10 @@ from sparsetune.tuning.context import TuningContext, open_context
 from sparsetune.tuning.events import TrialResult, TuningListener
 from sparsetune.tuning.prepare import Prepared, prepare
 from sparsetune.tuning.search.allocation import CandidateTable, allocate, best_order
-from sparsetune.tuning.search.objective import METRICS, TrialRunner, shortfalls
-from sparsetune.tuning.search.run import search
+from sparsetune.tuning.search.objective import METRICS, TrialRunner
+from sparsetune.tuning.search.ranking import shortfalls
 from sparsetune.tuning.search.space import NUM_GROUPS, STEEPNESS
+from sparsetune.tuning.tune import search_policy
 
 SIMS, CDFS = (-1.0, 0.0, 0.3, 0.6, 0.8), (0.9, 0.95, 0.98, 0.99)
 MARGIN_DB = 0.0
@@ -146,7 +147,7 @@ def open_field(options: argparse.Namespace, seed: int, **tune: object) -> Field:
 
     def runner(prompts: Sequence[object]) -> TrialRunner:
         return TrialRunner(
-            bench.engine, tuple(prompts), functools.partial(bench.score, metrics=METRICS), bench.search_gate
+            bench.executor, tuple(prompts), functools.partial(bench.score, metrics=METRICS), bench.search_gate
         )
 
     return Field(bench, runner(bench.prompts), runner(bench.eval_prompts))
@@ -185,7 +186,7 @@ def searched(place: Field, seed: int, sampler: str) -> Tries:
     tune = config.tune.model_copy(update=changes)
     bench = replace(place.bench, config=config.model_copy(update={"tune": tune}), listeners=(spender,))
     with contextlib.suppress(KeyboardInterrupt):
-        search(bench)
+        search_policy(bench)
     tried = spender.tried
     complete = [result for _, result in tried if result.state == "complete" and result.sparsity]
     best = max(complete, key=lambda result: (result.feasible, result.sparsity if result.feasible else result.psnr))

@@ -21,7 +21,7 @@ from sparsetune.tracking.log_evaluation import (
 )
 from sparsetune.tracking.run_logger import RunLogger, Status, metric_entries, prompt_set, text
 from sparsetune.tracking.store import without_password
-from sparsetune.tuning.events import Insight, StudyStarted, TrialResult, TuningResult
+from sparsetune.tuning.events import SearchStatistics, StudyStarted, TrialResult, TuningResult
 
 
 def study_text(result: TuningResult, runs: Mapping[int, str], page: str) -> str:
@@ -179,7 +179,7 @@ def log_study_end(run: RunLogger, result: TuningResult, runs: Mapping[int, str],
         run.log_file(result.calibration_path, "calibration")
 
 
-def insight_metrics(insight: Insight) -> dict[str, float | None]:
+def insight_metrics(insight: SearchStatistics) -> dict[str, float | None]:
     """Return parameter importances and the like as metrics, e.g. `insight/importance/dense_fraction`."""
     metrics: dict[str, float | None] = {"insight/rank_correlation": insight.rank_correlation}
     return metrics | {f"insight/importance/{name}": share for name, share in insight.importances.items()}

@@ -1,4 +1,4 @@
-"""What a search works with, and what decides its outcome."""
+"""The context of a tuning: configuration, executor, prompts, gate and listeners."""
 
 import hashlib
 import json
@@ -17,14 +17,14 @@ from sparsetune.errors import ExecutorError, TuningError
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.conditions import baseline_key
 from sparsetune.evaluation.tasks import ScorePrompt
-from sparsetune.executor import Executor, Incident, LocalExecutor, open_executor, run_one
+from sparsetune.executor import Executor, LocalExecutor, open_executor, run_one
 from sparsetune.executor.session import DescribeSession
 from sparsetune.metrics import Gate, import_metrics
 from sparsetune.models.generation import Frames, Renderer
 from sparsetune.models.prompts import AnyPrompt, load_prompts, texts
 from sparsetune.models.runtime import RuntimeDescription
 from sparsetune.tuning.calibration.curves import Arrangement, grid
-from sparsetune.tuning.events import StudyStarted, StudyState, TuningListener, tell
+from sparsetune.tuning.events import StudyStarted, StudyState, TuningListener, notify
 
 
 class TimeIsUp(Exception):
@@ -33,54 +33,34 @@ class TimeIsUp(Exception):
 
 @dataclass(frozen=True)
 class TuningContext:
-    """What a search works with.
-
-    Args:
-        config: the configuration.
-        engine: does the work.
-        runtime: what its workers render with.
-        prompts: tune prompts.
-        eval_prompts: prompts that judge the winner.
-        cache: the dense baselines.
-        gate: what the winner must meet on the eval prompts.
-        listeners: told what happens.
-        output_dir: where the winner goes.
-        started: `time.perf_counter()` at the start.
-    """
-
     config: Config
-    engine: Executor
-    runtime: RuntimeDescription
-    prompts: tuple[AnyPrompt, ...]
+    executor: Executor
+    runtime: RuntimeDescription  # of the executor's workers
+    prompts: tuple[AnyPrompt, ...]  # tune prompts
     eval_prompts: tuple[AnyPrompt, ...]
     cache: BaselineCache
-    gate: Gate
+    gate: Gate  # for the winner on the eval prompts
     listeners: tuple[TuningListener, ...]
     output_dir: Path
-    started: float
+    started: float  # `time.perf_counter()` at the start
 
     @property
     def renderer(self) -> Renderer:
-        """The model of this process, with nothing installed on its pipeline.
-
-        Raises:
-            ExecutorError: other processes have it.
-        """
-        if not isinstance(self.engine, LocalExecutor):
+        """The model of this process; ExecutorError if only other processes have it."""
+        if not isinstance(self.executor, LocalExecutor):
             raise ExecutorError(
                 f"--tuner {self.config.tune.tuner} must have the model in this process, but Ray's workers have it; "
                 "use --engine local"
             )
-        return self.engine.session.renderer
+        return self.executor.session.renderer
 
     @property
     def backend(self) -> Backend:
-        """The kernel that trials run on, in this process."""
         return choose_backend(self.config.backend, self.renderer.loaded.device)
 
     @property
     def search_gate(self) -> Gate:
-        """The gate that trials must meet: stricter in PSNR by the margin, since other prompts will judge the winner."""
+        """The gate of trials: stricter in PSNR by the margin, since the winner is evaluated on other prompts."""
 
         def raised(bound: float | None) -> float | None:
             return None if bound is None else bound + self.config.tune.margin_db
@@ -94,28 +74,25 @@ class TuningContext:
 
     @property
     def keep_text(self) -> tuple[bool, ...]:
-        """Text rules to choose from."""
         return {"always": (True,), "never": (False,), "search": (True, False)}[self.config.tune.keep_text]
 
     @property
     def arrangements(self) -> tuple[Arrangement, ...]:
-        """Token orders and text rules to calibrate."""
         return tuple(Arrangement(order, keep) for keep in self.keep_text for order in self.config.tune.orders)
 
     @property
     def points(self) -> tuple[HeadThresholds, ...]:
-        """The grid of thresholds to calibrate."""
         return grid(self.config.tune.rules)
 
     @property
     def probe_prompts(self) -> tuple[AnyPrompt, ...]:
-        """Prompts that sensitivity is measured on; none where a search tells neither steps nor layers apart."""
+        """Prompts for measuring sensitivity; none if the search treats all steps and layers alike."""
         tune = self.config.tune
         wanted = tune.schedule or (tune.space == "budget" and tune.granularity != "global")
         return self.prompts[: tune.probe_prompts] if wanted else ()
 
     def start(self, study_name: str, storage: str, n_trials: int, study: StudyState | None = None) -> None:
-        """Notify the listeners that a study of these trials begins or is resumed; None is one that isn't shared."""
+        """Notify the listeners that a study begins or is resumed; None is one that isn't shared."""
         study = study or StudyState()
         event = StudyStarted(
             study_name=study_name,
@@ -129,24 +106,15 @@ class TuningContext:
             num_eval_prompts=len(self.eval_prompts),
             study=study,
         )
-        tell(self.listeners, lambda listener: listener.on_study_start(event))
+        notify(self.listeners, lambda listener: listener.on_study_start(event))
 
     def score(self, prompt: AnyPrompt, policy: Policy, metrics: tuple[str, ...]) -> ScorePrompt:
-        """Make the task that renders and measures a prompt under a policy."""
         return ScorePrompt(prompt, policy, self.config.backend, self.config.tune.seed, self.cache, metrics)
 
-    def tell_incident(self, what: object) -> None:
-        """Tell the listeners of an incident; anything else is none of theirs."""
-        if isinstance(what, Incident):
-            incident = what
-            tell(self.listeners, lambda listener: listener.on_incident(incident))
-
     def has_time(self) -> bool:
-        """Whether `tune.max_minutes` aren't over."""
         return self.seconds_left != 0.0
 
     def keep_dense(self, prompt: AnyPrompt, frames: Frames, seconds: float) -> None:
-        """Put a dense video that was rendered on the way into the cache, unless it is there."""
         self.cache.get_or_render(baseline_key(self.renderer, prompt, self.config.tune.seed), lambda: (frames, seconds))
 
     @property
@@ -162,7 +130,7 @@ _LAYOUT = 4
 
 
 def signature(context: TuningContext) -> dict[str, Any]:
-    """Name all that the trials of one study share, as JSON values."""
+    """Return all settings that the trials of a study must share, as JSON values."""
     config = context.config
     shared = ("space", "granularity", "objective", "schedule", "probe_prompts")
     return (
@@ -174,7 +142,7 @@ def signature(context: TuningContext) -> dict[str, Any]:
 
 
 def calibration_signature(context: TuningContext) -> dict[str, Any]:
-    """Name all that decides the calibrated curves, as JSON values."""
+    """Return all settings that the calibrated curves depend on, as JSON values."""
     config, runtime = context.config, context.runtime
     return {
         "model": runtime.identity.fingerprint,
@@ -195,25 +163,12 @@ def calibration_signature(context: TuningContext) -> dict[str, Any]:
 
 
 def digest(value: Mapping[str, Any]) -> str:
-    """Shorten JSON values to 16 hexadecimal digits."""
+    """Hash JSON values to 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def open_context(
-    config: Config, output_dir: Path, listeners: Sequence[TuningListener] = (), engine: Executor | None = None
-) -> TuningContext:
-    """Check a configuration, load the model and give what a search works with; its engine is the caller's to close.
-
-    Args:
-        config: the configuration.
-        output_dir: where the winner goes.
-        listeners: told what happens.
-        engine: does the work; None opens the configuration's.
-
-    Raises:
-        PromptError, MetricError, ModelError, BackendError, ExecutorError, TuningError, GenerationError: what was asked
-            for can't be done.
-    """
+def open_context(config: Config, output_dir: Path, listeners: Sequence[TuningListener] = ()) -> TuningContext:
+    """Check a configuration and load the model; the caller has to close the context's executor."""
     if config.backend == "dense":
         raise TuningError("tuning must have a backend that can run sparse, but backend is dense; use --backend auto")
     if config.tune.tuner == "builtin" and config.engine.name != "local":
@@ -224,15 +179,15 @@ def open_context(
     import_metrics(config.eval.metric_modules)
     prompts = load_prompts(config.tune.prompt_file, config.tune.num_prompts)
     eval_prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
-    engine = engine or open_executor(config, measures_speed=config.tune.objective == "speed")
+    executor = open_executor(config, measures_speed=config.tune.objective == "speed")
     try:
-        runtime = run_one(engine, DescribeSession(config.backend)).runtime
+        runtime = run_one(executor, DescribeSession(config.backend)).runtime
     except BaseException:
-        engine.close()
+        executor.close()
         raise
     return TuningContext(
         config=config,
-        engine=engine,
+        executor=executor,
         runtime=runtime,
         prompts=prompts,
         eval_prompts=eval_prompts,

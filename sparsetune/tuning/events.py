@@ -18,7 +18,7 @@ TrialState = Literal["complete", "pruned", "failed"]
 
 
 class StudyState:
-    """What listeners may ask of a study; this one is not shared with other processes."""
+    """State of a study for listeners; this base class is of one that no other process shares."""
 
     def num_done(self) -> int:
         """Return the number of trials that have an outcome."""
@@ -40,19 +40,19 @@ class StudyState:
 
 @dataclass(frozen=True)
 class StudyStarted:
-    """A search begins, or goes on.
+    """A search begins or is resumed.
 
     Args:
         study_name: its name in the storage.
         storage: the storage's URL.
         config: the whole configuration as JSON values.
         n_trials: trials it will have in the end.
-        num_done: trials that earlier runs did.
+        num_done: trials of earlier runs.
         prompts: tune prompts, in order.
         num_steps: denoising steps of one rendering.
-        output_dir: where the winner goes.
-        num_eval_prompts: prompts that will judge the winner.
-        study: the study itself, which other processes may share.
+        output_dir: folder of the results.
+        num_eval_prompts: number of eval prompts.
+        study: the study, which other processes may share.
     """
 
     study_name: str
@@ -69,10 +69,10 @@ class StudyStarted:
 
 @dataclass(frozen=True)
 class TrialStarted:
-    """Trial `number` begins with these parameters.
+    """A trial begins.
 
-    Several may be in hand at once, each with events of its own; `worker` names who runs it, None where that is this
-    process. It begins once more, with another worker, where the one that ran it was lost.
+    Several may run at once. `worker` is the name of its worker, None for this process. A trial whose worker is lost
+    begins again with another one.
     """
 
     number: int
@@ -83,7 +83,7 @@ class TrialStarted:
 
 @dataclass(frozen=True)
 class TrialPrompt:
-    """Prompt `index` of `num_prompts` of a trial was judged."""
+    """Prompt `index` of `num_prompts` of a trial was rendered and measured."""
 
     number: int
     index: int
@@ -97,11 +97,11 @@ class TrialResult:
     """A trial that ended.
 
     Args:
-        number: from 0, in the order in which the study asked.
+        number: its number in the study, from 0.
         params: its parameters by name.
-        state: `complete` (all tune prompts), `pruned` (given up after some) or `failed`.
+        state: `complete` (all tune prompts), `pruned` (stopped after some) or `failed`.
         reason: why it was pruned or failed; None when complete.
-        policy: what it ran.
+        policy: the policy that it ran.
         prompts: results of the prompts that it rendered; empty for a trial of an earlier run of the study.
         sparsity: mean over the prompts rendered; None where there is none.
         psnr: mean in dB.
@@ -109,10 +109,10 @@ class TrialResult:
         frame_cosine: mean.
         feasible: whether it is complete and meets the gate on the tune prompts.
         seconds: wall-clock time.
-        shortfalls: by how much it misses each bound of that gate, at most 0 where one is met; empty when it failed.
+        shortfalls: by how much it misses each bound of that gate, at most 0 if met; empty when it failed.
         seconds_sparse: mean of its renderings; None where there is none.
-        predicted_error: what calibration says of its policy's error; None where it wasn't calibrated.
-        worker: who rendered its last prompt; None for a trial of an earlier run.
+        predicted_error: calibrated error of its policy; None where it wasn't calibrated.
+        worker: worker of its last prompt; None for a trial of an earlier run.
     """
 
     number: int
@@ -134,14 +134,14 @@ class TrialResult:
 
 
 @dataclass(frozen=True)
-class Insight:
-    """What the trials of a search say of it.
+class SearchStatistics:
+    """Statistics over all trials of a search; `insight` in files.
 
     Args:
-        rank_correlation: Spearman's, between the calibrated error of a policy and the PSNR of its videos, over the
-            complete trials; near -1 where calibration tells which policy will look better. None below four trials.
-        importances: share in [0, 1] of each parameter in what sets the best tenth of the trials apart (PED-ANOVA);
-            empty where there are too few trials to say.
+        rank_correlation: Spearman's, between calibrated error and PSNR over the complete trials; near -1 where
+            calibration predicts which policy will look better. None below four trials.
+        importances: parameter importance in [0, 1] for being among the best tenth of the trials (PED-ANOVA); empty
+            below four trials.
     """
 
     rank_correlation: float | None
@@ -150,39 +150,39 @@ class Insight:
 
 @dataclass(frozen=True)
 class TuningResult:
-    """What a search came to.
+    """Result of a tuning.
 
     Args:
         study_name: its name in the storage.
         trials: all trials, earlier runs' included, in order.
         best: the best trial that meets the gate on the tune prompts; None where none does.
-        closest: the sparse trial that misses the gate by the least; None where `best` is there, or nothing ran sparse.
+        closest: the sparse trial that misses the gate by the least; None if there is `best`, or nothing ran sparse.
         checkpoint_path: the winner's checkpoint; None without a winner.
-        evaluation: the winner judged on the eval prompts; None without a winner.
+        evaluation: the winner's on the eval prompts; None without a winner.
         calibration_path: the calibrated curves; None where nothing was calibrated.
-        seconds: wall-clock time of this run, from loaded model to judged winner.
+        seconds: wall-clock time of this run, from loaded model to evaluated winner.
         interrupted: whether Ctrl-C ended the search before its time.
-        before: SpargeAttn's default thresholds judged on the eval prompts; None without a winner.
+        before: evaluation of SpargeAttn's default thresholds; None without a winner.
         comparison: `before` against `evaluation`, prompt by prompt; None without a winner.
-        insight: what the trials say of the search.
-        incidents: what happened to workers: one lost, one joined.
-        left_to: who saves and judges the winner where this process doesn't, as a sentence; None where it does.
+        insight: statistics over the trials.
+        incidents: workers that were lost or joined.
+        left_to: message about the process that saves and evaluates the winner instead of this one; None otherwise.
         seconds_by_phase: `seconds` by phase, see `PhaseClock`.
-        record_path: all of this as JSON, see `sparsetune.tuning.record`; None where it isn't written.
+        record_path: this as JSON, see `sparsetune.tuning.record`; None where it isn't written.
     """
 
     study_name: str
-    trials: tuple[TrialResult, ...]
-    best: TrialResult | None
-    closest: TrialResult | None
-    checkpoint_path: Path | None
-    evaluation: EvaluationResult | None
-    calibration_path: Path | None
-    seconds: float
+    trials: tuple[TrialResult, ...] = ()
+    best: TrialResult | None = None
+    closest: TrialResult | None = None
+    checkpoint_path: Path | None = None
+    evaluation: EvaluationResult | None = None
+    calibration_path: Path | None = None
+    seconds: float = 0.0
     interrupted: bool = False
     before: EvaluationResult | None = None
     comparison: Comparison | None = None
-    insight: Insight | None = None
+    insight: SearchStatistics | None = None
     incidents: tuple[Incident, ...] = ()
     left_to: str | None = None
     seconds_by_phase: Mapping[str, float] = field(default_factory=dict)
@@ -190,15 +190,15 @@ class TuningResult:
 
 
 class TuningListener:
-    """Watches a search; every method does nothing until a subclass says otherwise.
+    """Receives the events of a search; subclasses override the methods that they need.
 
-    Methods are called on the thread that called for the search, however many workers there are; the events of trials
-    mix where there are several. What a listener raises ends the search, so one that can fail for reasons of its own (a
-    full disk, a lost server) handles that itself.
+    Calls come one at a time, possibly from another thread than the one that called `tune`. With several workers the
+    events of trials interleave. An exception in a listener ends the search, so a listener that can fail on its own (a
+    full disk, a lost server) must handle that.
     """
 
     def on_study_start(self, event: StudyStarted) -> None:
-        """The first call: nothing was rendered yet."""
+        """The first call; nothing is rendered yet."""
 
     def on_trial_start(self, event: TrialStarted) -> None:
         """A trial begins."""
@@ -207,47 +207,43 @@ class TuningListener:
         """A denoising step of any phase is done; SpargeAttn's own search counts as calibration."""
 
     def on_prompt(self, event: TrialPrompt) -> None:
-        """A prompt of a trial is judged."""
+        """A prompt of a trial was rendered and measured."""
 
     def on_trial(self, result: TrialResult) -> None:
         """A trial ended."""
 
     def on_wait(self, what: str) -> None:
-        """Nothing is left to begin, and what other processes have in hand is waited for, e.g. `3 trials`."""
+        """No trial or task is left to start; waits for those of other processes, e.g. `3 trials`."""
 
     def on_incident(self, incident: Incident) -> None:
-        """A worker was lost, say; the search goes on."""
+        """E.g. a worker was lost; the search continues."""
 
     def on_winner(self, trial: TrialResult, checkpoint_path: Path) -> None:
-        """The search is over and the winner is saved; it is judged next."""
+        """The winner is saved, and evaluated next."""
 
     def evaluation_listeners(self) -> tuple[EvaluationListener, ...]:
-        """Give the listeners for the winner's evaluation."""
+        """Return the listeners for the winner's evaluation."""
         return ()
 
     def on_study_end(self, result: TuningResult) -> None:
-        """The last call of a search that came to its end."""
+        """The last call of a search that completed."""
 
     def on_failure(self, error: BaseException) -> None:
-        """The last call of a search that did not: an error or Ctrl-C, which goes on up after this."""
+        """The last call of a search that ended by an error or Ctrl-C, which is raised again after this."""
 
 
-def tell(listeners: Sequence[TuningListener], call: Callable[[TuningListener], None]) -> None:
+def notify(listeners: Sequence[TuningListener], call: Callable[[TuningListener], None]) -> None:
     """Make one call on every listener, in order."""
     for listener in listeners:
         call(listener)
 
 
 class PhaseClock(TuningListener):
-    """Adds up the seconds of each phase.
+    """Sums the seconds of each phase; `now` is a clock in seconds.
 
-    An event of a step comes at the step's end, so the time before it is its phase's; the first trial begins at once,
-    so the time before that is still the phase's before it. `preparation` is the study's opening and what a tuner does
-    before its first rendering, SpargeAttn's own search counted in; `trials` holds the sampler's own time and the
-    winner's saving. A phase that is skipped has no seconds.
-
-    Args:
-        now: a clock in seconds.
+    A step's event comes at its end, so the time before it belongs to its phase. `preparation` is all before the first
+    rendering, including SpargeAttn's own search; `trials` includes the sampler and saving the winner. A phase that is
+    skipped has no seconds.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -257,11 +253,11 @@ class PhaseClock(TuningListener):
         self._seconds: dict[Phase, float] = {}
 
     def restart(self, at: float) -> None:
-        """Count from this time on, forgetting what was."""
+        """Reset, and count from a time on."""
         self._last, self._phase, self._seconds = at, "preparation", {}
 
     def stop(self) -> Mapping[str, float]:
-        """Close the phase that goes on, and give the seconds of each phase that there was, in order."""
+        """End the current phase and return the seconds of each phase, in order."""
         self._close(self._phase)
         return {phase: self._seconds[phase] for phase in PHASES if phase in self._seconds}
 
@@ -275,11 +271,11 @@ class PhaseClock(TuningListener):
         self._phase = "trials"
 
     def on_step(self, event: StepDone) -> None:
-        """A step was done."""
+        """A step is done."""
         self._close(event.phase)
 
     def on_prompt(self, event: TrialPrompt) -> None:
-        """A prompt of a trial was judged."""
+        """A prompt of a trial was measured."""
         self._close("trials")
 
     def on_trial(self, result: TrialResult) -> None:
@@ -287,7 +283,7 @@ class PhaseClock(TuningListener):
         self._close("trials")
 
     def on_winner(self, trial: TrialResult, checkpoint_path: Path) -> None:
-        """The winner is saved, and judged next."""
+        """The winner is saved; its evaluation begins."""
         self._close(self._phase)
         self._phase = "evaluation"
 

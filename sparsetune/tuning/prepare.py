@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sparsetune.attention.policy import Policy
-from sparsetune.executor import Event, Phase, StepDone, Task, run_all
+from sparsetune.executor import Event, Incident, Phase, StepDone, Task, run_all
 from sparsetune.files import write_json
 from sparsetune.locks import exclusive_if_free
 from sparsetune.tuning.calibration.attention_tap import sample_steps
@@ -20,7 +20,7 @@ from sparsetune.tuning.calibration.curves import Curves, reading
 from sparsetune.tuning.calibration.refine import RefinedThresholds, RefinePrompt
 from sparsetune.tuning.calibration.sensitivity import Sensitivity, fit, probes
 from sparsetune.tuning.context import TimeIsUp, TuningContext, calibration_signature, digest
-from sparsetune.tuning.events import tell
+from sparsetune.tuning.events import notify
 from sparsetune.tuning.search.allocation import best_order
 from sparsetune.tuning.search.space import num_groups
 
@@ -186,13 +186,13 @@ def _run_missing(
 
     def on_event(index: int, event: Event) -> None:
         what = event.what
-        if not isinstance(what, StepDone):
-            context.tell_incident(what)
-        elif phase != "sensitivity" or what.side == "sparse":
+        if isinstance(what, Incident):
+            notify(context.listeners, lambda listener: listener.on_incident(what))
+        elif isinstance(what, StepDone) and (phase != "sensitivity" or what.side == "sparse"):
             step = replace(what, phase=phase, index=missing[index], num_renderings=len(tasks), worker=event.worker)
-            tell(context.listeners, lambda listener: listener.on_step(step))
+            notify(context.listeners, lambda listener: listener.on_step(step))
 
-    for index, future in run_all(context.engine, [tasks[number] for number in missing], on_event, context.has_time):
+    for index, future in run_all(context.executor, [tasks[number] for number in missing], on_event, context.has_time):
         keep(missing[index], future.result())
     if not all(map(is_done, range(len(tasks)))):
         raise TimeIsUp
@@ -210,6 +210,6 @@ def _locked(context: TuningContext, phase: Phase, path: Path) -> Iterator[None]:
         if not context.has_time():
             raise TimeIsUp
         if not notified:
-            tell(context.listeners, lambda listener: listener.on_wait(f"the {phase}"))
+            notify(context.listeners, lambda listener: listener.on_wait(f"the {phase}"))
             notified = True
         time.sleep(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""A tuning on disk: what its JSON holds, read and written."""
+"""`tuning.json`, the record of a tuning: its fields, and how it is read and written."""
 
 import math
 from pathlib import Path
@@ -10,12 +10,12 @@ from sparsetune.checkpoint.manifest import utc_now
 from sparsetune.config import Config
 from sparsetune.evaluation.result import EvaluationResult, read_versioned
 from sparsetune.files import write_json
-from sparsetune.tuning.events import Insight, Parameter, TrialResult, TrialState, TuningResult
+from sparsetune.tuning.events import Parameter, SearchStatistics, TrialResult, TrialState, TuningResult
 from sparsetune.tuning.reproduce import recorded
 
 RECORD_NAME: Final = "tuning.json"
 SCHEMA_VERSION: Final = 1
-"""Raised whenever a field of the JSON changes its meaning or goes away."""
+"""Increment when a field of the JSON changes its meaning or is removed."""
 
 SCHEMA_PATH: Final = Path(__file__).parent / "tuning.schema.json"
 """The JSON Schema of a tuning, shipped with the package."""
@@ -47,7 +47,7 @@ class TrialSection(_Part):
 
     @classmethod
     def of(cls, trial: TrialResult) -> "TrialSection":
-        """Lay a trial out."""
+        """Convert a trial; figures that aren't finite become None."""
         values = {name: getattr(trial, name) for name in cls.model_fields}
         for name, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -62,12 +62,12 @@ class InsightSection(_Part):
     importances: dict[str, float] = Field(description="PED-ANOVA's share of each parameter, in [0, 1].")
 
     @classmethod
-    def of(cls, insight: Insight) -> "InsightSection":
-        """Lay an insight out."""
-        rho = insight.rank_correlation
+    def of(cls, statistics: SearchStatistics) -> "InsightSection":
+        """Convert statistics; figures that aren't finite become None or are left out."""
+        rho = statistics.rank_correlation
         return cls(
             rank_correlation=rho if rho is not None and math.isfinite(rho) else None,
-            importances={name: share for name, share in insight.importances.items() if math.isfinite(share)},
+            importances={name: share for name, share in statistics.importances.items() if math.isfinite(share)},
         )
 
 
@@ -92,12 +92,7 @@ class TuningRecord(_Part):
 
     @classmethod
     def of(cls, result: TuningResult, config: Config) -> "TuningRecord":
-        """Lay a tuning out.
-
-        Args:
-            result: what it came to.
-            config: what it was asked for.
-        """
+        """Convert the result of a tuning and its configuration."""
         return cls(
             study_name=result.study_name,
             created=utc_now(),
@@ -121,25 +116,25 @@ class TuningRecord(_Part):
 
 
 def save_record(record: TuningRecord, path: Path) -> None:
-    """Write a tuning as JSON, whole or not at all."""
+    """Write a record as JSON, atomically."""
     write_json(path, record.model_dump(mode="json"))
 
 
 def load_record(path: Path) -> TuningRecord:
-    """Read a tuning from its JSON file.
+    """Read a record from its JSON file.
 
     Raises:
-        ResultError: it can't be read, is something else, or a newer sparsetune wrote it.
+        ResultError: it can't be read, isn't a tuning, or a newer sparsetune wrote it.
     """
     return read_versioned(path, TuningRecord, SCHEMA_VERSION, "tuning")
 
 
 def record_schema() -> dict[str, Any]:
-    """Generate the JSON Schema of a tuning; `SCHEMA_PATH` holds it, and a test keeps the two equal."""
+    """Generate the JSON Schema of a record; a test checks that `SCHEMA_PATH` is equal to it."""
     schema = TuningRecord.model_json_schema(mode="serialization")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def write_schema() -> None:
-    """Write `SCHEMA_PATH` anew, after a change to the models above."""
+    """Write `SCHEMA_PATH`, after a change to the models above."""
     write_json(SCHEMA_PATH, record_schema())

@@ -1,4 +1,4 @@
-"""A search told again from the manifest of the checkpoint that it made."""
+"""Reproduce a search: its configuration in, and from, the manifest of the checkpoint that it made."""
 
 import logging
 from collections.abc import Mapping
@@ -20,18 +20,18 @@ from sparsetune.models.prompts import load_prompts
 logger = logging.getLogger(__name__)
 
 _SECTIONS = ("model", "generation", "tune", "eval", "gate", "backend")
-_CALLERS = {"tune": ("storage", "study_name"), "eval": ("output_dir",)}
-"""What is the caller's rather than the search's: where things are kept."""
+_LOCATIONS = {"tune": ("storage", "study_name"), "eval": ("output_dir",)}
+"""Settings that aren't recorded, since they don't affect the search."""
 
 
 def recorded(config: Config) -> dict[str, JsonValue]:
-    """Give what a manifest must hold of a configuration for its search to be repeated, as JSON values.
+    """Return all settings that a search's outcome depends on, as JSON values.
 
-    That is all but where things are kept: tracking, cache, the study's storage and name, the folder of results. Prompt
-    files in the packaged configurations' folder are told relative to it, all other paths are absolute.
+    Left out are tracking, cache, engine, the study's storage and name, and the results' folder. Prompt files in the
+    packaged configurations' folder are relative to it, all other paths absolute.
     """
     content: dict[str, Any] = config.model_dump(mode="json", include=set(_SECTIONS))
-    for section, names in _CALLERS.items():
+    for section, names in _LOCATIONS.items():
         for name in names:
             del content[section][name]
     for section in ("tune", "eval"):
@@ -45,19 +45,16 @@ def recorded(config: Config) -> dict[str, JsonValue]:
 def config_from_manifest(path: Path | str, base: Config) -> Config:
     """Read the configuration of the search that made a checkpoint, to run that search again.
 
-    Where this machine, its kernel or its packages aren't those of that search a warning names them, since the outcome
-    may differ then.
+    A warning lists differences in device, kernel and packages, with which the outcome may differ.
 
     Args:
         path: the checkpoint's folder.
-        base: the caller's own configuration: what it says of tracking, cache, engine, the study's storage and name,
-            and the results' folder holds. A study without a name gets that of the first search with `-rerun`, so that
-            the trials of the first aren't taken for those of the second.
+        base: the caller's configuration, which determines tracking, cache, engine, storage and name of the study, and
+            the results' folder. An unnamed study is named as the first one with `-rerun`, to have trials of its own.
 
     Raises:
         CheckpointError: there is no checkpoint.
-        TuningError: the manifest doesn't tell the search, tells it in a way that this version doesn't know, or the
-            prompts aren't those that it was made with.
+        TuningError: the manifest has no search or one that this version can't read, or the prompts have changed.
     """
     manifest = load_checkpoint(path).manifest
     if not manifest.search:
@@ -75,16 +72,16 @@ def config_from_manifest(path: Path | str, base: Config) -> Config:
 def _config(path: Path | str, manifest: Manifest, base: Config) -> Config:
     content = {name: dict(value) if isinstance(value, Mapping) else value for name, value in manifest.search.items()}
     try:
-        told: dict[str, Any] = {name: content[name] for name in _SECTIONS}
-        for section, names in _CALLERS.items():
-            told[section] |= {name: getattr(getattr(base, section), name) for name in names}
+        settings: dict[str, Any] = {name: content[name] for name in _SECTIONS}
+        for section, names in _LOCATIONS.items():
+            settings[section] |= {name: getattr(getattr(base, section), name) for name in names}
         for section in ("tune", "eval"):
-            told[section]["prompt_file"] = configs_folder() / told[section]["prompt_file"]
-        if manifest.base_revision is not None and not Path(told["model"]["source"]).exists():
-            told["model"]["revision"] = manifest.base_revision  # the commit that a branch was then
-        if told["tune"]["study_name"] is None:
-            told["tune"]["study_name"] = f"{manifest.tuner_settings.get('study_name', manifest.tuner)}-rerun"
-        return Config.model_validate(told | {"tracking": base.tracking, "cache": base.cache, "engine": base.engine})
+            settings[section]["prompt_file"] = configs_folder() / settings[section]["prompt_file"]
+        if manifest.base_revision is not None and not Path(settings["model"]["source"]).exists():
+            settings["model"]["revision"] = manifest.base_revision  # the branch may have moved since
+        if settings["tune"]["study_name"] is None:
+            settings["tune"]["study_name"] = f"{manifest.tuner_settings.get('study_name', manifest.tuner)}-rerun"
+        return Config.model_validate(settings | {"tracking": base.tracking, "cache": base.cache, "engine": base.engine})
     except (KeyError, TypeError, ValidationError) as error:
         first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
         cause = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else f"{type(error).__name__} {error}"
@@ -132,6 +129,6 @@ def _portable(path: Path) -> str:
 
 
 def _absolute(text: str) -> str:
-    """Give the absolute path where `text` is a file's or folder's, and otherwise (a hub id, a module) itself."""
+    """Return the absolute path if `text` is an existing file or folder, otherwise (a hub id, a module) `text`."""
     path = Path(text).expanduser()
     return str(path.resolve()) if path.exists() else text

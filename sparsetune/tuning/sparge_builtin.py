@@ -31,7 +31,7 @@ from sparsetune.executor import StepDone
 from sparsetune.files import atomic_path
 from sparsetune.models.families import attention_sites
 from sparsetune.tuning.context import TuningContext
-from sparsetune.tuning.events import tell
+from sparsetune.tuning.events import notify
 
 CONTRACT = {
     "SparseAttentionMeansim": ("l1", "pv_l1"),
@@ -124,7 +124,7 @@ class _Search:
         def on_step(step: int, num_steps: int) -> None:
             self._check(self._refused)  # a whole search takes days
             event = StepDone("calibration", "dense", step, num_steps, index, len(context.prompts))
-            tell(context.listeners, lambda listener: listener.on_step(event))
+            notify(context.listeners, lambda listener: listener.on_step(event))
 
         rendering = context.renderer.render(prompt, seed, on_step)
         self._check(self._modules)

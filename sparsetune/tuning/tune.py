@@ -1,131 +1,153 @@
-"""A whole tuning: policies found by one of the tuners, the winner saved and judged on other prompts."""
+"""A whole tuning: one of the tuners finds policies, the winner is saved and evaluated on other prompts."""
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from sparsetune.attention.policy import Policy
+from sparsetune.checkpoint import (
+    Checkpoint,
+    LayerShape,
+    Manifest,
+    git_commit,
+    hash_prompts,
+    load_checkpoint,
+    save_checkpoint,
+    versions,
+)
 from sparsetune.config import Config
+from sparsetune.errors import CheckpointError
 from sparsetune.evaluation.compare import compare
+from sparsetune.evaluation.evaluate import evaluate
+from sparsetune.evaluation.events import Listeners
+from sparsetune.evaluation.result import EvaluationResult
+from sparsetune.locks import exclusive_if_free
 from sparsetune.tuning.context import TimeIsUp, TuningContext, calibration_signature, digest, open_context
-from sparsetune.tuning.events import Parameter, PhaseClock, TrialResult, TuningListener, TuningResult, tell
+from sparsetune.tuning.events import Parameter, PhaseClock, TrialResult, TuningListener, TuningResult, notify
 from sparsetune.tuning.prepare import prepare, refined_policy
 from sparsetune.tuning.record import RECORD_NAME, TuningRecord, save_record
+from sparsetune.tuning.reproduce import recorded
 from sparsetune.tuning.search.objective import TrialRunner
-from sparsetune.tuning.search.run import search
+from sparsetune.tuning.search.run import open_search, search
+from sparsetune.tuning.search.study import quiet
 from sparsetune.tuning.sparge_builtin import check_builtin, run_builtin
-from sparsetune.tuning.winner import EVALUATION, Found, WinnersFolder, judge, save
+
+_CHECKPOINT, _EVALUATION, _LOCK = "checkpoint", "evaluation", ".winner.lock"
 
 
-def calibrated(context: TuningContext) -> Found:
+def search_policy(context: TuningContext) -> TuningResult:
+    """Calibrate, then search with Optuna; a study of the same name and settings is resumed.
+
+    Raises:
+        TuningError: the study can't be opened or has other settings, or trials keep failing for one reason.
+        KeyboardInterrupt: Ctrl-C before any trial met the gate.
+    """
+    with quiet():
+        study = open_search(context)
+        try:
+            prepared = prepare(context)
+        except TimeIsUp:
+            return TuningResult(study.study_name)
+        result = search(context, study, prepared.curves, prepared.sensitivity)
+    return replace(result, calibration_path=prepared.path)
+
+
+def _calibrate(context: TuningContext) -> TuningResult:
     """Calibrate, and search the sparsest policy with every head's error within `tune.l1` and `tune.pv_l1`."""
-    name = _start(context)
-    tune = context.config.tune
+    name, bounds = _start(context)
     try:
         prepared = prepare(context, probe=False)
-        policy = refined_policy(context, prepared.curves)
-        trial = _tried(context, policy, {"l1": tune.l1, "pv_l1": tune.pv_l1})
+        result = _run_only_trial(context, name, bounds, refined_policy(context, prepared.curves))
     except TimeIsUp:
-        return Found(name, (), None)
-    return _found(name, trial, prepared.path)
+        return TuningResult(name)
+    return replace(result, calibration_path=prepared.path)
 
 
-def built_in(context: TuningContext) -> Found:
+def _run_builtin(context: TuningContext) -> TuningResult:
     """Run SpargeAttn's own search with the bounds `tune.l1` and `tune.pv_l1`."""
-    name = _start(context)
-    tune = context.config.tune
-    trial = _tried(context, run_builtin(context), {"l1": tune.l1, "pv_l1": tune.pv_l1})
-    return _found(name, trial, None)
+    return _run_only_trial(context, *_start(context), run_builtin(context))
 
 
-def _start(context: TuningContext) -> str:
+def _start(context: TuningContext) -> tuple[str, dict[str, Parameter]]:
+    """Notify listeners of a tuning of one trial; returns its name and parameters."""
     config = context.config
-    bounds = {"l1": config.tune.l1, "pv_l1": config.tune.pv_l1}
+    bounds: dict[str, Parameter] = {"l1": config.tune.l1, "pv_l1": config.tune.pv_l1}
     name = f"{config.model.name}-{config.tune.tuner}-{digest(calibration_signature(context) | bounds)[:8]}"
     context.start(name, storage="", n_trials=1)
-    return name
+    return name, bounds
 
 
-def _tried(context: TuningContext, policy: Policy, params: Mapping[str, Parameter]) -> TrialResult:
-    """Render the tune prompts under the policy: its one trial."""
-    result = TrialRunner.of(context).run(0, params, policy)
-    tell(context.listeners, lambda listener: listener.on_trial(result))
-    return result
+def _run_only_trial(context: TuningContext, name: str, params: Mapping[str, Parameter], policy: Policy) -> TuningResult:
+    trial = TrialRunner.of(context).run(0, params, policy)
+    notify(context.listeners, lambda listener: listener.on_trial(trial))
+    return TuningResult(name, (trial,), trial if trial.state == "complete" and trial.sparsity else None)
 
 
-def _found(name: str, trial: TrialResult, path: Path | None) -> Found:
-    return Found(name, (trial,), trial if trial.state == "complete" and trial.sparsity else None, path)
-
-
-_TUNERS = {"optuna": search, "calibrate": calibrated, "builtin": built_in}
+_TUNERS = {"optuna": search_policy, "calibrate": _calibrate, "builtin": _run_builtin}
 
 
 def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener] = ()) -> TuningResult:
-    """Find a policy with the configuration's tuner, save it as a checkpoint and judge it.
+    """Find a policy with the configuration's tuner, save it as a checkpoint and evaluate it.
 
     `optuna` searches for the sparsest policy whose videos pass the gate on the tune prompts; `calibrate` and `builtin`
-    give the policy within `tune.l1` and `tune.pv_l1`. The winner and SpargeAttn's default thresholds are judged on the
-    eval prompts, which no tuner saw.
+    return the policy within `tune.l1` and `tune.pv_l1`. The winner and SpargeAttn's default thresholds are evaluated on
+    the eval prompts, which no tuner saw.
 
     Args:
         config: the configuration; its `tune` section says how to search.
         output_dir: gets `checkpoint/`, the winner's evaluation in `evaluation/`, the defaults' in `before/`, and all
             of the tuning as `tuning.json`.
-        listeners: told what happens, in order.
+        listeners: notified of every event, in order.
 
     Returns:
         All trials and the winner. Where no trial of a search meets the gate there is no winner and nothing is saved;
         `closest` is then the trial that misses it by the least. Ctrl-C while trials run ends the search with the best
-        so far. The one policy of the other tuners is the winner whatever the gate says. Of several processes on one
-        study that write to one folder, one saves and judges the winner; `left_to` says so in the others' results.
+        so far. The one policy of the other tuners is the winner whether or not it meets the gate. Of several processes
+        on one study and output folder, one saves and evaluates the winner; the others' results name it in `left_to`.
 
     Raises:
-        PromptError, ModelError, BackendError, ExecutorError, TuningError, GenerationError: what was asked for can't be
-            done.
+        PromptError, ModelError, BackendError, ExecutorError, TuningError, GenerationError: see their messages.
     """
     if config.tune.tuner == "builtin":
         check_builtin(parallel=config.tune.parallel_tune)
     clock = PhaseClock()
-    context, folder = open_context(config, output_dir, (clock, *listeners)), WinnersFolder(output_dir)
+    context, lock = open_context(config, output_dir, (clock, *listeners)), WinnerLock(output_dir)
     clock.restart(context.started)
     try:
-        result = _result(context, _TUNERS[config.tune.tuner](context), folder)
+        result = _with_evaluation(context, _TUNERS[config.tune.tuner](context), lock)
         result = replace(result, seconds_by_phase=clock.stop())
         if result.left_to is None:
             result = replace(result, record_path=output_dir / RECORD_NAME)
             save_record(TuningRecord.of(result, config), output_dir / RECORD_NAME)
     except BaseException as error:
         failure = error
-        context.engine.cancel_all()
-        tell(context.listeners, lambda listener: listener.on_failure(failure))
+        context.executor.cancel_all()
+        notify(context.listeners, lambda listener: listener.on_failure(failure))
         raise
     finally:
-        context.engine.close()
-    tell(context.listeners, lambda listener: listener.on_study_end(result))
+        context.executor.close()
+    notify(context.listeners, lambda listener: listener.on_study_end(result))
     return result
 
 
-def _result(context: TuningContext, found: Found, folder: WinnersFolder) -> TuningResult:
-    """Give what a tuner found, judged where no other process of the study does that."""
-    result = replace(found.result(time.perf_counter() - context.started), incidents=context.engine.incidents)
-    if found.num_elsewhere:
-        trials = "1 trial still runs" if found.num_elsewhere == 1 else f"{found.num_elsewhere} trials still run"
-        return replace(result, left_to=f"{trials} in other processes of the study, the last of which judges the winner")
-    if found.best is None:
+def _with_evaluation(context: TuningContext, result: TuningResult, lock: "WinnerLock") -> TuningResult:
+    """Add times, incidents and, unless another process of the study does that, the winner's evaluation."""
+    result = replace(result, seconds=time.perf_counter() - context.started, incidents=context.executor.incidents)
+    if result.best is None or result.left_to:
         return result
-    with folder.take(found.study_name, found.best.number) as ours:
-        if not ours:
+    with lock.acquire(result.study_name, result.best.number) as is_ours:
+        if not is_ours:
             return replace(result, left_to=f"another process of the study saves and judges it in {context.output_dir}")
-        return _judged(context, found.study_name, found.best, result)
+        return _evaluated(context, result, result.best)
 
 
-def _judged(context: TuningContext, study_name: str, best: TrialResult, result: TuningResult) -> TuningResult:
-    """Save the winner, and judge it and SpargeAttn's default thresholds on the eval prompts."""
-    saved = save(context, study_name, best)
-    tell(context.listeners, lambda listener: listener.on_winner(best, saved))
-    before = judge(context, None, "before")
-    after = judge(context, best.policy, EVALUATION, saved)
+def _evaluated(context: TuningContext, result: TuningResult, best: TrialResult) -> TuningResult:
+    saved = _save(context, result.study_name, best)
+    notify(context.listeners, lambda listener: listener.on_winner(best, saved))
+    before = _evaluate(context, None, "before")
+    after = _evaluate(context, best.policy, _EVALUATION, saved)
     return replace(
         result,
         checkpoint_path=saved,
@@ -133,5 +155,102 @@ def _judged(context: TuningContext, study_name: str, best: TrialResult, result: 
         evaluation=after,
         comparison=compare(before, after),
         seconds=time.perf_counter() - context.started,
-        incidents=context.engine.incidents,
+        incidents=context.executor.incidents,
+    )
+
+
+class WinnerLock:
+    """An inter-process lock on the winner in an output folder.
+
+    Make it when the search begins: a winner that was evaluated before that is evaluated again, as a user expects of a
+    command that is repeated; one that was evaluated since then was evaluated by another process of this search.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._before = self._stamp()
+
+    @contextlib.contextmanager
+    def acquire(self, study_name: str, trial: int) -> Iterator[bool]:
+        """Hold the lock, if it is free, and return whether this process has to save and evaluate a trial.
+
+        Raises:
+            CacheError: the folder can't be written to.
+        """
+        with exclusive_if_free(self._folder / _LOCK, setting="--output-dir") as is_free:
+            yield is_free and not (self._stamp() != self._before and self._holds(study_name, trial))
+
+    def _holds(self, study_name: str, trial: int) -> bool:
+        try:
+            settings = load_checkpoint(self._folder / _CHECKPOINT).manifest.tuner_settings
+        except CheckpointError:
+            return False
+        return (settings.get("study_name"), settings.get("trial")) == (study_name, trial)
+
+    def _stamp(self) -> frozenset[tuple[str, int, int]]:
+        """Return what changes when an evaluation ends: its result is the last file to be written."""
+        found = ((path.name, path.stat()) for path in (self._folder / _EVALUATION).glob("*.json"))
+        return frozenset((name, status.st_mtime_ns, status.st_ino) for name, status in found)
+
+
+def _save(context: TuningContext, study_name: str, best: TrialResult) -> Path:
+    """Save a trial's policy as a checkpoint and return its folder."""
+    config, runtime = context.config, context.runtime
+    identity = runtime.identity
+    measured = {
+        "sparsity": best.sparsity, "psnr": best.psnr, "psnr_worst": best.psnr_worst, "frame_cosine": best.frame_cosine
+    }  # fmt: skip
+    manifest = Manifest(
+        tuner=config.tune.tuner,
+        base_model=identity.name,
+        base_source=identity.source,
+        base_revision=identity.revision,
+        base_fingerprint=identity.fingerprint,
+        pipeline_class=identity.pipeline_class,
+        transformer_class=identity.transformer_class,
+        layers=tuple(LayerShape(name=name, num_heads=heads, head_dim=dim) for name, heads, dim in identity.layers),
+        num_frames=config.generation.num_frames,
+        height=config.generation.height,
+        width=config.generation.width,
+        num_inference_steps=config.generation.num_inference_steps,
+        guidance_scale=config.generation.guidance_scale,
+        guidance_scale_2=config.generation.guidance_scale_2,
+        dtype=runtime.dtype,
+        scheduler=runtime.scheduler,
+        kernel=runtime.kernel,
+        device=runtime.device_name,
+        tuner_settings=config.tune.model_dump(mode="json")
+        | {"study_name": study_name, "trial": best.number, "params": dict(best.params)},
+        search=recorded(config),
+        prompts_hash=hash_prompts(context.prompts),
+        eval_prompts_hash=hash_prompts(context.eval_prompts),
+        seeds=(config.tune.seed,),
+        versions=versions(),
+        git_commit=git_commit(),
+        metrics={name: value for name, value in measured.items() if value is not None},
+    )
+    return save_checkpoint(Checkpoint(best.policy, manifest), context.output_dir / _CHECKPOINT)
+
+
+def _evaluate(
+    context: TuningContext, policy: Policy | None, folder: str, checkpoint_path: Path | None = None
+) -> EvaluationResult:
+    """Evaluate a policy, None for SpargeAttn's default thresholds, on the eval prompts, which the search never saw."""
+    config = context.config
+    return evaluate(
+        context.executor,
+        policy,
+        context.eval_prompts,
+        seed=config.eval.seed,
+        cache=context.cache,
+        metrics=config.eval.metrics,
+        gate=context.gate,
+        backend=config.backend,
+        listener=Listeners([each for listener in context.listeners for each in listener.evaluation_listeners()]),
+        output_dir=context.output_dir / folder,
+        save_videos=config.eval.save_videos,
+        checkpoint=None if checkpoint_path is None else str(checkpoint_path),
+        tuner=None if checkpoint_path is None else config.tune.tuner,
+        prompt_file=config.eval.prompt_file,
+        tune_prompts=context.prompts,
     )

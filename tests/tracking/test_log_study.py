@@ -17,7 +17,7 @@ from sparsetune.config import Config
 from sparsetune.evaluation.compare import compare
 from sparsetune.executor import Incident, Worker
 from sparsetune.tracking import TrackingListener
-from sparsetune.tuning.events import Insight, StudyStarted, TrialPrompt, TrialResult, TuningResult
+from sparsetune.tuning.events import SearchStatistics, StudyStarted, TrialPrompt, TrialResult, TuningResult
 from tests.tracking.conftest import LAYERS, Evaluation, artifacts_of, make_prompt, make_result, runs_of
 
 STUDY_RUN = "tune demo's study"
@@ -277,7 +277,7 @@ def test_what_came_before_and_what_the_trials_say_are_recorded(
     config: Config, client: MlflowClient, experiment: str
 ) -> None:
     before, after = make_result((30.0, 34.0)), make_result()
-    insight = Insight(-0.8, {"dense_fraction": 0.25, "cdf/layer_00": 0.75})
+    insight = SearchStatistics(-0.8, {"dense_fraction": 0.25, "cdf/layer_00": 0.75})
     listener = TrackingListener(config)
     listener.on_study_start(started(config))
     listener.on_trial(replace(TRIALS[0], predicted_error=0.03, seconds_sparse=1.5))

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sparsetune.tuning.context import TimeIsUp
 
 from sparsetune.attention.backends import ReferenceBackend
 from sparsetune.attention.handle import kept_blocks
@@ -24,7 +23,7 @@ from sparsetune.tuning.calibration.attention_tap import render_tapped, reordered
 from sparsetune.tuning.calibration.bounded_policy import Bounds
 from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.calibration.refine import RefinedThresholds, RefinePrompt
-from sparsetune.tuning.context import TuningContext, open_context
+from sparsetune.tuning.context import TimeIsUp, TuningContext, open_context
 from sparsetune.tuning.events import TuningListener
 from sparsetune.tuning.prepare import (
     curves_path,
@@ -131,7 +130,7 @@ def test_orders_and_similarity_thresholds_are_those_of_the_start(place: Place) -
 
 def test_steps_are_told_and_the_limits_kept(place: Place) -> None:
     assert place.recorder.refined == [
-        StepDone("refinement", "dense", step, 2, prompt, 2, worker=place.context.engine.workers[0])
+        StepDone("refinement", "dense", step, 2, prompt, 2, worker=place.context.executor.workers[0])
         for prompt in (0, 1)
         for step in (1, 2)
     ]
@@ -156,7 +155,7 @@ def context_at(place: Place, root: Path, *listeners: TuningListener, **changes: 
 def searched(context: TuningContext, start: Policy, index: int, bounds: Bounds = BOUNDS) -> RefinedThresholds:
     """What a worker makes of one prompt."""
     return run_one(
-        context.engine, RefinePrompt(context.prompts[index], 42, start, bounds, sampled_steps(context), "reference")
+        context.executor, RefinePrompt(context.prompts[index], 42, start, bounds, sampled_steps(context), "reference")
     )
 
 

@@ -14,8 +14,8 @@ import pytest
 from sparsetune.errors import GenerationError, TuningError
 from sparsetune.tuning import prepare
 from sparsetune.tuning.calibration.curves import Curves
-from sparsetune.tuning.events import TuningListener
 from sparsetune.tuning.context import TimeIsUp
+from sparsetune.tuning.events import TuningListener
 from tests.executor.engines import FakeExecutor
 from tests.tuning.tables import curves
 
@@ -53,9 +53,7 @@ class Waits(TuningListener):
 def measure(
     folder: Path, *, listener: TuningListener | None = None, more: Callable[[], bool] = lambda: True, **how: int
 ) -> Curves:
-    context = SimpleNamespace(
-        engine=FakeExecutor(), listeners=(listener,) if listener else (), has_time=more, tell_incident=lambda what: None
-    )
+    context = SimpleNamespace(executor=FakeExecutor(), listeners=(listener,) if listener else (), has_time=more)
     tasks = [MeasurePrompt(folder, index, **how) for index in range(NUM_PROMPTS)]
     return prepare._measured_table(context, "calibration", folder / "curves.npz", Curves.load, tasks)
 

@@ -10,7 +10,7 @@ import pytest
 
 from sparsetune.config import resolve
 from sparsetune.errors import ResultError
-from sparsetune.tuning.events import Insight, TrialResult, TuningResult
+from sparsetune.tuning.events import SearchStatistics, TrialResult, TuningResult
 from sparsetune.tuning.record import SCHEMA_PATH, TuningRecord, load_record, record_schema, save_record
 from tests.report.synthetic import record_of, result_of
 from tests.tracking.recorded import policy_of
@@ -21,7 +21,7 @@ TRIAL = TrialResult(
 )  # fmt: skip
 RESULT = TuningResult(
     "demo-1", (TRIAL,), TRIAL, None, Path("checkpoint"), result_of(), None, 30.0, before=result_of(use_tuned=False),
-    insight=Insight(-0.5, {"l1": 1.0}), seconds_by_phase={"trials": 12.0, "judging": 18.0},
+    insight=SearchStatistics(-0.5, {"l1": 1.0}), seconds_by_phase={"trials": 12.0, "judging": 18.0},
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def test_where_things_are_kept_is_not_recorded() -> None:
 
 def test_what_is_no_number_becomes_null() -> None:
     odd = replace(TRIAL, predicted_error=float("inf"), psnr=float("nan"))
-    result = replace(RESULT, trials=(odd,), insight=Insight(float("nan"), {"l1": float("nan")}))
+    result = replace(RESULT, trials=(odd,), insight=SearchStatistics(float("nan"), {"l1": float("nan")}))
     record = TuningRecord.of(result, resolve("demo", (), {}))
     assert (record.trials[0].predicted_error, record.trials[0].psnr) == (None, None)
     assert record.insight is not None

@@ -75,7 +75,7 @@ def context_maker(demo: LoadedModel, folder: Path) -> MakeContext:
         renderer = Renderer(demo, config.generation)
         return TuningContext(
             config=config,
-            engine=LocalExecutor(ModelSession(renderer)),
+            executor=LocalExecutor(ModelSession(renderer)),
             runtime=describe(renderer, "reference"),
             prompts=("a red ball", "a blue box")[: config.tune.num_prompts],
             eval_prompts=("a green cone",),

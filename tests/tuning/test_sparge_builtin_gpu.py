@@ -57,7 +57,7 @@ def make_context(folder: Path, monkeypatch: pytest.MonkeyPatch, parallel: bool) 
     renderer = Renderer(loaded, config.generation)
     return TuningContext(
         config=config,
-        engine=LocalExecutor(ModelSession(renderer)),
+        executor=LocalExecutor(ModelSession(renderer)),
         runtime=describe(renderer, "sparge"),
         prompts=("a red ball",),
         eval_prompts=("a blue box",),

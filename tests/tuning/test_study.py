@@ -23,7 +23,8 @@ from sparsetune.metrics import Gate
 from sparsetune.tuning.events import TrialResult, TuningListener
 from sparsetune.tuning.search import run as searches
 from sparsetune.tuning.search import study as studies
-from sparsetune.tuning.search.objective import Objective, TrialRunner, shortfalls
+from sparsetune.tuning.search.objective import Objective, TrialRunner
+from sparsetune.tuning.search.ranking import shortfalls
 from sparsetune.tuning.search.samplers import SAMPLERS
 from sparsetune.tuning.search.space import CALIBRATED, DEFAULT, SearchSpace
 from tests.executor.engines import FakeExecutor

@@ -1,8 +1,7 @@
-"""The policy with the most sparsity for an error of the video: every head buys sparsity at the same price.
+"""Allocation of an error budget to heads by a Lagrange multiplier, for the most sparsity.
 
-Within one budget, a head that gets much sparsity for little error should take more of it than one that gets little.
-At the best allocation no head could trade with another: each stands at the point that maximises sparsity − error /
-price, with one price for all (Lagrange), and the price is set so that the whole error is the budget.
+Each head takes the point that maximises sparsity − error / multiplier; one multiplier for all heads is optimal, and it
+is bisected until the total error is the budget.
 """
 
 import functools
@@ -25,73 +24,43 @@ from sparsetune.tuning.calibration.sensitivity import Sensitivity, head_shares
 Floats = npt.NDArray[np.float64]
 
 _UNBOUNDED = 1e3
-"""What stands for an infinite relative error."""
+"""Replaces an infinite relative error."""
 
 
 @dataclass(frozen=True)
 class CandidateCosts:
-    """Error and sparsity of every candidate threshold of each head, over a whole generation.
-
-    Args:
-        points: the grid's points.
-        cost: squared error, weighted by sensitivity, float64 (orders, layers, heads, points).
-        gain: sparsity, the same shape.
-        unit: the cost if every head's relative error were 1.
-        num_heads: of all layers.
-    """
+    """Error and sparsity of every candidate threshold of each head, over a whole generation."""
 
     points: tuple[HeadThresholds, ...]
-    cost: Floats
-    gain: Floats
-    unit: float
-    num_heads: int
+    cost: Floats  # squared error, weighted by sensitivity, float64 (orders, layers, heads, points)
+    gain: Floats  # sparsity, the same shape
+    unit: float  # the cost if every head's relative error were 1
+    num_heads: int  # of all layers
 
 
 @dataclass(frozen=True)
 class Table:
-    """The curves of some arrangements under one rule, in float64.
+    """The curves of some arrangements under one rule, in float64."""
 
-    Args:
-        points: the grid's points of that rule, without `pvthreshd`.
-        error: for each sampled step (orders, layers, heads, points).
-        sparsity: the same.
-    """
-
-    points: tuple[HeadThresholds, ...]
-    error: tuple[Floats, ...]
+    points: tuple[HeadThresholds, ...]  # those of the rule, without `pvthreshd`
+    error: tuple[Floats, ...]  # for each sampled step (orders, layers, heads, points)
     sparsity: tuple[Floats, ...]
 
 
-class Choice(NamedTuple):
-    """A point that a head takes, by the places of all four in a table."""
-
-    order: int
-    layer: int
-    head: int
-    point: int
+Choice = tuple[int, int, int, int]
+"""A head's point in a table: indices of order, layer, head and point."""
 
 
 class _Kind(NamedTuple):
-    """All that tells the denoising steps apart: two of one kind cost and earn the same.
+    """Kind of denoising step: steps of one kind have the same error and sparsity."""
 
-    Args:
-        part: of the generation, as sensitivity tells them apart.
-        place: of the nearest step that was sampled.
-        factor: on what is dropped; 0 is dense.
-    """
-
-    part: int
-    place: int
-    factor: float
+    part: int  # index among the phases of `Sensitivity`
+    place: int  # index of the nearest sampled step
+    factor: float  # on the dropped fraction; 0 is dense
 
 
 class CandidateTable:
-    """The candidate thresholds of a calibration, for any schedule and weights.
-
-    Args:
-        curves: the calibration; its arrays must stay as they are.
-        sensitivity: what an error does to the video.
-    """
+    """The candidate thresholds of a calibration, for any schedule and weights; caches values of its curves."""
 
     def __init__(self, curves: Curves, sensitivity: Sensitivity) -> None:
         self.curves, self.sensitivity = curves, sensitivity
@@ -105,13 +74,9 @@ class CandidateTable:
     def costs(
         self, places: Sequence[int], rule: Rule, schedule: DenseSchedule, weights: Sequence[float] = (1.0,)
     ) -> CandidateCosts:
-        """Add up what every point costs and earns over the generation.
+        """Sum the error and sparsity of every point over the generation.
 
-        Args:
-            places: of the arrangements to choose from.
-            rule: cdf or topk.
-            schedule: how much each step drops.
-            weights: factors on the sensitivity of equal groups of consecutive layers.
+        `places` are indices of arrangements, `weights` factors on the sensitivity of equal groups of layers.
         """
         table, kinds = self.table(places, rule), self._kinds(schedule)
         cost, gain = np.zeros(table.error[0].shape), np.zeros(table.error[0].shape)
@@ -128,7 +93,7 @@ class CandidateTable:
         return CandidateCosts(table.points, cost, gain, _total(kinds, powers), num_heads)
 
     def error(self, places: Sequence[int], rule: Rule, schedule: DenseSchedule, taken: Sequence[Choice]) -> float:
-        """Give the whole error of what heads take, as a budget measures it; heads that take nothing are left out."""
+        """Return the total error of the heads' choices, in the unit of a budget; dense heads are left out."""
         table, kinds = self.table(places, rule), self._kinds(schedule)
         powers = self._powers(kinds, (1.0,))
         order, layer, head, point = np.array(taken, dtype=np.int64).reshape(-1, 4).T
@@ -142,14 +107,12 @@ class CandidateTable:
         return float(np.sqrt(_add_up(cost.tolist()) / _total(kinds, powers)))
 
     def table(self, places: Sequence[int], rule: Rule) -> Table:
-        """Give the curves of some arrangements under a rule."""
         key = tuple(places), rule
         if key not in self._tables:
             self._tables[key] = self._read(*key)
         return self._tables[key]
 
     def _kinds(self, schedule: DenseSchedule) -> list[_Kind]:
-        """Give the kind of each denoising step."""
         num_steps, num_parts = len(self._nearest), len(self.sensitivity.phases)
         return [
             _Kind(phase(step, num_steps, num_parts), place, schedule.scale(step, num_steps))
@@ -157,7 +120,7 @@ class CandidateTable:
         ]
 
     def _powers(self, kinds: Sequence[_Kind], weights: Sequence[float]) -> dict[_Kind, Floats]:
-        """Give what a squared error of 1 costs in each kind of step, (layers, heads)."""
+        """Cost of a squared error of 1 in each kind of step, (layers, heads)."""
         num_layers = len(self.curves.layers)
         weight = np.array([weights[phase(index, num_layers, len(weights))] for index in range(num_layers)])
         of_layer = self.sensitivity.of_layers(num_layers) * weight
@@ -187,16 +150,15 @@ def _total(kinds: Sequence[_Kind], powers: Mapping[_Kind, Floats]) -> float:
 
 
 def _add_up(figures: Iterable[float]) -> float:
-    """Add up one by one, as Python's `sum` did before 3.12."""
+    """Sum without compensation, as Python's `sum` did before 3.12."""
     return functools.reduce(operator.add, figures, 0.0)
 
 
 @functools.lru_cache(maxsize=256)
 def _shift(points: tuple[HeadThresholds, ...], factor: float) -> Floats:
-    """Weights that interpolate the grid where each point drops `factor` times as much, (points, points).
+    """Weights, (points, points), that interpolate the grid where each point drops `factor` times as much.
 
-    A column holds the two points of the same similarity threshold on either side, linear in the logarithm of what
-    is dropped; beyond the grid's end it is the last point.
+    Linear in the logarithm of the dropped fraction, between points of one simthreshd1; clipped at the grid's ends.
     """
     weights = np.zeros((len(points), len(points)))
     for sim in {point.simthreshd1 for point in points}:
@@ -220,7 +182,7 @@ def _dropped(point: HeadThresholds) -> float:
 
 
 _BISECTIONS = 40
-_CHEAPEST, _DEAREST = 1e-9, 1e9
+_MIN_MULTIPLIER, _MAX_MULTIPLIER = 1e-9, 1e9
 
 
 def allocate(
@@ -235,18 +197,18 @@ def allocate(
     steepness: float = 0.5,
     weights: Sequence[float] = (1.0,),
 ) -> Policy:
-    """Read off the policy that gets the most sparsity within an error budget, or a sparsity at the least error.
+    """Return the policy with the most sparsity within an error budget, or the least error at a sparsity.
 
     Args:
-        candidates: the calibration, and what an error does to the video.
+        candidates: the calibration, and the effect of errors on the video.
         budget: root mean square of the heads' relative L1 errors, weighted by sensitivity and by the head's share of
             its layer's output. With the same error everywhere it is that error.
-        sparsity: as much as is wanted, in [0, 1], over a whole generation as calibration predicts it.
-        orders: token orders to choose from, a head at a time; None for all that were calibrated.
+        sparsity: upper limit in [0, 1], over a whole generation as calibration predicts it.
+        orders: token orders to choose from, for each head; None for all calibrated ones.
         keep_text: whether the text's key blocks are always computed.
         rule: cdf or topk.
         dense_fraction: fraction of the steps that run dense.
-        steepness: how far sensitive parts of the generation are spared, see `Sensitivity.drop_scale`.
+        steepness: see `Sensitivity.drop_scale`.
         weights: factors on the sensitivity of equal groups of consecutive layers.
 
     Raises:
@@ -255,7 +217,7 @@ def allocate(
     curves, schedule = candidates.curves, candidates.sensitivity.schedule(dense_fraction, steepness)
     places = curves.arrangement_indices(orders, keep_text)
     costs = candidates.costs(places, rule, schedule, weights)
-    taken, order = _take(costs, _price(costs, budget, sparsity))
+    taken, order = _take(costs, _multiplier(costs, budget, sparsity))
     names = [curves.arrangements[place].order for place in places]
     layers = []
     for index, (name, num_heads) in enumerate(curves.layers):
@@ -265,21 +227,21 @@ def allocate(
 
 
 def best_order(curves: Curves, orders: Sequence[str], keep_text: bool, budget: float = 0.1) -> str:
-    """Pick the one token order that gives all layers together the most sparsity within an error budget."""
+    """Return the token order with the most sparsity, over all layers, within an error budget."""
     candidates = CandidateTable(curves, Sensitivity())
 
     def sparsity(order: str) -> float:
         costs = candidates.costs(curves.arrangement_indices([order], keep_text), curves.points[0].rule, DenseSchedule())
-        taken, first = _take(costs, _price(costs, budget))
+        taken, first = _take(costs, _multiplier(costs, budget))
         return _sum(costs.gain, taken, first)
 
     return max(orders, key=sparsity)
 
 
 def predict(candidates: CandidateTable, policy: Policy) -> float | None:
-    """Give the error that a policy would have been allocated for, as `allocate` measures its budget.
+    """Return the error of a policy in the unit of `allocate`'s budget.
 
-    None where the policy has thresholds or an arrangement that weren't calibrated, e.g. SpargeAttn's defaults.
+    None if its thresholds or arrangement weren't calibrated, e.g. SpargeAttn's defaults.
     """
     curves, rule = candidates.curves, policy.layers[0].rule
     needed = {order: Arrangement(order, policy.keep_text) for order in policy.order_names}
@@ -295,7 +257,7 @@ def predict(candidates: CandidateTable, policy: Policy) -> float | None:
     if any(thresholds.is_sparse and point is None for thresholds, point in of_thresholds.items()):
         return None
     taken = [
-        Choice(places.index(place_of[order]), index, head, point)
+        (places.index(place_of[order]), index, head, point)
         for index, (layer, orders) in enumerate(zip(policy.layers, policy.head_orders, strict=True))
         for head, (thresholds, order) in enumerate(zip(layer.heads, orders, strict=True))
         if (point := of_thresholds[thresholds]) is not None
@@ -303,19 +265,19 @@ def predict(candidates: CandidateTable, policy: Policy) -> float | None:
     return candidates.error(places, rule, policy.schedule, taken)
 
 
-def _take(costs: CandidateCosts, price: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Each head's best point at a price, -1 is dense, and the order that it has it in, both (layers, heads)."""
-    profit: Floats = costs.gain - costs.cost / (price * costs.unit)
-    best = profit.argmax(axis=-1)
-    most = np.take_along_axis(profit, best[..., None], axis=-1)[..., 0]
+def _take(costs: CandidateCosts, multiplier: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Each head's best point at a multiplier, -1 is dense, and its order, both (layers, heads)."""
+    objective: Floats = costs.gain - costs.cost / (multiplier * costs.unit)
+    best = objective.argmax(axis=-1)
+    most = np.take_along_axis(objective, best[..., None], axis=-1)[..., 0]
     taken = np.where(most > 0, best, -1)
     order = most.argmax(axis=0)
     return np.take_along_axis(taken, order[None], axis=0)[0], order
 
 
-def _price(costs: CandidateCosts, budget: float, sparsity: float = 1.0) -> float:
-    """The highest price at which neither the whole error exceeds the budget nor the sparsity what is wanted."""
-    low, high = np.log(_CHEAPEST), np.log(_DEAREST)
+def _multiplier(costs: CandidateCosts, budget: float, sparsity: float = 1.0) -> float:
+    """The highest multiplier at which the total error is within the budget and the sparsity within its limit."""
+    low, high = np.log(_MIN_MULTIPLIER), np.log(_MAX_MULTIPLIER)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         taken = _take(costs, float(np.exp(middle)))
@@ -326,6 +288,6 @@ def _price(costs: CandidateCosts, budget: float, sparsity: float = 1.0) -> float
 
 
 def _sum(figures: Floats, taken: npt.NDArray[np.int64], order: npt.NDArray[np.int64]) -> float:
-    """Add up the figures, (orders, layers, heads, points), of what each head takes in its order."""
+    """Sum figures, (orders, layers, heads, points), over the heads' choices."""
     layers, heads = np.ogrid[: taken.shape[0], : taken.shape[1]]
     return float(np.where(taken >= 0, figures[order, layers, heads, np.maximum(taken, 0)], 0.0).sum())

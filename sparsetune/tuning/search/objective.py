@@ -1,7 +1,6 @@
-"""The objective of a study: a trial's policy rendered on the tune prompts and compared with dense video."""
+"""The objective function of a study: renders a trial's policy on the tune prompts and compares with dense video."""
 
 import logging
-import math
 import os
 import threading
 import time
@@ -29,9 +28,9 @@ from sparsetune.tuning.events import (
     TrialStarted,
     TrialState,
     TuningListener,
-    tell,
+    notify,
 )
-from sparsetune.tuning.search.ranking import values
+from sparsetune.tuning.search.ranking import mean, mean_sparsity, shortfalls, values
 from sparsetune.tuning.search.space import SearchSpace
 from sparsetune.tuning.search.study import OUTCOME, SharedStudy, best_sparsity
 
@@ -40,24 +39,24 @@ logger = logging.getLogger(__name__)
 METRICS = ("frame_cosine", "frame_l1", "psnr", "frame_diff", "psnr_frame_min")
 """What a trial measures on each prompt."""
 
-HOPELESS_DB = 6.0
+PRUNE_BELOW_GATE_DB = 6.0
 """A trial whose mean PSNR over the prompts so far misses the gate by more than this is pruned."""
 
-BEATEN = 0.95
-"""A trial whose sparsity so far is under this fraction of the best feasible trial's is pruned: it can't win, since
-sparsity hardly differs from prompt to prompt."""
+PRUNE_BELOW_BEST = 0.95
+"""A trial whose sparsity so far is under this fraction of the best feasible trial's is pruned: sparsity hardly differs
+from prompt to prompt, so it can't win."""
 
-_EQUAL_FAILURES = 3
-_KEPT = (
+_MAX_EQUAL_FAILURES = 3
+_STORED = (
     "params", "state", "reason", "sparsity", "psnr", "psnr_worst", "frame_cosine", "feasible", "seconds", "shortfalls",
     "seconds_sparse", "predicted_error",
 )  # fmt: skip
 
 Prune = Callable[[Sequence[PromptResult]], str | None]
-"""Returns why a trial isn't worth further prompts, None where it is."""
+"""Returns the reason to prune a trial after its results so far, or None."""
 
 Score = Callable[[AnyPrompt, Policy], Task[PromptResult]]
-"""Makes the task that renders and measures a prompt under a policy."""
+"""Returns the task that renders and measures a prompt under a policy."""
 
 
 class SearchStopped(Exception):
@@ -65,13 +64,11 @@ class SearchStopped(Exception):
 
 
 class LostTrial(Exception):
-    """Another process took this one for dead, and failed its trial."""
+    """Another process found this one's heartbeat stale and failed its trial."""
 
 
 @dataclass
 class _Trial:
-    """A trial under way, and the events of its prompts."""
-
     number: int
     params: Mapping[str, Parameter]
     policy: Policy
@@ -87,25 +84,15 @@ class _Trial:
 
 @dataclass
 class TrialRunner:
-    """Has policies rendered on the tune prompts and judges them; several threads may at once.
-
-    Args:
-        executor: does the renderings.
-        prompts: tune prompts.
-        score: makes the task of a prompt.
-        gate: constraints of the search.
-        listeners: notified of what happens, one call at a time.
-        predict: returns the error that calibration expects of a policy, None where it doesn't know.
-        deadline: `time.perf_counter()` after which no further prompt begins; None is never.
-    """
+    """Renders and measures policies on the tune prompts; thread-safe. Listeners are called one at a time."""
 
     executor: Executor
     prompts: tuple[AnyPrompt, ...]
     score: Score
     gate: Gate
     listeners: Sequence[TuningListener] = ()
-    predict: Callable[[Policy], float | None] = lambda _: None
-    deadline: float | None = None
+    predict: Callable[[Policy], float | None] = lambda _: None  # the calibrated error, None where unknown
+    deadline: float | None = None  # of `time.perf_counter()`; no further prompt begins after it
 
     def __post_init__(self) -> None:
         self._notifying = threading.RLock()
@@ -113,9 +100,8 @@ class TrialRunner:
 
     @classmethod
     def of(cls, context: TuningContext, predict: Callable[[Policy], float | None] = lambda _: None) -> Self:
-        """Run the trials of a search on its tune prompts."""
         return cls(
-            executor=context.engine,
+            executor=context.executor,
             prompts=context.prompts,
             score=lambda prompt, policy: context.score(prompt, policy, METRICS),
             gate=context.search_gate,
@@ -128,12 +114,7 @@ class TrialRunner:
     ) -> TrialResult:
         """Run one trial and return its outcome.
 
-        Args:
-            number: the trial's number.
-            params: what led to the policy.
-            policy: what to render.
-            prune: called after each prompt with the results so far; a reason ends the trial. Without it all prompts
-                are rendered at once.
+        `prune` is called after each prompt with the results so far; without it all prompts are rendered at once.
 
         Raises:
             TimeIsUp: the deadline passed before the last prompt.
@@ -157,18 +138,16 @@ class TrialRunner:
         return self._outcome(trial, state, reason, time.perf_counter() - began)
 
     def notify(self, call: Callable[[TuningListener], None]) -> None:
-        """Make one call on every listener, while no other thread does."""
         with self._notifying:
-            tell(self.listeners, call)
+            notify(self.listeners, call)
 
     def stop(self) -> None:
-        """End the trials of all threads, in the middle of their prompts."""
+        """Cancel the trials of all threads, even in the middle of a prompt."""
         self._is_stopped = True
         self.executor.cancel_all()
 
     @property
     def is_over(self) -> bool:
-        """Whether the deadline passed."""
         return self.deadline is not None and time.perf_counter() > self.deadline
 
     def _one_by_one(self, trial: _Trial) -> Iterator[tuple[int, PromptResult]]:
@@ -177,20 +156,17 @@ class TrialRunner:
                 raise SearchStopped
             if self.is_over:
                 raise TimeIsUp
-            yield index, self._evaluate(self.score(prompt, trial.policy), self._listen(trial, index))
+            future = self.executor.submit(self.score(prompt, trial.policy), self._listen(trial, index))
+            try:
+                result = future.result()
+            except CancelledError as error:
+                raise SearchStopped from error
+            yield index, result
 
     def _all_at_once(self, trial: _Trial) -> Iterator[tuple[int, PromptResult]]:
         tasks = [self.score(prompt, trial.policy) for prompt in self.prompts]
         for index, ended in run_all(self.executor, tasks, lambda index, event: self._listen(trial, index)(event)):
             yield index, ended.result()
-
-    def _evaluate(self, task: Task[PromptResult], on_event: Callable[[Event], None]) -> PromptResult:
-        """Have a worker do a task, and wait for its result."""
-        try:
-            result: PromptResult = self.executor.submit(task, on_event).result()
-            return result
-        except CancelledError as error:
-            raise SearchStopped from error
 
     def _listen(self, trial: _Trial, index: int) -> Callable[[Event], None]:
         def on_event(event: Event) -> None:
@@ -236,31 +212,18 @@ class TrialRunner:
 
 @dataclass
 class Objective:
-    """What `Study.optimize` calls with each trial, and after it as a callback.
-
-    Args:
-        runner: has trials rendered and judges them.
-        space: what a trial's parameters mean.
-        goal: what trials that meet the gate compete in.
-        penalised: whether the sampler knows no constraints, see `ranking.values`.
-        aimed: whether the sampler looks around the best that met the gate, rather than over the whole range.
-        adaptive: whether budgets on the way to the gate are tried before what the sampler proposes.
-        results: the trials of this process, by number, in the order in which they ended.
-        error: why the search was stopped; None where it wasn't.
-        has_lost: whether another process failed a trial of this one since `optimize` was called last.
-        num_jobs: threads of that call; once there are more workers than that it is to be called again.
-    """
+    """Optuna's objective function, and the callback after each trial."""
 
     runner: TrialRunner
     space: SearchSpace
     goal: Goal = "sparsity"
-    penalised: bool = False
-    aimed: bool = False
-    adaptive: bool = True
-    results: dict[int, TrialResult] = field(default_factory=dict)
-    error: BaseException | None = None
-    has_lost: bool = False
-    num_jobs: int = 1
+    penalised: bool = False  # whether the value has a penalty, for samplers without constraints; see `ranking.values`
+    aimed: bool = False  # whether trials target a sparsity relative to the best feasible trial's, not an error budget
+    adaptive: bool = True  # whether budgets near the gate are tried before the sampler's proposals
+    results: dict[int, TrialResult] = field(default_factory=dict)  # of this process, in the order in which they ended
+    error: BaseException | None = None  # what stopped the search
+    has_lost: bool = False  # whether another process failed a trial of this one since `Study.optimize` was last called
+    num_jobs: int = 1  # threads of that call; once there are more workers, it has to be called again
 
     def __call__(self, trial: optuna.Trial) -> float | tuple[float, float]:
         try:
@@ -278,12 +241,11 @@ class Objective:
             raise
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Parameter]:
-        """Return the parameters of a trial; the first call has the sampler choose them."""
         assert isinstance(trial.study, SharedStudy)
         return self.space.suggest(trial, trial.study.best_sparsity if self.aimed else 0.0)
 
     def after_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Notify the listeners of a trial that ended, an Optuna callback.
+        """Notify the listeners of a trial that ended; an Optuna callback.
 
         Raises:
             TuningError: three trials in a row failed for the same reason.
@@ -291,9 +253,9 @@ class Objective:
         result = self.results[trial.number]
         try:
             self.runner.notify(lambda listener: listener.on_trial(result))
-            last = list(self.results.values())[-_EQUAL_FAILURES:]
+            last = list(self.results.values())[-_MAX_EQUAL_FAILURES:]
             reasons = {each.reason if each.state == "failed" else None for each in last}
-            if len(last) == _EQUAL_FAILURES and len(reasons) == 1 and None not in reasons:
+            if len(last) == _MAX_EQUAL_FAILURES and len(reasons) == 1 and None not in reasons:
                 raise TuningError(f"the last {len(last)} trials failed for the same reason: {last[0].reason}")
         except BaseException as error:
             self.stop(error)
@@ -302,7 +264,6 @@ class Objective:
             study.stop()
 
     def stop(self, error: BaseException) -> None:
-        """End the search in all threads, because of an error."""
         self.error = self.error or error
         self.runner.stop()
 
@@ -318,58 +279,29 @@ class Objective:
         return values(self.goal, result, self.penalised)
 
     def _prune(self, trial: optuna.Trial, results: Sequence[PromptResult]) -> str | None:
-        """Report a trial's last prompt; returns why it isn't worth the prompts that it has left, None where it is."""
+        """Report a trial's last prompt; returns the reason to prune it, or None."""
         done, num_prompts = len(results), len(self.runner.prompts)
         if done < num_prompts:
             psnr, sparsity = mean(results, "psnr"), mean_sparsity(results)
             after = f"after {done} of {num_prompts} prompts"
-            if psnr < self.runner.gate.min_psnr - HOPELESS_DB:
+            if psnr < self.runner.gate.min_psnr - PRUNE_BELOW_GATE_DB:
                 return f"psnr {psnr:.1f} dB {after}, the gate is {self.runner.gate.min_psnr:g} dB"
             best = best_sparsity(trial.study.get_trials(deepcopy=False)) if self.goal == "sparsity" else 0.0
-            if sparsity < BEATEN * best:
+            if sparsity < PRUNE_BELOW_BEST * best:
                 return f"sparsity {sparsity:.3f} {after}, the best has {best:.3f}"
-        if self.goal == "pareto":  # no one trial is the best
+        if self.goal == "pareto":  # has no single best trial
             return None
         figure = results[-1].sparsity if self.goal == "sparsity" else results[-1].seconds_sparse
         trial.report(figure or 0.0, done - 1)
-        # Of one prompt Wilcoxon's test can't tell anything, and it costs queries.
+        # Wilcoxon's test needs more than one prompt, and costs queries.
         if done in (1, num_prompts) or not trial.should_prune():
             return None
         return f"worse than the best trial on the first {done} prompts (Wilcoxon's test)"
 
     def _record(self, trial: optuna.Trial, result: TrialResult) -> None:
-        kept = {name: getattr(result, name) for name in _KEPT}
         # First: a trial that has an outcome is never run again, and its constraints can be set only once.
-        trial.set_user_attr(
-            OUTCOME, {name: dict(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
-        )
+        trial.set_user_attr(OUTCOME, {name: getattr(result, name) for name in _STORED})
         self.results[result.number] = result
         if result.sparsity is not None and not self.penalised:  # CMA-ES warns of constraints that it won't use
             for name, missing in result.shortfalls.items():
                 trial.set_constraint(name, missing)
-
-
-def shortfalls(results: Sequence[PromptResult], gate: Gate) -> dict[str, float]:
-    """Return by how much results miss each bound of the gate; at most 0 where a bound is met.
-
-    Strict bounds (`above`) become ≤ constraints: a metric exactly at its bound is taken as met.
-    """
-    if not results:
-        return {"psnr": math.inf, "frame_cosine": math.inf}
-    missing = {
-        "psnr": gate.min_psnr - mean(results, "psnr"),
-        "frame_cosine": gate.min_frame_cosine - mean(results, "frame_cosine"),
-    }
-    if gate.min_psnr_worst is not None:
-        missing["psnr_worst"] = gate.min_psnr_worst - min(result.metrics["psnr"] for result in results)
-    if gate.min_psnr_frame is not None:
-        missing["psnr_frame"] = gate.min_psnr_frame - min(result.metrics["psnr_frame_min"] for result in results)
-    return missing
-
-
-def mean(results: Sequence[PromptResult], metric: str) -> float:
-    return sum(result.metrics[metric] for result in results) / len(results)
-
-
-def mean_sparsity(results: Sequence[PromptResult]) -> float:
-    return sum(result.sparsity or 0.0 for result in results) / len(results)

@@ -1,5 +1,6 @@
-"""What trials that meet the gate compete in."""
+"""Values of trials: by how much they miss the gate, which one is best, and statistics over all of them."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -10,26 +11,23 @@ from optuna.trial import TrialState
 from scipy.stats import spearmanr
 
 from sparsetune.config.models import Goal
-from sparsetune.tuning.events import Insight, TrialResult
+from sparsetune.evaluation.prompt import PromptResult
+from sparsetune.metrics import Gate
+from sparsetune.tuning.events import TrialResult
 
 _DB_PER_SPARSITY = 20.0
 
 
 def directions(goal: Goal) -> list[Literal["minimize", "maximize"]]:
-    """Say for each of a goal's objectives whether Optuna maximises or minimises it."""
     if goal == "pareto":
         return ["maximize", "maximize"]
     return ["minimize"] if goal == "speed" else ["maximize"]
 
 
 def values(goal: Goal, trial: TrialResult, penalised: bool = False) -> float | tuple[float, float]:
-    """Give a trial's value: mean sparsity, mean seconds of a rendering, or sparsity and PSNR.
+    """Return a trial's value: mean sparsity, mean seconds of a rendering, or sparsity and PSNR.
 
-    Args:
-        goal: what trials compete in.
-        trial: one that rendered at least one prompt.
-        penalised: for samplers that know no constraints: what misses the gate pays for every dB, so that no trial
-            gains by it.
+    With `penalised`, for samplers without constraints, every dB that misses the gate makes the value worse.
     """
     sparsity, psnr = trial.sparsity or 0.0, trial.psnr or 0.0
     missing = max((max(0.0, shortfall) for shortfall in trial.shortfalls.values()), default=0.0) if penalised else 0.0
@@ -40,11 +38,34 @@ def values(goal: Goal, trial: TrialResult, penalised: bool = False) -> float | t
     return sparsity - missing / _DB_PER_SPARSITY
 
 
-def winner(goal: Goal, trials: Sequence[TrialResult]) -> TrialResult | None:
-    """Pick the best trial that met the gate; None where none did, or only with no sparsity at all.
+def shortfalls(results: Sequence[PromptResult], gate: Gate) -> dict[str, float]:
+    """Return by how much results miss each bound of the gate; at most 0 where a bound is met.
 
-    Of a Pareto search that is the sparsest, since the gate says what quality is needed.
+    Strict bounds (`above`) become ≤ constraints: a metric exactly at its bound meets it.
     """
+    if not results:
+        return {"psnr": math.inf, "frame_cosine": math.inf}
+    missing = {
+        "psnr": gate.min_psnr - mean(results, "psnr"),
+        "frame_cosine": gate.min_frame_cosine - mean(results, "frame_cosine"),
+    }
+    if gate.min_psnr_worst is not None:
+        missing["psnr_worst"] = gate.min_psnr_worst - min(result.metrics["psnr"] for result in results)
+    if gate.min_psnr_frame is not None:
+        missing["psnr_frame"] = gate.min_psnr_frame - min(result.metrics["psnr_frame_min"] for result in results)
+    return missing
+
+
+def mean(results: Sequence[PromptResult], metric: str) -> float:
+    return sum(result.metrics[metric] for result in results) / len(results)
+
+
+def mean_sparsity(results: Sequence[PromptResult]) -> float:
+    return sum(result.sparsity or 0.0 for result in results) / len(results)
+
+
+def winner(goal: Goal, trials: Sequence[TrialResult]) -> TrialResult | None:
+    """Return the best trial that met the gate with some sparsity, of a Pareto search the sparsest."""
     passed = [trial for trial in trials if trial.feasible and trial.sparsity]
     if goal == "speed":
         return min(passed, key=lambda trial: trial.seconds_sparse or float("inf"), default=None)
@@ -52,19 +73,19 @@ def winner(goal: Goal, trials: Sequence[TrialResult]) -> TrialResult | None:
 
 
 def closest(trials: Sequence[TrialResult]) -> TrialResult | None:
-    """Pick the sparse trial that misses the gate by the least, one that rendered all prompts where there is one."""
+    """Return the sparse trial that misses the gate by the least; complete trials are preferred to pruned ones."""
     sparse = [trial for trial in trials if trial.state != "failed" and trial.sparsity and trial.shortfalls]
     complete = [trial for trial in sparse if trial.state == "complete"]
     return min(complete or sparse, key=lambda trial: largest_shortfall(trial.shortfalls), default=None)
 
 
 def largest_shortfall(shortfalls: Mapping[str, float]) -> float:
-    """Say by how many dB the bound that is missed most is missed, a hundredth of frame_cosine like one dB."""
+    """Return the largest shortfall in dB, counting 0.01 of frame_cosine as 1 dB."""
     return max(missing * (100 if name == "frame_cosine" else 1) for name, missing in shortfalls.items())
 
 
 def pareto_front(trials: Sequence[TrialResult]) -> tuple[TrialResult, ...]:
-    """Give the complete trials that no other beats in both sparsity and PSNR, sparsest first."""
+    """Return the complete trials that no other beats in both sparsity and PSNR, sparsest first."""
     complete = [trial for trial in trials if trial.state == "complete" and trial.sparsity is not None]
     ranked = sorted(complete, key=lambda trial: (-(trial.sparsity or 0.0), -(trial.psnr or 0.0), trial.number))
     front: list[TrialResult] = []
@@ -74,13 +95,8 @@ def pareto_front(trials: Sequence[TrialResult]) -> tuple[TrialResult, ...]:
     return tuple(front)
 
 
-_FEWEST = 4
-"""Trials below which neither figure means anything."""
-
-
-def insight(study: optuna.Study, trials: Sequence[TrialResult], goal: Goal) -> Insight:
-    """Compute a search's rank correlation and its parameters' importances."""
-    return Insight(rank_correlation(trials), importances(study, goal))
+_MIN_TRIALS = 4
+"""With fewer trials neither statistic means anything."""
 
 
 def rank_correlation(trials: Sequence[TrialResult]) -> float | None:
@@ -93,7 +109,7 @@ def rank_correlation(trials: Sequence[TrialResult]) -> float | None:
         for trial in trials
         if trial.state == "complete" and trial.predicted_error is not None and trial.psnr is not None
     ]
-    if len(pairs) < _FEWEST or any(len(set(column)) == 1 for column in zip(*pairs, strict=True)):
+    if len(pairs) < _MIN_TRIALS or any(len(set(column)) == 1 for column in zip(*pairs, strict=True)):
         return None
     return float(spearmanr(*zip(*pairs, strict=True)).statistic)
 
@@ -103,16 +119,13 @@ def importances(study: optuna.Study, goal: Goal) -> dict[str, float]:
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     varied = {name for trial in complete for name in trial.params}
     varied = {name for name in varied if len({str(trial.params.get(name)) for trial in complete}) > 1}
-    if len(complete) < _FEWEST or not varied:
+    if len(complete) < _MIN_TRIALS or not varied:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=max(0.1, 2.0 / len(complete)))
+        target = (lambda trial: float(trial.values[0])) if goal == "pareto" else None
         found = optuna.importance.get_param_importances(
-            study, evaluator=evaluator, params=sorted(varied), target=_first if goal == "pareto" else None
+            study, evaluator=evaluator, params=sorted(varied), target=target
         )
     return {name: float(value) for name, value in found.items()}
-
-
-def _first(trial: optuna.trial.FrozenTrial) -> float:
-    return float(trial.values[0])

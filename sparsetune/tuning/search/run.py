@@ -1,4 +1,4 @@
-"""The search with Optuna: `study.optimize` with a thread for each worker, until trials or time are used up."""
+"""The search with Optuna: `Study.optimize` with a thread for each worker, until trials or time are used up."""
 
 import functools
 import logging
@@ -8,48 +8,44 @@ from concurrent.futures import ThreadPoolExecutor
 from optuna.trial import FrozenTrial
 
 from sparsetune.errors import GenerationError, TuningError
-from sparsetune.tuning.context import TimeIsUp, TuningContext, signature
-from sparsetune.tuning.events import TrialResult
-from sparsetune.tuning.prepare import prepare
+from sparsetune.tuning.calibration.curves import Curves
+from sparsetune.tuning.calibration.sensitivity import Sensitivity
+from sparsetune.tuning.context import TimeIsUp, TuningContext, digest, signature
+from sparsetune.tuning.events import SearchStatistics, TrialResult, TuningResult
 from sparsetune.tuning.search.objective import Objective, SearchStopped, TrialRunner
-from sparsetune.tuning.search.ranking import insight, winner
+from sparsetune.tuning.search.ranking import closest, importances, rank_correlation, winner
 from sparsetune.tuning.search.space import SearchSpace
-from sparsetune.tuning.search.study import OUTCOME, NoTrialLeft, SharedStudy, count, default_name, open_study, quiet
+from sparsetune.tuning.search.study import OUTCOME, NoTrialLeft, SharedStudy, count, open_study
 from sparsetune.tuning.search.warm_start import enqueue_next
-from sparsetune.tuning.winner import Found
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
-"""How often a process that has no trial left looks whether one of another process has to be run again."""
+"""Interval at which a process without trials checks whether another process's trial has to be run again."""
 
 
-def search(context: TuningContext) -> Found:
-    """Search with Optuna; a study of the same name and settings is resumed.
+def open_search(context: TuningContext) -> SharedStudy:
+    """Create or resume the configuration's study and notify the listeners of its start.
 
     Raises:
-        TuningError: the study can't be opened or has other settings, or trials keep failing for one reason.
-        KeyboardInterrupt: Ctrl-C before any trial met the gate.
+        TuningError: the study can't be opened or has other settings.
     """
-    with quiet():
-        return _search(context)
-
-
-def _search(context: TuningContext) -> Found:
     config, tune = context.config, context.config.tune
     shared = signature(context)
-    name = tune.study_name or default_name(config.model.name, shared)
+    name = tune.study_name or f"{config.model.name}-{digest(shared)[:8]}"  # the same command resumes it
     storage = tune.storage or f"sqlite:///{config.tracking.root / 'optuna.db'}"
     config.tracking.root.mkdir(parents=True, exist_ok=True)
     study = open_study(storage, name, shared, tune.seed, tune.n_trials, tune.sampler, tune.objective)
     context.start(name, storage, tune.n_trials, study)
-    try:
-        prepared = prepare(context)
-    except TimeIsUp:
-        return Found(name, (), None)
+    return study
+
+
+def search(context: TuningContext, study: SharedStudy, curves: Curves, sensitivity: Sensitivity) -> TuningResult:
+    """Run a study's trials; the result has all trials and the winner, but not yet its evaluation."""
+    tune = context.config.tune
     space = SearchSpace(
-        prepared.curves,
-        prepared.sensitivity,
+        curves,
+        sensitivity,
         tune.space,
         tune.granularity,
         tune.orders,
@@ -60,14 +56,16 @@ def _search(context: TuningContext) -> Found:
     )
     objective, interrupted = _run_trials(context, study, space)
     trials = results(study, objective)
-    return Found(
-        name,
+    best, elsewhere = winner(tune.objective, trials), study.num_running_elsewhere()
+    still = "1 trial still runs" if elsewhere == 1 else f"{elsewhere} trials still run"
+    return TuningResult(
+        study.study_name,
         trials,
-        winner(tune.objective, trials),
-        prepared.path,
-        interrupted,
-        insight(study, trials, tune.objective),
-        study.num_running_elsewhere(),
+        best,
+        None if best else closest(trials),
+        interrupted=interrupted,
+        insight=SearchStatistics(rank_correlation(trials), importances(study, tune.objective)),
+        left_to=f"{still} in other processes of the study, the last of which judges the winner" if elsewhere else None,
     )
 
 
@@ -78,7 +76,7 @@ def _run_trials(context: TuningContext, study: SharedStudy, space: SearchSpace) 
         space,
         tune.objective,
         penalised=tune.sampler == "cmaes",
-        # A Pareto front is wanted over all sparsities, and who asks for random trials gets them.
+        # A Pareto front covers all sparsities, and random sampling must stay random.
         aimed=tune.objective != "pareto" and tune.sampler != "random",
         adaptive=tune.sampler != "random",
     )
@@ -99,14 +97,14 @@ def _run_trials(context: TuningContext, study: SharedStudy, space: SearchSpace) 
 def optimize(study: SharedStudy, objective: Objective, seconds: float | None = None) -> None:
     """Run trials until the study has `study.n_trials`, or `seconds` are over.
 
-    Other processes may do the same: one that has no trial left waits until those of the others have ended, since it
-    has to run them again should the others die. When time is up, trials end after the prompts that are being rendered,
-    and are enqueued again. Trials that failed for want of memory or had NaN count as failed trials.
+    Other processes may do the same: one that has no trial left waits for those of the others, to run them again if a
+    process dies. When time is up, trials end after the prompts that are being rendered, and are enqueued again. A
+    trial that runs out of memory or has NaN counts as failed.
 
     Raises:
         TuningError: three trials in a row failed for the same reason.
         ExecutorError: no worker is left.
-        KeyboardInterrupt: Ctrl-C; the trials that ran are enqueued again.
+        KeyboardInterrupt: Ctrl-C; interrupted trials are enqueued again.
     """
     runner, waited_for = objective.runner, 0
     runner.deadline = None if seconds is None else time.perf_counter() + seconds
@@ -153,7 +151,7 @@ def _optimize(study: SharedStudy, objective: Objective) -> None:
             _optimize_in_thread(optimize, objective)
     except (NoTrialLeft, TimeIsUp, SearchStopped):
         pass
-    except Exception:  # Optuna can't be told of a trial that another process failed
+    except Exception:  # Optuna raises where another process failed the trial
         if objective.error is None and not objective.has_lost:
             raise
     if objective.error is not None:
@@ -161,7 +159,7 @@ def _optimize(study: SharedStudy, objective: Objective) -> None:
 
 
 def _optimize_in_thread(optimize: functools.partial[None], objective: Objective) -> None:
-    """Optimize while this thread waits, so that Ctrl-C stops the trials, for which `optimize` waits."""
+    """Optimize while this thread waits for Ctrl-C, which must cancel the trials that `optimize` waits for."""
     with ThreadPoolExecutor(1, "optimize") as thread:
         future = thread.submit(optimize)
         try:
@@ -173,15 +171,15 @@ def _optimize_in_thread(optimize: functools.partial[None], objective: Objective)
 
 
 def results(study: SharedStudy, objective: Objective) -> tuple[TrialResult, ...]:
-    """Return all trials that have an outcome, in order; those of this process with every prompt's result."""
+    """Return all trials with an outcome, in order; only this process's have the results of each prompt."""
     return tuple(
-        objective.results.get(trial.number) or _recalled(trial, objective.space)
+        objective.results.get(trial.number) or _from_storage(trial, objective.space)
         for trial in study.get_trials(deepcopy=False)
         if OUTCOME in trial.user_attrs
     )
 
 
-def _recalled(trial: FrozenTrial, space: SearchSpace) -> TrialResult:
+def _from_storage(trial: FrozenTrial, space: SearchSpace) -> TrialResult:
     known = trial.user_attrs[OUTCOME]
     return TrialResult(number=trial.number, policy=space.policy(known["params"]), prompts=(), **known)
 
@@ -191,7 +189,6 @@ def _has_feasible(study: SharedStudy) -> bool:
 
 
 def _check_ran_sparse(objective: Objective) -> None:
-    """Check that not every call of this run's trials fell back to dense."""
     stats = [prompt.stats for trial in objective.results.values() for prompt in trial.prompts if prompt.stats]
     reasons = sorted({reason for each in stats for reason in each.fallbacks})
     if stats and reasons and not any(each.num_calls["sparse"] for each in stats):

@@ -1,4 +1,4 @@
-"""Optuna samplers, seeded for each trial anew."""
+"""Optuna samplers with a seed for each trial."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,49 +11,30 @@ from optuna.trial import FrozenTrial, TrialState
 from sparsetune.config.models import Goal
 from sparsetune.errors import TuningError
 
-
-def _tpe(seed: int, num_startup: int) -> BaseSampler:
-    # Groups: trials with `l1` and those with `reach` have some parameters of their own, and share the others. The
-    # constant liar: running trials count as bad ones, so that workers and processes don't all try the same place.
-    return optuna.samplers.TPESampler(
-        seed=seed, multivariate=True, group=True, n_startup_trials=num_startup, constant_liar=True
-    )
-
-
-def _gp(seed: int, num_startup: int) -> BaseSampler:
-    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=num_startup, warn_independent_sampling=False)
-
-
-def _nsga2(seed: int, num_startup: int) -> BaseSampler:
-    # The default population of 50 is more trials than most searches have.
-    return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, num_startup))
-
-
-def _cmaes(seed: int, num_startup: int) -> BaseSampler:
-    return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=num_startup, warn_independent_sampling=False)
-
-
-def _random(seed: int, num_startup: int) -> BaseSampler:
-    return optuna.samplers.RandomSampler(seed=seed)
-
-
 SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
-    "tpe": _tpe, "gp": _gp, "nsga2": _nsga2, "cmaes": _cmaes, "random": _random
-}  # fmt: skip
-"""Makes a sampler of a seed and a number of trials to sample at random first."""
+    # Groups: trials with `l1` and those with `reach` have some parameters of their own, and share the others. With
+    # constant_liar running trials count as bad ones, so that workers don't all sample near the same point.
+    "tpe": lambda seed, num_startup: optuna.samplers.TPESampler(
+        seed=seed, multivariate=True, group=True, n_startup_trials=num_startup, constant_liar=True
+    ),
+    "gp": lambda seed, num_startup: optuna.samplers.GPSampler(
+        seed=seed, n_startup_trials=num_startup, warn_independent_sampling=False
+    ),
+    # The default population of 50 is more trials than most searches have.
+    "nsga2": lambda seed, num_startup: optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, num_startup)),
+    "cmaes": lambda seed, num_startup: optuna.samplers.CmaEsSampler(
+        seed=seed, n_startup_trials=num_startup, warn_independent_sampling=False
+    ),
+    "random": lambda seed, _: optuna.samplers.RandomSampler(seed=seed),
+}
+"""Called with the seed and the number of random trials to start with."""
 
 
 def make_sampler(name: str, seed: int, n_trials: int, goal: Goal) -> BaseSampler:
-    """Make the sampler of a study.
-
-    Args:
-        name: one of `SAMPLERS`.
-        seed: trial 17 is sampled with the 17th seed after it.
-        n_trials: trials the study will have; a short one samples at random for fewer of them.
-        goal: what trials compete in; `pareto` is two objectives.
+    """Make the sampler of a study of `n_trials`; a short one starts with fewer random trials.
 
     Raises:
-        TuningError: the sampler is unknown, or can't do two objectives.
+        TuningError: the sampler is unknown, or can't do the two objectives of `pareto`.
     """
     if name not in SAMPLERS:
         raise TuningError(f"--sampler must be one of {', '.join(SAMPLERS)}, got {name!r}")
@@ -64,13 +45,9 @@ def make_sampler(name: str, seed: int, n_trials: int, goal: Goal) -> BaseSampler
 
 
 class SamplerPerTrial(BaseSampler):
-    """Samples each trial with a sampler of its own.
+    """Samples each trial with a new sampler, made from the trial's number.
 
-    Parameters then depend on the trial's number and on what is in the storage: not on the process that asks, nor on
-    what it asked for before.
-
-    Args:
-        make: makes the sampler of the trial with a number.
+    So parameters depend only on that number and the storage, not on the process or its earlier trials.
     """
 
     def __init__(self, make: Callable[[int], BaseSampler]) -> None:
@@ -78,7 +55,7 @@ class SamplerPerTrial(BaseSampler):
         self._samplers: dict[int, BaseSampler] = {}
 
     def reseed_rng(self) -> None:
-        """Keep the seeds: `optimize` with several jobs would have them random."""
+        """Do nothing: `optimize` with several jobs would replace the seeds by random ones."""
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self._samplers[trial.number] = self._make(trial.number)

@@ -1,4 +1,4 @@
-"""The search space: what a trial's parameters are, and the policy that they mean."""
+"""The search space: a trial's parameters, and how they become a policy."""
 
 import functools
 import math
@@ -17,51 +17,49 @@ from sparsetune.tuning.events import Parameter
 from sparsetune.tuning.search.allocation import CandidateTable, allocate, predict
 
 BUDGETS = (0.002, 0.4)
-"""Range of the error budget, the root mean square of relative L1 errors weighted by what they do to the video; searched
-on a logarithmic scale."""
+"""Range of the error budget, the root mean square of relative L1 errors weighted by sensitivity; logarithmic scale."""
 
-REACH = (0.97, 1.15)
-"""Range of the sparsity that a trial goes for, relative to the best that met the gate when it was asked for. Anything
-far from that would teach nothing: sparsity is known before a rendering, what its video looks like isn't."""
+TARGET_RANGE = (0.97, 1.15)
+"""Range of parameter `reach`, a trial's target sparsity relative to the best feasible one so far. Sparsity is known
+before rendering, so only targets near the gate teach anything."""
 
-REACHES = (1.05, 1.1, 1.15)
-"""Reaches to try first, with all else as measured: which videos hold just beyond the gate is a matter of chance."""
+FIRST_TARGETS = (1.05, 1.1, 1.15)
+"""Values of `reach` to try first: whether a video just beyond the gate still passes is a matter of chance."""
 
 WEIGHTS = (0.5, 2.0)
-"""Range of the factor on a group's measured sensitivity, searched on a logarithmic scale."""
+"""Range of the factor on a group's measured sensitivity; logarithmic scale."""
 
 STEEPNESSES = (0.2, 0.8, 0.05)
-"""Lowest, highest and step of how far sensitive steps are spared, see `Sensitivity.drop_scale`."""
+"""Lowest, highest and step of `Sensitivity.drop_scale`'s steepness."""
 
 STEEPNESS = 0.6
-"""The steepness that the search begins with."""
+"""Initial steepness."""
 
 DENSE_FRACTIONS = (0.0, 0.4, 0.1)
 """Lowest, highest and step of the fraction of denoising steps that run dense."""
 
-PV = (50.0, 5.0)
-"""`pvthreshd` off, and a value that skips P·V where it hardly weighs."""
+PVTHRESHDS = (50.0, 5.0)
+"""`pvthreshd` off, and a value that skips P·V where it hardly matters."""
 
-STARTS = (0.01, 0.02, 0.04)
-"""Budgets of the calibrated policies to start from."""
+INITIAL_BUDGETS = (0.01, 0.02, 0.04)
 
 NUM_GROUPS = 3
-"""Groups of consecutive layers at granularity `group`: early, middle and late layers bear sparsity differently."""
+"""Groups of consecutive layers at granularity `group`: early, middle and late layers tolerate sparsity differently."""
 
 BEST = "best"
-"""The token order that takes, for each head, the one with the most sparsity at the price."""
+"""Token order `best`: of each head's orders the one with the best trade-off of sparsity and error."""
 
 THRESHOLDS, CALIBRATED, DEFAULT = "thresholds", "calibrated", "default"
-"""Where a trial's thresholds come from: the curves, or, in the first trial, SpargeAttn's defaults. The sampler doesn't
-choose it; it is enqueued with the trial as a user attribute."""
+"""Source of a trial's thresholds: calibrated curves or, in the first trial, SpargeAttn's defaults. Not sampled, but a
+user attribute that the trial is enqueued with."""
 
-AIM = "aim"
-"""Sparsity that a trial's reach is relative to; a user attribute of the trial, and among its parameters."""
+REFERENCE = "aim"
+"""User attribute and parameter: the sparsity that `reach` is relative to."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """A trial to try first: its parameters, and where its thresholds come from."""
+    """A trial to enqueue."""
 
     params: dict[str, Parameter]
     thresholds: str = CALIBRATED
@@ -69,44 +67,29 @@ class Start:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What a trial decides.
-
-    Args:
-        curves: calibrated curves that budgets are read off.
-        sensitivity: what errors do to the video.
-        kind: `budget` searches an error budget and how it is shared out, `raw` the thresholds themselves.
-        granularity: one choice for all layers, for each of three groups, or for each layer.
-        orders: token orders to choose from; must be calibrated ones.
-        rules: mask rules to choose from, `cdf` or `topk`; budgets only.
-        keep_text: text rules to choose from.
-        skip_pv: whether `pvthreshd` is searched: off, or on at a value that hardly shows.
-        schedule: whether what the steps drop is searched too; without it all steps drop alike, and none is dense.
-    """
+    """Parameters of a trial, and their choices."""
 
     curves: Curves
     sensitivity: Sensitivity = field(default_factory=Sensitivity)
-    kind: Space = "budget"
-    granularity: Granularity = "group"
-    orders: tuple[str, ...] = ("raster",)
-    rules: tuple[Rule, ...] = ("cdf",)
+    kind: Space = "budget"  # `budget` searches an error budget and its allocation, `raw` the thresholds themselves
+    granularity: Granularity = "group"  # one choice for all layers, for each of three groups, or for each layer
+    orders: tuple[str, ...] = ("raster",)  # all calibrated
+    rules: tuple[Rule, ...] = ("cdf",)  # of budgets only
     keep_text: tuple[bool, ...] = (True,)
-    skip_pv: bool = False
-    schedule: bool = True
+    skip_pv: bool = False  # whether `pvthreshd` is searched
+    schedule: bool = True  # whether the schedule is searched; without it all steps drop alike, and none is dense
 
-    def suggest(self, trial: optuna.Trial, aim: float = 0.0) -> dict[str, Parameter]:
-        """Ask the sampler for a trial's parameters; what has one choice alone isn't asked for.
+    def suggest(self, trial: optuna.Trial, reference: float = 0.0) -> dict[str, Parameter]:
+        """Have the sampler choose a trial's parameters, but for those with one choice.
 
-        Args:
-            trial: one that the sampler fills, or that waited with parameters of its own.
-            aim: the best sparsity that met the gate so far; 0 where none did, or where the whole range of budgets is to
-                be searched.
+        `reference` is the best feasible sparsity so far; 0 searches the whole range of budgets.
         """
         params: dict[str, Parameter] = {}
         if self.kind == "budget":
-            if aim and THRESHOLDS not in trial.user_attrs and "l1" not in trial.params:  # as one has that is run again
-                trial.set_user_attr(AIM, aim)
-            if AIM in trial.user_attrs:
-                params |= {"reach": trial.suggest_float("reach", *REACH), AIM: trial.user_attrs[AIM]}
+            if reference and THRESHOLDS not in trial.user_attrs and "l1" not in trial.params:  # unless it is a retry
+                trial.set_user_attr(REFERENCE, reference)
+            if REFERENCE in trial.user_attrs:
+                params |= {"reach": trial.suggest_float("reach", *TARGET_RANGE), REFERENCE: trial.user_attrs[REFERENCE]}
             else:
                 params["l1"] = trial.suggest_float("l1", *BUDGETS, log=True)
             for group in self._groups()[1:]:
@@ -127,35 +110,41 @@ class SearchSpace:
         return params
 
     def warm_start(self) -> list[Start]:
-        """List the trials to try first: SpargeAttn's defaults, then calibrated policies at three budgets.
+        """Return the first trials: SpargeAttn's defaults, then calibrated policies at three budgets.
 
-        The default thresholds stand at the lowest budget for the sampler, which their error is nearest to.
+        The sampler sees the defaults at the lowest budget, which is nearest to their error.
         """
         if self.kind == "raw":
             default = self._raw(SPARGE_DEFAULTS.simthreshd1, SPARGE_DEFAULTS.cdfthreshd or 1.0)
             return [Start(default, DEFAULT), Start(self._raw(-1.0, 0.98))]
-        return [Start(self.at(BUDGETS[0]).params, DEFAULT), *(self.at(budget) for budget in STARTS)]
+        return [
+            Start(self.with_budget(BUDGETS[0]).params, DEFAULT),
+            *(self.with_budget(budget) for budget in INITIAL_BUDGETS),
+        ]
 
-    def at(self, budget: float) -> Start:
-        """Give the trial with one budget and otherwise what was measured: the first choices, weights of 1."""
+    def with_budget(self, budget: float) -> Start:
+        """Return the trial with one budget for all layers, weights of 1 and the first choices."""
         weights: dict[str, Parameter] = {f"weight_{group}": 1.0 for group in self._groups()[1:]}
         return Start({"l1": budget} | weights | self._rest())
 
-    def beyond(self, reach: float) -> Start:
-        """Give the trial that goes for `reach` times the best sparsity and otherwise for what `at` does."""
-        params = self.at(0.0).params
+    def with_target(self, reach: float) -> Start:
+        """Return the trial with a target of `reach` times the best sparsity, otherwise as `with_budget`."""
+        params = self.with_budget(0.0).params
         del params["l1"]
         return Start(params | {"reach": reach})
 
-    def is_at(self, params: Mapping[str, Parameter]) -> float | None:
-        """Give the budget of a trial that is `at` one; None for any other trial."""
+    def budget_of(self, params: Mapping[str, Parameter]) -> float | None:
+        """Return the budget of a trial that is equal to `with_budget` of it; None for any other trial."""
         if self.kind == "raw" or params.get(THRESHOLDS) != CALIBRATED or "l1" not in params:
             return None
         budget = float(params["l1"])
-        return budget if all(params.get(name) == value for name, value in self.at(budget).params.items()) else None
+        return (
+            budget
+            if all(params.get(name) == value for name, value in self.with_budget(budget).params.items())
+            else None
+        )
 
     def policy(self, params: Mapping[str, Parameter]) -> Policy:
-        """Build the policy that a trial's parameters mean."""
         if params.get(THRESHOLDS) == DEFAULT:
             return Policy.uniform(self.curves.layers)
         steepness, dense_fraction = float(params.get("steepness", 0.0)), float(params.get("dense_fraction", 0.0))
@@ -166,7 +155,7 @@ class SearchSpace:
         policy = allocate(
             self._candidates,
             float(params.get("l1", math.inf)),
-            sparsity=float(params["reach"]) * float(params[AIM]) if "reach" in params else 1.0,
+            sparsity=float(params["reach"]) * float(params[REFERENCE]) if "reach" in params else 1.0,
             orders=self.orders if order == BEST else (order,),
             keep_text=keep_text,
             rule="topk" if params["rule"] == "topk" else "cdf",
@@ -174,10 +163,9 @@ class SearchSpace:
             steepness=steepness,
             weights=[1.0, *(float(params[f"weight_{group}"]) for group in self._groups()[1:])],
         )
-        return with_pv(policy, PV[1]) if params.get("pvthreshd") == PV[1] else policy
+        return with_pv(policy, PVTHRESHDS[1]) if params.get("pvthreshd") == PVTHRESHDS[1] else policy
 
     def predict(self, policy: Policy) -> float | None:
-        """Give the error that calibration predicts for a policy; None where it can't tell."""
         return predict(self._candidates, policy)
 
     @functools.cached_property
@@ -188,7 +176,7 @@ class SearchSpace:
         several = self.kind == "budget" and len(self.orders) > 1
         choices: dict[str, tuple[Parameter, ...]] = {"order": ((BEST,) if several else ()) + self.orders}
         if self.kind == "budget":
-            choices |= {"rule": self.rules, "pvthreshd": PV if self.skip_pv else PV[:1]}
+            choices |= {"rule": self.rules, "pvthreshd": PVTHRESHDS if self.skip_pv else PVTHRESHDS[:1]}
         return choices | {"keep_text": self.keep_text}
 
     def _rest(self) -> dict[str, Parameter]:
@@ -216,12 +204,11 @@ class SearchSpace:
 
 
 def num_groups(granularity: Granularity, num_layers: int) -> int:
-    """Count the groups of layers that a granularity tells apart."""
     return {"global": 1, "group": min(NUM_GROUPS, num_layers), "layer": num_layers}[granularity]
 
 
 def with_pv(policy: Policy, pvthreshd: float) -> Policy:
-    """Give every sparse head of a policy a `pvthreshd`."""
+    """Set `pvthreshd` of every sparse head."""
     layers = tuple(
         replace(layer, heads=tuple(replace(head, pvthreshd=pvthreshd) if head.is_sparse else head
                                    for head in layer.heads))

@@ -1,4 +1,4 @@
-"""The Optuna study: its storage, sampler and pruner, and the sharing of its trials among processes."""
+"""The Optuna study, which several processes may share: its storage, sampler, pruner and lock."""
 
 import contextlib
 import copy
@@ -29,7 +29,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from sparsetune.config.models import Goal
 from sparsetune.errors import TuningError
 from sparsetune.locks import exclusive, exclusive_if_free
-from sparsetune.tuning.context import digest
 from sparsetune.tuning.events import StudyState
 from sparsetune.tuning.search.ranking import directions
 from sparsetune.tuning.search.samplers import make_sampler
@@ -37,11 +36,11 @@ from sparsetune.tuning.search.samplers import make_sampler
 logger = logging.getLogger(__name__)
 
 OUTCOME = "outcome"
-"""User attribute of a trial: what a later run of the study needs of its `TrialResult`, whole or not at all. A trial
-that was cut off has none, and is enqueued again."""
+"""User attribute of a trial: what a later run of the study needs of its `TrialResult`. An interrupted trial has none,
+and is enqueued again."""
 
 PROCESS = "process"
-"""User attribute of a trial: the process that runs it, as its id and a random token."""
+"""User attribute of a trial: its process, as id and random token."""
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60
 
@@ -49,7 +48,7 @@ _SIGNATURE = "sparsetune"
 _JOURNAL = "journal:"
 _SQLITE_TIMEOUT_SECONDS = 60
 _LOCK_TIMEOUT_SECONDS = 300
-"""A process that is suspended while it holds PostgreSQL's lock loses it after this."""
+"""A process that is suspended while it holds PostgreSQL's lock loses it after this time."""
 
 _P_WORSE = 0.05
 """Significance at which a trial is pruned as worse than the best one on the same prompts."""
@@ -75,11 +74,6 @@ def quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(level)
 
 
-def default_name(model: str, signature: Mapping[str, Any]) -> str:
-    """Name a study after the model and all that its trials share, so that the same command finds it again."""
-    return f"{model}-{digest(signature)[:8]}"
-
-
 def open_study(
     storage_url: str,
     name: str,
@@ -91,14 +85,8 @@ def open_study(
 ) -> "SharedStudy":
     """Create a study, or load the one of that name to resume it.
 
-    Args:
-        storage_url: an SQL database's URL, e.g. `sqlite:///mlruns/optuna.db`, or `journal:PATH` of a journal file.
-        name: the study's name.
-        signature: what its trials share, as JSON values.
-        seed: of the sampler; trial 17 is sampled with the 17th seed after it.
-        n_trials: trials the study will have; a short one samples at random for fewer of them.
-        sampler: one of `samplers.SAMPLERS`.
-        goal: what trials compete in.
+    The storage is an SQL database's URL, e.g. `sqlite:///mlruns/optuna.db`, or `journal:PATH` of a journal file. The
+    signature holds all settings that its trials must share, as JSON values.
 
     Raises:
         TuningError: the storage can't be opened, the sampler is unknown, or the study of that name has another
@@ -128,18 +116,10 @@ def _check_signature(study: optuna.Study, given: Mapping[str, Any]) -> None:
 
 
 class SharedStudy(optuna.Study, StudyState):
-    """A study whose trials several processes share: no more than `n_trials` in all, and each run by one of them.
+    """A study whose `n_trials` trials several processes share; each trial is run by one of them.
 
-    A trial that is cut off ends as failed without an outcome; whoever looks next enqueues it again. A process that
-    died is found by its heartbeat, and where the storage is a file at once, by a lock file that it held.
-
-    Args:
-        url: the storage's URL.
-        name: the study's name.
-        storage: the storage, which has the study.
-        sampler: of its trials.
-        pruner: of its trials.
-        n_trials: trials with an outcome that the study shall have.
+    An interrupted trial fails without an outcome; the next process that checks enqueues it again. Dead processes are
+    detected by their heartbeat, and where the storage is a file at once, by a lock file that they held.
     """
 
     def __init__(
@@ -148,11 +128,11 @@ class SharedStudy(optuna.Study, StudyState):
         super().__init__(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
         self.n_trials = n_trials
         self.enqueue_next: Callable[[list[FrozenTrial]], None] = lambda trials: None
-        """Called with all trials, under the study's lock, before one is asked for: may enqueue what comes next."""
+        """Called with all trials under the lock before `ask`; may enqueue further ones."""
         self.suggest: Callable[[optuna.Trial], object] = lambda trial: None
-        """Called with a new trial under the lock, so that other processes never see it without its parameters."""
+        """Called with a new trial under the lock: other processes must not see it without its parameters."""
         self.best_sparsity = 0.0
-        """Of the trials that met the gate, in all processes, when a trial was asked for last."""
+        """Of the feasible trials of all processes, at the last `ask`."""
         self._url = url
         self._process = f"{os.getpid()}-{uuid.uuid4().hex}"
         self._is_running = False
@@ -163,7 +143,7 @@ class SharedStudy(optuna.Study, StudyState):
         """Return the next trial, an enqueued one first.
 
         Raises:
-            NoTrialLeft: there are enough, or will be when those that run have ended.
+            NoTrialLeft: those that ended and those that run are enough.
         """
         with self._asking, study_lock(self._url, self.study_name):
             trials = self._requeue()
@@ -182,7 +162,7 @@ class SharedStudy(optuna.Study, StudyState):
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Hold this process's lock file while it runs trials; what was cut off is enqueued in the end."""
+        """Hold this process's lock file while it runs trials; at the end, interrupted trials are enqueued."""
         with contextlib.ExitStack() as held:
             if (path := self._lock_of(self._process)) is not None:
                 held.callback(path.unlink, missing_ok=True)
@@ -195,17 +175,16 @@ class SharedStudy(optuna.Study, StudyState):
                 self.requeue()
 
     def requeue(self) -> list[FrozenTrial]:
-        """Fail the trials of dead processes and enqueue once more whatever was cut off; returns all trials."""
+        """Fail the trials of dead processes, enqueue interrupted ones again, and return all trials."""
         with self._asking, study_lock(self._url, self.study_name):
             optuna.storages.fail_stale_trials(self)
             return self._requeue()
 
     def num_done(self) -> int:
-        """Count the trials that have an outcome, failed ones included; one that was cut off has none."""
         return count(self.get_trials(deepcopy=False))[0]
 
     def num_running_elsewhere(self) -> int:
-        """Count the trials that other processes run; 0 where the storage doesn't answer."""
+        """Count the trials that other processes run; 0 if the storage can't be read."""
         try:
             running = _running(self.get_trials(deepcopy=False))
         except (StorageInternalError, SQLAlchemyError, OSError):
@@ -213,12 +192,6 @@ class SharedStudy(optuna.Study, StudyState):
         return sum(not self._is_ours(trial) and not self._is_stale(trial) for trial in running)
 
     def update_attr(self, key: str, change: Callable[[str | None], str]) -> str:
-        """Change a user attribute of the study atomically; returns its new value.
-
-        Args:
-            key: its name.
-            change: called with its value, None where it has none; returns the new one.
-        """
         with study_lock(self._url, self.study_name):
             known = self.user_attrs.get(key)
             value = change(known)
@@ -227,7 +200,7 @@ class SharedStudy(optuna.Study, StudyState):
             return value
 
     def _requeue(self) -> list[FrozenTrial]:
-        """Do what `requeue` does but for heartbeats, which `optimize` looks at itself; called under the lock."""
+        """`requeue` without the check of heartbeats, which `optimize` does itself; called under the lock."""
         trials = self.get_trials(deepcopy=False)
         stale = [trial for trial in trials if trial.state == TrialState.RUNNING and self._is_stale(trial)]
         for trial in stale:
@@ -236,8 +209,8 @@ class SharedStudy(optuna.Study, StudyState):
         trials = self.get_trials(deepcopy=False) if stale else trials
         retry = RetryHeartbeatStaleTrialCallback()
         retried = {number for trial in trials for number in retry.retry_history(trial)}
-        cut_off = [trial for trial in trials if trial.state == TrialState.FAIL and OUTCOME not in trial.user_attrs]
-        lost = [copy.deepcopy(trial) for trial in cut_off if trial.number not in retried]
+        interrupted = [trial for trial in trials if trial.state == TrialState.FAIL and OUTCOME not in trial.user_attrs]
+        lost = [copy.deepcopy(trial) for trial in interrupted if trial.number not in retried]
         for trial in lost:
             trial.user_attrs.pop(PROCESS, None)
             retry(self, trial)
@@ -247,7 +220,7 @@ class SharedStudy(optuna.Study, StudyState):
         return bool(trial.user_attrs.get(PROCESS) == self._process)
 
     def _is_stale(self, trial: FrozenTrial) -> bool:
-        """Whether the process that ran a trial is known to be gone without asking for its heartbeat."""
+        """Whether a trial's process is known to have ended, without checking its heartbeat."""
         if PROCESS not in trial.user_attrs:  # it died while it held the lock
             return True
         if self._is_ours(trial):
@@ -266,13 +239,13 @@ class SharedStudy(optuna.Study, StudyState):
 
 
 def best_sparsity(trials: list[FrozenTrial]) -> float:
-    """Return the sparsity of the sparsest trial that met the gate, whichever process ran it; 0 where none did."""
+    """Return the sparsity of the sparsest feasible trial; 0 where there is none."""
     outcomes = [trial.user_attrs.get(OUTCOME, {}) for trial in trials]
     return max((outcome["sparsity"] or 0.0 for outcome in outcomes if outcome.get("feasible")), default=0.0)
 
 
 def count(trials: list[FrozenTrial]) -> tuple[int, int]:
-    """Count the trials that have an outcome, and those that run."""
+    """Return the number of trials with an outcome and of running ones."""
     return sum(OUTCOME in trial.user_attrs for trial in trials), len(_running(trials))
 
 
@@ -286,12 +259,12 @@ def _open_storage(url: str) -> BaseStorage:
             f"--storage must be a database's URL, e.g. sqlite:///optuna.db, or journal:PATH of a file, got {url}"
         )
     try:
-        with study_lock(url, "tables"):  # of processes that create the tables at once, all but one would fail
+        with study_lock(url, "tables"):  # processes that create the tables at the same time fail
             path = _file_of(url)
             if path is not None and url.startswith(_JOURNAL):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 return JournalStorage(JournalFileBackend(str(path)))
-            # A connection to a server may be cut off while a trial runs for an hour.
+            # A server may close the connection while a trial runs for an hour.
             is_sqlite = url.startswith("sqlite")
             options = {"connect_args": {"timeout": _SQLITE_TIMEOUT_SECONDS}} if is_sqlite else {"pool_pre_ping": True}
             return RDBStorage(
@@ -310,11 +283,7 @@ def _unreachable(url: str, error: BaseException) -> TuningError:
 def study_lock(url: str, name: str) -> Iterator[None]:
     """Lock a study against other processes: by a file beside a journal or a SQLite file, or by PostgreSQL.
 
-    Other databases have no lock that is used here, which is warned of.
-
-    Args:
-        url: the study's storage.
-        name: the study's name; those with different names don't wait for each other.
+    For other databases it warns that there is no lock.
 
     Raises:
         TuningError: the storage can't be reached.
@@ -328,7 +297,7 @@ def study_lock(url: str, name: str) -> Iterator[None]:
         with contextlib.ExitStack() as connected:
             try:
                 connection = connected.enter_context(_engine(url).connect())
-                # Both end with the transaction, and that with the connection.
+                # Both end with the transaction, which ends with the connection.
                 timeout = f"SET LOCAL idle_in_transaction_session_timeout = '{_LOCK_TIMEOUT_SECONDS}s'"
                 connection.execute(sqlalchemy.text(timeout))
                 number = int.from_bytes(key, "big") >> 1  # PostgreSQL's keys are signed
@@ -348,7 +317,7 @@ def _engine(url: str) -> sqlalchemy.Engine:
 
 
 def _file_of(url: str) -> Path | None:
-    """Return the file that a storage is in; None for a database server or SQLite in memory."""
+    """Return a storage's file; None for a database server or SQLite in memory."""
     if url.startswith(_JOURNAL):
         return Path(url.removeprefix(_JOURNAL).removeprefix("//"))
     try:
