@@ -171,8 +171,14 @@ class RunRecorder:
 class TrackingListener(EvaluationListener, TuningListener):
     """Records each evaluation as a run, and a tuning as a run with a child run a trial.
 
-    An evaluation during a tuning is a child run of it. Raises TrackingError where the store can't be used, here or when
-    the first run begins; later failures are only logged.
+    All runs of a model are in one experiment, `sparsetune/MODEL` where the configuration names none. An evaluation
+    during a tuning is a child run of it.
+
+    Args:
+        config: the configuration, for its `tracking` section and the model's name.
+
+    Raises:
+        TrackingError: the store can't be used, here or when the first run begins; later failures are only logged.
     """
 
     def __init__(self, config: Config) -> None:
