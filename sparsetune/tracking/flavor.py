@@ -50,7 +50,7 @@ def save_model(
 
     Args:
         checkpoint: the checkpoint, or its folder or file.
-        path: the folder to make.
+        path: the new folder.
         mlflow_model: what this flavour is added to; None is a new one.
         signature: None is prompts in, paths out, with seed, output folder and generation settings as parameters.
         pip_requirements: None is this sparsetune with the packages it renders with, at their installed versions.
@@ -114,11 +114,7 @@ def load_model(model_uri: str, dst_path: str | None = None) -> Checkpoint:
 
 
 def checkpoint_folder(model: Path) -> Path:
-    """Find the checkpoint within a model's folder; a folder without an MLmodel file is taken for the checkpoint itself.
-
-    Raises:
-        CheckpointError: it is a model of another flavour.
-    """
+    """Find the checkpoint in a model's folder; one without an MLmodel file is taken for the checkpoint itself."""
     from mlflow.models import Model
 
     if not (model / "MLmodel").is_file():
@@ -132,10 +128,7 @@ def checkpoint_folder(model: Path) -> Path:
 
 
 def default_signature(manifest: Manifest) -> "ModelSignature":
-    """Return predict's signature: prompts in, paths of videos out, and parameters with their defaults.
-
-    The prompts' column has no name, so that a plain list of texts is taken too.
-    """
+    """The prompts' column has no name, so that a plain list of texts is taken too."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
@@ -150,13 +143,11 @@ def default_signature(manifest: Manifest) -> "ModelSignature":
 
 
 def default_pip_requirements() -> list[str]:
-    """Return the packages that rendering needs, at their installed versions."""
     installed = versions()
     return [f"{package}=={installed[package].partition('+')[0]}" for package in _REQUIRED if package in installed]
 
 
 def base_reference(manifest: Manifest) -> dict[str, str]:
-    """Describe the base model: its source, revision and the hash of its weights."""
     known = {
         "base_model": manifest.base_model,
         "base_source": manifest.base_source,

@@ -52,14 +52,8 @@ class RunRecorder:
     """Begins and ends runs in a configuration's store and experiment.
 
     With a tracking server, runs are recorded in the local store and published from there. The store is opened when the
-    first run begins, and what fails up to then raises. What fails later is logged once, and nothing is recorded from
-    then on; the work goes on.
-
-    Args:
-        config: the configuration; its `tracking` section and the model's name are read.
-
-    Raises:
-        TrackingError: nothing listens at the tracking server's address.
+    first run begins, and what fails up to then raises TrackingError, also a server at whose address nothing listens.
+    What fails later is logged once, and nothing is recorded from then on; the work goes on.
     """
 
     def __init__(self, config: Config) -> None:
@@ -78,7 +72,7 @@ class RunRecorder:
 
     @property
     def page(self) -> str:
-        """The experiment's page in MLflow's UI, to be added to its link; empty before the first run."""
+        """The experiment's page in MLflow's UI; empty before the first run."""
         return f"#/experiments/{self._experiment_id}" if self._experiment_id else ""
 
     def begin(
@@ -99,7 +93,7 @@ class RunRecorder:
         return run
 
     def resume(self, study: str, key: str | None = None) -> RunLogger | None:
-        """Reopen the run of a study with a key, or its newest one; None where there is none."""
+        """Reopen the run of a study with a key, or its newest one."""
         run = find_study(self._connected(), self._experiment_id, study, key)
         if run is not None:
             run.reopen()
@@ -164,7 +158,7 @@ class RunRecorder:
         return self._client
 
     def _check_server(self, server: Store) -> None:
-        """Check that something listens there; a server that is only slow has time until the end of the command."""
+        """Check that something listens; a server that is only slow has time until the command ends."""
         try:
             check_answers(server.uri, seconds=START_SECONDS)
         except TrackingError as error:
@@ -177,8 +171,8 @@ class RunRecorder:
 class TrackingListener(EvaluationListener, TuningListener):
     """Records each evaluation as a run, and a tuning as a run with a child run a trial.
 
-    All runs of a model are in one experiment, `sparsetune/MODEL` where the configuration names none. An
-    evaluation during a tuning is a child run of it.
+    All runs of a model are in one experiment, `sparsetune/MODEL` where the configuration names none. An evaluation
+    during a tuning is a child run of it.
 
     Args:
         config: the configuration, for its `tracking` section and the model's name.
@@ -199,7 +193,6 @@ class TrackingListener(EvaluationListener, TuningListener):
         self._monitor: SystemMetricsMonitor | None = None
 
     def on_start(self, event: EvaluationStarted) -> None:
-        """Begin an evaluation's run."""
         if self._study is not None:
             self.recorder.attempt(self._begin_evaluation, event)
         else:
@@ -215,7 +208,6 @@ class TrackingListener(EvaluationListener, TuningListener):
             self.recorder.publish()
 
     def on_end(self, event: EvaluationEnded) -> None:
-        """Record an evaluation's result and end its run."""
         run, self._evaluation = self._evaluation, None
         if run is not None:
             self.recorder.attempt(log_end, run, event)
@@ -241,7 +233,7 @@ class TrackingListener(EvaluationListener, TuningListener):
             self.recorder.attempt(self.recorder.fail, run, error)
 
     def on_study_start(self, event: StudyStarted) -> None:
-        """Begin a tuning's run, or open it again where the study goes on; all processes on a study share one."""
+        """Begin or resume a tuning's run; all processes on a study share one."""
         self._shared = event.study
         store = self.recorder.server or self.recorder.store
         # Under the study's lock: of processes that start at once, the first begins the run.
@@ -267,16 +259,13 @@ class TrackingListener(EvaluationListener, TuningListener):
         return known or study.run_id
 
     def on_trial(self, result: TrialResult) -> None:
-        """Record a trial that ended, with the time that it took."""
         if self._study is not None:
             self.recorder.attempt(self._record_trial, self._study, result)
 
     def evaluation_listeners(self) -> tuple[EvaluationListener, ...]:
-        """Record the winner's evaluation too."""
         return (self,)
 
     def on_study_end(self, result: TuningResult) -> None:
-        """Record the winner and end the tuning's run."""
         run, self._study = self._study, None
         if run is None:
             return

@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 
 
 def log_start(run: RunLogger, event: EvaluationStarted, *, with_model: bool) -> None:
-    """Log the result's `config` as parameters, the prompts, and the evaluated checkpoint.
-
-    Args:
-        run: the evaluation's.
-        event: of the evaluation.
-        with_model: whether to log the checkpoint as a model too; a tuning's run has its winner's already.
-    """
+    """Log configuration, prompts and checkpoint; `with_model` is off in a tuning, whose run has the model already."""
     run.log(params=flatten(event.config))
     run.log_inputs([prompt_set(event.prompts, event.config.get("prompt_file"), "evaluation")])
     path = event.config.get("tuned_path")
@@ -36,18 +30,20 @@ def log_start(run: RunLogger, event: EvaluationStarted, *, with_model: bool) -> 
 
 
 def log_prompt(run: RunLogger, event: PromptDone) -> None:
-    """Log a prompt's metrics, with its index as step so that the UI plots them, and its side-by-side video."""
+    """Log a prompt with its index as step, so that the UI plots it."""
     run.log(prompt_metrics(event.result), step=event.index)
     if "compare" in event.videos:
         run.log_file(event.videos["compare"], "videos")
 
 
 def log_end(run: RunLogger, event: EvaluationEnded) -> None:
-    """Log the statistics, verdict, gate and sparsity, and the files of an evaluation."""
     result = event.result
     tables = {"prompts.json": [_prompt_row(row) for row in result.detailed_results]}
     if result.sparsity.by_layer:
-        tables["sparsity_by_layer.json"] = layer_rows(result.sparsity.by_layer)
+        tables["sparsity_by_layer.json"] = [
+            {"index": index, "layer": name, "sparsity": value}
+            for index, (name, value) in enumerate(result.sparsity.by_layer.items())
+        ]
     run.log(
         [*metric_entries(result_metrics(result)), *by_layer("sparsity", result.sparsity.by_layer.values())],
         tags={
@@ -70,10 +66,7 @@ def log_end(run: RunLogger, event: EvaluationEnded) -> None:
 
 
 def log_checkpoint(run: RunLogger, path: Path, *, with_model: bool) -> None:
-    """Log a checkpoint, whatever form it has, as the artifact folder `checkpoint`, with its thresholds.
-
-    `with_model` logs it as one of MLflow's models too.
-    """
+    """Log a checkpoint of any form as the folder `checkpoint`; `with_model` logs it as one of MLflow's models too."""
     checkpoint = load_checkpoint(path)
     with tempfile.TemporaryDirectory() as folder:
         saved = save_checkpoint(checkpoint, Path(folder) / "checkpoint")
@@ -85,7 +78,6 @@ def log_checkpoint(run: RunLogger, path: Path, *, with_model: bool) -> None:
 
 
 def threshold_tables(policy: Policy) -> dict[str, list[dict[str, Any]]]:
-    """Return the table of every threshold and token order, one row per head."""
     names = tuple(field.name for field in fields(HeadThresholds))  # asdict copies deeply: 40 ms for 900 heads
     rows = [
         {"index": index, "head": number, **{name: getattr(head, name) for name in names}, "order": order,
@@ -97,12 +89,11 @@ def threshold_tables(policy: Policy) -> dict[str, list[dict[str, Any]]]:
 
 
 def summary_rows(policy: Policy) -> list[dict[str, Any]]:
-    """Return a table of a policy's layers, with mean thresholds."""
     return [{"index": index, **asdict(layer)} for index, layer in enumerate(summarize(policy))]
 
 
 def threshold_metrics(policy: Policy) -> "list[Metric]":
-    """Return each layer's mean thresholds as metrics, e.g. `layers/cdfthreshd`, with the layer as step."""
+    """Each layer's mean thresholds as metrics, e.g. `layers/cdfthreshd`, with the layer as step."""
     rows = summary_rows(policy)
     names = ("sparse_heads", "simthreshd1", "cdfthreshd", "topk", "pvthreshd")
     return [entry for name in names for entry in by_layer(name, [row[name] for row in rows])]
@@ -114,7 +105,6 @@ def by_layer(name: str, values: Iterable[float | None]) -> "list[Metric]":
 
 
 def prompt_metrics(result: PromptResult) -> dict[str, float | None]:
-    """Return one prompt's metrics, e.g. `prompt/psnr`."""
     metrics: dict[str, float | None] = {f"prompt/{name}": value for name, value in result.metrics.items()}
     return metrics | {
         "prompt/sparsity": result.sparsity,
@@ -124,7 +114,6 @@ def prompt_metrics(result: PromptResult) -> dict[str, float | None]:
 
 
 def result_metrics(result: EvaluationResult) -> dict[str, float | None]:
-    """Return an evaluation's metrics, e.g. `psnr/mean` and `sparsity/overall`."""
     metrics: dict[str, float | None] = {
         f"{name}/{statistic}": getattr(summary, statistic)
         for name, summary in result.statistics.items()
@@ -147,18 +136,10 @@ def result_metrics(result: EvaluationResult) -> dict[str, float | None]:
 def sparsity_metrics(
     overall: float | None, active: float | None, by_layer: Mapping[str, float]
 ) -> dict[str, float | None]:
-    """Return sparsity as metrics: `sparsity/overall`, `sparsity/active`, `sparsity/layer_00` and so on.
-
-    Layers are numbered in the policy's order; the table `sparsity_by_layer.json` has their names.
-    """
+    """Number layers in the policy's order, `sparsity/layer_00`; the table `sparsity_by_layer.json` has their names."""
     metrics: dict[str, float | None] = {"sparsity/overall": overall, "sparsity/active": active}
     width = max(2, len(str(len(by_layer) - 1)))
     return metrics | {f"sparsity/layer_{index:0{width}d}": value for index, value in enumerate(by_layer.values())}
-
-
-def layer_rows(by_layer: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Return a table of the sparsity of each layer, numbered as in the metrics."""
-    return [{"index": index, "layer": name, "sparsity": value} for index, (name, value) in enumerate(by_layer.items())]
 
 
 def _prompt_row(row: PromptRow) -> dict[str, Any]:

@@ -33,23 +33,19 @@ FIGURES = "figures"
 
 
 class ReportLogger:
-    """Logs the report of each run that ends, where `tracking.report` is on.
-
-    A missing package is logged once. A report that fails ends neither the search nor its recording.
-    """
+    """Logs the report of each run that ends; a report that fails ends neither the search nor its recording."""
 
     def __init__(self, config: Config) -> None:
         self._wanted = config.tracking.enabled and config.tracking.report
 
     def evaluation(self, run: RunLogger, event: EvaluationEnded) -> None:
-        """Log an evaluation's report; where its videos don't fit in, it links those that the run has."""
+        """Log an evaluation's report; videos that don't fit in are links to the run's."""
         folder = event.result_path.parent if event.result_path is not None else None
         files = Files.of(folder) if folder is not None else Files()
         name = folder.name if folder is not None else run.run_id[:8]
         self._log(run, lambda: Source(name, event.result, files=files), linked=True)
 
     def tuning(self, run: RunLogger, result: TuningResult) -> None:
-        """Log a tuning's report, with the videos of its winner and of the default thresholds."""
         path = result.record_path
         if path is not None:
             self._log(run, lambda: from_folder(path))
@@ -70,17 +66,7 @@ class ReportLogger:
 
 
 def log_report(run: RunLogger, source: Source, *, linked: bool = False) -> None:
-    """Write a report and its figures to a run's artifacts, `report.html` and `figures/`.
-
-    Args:
-        run: the run.
-        source: what is reported.
-        linked: whether the run has the side-by-side videos in its folder `videos`, to be linked where they don't fit
-            into the file; they are logged beside it otherwise.
-
-    Raises:
-        SparsetuneError: it can't be written, here or there.
-    """
+    """Log `report.html` and `figures/`; if `linked`, videos that don't fit in link to the run's `videos/`."""
     links = {path: f"videos/{path.name}" for path in source.files.videos.values()} if linked else None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / REPORT
@@ -92,17 +78,7 @@ def log_report(run: RunLogger, source: Source, *, linked: bool = False) -> None:
 
 
 def source_of(client: "MlflowClient", reference: str, folder: Path, model: str | None = None) -> Source:
-    """Read what a report needs from a recorded run.
-
-    Args:
-        client: of the store.
-        reference: a run as `find_run` takes it, `runs:/ID`, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
-        folder: where videos are downloaded to.
-        model: see `find_run`.
-
-    Raises:
-        UsageError, TrackingError, ResultError: as `find_run`, `evaluation_of` and `read_result` raise them.
-    """
+    """Read what a report needs from a recorded run or registered version; videos are downloaded to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     run = _find(client, reference, model)
     if kind_of(run) != "tuning":
@@ -136,7 +112,6 @@ def _of_evaluation(client: "MlflowClient", run: "FoundRun", folder: Path) -> Sou
 
 
 def _without_record(client: "MlflowClient", run: "FoundRun", folder: Path) -> Source:
-    """Report a tuning without its record from its evaluations alone."""
     sides = evaluations_of(client, str(run.info.run_id))
     after = evaluation_of(client, run)
     before = read_result(client, str(sides["default"].info.run_id)) if "default" in sides else None

@@ -25,13 +25,7 @@ from sparsetune.tuning.events import SearchStatistics, StudyStarted, TrialResult
 
 
 def study_text(result: TuningResult, runs: Mapping[int, str], page: str) -> str:
-    """Describe a tuning in Markdown, with a link to each trial's run.
-
-    Args:
-        result: of the study.
-        runs: the run id of each recorded trial, by number.
-        page: the experiment's page in MLflow's UI, e.g. `#/experiments/1`.
-    """
+    """Describe a tuning in Markdown; `runs` has run ids by trial, `page` is e.g. `#/experiments/1`."""
     lines = [f"# {result.study_name}", "", _headline(result, runs, page), ""]
     if result.evaluation is not None:
         lines += [_verdict(result.evaluation), ""]
@@ -88,10 +82,7 @@ STATUS: Mapping[str, Status] = {"complete": "FINISHED", "pruned": "KILLED", "fai
 
 
 def log_study_start(run: RunLogger, event: StudyStarted, *, resumed: bool) -> None:
-    """Log the configuration as parameters, without storage locations, and the prompts.
-
-    A resumed run gets only parameters that it lacks: MLflow lets none of them change.
-    """
+    """Log the configuration without storage locations; a resumed run's parameters can't change in MLflow."""
     config = {
         section: values for section, values in event.config.items() if section not in ("tracking", "cache", "engine")
     }
@@ -111,7 +102,7 @@ def log_study_start(run: RunLogger, event: StudyStarted, *, resumed: bool) -> No
 
 
 def trial_runs(study: RunLogger) -> dict[int, str]:
-    """Read the run ids of a study's trials by number; of a trial recorded twice, the newer one."""
+    """Read run ids by trial number; of a trial recorded twice, the newer run."""
     found = {}
     for run in reversed(study.children()):
         number = run.data.params.get("trial")
@@ -121,7 +112,6 @@ def trial_runs(study: RunLogger) -> dict[int, str]:
 
 
 def log_trial(run: RunLogger, trial: TrialResult) -> None:
-    """Log a trial: parameters, metrics with prompts as steps, their means, sparsity, state and reason."""
     metrics = metric_entries(trial_metrics(trial)) + threshold_metrics(trial.policy)
     for step, prompt in enumerate(trial.prompts):
         metrics += metric_entries(prompt_metrics(prompt), step)
@@ -134,11 +124,7 @@ def log_trial(run: RunLogger, trial: TrialResult) -> None:
 
 
 def log_study_end(run: RunLogger, result: TuningResult, runs: Mapping[int, str], page: str) -> None:
-    """Log the winner's metrics, checkpoint and evaluation, and a table of all trials with their runs.
-
-    The winner's parameters are tags, which may change when the study is resumed. `runs` has the run id of each trial
-    by number, and `page` is the experiment's page in MLflow's UI.
-    """
+    """Log the result; the winner's parameters are tags, which may change when the study is resumed."""
     states: list[str] = [trial.state for trial in result.trials]
     metrics: dict[str, float | None] = {f"trials/{state}": float(states.count(state)) for state in STATUS}
     tags: dict[str, object] = {"interrupted": result.interrupted, "incidents": len(result.incidents) or None}
@@ -180,7 +166,6 @@ def log_study_end(run: RunLogger, result: TuningResult, runs: Mapping[int, str],
 
 
 def insight_metrics(insight: SearchStatistics) -> dict[str, float | None]:
-    """Return parameter importances and the like as metrics, e.g. `insight/importance/dense_fraction`."""
     metrics: dict[str, float | None] = {"insight/rank_correlation": insight.rank_correlation}
     return metrics | {f"insight/importance/{name}": share for name, share in insight.importances.items()}
 
@@ -205,7 +190,6 @@ def trial_metrics(trial: TrialResult) -> dict[str, float | None]:
 
 
 def _worker_tags(trial: TrialResult) -> dict[str, object]:
-    """Return tags of the worker that rendered a trial; none where an earlier process ran it."""
     worker = trial.worker
     if worker is None:
         return {}
@@ -214,13 +198,12 @@ def _worker_tags(trial: TrialResult) -> dict[str, object]:
 
 
 def trial_sparsity(trial: TrialResult) -> Mapping[str, float]:
-    """Return the sparsity of each layer over a trial's prompts; empty where none rendered."""
     stats = [prompt.stats for prompt in trial.prompts if prompt.stats is not None]
     return stats[0].merged(stats[1:]).by_layer if stats else {}
 
 
 def trial_started_ms(trial: TrialResult) -> int:
-    """Return when a trial that has just ended began, in milliseconds since 1970."""
+    """Compute when a trial that has just ended began, in milliseconds since 1970."""
     return int(1000 * (time.time() - trial.seconds))
 
 

@@ -21,23 +21,10 @@ layers as the model does."""
 
 
 def log_checkpoint_model(client: "MlflowClient", run_id: str, checkpoint: Path, name: str = MODEL_NAME) -> str:
-    """Log a checkpoint as a model output of a run, unless the run has it already.
+    """Log a checkpoint as a model output of a run, unless the run has it already; return the model's id.
 
     A model left unfinished by a killed process or server is completed. Unlike `flavor.log_model` this leaves MLflow's
     global state alone.
-
-    Args:
-        client: of the run's store.
-        run_id: the run that made or judged the checkpoint.
-        checkpoint: its folder or file.
-        name: of the model in MLflow's UI.
-
-    Returns:
-        The model's id.
-
-    Raises:
-        CheckpointError: it can't be read.
-        TrackingError: the store fails.
     """
     loaded = load_checkpoint(checkpoint)
     digest = policy_digest(loaded.policy)
@@ -50,7 +37,6 @@ def log_checkpoint_model(client: "MlflowClient", run_id: str, checkpoint: Path, 
 
 
 def find_model(client: "MlflowClient", run_id: str, digest: str) -> "LoggedModel | None":
-    """Find the finished model of a policy among a run's outputs."""
     for model_id in _outputs(client, run_id):
         model = client.get_logged_model(model_id)
         if model.tags.get(DIGEST) == digest and str(model.status) == "READY":
@@ -64,7 +50,6 @@ def _outputs(client: "MlflowClient", run_id: str) -> list[str]:
 
 
 def _unfinished(client: "MlflowClient", run_id: str, digest: str) -> "LoggedModel | None":
-    """Find a model of a policy that was created for a run and lacks files."""
     experiment_id = client.get_run(run_id).info.experiment_id
     created = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
     return next((one for one in created if one.tags.get(DIGEST) == digest and str(one.status) != "READY"), None)
@@ -102,7 +87,6 @@ def _fill(client: "MlflowClient", run_id: str, checkpoint: Checkpoint, created: 
 
 
 def _params(manifest: Manifest) -> dict[str, str]:
-    """Return the generation settings that the checkpoint was tuned for."""
     names = (
         "num_frames", "height", "width", "num_inference_steps", "guidance_scale", "guidance_scale_2", "dtype",
         "scheduler", "kernel",

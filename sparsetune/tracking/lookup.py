@@ -37,17 +37,10 @@ _LISTED = "list runs with `sparsetune runs`"
 
 
 def find_run(client: "MlflowClient", reference: str, model: str | None = None) -> "Run":
-    """Find a run of sparsetune.
+    """Find a run by its id, the beginning of it, or `latest`, for which `model` may be a model's short name.
 
-    Args:
-        client: of the store.
-        reference: its id, the beginning of it, or `latest`.
-        model: for `latest`, the model's short name; None takes any.
-
-    Raises:
-        UsageError: it is neither, or begins several ids.
-        MissingError: there is no such run.
-        TrackingError: it is another tool's, or the store fails.
+    Raises UsageError where it is neither or begins several ids, MissingError where there is no such run, TrackingError
+    where it is another tool's.
     """
     if reference == LATEST:
         return _latest(client, model)
@@ -70,7 +63,6 @@ def find_run(client: "MlflowClient", reference: str, model: str | None = None) -
 
 
 def search(client: "MlflowClient", filter_string: str) -> "Iterator[Run]":
-    """Yield the active runs of all experiments that match a filter, newest first."""
     with store_errors("read the tracking store"):
         experiments = [str(one.experiment_id) for one in paged(client.search_experiments)]
         for start in range(0, len(experiments), 100):
@@ -83,11 +75,7 @@ def search(client: "MlflowClient", filter_string: str) -> "Iterator[Run]":
 
 
 def kind_of(run: "Run") -> str:
-    """Return a run's kind: tuning, trial or evaluation.
-
-    Raises:
-        TrackingError: it is another tool's.
-    """
+    """Return tuning, trial or evaluation; raises TrackingError where the run is another tool's."""
     kind = run.data.tags.get(KIND)
     if kind is None:
         raise TrackingError(f"run {run.info.run_id} is another tool's: it has no tag {KIND}; {_LISTED}")
@@ -95,7 +83,6 @@ def kind_of(run: "Run") -> str:
 
 
 def model_of(run: "Run") -> str | None:
-    """Return the short name of a run's model, where it is recorded."""
     return run.data.tags.get(MODEL) or run.data.params.get("model_name") or run.data.params.get("model.name")
 
 
@@ -105,7 +92,7 @@ def parent_of(run: "Run") -> str | None:
 
 
 def evaluations_of(client: "MlflowClient", tuning_id: str) -> "dict[str, Run]":
-    """Find the newest finished evaluations of a tuning: `default` before it, `tuned` after it, as far as there are."""
+    """Find the newest finished evaluations of a tuning: `default` before it, `tuned` after it."""
     found: dict[str, Run] = {}
     for run in search(client, f"tags.`{PARENT}` = '{tuning_id}' and tags.`{KIND}` = 'evaluation'"):
         if run.info.status == "FINISHED":
@@ -138,11 +125,6 @@ class ModelReference:
 
     @classmethod
     def parse(cls, text: str) -> "ModelReference":
-        """Read `models:/...`.
-
-        Raises:
-            UsageError: it is of neither form.
-        """
         found = re.fullmatch(r"models:/+([^/@]+)(?:@([^/@]+)|/(\d+|latest))/?", text)
         if found is None:
             raise UsageError(
@@ -160,20 +142,12 @@ def is_reference(checkpoint: Path | str) -> bool:
 def resolve_checkpoint(checkpoint: Path | str, config: Config | None = None) -> Path:
     """Find the local folder or file of a checkpoint; one in MLflow is downloaded to the cache.
 
-    Args:
-        checkpoint: a folder or file; a run id or its beginning; `runs:/ID`, `runs:/ID/PATH` with an artifact's path
-            or a logged model's name; `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `models:/MODEL_ID`. What is none
-            of these is taken for a path.
-        config: for the store and the cache; None resolves environment and defaults.
+    `checkpoint` is a path; a run id or its beginning; `runs:/ID`, `runs:/ID/PATH` with an artifact's path or a logged
+    model's name; `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `models:/MODEL_ID`. What is none of these is returned
+    as a path, whether it exists or not.
 
-    Returns:
-        What `sparsetune.checkpoint.load_checkpoint` reads. A path is returned as it is, whether it exists or not.
-
-    Raises:
-        UsageError: a `models:/` of another form, or the beginning of several runs' ids.
-        MissingError: there is no such run, model, version or alias.
-        TrackingError: the run has no checkpoint or is another tool's, or the store fails.
-        CheckpointError: the model is of another flavour.
+    Raises UsageError, MissingError and TrackingError as `find_run` and `find_version` do, TrackingError where the run
+    has no checkpoint, CheckpointError where the model is of another flavour.
     """
     if not is_reference(checkpoint):
         return Path(checkpoint)
@@ -194,12 +168,7 @@ def resolve_checkpoint(checkpoint: Path | str, config: Config | None = None) -> 
 
 
 def find_version(client: "MlflowClient", reference: ModelReference) -> "ModelVersion":
-    """Find a version by its number, by an alias, or the newest.
-
-    Raises:
-        MissingError: there is no such model, version or alias; the message names the aliases that there are.
-        TrackingError: the registry fails.
-    """
+    """Find a version by its number, by an alias, or the newest."""
     name = reference.name
     with store_errors(f"find the registered model {name}", missing="register one with `sparsetune promote RUN`"):
         aliases = client.get_registered_model(name).aliases
@@ -222,20 +191,7 @@ def find_version(client: "MlflowClient", reference: ModelReference) -> "ModelVer
 
 
 def download_run_checkpoint(client: "MlflowClient", run: "Run", target: Path, path: str = FOLDER) -> Path:
-    """Download the checkpoint that a run recorded, in place of an earlier download.
-
-    Args:
-        client: of the run's store.
-        run: of kind tuning or evaluation.
-        target: folder to put it in.
-        path: the checkpoint's among the run's artifacts.
-
-    Returns:
-        The checkpoint's folder.
-
-    Raises:
-        TrackingError: the run is another tool's, or has no checkpoint there.
-    """
+    """Download a run's checkpoint, the artifact folder `path`, in place of an earlier download; return its folder."""
     run_id = str(run.info.run_id)
     kind = kind_of(run)
     with store_errors(f"read the artifacts of run {run_id}"):

@@ -43,8 +43,6 @@ CHAMPION_CONDITION = "at least as good as the champion"
 
 @dataclass(frozen=True)
 class Condition:
-    """One condition of a promotion, with the figures that decided it."""
-
     name: str
     met: bool
     says: str
@@ -78,12 +76,7 @@ def champion_condition(candidate: EvaluationResult, champion: Iterable[Evaluatio
 
     'Lower' is judged on the paired differences, candidate minus champion: their mean is below minus the tolerance, and
     their 95% bootstrap interval is below 0. Over fewer than 6 prompts, too few for an interval, the mean decides alone.
-    'Sparser' is the same upwards.
-
-    Args:
-        candidate: its result on eval prompts.
-        champion: results of the champion's policy, the preferred one first; read up to the first comparable one.
-        named: the champion's name in the text, e.g. `demo-sparse version 3`.
+    'Sparser' is the same upwards. `champion` has the results of its policy, read up to the first comparable one.
     """
     advice = (
         "evaluate both alike: `sparsetune eval --checkpoint models:/...@champion` with the candidate's settings "
@@ -226,16 +219,11 @@ def promote(registry: Registry, verdict: Verdict, override: str | None = None) -
     """Register a candidate's checkpoint, unless it is, and move the alias to it.
 
     A crash between any two steps leaves a state that the next call completes: a version without its alias is found
-    again, and `previous` is set before the alias moves.
+    again, and `previous` is set before the alias moves. An `override`, the reason to promote although a condition
+    isn't met, is kept on the version.
 
-    Args:
-        registry: the registered model.
-        verdict: of `judge`; the alias must still name the champion of that time.
-        override: why it is promoted although a condition isn't met; kept on the version.
-
-    Raises:
-        GateError: a condition isn't met, and there is no override.
-        RegistryError: the champion changed meanwhile, somebody else is promoting, or the alias couldn't be set.
+    Raises GateError where a condition isn't met without override, RegistryError where the champion changed since
+    `judge`, somebody else is promoting, or the alias couldn't be set.
     """
     if override is not None and not override.strip():
         raise UsageError("--override must give a reason, but is empty")
@@ -326,7 +314,6 @@ def _description(verdict: Verdict) -> str:
 
 
 def _write_override(registry: Registry, version: "ModelVersion", reason: str, verdict: Verdict) -> None:
-    """Append the reason to those on the version."""
     entry = f"{user_name()}, although not met: {', '.join(verdict.unmet)}: {' '.join(reason.split())}"
     earlier = version.tags.get(OVERRIDE)
     registry.set_tag(str(version.version), OVERRIDE, f"{earlier}\n{entry}" if earlier else entry)

@@ -1,18 +1,19 @@
 """Publishing: copying runs from the local store to a tracking server.
 
-Every pass compares a run with its copy on the server and writes the difference, so it may stop anywhere and be
-repeated. The copy is found by its key, the id of the local run. Local tags hold the server that a run is for and the
-state that was published last.
+Every pass writes what a run has and its copy on the server lacks, so it may stop anywhere and be repeated. The copy is
+found by its key, the id of the local run. Local tags hold the run's server and the state that was published last.
 """
 
 import hashlib
 import json
 import logging
+import math
 import re
+import sqlite3
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +53,8 @@ RETRY_SECONDS = 15.0
 END_SECONDS = 15.0
 """How long a command waits at its end for its runs to be published."""
 
+_HISTORY = "SELECT value, is_nan, timestamp, step FROM metrics WHERE run_uuid = ? AND key = ? AND timestamp >= ?"
+
 
 class ServerDownError(TrackingError):
     """The server doesn't answer."""
@@ -64,16 +67,16 @@ class ServerCopies:
         from mlflow import MlflowClient
 
         self.server, self._local = server, local
-        self._lock = Path(sqlite_path(local.tracking_uri) or "").with_name(".publish.lock")
+        self._database = Path(sqlite_path(local.tracking_uri) or "")
+        self._lock = self._database.with_name(".publish.lock")
         self._remote = MlflowClient(server.uri, server.registry_uri)
-        self._experiments: dict[str, str] = {}
         self._ids: dict[str, str] = {}
         """Ids of experiments and runs on the server, by those in the local store."""
         self._written: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
         """Size and time of each uploaded artifact, by run id on the server."""
 
     def publish(self, run_id: str) -> bool:
-        """Bring the copy of a run up to date; return whether there was anything to do.
+        """Bring a run's copy up to date; return whether there was anything to do.
 
         Raises ServerDownError where the server doesn't answer, TrackingError where only this run fails.
         """
@@ -84,7 +87,7 @@ class ServerCopies:
                 if run.data.tags.get(PUBLISHED) == state:
                     return False
                 check_answers(self.server.uri)  # MLflow itself waits for a minute
-                self._publish(self._remote, run)
+                self._publish(run)
                 self._local.set_tag(run_id, PUBLISHED, state)
                 return True
         except Exception as error:  # MLflow passes on whatever its stores raise: requests', SQLAlchemy's, OS errors
@@ -95,30 +98,31 @@ class ServerCopies:
             raise TrackingError(f"cannot publish run {run_id}: {first_line(error)}") from error
 
     def trial_runs(self, study_id: str) -> dict[int, str]:
-        """Read the run ids on the server of a study's trials, by number; raises TrackingError."""
+        """Read the run ids on the server of a study's trials, by number."""
         check_answers(self.server.uri)
         with store_errors("read the trials' runs on the server"):
-            copy = self._copy(self._remote, self._local.get_run(study_id))
+            copy = self._copy(self._local.get_run(study_id))
             return trial_runs(RunLogger(self._remote, copy.info.run_id))
 
-    def _publish(self, server: "MlflowClient", run: "Run") -> None:
-        parent = parent_of(run)
+    def _publish(self, run: "Run") -> None:
+        server, parent = self._remote, parent_of(run)
         if parent is not None and parent not in self._ids:
-            self._copy(server, self._local.get_run(parent))
-        copy = self._copy(server, run)
+            self._copy(self._local.get_run(parent))
+        copy = self._copy(run)
         run_id = str(copy.info.run_id)
         if copy.info.lifecycle_stage != "active":
             raise TrackingError(f"run {run_id} was deleted on the server; restore it there, or delete it here too")
         logger = RunLogger(server, run_id)
         if parent is None and _ended(run):  # its tables and links name its children
             self._ids |= {child.data.tags.get(KEY, ""): str(child.info.run_id) for child in logger.children()}
-        tags = {name: self._translated(value, run) for name, value in run.data.tags.items()}
+        kept = {name: value for name, value in run.data.tags.items() if name not in (KEY, SERVER, PUBLISHED)}
+        tags = {name: self._translated(value, run) for name, value in kept.items()}
         logger.log(
             self._new_metrics(run, copy),
             params={name: value for name, value in run.data.params.items() if name not in copy.data.params},
-            tags={name: value for name, value in tags.items() if name not in (KEY, SERVER, PUBLISHED)},
+            tags={name: value for name, value in tags.items() if copy.data.tags.get(name) != value},
         )
-        self._upload(server, run_id, run)
+        self._upload(run_id, run)
         if run.inputs and not (copy.inputs and copy.inputs.dataset_inputs):
             server.log_inputs(run_id, run.inputs.dataset_inputs)
         if _ended(run):
@@ -126,13 +130,16 @@ class ServerCopies:
         elif run.info.end_time is not None and copy.info.status != "RUNNING":  # it ended before and was resumed
             server.update_run(run_id, status="RUNNING")
 
-    def _copy(self, server: "MlflowClient", run: "Run") -> "Run":
+    def _copy(self, run: "Run") -> "Run":
         """Find the copy of a run, or create it.
 
         More than one is found where a request that had timed out was carried out after all, or where two hosts
         started a study at once; the one that has most is kept.
         """
-        experiment = self._experiment(server, run.info.experiment_id)
+        server, local_id = self._remote, str(run.info.experiment_id)
+        if local_id not in self._ids:
+            self._ids[local_id] = experiment_id(server, self.server, self._local.get_experiment(local_id).name)
+        experiment = self._ids[local_id]
         key = run.data.tags.get(KEY, run.info.run_id)
         if not (found := _find(server, experiment, key)):
             server.create_run(experiment, run.info.start_time, {KEY: key}, run.info.run_name)
@@ -143,34 +150,36 @@ class ServerCopies:
         self._ids[run.info.run_id] = str(found[0].info.run_id)
         return found[0]
 
-    def _experiment(self, server: "MlflowClient", local_id: str) -> str:
-        if local_id not in self._experiments:
-            name = self._local.get_experiment(local_id).name
-            self._experiments[local_id] = experiment_id(server, self.server, name)
-        return self._experiments[local_id]
-
     def _new_metrics(self, run: "Run", copy: "Run") -> "list[Metric]":
-        """Read the metrics that the server may lack; it ignores those that it has."""
-        latest = {metric.key: metric for metric in copy.data._metric_objs}
+        """Read metric entries since the latest ones on the server, which ignores those that it has.
+
+        Oldest first, so that what a killed process left out isn't older than what it sent. MLflow's API reads only
+        whole histories: of system metrics, thousands of entries at each pass.
+        """
+        from mlflow.entities import Metric
+
+        known = {metric.key: (metric.step, metric.timestamp) for metric in copy.data._metric_objs}
         entries: list[Metric] = []
-        for metric in run.data._metric_objs:
-            known = latest.get(metric.key)
-            if known is None or (known.step, known.timestamp) != (metric.step, metric.timestamp):
-                history = self._local.get_metric_history(run.info.run_id, metric.key)
-                entries += [entry for entry in history if known is None or entry.timestamp >= known.timestamp]
-        return entries
+        with closing(sqlite3.connect(self._database, timeout=60)) as database:
+            for metric in run.data._metric_objs:
+                since = known.get(metric.key)
+                if since != (metric.step, metric.timestamp):
+                    key = (run.info.run_id, metric.key, since[1] if since else 0)
+                    for value, is_nan, timestamp, step in database.execute(_HISTORY, key):
+                        entries.append(Metric(metric.key, math.nan if is_nan else value, timestamp, step))
+        return sorted(entries, key=lambda entry: (entry.timestamp, entry.step))
 
     def _translated(self, text: str, run: "Run") -> str:
         """Replace the ids of runs, and of the experiment in links, by those on the server."""
         local = str(run.info.experiment_id)
-        text = text.replace(f"#/experiments/{local}/", f"#/experiments/{self._experiments[local]}/")
+        text = text.replace(f"#/experiments/{local}/", f"#/experiments/{self._ids[local]}/")
         return re.sub(r"\b[0-9a-f]{32}\b", lambda found: self._ids.get(found[0], found[0]), text)
 
-    def _upload(self, server: "MlflowClient", run_id: str, run: "Run") -> None:
-        written, tables = self._written[run_id], table_names(run.data.tags)
-        for name, path in _artifacts(run).items():
-            state = _stat(path)
+    def _upload(self, run_id: str, run: "Run") -> None:
+        server, written, tables = self._remote, self._written[run_id], table_names(run.data.tags)
+        for name, state in _artifacts(run).items():
             if written.get(name) != state:
+                path = _artifact_folder(run) / name
                 if name in tables:
                     server.log_text(run_id, self._translated(path.read_text(encoding="utf-8"), run), name)
                 else:
@@ -189,16 +198,15 @@ class Publisher:
 
     def __init__(self, local: "MlflowClient", server: Store) -> None:
         self.copies = ServerCopies(local, server)
-        self._local = local
         self._changed = threading.Condition()
         self._waiting: dict[str, int] = {}
-        """How often `publish` was called for each run that isn't published yet; in the order of the last calls."""
+        """Number of calls of `publish` for each run that isn't published yet, in the order of the last calls."""
         self._failures: dict[str, str] = {}
         self._down: str | None = None
         self._logged_down = False
         self._attempts = 0
         self._hurry = False
-        threading.Thread(target=self._work, name="sparsetune-publish", daemon=True).start()
+        threading.Thread(target=self._work, args=(local,), name="sparsetune-publish", daemon=True).start()
 
     def publish(self, run_ids: Iterable[str]) -> None:
         """Have runs published soon, in this order: a study after its trials, whose ids it names."""
@@ -225,32 +233,29 @@ class Publisher:
                 *(left, self.copies.server.shown, reason),
             )
 
-    def _work(self) -> None:
+    def _work(self, local: "MlflowClient") -> None:
         with suppress(TrackingError):  # a local store that fails is logged by the recorder
-            self.publish([str(run.info.run_id) for run in unpublished_runs(self._local, self.copies.server.shown)])
+            self.publish([str(run.info.run_id) for run in unpublished_runs(local, self.copies.server.shown)])
         while True:
             with self._changed:
                 if self._down is not None:
                     self._changed.wait_for(lambda: self._hurry, RETRY_SECONDS)
                 self._changed.wait_for(lambda: self._waiting)
                 run_id, count = next(iter(self._waiting.items()))
-            failure = down = None
+            error: TrackingError | None = None
             try:
                 self.copies.publish(run_id)
-            except ServerDownError as error:
-                down = str(error)
-            except TrackingError as error:
-                failure = str(error)
+            except TrackingError as caught:
+                error = caught
             with self._changed:
-                self._down = down
-                if down is not None:
+                self._down = str(error) if isinstance(error, ServerDownError) else None
+                if self._down is not None:
                     self._attempts += 1
                 elif self._waiting[run_id] == count:
                     del self._waiting[run_id]
-                if failure is not None:
-                    self._failures[run_id] = failure
-                elif down is None:
-                    self._failures.pop(run_id, None)
+                self._failures.pop(run_id, None)
+                if error is not None:
+                    self._failures[run_id] = str(error)
                 self._changed.notify_all()
 
     def _log_changes(self) -> None:
@@ -328,22 +333,18 @@ def _state(run: "Run") -> str:
     if _ended(run):
         return str(run.info.end_time)
     tags = {name: value for name, value in run.data.tags.items() if name != PUBLISHED}
-    files = {name: _stat(path) for name, path in _artifacts(run).items()}
-    content = run.to_dictionary() | {"data": [run.data.metrics, run.data.params, tags], "files": files}
+    content = run.to_dictionary() | {"data": [run.data.metrics, run.data.params, tags], "files": _artifacts(run)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _artifacts(run: "Run") -> dict[str, Path]:
+def _artifacts(run: "Run") -> dict[str, tuple[int, int]]:
+    """Read size and time of each artifact."""
     folder = _artifact_folder(run)
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    found = {path.relative_to(folder).as_posix(): path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in sorted(found.items())}
 
 
 def _artifact_folder(run: "Run") -> Path:
     from mlflow.utils.file_utils import local_file_uri_to_path
 
     return Path(local_file_uri_to_path(run.info.artifact_uri))  # type: ignore[no-untyped-call]
-
-
-def _stat(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns

@@ -33,12 +33,11 @@ class SparseVideoModel:
     """Renders prompts under a checkpoint; the base model is loaded at the first call.
 
     Args:
-        checkpoint: the policy, and in its manifest the base model and the generation it was tuned for.
+        checkpoint: its manifest names the base model and the generation it was tuned for.
         model_config: any of `ENGINE_DEFAULTS`; `base_source` is for a base model that has moved, `output_dir` for
             videos of calls that name no folder (None makes a temporary one).
 
-    Raises:
-        ConfigError: `model_config` has another key or a value out of range.
+    Raises ConfigError where `model_config` has another key or a value out of range.
     """
 
     def __init__(self, checkpoint: Checkpoint, model_config: Mapping[str, Any]) -> None:
@@ -51,18 +50,13 @@ class SparseVideoModel:
         self._pipeline: VideoPipeline | None = None
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[str]:
-        """Render each prompt to a video file.
+        """Render each prompt to an MP4 file; return the paths in order.
 
         Args:
             model_input: prompts, as text, a list of texts, or a table with a column of them.
             params: `seed`, `output_dir`, and generation settings; left out they are as tuned.
 
-        Returns:
-            Paths of the MP4 files, one a prompt, in order.
-
-        Raises:
-            PromptError: there is no prompt, or one is empty.
-            ConfigError, ModelError, CheckpointError, GenerationError: as loading and rendering raise them.
+        Raises PromptError where there is no prompt or an empty one, and what loading and rendering raise.
         """
         from sparsetune.video import write_video
 
@@ -96,11 +90,7 @@ class SparseVideoModel:
 
 
 def base_config(manifest: Manifest, model_config: Mapping[str, Any]) -> Config:
-    """Resolve the configuration that a checkpoint was tuned for; environment and packaged files fill the rest.
-
-    Raises:
-        ConfigError: the manifest names no base model and `model_config` none either, or a value doesn't hold.
-    """
+    """Resolve the configuration that a checkpoint was tuned for; raises ConfigError where no base model is named."""
     source = model_config.get("base_source") or manifest.base_source
     if source is None:
         raise ConfigError("the checkpoint's manifest does not name its base model; set base_source in model_config")
@@ -118,7 +108,6 @@ def base_config(manifest: Manifest, model_config: Mapping[str, Any]) -> Config:
 
 
 def call_parameters(manifest: Manifest) -> dict[str, int | float | str]:
-    """Return the parameters of predict with their defaults."""
     if manifest.base_source is None:
         return {"seed": Config().eval.seed, "output_dir": ""}
     config = base_config(manifest, {})
@@ -128,7 +117,6 @@ def call_parameters(manifest: Manifest) -> dict[str, int | float | str]:
 
 
 def _prompts(model_input: Any) -> list[str]:
-    """Return the prompts of predict's input: a text, a list, or a pandas table with one column or one named prompt."""
     if isinstance(model_input, str):
         prompts = [model_input]
     elif hasattr(model_input, "columns"):

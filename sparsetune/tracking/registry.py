@@ -37,15 +37,7 @@ _VERSIONS_OF_MODEL = "mlflow.modelVersions"  # MLflow's own tag: its UI links a 
 
 
 class Registry:
-    """One registered model of a store.
-
-    Args:
-        client: of the store.
-        store: where runs and models are.
-        name: the registered model's.
-
-    Every method raises TrackingError where the registry fails.
-    """
+    """One registered model of a store. Every method raises TrackingError where the registry fails."""
 
     def __init__(self, client: "MlflowClient", store: Store, name: str) -> None:
         self.client, self.store, self.name = client, store, name
@@ -57,11 +49,7 @@ class Registry:
             self.home = MlflowClient(tracking_uri=store.registry_uri, registry_uri=store.registry_uri)
 
     def model(self) -> "RegisteredModel | None":
-        """Read the registered model; None where there is none.
-
-        Raises:
-            UsageError: MLflow refuses the name.
-        """
+        """Read the registered model, None where there is none; raises UsageError where MLflow refuses the name."""
         try:
             with store_errors(f"read the registered model {self.name}"):
                 return self.client.get_registered_model(self.name)
@@ -73,11 +61,7 @@ class Registry:
             raise
 
     def aliased(self, alias: str) -> str | None:
-        """Return the version that an alias names now; None where there is none.
-
-        Raises:
-            UsageError: MLflow refuses the name of the model or the alias.
-        """
+        """Return the version that an alias names now; None where there is none."""
         model = self.model()
         return None if model is None else _text(model.aliases.get(alias))
 
@@ -86,11 +70,7 @@ class Registry:
             return self.client.get_model_version(self.name, version)
 
     def check_alias(self, alias: str) -> None:
-        """Check that MLflow takes an alias, before anything is registered for it.
-
-        Raises:
-            UsageError: it doesn't.
-        """
+        """Raise UsageError where MLflow refuses an alias, before anything is registered for it."""
         if alias.lower() == "latest":
             raise UsageError("--alias must not be latest: MLflow reserves it for the newest version; choose another")
         if re.fullmatch(r"[vV]\d+", alias):  # MLflow reads such an alias, but doesn't set it
@@ -112,14 +92,12 @@ class Registry:
                 raise refused from error
 
     def find(self, run_id: str, digest: str) -> "ModelVersion | None":
-        """Find the newest version of a run's policy."""
         with store_errors(f"read the versions of {self.name}"):
             found = self.client.search_model_versions(f"name = '{self.name}'", max_results=1000)
         made = [one for one in found if one.tags.get(RUN) == run_id and one.tags.get(DIGEST) == digest]
         return max(made, key=lambda one: int(one.version), default=None)
 
     def register(self) -> None:
-        """Register the model, unless it is registered."""
         from mlflow.exceptions import MlflowException
 
         with store_errors(f"register the model {self.name}"):
@@ -131,7 +109,7 @@ class Registry:
                 self.client.set_registered_model_tag(self.name, TOOL, "sparsetune")
 
     def create(self, run_id: str, model_id: str, tags: Mapping[str, str], description: str) -> "ModelVersion":
-        """Create a version of a logged model, with its tags, so that `find` sees it at once."""
+        """Create a version of a logged model with its tags at once, so that `find` sees it."""
         with store_errors(f"create a version of {self.name}"), global_store(self.store):
             return self.client.create_model_version(
                 self.name,
@@ -159,11 +137,7 @@ class Registry:
             self.client.set_model_version_tag(self.name, version, key, value)
 
     def expect(self, alias: str, version: str | None) -> None:
-        """Check that an alias names what it named when the comparison was made.
-
-        Raises:
-            RegistryError: somebody moved it since.
-        """
+        """Raise RegistryError where an alias was moved since the comparison."""
         now = self.aliased(alias)
         if now != version:
             raise RegistryError(
@@ -173,14 +147,11 @@ class Registry:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Lock the model's aliases.
+        """Lock the model's aliases; raises RegistryError where somebody else holds the lock.
 
         MLflow has no compare-and-set for aliases. So each process first writes a tag of its own to the registered
         model and then reads the others': of two at once at least one sees the other, and fails. The tag of a killed
         process expires after `CLAIM_SECONDS`.
-
-        Raises:
-            RegistryError: somebody else holds it.
         """
         mine = f"{CLAIM}{uuid.uuid4().hex}"
         with store_errors(f"write to {self.name}"):
@@ -208,17 +179,14 @@ class Registry:
 
 
 def open_registry(client: "MlflowClient", store: Store, model: str, name: str | None = None) -> Registry:
-    """Return the registered model of a model, `NAME-sparse` by default."""
     return Registry(client, store, name or f"{model}-sparse")
 
 
 def previous_alias(alias: str) -> str:
-    """Return the alias for the version that another alias named before: `previous` for `champion`."""
     return PREVIOUS if alias == CHAMPION else f"{PREVIOUS}-{alias}"
 
 
 def _age(claim: str) -> float:
-    """Return the seconds since a claim was made; infinite where that can't be read."""
     try:
         return time.time() - float(claim)
     except ValueError:
@@ -253,18 +221,7 @@ class LoggedIn:
 
 
 def copy_checkpoint(home: "MlflowClient", store: Store, model: str, origin: str, checkpoint: Path) -> LoggedIn:
-    """Log a checkpoint, some kilobytes, on the registry's side, unless it is there already.
-
-    Args:
-        home: client of the registry's server.
-        store: the runs' store and the registry.
-        model: short name of the model.
-        origin: id of the run that made the checkpoint, in the runs' store.
-        checkpoint: its folder.
-
-    Raises:
-        TrackingError: the registry's server fails.
-    """
+    """Log a checkpoint, some kilobytes, on the registry's server `home`, unless it is there; its run is `origin`."""
     there = replace(store, uri=store.registry_uri, artifact_root=None)
     experiment = experiment_id(home, there, f"sparsetune/{model}/registered")
     with store_errors(f"copy the checkpoint of run {origin} to the registry's server"):

@@ -41,48 +41,26 @@ RESULT = "result.json"
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run; None where something isn't recorded.
-
-    Args:
-        run_id: its id.
-        name: in MLflow's UI.
-        kind: tuning or evaluation.
-        model: short name of the model.
-        status: FINISHED, RUNNING, FAILED or KILLED.
-        started: in UTC as ISO 8601.
-        sparsity: fraction of block pairs not computed on the eval prompts, in [0, 1].
-        psnr: mean on the eval prompts in dB.
-        score: out of 100.
-        gate: passed or failed.
-        review: ok or rejected.
-        aliases: of its registered versions, e.g. `demo-sparse@champion`.
-    """
+    """One run in `sparsetune runs`; None where something isn't recorded."""
 
     run_id: str
     name: str
-    kind: str
+    kind: str  # tuning or evaluation
     model: str | None
     status: str
-    started: str
-    sparsity: float | None
-    psnr: float | None
-    score: float | None
-    gate: str | None
-    review: str | None
-    aliases: tuple[str, ...]
+    started: str  # UTC, ISO 8601
+    sparsity: float | None  # fraction of block pairs not computed on the eval prompts
+    psnr: float | None  # mean in dB
+    score: float | None  # of 100
+    gate: str | None  # passed or failed
+    review: str | None  # ok or rejected
+    aliases: tuple[str, ...]  # of its versions, e.g. `demo-sparse@champion`
 
 
 def list_runs(client: "MlflowClient", model: str | None = None) -> tuple[RunRow, ...]:
     """List tunings, and evaluations that are no part of one, the best first.
 
     Best is: the gate held, then sparser, then higher psnr; runs without a result come last, the newest first.
-
-    Args:
-        client: of the store.
-        model: short name of the only model to list; None lists all.
-
-    Raises:
-        TrackingError: the store fails.
     """
     aliases = _aliases(client)
     rows = [
@@ -131,12 +109,7 @@ def _aliases(client: "MlflowClient") -> dict[str, tuple[str, ...]]:
 
 
 def read_result(client: "MlflowClient", run_id: str) -> EvaluationResult:
-    """Read the result that an evaluation's run recorded.
-
-    Raises:
-        TrackingError: the run has none, or the store fails.
-        ResultError: it can't be read.
-    """
+    """Read an evaluation run's result; raises TrackingError where it has none, ResultError where it can't be read."""
     with store_errors(f"read the artifacts of run {run_id}"):
         if RESULT not in [one.path for one in client.list_artifacts(run_id)]:
             raise TrackingError(f"run {run_id} has no {RESULT}: its evaluation didn't finish; evaluate again")
@@ -145,16 +118,7 @@ def read_result(client: "MlflowClient", run_id: str) -> EvaluationResult:
 
 
 def evaluation_of(client: "MlflowClient", run: "Run", policy: str = "tuned") -> "Run":
-    """Return a run's evaluation: itself, or a tuning's newest one.
-
-    Args:
-        client: of the run's store.
-        run: an evaluation or a tuning.
-        policy: which of a tuning's: `default` before it, `tuned` after it.
-
-    Raises:
-        TrackingError: the run is a trial or another tool's, or the tuning has no such evaluation.
-    """
+    """Return a run's evaluation: itself, or a tuning's newest one: `default` before it, `tuned` after it."""
     run_id, kind = run.info.run_id, kind_of(run)
     if kind == "evaluation":
         return run
@@ -180,7 +144,6 @@ class Candidate:
 
 
 def find_candidate(client: "MlflowClient", reference: str, model: str | None = None) -> Candidate:
-    """Find a run's checkpoint and its evaluation; errors are those of `find_run`, `evaluation_of` and `read_result`."""
     evaluation = evaluation_of(client, find_run(client, reference, model))
     evaluation_id = str(evaluation.info.run_id)
     result = read_result(client, evaluation_id)
@@ -190,21 +153,12 @@ def find_candidate(client: "MlflowClient", reference: str, model: str | None = N
 
 
 def is_run(reference: str) -> bool:
-    """Whether a text names a run, or a registered model, rather than a path; a path that exists is a path."""
+    """Whether a text names a run or a registered model; a path that exists is a path."""
     return not Path(reference).exists() and (reference == LATEST or is_reference(reference))
 
 
 def result_of(client: "MlflowClient", reference: str, model: str | None = None) -> EvaluationResult:
-    """Read the result of a run, or of a registered model's version.
-
-    Args:
-        client: of the store.
-        reference: a run as `find_run` takes it, `runs:/ID`, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
-        model: see `find_run`.
-
-    Raises:
-        UsageError, TrackingError, ResultError: as those two and `read_result` raise them.
-    """
+    """Read the result of a run as `find_run` takes it, `runs:/ID`, `models:/NAME@ALIAS` or `models:/NAME/VERSION`."""
     if reference.startswith("models:/"):
         version = find_version(client, ModelReference.parse(reference))
         if EVALUATION not in version.tags:
@@ -217,16 +171,7 @@ def result_of(client: "MlflowClient", reference: str, model: str | None = None) 
 def before_and_after(
     client: "MlflowClient", reference: str, model: str | None = None
 ) -> tuple[EvaluationResult, EvaluationResult]:
-    """Read a tuning's two results: SpargeAttn's default thresholds, and the winner.
-
-    Args:
-        client: of the store.
-        reference: the tuning, or one of its evaluations, as `find_run` takes it.
-        model: see `find_run`.
-
-    Raises:
-        UsageError, TrackingError, ResultError: as `find_run`, `evaluation_of` and `read_result` raise them.
-    """
+    """Read the results of SpargeAttn's default thresholds and of the winner, of a tuning or one of its evaluations."""
     run = find_run(client, reference, model)
     parent = parent_of(run)
     tuning = run if parent is None else find_run(client, parent)
@@ -241,10 +186,7 @@ def before_and_after(
 
 
 def results_of_policy(client: "MlflowClient", digest: str, preferred: str) -> Iterator[EvaluationResult]:
-    """Read the results of every finished evaluation of a policy, a preferred run's first, then the newest.
-
-    Results that can't be read are left out.
-    """
+    """Read the results of a policy's evaluations that can be read, a preferred run's first, then the newest."""
     runs = search(client, f"params.`policy.digest` = '{digest}' and tags.`{KIND}` = 'evaluation'")
     for run_id in itertools.chain([preferred], (str(run.info.run_id) for run in runs)):
         try:

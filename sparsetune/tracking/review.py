@@ -38,7 +38,7 @@ _COMPARED = re.compile(r"(?:.*/)?prompt_(\d+)_compare\.mp4")
 
 
 class VideoReview(BaseModel):
-    """One side-by-side video's answers: for each item of the checklist, whether it holds."""
+    """Answers on one side-by-side video: for each item of the checklist, whether it holds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -85,25 +85,13 @@ def answer_all(videos: Sequence[str], *, ok: bool) -> tuple[VideoReview, ...]:
 
 
 def download_videos(client: "MlflowClient", evaluation_id: str, folder: Path) -> dict[str, Path]:
-    """Download an evaluation's side-by-side videos to a folder.
-
-    Returns:
-        The file of each video by its artifact's path, by prompt.
-
-    Raises:
-        TrackingError: there are none, or the store fails.
-    """
+    """Download an evaluation's side-by-side videos; return each file by its artifact's path, by prompt."""
     names = video_names(client, evaluation_id)
     with store_errors(f"read the videos of run {evaluation_id}"):
         return {name: Path(client.download_artifacts(evaluation_id, name, str(folder))) for name in names}
 
 
 def video_names(client: "MlflowClient", evaluation_id: str) -> tuple[str, ...]:
-    """List an evaluation's side-by-side videos, by prompt.
-
-    Raises:
-        TrackingError: there are none, or the store fails.
-    """
     with store_errors(f"read the artifacts of run {evaluation_id}"):
         found = [_COMPARED.fullmatch(one.path) for one in client.list_artifacts(evaluation_id, VIDEOS)]
     names = [match[0] for match in sorted(filter(None, found), key=lambda match: int(match[1]))]
@@ -115,13 +103,7 @@ def video_names(client: "MlflowClient", evaluation_id: str) -> tuple[str, ...]:
 
 
 def record_review(client: "MlflowClient", review: Review, run_ids: Sequence[str]) -> None:
-    """Store a review as an artifact of its own on each run, and the last review as the run's tags.
-
-    Each review is a file of its own, so that none is lost when several are recorded at once.
-
-    Raises:
-        TrackingError: the store fails, or others keep reviewing the run.
-    """
+    """Store a review as a file of its own on each run, so that none is lost, and the last review as the run's tags."""
     name = f"{re.sub('[^0-9T]', '', review.at)[:15]}-{uuid.uuid4().hex}.json"
     for run_id in run_ids:
         with store_errors(f"write the review to run {run_id}"), tempfile.TemporaryDirectory() as folder:
@@ -132,11 +114,7 @@ def record_review(client: "MlflowClient", review: Review, run_ids: Sequence[str]
 
 
 def read_reviews(client: "MlflowClient", run_id: str) -> tuple[Review, ...]:
-    """Read the reviews of a run, oldest first; of several at one moment a rejection is the last.
-
-    Raises:
-        TrackingError: one is damaged, or the store fails.
-    """
+    """Read the reviews of a run, oldest first; of several at one moment a rejection is the last."""
     with (
         store_errors(f"read the artifacts of run {run_id}"),
         tempfile.TemporaryDirectory() as folder,
@@ -185,7 +163,6 @@ def _tags(review: Review) -> dict[str, str]:
 
 
 def check_reviewer(reviewer: str) -> str:
-    """Return a reviewer's name without surrounding blanks; raises UsageError where nothing is left."""
     name = reviewer.strip()
     if not name:
         raise UsageError("--reviewer must be a name, but is empty")

@@ -32,19 +32,12 @@ TABLES = "mlflow.loggedArtifacts"
 
 @dataclass(frozen=True)
 class RunLogger:
-    """Writes one run of a tracking store. Every method raises TrackingError when the store fails.
-
-    Args:
-        client: of the store.
-        run_id: the run's id.
-        start_ms: when it began, in milliseconds since 1970.
-        tables: names of the tables that it has; None where that must be read first.
-    """
+    """Writes one run. Every method raises TrackingError when the store fails."""
 
     client: "MlflowClient"
     run_id: str
-    start_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000, compare=False)
-    tables: list[str] | None = field(default=None, compare=False)
+    start_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000, compare=False)  # since 1970
+    tables: list[str] | None = field(default=None, compare=False)  # None: to be read first
 
     def log(
         self,
@@ -57,16 +50,9 @@ class RunLogger:
     ) -> None:
         """Write metrics, parameters, tags and tables in as few calls as MLflow's limits allow.
 
-        None is left out. A parameter or tag that is too long for MLflow is cut, with a note, and is written whole as
-        an artifact under `long/`.
-
-        Args:
-            metrics: value by name, or MLflow's own entries, each with its step.
-            step: of metrics given by name.
-            params: value by name; sequences are joined by commas.
-            tags: value by name.
-            tables: rows by artifact name, shown as tables by MLflow's UI and read by `mlflow.load_table`; the columns
-                are those of all rows, in order.
+        None is left out, and sequences are joined by commas. A parameter or tag that is too long for MLflow is cut,
+        with a note, and is written whole as an artifact under `long/`. `tables` has rows by artifact name, which
+        MLflow's UI shows; the columns are those of all rows, in order.
         """
         from mlflow.entities import Param, RunTag
 
@@ -80,7 +66,6 @@ class RunLogger:
         )
 
     def batch(self, metrics: "Sequence[Metric]", params: Sequence[Any] = (), tags: Sequence[Any] = ()) -> None:
-        """Write MLflow's entities in batches within its limits."""
         with self._errors():
             while metrics or params or tags:
                 self.client.log_batch(
@@ -102,7 +87,6 @@ class RunLogger:
                 self.client.log_artifact(self.run_id, str(path), folder)
 
     def log_json(self, value: Mapping[str, Any], name: str) -> None:
-        """Write a value as a JSON artifact."""
         with self._errors():
             self.client.log_dict(self.run_id, dict(value), name)
 
@@ -114,29 +98,24 @@ class RunLogger:
         self.log(tags={NOTE: markdown})
 
     def log_inputs(self, datasets: "Sequence[DatasetInput]") -> None:
-        """Log the data sets that the run uses."""
         with self._errors():
             self.client.log_inputs(self.run_id, list(datasets))
 
     def reopen(self) -> None:
-        """Set the run's status to RUNNING again."""
         with self._errors():
             self.client.update_run(self.run_id, status="RUNNING")
 
     def params(self) -> dict[str, str]:
-        """Read the parameters written so far."""
         with self._errors():
             return dict(self.client.get_run(self.run_id).data.params)
 
     def children(self) -> "list[mlflow.entities.Run]":
-        """Read the child runs."""
         with self._errors():
             experiment = self.client.get_run(self.run_id).info.experiment_id
             query = f"tags.`{PARENT}` = '{self.run_id}'"
             return list(paged(self.client.search_runs, experiment_ids=[experiment], filter_string=query))
 
     def finish(self, status: Status = "FINISHED") -> None:
-        """End the run."""
         with self._errors():
             self.client.set_terminated(self.run_id, status)
 
@@ -147,10 +126,7 @@ class RunLogger:
         self.finish("FAILED" if isinstance(error, Exception) else "KILLED")
 
     def _write_tables(self, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
-        """Write tables and return the tag that lists all of the run's.
-
-        MLflow's own `log_table` isn't used: it imports pandas for a few rows.
-        """
+        """Return the tag that lists all tables of the run. `log_table` would import pandas for a few rows."""
         with self._errors():
             for name, rows in tables.items():
                 columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -186,20 +162,6 @@ def start_run(
     tags: Mapping[str, object] | None = None,
     start_ms: int | None = None,
 ) -> RunLogger:
-    """Begin a run.
-
-    Args:
-        client: of the store.
-        experiment_id: where the run belongs.
-        name: shown in MLflow's UI.
-        kind: `tuning`, `trial` or `evaluation`; written as the tag `KIND`.
-        parent: the run that this one is a part of.
-        tags: further tags.
-        start_ms: when it began, in milliseconds since 1970; None is now.
-
-    Raises:
-        TrackingError: the store fails.
-    """
     written: dict[str, object] = {KIND: kind, **(tags or {})}
     if parent is None:
         written |= environment_tags()
@@ -213,7 +175,7 @@ def start_run(
 
 
 def find_study(client: "MlflowClient", experiment_id: str, study: str, key: str | None = None) -> RunLogger | None:
-    """Find a study's run in an experiment: the newest one, or the one with a key or id; None where there is none."""
+    """Find a study's run: the newest one, or the one with a key or id."""
     filters = [""] if key is None else [f" and attributes.run_id = '{key}'", f" and tags.`{KEY}` = '{key}'"]
     for condition in filters:
         with store_errors("read runs"):
@@ -230,17 +192,15 @@ def find_study(client: "MlflowClient", experiment_id: str, study: str, key: str 
 
 
 def table_names(tags: Mapping[str, str]) -> list[str]:
-    """Read the names of a run's tables from its tags."""
     return [entry["path"] for entry in json.loads(tags.get(TABLES, "[]"))]
 
 
 def study_tag(study: str) -> str:
-    """Return a study's name without double quotes, which MLflow's search can't escape."""
+    """Replace double quotes, which MLflow's search can't escape."""
     return study.replace('"', "'")
 
 
 def environment_tags() -> dict[str, object]:
-    """Return user, source and commit under MLflow's own tags, and a tag per package version."""
     tags: dict[str, object] = {
         "mlflow.user": user_name(),
         "mlflow.source.name": "sparsetune",
@@ -253,7 +213,7 @@ def environment_tags() -> dict[str, object]:
 
 
 def metric_entries(metrics: Mapping[str, float | None], step: int = 0) -> "list[Metric]":
-    """Return MLflow's metrics of a mapping, all with the current time; None is left out."""
+    """Convert to MLflow's metrics, all with the current time; None is left out."""
     from mlflow.entities import Metric
 
     now = time.time_ns() // 1_000_000
@@ -288,13 +248,7 @@ MAX_DIGEST = 36
 
 
 def prompt_set(prompts: Sequence[str], file: str | None, context: Literal["tuning", "evaluation"]) -> "DatasetInput":
-    """Describe prompts as a data set; its digest begins as `hash_prompts` of them does.
-
-    Args:
-        prompts: in order.
-        file: where they come from; None where that isn't known.
-        context: what they are used for, shown in MLflow's UI.
-    """
+    """Describe prompts as a data set; its digest begins as `hash_prompts` of them does."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     whole = hash_prompts(prompts)

@@ -65,13 +65,7 @@ _global_uri = threading.Lock()
 
 @dataclass(frozen=True)
 class Store:
-    """Where runs are recorded.
-
-    Args:
-        uri: MLflow's tracking URI.
-        registry_uri: that of its model registry.
-        artifact_root: folder under which a new experiment's artifacts are put; None leaves that to the server.
-    """
+    """Where runs are recorded; new experiments' artifacts go to `artifact_root`, None leaves that to the server."""
 
     uri: str
     registry_uri: str
@@ -89,37 +83,27 @@ class Store:
 
     @property
     def is_server(self) -> bool:
-        """Whether the store is reached over HTTP."""
         return _is_server(self.uri)
 
     @property
     def registry_is_apart(self) -> bool:
-        """Whether the registry is elsewhere."""
         return self.registry_uri.rstrip("/") != self.uri.rstrip("/")
 
     @property
     def registry_is_server(self) -> bool:
-        """Whether the registry is reached over HTTP."""
         return _is_server(self.registry_uri)
 
     @property
     def copies_models(self) -> bool:
-        """Whether a registered model's files go to the registry's side.
-
-        A server makes versions only of logged models that it has itself.
-        """
+        """A registry's server makes versions only of logged models that it has itself."""
         return self.registry_is_apart and self.registry_is_server
 
 
 def resolve_store(config: TrackingConfig, environ: Mapping[str, str] | None = None) -> Store:
     """Find the store: `tracking.uri`, else MLFLOW_TRACKING_URI, else SQLite in `tracking.root`.
 
-    Artifacts lie beside a SQLite file, on the server's side of a server, and in `tracking.root` otherwise.
-    The registry is MLFLOW_REGISTRY_URI's, else the same store.
-
-    Args:
-        config: the `tracking` section.
-        environ: the environment; None is the process's.
+    Artifacts lie beside a SQLite file, on the server's side of a server, and in `tracking.root` otherwise. The
+    registry is MLFLOW_REGISTRY_URI's, else the same store.
     """
     environ = os.environ if environ is None else environ
     root = config.root.expanduser().absolute()
@@ -145,7 +129,6 @@ def _is_server(uri: str) -> bool:
 
 
 def without_password(uri: str) -> str:
-    """Take user and password out of a URI."""
     return re.sub(r"://[^/]*@", "://", uri)
 
 
@@ -156,11 +139,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def connect(store: Store) -> "MlflowClient":
-    """Return a client of the store; a missing SQLite store is created, which takes some seconds.
-
-    Raises:
-        TrackingError: MLflow isn't installed, or the store can't be reached, made or read.
-    """
+    """Connect to a store; a missing SQLite store is created, which takes some seconds."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if store.is_server:
@@ -184,11 +163,7 @@ def connect(store: Store) -> "MlflowClient":
 
 
 def _check_opens(uri: str) -> None:
-    """Open a database once, before MLflow tries for minutes to open one that is damaged or away.
-
-    Raises:
-        Exception: whatever SQLAlchemy and the driver raise.
-    """
+    """Open a database once, before MLflow tries for minutes to open one that is damaged or away."""
     import sqlalchemy
 
     engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
@@ -196,11 +171,7 @@ def _check_opens(uri: str) -> None:
 
 
 def experiment_id(client: "MlflowClient", store: Store, name: str) -> str:
-    """Return the id of the experiment of that name, made where there is none.
-
-    Raises:
-        TrackingError: it was deleted, or can't be read or made.
-    """
+    """Find or create an experiment; raises TrackingError where it was deleted or can't be made."""
     with store_errors(f"use the tracking store {store.shown}"):
         found = client.get_experiment_by_name(name)
         if found is None:
@@ -219,15 +190,10 @@ class MissingError(TrackingError):
 
 @contextmanager
 def store_errors(action: str, *, missing: str = "check its name or id") -> Iterator[None]:
-    """Turn what MLflow and the systems under it raise into an error of one line.
+    """Turn what MLflow and the systems under it raise into TrackingError, of one line.
 
-    Args:
-        action: what could not be done, e.g. `read run 12ab`.
-        missing: what to do where the store has no such thing.
-
-    Raises:
-        MissingError: there is no such thing.
-        TrackingError: anything else: no permission, a name that MLflow refuses, a store that is down.
+    `action` is what could not be done, e.g. `read run 12ab`; `missing` what to do where the store has no such thing,
+    which raises MissingError.
     """
     try:
         yield
@@ -250,7 +216,6 @@ def store_errors(action: str, *, missing: str = "check its name or id") -> Itera
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first non-blank line of an error's text, cut to 300 characters."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
@@ -270,7 +235,6 @@ def _create_experiment(client: "MlflowClient", store: Store, name: str) -> str:
 
 
 def paged(ask: Any, **arguments: Any) -> Iterator[Any]:
-    """Yield the results of all pages of one of MLflow's searches."""
     token: str | None = None
     while True:
         page = ask(**arguments, max_results=1000, page_token=token)
@@ -281,16 +245,9 @@ def paged(ask: Any, **arguments: Any) -> Iterator[Any]:
 
 
 def check_answers(uri: str, kind: str = "tracking", variable: str = _URI_VARIABLE, seconds: float = 10.0) -> None:
-    """Ask a server's health endpoint, because MLflow itself retries for minutes.
+    """Ask a server's health endpoint within `seconds`, because MLflow itself retries for minutes.
 
-    Args:
-        uri: the server's.
-        kind: what it serves as.
-        variable: the environment variable that may name it.
-        seconds: within which it must answer.
-
-    Raises:
-        TrackingError: there is no answer; caused by a TimeoutError where the server accepts the connection.
+    Raises TrackingError, caused by a TimeoutError where the server accepts the connection but doesn't answer.
     """
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=seconds):

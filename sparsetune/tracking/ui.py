@@ -38,16 +38,8 @@ def serve(
 ) -> None:
     """Serve a store in MLflow's UI until Ctrl-C; of a tracking server only the link is printed.
 
-    Args:
-        uri: the store's tracking URI.
-        host: address to listen on; 127.0.0.1 is reachable from this machine only.
-        port: port to listen on.
-        registry_uri: of a model registry that is a database apart from the store; None is the store's own.
-        page: returns what to append to the link, e.g. `#/experiments/1`, for the UI's URI.
-        say: prints a line for the user.
-
-    Raises:
-        TrackingError: the port is taken, or the UI doesn't start.
+    `registry_uri` is a database apart from the store, and `page` returns what to append to the UI's link. Raises
+    TrackingError where the port is taken or the UI doesn't start.
     """
     if uri.startswith(("http://", "https://")):
         say(f"the tracking server has its own UI: {without_password(uri).rstrip('/')}/{page(uri)}")
@@ -62,12 +54,9 @@ def serve(
 def running_ui(
     uri: str, host: str = "127.0.0.1", port: int = 5000, registry_uri: str | None = None
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """Run MLflow's UI as a process; yield its link and the process once it answers, and stop it at the end.
+    """Run MLflow's UI; yield its link and process once it answers, and stop it at the end.
 
-    Ctrl-C ends the block quietly.
-
-    Raises:
-        TrackingError: the port is taken, or the UI doesn't start.
+    Ctrl-C ends the block quietly. Raises TrackingError where the port is taken or the UI doesn't start.
     """
     _check_free(host, port)
     with tempfile.TemporaryFile() as log:
@@ -190,7 +179,6 @@ VIEW = {
 
 
 def page_of(uri: str, config: TrackingConfig) -> str:
-    """Return `experiment_page` of a server; empty where it can't be read."""
     try:
         return experiment_page(connect(Store(uri, uri, None)), config)
     except TrackingError:
@@ -198,15 +186,9 @@ def page_of(uri: str, config: TrackingConfig) -> str:
 
 
 def experiment_page(client: "MlflowClient", config: TrackingConfig) -> str:
-    """Return what to append to the UI's link for the configured experiment, else that of the newest run.
+    """Return the UI's page of the configured experiment, else of the newest run's; empty before the first run.
 
     The view is written on the experiment once; where that isn't permitted, the page is the plain one.
-
-    Returns:
-        The page, e.g. `#/experiments/1/runs?viewStateShareKey=...`; empty where nothing was recorded yet.
-
-    Raises:
-        TrackingError: the store can't be read.
     """
     with store_errors("read the recorded runs"):
         found = _experiment(client, config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME"))

@@ -104,6 +104,30 @@ def test_a_published_run_is_left_alone_until_it_changes(
     assert [point.value for point in server.get_metric_history(run.info.run_id, "score")] == [1, 2]
 
 
+def test_a_pass_sends_only_what_is_new(
+    copies: ServerCopies, local: RunLogger, server: LateClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.missed = ()
+    local.reopen()
+    for step in range(1, 5):
+        local.log({"score": float(step)}, step=step)
+    assert copies.publish(local.run_id)
+    local.log({"score": 5, "other": float("nan")}, step=5, tags={"late": "yes"})
+    sent: list[dict[str, Any]] = []
+    log_batch = server.log_batch
+
+    def spy(run_id: str, **batch: Any) -> Any:
+        sent.append(batch)
+        return log_batch(run_id, **batch)
+
+    monkeypatch.setattr(server, "log_batch", spy)
+    assert copies.publish(local.run_id)
+    (batch,) = sent
+    points = {(point.key, point.step) for point in batch["metrics"]}
+    assert {("score", 5), ("other", 5)} <= points and not points & {("score", 1), ("score", 2), ("psnr", 0)}
+    assert [tag.key for tag in batch["tags"]] == ["late"] and not batch["params"]
+
+
 def test_runs_of_two_hosts_with_one_key_are_one_on_the_server(
     copies: ServerCopies, local: RunLogger, server: LateClient, client: MlflowClient, store: Store, experiment: str
 ) -> None:
