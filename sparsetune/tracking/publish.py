@@ -7,13 +7,11 @@ found by its key, the id of the local run. Local tags hold the run's server and 
 import hashlib
 import json
 import logging
-import math
 import re
-import sqlite3
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,8 +51,6 @@ RETRY_SECONDS = 15.0
 END_SECONDS = 15.0
 """How long a command waits at its end for its runs to be published."""
 
-_HISTORY = "SELECT value, is_nan, timestamp, step FROM metrics WHERE run_uuid = ? AND key = ? AND timestamp >= ?"
-
 
 class ServerDownError(TrackingError):
     """The server doesn't answer."""
@@ -63,12 +59,11 @@ class ServerDownError(TrackingError):
 class ServerCopies:
     """The copies on one server of the runs of a local store."""
 
-    def __init__(self, local: "MlflowClient", server: Store) -> None:
+    def __init__(self, local: "MlflowClient", server: Store, *, live: bool = False) -> None:
         from mlflow import MlflowClient
 
-        self.server, self._local = server, local
-        self._database = Path(sqlite_path(local.tracking_uri) or "")
-        self._lock = self._database.with_name(".publish.lock")
+        self.server, self._local, self._live = server, local, live
+        self._lock = Path(sqlite_path(local.tracking_uri) or "").with_name(".publish.lock")
         self._remote = MlflowClient(server.uri, server.registry_uri)
         self._ids: dict[str, str] = {}
         """Ids of experiments and runs on the server, by those in the local store."""
@@ -153,20 +148,17 @@ class ServerCopies:
     def _new_metrics(self, run: "Run", copy: "Run") -> "list[Metric]":
         """Read metric entries since the latest ones on the server, which ignores those that it has.
 
-        Oldest first, so that what a killed process left out isn't older than what it sent. MLflow's API reads only
-        whole histories: of system metrics, thousands of entries at each pass.
+        Oldest first, so that what a killed process left out isn't older than what it sent. System metrics, of which
+        there are thousands, are read once a live run has ended.
         """
-        from mlflow.entities import Metric
-
-        known = {metric.key: (metric.step, metric.timestamp) for metric in copy.data._metric_objs}
+        waits = self._live and not _ended(run)
+        latest = {metric.key: (metric.step, metric.timestamp) for metric in copy.data._metric_objs}
         entries: list[Metric] = []
-        with closing(sqlite3.connect(self._database, timeout=60)) as database:
-            for metric in run.data._metric_objs:
-                since = known.get(metric.key)
-                if since != (metric.step, metric.timestamp):
-                    key = (run.info.run_id, metric.key, since[1] if since else 0)
-                    for value, is_nan, timestamp, step in database.execute(_HISTORY, key):
-                        entries.append(Metric(metric.key, math.nan if is_nan else value, timestamp, step))
+        for metric in run.data._metric_objs:
+            known = latest.get(metric.key)
+            if known != (metric.step, metric.timestamp) and not (waits and metric.key.startswith("system/")):
+                history = self._local.get_metric_history(run.info.run_id, metric.key)
+                entries += [entry for entry in history if known is None or entry.timestamp >= known[1]]
         return sorted(entries, key=lambda entry: (entry.timestamp, entry.step))
 
     def _translated(self, text: str, run: "Run") -> str:
@@ -197,7 +189,7 @@ class Publisher:
     """
 
     def __init__(self, local: "MlflowClient", server: Store) -> None:
-        self.copies = ServerCopies(local, server)
+        self.copies = ServerCopies(local, server, live=True)
         self._changed = threading.Condition()
         self._waiting: dict[str, int] = {}
         """Number of calls of `publish` for each run that isn't published yet, in the order of the last calls."""
