@@ -145,7 +145,7 @@ def test_metrics_compares_two_files(evaluated: Evaluated) -> None:
 
 def test_metrics_of_a_missing_file_is_one_line(tmp_path: Path) -> None:
     printed = run("metrics", str(tmp_path / "no.mp4"), str(tmp_path / "no.mp4"), status=1)
-    assert re.fullmatch(r"sparsetune: there must be a video .*\n", printed.stderr)
+    assert re.fullmatch(r"sparsetune: no video file or folder at .*\n", printed.stderr)
 
 
 def test_cache_is_listed_and_cleared(evaluated: Evaluated) -> None:

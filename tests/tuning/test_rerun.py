@@ -107,7 +107,7 @@ def test_other_prompts_are_refused(tmp_path: Path, kind: str) -> None:
     with pytest.raises(TuningError, match=f"the {kind} prompts must be those .* the first 3 of {file} are others"):
         config_from_manifest(path, Config())
     file.unlink()
-    with pytest.raises(TuningError, match=rf"the {kind} prompts must be .*{file} is not: No such file"):
+    with pytest.raises(TuningError, match=rf"the {kind} prompts must be .*{file}: No such file"):
         config_from_manifest(path, Config())
 
 
