@@ -1,5 +1,6 @@
 """The executor whose workers are Ray actors."""
 
+import contextlib
 import itertools
 import logging
 import threading
@@ -119,7 +120,8 @@ class RayExecutor(Executor):
             handles, self._handles = self._handles, []
             self._changed.notify_all()
         for handle in handles:
-            ray.kill(handle.actor)
+            with contextlib.suppress(RayError):  # the cluster is gone
+                ray.kill(handle.actor)
         for thread in (self._growth, *self._threads):
             if thread.is_alive():
                 thread.join(timeout=10.0)
@@ -162,7 +164,13 @@ class RayExecutor(Executor):
                 return
             except Exception as error:
                 num_failures = 0 if handle.is_loaded else num_failures + 1
-                handle = self._replace(handle, error, num_failures)
+                try:
+                    handle = self._replace(handle, error, num_failures)
+                except Exception as failure:  # the cluster itself is gone
+                    self._fail(ExecutorError(f"cannot replace a lost worker: {str(failure) or type(failure).__name__}"))
+                    if handle.job is not None:
+                        self._fail_job(handle.job, failure)
+                    return
 
     def _load(self, handle: WorkerHandle) -> None:
         engine, joins_later, starting = self._config.engine, self._is_ready, handle.actor.info.remote()

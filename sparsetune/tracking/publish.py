@@ -11,7 +11,6 @@ import re
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -148,17 +147,20 @@ class ServerCopies:
     def _new_metrics(self, run: "Run", copy: "Run") -> "list[Metric]":
         """Read metric entries since the latest ones on the server, which ignores those that it has.
 
-        Oldest first, so that what a killed process left out isn't older than what it sent. System metrics, of which
-        there are thousands, are read once a live run has ended.
+        Oldest first, so that what a killed process left out isn't older than what it sent. Workers finish prompts in
+        any order, so all entries are sent once more when a run has ended, but for system metrics, of which there are
+        thousands: they are read only then.
         """
-        waits = self._live and not _ended(run)
+        ended = _ended(run)
         latest = {metric.key: (metric.step, metric.timestamp) for metric in copy.data._metric_objs}
         entries: list[Metric] = []
         for metric in run.data._metric_objs:
             known = latest.get(metric.key)
-            if known != (metric.step, metric.timestamp) and not (waits and metric.key.startswith("system/")):
+            is_system, changed = metric.key.startswith("system/"), known != (metric.step, metric.timestamp)
+            if (changed and not (is_system and self._live and not ended)) or (ended and not is_system):
                 history = self._local.get_metric_history(run.info.run_id, metric.key)
-                entries += [entry for entry in history if known is None or entry.timestamp >= known[1]]
+                since = known[1] if known is not None and (is_system or not ended) else 0
+                entries += [entry for entry in history if entry.timestamp >= since]
         return sorted(entries, key=lambda entry: (entry.timestamp, entry.step))
 
     def _translated(self, text: str, run: "Run") -> str:
@@ -226,8 +228,10 @@ class Publisher:
             )
 
     def _work(self, local: "MlflowClient") -> None:
-        with suppress(TrackingError):  # a local store that fails is logged by the recorder
+        try:
             self.publish([str(run.info.run_id) for run in unpublished_runs(local, self.copies.server.shown)])
+        except Exception as error:  # e.g. an artifact that another process removes meanwhile: `sync` publishes it
+            _LOG.debug("runs of earlier commands are not published now: %s", first_line(error))
         while True:
             with self._changed:
                 if self._down is not None:

@@ -179,6 +179,7 @@ def open_context(config: Config, output_dir: Path, listeners: Sequence[TuningLis
     import_metrics(config.eval.metric_modules)
     prompts = load_prompts(config.tune.prompt_file, config.tune.num_prompts)
     eval_prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
+    cache, gate = BaselineCache(config.cache.folder.absolute(), config.cache.max_gb), Gate(**config.gate.model_dump())
     executor = open_executor(config, measures_speed=config.tune.objective == "speed")
     try:
         runtime = run_one(executor, DescribeSession(config.backend)).runtime
@@ -191,8 +192,8 @@ def open_context(config: Config, output_dir: Path, listeners: Sequence[TuningLis
         runtime=runtime,
         prompts=prompts,
         eval_prompts=eval_prompts,
-        cache=BaselineCache(config.cache.folder.absolute(), config.cache.max_gb),
-        gate=Gate(**config.gate.model_dump()),
+        cache=cache,
+        gate=gate,
         listeners=tuple(listeners),
         output_dir=output_dir,
         started=time.perf_counter(),

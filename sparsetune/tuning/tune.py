@@ -113,7 +113,8 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
     if config.tune.tuner == "builtin":
         check_builtin(parallel=config.tune.parallel_tune)
     clock = PhaseClock()
-    context, lock = open_context(config, output_dir, (clock, *listeners)), WinnerLock(output_dir)
+    lock = WinnerLock(output_dir)
+    context = open_context(config, output_dir, (clock, *listeners))
     clock.restart(context.started)
     try:
         result = _with_evaluation(context, _TUNERS[config.tune.tuner](context), lock)

@@ -136,7 +136,7 @@ class SharedStudy(optuna.Study, StudyState):
         self._url = url
         self._process = f"{os.getpid()}-{uuid.uuid4().hex}"
         self._is_running = False
-        self._database = storage if isinstance(storage, RDBStorage) else None
+        self._database = storage if isinstance(storage, RDBStorage) and _file_of(url) is None else None
         self._asking = threading.Lock()
 
     def ask(self, fixed_distributions: dict[str, BaseDistribution] | None = None) -> optuna.Trial:
@@ -264,11 +264,14 @@ def _open_storage(url: str) -> BaseStorage:
             if path is not None and url.startswith(_JOURNAL):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 return JournalStorage(JournalFileBackend(str(path)))
-            # A server may close the connection while a trial runs for an hour.
-            is_sqlite = url.startswith("sqlite")
-            options = {"connect_args": {"timeout": _SQLITE_TIMEOUT_SECONDS}} if is_sqlite else {"pool_pre_ping": True}
+            if url.startswith("sqlite"):  # lock files tell which processes live, also one that was suspended
+                return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _SQLITE_TIMEOUT_SECONDS}})
+            # A connection to a server may be cut off while a trial runs for an hour.
             return RDBStorage(
-                url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
+                url,
+                engine_kwargs={"pool_pre_ping": True},
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
             )
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, OSError) as error:
         raise _unreachable(url, error) from error
