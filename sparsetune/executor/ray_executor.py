@@ -164,12 +164,13 @@ class RayExecutor(Executor):
                 return
             except Exception as error:
                 num_failures = 0 if handle.is_loaded else num_failures + 1
+                job = handle.job
                 try:
                     handle = self._replace(handle, error, num_failures)
                 except Exception as failure:  # the cluster itself is gone
                     self._fail(ExecutorError(f"cannot replace a lost worker: {str(failure) or type(failure).__name__}"))
-                    if handle.job is not None:
-                        self._fail_job(handle.job, failure)
+                    if job is not None:
+                        self._fail_job(job, failure)
                     return
 
     def _load(self, handle: WorkerHandle) -> None:

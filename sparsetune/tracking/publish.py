@@ -230,8 +230,8 @@ class Publisher:
     def _work(self, local: "MlflowClient") -> None:
         try:
             self.publish([str(run.info.run_id) for run in unpublished_runs(local, self.copies.server.shown)])
-        except Exception as error:  # e.g. an artifact that another process removes meanwhile: `sync` publishes it
-            _LOG.debug("runs of earlier commands are not published now: %s", first_line(error))
+        except Exception as problem:  # e.g. an artifact that another process removes meanwhile: `sync` publishes it
+            _LOG.debug("runs of earlier commands are not published now: %s", first_line(problem))
         while True:
             with self._changed:
                 if self._down is not None:
