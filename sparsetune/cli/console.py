@@ -167,7 +167,7 @@ def log_loading(model: str) -> None:
 
 
 def json_text(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def print_json(value: Any) -> None:

@@ -32,7 +32,7 @@ from sparsetune.tuning.events import (
 )
 from sparsetune.tuning.search.ranking import mean, mean_sparsity, shortfalls, values
 from sparsetune.tuning.search.space import SearchSpace
-from sparsetune.tuning.search.study import OUTCOME, SharedStudy, best_sparsity
+from sparsetune.tuning.search.study import OUTCOME, SharedStudy
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class TrialRunner:
 
     def __post_init__(self) -> None:
         self._notifying = threading.RLock()
-        self._is_stopped = False
+        self._stopped = threading.Event()
 
     @classmethod
     def of(cls, context: TuningContext, predict: Callable[[Policy], float | None] = lambda _: None) -> Self:
@@ -143,7 +143,7 @@ class TrialRunner:
 
     def stop(self) -> None:
         """Cancel the trials of all threads, even in the middle of a prompt."""
-        self._is_stopped = True
+        self._stopped.set()
         self.executor.cancel_all()
 
     @property
@@ -152,11 +152,13 @@ class TrialRunner:
 
     def _one_by_one(self, trial: _Trial) -> Iterator[tuple[int, PromptResult]]:
         for index, prompt in enumerate(self.prompts):
-            if self._is_stopped:
+            if self._stopped.is_set():
                 raise SearchStopped
             if self.is_over:
                 raise TimeIsUp
             future = self.executor.submit(self.score(prompt, trial.policy), self._listen(trial, index))
+            if self._stopped.is_set():  # just now, too early to cancel this one
+                self.executor.cancel_all()
             try:
                 result = future.result()
             except CancelledError as error:
@@ -222,8 +224,7 @@ class Objective:
     adaptive: bool = True  # whether budgets near the gate are tried before the sampler's proposals
     results: dict[int, TrialResult] = field(default_factory=dict)  # of this process, in the order in which they ended
     error: BaseException | None = None  # what stopped the search
-    has_lost: bool = False  # whether another process failed a trial of this one since `Study.optimize` was last called
-    num_jobs: int = 1  # threads of that call; once there are more workers, it has to be called again
+    has_lost: bool = False  # whether another process just failed a trial of this one
 
     def __call__(self, trial: optuna.Trial) -> float | tuple[float, float]:
         try:
@@ -241,8 +242,7 @@ class Objective:
             raise
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Parameter]:
-        assert isinstance(trial.study, SharedStudy)
-        return self.space.suggest(trial, trial.study.best_sparsity if self.aimed else 0.0)
+        return self.space.suggest(trial, _study(trial).best_sparsity if self.aimed else 0.0)
 
     def after_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Notify the listeners of a trial that ended; an Optuna callback.
@@ -260,8 +260,6 @@ class Objective:
         except BaseException as error:
             self.stop(error)
             raise
-        if self.runner.executor.num_workers > self.num_jobs:
-            study.stop()
 
     def stop(self, error: BaseException) -> None:
         self.error = self.error or error
@@ -286,7 +284,7 @@ class Objective:
             after = f"after {done} of {num_prompts} prompts"
             if psnr < self.runner.gate.min_psnr - PRUNE_BELOW_GATE_DB:
                 return f"psnr {psnr:.1f} dB {after}, the gate is {self.runner.gate.min_psnr:g} dB"
-            best = best_sparsity(trial.study.get_trials(deepcopy=False)) if self.goal == "sparsity" else 0.0
+            best = _study(trial).best_sparsity if self.goal == "sparsity" else 0.0
             if sparsity < PRUNE_BELOW_BEST * best:
                 return f"sparsity {sparsity:.3f} {after}, the best has {best:.3f}"
         if self.goal == "pareto":  # has no single best trial
@@ -305,3 +303,8 @@ class Objective:
         if result.sparsity is not None and not self.penalised:  # CMA-ES warns of constraints that it won't use
             for name, missing in result.shortfalls.items():
                 trial.set_constraint(name, missing)
+
+
+def _study(trial: optuna.Trial) -> SharedStudy:
+    assert isinstance(trial.study, SharedStudy)
+    return trial.study

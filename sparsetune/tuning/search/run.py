@@ -1,9 +1,9 @@
-"""The search with Optuna: `Study.optimize` with a thread for each worker, until trials or time are used up."""
+"""The search with Optuna: `Study.optimize` in a thread for each worker, until trials or time are used up."""
 
 import functools
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from optuna.trial import FrozenTrial
 
@@ -21,7 +21,9 @@ from sparsetune.tuning.search.warm_start import enqueue_next
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
-"""Interval at which a process without trials checks whether another process's trial has to be run again."""
+"""Interval at which a process with idle workers checks whether another process's trial has to be run again."""
+
+_MAX_THREADS = 4096  # the pool starts one only for a worker
 
 
 def open_search(context: TuningContext) -> SharedStudy:
@@ -55,8 +57,9 @@ def search(context: TuningContext, study: SharedStudy, curves: Curves, sensitivi
         tune.schedule,
     )
     objective, interrupted = _run_trials(context, study, space)
+    elsewhere = study.num_running_elsewhere()  # before the trials are read: one that ends in between is among them
     trials = results(study, objective)
-    best, elsewhere = winner(tune.objective, trials), study.num_running_elsewhere()
+    best = winner(tune.objective, trials)
     still = "1 trial still runs" if elsewhere == 1 else f"{elsewhere} trials still run"
     return TuningResult(
         study.study_name,
@@ -95,7 +98,7 @@ def _run_trials(context: TuningContext, study: SharedStudy, space: SearchSpace) 
 
 
 def optimize(study: SharedStudy, objective: Objective, seconds: float | None = None) -> None:
-    """Run trials until the study has `study.n_trials`, or `seconds` are over.
+    """Run trials, as many at a time as there are workers, until the study has `study.n_trials` or `seconds` are over.
 
     Other processes may do the same: one that has no trial left waits for those of the others, to run them again if a
     process dies. When time is up, trials end after the prompts that are being rendered, and are enqueued again. A
@@ -106,7 +109,7 @@ def optimize(study: SharedStudy, objective: Objective, seconds: float | None = N
         ExecutorError: no worker is left.
         KeyboardInterrupt: Ctrl-C; interrupted trials are enqueued again.
     """
-    runner, waited_for = objective.runner, 0
+    runner = objective.runner
     runner.deadline = None if seconds is None else time.perf_counter() + seconds
     study.suggest = objective.suggest
     study.enqueue_next = functools.partial(
@@ -117,14 +120,36 @@ def optimize(study: SharedStudy, objective: Objective, seconds: float | None = N
         adaptive=objective.adaptive,
         aimed=objective.aimed,
     )
-    with study.running():
-        while not runner.is_over:
+    with study.running(), ThreadPoolExecutor(_MAX_THREADS, "trials") as pool:
+        try:
+            _optimize(study, objective, pool)
+        except BaseException as error:
+            objective.stop(error)
+            raise
+    if objective.error is not None:
+        raise objective.error
+
+
+def _optimize(study: SharedStudy, objective: Objective, pool: ThreadPoolExecutor) -> None:
+    """Keep a thread for each worker, also for those that join later; a single worker's trials run in this thread."""
+    runner, threads, waited_for = objective.runner, set[Future[None]](), 0
+    while True:
+        is_over = runner.is_over or objective.error is not None
+        num_running = 0
+        if not is_over and (num_free := runner.executor.num_workers - len(threads)) > 0:
             num_done, num_running = count(study.requeue())
-            if num_done >= study.n_trials:
-                return
-            if num_done + num_running < study.n_trials:
-                _optimize(study, objective)
+            is_over, num_left = num_done >= study.n_trials, study.n_trials - num_done - num_running
+            if num_left > 0 and runner.executor.num_workers == 1 and not threads:
+                _run_worker(study, objective, n_trials=1)  # in this thread, where Ctrl-C ends a rendering
                 continue
+            threads |= {pool.submit(_run_worker, study, objective) for _ in range(min(num_free, num_left))}
+        if threads:
+            ended, threads = wait(threads, POLL_SECONDS, FIRST_COMPLETED)
+            for thread in ended:
+                thread.result()
+        elif is_over:
+            return
+        else:
             if num_running != waited_for:
                 waited_for = num_running
                 what = "1 trial" if num_running == 1 else f"{num_running} trials"
@@ -132,42 +157,23 @@ def optimize(study: SharedStudy, objective: Objective, seconds: float | None = N
             time.sleep(POLL_SECONDS)
 
 
-def _optimize(study: SharedStudy, objective: Objective) -> None:
-    """Run `study.optimize` until no trial is left, workers joined, or the time is up."""
-    deadline, objective.num_jobs = objective.runner.deadline, objective.runner.executor.num_workers
-    optimize = functools.partial(
-        study.optimize,
-        objective,
-        n_jobs=objective.num_jobs,
-        timeout=None if deadline is None else deadline - time.perf_counter(),
-        callbacks=[objective.after_trial],
-        catch=(GenerationError,),
-    )
-    objective.has_lost = False
+def _run_worker(study: SharedStudy, objective: Objective, n_trials: int | None = None) -> None:
+    """Run trials on one worker until none is left or the time is up."""
+    deadline = objective.runner.deadline
     try:
-        if objective.num_jobs == 1:  # in this thread, where Ctrl-C ends a rendering
-            optimize()
-        else:
-            _optimize_in_thread(optimize, objective)
+        study.optimize(
+            objective,
+            n_trials,
+            timeout=None if deadline is None else deadline - time.perf_counter(),
+            callbacks=[objective.after_trial],
+            catch=(GenerationError,),
+        )
     except (NoTrialLeft, TimeIsUp, SearchStopped):
         pass
     except Exception:  # Optuna raises where another process failed the trial
-        if objective.error is None and not objective.has_lost:
+        if objective.error is not None or not objective.has_lost:
             raise
-    if objective.error is not None:
-        raise objective.error
-
-
-def _optimize_in_thread(optimize: functools.partial[None], objective: Objective) -> None:
-    """Optimize while this thread waits for Ctrl-C, which must cancel the trials that `optimize` waits for."""
-    with ThreadPoolExecutor(1, "optimize") as thread:
-        future = thread.submit(optimize)
-        try:
-            future.result()
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                objective.stop(error)
-            raise
+        objective.has_lost = False
 
 
 def results(study: SharedStudy, objective: Objective) -> tuple[TrialResult, ...]:

@@ -12,10 +12,10 @@ from sparsetune.config.models import Goal
 from sparsetune.errors import TuningError
 
 SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
-    # Groups: trials with `l1` and those with `reach` have some parameters of their own, and share the others. With
-    # constant_liar running trials count as bad ones, so that workers don't all sample near the same point.
+    # Groups: trials with `l1` and those with `reach` have some parameters of their own, and share the others. Without
+    # constant_liar: it would read all running trials for each group, and a seed per trial keeps workers apart.
     "tpe": lambda seed, num_startup: optuna.samplers.TPESampler(
-        seed=seed, multivariate=True, group=True, n_startup_trials=num_startup, constant_liar=True
+        seed=seed, multivariate=True, group=True, n_startup_trials=num_startup, constant_liar=False
     ),
     "gp": lambda seed, num_startup: optuna.samplers.GPSampler(
         seed=seed, n_startup_trials=num_startup, warn_independent_sampling=False
@@ -53,9 +53,6 @@ class SamplerPerTrial(BaseSampler):
     def __init__(self, make: Callable[[int], BaseSampler]) -> None:
         self._make = make
         self._samplers: dict[int, BaseSampler] = {}
-
-    def reseed_rng(self) -> None:
-        """Do nothing: `optimize` with several jobs would replace the seeds by random ones."""
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self._samplers[trial.number] = self._make(trial.number)

@@ -136,7 +136,7 @@ class SharedStudy(optuna.Study, StudyState):
         self._url = url
         self._process = f"{os.getpid()}-{uuid.uuid4().hex}"
         self._is_running = False
-        self._database = storage if isinstance(storage, RDBStorage) and _file_of(url) is None else None
+        self._database = storage if isinstance(storage, _Database) else None
         self._asking = threading.Lock()
 
     def ask(self, fixed_distributions: dict[str, BaseDistribution] | None = None) -> optuna.Trial:
@@ -238,6 +238,16 @@ class SharedStudy(optuna.Study, StudyState):
         return None if path is None else path.with_name(f"{path.name}.{process}.lock")
 
 
+class _Database(RDBStorage):
+    """A database whose heartbeats go on after an error, such as a restart of the server."""
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        try:
+            super().record_heartbeat(trial_id)
+        except (StorageInternalError, SQLAlchemyError) as error:
+            logger.warning("no heartbeat recorded; next try in %d s: %s", HEARTBEAT_SECONDS, error)
+
+
 def best_sparsity(trials: list[FrozenTrial]) -> float:
     """Return the sparsity of the sparsest feasible trial; 0 where there is none."""
     outcomes = [trial.user_attrs.get(OUTCOME, {}) for trial in trials]
@@ -267,7 +277,7 @@ def _open_storage(url: str) -> BaseStorage:
             if url.startswith("sqlite"):  # lock files tell which processes live, also one that was suspended
                 return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _SQLITE_TIMEOUT_SECONDS}})
             # A connection to a server may be cut off while a trial runs for an hour.
-            return RDBStorage(
+            return _Database(
                 url,
                 engine_kwargs={"pool_pre_ping": True},
                 heartbeat_interval=HEARTBEAT_SECONDS,
