@@ -232,13 +232,13 @@ def test_players_stay_in_step_while_they_play(report: ReportPage, coded: Path) -
     seen = set()
     end = time.monotonic() + 4.0
     while time.monotonic() < end:
-        dense, sparse, told = report.run(
+        dense, sparse, shown_frame = report.run(
             "const grey = (name) => document.getElementById('pane-' + name).getContext('2d')"
             ".getImageData(9, 9, 1, 1).data[1];"
             "return [grey('dense'), grey('sparse'), Number(document.getElementById('frame').value)]"
         )
         frames = round((dense - 10) / 12), round((sparse - 14) / 12)
-        assert frames[0] == frames[1] and abs(frames[0] - told) <= 1
+        assert frames[0] == frames[1] and abs(frames[0] - shown_frame) <= 1
         seen.add(frames[0])
     assert len(seen) > NUM_FRAMES // 2
     report.find("#play").click()

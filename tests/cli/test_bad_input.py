@@ -27,9 +27,9 @@ def run(*args: str, status: int) -> Result:
 def fails(message: str, *args: str, status: int) -> None:
     """Run a command that must end with one line that holds `message`."""
     result = run(*args, status=status)
-    (said,) = (line for line in result.stderr.splitlines() if line.startswith("sparsetune: "))
-    assert message in said
-    assert "unexpected" not in said
+    (line_printed,) = (line for line in result.stderr.splitlines() if line.startswith("sparsetune: "))
+    assert message in line_printed
+    assert "unexpected" not in line_printed
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
 

@@ -80,16 +80,22 @@ def test_json_has_every_event_of_a_search() -> None:
     stream = io.StringIO()
     display = watch(Log("json", stream=stream))
     display.on_study_end(outcome(trial(1, 0.3, 36.0), best=trial(1, 0.3, 36.0)))
-    said = [json.loads(line) for line in stream.getvalue().splitlines()]
-    phases = [one["phase"] for one in said if one["event"] == "phase"]
+    events_logged = [json.loads(line) for line in stream.getvalue().splitlines()]
+    phases = [one["phase"] for one in events_logged if one["event"] == "phase"]
     assert phases == ["calibration", "sensitivity", "trials", "evaluation"]
-    started = [(one["trial"], one["worker"]) for one in said if one["event"] == "trial_start"]
+    started = [(one["trial"], one["worker"]) for one in events_logged if one["event"] == "trial_start"]
     assert started == [(1, "gpu-1:cuda:0"), (2, "gpu-2:cuda:0")]
-    pruned, complete = (one for one in said if one["event"] == "trial_end")
+    pruned, complete = (one for one in events_logged if one["event"] == "trial_end")
     assert (pruned["trial"], pruned["state"], pruned["best_trial"]) == (2, "pruned", None)
     assert (complete["trial"], complete["feasible"], complete["best_trial"], complete["psnr"]) == (1, True, 1, 36.0)
-    assert {"study_start", "trial_prompt", "progress", "winner", "evaluation_start"} < {one["event"] for one in said}
-    assert (said[-1]["event"], said[-1]["best_trial"], said[-1]["interrupted"]) == ("study_end", 1, False)
+    assert {"study_start", "trial_prompt", "progress", "winner", "evaluation_start"} < {
+        one["event"] for one in events_logged
+    }
+    assert (events_logged[-1]["event"], events_logged[-1]["best_trial"], events_logged[-1]["interrupted"]) == (
+        "study_end",
+        1,
+        False,
+    )
 
 
 def test_a_terminal_keeps_the_view_of_a_search_that_failed_and_no_other() -> None:

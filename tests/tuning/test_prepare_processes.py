@@ -42,11 +42,11 @@ class MeasurePrompt:
 
 class Waits(TuningListener):
     def __init__(self, then: Callable[[], None] = lambda: None) -> None:
-        self.told: list[str] = []
+        self.reported: list[str] = []
         self.then = then
 
     def on_wait(self, what: str) -> None:
-        self.told.append(what)
+        self.reported.append(what)
         self.then()
 
 
@@ -117,7 +117,7 @@ def test_a_killed_process_is_taken_over_from_and_no_completed_prompt_is_lost(tmp
 
     waits = Waits(kill)
     measure(tmp_path, listener=waits)
-    assert waits.told == ["the calibration"]
+    assert waits.reported == ["the calibration"]
     assert (tmp_path / "curves.npz").read_bytes() == expected(tmp_path)
     assert [started_by(tmp_path, index) for index in range(NUM_PROMPTS)] == [
         [holder], [holder], [holder, os.getpid()], [os.getpid()]

@@ -45,10 +45,10 @@ SMALL = {"generation.num_frames": 9, "generation.num_inference_steps": 2, "model
 
 class Steps(TuningListener):
     def __init__(self) -> None:
-        self.told: list[StepDone] = []
+        self.reported: list[StepDone] = []
 
     def on_step(self, event: StepDone) -> None:
-        self.told.append(event)
+        self.reported.append(event)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def searched(demo: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Sea
         made = watch(patch, sparge_package.install(patch))
         policy = run_builtin(context)
         assert os.environ["PARALLEL_TUNE"] == "mine"
-    return Searched(context, policy, steps.told, printed.getvalue(), tuple(made))
+    return Searched(context, policy, steps.reported, printed.getvalue(), tuple(made))
 
 
 def watch(patch: pytest.MonkeyPatch, package: ModuleType) -> list[sparge_package.SparseAttentionMeansim]:
@@ -229,7 +229,7 @@ def test_when_time_is_over_every_layer_still_has_thresholds(package: ModuleType,
     context = make_context(steps, tune__max_minutes=1.0, generation__num_inference_steps=1)
     policy = run_builtin(replace(context, started=time.perf_counter() - 61.0))
     assert len(policy.layers) == 8
-    assert {event.index for event in steps.told} == {0}
+    assert {event.index for event in steps.reported} == {0}
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_a_layer_that_it_cant_search_is_said_after_the_first_step(
     steps = Steps()
     with pytest.raises(TuningError, match=rf"attention layer transformer.transformer_blocks.3.attn1: {reason}"):
         run_builtin(make_context(steps))
-    assert steps.told == []
+    assert steps.reported == []
 
 
 @pytest.mark.parametrize(
