@@ -1,4 +1,4 @@
-"""One step of the real demo model: caught, timed, and run under a break-even."""
+"""One step of the real demo model: captured, timed, and run with a break-even table."""
 
 from pathlib import Path
 

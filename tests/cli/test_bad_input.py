@@ -1,4 +1,4 @@
-"""What the commands do with what can't be done: one line, the right status, nothing half-written."""
+"""Errors of the commands: one line, the right exit code, no partial output."""
 
 import shutil
 from pathlib import Path

@@ -124,7 +124,7 @@ def test_the_documentation_has_every_event_and_field() -> None:
 
 
 class LibraryWarning(UserWarning):
-    """A library's own kind of warning."""
+    """A warning category of a library."""
 
 
 def warn_as(module: str, text: str, category: type[Warning] = UserWarning) -> None:

@@ -19,7 +19,7 @@ from tests.tracking.conftest import make_result
 
 
 class Terminal(io.StringIO):
-    """A file that says it is a terminal."""
+    """A file whose isatty() is true."""
 
     def isatty(self) -> bool:
         return True

@@ -32,7 +32,7 @@ def outcome(*trials: TrialResult, best: TrialResult | None) -> TuningResult:
 
 
 def watch(log: Log, console: Console | None = None) -> TuningProgress:
-    """Two trials at once, of which one is given up; then the winner is judged."""
+    """Two concurrent trials, one of them pruned; then the evaluation of the winner."""
     time = FakeClock()
     display = TuningProgress(log, console or Console(file=io.StringIO()), time)
     display.on_study_start(study(n_trials=3, num_done=1))
@@ -152,7 +152,7 @@ def test_waiting_names_what_another_process_does(capsys: pytest.CaptureFixture[s
 
 
 class Search:
-    """A tuning whose clock the test moves, and whose view it prints."""
+    """A tuning with a clock that the test advances, and its rendered view."""
 
     def __init__(self, width: int = 80, height: int = 24, encoding: str = "utf-8", **options: Any) -> None:
         self.clock, self.file = FakeClock(), io.TextIOWrapper(io.BytesIO(), encoding=encoding)
@@ -312,7 +312,7 @@ def test_trials_go_on_at_the_rate_at_which_they_end_workers_at_once_included() -
     search.at(20.0).on_trial(trial(0, seconds=20.0))
     search.at(20.0).on_trial(trial(1, seconds=20.0))
     assert search.left.phase == 80.0
-    # The evaluation has one process, so that it takes as long a rendering as a trial took itself.
+    # The evaluation uses one process, so a rendering takes as long as in a trial.
     assert search.left.total == 80.0 + 4 * 3 * 10.0
     assert search.left.basis == "10 s a trial over 2 trials"
 

@@ -1,4 +1,4 @@
-"""Two results compared."""
+"""Comparison of two results."""
 
 import json
 from pathlib import Path
