@@ -1,6 +1,6 @@
-"""The support table, docs/models.md, is what these tests found.
+"""These tests generate and check the support table, docs/models.md.
 
-`WRITE_DOCS=1 pytest tests/models/test_support.py` writes it anew.
+`WRITE_DOCS=1 pytest tests/models/test_support.py` writes it.
 """
 
 import os
@@ -22,7 +22,7 @@ ALL = [pytest.param(case, id=case.id, marks=() if case.id in QUICK else pytest.m
 
 @pytest.fixture(scope="session")
 def table() -> Iterator[Table]:
-    """The committed table; the page is written anew at the end where that is asked for."""
+    """The committed table; with WRITE_DOCS the page is written at the end."""
     held = Table.read(PAGE, WRITING)
     yield held
     if WRITING:

@@ -343,7 +343,7 @@ def test_default_thresholds_are_no_candidate() -> None:
         (0.5, 0.25, True),  # better quality at the same sparsity
         (-0.05, 0.25, True),  # worse by less than the tolerance
         (-0.5, 0.25, False),  # worse quality at the same sparsity
-        (-2.0, 0.30, True),  # sparser: quality may fall as far as the gate lets it
+        (-2.0, 0.30, True),  # sparser: quality may decrease down to the gate
         (-4.0, 0.30, False),  # sparser, but not within the champion's gate
         (3.0, 0.20, False),  # better quality doesn't make up for less sparsity
     ],

@@ -1,4 +1,4 @@
-"""Winners, values and fronts of trials with known figures."""
+"""Winners, objective values and Pareto fronts of trials with known metrics."""
 
 import pytest
 

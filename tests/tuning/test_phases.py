@@ -1,4 +1,4 @@
-"""Where a tuning's time goes."""
+"""Time of a tuning by phase."""
 
 from pathlib import Path
 from typing import Any

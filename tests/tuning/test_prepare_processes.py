@@ -1,4 +1,4 @@
-"""Tables measured by one process while others wait for its lock, prompt by prompt, and resumed where one died."""
+"""Tables measured prompt by prompt by one process while others wait for its lock, and resumed after a process died."""
 
 import functools
 import os
@@ -64,7 +64,7 @@ def started_by(folder: Path, index: int) -> list[int]:
 
 
 def expected(folder: Path) -> bytes:
-    """The file of all prompts' curves, merged in their order."""
+    """The file of all prompts' merged curves."""
     path = folder / "expected.npz"
     functools.reduce(Curves.merged, [curves(index) for index in range(NUM_PROMPTS)]).save(path)
     return path.read_bytes()

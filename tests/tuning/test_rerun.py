@@ -35,7 +35,7 @@ def searched(**changes: object) -> Config:
 
 
 def saved(config: Config, folder: Path, **changes: object) -> Path:
-    """A checkpoint as a search of this configuration leaves one."""
+    """A checkpoint as saved by a search with this configuration."""
     manifest = Manifest(
         tuner="optuna",
         tuner_settings={"study_name": "demo-0123abcd"},

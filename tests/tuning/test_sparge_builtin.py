@@ -1,4 +1,4 @@
-"""SpargeAttn's own search in our interception, against a stand-in for its package."""
+"""SpargeAttn's own search in our interception, with a stand-in for its package."""
 
 import ast
 import contextlib
@@ -112,7 +112,7 @@ def searched(demo: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Sea
 
 
 def watch(patch: pytest.MonkeyPatch, package: ModuleType) -> list[sparge_package.SparseAttentionMeansim]:
-    """Collect the modules that are made."""
+    """Collect the modules that are created."""
     made, begin = [], package.SparseAttentionMeansim.__init__
 
     @functools.wraps(begin)
@@ -187,7 +187,7 @@ def test_all_gpus_are_used_where_that_is_asked_and_their_processes_end(
 
 
 def test_spargeattns_own_processes_forget_all_calls_but_the_last(package: ModuleType, monkeypatch) -> None:
-    """Why heads go through a pool of ours."""
+    """Why heads use our own pool."""
     monkeypatch.setenv("PARALLEL_TUNE", "1")
     inputs = [torch.full((1, 1, 4, 2), 0.5).cumsum(2) * scale for scale in (3.0, 1.0)]
     found = {}
@@ -344,7 +344,7 @@ def test_what_is_used_is_part_of_what_is_recorded() -> None:
 
 
 def sources() -> list[Path]:
-    """SpargeAttn's own files where it is installed (it is only read, never imported), else the stand-in's."""
+    """SpargeAttn's files if it is installed (only parsed, never imported), otherwise the stand-in's."""
     spec = importlib.util.find_spec("spas_sage_attn")
     if spec is None or spec.origin is None:
         return [Path(sparge_package.__file__)]
