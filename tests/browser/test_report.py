@@ -29,14 +29,14 @@ pytestmark = pytest.mark.browser
 
 WAIT_SECONDS = 60.0
 INTERACTIVE_SECONDS = 2.0
-"""Within which a report of 50 prompts and 200 trials must answer, on two cores."""
+"""Time limit for a report of 50 prompts and 200 trials to respond, on two cores."""
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 WRITE_DOCS = os.environ.get("WRITE_DOCS") == "1"
-"""Whether docs/images/report-*.png are written anew."""
+"""Whether to regenerate docs/images/report-*.png."""
 
 TALLEST = 2400
-"""Pixels that a picture in the documentation is cut to."""
+"""Size in pixels to which screenshots for the documentation are cropped."""
 
 QUICK = {
     "tune.n_trials": "4", "tune.num_prompts": "1", "tune.calibration_steps": "2", "tune.probe_prompts": "0",

@@ -29,7 +29,7 @@ LAYERS = (("transformer.blocks.0.attn1", 3), ("transformer.blocks.1.attn1", 3))
 POLICY = Policy.uniform(LAYERS, HeadThresholds(simthreshd1=0.1, cdfthreshd=0.9))
 SETTINGS = GenerationConfig(num_frames=5, height=16, width=24, num_inference_steps=4, guidance_scale=2.5, fps=8)
 AMPLITUDES = {"dense": 0, "kernel": 2, "sparse": 12}
-"""How far pixels are moved at most, by what is at work."""
+"""Largest pixel change, by installed policy."""
 
 
 @dataclass

@@ -14,7 +14,7 @@ from tests.tracking.conftest import make_result
 NUM_FRAMES = 17
 NUM_STEPS = 10
 HOSTILE = "</script><script>alert(1)</script><!-- \u2028 {{ 7 * 7 }} & \"'"
-"""A prompt that would break a careless page."""
+"""A prompt with markup that breaks a page without escaping."""
 
 
 def result_of(
