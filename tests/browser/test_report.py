@@ -36,7 +36,7 @@ WRITE_DOCS = os.environ.get("WRITE_DOCS") == "1"
 """Whether to regenerate docs/images/report-*.png."""
 
 TALLEST = 2400
-"""Size in pixels to which screenshots for the documentation are cropped."""
+"""Height in pixels to which screenshots for the documentation are cropped."""
 
 QUICK = {
     "tune.n_trials": "4", "tune.num_prompts": "1", "tune.calibration_steps": "2", "tune.probe_prompts": "0",
