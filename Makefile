@@ -64,7 +64,7 @@ lint: $(INSTALLED) ## ruff, mypy, import-linter
 options: $(INSTALLED) ## write the table of options for --help, after a change to a setting
 	$(BIN)/python -m tools.options_table
 
-docs: $(INSTALLED) ## build the documentation's site in build/site; a broken link or reference fails
+docs: $(INSTALLED) ## build the documentation site in build/site; a broken link or reference fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 docs-serve: $(INSTALLED) ## serve the documentation and rebuild it on changes

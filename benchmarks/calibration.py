@@ -1,13 +1,13 @@
-"""Times `--tuner calibrate` on one layer against SpargeAttn's own search, with the same bounds, and judges both.
+"""Speed and accuracy of `--tuner calibrate` on one layer, compared with SpargeAttn's own search at the same bounds.
 
     python benchmarks/calibration.py
 
-Inputs are q, k and v of one layer of CogVideoX-2b's shape, as a prompt and step each would give them. Ours is all that
-the tuner does for a layer but render: the curves of every input, the choice of each head's simthreshd1, the search of
-its thresholds on every input, merged. Seconds are a layer and input: the median over the inputs for ours, the mean for
-SpargeAttn's. The same kernel judges both, on the inputs that were tuned on and on others. Errors are relative L1,
-Σ|o − o'| / Σ|o|, by head. It needs a GPU and spas_sage_attn; with --reference it runs anywhere, on a small shape and
-without SpargeAttn's search, to see that it runs.
+Inputs are synthetic q, k and v of one layer of CogVideoX-2b's shape; each input represents one prompt and step. Ours
+covers all that the tuner does for a layer except rendering: the curves of every input, the choice of each head's
+simthreshd1, and the threshold search on every input, merged. Times are seconds per layer and input: the median over the
+inputs for ours, the mean for SpargeAttn's. The same kernel evaluates both, on the inputs that were tuned on and on
+held-out inputs. Errors are relative L1, Σ|o − o'| / Σ|o|, per head. Requires a GPU and spas_sage_attn; --reference is a
+smoke test that runs anywhere, on a small shape and without SpargeAttn's search.
 """
 
 import argparse
@@ -38,23 +38,23 @@ from sparsetune.tuning.calibration.refine import RefinedThresholds
 from sparsetune.tuning.calibration.threshold_search import lowest_thresholds
 
 BOUNDS = Bounds(0.06, 0.065)
-SPEED_BOUND, SPARSITY_BOUND = 200.0, 0.005
+SPEED_TARGET, SPARSITY_TOLERANCE = 200.0, 0.005
 HELD_OUT = 1000
-"""The first seed of the held-out inputs."""
+"""First seed of the held-out inputs."""
 
 POINTS = grid(("cdf",))
 LAYER, HEADS = TokenLayout((13, 30, 45), range(226)), 30
 SMALL, SMALL_HEADS = TokenLayout((3, 16, 16), range(32)), 4
-NOTHING = range(0)
-"""No key block is kept, neither by our search nor by the judge: SpargeAttn's tunes so."""
+NO_BLOCKS = range(0)
+"""No key block is always computed, in our search and in the evaluation, because SpargeAttn's search forces none."""
 
 T = TypeVar("T")
 Input = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Thresholds on some inputs: mean sparsity, and each head's largest errors without and with pvthreshd."""
+class Accuracy:
+    """Mean sparsity of thresholds on some inputs, and each head's largest error without and with pvthreshd."""
 
     sparsity: float
     l1: Tensor
@@ -71,12 +71,12 @@ class Judged:
 
 @dataclass(frozen=True)
 class Row:
-    """A search: its seconds a layer and input, and its thresholds on the inputs it was tuned on and on others."""
+    """Seconds per layer and input of a search, and its accuracy on the inputs it was tuned on and on held-out ones."""
 
     name: str
     seconds: float
-    tuned: Judged
-    held_out: Judged
+    tuned: Accuracy
+    held_out: Accuracy
 
     def line(self) -> str:
         return f"| {self.name} | {self.seconds:.3f} | {self.tuned.cells()} | {self.held_out.cells()} |"
@@ -96,32 +96,39 @@ def main() -> None:
     inputs = [drawn(seed) for seed in range(max(options.builtin_inputs, *options.inputs))]
     held_out = [drawn(seed) for seed in range(HELD_OUT, HELD_OUT + options.held_out)]
     shape = " x ".join(str(size) for size in inputs[0][0].shape)
-    print(f"{device_name(device)}, torch {torch.__version__}, {shape}, {dtype}, backend {backend.name}, seeds 0 on")
+    print(f"{device_name(device)}, torch {torch.__version__}, {shape}, {dtype}, backend {backend.name}, seeds from 0")
     rows = our_rows(inputs, held_out, backend, options)
     if options.reference:
         print_rows(rows)
     else:
         theirs, ours = builtin_row(inputs, held_out, backend, options), rows[0]
         print_rows([theirs, *rows])
-        print(f"ours takes {theirs.seconds / ours.seconds:.0f} times less (aim: {SPEED_BOUND:.0f})")
+        print(f"ours is {theirs.seconds / ours.seconds:.0f} times faster (target: {SPEED_TARGET:.0f})")
         gained = ours.held_out.sparsity - theirs.held_out.sparsity
-        print(f"held out, with {ours.name}, its sparsity is {gained:+.4f} of SpargeAttn's", end=" ")
-        print(f"(aim: {-SPARSITY_BOUND:+.3f} or more)")
-    if holding := [row for row in rows if row.held_out.num_over == 0]:
-        best = max(holding, key=lambda row: row.held_out.sparsity)
-        print(f"with every head within the bounds on held-out inputs, the sparsest is: {best.name}")
+        print(f"held-out sparsity of {ours.name}, minus SpargeAttn's: {gained:+.4f}", end=" ")
+        print(f"(target: {-SPARSITY_TOLERANCE:+.3f} or more)")
+    if passing := [row for row in rows if row.held_out.num_over == 0]:
+        best = max(passing, key=lambda row: row.held_out.sparsity)
+        print(f"sparsest with all heads within the bounds on held-out inputs: {best.name}")
     else:
-        print("none keeps every head within the bounds on held-out inputs")
+        print("no result has all heads within the bounds on held-out inputs")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, nargs="+", help="numbers of inputs to tune on (default: 3 15 60)")
-    parser.add_argument("--margins", type=float, nargs="+", default=[1.0, 0.9, 0.8], help="factors on the bounds")
-    parser.add_argument("--held-out", type=int, help="inputs to judge by (default: 15)")
-    parser.add_argument("--builtin-inputs", type=int, default=3, help="inputs of SpargeAttn's search (default: 3)")
-    parser.add_argument("--builtin-seconds", type=float, default=240.0, help="start no input after that (default: 240)")
-    parser.add_argument("--reference", action="store_true", help="a small shape on the CPU, with inputs 3 and 6")
+    parser.add_argument(
+        "--margins", type=float, nargs="+", default=[1.0, 0.9, 0.8], help="factors on the bounds (default: 1.0 0.9 0.8)"
+    )
+    parser.add_argument("--held-out", type=int, help="number of held-out inputs (default: 15)")
+    parser.add_argument("--builtin-inputs", type=int, default=3, help="inputs for SpargeAttn's search (default: 3)")
+    parser.add_argument(
+        "--builtin-seconds",
+        type=float,
+        default=240.0,
+        help="time limit of SpargeAttn's search in seconds, checked before each input (default: 240)",
+    )
+    parser.add_argument("--reference", action="store_true", help="smoke test on the CPU: a small shape, 3 and 6 inputs")
     options = parser.parse_args()
     options.inputs = options.inputs or ([3, 6] if options.reference else [3, 15, 60])
     options.held_out = options.held_out or (3 if options.reference else 15)
@@ -131,11 +138,11 @@ def arguments() -> argparse.Namespace:
 def our_rows(
     inputs: Sequence[Input], held_out: Sequence[Input], backend: Backend, options: argparse.Namespace
 ) -> list[Row]:
-    """Our search on each number of inputs, with each margin under the bounds."""
-    curves_of(inputs[0], backend)  # warms up
+    """Run our search for each number of inputs and each factor on the bounds."""
+    curves_of(inputs[0], backend)  # warm-up
     timed = [timing(lambda one=one: curves_of(one, backend)) for one in inputs[: max(options.inputs)]]
     curves, curve_seconds = [curves for curves, _ in timed], [seconds for _, seconds in timed]
-    print(f"curves of {len(POINTS)} points: {statistics.median(curve_seconds):.3f} s an input", flush=True)
+    print(f"curves of {len(POINTS)} points: {statistics.median(curve_seconds):.3f} s per input", flush=True)
     rows = []
     for margin in options.margins:
         for count in options.inputs:
@@ -143,15 +150,15 @@ def our_rows(
             bounds = Bounds(BOUNDS.l1 * margin, BOUNDS.pv_l1 * margin)
             thresholds, seconds = searched(inputs[:count], merged, bounds, backend)
             name = f"ours, {count} inputs" + (f", bounds x {margin:g}" if margin != 1.0 else "")
-            tuned, judged = judge(thresholds, inputs[:count], backend), judge(thresholds, held_out, backend)
-            rows.append(Row(name, statistics.median(curve_seconds[:count]) + seconds, tuned, judged))
-            print(rows[-1].line(), f"(the thresholds {seconds:.3f} s an input)", flush=True)
+            tuned, unseen = accuracy(thresholds, inputs[:count], backend), accuracy(thresholds, held_out, backend)
+            rows.append(Row(name, statistics.median(curve_seconds[:count]) + seconds, tuned, unseen))
+            print(rows[-1].line(), f"(threshold search: {seconds:.3f} s per input)", flush=True)
     return rows
 
 
 def curves_of(one: Input, backend: Backend) -> Curves:
     """Measure an input as calibration does, in one token order."""
-    found = grid_errors(*one, POINTS, blocks=backend.blocks, keep=NOTHING, scale=scale(one), every=EVERY)
+    found = grid_errors(*one, POINTS, blocks=backend.blocks, keep=NO_BLOCKS, scale=scale(one), every=EVERY)
     error, sparsity = (table.cpu().numpy()[None, None, None] for table in (found.error, found.sparsity))
     return Curves(
         layers=(("layer", one[0].shape[1]),),
@@ -171,17 +178,17 @@ def curves_of(one: Input, backend: Backend) -> Curves:
 def searched(
     inputs: Sequence[Input], curves: Curves, bounds: Bounds, backend: Backend
 ) -> tuple[ThresholdTensors, float]:
-    """Search thresholds as refining does; and median seconds an input, the choice of simthreshd1 counted in."""
+    """Search thresholds as `refine` does; return them and the seconds per input, with the choice of simthreshd1."""
     start, choosing = timing(lambda: starting_policy(curves, bounds.l1, keep_text=False))
     sim = start.layers[0].tensors(inputs[0][0].device).simthreshd1
     limits, seconds = RefinedThresholds.zeros(curves.layers), []
 
     def search(one: Input) -> RefinedThresholds:
-        found = lowest_thresholds(*one, sim, bounds, backend=backend, scale=scale(one), keep=NOTHING, every=EVERY)
+        found = lowest_thresholds(*one, sim, bounds, backend=backend, scale=scale(one), keep=NO_BLOCKS, every=EVERY)
         cut, pvthreshd = (np.array(table.cpu().numpy()[None]) for table in (found.mask_threshold, found.pvthreshd))
         return RefinedThresholds(curves.layers, cut, pvthreshd, 1)
 
-    search(inputs[0])  # warms up
+    search(inputs[0])  # warm-up
     for one in inputs:
         found, spent = timing(lambda one=one: search(one))
         limits = limits.merged(found)
@@ -194,7 +201,7 @@ def searched(
 def builtin_row(
     inputs: Sequence[Input], held_out: Sequence[Input], backend: Backend, options: argparse.Namespace
 ) -> Row:
-    """Run `SparseAttentionMeansim`'s search on inputs, as its tune mode does, one head after the other."""
+    """Run `SparseAttentionMeansim`'s search on inputs as its tune mode does, head by head."""
     from spas_sage_attn.autotune import SparseAttentionMeansim
 
     heads, device = inputs[0][0].shape[1], inputs[0][0].device
@@ -204,7 +211,7 @@ def builtin_row(
     started, count = time.perf_counter(), 0
     for q, k, v in inputs[: options.builtin_inputs]:
         if time.perf_counter() - started > options.builtin_seconds:
-            print(f"mind: its search was stopped after {count} of {options.builtin_inputs} inputs")
+            print(f"warning: SpargeAttn's search timed out after {count} of {options.builtin_inputs} inputs")
             break
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             for head in range(heads):
@@ -223,25 +230,25 @@ def builtin_row(
     )
     thresholds = LayerThresholds("layer", found).tensors(device)
     own = search.tuning_sparsity.mean().item()
-    name = f"SpargeAttn's own, {count} inputs (its own figure for the sparsity: {own:.4f})"
-    tuned, judged = judge(thresholds, inputs[:count], backend), judge(thresholds, held_out, backend)
-    return Row(name, seconds, tuned, judged)
+    name = f"SpargeAttn's own, {count} inputs (sparsity that it reports: {own:.4f})"
+    tuned, unseen = accuracy(thresholds, inputs[:count], backend), accuracy(thresholds, held_out, backend)
+    return Row(name, seconds, tuned, unseen)
 
 
-def judge(thresholds: ThresholdTensors, inputs: Sequence[Input], backend: Backend) -> Judged:
-    """Run thresholds through the kernel on whole inputs, without and with pvthreshd."""
+def accuracy(thresholds: ThresholdTensors, inputs: Sequence[Input], backend: Backend) -> Accuracy:
+    """Run the kernel with these thresholds on full inputs, without and with pvthreshd."""
     off = replace(thresholds, pvthreshd=torch.full_like(thresholds.pvthreshd, PVTHRESHD_OFF))
     sparsities, errors, errors_pv = [], [], []
     for one in inputs:
         q, k, v = one
         dense = F.scaled_dot_product_attention(q, k, v, scale=scale(one)).float()
-        for given, collected in ((off, errors), (thresholds, errors_pv)):
-            attended = backend.attend(q, k, v, given, scale=scale(one), keep=NOTHING)
+        for variant, collected in ((off, errors), (thresholds, errors_pv)):
+            attended = backend.attend(q, k, v, variant, scale=scale(one), keep=NO_BLOCKS)
             difference = (attended.output.float() - dense).abs().sum(dim=(0, 2, 3))
             collected.append(difference / dense.abs().sum(dim=(0, 2, 3)))
         num_q, num_k = backend.blocks.counts(q.shape[-2], k.shape[-2])
         sparsities.append(1.0 - float(attended.computed.sum()) / (q.shape[0] * q.shape[1] * num_q * num_k))
-    return Judged(statistics.mean(sparsities), torch.stack(errors).amax(0), torch.stack(errors_pv).amax(0))
+    return Accuracy(statistics.mean(sparsities), torch.stack(errors).amax(0), torch.stack(errors_pv).amax(0))
 
 
 def scale(one: Input) -> float:
@@ -249,18 +256,18 @@ def scale(one: Input) -> float:
 
 
 def timing(run: Callable[[], T]) -> tuple[T, float]:
-    """Give what a call gives, and its seconds."""
+    """Return a call's result and its seconds."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     wait()
     started = time.perf_counter()
-    given = run()
+    result = run()
     wait()
-    return given, time.perf_counter() - started
+    return result, time.perf_counter() - started
 
 
 def print_rows(rows: Sequence[Row]) -> None:
     columns = "sparsity | worst l1 | worst pv l1 | heads over"
-    print(f"| search | s a layer and input | tuned on: {columns} | held out: {columns} |")
+    print(f"| search | s per layer and input | tuned on: {columns} | held out: {columns} |")
     print("| " + " | ".join(["---"] * 10) + " |")
     for row in rows:
         print(row.line())

@@ -1,8 +1,8 @@
-"""Start-up time of `sparsetune COMMAND --help` as a multiple of `python -c "import click"`, for every command.
+"""Start-up time of `sparsetune COMMAND --help`, as a multiple of `python -c "import click"`, for every command.
 
     python benchmarks/help.py --repeats 15
 
-The two are run in turn, so that other load on the machine affects both alike; medians are compared.
+The two run alternately, so that other load on the machine affects both equally; the ratio is that of their medians.
 """
 
 import argparse
@@ -20,7 +20,7 @@ LIMIT = 2.5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=15, help="runs of each command (default: 15)")
     repeats = parser.parse_args().repeats
     ratios = {" ".join(path): ratio(path, repeats) for path in ((), *commands(sparsetune))}
     for name, value in ratios.items():
@@ -47,7 +47,7 @@ def ratio(path: tuple[str, ...], repeats: int) -> float:
         for call, seconds in zip(calls, times, strict=True):
             started = time.perf_counter()
             subprocess.run([sys.executable, *call], stdout=subprocess.DEVNULL, check=True)
-            if repeat:  # the first fills the file cache
+            if repeat:  # the first run fills the file cache
                 seconds.append(time.perf_counter() - started)
     return statistics.median(times[0]) / statistics.median(times[1])
 

@@ -1,10 +1,10 @@
-"""Times what our interception costs over SpargeAttn's kernel called directly, and what is left of it when removed.
+"""Overhead of sparsetune's interception over direct calls of SpargeAttn's kernel, and after a policy is removed.
 
     python benchmarks/interception.py
 
-One denoising step of CogVideoX-2b's transformer, with random weights and eight of its 30 layers (all layers are alike):
-49 frames at 480 x 720, guidance batched. Directly means that diffusers' own processor calls SpargeAttn's topk function
-in the place of PyTorch's attention. It needs a GPU and spas_sage_attn.
+One denoising step of CogVideoX-2b's transformer, with random weights and eight of its 30 layers (all layers have the
+same shape): 49 frames at 480 x 720, batched guidance. In the direct case, diffusers' own processor calls SpargeAttn's
+topk function instead of PyTorch's attention. Requires a GPU and spas_sage_attn.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from sparsetune.models import loading
 from sparsetune.models.generation import Renderer
 from sparsetune.models.random_weights import blueprint
 
-AIM = 0.01
+TARGET = 0.01
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=8, help="layers of the transformer (default: 8)")
-    parser.add_argument("--rounds", type=int, default=12, help="timings of each, taken in turn (default: 12)")
+    parser.add_argument("--rounds", type=int, default=12, help="alternating runs of each case (default: 12)")
     options = parser.parse_args()
     step, untouched = make_step(options.layers), make_step(options.layers)
     before = dense(options.rounds, untouched, step)
@@ -43,27 +43,26 @@ def main() -> None:
     layers = [(layer.name, layer.num_heads) for layer in step.sites.layers]
     backend = SpargeBackend(device)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options.layers} layers, bfloat16")
-    print("| topk | directly, ms | through sparsetune, ms | overhead |")
+    print("| topk | direct, ms | through sparsetune, ms | overhead |")
     print("| --- | --- | --- | --- |")
     for topk in (0.5, 0.3, 0.15):
 
-        def through(topk: float = topk) -> contextlib.AbstractContextManager[object]:
+        def sparse(topk: float = topk) -> contextlib.AbstractContextManager[object]:
             return SparseHandle(step.sites, Policy.uniform(layers, HeadThresholds(-1.0, topk=topk)), backend)
 
-        ours, direct = in_turn(options.rounds, device, (step, through), (step, lambda topk=topk: directly(topk)))
-        print(
-            f"| {topk:g} | {direct:.2f} | {ours:.2f} | {ours / direct - 1:+.2%} (aim: {AIM:.0%} or less) |", flush=True
-        )
+        ours, direct = alternating(options.rounds, device, (step, sparse), (step, lambda topk=topk: direct_calls(topk)))
+        overhead = f"{ours / direct - 1:+.2%} (target: {TARGET:.0%} or less)"
+        print(f"| {topk:g} | {direct:.2f} | {ours:.2f} | {overhead} |", flush=True)
 
     after = dense(options.rounds, untouched, step)
-    for when, (never, ours) in (("before", before), ("after", after)):
-        print(f"dense, {when} policies came and went: a pipeline never touched {never:.2f} ms, this one {ours:.2f} ms: "
-              f"{ours / never - 1:+.2%}")  # fmt: skip
+    for when, (reference, tested) in (("before", before), ("after", after)):
+        print(f"dense, {when} installing and removing policies: untouched pipeline {reference:.2f} ms, "
+              f"tested pipeline {tested:.2f} ms, {tested / reference - 1:+.2%}")  # fmt: skip
 
 
 def dense(rounds: int, *steps: Step) -> tuple[float, ...]:
-    """Median milliseconds of each step with nothing installed."""
-    return in_turn(rounds, torch.device("cuda"), *((step, contextlib.nullcontext) for step in steps))
+    """Median milliseconds of each step without a policy."""
+    return alternating(rounds, torch.device("cuda"), *((step, contextlib.nullcontext) for step in steps))
 
 
 def make_step(num_layers: int) -> Step:
@@ -78,8 +77,8 @@ def make_step(num_layers: int) -> Step:
 
 
 @contextlib.contextmanager
-def directly(topk: float) -> Iterator[None]:
-    """Have diffusers call SpargeAttn's function."""
+def direct_calls(topk: float) -> Iterator[None]:
+    """Replace PyTorch's attention with SpargeAttn's topk function."""
     from spas_sage_attn import spas_sage2_attn_meansim_topk_cuda as kernel
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *_rest: object, **_more: object) -> Tensor:
@@ -90,14 +89,14 @@ def directly(topk: float) -> Iterator[None]:
         yield
 
 
-def in_turn(
-    rounds: int, device: torch.device, *ways: tuple[Step, Callable[[], contextlib.AbstractContextManager[object]]]
+def alternating(
+    rounds: int, device: torch.device, *cases: tuple[Step, Callable[[], contextlib.AbstractContextManager[object]]]
 ) -> tuple[float, ...]:
-    """Median milliseconds of a step each way; taken in turn, so that a drift of the clock meets all alike."""
-    times: list[list[float]] = [[] for _ in ways]
+    """Median milliseconds of a step in each case; alternating, so that clock drift affects all cases equally."""
+    times: list[list[float]] = [[] for _ in cases]
     for _ in range(rounds):
-        for (step, way), collected in zip(ways, times, strict=True):
-            with way():
+        for (step, installed), collected in zip(cases, times, strict=True):
+            with installed():
                 collected += time_calls(step.run, device, repeats=1, warm_up=1, at_once=2)
     return tuple(statistics.median(collected) for collected in times)
 

@@ -1,10 +1,10 @@
-"""Times the metrics on one pair of videos against torchmetrics, scikit-image and plain float64 numpy.
+"""Time of the metrics on one pair of videos, compared with torchmetrics, scikit-image and plain float64 numpy.
 
     python benchmarks/metrics.py
 
-Every figure is from one run on one machine; what carries over to others is the ratios. Each is the best of
-several rounds. Peers that take many seconds run on the first few frames, and their time is scaled to all (it is
-linear in frames); the table says so.
+All figures are from one run on one machine; only the ratios apply to other machines. Each is the best of several
+rounds. Peers that take many seconds run on the first few frames only, and their time, which is linear in the number of
+frames, is scaled to all; the table marks them.
 """
 
 import argparse
@@ -34,7 +34,7 @@ RATIO_BOUND = 5.0
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: seconds of both sides for all frames, and the peer's frames if it ran on fewer."""
+    """One table row: seconds of both implementations for all frames, and the peer's frames if it ran on fewer."""
 
     what: str
     ours_s: float
@@ -49,7 +49,7 @@ class Row:
 
 
 def make_pair(frames: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Moving gradients, and the same with noise; built frame by frame to keep the process's peak memory low."""
+    """Return moving gradients, and the same with noise; built frame by frame to keep peak memory low."""
     generator = np.random.default_rng(0)
     dense, sparse = (np.empty((frames, height, width, 3), np.uint8) for _ in range(2))
     y, x = np.mgrid[0:height, 0:width]
@@ -61,7 +61,7 @@ def make_pair(frames: int, height: int, width: int) -> tuple[np.ndarray, np.ndar
 
 
 def best_times(rounds: int, work: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Seconds of each piece of work: the best of several rounds in which each runs once, so that all see one load."""
+    """Return the best seconds of each function over several rounds; each round runs all, so they see the same load."""
     times = dict.fromkeys(work, float("inf"))
     for _ in range(rounds):
         for name, run in work.items():
@@ -72,7 +72,7 @@ def best_times(rounds: int, work: dict[str, Callable[[], object]]) -> dict[str, 
 
 
 def plain_numpy(dense: np.ndarray, sparse: np.ndarray) -> tuple[float, ...]:
-    """The four definitions as a script writes them, on one shared conversion to float64."""
+    """Compute the four base metrics from their definitions, with one conversion to float64."""
     d, s = dense.astype(np.float64) / 255, sparse.astype(np.float64) / 255
     return (
         (d * s).sum() / np.sqrt((d * d).sum() * (s * s).sum()),
@@ -97,7 +97,7 @@ def to_torch(frames: np.ndarray) -> torch.Tensor:
 
 
 def torch_base(dense: np.ndarray, sparse: np.ndarray) -> None:
-    """Cosine, PSNR and L1 through torch and torchmetrics in float32; torchmetrics has no frame_diff."""
+    """Compute cosine, PSNR and L1 with torch and torchmetrics in float32; torchmetrics has no frame_diff."""
     d, s = to_torch(dense), to_torch(sparse)
     torch.nn.functional.cosine_similarity(d.flatten(), s.flatten(), dim=0)
     torch_image.peak_signal_noise_ratio(s, d, data_range=1.0)
@@ -105,7 +105,7 @@ def torch_base(dense: np.ndarray, sparse: np.ndarray) -> None:
 
 
 def by_frame(metric: Callable[..., object]) -> Callable[[np.ndarray, np.ndarray], None]:
-    """A torchmetrics function over a video, one frame a call (all at once needs many GB)."""
+    """Apply a torchmetrics function frame by frame (a whole video at once needs many GB)."""
 
     def run(dense: np.ndarray, sparse: np.ndarray) -> None:
         for d, s in zip(dense, sparse, strict=True):
@@ -120,7 +120,7 @@ def peak_mb() -> float:
 
 
 def extra_memory(dense: np.ndarray, sparse: np.ndarray, names: tuple[str, ...]) -> float:
-    """MB that the process's peak rose by. Each call can only see what passes all earlier peaks."""
+    """Return by how many MB the process's peak memory rose; a call below an earlier peak shows 0."""
     before = peak_mb()
     metrics.compute(dense, sparse, names)
     return peak_mb() - before
@@ -171,14 +171,14 @@ def measure(dense: np.ndarray, sparse: np.ndarray, few: int, rounds: int) -> lis
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=49)
-    parser.add_argument("--height", type=int, default=480)
-    parser.add_argument("--width", type=int, default=720)
+    parser.add_argument("--frames", type=int, default=49, help="frames of the videos (default: 49)")
+    parser.add_argument("--height", type=int, default=480, help="in pixels (default: 480)")
+    parser.add_argument("--width", type=int, default=720, help="in pixels (default: 720)")
     parser.add_argument("--peer-frames", type=int, default=3, help="frames on which slow peers run (default: 3)")
-    parser.add_argument("--rounds", type=int, default=4, help="each figure is the best of so many (default: 4)")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds; each figure is the best of them (default: 4)")
     options = parser.parse_args()
     dense, sparse = make_pair(options.frames, options.height, options.width)
-    metrics.compute(dense[:1], sparse[:1], SUITE)  # imports and first calls are not what is measured
+    metrics.compute(dense[:1], sparse[:1], SUITE)  # exclude imports and first calls from the measurement
 
     suites = {"four base metrics": BASE, "all of these": SUITE}
     memory = {what: extra_memory(dense, sparse, names) for what, names in suites.items()}

@@ -1,9 +1,9 @@
-"""Times what a token order costs: q, k and v put in the order and the output put back, beside the attention itself.
+"""Cost of a token order: permuting q, k and v and restoring the output, compared with the attention itself.
 
     python benchmarks/ordering.py [--heads 3] [--repeats 10]
 
-One call of the demo model's shape and one of CogVideoX-2b's with `--heads` of its 30 heads (every head costs alike), on
-the GPU in bfloat16 where there is one, else on the CPU in float32. Attention is PyTorch's dense one.
+One call of the demo model's shape and one of CogVideoX-2b's with `--heads` of its 30 heads (heads cost the same), on a
+GPU in bfloat16 if there is one, otherwise on the CPU in float32. The attention is PyTorch's dense attention.
 """
 
 import argparse
@@ -29,8 +29,8 @@ WARM_UP = 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--heads", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--heads", type=int, default=3, help="attention heads in a call (default: 3)")
+    parser.add_argument("--repeats", type=int, default=10, help="timed calls; the median counts (default: 10)")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -40,7 +40,7 @@ def main() -> None:
     print("| shape | order | permuting, ms | dense attention, ms | share |\n| --- | --- | --- | --- | --- |")
     for name, layout in SHAPES.items():
         torch.manual_seed(0)
-        # A token's heads side by side in memory, as a model's projections leave them.
+        # The heads of a token are adjacent in memory, as after a model's projections.
         qkv = torch.randn(3, 1, layout.num_tokens, options.heads, HEAD_DIM, device=device, dtype=dtype).transpose(2, 3)
         attention = timed(lambda qkv=qkv: F.scaled_dot_product_attention(*qkv), device, options.repeats)
         by_head = tuple(itertools.islice(itertools.cycle(SEARCHED), options.heads))
@@ -48,12 +48,12 @@ def main() -> None:
             path = permutation(order, layout, device)
             assert path is not None
             cost = timed(lambda qkv=qkv, path=path: permuted(*qkv, path), device, options.repeats)
-            shown = order if isinstance(order, str) else "another for each head"
+            shown = order if isinstance(order, str) else "one per head"
             print(f"| {name} | {shown} | {cost:.2f} | {attention:.2f} | {cost / attention:.1%} |", flush=True)
 
 
 def permuted(q: Tensor, k: Tensor, v: Tensor, path: Permutation) -> Tensor:
-    """Do what `sparsify` does around a kernel, with v in the place of the output."""
+    """Permute and restore as `sparsify` does around a kernel, with v in place of the output."""
     _, _, out = (path.order(x) for x in (q, k, v))
     return path.undo(out)
 

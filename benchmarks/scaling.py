@@ -1,16 +1,17 @@
-"""How evaluation and search speed up with workers, and how many workers one driver can keep busy.
+"""Speed-up of evaluation and search with workers, and the number of workers that one driver can keep busy.
 
     python benchmarks/scaling.py --workers 1 2 4 [--model demo|cogvideox] [--prompts 16] [--trials 32]
     python benchmarks/scaling.py --driver [--trials 2000] [--trial-prompts 1] [--storage postgresql+psycopg2://...]
 
-The first measures on Ray: 16 prompts judged, and a study of 32 trials, calibration and judging of the winner counted
-in; `cogvideox` is CogVideoX-2b at full width with random weights and 4 of its 30 layers, tiny where there is no GPU.
+The first command measures on Ray: an evaluation of 16 prompts, and a study of 32 trials with calibration and evaluation
+of the winner. `cogvideox` is CogVideoX-2b at full width with random weights and 4 of its 30 layers, or tiny without a
+GPU.
 
-The second has no model: 64 simulated workers take 30 s for each trial, of one prompt or several (a hopeless one
-is given up after the first). What the driver does (asking,
-telling, reading policies off the curves of a model of 30 layers x 30 heads, the database) is real and is charged second
-for second, only the waiting for workers is skipped; so what is left idle is what a real cluster would leave idle. On a
-machine that does other things too, `--charge cpu` charges the CPU time of driver and database instead.
+The second command runs no model: 64 simulated workers take 30 s for each trial of one or several prompts (trials may be
+pruned after the first). The driver's work is real: Optuna's ask and tell, building policies from the curves of a model
+with 30 layers x 30 heads, and the database. Its time advances the simulated clock; only the waiting for workers is
+skipped. So the workers' idle time is that of a real cluster. On a machine with other load, `--charge cpu` advances the
+clock by the CPU time of driver and database instead.
 """
 
 import argparse
@@ -53,41 +54,43 @@ from sparsetune.tuning.search.study import open_study, quiet
 from tests.tracking.servers import postgres, postgres_binaries
 
 TRIAL_SECONDS, NUM_WORKERS = 30.0, 64
-SHALLOW = """
+FOUR_LAYERS = """
 from dataclasses import replace
 from sparsetune.models import loading, random_weights
-def shallow(name, whole=random_weights.blueprint):
-    plan = whole(name)
+def four_layers(name, full=random_weights.blueprint):
+    plan = full(name)
     part = plan.components["transformer"]
     part = part | {"config": part["config"] | {"num_layers": 4}}
     return replace(plan, components=plan.components | {"transformer": part})
-loading.blueprint = shallow
+loading.blueprint = four_layers
 """
-"""A module that every worker imports before it loads the model."""
+"""Module that each worker imports before it loads the model."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--driver", action="store_true", help="the driver alone, with simulated workers")
-    parser.add_argument("--storage", help="of the simulated study; a PostgreSQL of its own where left out")
-    parser.add_argument("--charge", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--trial-prompts", type=int, default=1, help="of the simulated study")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--model", choices=["demo", "cogvideox"], default="demo")
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--trials", type=int)
-    parser.add_argument("--frames", type=int, help="of a video; the model's own where left out")
-    parser.add_argument("--steps", type=int, help="denoising steps; the model's own where left out")
+    parser.add_argument("--driver", action="store_true", help="measure only the driver, with simulated workers")
+    parser.add_argument("--storage", help="storage of the simulated study (default: a temporary PostgreSQL)")
+    parser.add_argument(
+        "--charge", choices=["wall", "cpu"], default="wall", help="driver time to count (default: wall)"
+    )
+    parser.add_argument("--trial-prompts", type=int, default=1, help="prompts per simulated trial (default: 1)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers (default: 1 2)")
+    parser.add_argument("--model", choices=["demo", "cogvideox"], default="demo", help="model to run (default: demo)")
+    parser.add_argument("--prompts", type=int, default=16, help="prompts of the evaluation (default: 16)")
+    parser.add_argument("--trials", type=int, help="trials of the study (default: 32; 2000 with --driver)")
+    parser.add_argument("--frames", type=int, help="frames per video (default: the model's)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     options = parser.parse_args()
     print(driver(options) if options.driver else scaling(options))
 
 
-# The driver alone
+# Driver only
 
 
 @dataclass(frozen=True)
 class SimulatedPrompt:
-    """A prompt that is never rendered: the sparser the policy, the worse, and never twice quite the same."""
+    """Prompt that isn't rendered: its PSNR falls with the policy's sparsity, plus noise."""
 
     policy: Policy
     noise: float
@@ -101,7 +104,7 @@ class SimulatedPrompt:
 
 
 class SimulatedFuture(TaskFuture[Any]):
-    """At the end of a study, where threads submit no more tasks, whoever waits has its executor end the next one."""
+    """Future whose waiting thread advances the simulation at the end of a study, when no more tasks are submitted."""
 
     def __init__(self, executor: "SimulatedExecutor") -> None:
         super().__init__()
@@ -117,15 +120,15 @@ class SimulatedFuture(TaskFuture[Any]):
 
 
 class SimulatedExecutor(Executor):
-    """Workers that take their time on a clock of their own, to which what the driver took is added.
+    """Workers on a simulated clock, which the driver's time advances too.
 
-    The next task ends when all workers are busy: the thread whose task ended before has submitted its next one.
+    A task ends only when all workers are busy, so that the thread of the previous task has submitted its next one.
 
     Args:
-        num_workers: simulated workers.
-        seconds: of a task.
-        spent: seconds that the driver took so far.
-        is_last: whether fewer trials are left than there are workers, so that some stay idle.
+        num_workers: number of simulated workers.
+        seconds: mean duration of a task.
+        spent: returns the seconds that the driver has used so far.
+        is_last: returns whether fewer trials are left than there are workers, so that some stay idle.
     """
 
     def __init__(
@@ -137,7 +140,7 @@ class SimulatedExecutor(Executor):
         self._seconds = seconds
         self._random = random.Random(0)
         self._lock = threading.RLock()
-        self._now, self._left_at = 0.0, spent()
+        self._now, self._spent_before = 0.0, spent()
         self._idle = list(self._workers)
         self._busy: list[tuple[float, Worker, Task[Any], OnEvent, SimulatedFuture]] = []
         self._free_since = dict.fromkeys(self._workers, 0.0)
@@ -153,7 +156,7 @@ class SimulatedExecutor(Executor):
 
     @property
     def now(self) -> float:
-        return self._now + self._spent() - self._left_at
+        return self._now + self._spent() - self._spent_before
 
     def submit(self, task: Task[Any], on_event: OnEvent = ignore) -> TaskFuture[Any]:
         future = SimulatedFuture(self)
@@ -170,14 +173,14 @@ class SimulatedExecutor(Executor):
         return future
 
     def finish_first(self, idle_seconds: float = 0.0) -> None:
-        """End the task that ends first; the driver isn't charged for the seconds that it did nothing."""
+        """Finish the task that ends first; `idle_seconds`, in which the driver only waited, don't count."""
         with self._lock:
             if not self._busy:
                 return
             first = min(self._busy, key=lambda busy: busy[0])
             self._busy.remove(first)
             ended, worker, task, on_event, future = first
-            self._now, self._left_at = max(self.now - idle_seconds, ended), self._spent()
+            self._now, self._spent_before = max(self.now - idle_seconds, ended), self._spent()
             on_event(Event(worker, Started()))
             self._idle.append(worker)
             self._free_since[worker] = ended
@@ -194,24 +197,24 @@ class SimulatedExecutor(Executor):
 
 
 @dataclass
-class Stretch:
-    """Some trials of the simulated study, one after the other."""
+class Interval:
+    """Measurements over consecutive trials of the simulated study."""
 
     until: int
     prompts: float
-    use: float
+    utilization: float
     milliseconds: float
     megabytes: float
 
 
 @dataclass
-class Watch:
-    """Notes, at some numbers of trials, the use of the workers, the driver's time a trial, and its memory."""
+class Measurement:
+    """Records worker utilization, the driver's time per trial and its memory, at given numbers of trials."""
 
-    engine: SimulatedExecutor
+    executor: SimulatedExecutor
     spent: Callable[[], float]
     marks: list[int]
-    stretches: list[Stretch] = field(default_factory=list)
+    intervals: list[Interval] = field(default_factory=list)
     ended: int = 0
     prompts: int = 0
     before: tuple[int, int, float, float, float] | None = None
@@ -222,23 +225,24 @@ class Watch:
         self.prompts += num_prompts
         if self.ended not in self.marks:
             return
-        here = (self.ended, self.prompts, self.engine.now, self.engine.idle, self.spent())
+        totals = (self.ended, self.prompts, self.executor.now, self.executor.idle, self.spent())
         if self.before is not None:
-            ended, prompts, now, idle, spent = (after - before for after, before in zip(here, self.before, strict=True))
-            use = 1.0 - idle / (len(self.engine.workers) * now)
-            stretch = Stretch(self.ended, prompts / ended, use, 1000 * spent / ended, megabytes())
-            self.stretches.append(stretch)
-            print(stretch, file=sys.stderr, flush=True)
-        self.before = here
+            changes = (after - before for after, before in zip(totals, self.before, strict=True))
+            ended, prompts, now, idle, spent = changes
+            utilization = 1.0 - idle / (len(self.executor.workers) * now)
+            interval = Interval(self.ended, prompts / ended, utilization, 1000 * spent / ended, megabytes())
+            self.intervals.append(interval)
+            print(interval, file=sys.stderr, flush=True)
+        self.before = totals
 
 
 class SimulatedRunner(TrialRunner):
-    watch: Watch
+    measurement: Measurement
 
     def run(self, *trial: Any) -> TrialResult:
         outcome = super().run(*trial)
-        with self.watch.lock:
-            self.watch.trial(len(outcome.prompts))
+        with self.measurement.lock:
+            self.measurement.trial(len(outcome.prompts))
         return outcome
 
 
@@ -255,36 +259,34 @@ def driver(options: argparse.Namespace) -> str:
     with storage(options.storage) as url, quiet():
         database = [] if options.charge == "wall" else processes_of(url)
         spent = time.perf_counter if options.charge == "wall" else lambda: time.process_time() + cpu_seconds(database)
-        engine = SimulatedExecutor(
-            NUM_WORKERS, TRIAL_SECONDS / options.trial_prompts, spent, lambda: watch.ended > trials - NUM_WORKERS
-        )
-        watch = Watch(engine, spent, marks)
-        runner = SimulatedRunner(engine, prompts, score, Gate(), predict=space.predict)
-        runner.watch = watch
+        seconds = TRIAL_SECONDS / options.trial_prompts
+        executor = SimulatedExecutor(NUM_WORKERS, seconds, spent, lambda: measurement.ended > trials - NUM_WORKERS)
+        measurement = Measurement(executor, spent, marks)
+        runner = SimulatedRunner(executor, prompts, score, Gate(), predict=space.predict)
+        runner.measurement = measurement
         study = open_study(url, "scaling", {}, 0, trials)
         optimize(study, Objective(runner, space, aimed=True))
         kind = url.partition(":")[0]
-    lines = [
-        f"{NUM_WORKERS} simulated workers, {TRIAL_SECONDS:g} s a trial of {options.trial_prompts} prompts, {kind}",
-        "",
-    ]
-    lines += [f"| trials | prompts each | workers' use | driver, {options.charge} ms a trial | memory, MB |"]
+    size = f"{TRIAL_SECONDS:g} s and {options.trial_prompts} prompts per trial"
+    lines = [f"{NUM_WORKERS} simulated workers, {size}, {kind}", ""]
+    time_column = f"driver, {options.charge} ms per trial"
+    lines += [f"| trials | prompts per trial | worker utilization | {time_column} | memory, MB |"]
     lines.append("| --- " * 5 + "|")
-    for one in watch.stretches:
-        cells = [f"to {one.until}", f"{one.prompts:.2f}", f"{one.use:.1%}", f"{one.milliseconds:.0f}"]
+    for one in measurement.intervals:
+        cells = [f"to {one.until}", f"{one.prompts:.2f}", f"{one.utilization:.1%}", f"{one.milliseconds:.0f}"]
         lines.append(f"| {' | '.join(cells)} | {one.megabytes:.0f} |")
     return "\n".join(lines)
 
 
 def large_curves() -> Curves:
-    """Curves of CogVideoX-2b's shape: error falls and sparsity with it, by head a little differently."""
+    """Return synthetic curves of CogVideoX-2b's shape: error rises with sparsity, at a random scale for each head."""
     points = grid(("cdf",))
     layers = tuple((f"transformer.transformer_blocks.{index}.attn1", 30) for index in range(30))
     arrangements = (Arrangement("raster", True), Arrangement("tiles", True))
-    left_out = np.array([1.0 - (point.cdfthreshd or 1.0) for point in points])
+    dropped = np.array([1.0 - (point.cdfthreshd or 1.0) for point in points])
     scale = np.random.default_rng(0).uniform(0.5, 2.0, (2, 30, 6, 30, 1))
-    error = (left_out * scale).astype(np.float32)
-    sparsity = np.broadcast_to(np.sqrt(left_out), error.shape).astype(np.float32)
+    error = (dropped * scale).astype(np.float32)
+    sparsity = np.broadcast_to(np.sqrt(dropped), error.shape).astype(np.float32)
     size = np.ones((30, 6, 30), np.float32)
     return Curves(
         layers, arrangements, (0, 10, 20, 29, 39, 49), 50, points, error, error, sparsity, size, num_inputs=4,
@@ -299,35 +301,35 @@ def storage(url: str | None) -> Iterator[str]:
         return
     binaries = postgres_binaries()
     if binaries is None:
-        sys.exit("PostgreSQL must be installed as Debian does, but isn't; install it, or give --storage")
+        sys.exit("PostgreSQL not found where Debian installs it; install it or pass --storage")
     with postgres(binaries) as started:
         yield started
 
 
 def processes_of(url: str) -> list[Path]:
-    """Find the PostgreSQL that listens on a URL's port: its first process, whose children are found as they come."""
+    """Return the main process of the PostgreSQL server on a URL's port; `cpu_seconds` adds its children."""
     port = url.rpartition(":")[2].partition("/")[0].encode()
     found = []
     for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # another may end just now
+        with contextlib.suppress(OSError):  # the process ended meanwhile
             words = (path / "cmdline").read_bytes().split(b"\0")
             found += [path] if b"-D" in words and port in words and b"postgres" in words[0] else []
     return found
 
 
-def cpu_seconds(leaders: list[Path]) -> float:
-    """Add up the CPU time of processes and their children, living and dead."""
+def cpu_seconds(parents: list[Path]) -> float:
+    """Return the CPU time of processes and their children, including those that have ended."""
     ticks = 0
-    for leader in leaders:
-        ticks += sum(times_of(leader))
-        for child in (leader / "task" / leader.name / "children").read_text().split():
-            with contextlib.suppress(OSError):  # it may end just now
-                ticks += sum(times_of(leader.parent / child)[:2])
+    for parent in parents:
+        ticks += sum(times_of(parent))
+        for child in (parent / "task" / parent.name / "children").read_text().split():
+            with contextlib.suppress(OSError):  # the process ended meanwhile
+                ticks += sum(times_of(parent.parent / child)[:2])
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def times_of(process: Path) -> list[int]:
-    """Give a process's ticks as user and in the kernel, and those of its children that ended."""
+    """Return a process's clock ticks in user and kernel mode, and those of its ended children."""
     return [int(each) for each in (process / "stat").read_text().rpartition(")")[2].split()[11:15]]
 
 
@@ -342,8 +344,8 @@ def megabytes() -> float:
 def scaling(options: argparse.Namespace) -> str:
     trials = options.trials or 32
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
-    lines = [f"{options.model} on {device}: {options.prompts} prompts judged, a study of {trials} trials", ""]
-    lines += ["| workers | evaluation, s | times | study, s | times |", "| --- | --- | --- | --- | --- |"]
+    lines = [f"{options.model} on {device}: evaluation of {options.prompts} prompts, study of {trials} trials", ""]
+    lines += ["| workers | evaluation, s | speed-up | study, s | speed-up |", "| --- | --- | --- | --- | --- |"]
     first: tuple[float, float] | None = None
     for number in options.workers:
         with tempfile.TemporaryDirectory() as folder:
@@ -351,8 +353,8 @@ def scaling(options: argparse.Namespace) -> str:
             evaluated = timed(evaluate_config, config, Path(folder) / "evaluation")
             tuned = timed(tune, config, Path(folder) / "tuning")
         first = first or (evaluated, tuned)
-        times = [f"{first[0] / evaluated:.2f}", f"{first[1] / tuned:.2f}"]
-        lines.append(f"| {number} | {evaluated:.1f} | {times[0]} | {tuned:.1f} | {times[1]} |")
+        speedups = [f"{first[0] / evaluated:.2f}", f"{first[1] / tuned:.2f}"]
+        lines.append(f"| {number} | {evaluated:.1f} | {speedups[0]} | {tuned:.1f} | {speedups[1]} |")
         print(lines[-1], file=sys.stderr, flush=True)
     return "\n".join(lines)
 
@@ -371,11 +373,13 @@ def configured(options: argparse.Namespace, workers: int, trials: int, folder: P
         "cache.dir": folder / "cache",
     }
     if options.model == "cogvideox":
-        module = folder / "shallow.py"
-        module.write_text(SHALLOW)
+        module = folder / "four_layers.py"
+        module.write_text(FOUR_LAYERS)
         gpu = torch.cuda.is_available()
         settings |= {"model.source": "cogvideox-2b", "model.random_weights": "full" if gpu else "tiny"}
-        settings |= {"eval.prompt_file": configs_folder() / "prompts" / "demo-eval.txt"}  # its own file has 14
+        settings |= {
+            "eval.prompt_file": configs_folder() / "prompts" / "demo-eval.txt"
+        }  # the model's own file has only 14
         settings |= {"eval.metric_modules": (str(module),)} if gpu else {}
     if options.frames:
         settings["generation.num_frames"] = options.frames
@@ -385,11 +389,11 @@ def configured(options: argparse.Namespace, workers: int, trials: int, folder: P
 
 
 def timed(work: Any, config: Config, folder: Path) -> float:
-    """Time an evaluation or search from first event to last: Ray's start and the loading of models are left out."""
+    """Return the seconds of an evaluation or search, without the start of Ray and the loading of models."""
     began = time.perf_counter()
     result = work(config, output_dir=folder)
     seconds = getattr(result, "seconds", None) or result.environment.seconds_total
-    print(f"{time.perf_counter() - began:.1f} s with the start of Ray", file=sys.stderr)
+    print(f"{time.perf_counter() - began:.1f} s including the start of Ray", file=sys.stderr)
     return float(seconds)
 
 

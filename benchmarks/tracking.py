@@ -1,11 +1,11 @@
-"""Times what recording a tuning of 30 trials in MLflow adds, on a SQLite store and on a local tracking server.
+"""Time that recording a study of 30 trials in MLflow adds, in a SQLite store and on a local tracking server.
 
     python benchmarks/tracking.py results/demo/eval
 
-The trials are made up (nothing renders), the events, the policies of 30 layers x 30 heads, the files and the
-stores are real. A store is made and opened once before, which takes seconds of its own and is shown apart. The
-share is that of a real tuning of the demo model, the shortest there is. A thread publishes to a server while the next
-trial renders; here it has `PAUSE_SECONDS` for that, and the CPU time that it takes is shown too.
+The trials are synthetic (nothing is rendered); the events, the policies of 30 layers x 30 heads, the files and the
+stores are real. Creating and opening a store takes seconds and is shown separately. The share is relative to a real
+tuning run of the demo model, the shortest there is. A thread publishes to the server while the next trial renders; here
+it has `PAUSE_SECONDS` for each trial, and its CPU time is included in the CPU column.
 """
 
 import argparse
@@ -35,9 +35,9 @@ from sparsetune.tracking.store import KEY
 from sparsetune.tuning.events import StudyStarted, TrialResult, TuningResult
 
 DEMO_SECONDS = 140.0
-"""A tuning of the demo model with its own settings, on two cores."""
+"""Duration of a tuning run of the demo model with default settings, on two cores."""
 
-BOUND = 0.03
+MAX_SHARE = 0.03
 NUM_TRIALS = 30
 PAUSE_SECONDS = 0.5
 VIDEO_BYTES = 300_000
@@ -46,7 +46,7 @@ POLICY = Policy.uniform([(f"transformer.transformer_blocks.{index}.attn1", 30) f
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds that the listener took, by event."""
+    """Seconds that the listener took for each event."""
 
     store: str
     opened: float
@@ -63,7 +63,7 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("result", type=Path, help="folder of any evaluation, as `sparsetune eval` leaves it")
+    parser.add_argument("result", type=Path, help="result folder of any `sparsetune eval`")
     options = parser.parse_args()
     result = load_result(options.result)
     with tempfile.TemporaryDirectory() as folder:
@@ -71,8 +71,8 @@ def main() -> None:
         with server(Path(folder) / "server") as uri:
             rows.append(measure("server", Path(folder) / "client", uri, result))
     print(table(rows))
-    if any(row.total > BOUND * DEMO_SECONDS for row in rows):
-        sys.exit(f"recording must add at most {BOUND:.0%}")
+    if any(row.total > MAX_SHARE * DEMO_SECONDS for row in rows):
+        sys.exit(f"recording takes more than {MAX_SHARE:.0%} of a tuning run")
 
 
 def measure(name: str, folder: Path, uri: str | None, result: EvaluationResult) -> Row:
@@ -89,8 +89,8 @@ def measure(name: str, folder: Path, uri: str | None, result: EvaluationResult) 
     for outcome in outcomes:
         trials.append(timed(partial(listener.on_trial, outcome)))
         time.sleep(PAUSE_SECONDS)
-    judged = evaluation(folder, result)
-    evaluated = timed(lambda: judged(listener))
+    send_events = evaluation(folder, result)
+    evaluated = timed(lambda: send_events(listener))
     checkpoint = save_checkpoint(Checkpoint(POLICY, Manifest(tuner="optuna")), folder / "checkpoint")
     ended = TuningResult("study", tuple(outcomes), outcomes[0], None, checkpoint, result, Path("none"), DEMO_SECONDS)
     end = timed(lambda: listener.on_study_end(ended))
@@ -102,8 +102,8 @@ def measure(name: str, folder: Path, uri: str | None, result: EvaluationResult) 
 
 def study(config: Config) -> StudyStarted:
     prompts = tuple(f"prompt {index}" for index in range(4))
-    given = config.model_dump(mode="json")
-    return StudyStarted("study", "sqlite:///none", given, NUM_TRIALS, 0, prompts, 10, Path("results"))
+    settings = config.model_dump(mode="json")
+    return StudyStarted("study", "sqlite:///none", settings, NUM_TRIALS, 0, prompts, 10, Path("results"))
 
 
 def trial(number: int) -> TrialResult:
@@ -122,7 +122,7 @@ def evaluation(folder: Path, result: EvaluationResult) -> Callable[[TrackingList
     report.write_text("# A report\n\n" + "a line of it\n" * 100)
     prompts = [PromptResult(f"prompt {index}", 42, {"psnr": 36.0}, sparsity=0.25) for index in range(4)]
 
-    def tell(listener: TrackingListener) -> None:
+    def send_events(listener: TrackingListener) -> None:
         config = result.config.model_dump(mode="json") | {"tuned_path": None}
         texts = tuple(prompt.prompt for prompt in prompts)
         listener.on_start(EvaluationStarted(config, texts, 10, ("dense", "sparse"), ("psnr",), folder))
@@ -130,7 +130,7 @@ def evaluation(folder: Path, result: EvaluationResult) -> Callable[[TrackingList
             listener.on_prompt(PromptDone(index, len(prompts), prompt, {"compare": videos[index]}))
         listener.on_end(EvaluationEnded(result, tuple(prompts), None, report, tuple(videos)))
 
-    return tell
+    return send_events
 
 
 def check_complete(config: Config, listener: TrackingListener) -> None:
@@ -179,8 +179,8 @@ def server(folder: Path) -> Iterator[str]:
 
 def table(rows: list[Row]) -> str:
     lines = [
-        "| store | opened, s | start, s | a trial, ms (median, max) | evaluation, s | end, s | CPU, s "
-        "| all but opening, s | share |",
+        "| store | open, s | start, s | per trial, ms (median, max) | evaluation, s | end, s | CPU, s "
+        "| total without open, s | share |",
         "| --- " * 9 + "|",
     ]
     for row in rows:

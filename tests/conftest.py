@@ -1,4 +1,4 @@
-"""What every test starts from: no network, no user's settings, no user's folders."""
+"""Fixtures for all tests: no network, no user settings, no user folders."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell starts background jobs without Ctrl-C, and what they start inherits that: the tests of it would hang.
+    # Shells make background jobs ignore SIGINT, which child processes inherit: the tests of Ctrl-C would hang.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -30,7 +30,7 @@ def isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyte
     for variable in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("SPARSETUNE_CACHE__DIR", str(tmp_path_factory.getbasetemp() / "baselines"))
-    monkeypatch.setenv("SPARSETUNE_TRACKING__REPORT", "false")  # seconds a run, which its own tests pay
+    monkeypatch.setenv("SPARSETUNE_TRACKING__REPORT", "false")  # takes seconds per run; only its own tests need it
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def in_a_hurry(connection: object, _record: object) -> None:
         if isinstance(connection, sqlite3.Connection):
-            connection.execute("PRAGMA synchronous = OFF")  # a test's store needn't outlive a power cut
+            connection.execute("PRAGMA synchronous = OFF")  # a test's store needs no durability
 
     event.listen(Engine, "connect", in_a_hurry)
     root = tmp_path_factory.mktemp("template")
@@ -66,9 +66,9 @@ def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_store(migrated_database: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The default store, mlruns/mlflow.db in an empty current folder, for one test alone; gives the database."""
+    """The default store, mlruns/mlflow.db in an empty current folder, for one test; returns the database."""
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
-    # Downloaded checkpoints go beside the baselines.
+    # Downloaded checkpoints are stored beside the baselines.
     monkeypatch.setenv("SPARSETUNE_CACHE__DIR", str(working_folder / "cache"))
     database = working_folder / "mlruns" / "mlflow.db"
     database.parent.mkdir()
@@ -86,7 +86,7 @@ def world(migrated_database: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def shared_place(world: "World", working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> "Place":
-    """The world's runs in its own store, for tests that only read it: MLflow opens a store once a process."""
+    """The recorded runs in their store, for read-only tests: MLflow opens a store once per process."""
     from tests.tracking.recorded import Place
 
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
@@ -97,7 +97,7 @@ def shared_place(world: "World", working_folder: Path, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def place(world: "World", own_store: Path) -> "Place":
-    """The world's runs in a store of the test's own; only their artifacts are shared, so reviews go on new runs."""
+    """The recorded runs in a copy of the store; artifacts are shared, so tests record reviews on new runs only."""
     from tests.tracking.recorded import Place
 
     shutil.copy(world.database, own_store)

@@ -16,7 +16,7 @@ DEFAULT = GenerationConfig().num_inference_steps
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A configuration of a model that no packaged one belongs to."""
+    """A configuration of a model without a packaged configuration."""
     path = tmp_path / "own.yaml"
     path.write_text("model:\n  source: owner/own-model\ngeneration:\n  num_inference_steps: 21\n")
     return path
@@ -215,7 +215,7 @@ def test_image_prompt_sets_have_their_images_and_share_no_prompt() -> None:
 
 
 def test_a_packaged_commit_is_that_of_its_own_repository_alone() -> None:
-    """A copy under another id, a fork or a folder has commits of its own, or none."""
+    """A copy under another id, a fork or a folder has other commits, or none."""
     commit = "1137dacfc2c9c012bed6a0793f4ecf2ca8e7ba01"
     for source in ("cogvideox-2b", "zai-org/CogVideoX-2b"):
         assert resolve(None, (), {}, {"model.source": source}).model.revision == commit

@@ -64,7 +64,7 @@ def test_a_missing_library_fails(working_folder: Path, monkeypatch: pytest.Monke
     assert findings()["a-package-that-nobody-has"].status == "fail"
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload``")  # MLflow's own matter with SQLAlchemy
+@pytest.mark.filterwarnings("ignore:The ``noload``")  # from MLflow's use of SQLAlchemy
 def test_a_store_that_is_there_is_read_and_written_to(own_store: Path) -> None:
     before = own_store.read_bytes()
     assert findings()["tracking"].text == f"sqlite:///{own_store} is readable and writable"

@@ -15,7 +15,7 @@ print(",".join(name for name in {heavy} if name in sys.modules))
 
 
 def loaded_after(code: str) -> str:
-    """Run code in a fresh interpreter; give the heavy packages that it imported, and nothing else of its output."""
+    """Run code in a new interpreter; return only the heavy packages that it imported."""
     probe = PROBE.format(code=code, heavy=HEAVY)
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()[-1]

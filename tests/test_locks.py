@@ -1,4 +1,4 @@
-"""The lock between processes: real processes."""
+"""Inter-process locks, with real processes."""
 
 import subprocess
 import sys

@@ -9,7 +9,7 @@ from sparsetune.video import read_video, save_png, side_by_side, write_video
 
 @pytest.fixture
 def frames():
-    """Six smooth frames of 48 x 64 with moving colour gradients: what H.264 keeps nearly whole."""
+    """Six smooth frames of 48 x 64 with moving colour gradients, which H.264 encodes almost without loss."""
     y, x, t = np.meshgrid(np.arange(48), np.arange(64), np.arange(6), indexing="ij")
     waves = [127 + 120 * np.sin(x / 9 + t / 3), 127 + 120 * np.cos(y / 11 - t / 4), 127 + 100 * np.sin((x + y) / 17)]
     return np.stack(waves, axis=-1).transpose(2, 0, 1, 3).astype(np.uint8)
@@ -38,7 +38,7 @@ def test_the_file_plays_everywhere(frames, tmp_path):
     log = log_of(tmp_path / "a.mp4")
     assert "h264" in log and "yuv420p(tv, bt709" in log and "64x48" in log
     data = (tmp_path / "a.mp4").read_bytes()
-    assert data.index(b"moov") < data.index(b"mdat")  # faststart: the index lies in front
+    assert data.index(b"moov") < data.index(b"mdat")  # faststart: the index is at the front
 
 
 @pytest.mark.parametrize(("height", "width"), [(47, 64), (48, 63), (47, 63), (1, 1)])

@@ -1,4 +1,4 @@
-"""Writes sparsetune/cli/options.json: type, help and default of every setting, from the configuration's models.
+"""Generator of sparsetune/cli/options.json: type, help and default of every setting, from the configuration's models.
 
 Run `python -m tools.options_table` (or `make options`) after a change to sparsetune/config/models.py or
 configs/demo.yaml; a test fails until then.
@@ -17,7 +17,7 @@ from sparsetune.config.resolver import config_fields
 
 
 def options_json() -> str:
-    """Return the content that the file must have."""
+    """Return the content of options.json."""
     demo = read_config(find_config("demo"))
     table = {key: _entry(field, demo.get(key)) for key, field in config_fields().items()}
     return json.dumps(table, indent=1, ensure_ascii=False) + "\n"
@@ -34,7 +34,7 @@ def _entry(field: FieldInfo, demo: Any) -> dict[str, Any]:
 
 
 def _type(annotation: Any) -> str | list[str]:
-    """Return a list of choices or the name of a type; what click can't parse stays text for the resolver."""
+    """Return a list of choices or the name of a type; types that click can't parse are text for the resolver."""
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = next(part for part in get_args(annotation) if part is not type(None))
     if get_origin(annotation) is Literal:

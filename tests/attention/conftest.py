@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def structured(heads: int = 3, tokens: int = 1000, batch: int = 2, dim: int = 64, seed: int = 0) -> tuple[Tensor, ...]:
-    """q, k, v as smooth features along the sequence: blocks have alike tokens, as in a real video model."""
+    """q, k, v as smooth features along the sequence: tokens of a block are similar, as in a real video model."""
     generator = torch.Generator().manual_seed(seed)
     position = torch.linspace(0, 1, tokens)[:, None]
     tensors = []

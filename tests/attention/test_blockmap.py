@@ -1,4 +1,4 @@
-"""The block map against a slow, literal reading of SpargeAttn's rule."""
+"""The block map against a slow, literal implementation of SpargeAttn's rule."""
 
 import itertools
 import math
@@ -80,7 +80,7 @@ def test_map_is_the_literal_rule(blocks: BlockShape, tokens: int, head: HeadThre
     found = block_map(q, k, thresholds(head, head, select_partial=select_partial), blocks)[0]
     for index in range(2):
         wanted = literal_map(q[0, index], k[0, index], head, blocks, select_partial)
-        assert (found[index] != wanted).float().mean() < 0.005  # a sum that lies at the threshold may round either way
+        assert (found[index] != wanted).float().mean() < 0.005  # a sum equal to the threshold may round either way
     assert 0.0 < found.float().mean() < 1.0
 
 

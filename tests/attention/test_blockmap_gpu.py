@@ -1,4 +1,4 @@
-"""Our block map against SpargeAttn's own Triton kernels; docs/benchmarks.md holds the outcome on an H100."""
+"""Our block map against SpargeAttn's own Triton kernels; docs/benchmarks.md has the results on an H100."""
 
 import pytest
 import torch

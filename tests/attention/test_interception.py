@@ -1,4 +1,4 @@
-"""The interception on a small transformer of our own, whose attention calls can be anything."""
+"""The interception on a small test transformer with arbitrary attention calls."""
 
 import inspect
 from dataclasses import replace
@@ -25,7 +25,7 @@ TOKENS = LAYOUT.num_tokens
 
 
 class Attention(nn.Module):
-    """Passes q, k, v on with whatever options it was given."""
+    """Passes q, k, v on with any options."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, **options)
@@ -200,7 +200,7 @@ def test_orders_can_be_used_under_grad_after_inference_mode(model: Transformer, 
 
 @pytest.mark.parametrize("hooked", ["before", "after"])
 def test_hooks_that_go_and_come_between_generations_leave_it_at_work(model: Transformer, hooked: str) -> None:
-    """Offloading takes its hooks off and hangs them on anew after every generation."""
+    """Offloading removes its hooks and installs them again after every generation."""
     q, k, v = structured(tokens=TOKENS)
     if hooked == "before":
         add_hook_to_module(model, ModelHook())

@@ -1,4 +1,4 @@
-"""Token orders as a Triton kernel; docs/benchmarks.md holds the outcome on an H100."""
+"""Token orders as a Triton kernel; docs/benchmarks.md has the results on an H100."""
 
 import pytest
 import torch

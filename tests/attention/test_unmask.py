@@ -1,4 +1,4 @@
-"""Masks and head dimensions that a kernel lacks."""
+"""Masks and head dimensions that a kernel doesn't support."""
 
 from dataclasses import replace
 
@@ -98,14 +98,14 @@ def test_other_masks_are_refused(mask: Tensor, text: TextPlace, reason: str) -> 
 
 
 def test_a_call_of_other_tokens_names_those_of_the_transformers_input() -> None:
-    """Also where positions tell them, as Flux's do."""
+    """Also where token positions define the layout, as in Flux."""
     positions = torch.cartesian_prod(torch.arange(1), torch.arange(8), torch.arange(32))
     made = replace(call(None), transformer=TransformerCall(torch.tensor(900.0), None, positions=positions))
     assert unmasked_call(made) == Refusal(f"{TOKENS} x {TOKENS} tokens where the transformer's input has 256")
 
 
 class Narrow(ReferenceBackend):
-    """Runs what SpargeAttn's kernels run, and remembers how wide the heads were."""
+    """Supports the same head dimensions as SpargeAttn's kernels, and records those it gets."""
 
     width = 0
 

@@ -1,4 +1,4 @@
-"""The demo model, as the tests of models have it."""
+"""The demo model, from the fixtures of the model tests."""
 
 from tests.models.conftest import demo, renderer, shared_demo
 

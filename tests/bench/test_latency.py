@@ -25,9 +25,9 @@ def test_calls_are_timed_after_warming_up() -> None:
 
 def test_a_shape_has_a_row_for_each_kernel_and_sparsity() -> None:
     q, k, v = structured(heads=2, tokens=500)
-    told = []
+    reported = []
     times = time_shape(
-        q, k, v, (ReferenceBackend(),), repeats=1, forced=FORCED, on_time=lambda name, ms: told.append((name, ms))
+        q, k, v, (ReferenceBackend(),), repeats=1, forced=FORCED, on_time=lambda name, ms: reported.append((name, ms))
     )
     assert (times.batch, times.heads, times.tokens, times.head_dim, times.dtype) == (2, 2, 500, 64, "float32")
     assert list(times.dense_ms) == ["sdpa"]
@@ -35,8 +35,8 @@ def test_a_shape_has_a_row_for_each_kernel_and_sparsity() -> None:
     # 4 x 8 blocks: two a row are taken, and the first column, the last row and the last column anyway.
     assert times.sparse[0].sparsity == 0.0
     assert 1 - (3 * 4 + 8) / 32 <= times.sparse[1].sparsity <= 1 - (3 * 3 + 8) / 32
-    assert [name.rpartition(" ")[0] for name, _ in told] == ["dense", "reference topk at", "reference topk at"]
-    assert [ms for _, ms in told] == [times.dense_ms["sdpa"], *(one.latency_ms for one in times.sparse)]
+    assert [name.rpartition(" ")[0] for name, _ in reported] == ["dense", "reference topk at", "reference topk at"]
+    assert [ms for _, ms in reported] == [times.dense_ms["sdpa"], *(one.latency_ms for one in times.sparse)]
 
 
 def test_a_backend_that_refuses_the_shape_has_no_row() -> None:

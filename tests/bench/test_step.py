@@ -1,4 +1,4 @@
-"""One step of the real demo model: caught, timed, and run under a break-even."""
+"""One step of the real demo model: captured, timed, and run with a break-even table."""
 
 from pathlib import Path
 
@@ -47,9 +47,9 @@ def test_guidance_is_part_of_the_step(demo: LoadedModel) -> None:
 
 @pytest.mark.slow
 def test_a_step_is_timed_dense_sparse_and_without_attention(demo: LoadedModel, step: Step) -> None:
-    told = []
-    times = time_step(step, ReferenceBackend(), CPU, topk=(0.25,), repeats=1, on_time=told.append)
-    assert tuple(told) == times.rows
+    reported = []
+    times = time_step(step, ReferenceBackend(), CPU, topk=(0.25,), repeats=1, on_time=reported.append)
+    assert tuple(reported) == times.rows
     assert [row.name for row in times.rows] == [
         "dense", "reference, topk 0.25", "self-attention removed", "dense, everything taken off",
     ]  # fmt: skip

@@ -50,7 +50,7 @@ class Browser:
     def open(self, page: str) -> None:
         self.driver.get("about:blank")  # pages differ in their fragment alone, which loads nothing
         self.driver.get(self.link + page)
-        # MLflow's assistant takes a quarter of the page where it isn't closed once.
+        # MLflow's assistant takes a quarter of the page until it is closed.
         find = self.driver.find_elements
         self.wait(lambda: find(By.TAG_NAME, "main") or find(By.TAG_NAME, "nav"), "the page must load")
         for close in find(By.CSS_SELECTOR, "button[aria-label='Close']"):
@@ -71,7 +71,7 @@ class Browser:
             self.wait(lambda word=word: word in self.text(), f"{word!r} must be shown")  # type: ignore[misc]
 
     def screenshot(self, name: str) -> None:
-        """Write what is seen to the folder for screenshots."""
+        """Save a screenshot."""
         if not SCREENSHOTS:
             return
         time.sleep(2)  # charts draw
@@ -113,7 +113,7 @@ def record(config: Config, folder: Path) -> Recorded:
 
 @pytest.fixture(scope="session")
 def chrome() -> Iterator[WebDriver]:
-    """Chromium without a window."""
+    """Headless Chromium."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
         assert not os.environ.get("CI"), "CI must have Chromium and its driver"
@@ -124,7 +124,7 @@ def chrome() -> Iterator[WebDriver]:
     for switch in (*switches, "window-size=1500,1000", "autoplay-policy=no-user-gesture-required"):
         options.add_argument(f"--{switch}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = Service(driver)  # named, so that selenium looks for none on the network
+    service = Service(driver)  # an explicit path, so that selenium doesn't search the network
     with webdriver.Chrome(options, service) as started:
         yield started
 

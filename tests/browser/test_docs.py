@@ -1,4 +1,4 @@
-"""The documentation's site, built and opened in a real browser that no network reaches."""
+"""The documentation site, built and opened in a real browser without network access."""
 
 import re
 import shutil

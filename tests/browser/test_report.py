@@ -29,14 +29,14 @@ pytestmark = pytest.mark.browser
 
 WAIT_SECONDS = 60.0
 INTERACTIVE_SECONDS = 2.0
-"""Within which a report of 50 prompts and 200 trials must answer, on two cores."""
+"""Time limit for a report of 50 prompts and 200 trials to respond, on two cores."""
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 WRITE_DOCS = os.environ.get("WRITE_DOCS") == "1"
-"""Whether docs/images/report-*.png are written anew."""
+"""Whether to regenerate docs/images/report-*.png."""
 
 TALLEST = 2400
-"""Pixels that a picture in the documentation is cut to."""
+"""Height in pixels to which screenshots for the documentation are cropped."""
 
 QUICK = {
     "tune.n_trials": "4", "tune.num_prompts": "1", "tune.calibration_steps": "2", "tune.probe_prompts": "0",
@@ -58,7 +58,7 @@ class ReportPage:
         self.driver = driver
 
     def open(self, path: Path, width: int = 1400, height: int = 1000) -> None:
-        self.driver.get_log("browser")  # what earlier pages left there
+        self.driver.get_log("browser")  # left by earlier pages
         self.resize(width, height)
         self.driver.get("about:blank")
         self.driver.get(path.as_uri())
@@ -92,7 +92,7 @@ class ReportPage:
             self.wait(lambda chart=chart: chart.find_elements(By.CSS_SELECTOR, ".main-svg"), "a chart must be drawn")  # type: ignore[misc]
 
     def frame(self) -> int | None:
-        """The frame that all canvases show; None where they differ or show none yet."""
+        """The frame that all canvases show; None if they differ or show none yet."""
         shown = set(self.run("return [...document.querySelectorAll('canvas')].map((c) => c.dataset.frame)"))
         return int(shown.pop()) if len(shown) == 1 and None not in shown else None
 
@@ -108,7 +108,7 @@ class ReportPage:
         self.run(script, self.find(selector), value)
 
     def screenshot(self, name: str, width: int = 1400, selector: str | None = None) -> Image.Image:
-        """Take a picture of the page, or of one part of it; written to the documentation's where that is asked for."""
+        """Take a screenshot of the page or a part of it; with WRITE_DOCS, write it to the documentation's images."""
         height = self.run("return document.documentElement.scrollHeight")
         self.resize(width, height)
         time.sleep(1.5)  # charts take their new width
@@ -139,7 +139,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tuned")
     places = {"tracking.root": str(folder / "mlruns"), "cache.dir": str(folder / "cache")}
     results = Path("results") / "demo"
-    with contextlib.chdir(folder):  # the report tells where the checkpoint lies
+    with contextlib.chdir(folder):  # the report contains the path of the checkpoint
         tune(resolve("demo", (), {}, QUICK | places), output_dir=results)
         for language in ("en", "zh"):
             done = CliRunner().invoke(main, ["report", str(results), "--lang", language])
@@ -149,7 +149,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def coded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report whose videos tell their frame by their grey."""
+    """A report whose videos encode the frame number as a grey level."""
     folder = tmp_path_factory.mktemp("coded")
     return build_report(source_of(folder), folder / "report.html").path
 
@@ -232,13 +232,13 @@ def test_players_stay_in_step_while_they_play(report: ReportPage, coded: Path) -
     seen = set()
     end = time.monotonic() + 4.0
     while time.monotonic() < end:
-        dense, sparse, told = report.run(
+        dense, sparse, shown_frame = report.run(
             "const grey = (name) => document.getElementById('pane-' + name).getContext('2d')"
             ".getImageData(9, 9, 1, 1).data[1];"
             "return [grey('dense'), grey('sparse'), Number(document.getElementById('frame').value)]"
         )
         frames = round((dense - 10) / 12), round((sparse - 14) / 12)
-        assert frames[0] == frames[1] and abs(frames[0] - told) <= 1
+        assert frames[0] == frames[1] and abs(frames[0] - shown_frame) <= 1
         seen.add(frames[0])
     assert len(seen) > NUM_FRAMES // 2
     report.find("#play").click()
@@ -369,7 +369,9 @@ def test_fifty_prompts_and_two_hundred_trials_answer_at_once(
     chrome.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     added = chrome.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": probe})
     try:
-        while len(seconds) < 4 and min(seconds, default=9.0) >= INTERACTIVE_SECONDS:  # a busy machine only adds to it
+        while (
+            len(seconds) < 4 and min(seconds, default=9.0) >= INTERACTIVE_SECONDS
+        ):  # other load on the machine only increases it
             report.open(written.path, height=1800)
             report.wait(lambda: report.run("return window.interactive"), "the page must answer")
             seconds.append((report.run("return window.interactive") + report.run(sort)) / 1000.0)
@@ -383,5 +385,5 @@ def test_fifty_prompts_and_two_hundred_trials_answer_at_once(
         f"{min(busy):.2f} s of them its own work"
     )
     assert min(busy) < INTERACTIVE_SECONDS
-    if os.getloadavg()[0] < 2 * (os.cpu_count() or 1):  # else the clock measures what else runs here
+    if os.getloadavg()[0] < 2 * (os.cpu_count() or 1):  # otherwise the time includes other load on the machine
         assert min(seconds) < INTERACTIVE_SECONDS

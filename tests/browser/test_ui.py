@@ -15,7 +15,7 @@ def test_the_runs_are_listed_with_the_columns_that_matter(browser: Browser, page
     assert "?viewStateShareKey=sparsetune" in page
     browser.open(page)
     browser.wait_for("eval default", "eval tuned", "sparsity/overall", "psnr/mean", "psnr/min", "score", "verdict")
-    assert "Source" not in browser.text()  # a column of MLflow's own choice
+    assert "Source" not in browser.text()  # a column that MLflow shows by default
     browser.screenshot("runs")
 
 

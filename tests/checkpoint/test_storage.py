@@ -29,7 +29,7 @@ NAME = "transformer.transformer_blocks.{}.attn1"
 
 
 def make_policy(num_layers: int = 3, num_heads: int = 3, seed: int = 0) -> Policy:
-    """Layers with cdf and topk by turns, with thresholds that float32 can't hold exactly and some dense heads."""
+    """Layers alternating between cdf and topk, with thresholds that float32 can't represent and some dense heads."""
     random = torch.Generator().manual_seed(seed)
 
     def head(topk: bool) -> HeadThresholds:

@@ -1,4 +1,4 @@
-"""Events of a search and an evaluation as the library tells them."""
+"""Events of a search and an evaluation as the library emits them."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ NUM_STEPS = 10
 
 
 class FakeClock:
-    """A clock that a test moves on."""
+    """Clock that a test advances."""
 
     now = 1000.0
 

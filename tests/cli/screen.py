@@ -90,7 +90,7 @@ class PseudoTerminal:
         while select.select([self.master], [], [], seconds)[0]:
             try:
                 data = os.read(self.master, 65536)
-            except OSError:  # Linux says so when the last writer has closed it
+            except OSError:  # Linux raises it when the last writer has closed the terminal
                 break
             if not data:
                 break

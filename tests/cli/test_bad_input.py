@@ -1,4 +1,4 @@
-"""What the commands do with what can't be done: one line, the right status, nothing half-written."""
+"""Errors of the commands: one line, the right exit code, no partial output."""
 
 import shutil
 from pathlib import Path
@@ -27,9 +27,9 @@ def run(*args: str, status: int) -> Result:
 def fails(message: str, *args: str, status: int) -> None:
     """Run a command that must end with one line that holds `message`."""
     result = run(*args, status=status)
-    (said,) = (line for line in result.stderr.splitlines() if line.startswith("sparsetune: "))
-    assert message in said
-    assert "unexpected" not in said
+    (line_printed,) = (line for line in result.stderr.splitlines() if line.startswith("sparsetune: "))
+    assert message in line_printed
+    assert "unexpected" not in line_printed
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
 

@@ -31,7 +31,7 @@ def run(*args: str, status: int = 0) -> Result:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation that the command made in a process of its own: where, and what it printed."""
+    """An evaluation that the command ran in a separate process: its folder and output."""
 
     folder: Path
     tracking: Path
@@ -87,7 +87,7 @@ def test_eval_records_a_run(evaluated: Evaluated) -> None:
     assert (evaluated.tracking / "mlflow.db").is_file()
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload``")  # MLflow's own matter with SQLAlchemy
+@pytest.mark.filterwarnings("ignore:The ``noload``")  # from MLflow's use of SQLAlchemy
 def test_a_metric_of_one_s_own_is_in_table_json_comparison_and_tracking(evaluated: Evaluated) -> None:
     from mlflow import MlflowClient
 

@@ -74,8 +74,8 @@ def test_what_libraries_print_becomes_events_line_by_line() -> None:
         print("chatter", end="")
         print(" goes on\nand on")
         sys.stderr.write("without an end")
-    said = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert [(one["event"], one["message"]) for one in said] == [
+    events_logged = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(one["event"], one["message"]) for one in events_logged] == [
         ("output", "chatter goes on"), ("output", "and on"), ("output", "without an end"),
     ]  # fmt: skip
 
@@ -124,7 +124,7 @@ def test_the_documentation_has_every_event_and_field() -> None:
 
 
 class LibraryWarning(UserWarning):
-    """A library's own kind of warning."""
+    """A warning category of a library."""
 
 
 def warn_as(module: str, text: str, category: type[Warning] = UserWarning) -> None:

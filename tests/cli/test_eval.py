@@ -11,11 +11,11 @@ from sparsetune.config import Config
 
 
 class Stop(Exception):
-    """Ends the command where the library would begin."""
+    """Ends the command where it would call the library."""
 
 
 class Asked:
-    """What the command asked of the library."""
+    """The arguments of the library call."""
 
     def __init__(self) -> None:
         self.config = Config()

@@ -19,7 +19,7 @@ from tests.tracking.conftest import make_result
 
 
 class Terminal(io.StringIO):
-    """A file that says it is a terminal."""
+    """A file whose isatty() is true."""
 
     def isatty(self) -> bool:
         return True
@@ -55,19 +55,19 @@ def test_failed_prompt_is_shown_as_such(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_long_work_says_every_minute_how_far_it_has_come(capsys: pytest.CaptureFixture[str]) -> None:
     watch(Log(), judged(), seconds=40.0)
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluation")]
-    assert said[:2] == [
+    logged = [line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluation")]
+    assert logged[:2] == [
         "evaluation 7%, left: 18:40 (40 s a step over 2 steps)",
         "evaluation 13%, left: 17:20 (40 s a step over 4 steps)",
     ]
-    assert len(said) == 5
+    assert len(logged) == 5
 
 
 def test_json_has_every_event_of_an_evaluation() -> None:
     stream = io.StringIO()
     watch(Log("json", stream=stream), judged(38.453), seconds=6.0)
-    said = [json.loads(line) for line in stream.getvalue().splitlines()]
-    start, first, *progress, end, second, ended = said
+    logged = [json.loads(line) for line in stream.getvalue().splitlines()]
+    start, first, *progress, end, second, ended = logged
     assert [one["event"] for one in (start, first, end, second, ended)] == [
         "evaluation_start", "prompt_start", "prompt_end", "prompt_start", "evaluation_end",
     ]  # fmt: skip

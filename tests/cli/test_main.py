@@ -157,9 +157,9 @@ def test_quiet_may_stand_before_a_command_and_after_it(shared_place: "Place", ar
 def test_json_log_tells_failures_too(monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]) -> None:
     fail_with(monkeypatch, GateError("not met"))
     status, out, err = run(*args)
-    said = json.loads(err)
+    event = json.loads(err)
     assert (status, out) == (3, "")
-    assert (said["event"], said["message"], said["error_type"], said["exit_code"]) == (
+    assert (event["event"], event["message"], event["error_type"], event["exit_code"]) == (
         "error",
         "not met",
         "GateError",
@@ -168,16 +168,16 @@ def test_json_log_tells_failures_too(monkeypatch: pytest.MonkeyPatch, args: tupl
 
 
 def test_json_log_tells_wrong_usage_and_interruptions(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = json.loads(run("--log-format", "json", "metric")[2])
-    assert (said["exit_code"], said["level"]) == (2, "error") and "metrics" in said["message"]
+    event = json.loads(run("--log-format", "json", "metric")[2])
+    assert (event["exit_code"], event["level"]) == (2, "error") and "metrics" in event["message"]
     fail_with(monkeypatch, KeyboardInterrupt())
     assert json.loads(run("--log-format", "json", "--quiet", "cache", "ls")[2])["exit_code"] == 130
 
 
 def test_debug_and_json_keep_to_one_object_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(monkeypatch, ValueError("odd"))
-    trace, said = map(json.loads, run("--debug", "--log-format", "json", "cache", "ls")[2].splitlines())
-    assert trace["message"].startswith("Traceback") and said["error_type"] == "ValueError"
+    trace, event = map(json.loads, run("--debug", "--log-format", "json", "cache", "ls")[2].splitlines())
+    assert trace["message"].startswith("Traceback") and event["error_type"] == "ValueError"
 
 
 @pytest.mark.parametrize(

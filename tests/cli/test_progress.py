@@ -69,7 +69,7 @@ def test_what_it_showed_last_stays_where_it_is_to_be_kept(
     display.close(keep=True)
     display.close()
     assert terminal.read().text[0].startswith("tune demo")
-    assert terminal.screen.column == 0  # what follows begins a line of its own
+    assert terminal.screen.column == 0  # the next output starts on a new line
 
 
 def test_lines_of_the_log_stand_above_it(terminal: PseudoTerminal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def test_time_left_in_words() -> None:
 
 
 def test_a_gpu_that_nobody_uses_is_not_woken(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Any further question would fail on this stand-in, as it would initialise CUDA in earnest.
+    # Any other call fails on this stand-in, since it would initialize CUDA.
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(is_initialized=lambda: False)))
     assert read_memory().gpu is None
 

@@ -84,15 +84,15 @@ def test_json_is_alone_on_stdout(shared_place: Place, world: World) -> None:
     ],
 )
 def test_what_cannot_be_done_is_one_line(shared_place: Place, args: tuple[str, ...], status: int, message: str) -> None:
-    said = run(*args, status=status).stderr
-    assert message in said and said.count("\n") == 1 and "unexpected" not in said
+    output = run(*args, status=status).stderr
+    assert message in output and output.count("\n") == 1 and "unexpected" not in output
 
 
 def test_review_without_questions_answers_every_item(place: Place) -> None:
     recorded = place.tuned(0.5, sparsity=0.6)
-    said = run("review", "latest", "--reject", "--reviewer", "Ada", "--note", "flickers", status=0).stdout
-    assert said.splitlines()[0] == f"review of run {recorded.tuning}: rejected by Ada, 2 videos"
-    assert "prompt_1_compare.mp4: content, motion, detail, artifacts, colour" in said
+    output = run("review", "latest", "--reject", "--reviewer", "Ada", "--note", "flickers", status=0).stdout
+    assert output.splitlines()[0] == f"review of run {recorded.tuning}: rejected by Ada, 2 videos"
+    assert "prompt_1_compare.mp4: content, motion, detail, artifacts, colour" in output
     assert place.tags(recorded.tuning)["review.note"] == "flickers"
     assert "next: sparsetune promote" in run("review", "latest", "--ok", "--reviewer", "Bo", status=0).stdout
 

@@ -1,4 +1,4 @@
-"""The program at a real pseudo-terminal, with the demo model."""
+"""The program in a real pseudo-terminal, with the demo model."""
 
 import fcntl
 import json

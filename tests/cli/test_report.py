@@ -18,7 +18,7 @@ def call(*arguments: str) -> Result:
 
 @pytest.fixture
 def folder(working_folder: Path) -> Path:
-    """What a tuning left in results/demo of the current folder."""
+    """The results of a tuning in results/demo of the current folder."""
     folder = Path("results") / "demo"
     record = source_of(folder).tuning
     assert record is not None

@@ -27,7 +27,7 @@ Tune = Callable[..., Result]
 
 
 class Asked:
-    """What the command asked of the library."""
+    """The arguments of the library call."""
 
     config: Config
     output_dir: Path
@@ -41,7 +41,7 @@ def asked() -> Asked:
 
 @pytest.fixture
 def tune(monkeypatch: pytest.MonkeyPatch, asked: Asked) -> Tune:
-    """Run the command; in the library's place, note what was asked and give `result`."""
+    """Run the command with a stand-in for the library that records the call and returns `result`."""
 
     def run(*args: str, result: TuningResult = WON) -> Result:
         def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener]) -> TuningResult:

@@ -32,7 +32,7 @@ def outcome(*trials: TrialResult, best: TrialResult | None) -> TuningResult:
 
 
 def watch(log: Log, console: Console | None = None) -> TuningProgress:
-    """Two trials at once, of which one is given up; then the winner is judged."""
+    """Two concurrent trials, one of them pruned; then the evaluation of the winner."""
     time = FakeClock()
     display = TuningProgress(log, console or Console(file=io.StringIO()), time)
     display.on_study_start(study(n_trials=3, num_done=1))
@@ -80,16 +80,22 @@ def test_json_has_every_event_of_a_search() -> None:
     stream = io.StringIO()
     display = watch(Log("json", stream=stream))
     display.on_study_end(outcome(trial(1, 0.3, 36.0), best=trial(1, 0.3, 36.0)))
-    said = [json.loads(line) for line in stream.getvalue().splitlines()]
-    phases = [one["phase"] for one in said if one["event"] == "phase"]
+    events_logged = [json.loads(line) for line in stream.getvalue().splitlines()]
+    phases = [one["phase"] for one in events_logged if one["event"] == "phase"]
     assert phases == ["calibration", "sensitivity", "trials", "evaluation"]
-    started = [(one["trial"], one["worker"]) for one in said if one["event"] == "trial_start"]
+    started = [(one["trial"], one["worker"]) for one in events_logged if one["event"] == "trial_start"]
     assert started == [(1, "gpu-1:cuda:0"), (2, "gpu-2:cuda:0")]
-    pruned, complete = (one for one in said if one["event"] == "trial_end")
+    pruned, complete = (one for one in events_logged if one["event"] == "trial_end")
     assert (pruned["trial"], pruned["state"], pruned["best_trial"]) == (2, "pruned", None)
     assert (complete["trial"], complete["feasible"], complete["best_trial"], complete["psnr"]) == (1, True, 1, 36.0)
-    assert {"study_start", "trial_prompt", "progress", "winner", "evaluation_start"} < {one["event"] for one in said}
-    assert (said[-1]["event"], said[-1]["best_trial"], said[-1]["interrupted"]) == ("study_end", 1, False)
+    assert {"study_start", "trial_prompt", "progress", "winner", "evaluation_start"} < {
+        one["event"] for one in events_logged
+    }
+    assert (events_logged[-1]["event"], events_logged[-1]["best_trial"], events_logged[-1]["interrupted"]) == (
+        "study_end",
+        1,
+        False,
+    )
 
 
 def test_a_terminal_keeps_the_view_of_a_search_that_failed_and_no_other() -> None:
@@ -146,7 +152,7 @@ def test_waiting_names_what_another_process_does(capsys: pytest.CaptureFixture[s
 
 
 class Search:
-    """A tuning whose clock the test moves, and whose view it prints."""
+    """A tuning with a clock that the test advances, and its rendered view."""
 
     def __init__(self, width: int = 80, height: int = 24, encoding: str = "utf-8", **options: Any) -> None:
         self.clock, self.file = FakeClock(), io.TextIOWrapper(io.BytesIO(), encoding=encoding)
@@ -306,7 +312,7 @@ def test_trials_go_on_at_the_rate_at_which_they_end_workers_at_once_included() -
     search.at(20.0).on_trial(trial(0, seconds=20.0))
     search.at(20.0).on_trial(trial(1, seconds=20.0))
     assert search.left.phase == 80.0
-    # The evaluation has one process, so that it takes as long a rendering as a trial took itself.
+    # The evaluation uses one process, so a rendering takes as long as in a trial.
     assert search.left.total == 80.0 + 4 * 3 * 10.0
     assert search.left.basis == "10 s a trial over 2 trials"
 

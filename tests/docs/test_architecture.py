@@ -17,7 +17,7 @@ from sparsetune.video import write_video
 from tests.docs.blocks import ROOT
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-CHANGES = ("a metric", "a backend", "a model family", "a tuner", "an option", "a tracked figure")
+CHANGES = ("a metric", "a backend", "a model family", "a tuner", "an option", "a tracked value")
 
 
 def section(title: str) -> str:

@@ -85,4 +85,4 @@ def test_links_of_a_root_file_lead_to_pages() -> None:
     assert "](models.md)" in text and "](docs/" not in text and "](https://semver.org)" in text
     assert warnings == []
     as_page(ROOT / "CONTRIBUTING.md", {}, warnings.append)
-    assert warnings == ["CONTRIBUTING.md links to CODE_OF_CONDUCT.md, which is no page of the site"]
+    assert warnings == ["CONTRIBUTING.md links to CODE_OF_CONDUCT.md, which is not a page of the site"]

@@ -1,4 +1,4 @@
-"""A renderer without a model: frames that depend on prompt, seed and the policy at work, exactly as declared here."""
+"""A renderer without a model: frames depend on prompt, seed and the installed policy, as defined here."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -29,12 +29,12 @@ LAYERS = (("transformer.blocks.0.attn1", 3), ("transformer.blocks.1.attn1", 3))
 POLICY = Policy.uniform(LAYERS, HeadThresholds(simthreshd1=0.1, cdfthreshd=0.9))
 SETTINGS = GenerationConfig(num_frames=5, height=16, width=24, num_inference_steps=4, guidance_scale=2.5, fps=8)
 AMPLITUDES = {"dense": 0, "kernel": 2, "sparse": 12}
-"""How far pixels are moved at most, by what is at work."""
+"""Largest pixel change, by installed policy."""
 
 
 @dataclass
 class FakeHandle:
-    """A policy at work, as `SparseHandle` offers it."""
+    """An installed policy, with the interface of `SparseHandle`."""
 
     policy: Policy
     num_renderings: int = 0
@@ -77,7 +77,7 @@ class FakeHandle:
 
 
 class FakeRenderer:
-    """Renders noise: the same for the same prompt and seed, moved a little when a policy is at work."""
+    """Renders noise: deterministic for prompt and seed, slightly different with a policy."""
 
     def __init__(self, settings: GenerationConfig = SETTINGS) -> None:
         scheduler = SimpleNamespace(config={"num_train_timesteps": 1000, "_class_name": "FakeScheduler"})
@@ -148,7 +148,7 @@ Evaluate = Callable[..., EvaluationResult]
 
 
 class Recorder(EvaluationListener):
-    """Keeps every event."""
+    """Records every event."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, Any]] = []

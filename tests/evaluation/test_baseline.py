@@ -1,4 +1,4 @@
-"""The dense baselines' cache."""
+"""The cache of dense baselines."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Two results compared."""
+"""Comparison of two results."""
 
 import json
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_a_prompt_listed_twice_is_paired_twice(after: EvaluationResult) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "differences"),
     [
         ({"height": 480}, r"height \(480 and 16\)"),
         ({"num_inference_steps": 50}, r"num_inference_steps \(50 and 4\)"),
@@ -73,9 +73,9 @@ def test_a_prompt_listed_twice_is_paired_twice(after: EvaluationResult) -> None:
     ],
 )
 def test_what_is_not_comparable_is_refused_with_every_difference(
-    before: EvaluationResult, after: EvaluationResult, config: dict[str, object], said: str
+    before: EvaluationResult, after: EvaluationResult, config: dict[str, object], differences: str
 ) -> None:
-    with pytest.raises(ResultError, match=f"not comparable, they differ in {said}"):
+    with pytest.raises(ResultError, match=f"not comparable, they differ in {differences}"):
         compare(changed(before, **config), after)
 
 

@@ -1,4 +1,4 @@
-"""A whole evaluation, with a renderer that has no model."""
+"""A complete evaluation, with a renderer without a model."""
 
 import errno
 import inspect

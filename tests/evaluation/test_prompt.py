@@ -45,12 +45,12 @@ def test_the_dense_video_comes_from_the_cache_the_second_time(
     assert first.metrics == second.metrics
 
 
-def test_every_step_is_told(renderer: FakeRenderer, handle: FakeHandle, cache: BaselineCache) -> None:
-    told: list[tuple[str, int, int, bool]] = []
+def test_every_step_is_reported(renderer: FakeRenderer, handle: FakeHandle, cache: BaselineCache) -> None:
+    reported: list[tuple[str, int, int, bool]] = []
     for _ in range(2):
-        evaluate_prompt(renderer, handle, "a", 42, cache, NAMES, lambda *step: told.append(step))
+        evaluate_prompt(renderer, handle, "a", 42, cache, NAMES, lambda *step: reported.append(step))
     sparse = [("sparse", step, 4, False) for step in (1, 2, 3, 4)]
-    assert told == [*(("dense", step, 4, False) for step in (1, 2, 3, 4)), *sparse, ("dense", 4, 4, True), *sparse]
+    assert reported == [*(("dense", step, 4, False) for step in (1, 2, 3, 4)), *sparse, ("dense", 4, 4, True), *sparse]
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])

@@ -1,4 +1,4 @@
-"""An evaluation of the embedded demo model, with few frames and steps."""
+"""An evaluation of the packaged demo model, with few frames and steps."""
 
 import json
 from pathlib import Path

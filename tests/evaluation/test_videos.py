@@ -15,7 +15,7 @@ NAMES = ("psnr", "ssim")
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
-    """Folders `dense` and `sparse` with two videos each, the second pair further apart than the first."""
+    """Folders `dense` and `sparse` with two videos each; the second pair differs more than the first."""
     folder = tmp_path_factory.mktemp("films")
     generator = np.random.default_rng(0)
     y, x, t = np.meshgrid(np.arange(40), np.arange(56), np.arange(5), indexing="ij")

@@ -1,4 +1,4 @@
-"""The scripts and manifests for many GPUs: run as far as a machine without a cluster can, and read where not."""
+"""The scripts and manifests for many GPUs: run as far as possible without a cluster, otherwise parsed."""
 
 import os
 import re
@@ -34,7 +34,7 @@ SBATCH = {
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A folder of commands that come before the machine's own."""
+    """A folder of commands at the front of PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     return folder
@@ -46,7 +46,7 @@ def stand_in(folder: Path, name: str, script: str) -> None:
 
 
 def run(script: str, path: Path, *args: str, **environment: str) -> list[str]:
-    """Run a script of SLURM's; gives the words that it hands to srun."""
+    """Run a SLURM script; return the arguments that it passes to srun."""
     stand_in(path, "srun", r"""printf '%s\0' srun "$@" > words""")
     stand_in(path, "scontrol", "echo node7; echo node8")
     given = {"SLURM_SUBMIT_DIR": str(path.parent), "SLURM_JOB_ID": "20123", "SLURM_JOB_NODELIST": "node[7-8]"}
@@ -60,7 +60,7 @@ def run(script: str, path: Path, *args: str, **environment: str) -> list[str]:
 
 
 def understood(words: list[str]) -> Config:
-    """Parse a `sparsetune tune` as the command line does, and give what it makes of it."""
+    """Parse a `sparsetune tune` command as the command line does; return the configuration."""
     from sparsetune.cli.options import build_config
 
     assert words[:2] == ["sparsetune", "tune"]
@@ -189,7 +189,7 @@ def test_every_manifest_is_of_a_kind_that_kubernetes_and_kuberay_know() -> None:
 
 
 def test_the_cluster_has_what_kuberay_requires_and_the_ray_that_is_pinned() -> None:
-    """Fields as of KubeRay 1.5's definition of the resource, which the file was checked against whole."""
+    """Fields of KubeRay 1.5's resource definition, against which the complete file was validated once."""
     (cluster,) = manifests("RayCluster")
     spec = cluster["spec"]
     assert spec.keys() == {"rayVersion", "enableInTreeAutoscaling", "headGroupSpec", "workerGroupSpecs"}

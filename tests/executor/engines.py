@@ -21,7 +21,7 @@ class Job:
 
 
 class FakeExecutor(Executor):
-    """Runs tasks in this process, one at a time: with one worker within `submit`, with several in a thread of its own.
+    """Runs tasks in this process, one at a time: with one worker inside `submit`, with several in a separate thread.
 
     Of the tasks that several workers would run at a time `choose` returns the index of the one that ends next.
     """

@@ -1,6 +1,6 @@
-"""Ray itself, on this host, with real processes that are really killed.
+"""Ray on this host, with real processes that are killed.
 
-One Ray and as few workers as do: both take seconds to start.
+One Ray and as few workers as possible: both take seconds to start.
 """
 
 import os
@@ -94,7 +94,7 @@ def answers(executor: Executor, tasks: list[Answer]) -> tuple[dict[int, object],
 
 
 class TestWorkers:
-    """Four tests share two workers, which end with them: the tests below hire their own."""
+    """Four tests share two workers, which stop after them; the tests below start their own."""
 
     def test_workers_are_processes_of_their_own_with_threads_of_their_own(self, executor: Executor) -> None:
         found, events = answers(executor, [Answer(number) for number in range(6)])
@@ -118,7 +118,7 @@ class TestWorkers:
         assert found[1][0] == 2
 
     def test_what_ran_out_of_memory_on_one_worker_is_done_by_another(self, executor: Executor, tmp_path: Path) -> None:
-        for _ in range(600):  # those who took the lost ones' places are still loading
+        for _ in range(600):  # the replacements are still loading
             if len(executor.workers) == 2:
                 break
             answers(executor, [Answer(0)])
@@ -133,7 +133,7 @@ class TestWorkers:
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluationResult, TuningResult]:
-    """What this process alone comes to, with as many threads as a worker has."""
+    """The result of this process alone, with as many threads as a worker."""
     folder, threads = tmp_path_factory.mktemp("local"), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -144,7 +144,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluationResult, T
 
 
 def measured(result: EvaluationResult) -> dict[str, object]:
-    """All of a result that isn't time, place or machine."""
+    """The fields of a result that don't depend on time, path or machine."""
     value = result.to_dict()
     del value["environment"], value["config"]["tuned_path"]
     timed = ("seconds_dense", "seconds_sparse", "measured_speedup")
@@ -164,7 +164,7 @@ def test_an_evaluation_is_the_same_to_the_last_bit(local, tmp_path: Path) -> Non
 
 
 class Killer(TuningListener):
-    """Kills the worker of the second trial in the middle of it."""
+    """Kills the worker of the second trial during the trial."""
 
     def __init__(self) -> None:
         self.killed: int | None = None

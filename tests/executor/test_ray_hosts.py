@@ -1,4 +1,4 @@
-"""Hosts that leave and join in the middle of a search: each a node of Ray with its own processes, all on this host."""
+"""Hosts that leave and join during a search: each is a Ray node with its own processes, all on this host."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster  # noqa: E402 - Ray may be missing
 
 pytestmark = pytest.mark.slow
 
-# A node that is gone is noticed within two seconds, not half a minute.
+# Detect a lost node within two seconds instead of half a minute.
 IMPATIENT = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
 ON_HOSTS = {
     "engine.name": "ray",
@@ -31,7 +31,7 @@ ON_HOSTS = {
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head that has no room for workers, and two hosts with a core each."""
+    """A head node without resources for workers, and two hosts with one core each."""
     cluster = Cluster(True, head_node_args={"num_cpus": 0, "_system_config": IMPATIENT, "include_dashboard": False})
     try:
         for _ in range(2):
@@ -43,7 +43,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 class Mover(TuningListener):
-    """Takes away the host of the second trial in the middle of it, and brings another."""
+    """Removes the host of the second trial during the trial, and adds another host."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -66,7 +66,7 @@ class Mover(TuningListener):
 
 
 def raylet(node: object) -> int:
-    """The process of a node that the node's workers are children of."""
+    """The parent process of a node's workers."""
     return int(node.all_processes["raylet"][0].process.pid)
 
 
@@ -75,7 +75,7 @@ def parent(process: int) -> int:
 
 
 def alone(folder: Path) -> TuningResult:
-    """What this process comes to without Ray, with as many threads as a worker has."""
+    """The result of this process without Ray, with as many threads as a worker."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""The process that drives Ray's workers is killed in the middle of a search; the same command goes on with it."""
+"""The driver process is killed during a search; the same command resumes the search."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def carrying(token: str) -> list[int]:
         try:
             if f"{TOKEN}={token}".encode() in (path / "environ").read_bytes():
                 found.append(int(path.name))
-        except OSError:  # it ended just now, or is another user's
+        except OSError:  # the process ended meanwhile, or belongs to another user
             continue
     return found
 

@@ -25,7 +25,7 @@ class Steps:
     def run(self, session: ModelSession, emit: Emit) -> int:
         for step in range(self.number):
             emit(StepDone("trials", "sparse", step + 1, self.number))
-        logging.getLogger("sparsetune.test").warning("said")
+        logging.getLogger("sparsetune.test").warning("a warning")
         if self.problem is not None:
             raise self.problem
         return self.number
@@ -58,7 +58,7 @@ def test_events_come_in_order_and_the_result_last(worker: RayWorker) -> None:
     assert messages[:3] == [Started(), StepDone("trials", "sparse", 1, 2), StepDone("trials", "sparse", 2, 2)]
     record = messages[3]
     assert isinstance(record, logging.LogRecord)
-    assert (record.name, record.levelno, record.getMessage()) == ("sparsetune.test", logging.WARNING, "said")
+    assert (record.name, record.levelno, record.getMessage()) == ("sparsetune.test", logging.WARNING, "a warning")
     assert messages[4:] == [TaskResult(2)]
     assert pickle.loads(pickle.dumps(messages))[4:] == messages[4:]
 

@@ -26,7 +26,7 @@ Answer = Callable[[], Any]
 
 
 class Actor:
-    """Answers `info`, `load` and `run` with what functions return or raise; a killed one raises in place of that."""
+    """Actor whose `info`, `load` and `run` call given functions; they raise after it was killed."""
 
     def __init__(self, index: int, kind: str = "cpu", load: Answer = lambda: None, run: Any = None) -> None:
         self.index, self.killed, self.stopped = index, threading.Event(), []
@@ -39,7 +39,7 @@ class Actor:
 
 
 class Cluster:
-    """Starts the actors that it is given, in order, and others that work after them."""
+    """Starts the given actors in order, and working ones after them."""
 
     def __init__(self, *actors: Callable[[int], Actor]) -> None:
         self.planned = list(actors)

@@ -32,7 +32,7 @@ def decoded(panning, tmp_path_factory):
 
 @pytest.fixture
 def noise():
-    """Builds a pair of unrelated random videos of a given shape."""
+    """Returns a pair of unrelated random videos of a given shape."""
 
     def make(*shape, seed=0):
         generator = np.random.default_rng(seed)

@@ -54,7 +54,7 @@ def test_identical_videos(panning):
 
 def test_black_against_white():
     black, white = np.zeros((2, 64, 64, 3), np.uint8), np.full((2, 64, 64, 3), 255, np.uint8)
-    assert vmaf(black, white) > 90  # it looks at detail, of which neither has any; see its docstring
+    assert vmaf(black, white) > 90  # VMAF compares detail, and neither has any; see its docstring
     assert xpsnr(black, white) < 10
 
 

@@ -23,7 +23,7 @@ METRICS = [frame_cosine, frame_l1, psnr, frame_diff, psnr_frame_mean, psnr_frame
 
 
 def plain(dense, sparse):
-    """The definitions, word by word, in float64."""
+    """Literal implementation of the definitions, in float64."""
     d, s = dense / 255.0, sparse / 255.0
     return {
         "frame_cosine": (d * s).sum() / np.sqrt((d * d).sum() * (s * s).sum()),

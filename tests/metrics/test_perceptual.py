@@ -12,7 +12,7 @@ SLICES = {"slice1.0": "features.0", "slice2.3": "features.3"}
 
 
 class SmallNet(torch.nn.Module):
-    """Named like the package's split AlexNet: slices that keep the layers' numbers."""
+    """Module names as in the package's split AlexNet: slices that keep the layers' indices."""
 
     def __init__(self):
         super().__init__()
@@ -23,7 +23,7 @@ class SmallNet(torch.nn.Module):
 
 
 class StandIn(torch.nn.Module):
-    """Takes the package's place where it isn't installed; its distance is a plain sum that a test can follow."""
+    """Replaces the package where it isn't installed; its distance is a plain sum that a test can compute."""
 
     def __init__(self, net, version, pnet_rand, verbose):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The pipeline classes of the support table: what each is built of and called with."""
+"""The pipeline classes of the support table: their components and call arguments."""
 
 import inspect
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from sparsetune.models.random_weights import blueprint, build_component
 
 @dataclass(frozen=True)
 class Case:
-    """A pipeline class, what it is built of, and what it is called with beside the prompt.
+    """A pipeline class, its components, and its call arguments besides the prompt.
 
     `transformer` changes the tiny transformer's configuration; `parts` builds what the blueprint lacks; `enlarging`
     names the functions that would enlarge its images.
@@ -49,7 +49,7 @@ def clip_encoder(made: Any) -> dict[str, Any]:
 
 
 def siglip_encoder(made: Any) -> dict[str, Any]:
-    """Another one."""
+    """Another image encoder."""
     from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -61,7 +61,7 @@ def siglip_encoder(made: Any) -> dict[str, Any]:
 
 
 def controlnet(kind: str) -> Callable[[Any], dict[str, Any]]:
-    """A ControlNet of the transformer's shape, none of whose weights is zero."""
+    """A ControlNet of the transformer's shape, without zero weights."""
 
     def build(made: Any) -> dict[str, Any]:
         found = getattr(diffusers, kind)

@@ -17,7 +17,7 @@ def shared_demo() -> LoadedModel:
 
 @pytest.fixture
 def demo(shared_demo: LoadedModel) -> Iterator[LoadedModel]:
-    """The embedded model; a test must leave it as it was."""
+    """The packaged model; tests must not change it."""
     before = {name: dict(module.__dict__) for name, module in shared_demo.pipe.transformer.named_modules()}
     yield shared_demo
     for name, module in shared_demo.pipe.transformer.named_modules():

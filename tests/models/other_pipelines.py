@@ -1,4 +1,4 @@
-"""The pipeline classes of diffusers that the support table has no row for, and why."""
+"""The pipeline classes of diffusers that are not in the support table, with the reason."""
 
 import functools
 import inspect
@@ -61,7 +61,7 @@ _UNETS = {"unet", "image_unet", "decoder"}
 
 @functools.cache
 def pipelines() -> tuple[str, ...]:
-    """Name every pipeline class of diffusers; importing them all takes some seconds."""
+    """Return the names of all pipeline classes of diffusers; importing them takes some seconds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what their modules use
         found = {name: getattr(diffusers, name) for name in dir(diffusers) if name.endswith("Pipeline")}
@@ -73,12 +73,12 @@ def pipelines() -> tuple[str, ...]:
 
 
 def uses_a_supported_transformer(name: str) -> bool:
-    """Whether a pipeline's transformer is of a class that a family has."""
+    """Return whether a pipeline's transformer belongs to a supported family."""
     return bool(_transformers(name) & {family.transformer_class for family in FAMILIES})
 
 
 def others() -> dict[str, list[str]]:
-    """Give the pipelines whose transformer is of no family, by the reason."""
+    """Return the pipelines whose transformer belongs to no supported family, by reason."""
     found: dict[str, list[str]] = {}
     for name in pipelines():
         if not uses_a_supported_transformer(name):

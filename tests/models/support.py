@@ -1,4 +1,4 @@
-"""What the support table rests on: each pipeline class, tiny and with random weights, put through `sparsify`."""
+"""Measurements for the support table: each pipeline class, tiny and with random weights, run with `sparsify`."""
 
 import contextlib
 import inspect
@@ -26,7 +26,7 @@ STEPS = 2
 
 
 def build(case: Case) -> Any:
-    """Build a case's pipeline: its blueprint's own, or another class over the same parts."""
+    """Build a case's pipeline: the blueprint's class, or another class with the same components."""
     plan = blueprint(case.blueprint)
     if case.transformer:
         components = {name: dict(part) for name, part in plan.components.items()}
@@ -44,7 +44,7 @@ def build(case: Case) -> Any:
 
 
 def rendered(pipe: Any, case: Case) -> torch.Tensor:
-    """Call a pipeline for its latents."""
+    """Call a pipeline and return its latents."""
     arguments: dict[str, Any] = {
         "prompt": "a red circle moving right",
         "negative_prompt": "",
@@ -62,7 +62,7 @@ def rendered(pipe: Any, case: Case) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _smaller(case: Case) -> Iterator[None]:
-    """Let a pipeline take images as small as they are, where its code would enlarge them to a megapixel."""
+    """Keep a pipeline from enlarging small images to a megapixel."""
     with contextlib.ExitStack() as stack:
         for name in case.enlarging:
             stack.enter_context(mock.patch(name, lambda area, ratio: (256, 256, None)))
@@ -75,7 +75,7 @@ def policy(pipe: Any, head: HeadThresholds, **rest: Any) -> Policy:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a pipeline did under `sparsify`."""
+    """The results of a pipeline run with `sparsify`."""
 
     num_layers: int
     head_dims: tuple[int, ...]
@@ -90,7 +90,7 @@ class Findings:
 
     @property
     def exactness(self) -> str:
-        """How near the dense latents are at full density."""
+        """How close the latents are to the dense ones at full density."""
         return "bit for bit" if self.difference == 0.0 else "within 1e-5" if self.difference < 1e-5 else "no"
 
     @property
@@ -107,7 +107,7 @@ class Findings:
 
 
 def examine(pipe: Any, render: Callable[[], torch.Tensor]) -> Findings:
-    """Put a pipeline through `sparsify`."""
+    """Run a pipeline with `sparsify`."""
     sites = attention_sites(pipe)
     dense = render()
 

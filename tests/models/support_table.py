@@ -1,4 +1,4 @@
-"""The support table as a page of the documentation."""
+"""The documentation page with the support table."""
 
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -74,7 +74,7 @@ manifests.
 
 @dataclass
 class Table:
-    """The rows by case, each with a value for every one of `COLUMNS`."""
+    """The rows by case, each with a value for each of `COLUMNS`."""
 
     rows: dict[str, dict[str, str]] = field(default_factory=dict)
     writing: bool = False
@@ -90,7 +90,7 @@ class Table:
         return cls(rows, writing)
 
     def check(self, case: str, **found: str) -> None:
-        """Compare what was found with the committed row, or note it where the page is being written."""
+        """Compare results with the committed row, or record them if the page is being written."""
         if self.writing:
             self.rows.setdefault(case, {}).update(found)
         else:

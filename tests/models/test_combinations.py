@@ -1,4 +1,4 @@
-"""What people combine with a sparse pipeline: LoRAs, compiled blocks, offloading, casting, caches and more."""
+"""Features combined with a sparse pipeline: LoRA, compiled blocks, offloading, casting, caches and more."""
 
 import copy
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def test_group_offload_renders_the_same(pipe: Any) -> None:
 
 @pytest.mark.parametrize("before", [True, False])
 def test_model_offload_renders_the_same_again_and_again(pipe: Any, before: bool) -> None:
-    """With the CPU as the device that computes; after each generation the pipeline hangs its hooks on anew."""
+    """Model offloading with the CPU as the execution device; each generation reinstalls the hooks."""
     dense, (wanted, _) = support.rendered(pipe, WAN), sparse(pipe)
     if before:
         pipe.enable_model_cpu_offload(device="cpu")
@@ -61,7 +61,7 @@ def test_model_offload_renders_the_same_again_and_again(pipe: Any, before: bool)
 
 @pytest.mark.filterwarnings("ignore")  # accelerate's own
 def test_sequential_offload_hooks_render_the_same(pipe: Any) -> None:
-    """What `enable_sequential_cpu_offload` does, with the CPU as the device that computes."""
+    """`enable_sequential_cpu_offload` with the CPU as the execution device."""
     wanted, _ = sparse(pipe)
     accelerate.cpu_offload(pipe.transformer, execution_device=torch.device("cpu"))
     assert {weight.device.type for weight in pipe.transformer.parameters()} == {"meta"}
@@ -88,7 +88,7 @@ def test_vae_tiling_renders_the_same_latents(pipe: Any) -> None:
 
 @pytest.mark.parametrize("before", [True, False])
 def test_a_lora_is_at_work_dense_and_sparse(pipe: Any, before: bool, tmp_path: Path) -> None:
-    """Trained here as far as a test needs it, saved, and loaded as a person does: before `sparsify` or after."""
+    """A minimally trained LoRA, saved and loaded as users do: before `sparsify` or after."""
     plain, (plain_sparse, _) = support.rendered(pipe, WAN), sparse(pipe)
     torch.manual_seed(0)
     config = LoraConfig(r=4, lora_alpha=32, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v"])
@@ -117,7 +117,7 @@ def test_a_lora_is_at_work_dense_and_sparse(pipe: Any, before: bool, tmp_path: P
 @pytest.mark.parametrize("first", ["sparsify", "compile"])
 @pytest.mark.filterwarnings("ignore")  # of torch.compile about the model's own code
 def test_blocks_compiled_one_by_one_are_one_graph(first: str) -> None:
-    """What `compile_repeated_blocks` is for: more blocks than PyTorch compiles anew, of which none is."""
+    """`compile_repeated_blocks` with more blocks than PyTorch's recompile limit: none is recompiled."""
     plan = blueprint(WAN.blueprint)
     parts = copy.deepcopy(plan.components)
     parts["transformer"]["tiny"]["num_layers"] = 10
@@ -182,7 +182,7 @@ def test_pyramid_attention_broadcast_skips_calls_and_the_rest_is_counted(pipe: A
 
 
 @pytest.mark.parametrize("kernel", ["_native_math", "flex"])
-@pytest.mark.filterwarnings("ignore")  # flex_attention says that it isn't compiled
+@pytest.mark.filterwarnings("ignore")  # flex_attention warns that it isn't compiled
 def test_another_attention_backend_runs_the_dense_calls(pipe: Any, kernel: str) -> None:
     plain = support.rendered(pipe, WAN)
     wanted, _ = sparse(pipe)

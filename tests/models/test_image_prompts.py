@@ -1,4 +1,4 @@
-"""Image-to-video models from an image beside each prompt: rendered, searched and judged."""
+"""Image-to-video models with an image for each prompt: rendering, search and evaluation."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def test_a_search_renders_every_prompt_from_its_image(start: Path, tmp_path: Pat
     result = tune(config("wan2.1-i2v-14b", **settings), output_dir=tmp_path / "results")
     assert result.best is not None and result.evaluation is not None
     assert [trial.state for trial in result.trials] == ["complete"]
-    # The same words from another image are another prompt.
+    # The same text with another image is another prompt.
     assert result.evaluation.config.prompts_in_tune_set == ()
     assert (tmp_path / "results" / "checkpoint" / "policy.safetensors").is_file()
 

@@ -57,7 +57,7 @@ COMMIT = "1137dacfc2c9c012bed6a0793f4ecf2ca8e7ba01"
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A hub model that was downloaded before, in the cache's own layout; the hub itself is out of reach."""
+    """A Hub model in the local cache, with the cache's layout; the Hub is unreachable."""
     folder = tmp_path / "models--nobody--demo"
     shutil.copytree(WEIGHTS, folder / "snapshots" / COMMIT)
     (folder / "refs").mkdir()

@@ -1,4 +1,4 @@
-"""Offloading on a real GPU: the weights come and go between two devices, generation after generation."""
+"""Offloading on a real GPU: weights move between two devices in repeated generations."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""The two callables, used as a person does who writes their own metric."""
+"""The two pipeline callables, used as in a script with a custom metric."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ FEW = {"num_inference_steps": 2, "num_frames": 9}
 
 @pytest.fixture
 def loaded(demo: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was loaded; the demo model stands for everything."""
+    """The models that were loaded; always the demo model."""
     asked: list[str] = []
 
     def load(config: object) -> LoadedModel:

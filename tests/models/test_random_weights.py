@@ -1,4 +1,4 @@
-"""Models with random weights, through the same door as any other."""
+"""Models with random weights, loaded through the same API as others."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_tiny_models_render_the_same_twice_and_run_sparse(name: str, frames: int
 )
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers on its scheduler's tensors
 def test_models_with_ways_of_their_own_render_frames(name: str, frames: int) -> None:
-    """A VAE that only works in tiles, negative prompts of their own or none, audio beside the video."""
+    """A VAE that only works with tiling, separate or no negative prompts, audio beside the video."""
     size = {"num_frames": frames, "height": 128, "width": 192, "num_inference_steps": 2, "guidance_scale": 3.0}
     assert renderer(name, **size).render("a red circle", 0).frames.shape == (frames, 128, 192, 3)
 

@@ -35,7 +35,7 @@ def test_a_configuration_holds_for_the_published_model(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", ["full", "tiny"])
 def test_a_configuration_renders_what_its_model_can(name: str, size: str) -> None:
-    """The sides of a latent, and whole latent frames; a whole pipeline refuses the rest (`check_size`)."""
+    """Latent sizes and integer numbers of latent frames; the pipeline rejects others (`check_size`)."""
     flags = {"model.source": name, "model.random_weights": size}
     config = resolve(None, (), {}, flags).generation
     plan = blueprint(name)
@@ -46,6 +46,6 @@ def test_a_configuration_renders_what_its_model_can(name: str, size: str) -> Non
 
 
 def test_attentions_share_is_as_measured() -> None:
-    """On an H100 a step of CogVideoX-2b takes 635 ms, and 279 ms without attention: 56 % (FLOPs say 55 %)."""
+    """On an H100 a step of CogVideoX-2b takes 635 ms, and 279 ms without attention: 56% (55% by FLOPs)."""
     config = resolve("cogvideox-2b", (), {})
     assert shape_of(blueprint("cogvideox-2b"), config.generation).attention_share == pytest.approx(0.56, abs=0.02)

@@ -1,4 +1,4 @@
-"""A policy on a real pipeline: what runs, what is counted, and that nothing is left behind."""
+"""A policy on a real pipeline: what runs, what is counted, and complete removal."""
 
 import logging
 from pathlib import Path
@@ -205,4 +205,4 @@ def test_the_default_policy_is_sparge_untuned(demo: LoadedModel) -> None:
     policy = default_policy(demo.pipe)
     assert {(head.simthreshd1, head.cdfthreshd) for layer in policy.layers for head in layer.heads} == {(0.6, 0.98)}
     assert policy.schedule.dense_fraction == 0.0
-    assert not policy.keep_text  # SpargeAttn keeps its first key block alone
+    assert not policy.keep_text  # SpargeAttn keeps only its first key block

@@ -1,6 +1,6 @@
-"""The support table, docs/models.md, is what these tests found.
+"""These tests generate and check the support table, docs/models.md.
 
-`WRITE_DOCS=1 pytest tests/models/test_support.py` writes it anew.
+`WRITE_DOCS=1 pytest tests/models/test_support.py` writes it.
 """
 
 import os
@@ -22,7 +22,7 @@ ALL = [pytest.param(case, id=case.id, marks=() if case.id in QUICK else pytest.m
 
 @pytest.fixture(scope="session")
 def table() -> Iterator[Table]:
-    """The committed table; the page is written anew at the end where that is asked for."""
+    """The committed table; with WRITE_DOCS the page is written at the end."""
     held = Table.read(PAGE, WRITING)
     yield held
     if WRITING:
@@ -73,8 +73,8 @@ def test_every_pipeline_of_a_supported_transformer_is_tried_or_said_not_to_be() 
 
 @pytest.mark.slow
 def test_every_other_pipeline_is_told_with_a_reason(table: Table) -> None:
-    told = [name for names in others().values() for name in names]
-    assert len(told) == len(set(told))
-    assert set(told) == {name for name in pipelines() if not uses_a_supported_transformer(name)}
+    listed = [name for names in others().values() for name in names]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {name for name in pipelines() if not uses_a_supported_transformer(name)}
     if not table.writing:
         assert PAGE.read_text(encoding="utf-8") == table.page([case.id for case in CASES])

@@ -46,25 +46,25 @@ def pipeline(steps: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("shape", "steps", "told"),
+    ("shape", "steps", "difference"),
     [
         ((1, 6, 16, 8, 12), 10, None),  # 5 latent frames, padded to whole patches of 2
         ((1, 16, 6, 8, 12), 10, None),  # channels before frames
         ((1, 6, 16, 8, 8), 10, "width 96 and renders 64"),
         ((1, 4, 16, 8, 12), 10, "num_frames 17 and renders 13"),
         ((1, 6, 16, 8, 12), 30, "num_inference_steps 10 and renders 30"),
-        ((1, 480, 16), 10, None),  # packed latents don't tell their size
+        ((1, 480, 16), 10, None),  # packed latents don't have a size
     ],
 )
-def test_first_call_tells_what_is_rendered_and_leaves_nothing_behind(
-    caplog: pytest.LogCaptureFixture, shape: tuple[int, ...], steps: int, told: str | None
+def test_first_call_logs_what_is_rendered_and_leaves_nothing_behind(
+    caplog: pytest.LogCaptureFixture, shape: tuple[int, ...], steps: int, difference: str | None
 ) -> None:
     pipe = pipeline(steps)
     warn_at_first_call(pipe, TUNED)
     for _ in range(2):
         pipe.transformer(hidden_states=torch.zeros(shape))
     assert [message.partition(":")[0] for message in caplog.messages] == (
-        [] if told is None else [f"the checkpoint was tuned for {told}"]
+        [] if difference is None else [f"the checkpoint was tuned for {difference}"]
     )
     assert not pipe.transformer._forward_pre_hooks
     assert all(record.levelno == logging.WARNING for record in caplog.records)

@@ -1,4 +1,4 @@
-"""The built packages: what is in them, and the main job from an installed wheel, far from the checkout."""
+"""The built packages: their contents, and tuning with an installed wheel outside the repository."""
 
 import json
 import os
@@ -36,7 +36,7 @@ class Installed:
     folder: Path
 
     def run(self, *command: str) -> str:
-        """Run a command of the environment's own; fails unless it ends well. Gives its stdout."""
+        """Run a command of the environment; fail unless it succeeds. Return its stdout."""
         hidden = ("PYTHONPATH", "MLFLOW_TRACKING_URI")
         environment = {name: value for name, value in os.environ.items() if name not in hidden}
         environment |= {"SPARSETUNE_CACHE__DIR": str(self.folder / "cache"), "HF_HUB_OFFLINE": "1"}
@@ -57,7 +57,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture(scope="module")
 def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """Install the wheel alone; what it depends on is found where the tests have it, without being installed again.
+    """Install only the wheel; its dependencies are found in the environment of the tests.
 
     A path in a .pth file comes after the environment's own packages and has its own .pth files ignored, the editable
     installation's among them: so sparsetune can only be the wheel's.

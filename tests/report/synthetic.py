@@ -1,4 +1,4 @@
-"""Results and searches of any size, for reports that no model rendered."""
+"""Synthetic results and searches of any size, for reports without a model."""
 
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from tests.tracking.conftest import make_result
 NUM_FRAMES = 17
 NUM_STEPS = 10
 HOSTILE = "</script><script>alert(1)</script><!-- \u2028 {{ 7 * 7 }} & \"'"
-"""A prompt that would break a careless page."""
+"""A prompt with markup that breaks a page without escaping."""
 
 
 def result_of(
     num_prompts: int = 3, num_layers: int = 4, num_heads: int = 3, variant: int = 0, **config: Any
 ) -> EvaluationResult:
-    """A result with everything that a report can show; the prompt 0 is hostile, the last one failed.
+    """A result with everything that a report can show; prompt 0 contains markup, the last one failed.
 
     Variants differ in their numbers.
     """
@@ -85,7 +85,7 @@ def record_of(
 
 
 def source_of(folder: Path | None = None, num_prompts: int = 3, num_trials: int = 12) -> Source:
-    """A tuning with both its evaluations; with a folder also their videos, of `coded_frames`."""
+    """A tuning with its two evaluations; with a folder also their videos, from `coded_frames`."""
     after, before = result_of(num_prompts), result_of(num_prompts, variant=9, use_tuned=False)
     record = record_of(num_trials, before, after)
     files = [write_videos(folder / side, num_prompts) if folder else Files() for side in ("evaluation", "before")]
@@ -103,7 +103,7 @@ def write_videos(folder: Path, num_prompts: int) -> Files:
 
 
 def coded_frames() -> tuple[Frames, Frames]:
-    """Two videos whose grey tells the frame: 10 + 12 t in the dense one, 4 more in the sparse one."""
+    """Two videos whose grey level encodes the frame: 10 + 12 t in the dense one, 4 more in the sparse one."""
     grey = (10 + 12 * np.arange(NUM_FRAMES, dtype=np.uint8))[:, None, None, None]
     dense = np.broadcast_to(grey, (NUM_FRAMES, 64, 64, 3)).copy()
     return dense, dense + np.uint8(4)

@@ -1,4 +1,4 @@
-"""The commands that a report prints, read back by the command line itself."""
+"""The commands that a report prints, parsed by the command line."""
 
 import shlex
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.report.synthetic import record_of, result_of
 
 
 def understood(command: str) -> tuple[click.Context, Config]:
-    """What the command line makes of a printed command."""
+    """The configuration that the command line parses from a printed command."""
     program, verb, *arguments = shlex.split(command)
     assert program == "sparsetune" and verb in COMMANDS
     subcommand = main.get_command(click.Context(main), verb)

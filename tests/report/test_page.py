@@ -1,4 +1,4 @@
-"""The page, as a browser's parser reads it."""
+"""The page, as an HTML parser reads it."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from tests.report.synthetic import HOSTILE, record_of, result_of, source_of
 
 
 class Page(HTMLParser):
-    """What a browser makes of a page, as far as these tests ask."""
+    """The parts of a parsed page that these tests need."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The catalogues."""
+"""The message catalogues."""
 
 import re
 import string

@@ -19,7 +19,7 @@ LAYERS = tuple(f"transformer.transformer_blocks.{index}.attn1" for index in rang
 
 @pytest.fixture(scope="session")
 def root(migrated_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the session's one store."""
+    """The folder of the session's shared store."""
     root = tmp_path_factory.mktemp("mlruns")
     shutil.copy(migrated_database, root / "mlflow.db")
     return root
@@ -37,7 +37,7 @@ def client(store: Store) -> MlflowClient:
 
 @pytest.fixture
 def experiment(request: pytest.FixtureRequest) -> str:
-    """An experiment of the test's own."""
+    """A separate experiment for the test."""
     return f"tests/{request.node.name}"
 
 
@@ -55,7 +55,7 @@ def tracking(**values: object) -> TrackingConfig:
 
 
 def runs_of(client: MlflowClient, experiment: str) -> list[Run]:
-    """All runs of an experiment, the first begun first."""
+    """All runs of an experiment, in order of their start."""
     found = client.get_experiment_by_name(experiment)
     assert found is not None
     return list(client.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"]))
@@ -79,7 +79,7 @@ def make_prompt(index: int, psnr: float) -> PromptResult:
 
 
 def make_result(psnrs: tuple[float, ...] = (36.0, 40.0), **changes: Any) -> EvaluationResult:
-    """A whole result as an evaluation of the demo model gives it."""
+    """A complete result, as from an evaluation of the demo model."""
     prompts = [make_prompt(index, psnr) for index, psnr in enumerate(psnrs)]
     spread = {"mean": 0.98, "min": 0.98, "max": 0.98}
     value: dict[str, Any] = {
@@ -172,7 +172,7 @@ def make_result(psnrs: tuple[float, ...] = (36.0, 40.0), **changes: Any) -> Eval
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The events of one evaluation, and the files it wrote."""
+    """The events and files of one evaluation."""
 
     start: EvaluationStarted
     prompts: tuple[PromptDone, ...]

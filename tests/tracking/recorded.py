@@ -1,4 +1,4 @@
-"""Runs as tuning and evaluation record them, written through MLflow's client into a store of a test's own."""
+"""Runs as tuning and evaluation record them, written with MLflow's client to a test's store."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def checkpoint_of(cdfthreshd: float, **manifest: Any) -> Checkpoint:
 def result_of(
     psnrs: tuple[float, ...] = PSNRS, sparsity: float = 0.25, digest: str = "d" * 64, **config: Any
 ) -> EvaluationResult:
-    """A result whose prompts have these PSNRs and about this sparsity; the gate asks for 35 dB."""
+    """A result with these PSNRs and about this sparsity; the gate requires 35 dB."""
     value = make_result(psnrs).to_dict()
     mean = sum(psnrs) / len(psnrs)
     bound = {"name": "mean psnr", "unit": "dB", "measured": mean, "bound": 35.0, "met": mean > 35.0}
@@ -94,7 +94,7 @@ class World:
 
 
 def make_world(empty: Path, folder: Path) -> World:
-    """Record and promote what `World` says, in a copy of an empty store."""
+    """Record and promote the runs of `World`, in a copy of an empty store."""
     database = folder / "mlflow.db"
     shutil.copy(empty, database)
     place = Place(database, folder)
@@ -110,7 +110,7 @@ def make_world(empty: Path, folder: Path) -> World:
 
 
 class Place:
-    """A store with what tests write to it.
+    """A store with methods to record runs.
 
     Args:
         store: a SQLite file, or a tracking server's URI.
@@ -156,7 +156,7 @@ class Place:
         return Recorded(tuning, evaluation, judged)
 
     def evaluated(self, cdfthreshd: float = 0.9, **result: Any) -> Recorded:
-        """Record an evaluation of a checkpoint that is no part of a tuning."""
+        """Record an evaluation of a checkpoint that doesn't belong to a tuning."""
         judged = result_of(**{"digest": policy_digest(policy_of(cdfthreshd))} | result)
         checkpoint = save_checkpoint(checkpoint_of(cdfthreshd), self.folder / f"checkpoint-{self._number}")
         evaluation = self._evaluation(None, judged, checkpoint, 2)
@@ -178,7 +178,7 @@ class Place:
         return str(self.client.create_run(self._experiment(), run_name="other").info.run_id)
 
     def runs(self, at_least: int) -> list[Run]:
-        """All runs; trials are added until there are so many."""
+        """Return all runs, after adding trials up to this number."""
         while len(found := list(self.client.search_runs([self._experiment()]))) < at_least:
             self.run("trial", "trial", {})
         return found
@@ -208,7 +208,7 @@ class Place:
     def run(self, kind: str, name: str, tags: dict[str, str]) -> str:
         self._number += 1
         written = {"sparsetune.kind": kind, "sparsetune.model": "demo", **tags}
-        # A start of its own lets the newest be told from the one before it within a millisecond.
+        # Distinct start times order runs that start within the same millisecond.
         created = self.client.create_run(
             self._experiment(), start_time=1_700_000_000_000 + self._number, tags=written, run_name=name
         )

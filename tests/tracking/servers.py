@@ -1,4 +1,4 @@
-"""A real `mlflow server` as a process of its own, and a real PostgreSQL under it."""
+"""A real `mlflow server` process, and a real PostgreSQL behind it."""
 
 import os
 import pwd
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 class MlflowServer:
-    """A tracking server with artifacts through its proxy; it can be killed and started again on the same port."""
+    """A tracking server that proxies artifacts; it can be killed and restarted on the same port."""
 
     def __init__(self, database: str, folder: Path) -> None:
         self.port = free_port()
@@ -45,7 +45,7 @@ class MlflowServer:
         command += [f"--{name}={value}" for name, value in options.items()]
         quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self._folder / "server.log").open("ab") as log:
-            # A session of its own lets the server's workers be killed with it.
+            # A separate session, so that the server's workers can be killed with it.
             self._process = subprocess.Popen(
                 command, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True
             )
@@ -65,7 +65,7 @@ class MlflowServer:
             self._process = None
 
     def pause(self) -> None:
-        """Have it hang: it takes connections and answers none."""
+        """Make the server hang: it accepts connections and answers none."""
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGSTOP)
 
@@ -75,14 +75,14 @@ class MlflowServer:
 
 
 def postgres_binaries() -> Path | None:
-    """The newest PostgreSQL of the machine, where Debian puts it; None where there is none."""
+    """The newest PostgreSQL in the place where Debian installs it; None if there is none."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
     return found[-1].parent if found else None
 
 
 @contextmanager
 def postgres(binaries: Path) -> Iterator[str]:
-    """Run a PostgreSQL of the test's own; give the URI of an empty database in it."""
+    """Run a separate PostgreSQL for the test; yield the URI of an empty database."""
     user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name  # it refuses to run as root
     folder = Path(tempfile.mkdtemp(prefix="sparsetune-postgres-"))
     shutil.chown(folder, user)

@@ -58,8 +58,8 @@ def test_a_missing_extra_is_said_once_and_the_runs_go_on(
     monkeypatch.setattr(reporting, "check_extra", missing)
     listener = TrackingListener(reported(config))
     runs = [play(listener, make_evaluation(tmp_path / name)) for name in ("first", "second")]
-    said = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
-    assert said == [
+    warnings = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warnings == [
         "runs are recorded without a report: a report must have jinja2; run: pip install 'sparsetune[report]'"
     ]
     assert [client.get_run(run_id).info.status for run_id in runs] == ["FINISHED", "FINISHED"]

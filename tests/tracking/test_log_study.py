@@ -1,4 +1,4 @@
-"""Trials and studies as the tuner tells of them, recorded in a real store and read back."""
+"""Trials and studies from the events of the tuner, recorded in a real store and read back."""
 
 import json
 import time

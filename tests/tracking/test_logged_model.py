@@ -19,7 +19,7 @@ def test_model_is_an_output_of_its_run_with_the_tuned_generation(place: Place, t
     assert model.tags["base_revision"] == "0123abc"
     assert model.tags[DIGEST] == policy_digest(policy_of(0.9))
     assert [output.model_id for output in place.client.get_run(run).outputs.model_outputs] == [model_id]
-    # The same policy again is the same model; another one is its own.
+    # The same policy is the same model; another policy is another model.
     assert log_checkpoint_model(place.client, run, checkpoint) == model_id
     other = save_checkpoint(checkpoint_of(0.8), tmp_path / "other")
     assert log_checkpoint_model(place.client, run, other) != model_id
@@ -29,7 +29,7 @@ def test_model_is_an_output_of_its_run_with_the_tuned_generation(place: Place, t
     ("lost", "status"),
     [
         pytest.param(("log_model_artifacts",), "FAILED", marks=pytest.mark.slow),
-        (("log_outputs", "finalize_logged_model"), "PENDING"),  # the server is away from here on
+        (("log_outputs", "finalize_logged_model"), "PENDING"),  # the server is unreachable from here on
         pytest.param(("finalize_logged_model",), "PENDING", marks=pytest.mark.slow),
     ],
 )

@@ -190,10 +190,10 @@ def test_of_two_processes_that_promote_at_the_same_moment_at_most_one_does(
     ]
     for worker in workers:
         worker.start()
-    said = [outcomes.get(timeout=90) for _ in workers]
+    results = [outcomes.get(timeout=90) for _ in workers]
     for worker in workers:
         worker.join(30)
-    done = [one for one in said if "compare again" not in one]
+    done = [one for one in results if "compare again" not in one]
     assert len(done) <= 1
     assert len(versions(place)) == 1 + len(done)
     assert aliases(place) == ({"champion": "2", "previous": "1"} if done else {"champion": "1"})
@@ -343,7 +343,7 @@ def test_default_thresholds_are_no_candidate() -> None:
         (0.5, 0.25, True),  # better quality at the same sparsity
         (-0.05, 0.25, True),  # worse by less than the tolerance
         (-0.5, 0.25, False),  # worse quality at the same sparsity
-        (-2.0, 0.30, True),  # sparser: quality may fall as far as the gate lets it
+        (-2.0, 0.30, True),  # sparser: quality may decrease down to the gate
         (-4.0, 0.30, False),  # sparser, but not within the champion's gate
         (3.0, 0.20, False),  # better quality doesn't make up for less sparsity
     ],

@@ -28,7 +28,7 @@ URI = "http://server"
 
 
 class LateClient(MlflowClient):
-    """A client whose first request for a run times out, and is answered by its server all the same, later."""
+    """A client whose first request for a run times out, although the server executes it later."""
 
     missed: tuple[Any, ...] | None = None
 
@@ -45,7 +45,7 @@ class LateClient(MlflowClient):
 
 @pytest.fixture
 def local(client: MlflowClient, store: Store, experiment: str) -> RunLogger:
-    """A finished run of the local store that is to be published."""
+    """A finished run of the local store, to be published."""
     run = start_run(client, experiment_id(client, store, experiment), "a run", kind="trial", tags={SERVER: URI})
     run.log({"psnr": float("nan"), "score": 1}, params={"seed": 1}, tables={"rows.json": [{"run": run.run_id}]})
     run.finish()

@@ -80,7 +80,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def unpublished(config: Config) -> list[str]:
-    """Names of the local runs that the server lacks, or lacks a part of."""
+    """Names of the local runs that are missing or incomplete on the server."""
     return [str(run.info.run_name) for run in unpublished_runs(connect(local_store(config.tracking)))]
 
 
@@ -106,12 +106,12 @@ def publish_again(config: Config) -> None:
 
 
 def snapshot(client: MlflowClient, experiment: str) -> dict[str, Any]:
-    """All that a server knows of an experiment's runs, ids and all."""
+    """All of an experiment's runs on a server, with their ids."""
     return {run.info.run_id: (run.to_dictionary(), _history(client, run)) for run in runs_of(client, experiment)}
 
 
 def published(client: MlflowClient, experiment: str, num_runs: int) -> list[Run]:
-    """Wait until a server has so many runs of an experiment, with tags."""
+    """Wait until a server has this many runs of an experiment, with tags."""
     for _ in range(600):
         if client.get_experiment_by_name(experiment) is not None:
             runs = runs_of(client, experiment)
@@ -147,7 +147,7 @@ def test_a_tuning_whose_server_is_killed_and_comes_back_is_recorded_whole(
     server.start()
     listener.on_trial(trials[3])
     published(reader, experiment, 5)
-    monkeypatch.setattr(publish, "RETRY_SECONDS", 3600.0)  # the rest is for sync
+    monkeypatch.setattr(publish, "RETRY_SECONDS", 3600.0)  # `sync` uploads the rest
     server.kill()
     listener.on_start(judged.start)
     for prompt in judged.prompts:
@@ -293,7 +293,7 @@ def test_a_sync_that_is_killed_and_two_at_once_send_everything_once(
 ) -> None:
     listener = TrackingListener(remote)
     listener.on_study_start(started(remote))
-    monkeypatch.setattr(publish, "RETRY_SECONDS", 3600.0)  # all is for sync
+    monkeypatch.setattr(publish, "RETRY_SECONDS", 3600.0)  # `sync` uploads everything
     server.kill()
     for number in range(15):
         listener.on_trial(make_trial(number))

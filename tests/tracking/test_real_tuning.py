@@ -1,4 +1,4 @@
-"""A real tuning of the demo model whose tracking server is killed on the way."""
+"""A real tuning of the demo model whose tracking server is killed during the search."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""A model registry apart from the store of the runs, as MLFLOW_REGISTRY_URI names one."""
+"""A model registry separate from the tracking store, as set by MLFLOW_REGISTRY_URI."""
 
 import json
 import os
@@ -37,11 +37,11 @@ def promoted(place: Place, recorded: Recorded) -> Move:
 
 
 def check_whole_life(place: Place, runs_uri: str, registry_uri: str) -> None:
-    """Promote two, load, list, compare and roll back; everything is where it belongs."""
+    """Promote two, load, list, compare and roll back; everything is in the right store."""
     first, second = reviewed(place, 0.9, 0.25), reviewed(place, 0.8, 0.3)
     assert promoted(place, first).version == "1"
     assert promoted(place, second) == Move("demo-sparse", "champion", "2", "1")
-    assert promoted(place, second).version == "2"  # made once, however often it is promoted
+    assert promoted(place, second).version == "2"  # created once, however often it is promoted
     assert load_checkpoint(resolve_checkpoint("models:/demo-sparse@champion")).policy == policy_of(0.8)
     assert load_checkpoint(resolve_checkpoint("models:/demo-sparse/1")).policy == policy_of(0.9)
     assert load_checkpoint(resolve_checkpoint(second.tuning)).policy == policy_of(0.8)
@@ -59,7 +59,7 @@ def check_whole_life(place: Place, runs_uri: str, registry_uri: str) -> None:
 
 @pytest.fixture
 def registry(migrated_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A SQLite registry of the test's own."""
+    """A separate SQLite registry for the test."""
     shutil.copy(migrated_database, tmp_path / "registry.db")
     return f"sqlite:///{tmp_path}/registry.db"
 
@@ -110,7 +110,7 @@ def test_runs_in_a_database_and_the_registry_at_a_server(
 ) -> None:
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", server.uri)
     check_whole_life(Place(own_store, own_store.parent.parent, server.uri), f"sqlite:///{own_store}", server.uri)
-    shutil.rmtree(own_store.parent.parent / "artifacts")  # who serves needs the registry's side alone
+    shutil.rmtree(own_store.parent.parent / "artifacts")  # serving needs only the registry
     assert load_checkpoint(resolve_checkpoint("models:/demo-sparse/2")).policy == policy_of(0.8)
 
 

@@ -87,7 +87,7 @@ def test_a_review_that_another_one_overtakes_while_it_is_tagged_leaves_the_last_
     overtaking = review_of(recorded, "Bo", ok=False, at="2026-11-25T12:00:01+00:00")
 
     def overtaken(*args: Any, **options: Any) -> None:
-        """Between reading the reviews and writing the tags, another process records one, whole."""
+        """Another process records a complete review between reading the reviews and writing the tags."""
         monkeypatch.setattr(place.client, "log_batch", write)
         record_review(place.client, overtaking, [recorded.evaluation])
         write(*args, **options)

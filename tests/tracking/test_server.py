@@ -61,8 +61,8 @@ def test_run_is_reviewed_promoted_loaded_and_rolled_back_through_a_server(remote
     assert run("rollback") == "models:/demo-sparse@champion is version 1, before it version 2\n"
     assert sparsetune.load_checkpoint("models:/demo-sparse@champion").policy == policy_of(0.9)
     assert not [tag for tag in remote.registry().model().tags if tag.startswith("sparsetune.claim.")]  # type: ignore[union-attr]
-    said = run("promote", second.tuning, "--alias", "staging", "--json")
-    assert json.loads(said)["promoted"] == {"version": "2", "replaced": None, "uri": "models:/demo-sparse@staging"}
+    output = run("promote", second.tuning, "--alias", "staging", "--json")
+    assert json.loads(output)["promoted"] == {"version": "2", "replaced": None, "uri": "models:/demo-sparse@staging"}
 
 
 def test_server_s_refusals_are_one_line_and_nothing_is_registered(remote: Place) -> None:

@@ -15,7 +15,7 @@ from tests.tracking.test_log_study import STUDY_RUN, TRIALS, ended, started
 
 
 class Together(StudyState):
-    """Processes on one study, as each of them sees the others: what they keep, and how many trials the others run."""
+    """Processes on one study: the trials each stores, and the number that the others run."""
 
     def __init__(self) -> None:
         self.kept: dict[str, str] = {}

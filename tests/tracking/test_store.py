@@ -124,7 +124,7 @@ def test_making_a_store_says_nothing(tmp_path: Path) -> None:
 
 
 class _Forbidding(BaseHTTPRequestHandler):
-    """A server that is well, and permits nothing, in the words of MLflow's basic authentication."""
+    """A healthy server that denies all requests, with the messages of MLflow's basic authentication."""
 
     def do_GET(self) -> None:
         well = self.path == "/health"

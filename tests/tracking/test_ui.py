@@ -41,9 +41,9 @@ def test_an_address_that_is_none_of_ours_is_an_error(store: Store, host: str, po
 
 
 def test_a_tracking_server_has_only_its_link_told() -> None:
-    said: list[str] = []
-    serve("http://runs.example:5000/", page=lambda uri: "#/experiments/1", say=said.append)
-    assert said == ["the tracking server has its own UI: http://runs.example:5000/#/experiments/1"]
+    printed: list[str] = []
+    serve("http://runs.example:5000/", page=lambda uri: "#/experiments/1", say=printed.append)
+    assert printed == ["the tracking server has its own UI: http://runs.example:5000/#/experiments/1"]
 
 
 def test_a_ui_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch, port: int) -> None:

@@ -1,7 +1,8 @@
 """The command line in several processes at once: `python -m tests.tuning.commands FOLDER COUNT ARGUMENTS`.
 
-What takes the longest, importing, is done once; then each process is forked and runs the whole command. Their ids are
-printed first, and in the end how they ended, each as a line of JSON. Process N writes to FOLDER/N.out and FOLDER/N.err.
+Imports, which take longest, are done once; then each process is forked and runs the complete command. Prints the
+process ids first and their exit statuses at the end, each as a line of JSON. Process N writes to FOLDER/N.out and
+FOLDER/N.err.
 """
 
 import json
@@ -21,7 +22,7 @@ from sparsetune.tracking import TrackingListener  # noqa: F401
 
 
 def warm_up() -> None:
-    """Have what is loaded lazily loaded."""
+    """Import modules that are loaded lazily."""
     assert diffusers.CogVideoXPipeline and mlflow.MlflowClient
     load_pipeline(demo_config({"model.device": "cpu"}).model)
 

@@ -23,7 +23,7 @@ def work(url: str, folder: Path, n_trials: int, dies_at: int | None) -> None:
     recorder, mine, known = Recorder(), [], Known.run
 
     def slow(self, place, emit):
-        """Take time for each prompt, some more than others, and die in the middle of one."""
+        """Sleep for each prompt, with varying times, and kill the process during one of them."""
         time.sleep(random.Random(f"{os.getpid()} {time.monotonic()}").uniform(0.002, 0.02))
         if dies_at is not None and len(mine) == dies_at + 1:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -52,7 +52,7 @@ def work(url: str, folder: Path, n_trials: int, dies_at: int | None) -> None:
 def main(url: str, folder: str, count: str, n_trials: str, *dies_at: str) -> None:
     children = set()
     for index in range(int(count)):
-        child = os.fork()  # what takes seconds, the imports, is done
+        child = os.fork()  # the imports, which take seconds, are done
         if child == 0:
             try:
                 work(url, Path(folder), int(n_trials), int(dies_at[0]) if dies_at and index == 0 else None)

@@ -1,4 +1,4 @@
-"""A small stand-in for `spas_sage_attn.autotune` on a CPU: its names, signatures, state and ways, not its search.
+"""A stand-in for `spas_sage_attn.autotune` on a CPU: its names, signatures, state and behaviour, not its search.
 
 What it does differently: a head's thresholds come from a formula over the data seen, so that a test knows them.
 """
@@ -59,7 +59,7 @@ class SparseAttentionMeansim(nn.Module):
 
     @torch.no_grad()
     def autotune(self, qi, ki, vi, head_idx, mask=None, is_causal=False, smooth_k=True):
-        """The head's largest spread so far, of which its module keeps every one."""
+        """The head's largest spread so far; its module stores them all."""
         spreads = [qi.float().std().item(), *self.hyperparams_cache.get(head_idx, [])]
         self.hyperparams_cache[head_idx] = spreads
         return {"spread": max(spreads), "head_idx": head_idx}
@@ -114,14 +114,14 @@ class SparseAttentionMeansim(nn.Module):
 
 
 def extract_sparse_attention_state_dict(model, verbose=False):
-    """Take what lies below every module of the class; names are compared as substrings."""
+    """Return the state below each module of the class; names are compared as substrings."""
     state = model.state_dict()
     held = [name for name, module in model.named_modules() if isinstance(module, SparseAttentionMeansim)]
     return {key: state[key] for name in held for key in state if name in key}
 
 
 def load_sparse_attention_state_dict(model, saved_state_dict, multigpu=False, verbose=False):
-    """Set what lies below every module of the class, in the model's dtype."""
+    """Set the state below each module of the class, in the model's dtype."""
     first = next(model.parameters())
     for name, module in model.named_modules():
         if isinstance(module, SparseAttentionMeansim):
@@ -153,7 +153,7 @@ class GPUProcessPoolExecutor:
         self.open = True
 
     def submit(self, fn, *args, **kwargs):
-        """Run a call as another process would: on copies, and the outcome comes back as a copy."""
+        """Run a call as another process would: on copies, returning a copy of the result."""
         fn, args, kwargs = pickle.loads(pickle.dumps((fn, args, kwargs)))
         future = Future()
         future.set_result(pickle.loads(pickle.dumps(fn(*args, **kwargs))))
@@ -164,7 +164,7 @@ class GPUProcessPoolExecutor:
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Put the stand-in where `import spas_sage_attn.autotune` finds it, and a GPU's answers where torch is asked."""
+    """Install the stand-in as `spas_sage_attn.autotune`, and make torch report a GPU."""
     package, autotune = ModuleType("spas_sage_attn"), ModuleType("spas_sage_attn.autotune")
     package.__spec__ = ModuleSpec("spas_sage_attn", None)
     for found in (

@@ -1,4 +1,4 @@
-"""Calibrated curves of two small layers, for tests of what is read off them."""
+"""Calibrated curves of two small layers, for tests of code that uses them."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def curves(seed: int = 0, num_inputs: int = 1) -> Curves:
 
 
 def smooth(steps: tuple[int, ...] = tuple(range(10))) -> Curves:
-    """Curves as real ones run: the error is the share left out, sparsity its logarithm; alike for all heads."""
+    """Realistic curves: error is the dropped share, sparsity its logarithm; the same for all heads."""
     dropped = np.array([1.0 - (point.cdfthreshd if point.rule == "cdf" else point.topk) for point in POINTS])
     error = np.broadcast_to(dropped, (2, 2, len(steps), 3, len(POINTS))).astype(np.float32).copy()
     sparsity = (1.0 + np.log(np.maximum(error, 1e-3)) / np.log(1e3)).astype(np.float32)

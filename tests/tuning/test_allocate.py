@@ -1,4 +1,4 @@
-"""Allocation at one price, against what must hold at the best of all allocations."""
+"""Allocation with one Lagrange multiplier, against the optimality conditions."""
 
 import itertools
 from dataclasses import replace
@@ -50,7 +50,7 @@ def test_heads_alike_get_alike_and_a_larger_budget_gets_more() -> None:
 
 
 def test_no_other_choice_within_the_error_is_sparser() -> None:
-    """Every allocation of one order's few points, tried out: none beats Lagrange's at the error that it has."""
+    """Exhaustive search over one order's few points: none beats the Lagrangian allocation at its error."""
     table = curves(3)
     few = [index for index, point in enumerate(POINTS) if point.rule == "topk"][:4]
     table = replace(

@@ -10,7 +10,7 @@ STARTS = (0.01, 0.02, 0.04)
 
 
 def run(excess_db: Callable[[float], float], trials: int = 12) -> list[Tried]:
-    """Go to the gate where a budget's excess is known."""
+    """Search the budget at the gate for a known PSNR excess."""
     tried = [Tried(start, excess_db(start)) for start in STARTS]
     while len(tried) < trials and (budget := next_budget(tried, 0.002, 0.4)) is not None:
         tried.append(Tried(budget, excess_db(budget)))

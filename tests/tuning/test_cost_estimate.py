@@ -1,4 +1,4 @@
-"""What a search will cost: the arithmetic on known numbers, and the measuring on the demo model."""
+"""Cost estimates of a search: computed from known numbers, and measured on the demo model."""
 
 import json
 import time
@@ -156,7 +156,7 @@ def test_steps_and_calls_of_the_demo_model_are_measured(context: TuningContext) 
 
 
 def smooth_curves(context: TuningContext) -> Curves:
-    """Curves of the context's layers, whatever they say."""
+    """Arbitrary curves of the context's layers."""
     shape = (len(context.arrangements), len(context.runtime.layers), 3, 3)
     error = np.broadcast_to(np.linspace(1.0, 0.0, len(context.points)), (*shape, len(context.points))).astype(
         np.float32

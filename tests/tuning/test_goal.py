@@ -1,4 +1,4 @@
-"""Winners, values and fronts of trials with known figures."""
+"""Winners, objective values and Pareto fronts of trials with known metrics."""
 
 import pytest
 
@@ -43,8 +43,8 @@ def test_values_follow_the_goal_and_a_penalty_undoes_what_a_miss_gains() -> None
     assert [len(directions(goal)) for goal in ("sparsity", "speed", "pareto")] == [1, 1, 2]
 
 
-def test_rank_correlation_is_minus_one_where_error_tells_psnr() -> None:
-    told = [trial(index, 0.1, 50.0 - index, predicted_error=0.01 * index) for index in range(5)]
-    assert rank_correlation(told) == pytest.approx(-1.0)
-    assert rank_correlation(told[:3]) is None
+def test_rank_correlation_is_minus_one_where_error_predicts_psnr() -> None:
+    predicted = [trial(index, 0.1, 50.0 - index, predicted_error=0.01 * index) for index in range(5)]
+    assert rank_correlation(predicted) == pytest.approx(-1.0)
+    assert rank_correlation(predicted[:3]) is None
     assert rank_correlation([trial(index, 0.1, 40.0, predicted_error=0.1) for index in range(5)]) is None

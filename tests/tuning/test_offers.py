@@ -1,4 +1,4 @@
-"""What heads are offered, to the last bit, against the sum over all steps written out."""
+"""The candidate table of each head, bit for bit equal to an explicit sum over all steps."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ SENSITIVITIES = (
 def written_out(
     table: Curves, sensitivity: Sensitivity, rule: Rule, schedule: DenseSchedule, weights: tuple[float, ...]
 ) -> tuple[Floats, Floats, float]:
-    """Cost, gain and unit of both orders, one step after the other and nothing kept."""
+    """Cost, gain and unit of both orders, computed step by step without a cache."""
     usable = [index for index, point in enumerate(table.points) if point.rule == rule]
     points = tuple(table.points[index] for index in usable)
     of_layer = sensitivity.of_layers(2) * np.array([weights[phase(index, 2, len(weights))] for index in range(2)])

@@ -1,4 +1,4 @@
-"""Which process of a study saves and judges the winner in a folder."""
+"""Which process of a study saves and evaluates the winner."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.tracking.recorded import policy_of
 
 
 def judge(folder: Path, study: str, trial: int) -> None:
-    """Leave what judging leaves."""
+    """Write the files of an evaluation."""
     settings = {"study_name": study, "trial": trial}
     save_checkpoint(
         Checkpoint(policy_of(0.9), Manifest(tuner="optuna", tuner_settings=settings)), folder / "checkpoint"
@@ -53,7 +53,7 @@ def test_a_command_that_is_given_again_judges_again(tmp_path: Path) -> None:
 def test_one_that_died_while_it_judged_leaves_that_to_the_next(tmp_path: Path) -> None:
     folder = WinnerLock(tmp_path)
     judge(tmp_path, "study", 3)
-    for path in (tmp_path / "evaluation").iterdir():  # the result is what is written last
+    for path in (tmp_path / "evaluation").iterdir():  # the result is written last
         path.unlink()
     with folder.acquire("study", 3) as ours:
         assert ours

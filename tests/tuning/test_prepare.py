@@ -1,4 +1,4 @@
-"""Refining on the demo model: bounds kept on every input, kept on disk, gone on with where it was left."""
+"""Refinement on the demo model: bounds met on every input, results saved to disk and resumed."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +60,7 @@ def config(folder: Path, **overrides: object) -> Config:
 
 
 class Recorder(TuningListener):
-    """Keeps the steps."""
+    """Records the steps."""
 
     def __init__(self) -> None:
         self.calibrated: list[StepDone] = []
@@ -75,7 +75,7 @@ class Recorder(TuningListener):
 
 @dataclass(frozen=True)
 class Place:
-    """A context whose prompts are calibrated, and what refining them came to."""
+    """A context with calibrated prompts, and the result of their refinement."""
 
     folder: Path
     context: TuningContext
@@ -141,7 +141,7 @@ def test_steps_are_told_and_the_limits_kept(place: Place) -> None:
 
 
 def context_at(place: Place, root: Path, *listeners: TuningListener, **changes: float) -> TuningContext:
-    """The same context with a place of its own for what it measures, and the first one's curves."""
+    """The same context with a separate cache for measurements, and the first one's curves."""
     tuned = place.context.config
     tuned = tuned.model_copy(
         update={
@@ -153,7 +153,7 @@ def context_at(place: Place, root: Path, *listeners: TuningListener, **changes: 
 
 
 def searched(context: TuningContext, start: Policy, index: int, bounds: Bounds = BOUNDS) -> RefinedThresholds:
-    """What a worker makes of one prompt."""
+    """A worker's result for one prompt."""
     return run_one(
         context.executor, RefinePrompt(context.prompts[index], 42, start, bounds, sampled_steps(context), "reference")
     )
@@ -213,7 +213,7 @@ def test_a_larger_bound_leaves_more_out(place: Place) -> None:
 def test_the_tuner_renders_saves_and_judges_it(place: Place, tmp_path: Path) -> None:
     recorder = Recorder()
     result = tune(config(place.folder), output_dir=tmp_path, listeners=(recorder,))
-    assert not recorder.calibrated and not recorder.refined  # both are kept
+    assert not recorder.calibrated and not recorder.refined  # both are stored
     assert [trial.params for trial in result.trials] == [{"l1": 0.1, "pv_l1": 0.12}]
     assert result.best.sparsity > 0 and result.evaluation is not None
     saved = load_checkpoint(tmp_path / "checkpoint")

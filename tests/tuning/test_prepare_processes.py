@@ -1,4 +1,4 @@
-"""Tables measured by one process while others wait for its lock, prompt by prompt, and resumed where one died."""
+"""Tables measured prompt by prompt by one process while others wait for its lock, and resumed after a process died."""
 
 import functools
 import os
@@ -42,11 +42,11 @@ class MeasurePrompt:
 
 class Waits(TuningListener):
     def __init__(self, then: Callable[[], None] = lambda: None) -> None:
-        self.told: list[str] = []
+        self.reported: list[str] = []
         self.then = then
 
     def on_wait(self, what: str) -> None:
-        self.told.append(what)
+        self.reported.append(what)
         self.then()
 
 
@@ -64,7 +64,7 @@ def started_by(folder: Path, index: int) -> list[int]:
 
 
 def expected(folder: Path) -> bytes:
-    """The file of all prompts' curves, merged in their order."""
+    """The file of all prompts' merged curves."""
     path = folder / "expected.npz"
     functools.reduce(Curves.merged, [curves(index) for index in range(NUM_PROMPTS)]).save(path)
     return path.read_bytes()
@@ -117,7 +117,7 @@ def test_a_killed_process_is_taken_over_from_and_no_completed_prompt_is_lost(tmp
 
     waits = Waits(kill)
     measure(tmp_path, listener=waits)
-    assert waits.told == ["the calibration"]
+    assert waits.reported == ["the calibration"]
     assert (tmp_path / "curves.npz").read_bytes() == expected(tmp_path)
     assert [started_by(tmp_path, index) for index in range(NUM_PROMPTS)] == [
         [holder], [holder], [holder, os.getpid()], [os.getpid()]

@@ -1,4 +1,4 @@
-"""Four real processes on one study, on a journal file and on a real PostgreSQL; one of them is killed on its way."""
+"""Four real processes on one study, in a journal file and in PostgreSQL; one of them is killed during the search."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ def database() -> Iterator[str]:
 
 
 def run(url: str, folder: Path, n_trials: int, dies_at: int) -> int:
-    """Have four processes search, the first of which dies; gives its id."""
+    """Run a search in four processes, the first of which dies; return its id."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.tuning.processes"]
     ran = subprocess.run(
         [*command, url, str(folder), "4", str(n_trials), str(dies_at)], capture_output=True, text=True, timeout=600
@@ -55,33 +55,33 @@ def test_four_processes_lose_no_trial_and_do_none_twice(
         trials = study.get_trials(deepcopy=False)
         done = {trial.number: trial for trial in trials if OUTCOME in trial.user_attrs}
         results = searches.results(study, objective)
-    # As many as were asked for, no more, and nothing waits or hangs.
+    # The requested number of trials, none waiting or hanging.
     assert len(done) == n_trials and {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED", "FAIL"}
-    # No trial was begun by two processes; the one that died in the middle of its third left two, and one to try again.
+    # No trial was started by two processes; the one that died during its third trial finished two, and one is retried.
     begun = {path.stem: [int(line) for line in path.read_text().split()] for path in tmp_path.glob("*.begun")}
     assert max(Counter(number for numbers in begun.values() for number in numbers).values()) == 1
     assert len(begun) == 4 and len(begun[str(killed)]) == 3
     lost = trials[begun[str(killed)][-1]]
     assert {trial.number for trial in trials} - done.keys() == {lost.number} and lost.state.name == "FAIL"
     assert any(trial.number > lost.number and trial.params == lost.params for trial in done.values())
-    # Each that lived took its share, and all of them came to the same.
+    # Each surviving process ran some trials, and all have the same result.
     ended = [json.loads(path.read_text()) for path in tmp_path.glob("*.ended")]
     assert len(ended) == 3 and all(each["own"] and each["elsewhere"] == 0 for each in ended)
     assert all(each["all"] == [[one.number, one.state, one.sparsity] for one in results] for each in ended)
-    # The first trials were tried once each, and no budget twice.
+    # The first trials ran once each, and no budget twice.
     assert sorted(trial.user_attrs["start"] for trial in done.values() if "start" in trial.user_attrs) == [0, 1, 2, 3]
     leads = [trial.params["l1"] for trial in done.values() if "lead" in trial.user_attrs]
     assert leads and len(set(leads)) == len(leads) <= 4
     asked = Counter(json.dumps(trial.params, sort_keys=True) for trial in done.values())
     assert max(asked.values()) == 1, "two trials asked for the same"
-    # The optimum is known; the trials that can't beat the shared best were given up.
+    # The optimum is known; trials that can't beat the shared best were pruned.
     best = max(trial.sparsity for trial in results if trial.feasible)
     assert 0.13 < best <= 0.151 and all(trial.psnr >= GATE.min_psnr for trial in results if trial.feasible)
     assert any(trial.reason and "the best has" in trial.reason for trial in results)
 
 
 def test_what_is_asked_depends_on_the_study_alone(tmp_path: Path) -> None:
-    """A search in one go, and one whose every trial another process asks for."""
+    """A search in one process, and one in which another process asks for each trial."""
     params = []
     for folder, steps in (("at once", [14]), ("one by one", range(1, 15))):
         (tmp_path / folder).mkdir()

@@ -1,4 +1,4 @@
-"""The command four times at once, on one study of the demo model in PostgreSQL; one of them is killed on its way."""
+"""Four concurrent commands on one study of the demo model in PostgreSQL; one of them is killed during the search."""
 
 import contextlib
 import json
@@ -64,14 +64,14 @@ def start(url: str, folder: Path) -> "subprocess.Popen[str]":
 
 
 def in_a_trial(url: str, processes: list[int], folder: Path) -> int:
-    """Wait until one of the processes runs a trial; gives its id."""
+    """Wait until one of the processes runs a trial; return its id."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study, end = None, time.monotonic() + 600
     while time.monotonic() < end:
         time.sleep(0.2)
         if study is None:
             try:
-                with study_lock(url, "tables"):  # opening a storage makes its tables
+                with study_lock(url, "tables"):  # opening a storage creates its tables
                     study = optuna.load_study(study_name="four", storage=url)
             except KeyError:  # not begun yet
                 continue
@@ -106,19 +106,19 @@ def test_four_commands_do_one_search(database: str, tmp_path: Path) -> None:
     done = [trial for trial in trials if OUTCOME in trial.user_attrs]
     assert len(done) == NUM_TRIALS and not [trial for trial in trials if not trial.state.is_finished()]
     lost = [trial for trial in trials if OUTCOME not in trial.user_attrs]
-    assert len(lost) <= 1  # none where it died between its trial's outcome and the next
+    assert len(lost) <= 1  # none if it died between two trials
     for trial in lost:
         assert trial.user_attrs[PROCESS].startswith(f"{killed}-")
         assert [again for again in done if again.params == trial.params and again.number > trial.number]
 
-    # One judged, to whom the others left it, and all name the same winner.
+    # One process evaluated the winner, and all name the same winner.
     (judged,) = [outcome for outcome in outcomes if outcome["left_to"] is None]
     assert all("another process" in outcome["left_to"] for outcome in outcomes if outcome is not judged)
     assert len({outcome["best_trial"] for outcome in outcomes}) == 1 and judged["best_trial"] is not None
     saved = load_checkpoint(tmp_path / "results" / "checkpoint").manifest
     assert saved.tuner_settings["trial"] == judged["best_trial"] and judged["comparison"] is not None
 
-    # What all needed was made once, and nothing is left locked.
+    # Shared files were written once, and no lock is left.
     assert len(list((tmp_path / "mlruns" / "calibrations").glob("*.npz"))) == 1
     assert [path for path in tmp_path.rglob("*.lock") if path.is_file()] == []
     assert len(BaselineCache(tmp_path / "cache", 1.0).ls()) == 3  # two tune prompts, one eval prompt
@@ -131,7 +131,7 @@ def test_four_commands_do_one_search(database: str, tmp_path: Path) -> None:
     assert study.info.status == "FINISHED" and study.data.tags["best.trial"] == str(judged["best_trial"])
     recorded = sorted(int(run.data.params["trial"]) for run in runs if run.data.tags["sparsetune.kind"] == "trial")
     known = sorted(trial.number for trial in done)
-    # The one that was killed may have had its trial's outcome kept, and no time to record it.
+    # The killed process may have stored its trial's result without recording it.
     assert len(set(recorded)) == len(recorded) and set(recorded) <= set(known) and len(recorded) >= len(known) - 1
     assert {run.data.tags["mlflow.parentRunId"] for run in runs if run is not study} == {study.info.run_id}
     assert study.data.tags["best.run_id"] in {run.info.run_id for run in runs}

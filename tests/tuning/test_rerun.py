@@ -35,7 +35,7 @@ def searched(**changes: object) -> Config:
 
 
 def saved(config: Config, folder: Path, **changes: object) -> Path:
-    """A checkpoint as a search of this configuration leaves one."""
+    """A checkpoint as saved by a search with this configuration."""
     manifest = Manifest(
         tuner="optuna",
         tuner_settings={"study_name": "demo-0123abcd"},
@@ -83,9 +83,9 @@ def test_a_packaged_prompt_file_is_told_without_this_machines_folders(tmp_path: 
 def test_relative_paths_are_recorded_from_the_root(working_folder: Path) -> None:
     Path("metrics.py").write_text("")
     Path("model").mkdir()
-    told = recorded(searched(eval__metric_modules=("metrics.py", "my.package"), model__source="model"))
-    assert told["eval"]["metric_modules"] == [str(working_folder / "metrics.py"), "my.package"]
-    assert told["model"]["source"] == str(working_folder / "model")
+    recorded_search = recorded(searched(eval__metric_modules=("metrics.py", "my.package"), model__source="model"))
+    assert recorded_search["eval"]["metric_modules"] == [str(working_folder / "metrics.py"), "my.package"]
+    assert recorded_search["model"]["source"] == str(working_folder / "model")
     assert recorded(searched())["model"]["source"] == "demo"
 
 
@@ -123,7 +123,7 @@ def test_another_machine_is_a_warning_that_names_what_differs(tmp_path: Path, ca
     assert "diffusers" not in message
 
 
-def test_a_manifest_that_tells_no_search_is_refused(tmp_path: Path) -> None:
+def test_a_manifest_without_a_search_is_refused(tmp_path: Path) -> None:
     path = saved(searched(), tmp_path, search={})
     with pytest.raises(TuningError, match=rf"must tell the whole search, but that of {path} \(tuner optuna\) doesn't"):
         config_from_manifest(path, Config())
@@ -134,16 +134,19 @@ def test_a_manifest_that_tells_no_search_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (lambda told: told["tune"].update(magic=3), "tune.magic: Extra inputs are not permitted"),
-        (lambda told: told["gate"].update(min_psnr=-1), "gate.min_psnr: Input should be greater than or equal to 0"),
-        (lambda told: told.pop("generation"), "KeyError 'generation'"),
-        (lambda told: told.update(tune=[]), "TypeError"),
+        (lambda recorded_search: recorded_search["tune"].update(magic=3), "tune.magic: Extra inputs are not permitted"),
+        (
+            lambda recorded_search: recorded_search["gate"].update(min_psnr=-1),
+            "gate.min_psnr: Input should be greater than or equal to 0",
+        ),
+        (lambda recorded_search: recorded_search.pop("generation"), "KeyError 'generation'"),
+        (lambda recorded_search: recorded_search.update(tune=[]), "TypeError"),
     ],
 )
 def test_a_search_of_another_version_names_that(tmp_path: Path, change, cause: str) -> None:
-    told = recorded(searched())
-    change(told)
-    path = saved(searched(), tmp_path, search=told, versions={"sparsetune": "0.9"})
+    recorded_search = recorded(searched())
+    change(recorded_search)
+    path = saved(searched(), tmp_path, search=recorded_search, versions={"sparsetune": "0.9"})
     with pytest.raises(TuningError, match=rf"{cause}.*; repeat it with sparsetune 0.9, which made it"):
         config_from_manifest(path, Config())
 

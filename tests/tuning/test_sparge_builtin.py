@@ -1,4 +1,4 @@
-"""SpargeAttn's own search in our interception, against a stand-in for its package."""
+"""SpargeAttn's own search in our interception, with a stand-in for its package."""
 
 import ast
 import contextlib
@@ -45,10 +45,10 @@ SMALL = {"generation.num_frames": 9, "generation.num_inference_steps": 2, "model
 
 class Steps(TuningListener):
     def __init__(self) -> None:
-        self.told: list[StepDone] = []
+        self.reported: list[StepDone] = []
 
     def on_step(self, event: StepDone) -> None:
-        self.told.append(event)
+        self.reported.append(event)
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +108,11 @@ def searched(demo: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Sea
         made = watch(patch, sparge_package.install(patch))
         policy = run_builtin(context)
         assert os.environ["PARALLEL_TUNE"] == "mine"
-    return Searched(context, policy, steps.told, printed.getvalue(), tuple(made))
+    return Searched(context, policy, steps.reported, printed.getvalue(), tuple(made))
 
 
 def watch(patch: pytest.MonkeyPatch, package: ModuleType) -> list[sparge_package.SparseAttentionMeansim]:
-    """Collect the modules that are made."""
+    """Collect the modules that are created."""
     made, begin = [], package.SparseAttentionMeansim.__init__
 
     @functools.wraps(begin)
@@ -187,7 +187,7 @@ def test_all_gpus_are_used_where_that_is_asked_and_their_processes_end(
 
 
 def test_spargeattns_own_processes_forget_all_calls_but_the_last(package: ModuleType, monkeypatch) -> None:
-    """Why heads go through a pool of ours."""
+    """Why heads use our own pool."""
     monkeypatch.setenv("PARALLEL_TUNE", "1")
     inputs = [torch.full((1, 1, 4, 2), 0.5).cumsum(2) * scale for scale in (3.0, 1.0)]
     found = {}
@@ -229,7 +229,7 @@ def test_when_time_is_over_every_layer_still_has_thresholds(package: ModuleType,
     context = make_context(steps, tune__max_minutes=1.0, generation__num_inference_steps=1)
     policy = run_builtin(replace(context, started=time.perf_counter() - 61.0))
     assert len(policy.layers) == 8
-    assert {event.index for event in steps.told} == {0}
+    assert {event.index for event in steps.reported} == {0}
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_a_layer_that_it_cant_search_is_said_after_the_first_step(
     steps = Steps()
     with pytest.raises(TuningError, match=rf"attention layer transformer.transformer_blocks.3.attn1: {reason}"):
         run_builtin(make_context(steps))
-    assert steps.told == []
+    assert steps.reported == []
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def test_what_is_used_is_part_of_what_is_recorded() -> None:
 
 
 def sources() -> list[Path]:
-    """SpargeAttn's own files where it is installed (it is only read, never imported), else the stand-in's."""
+    """SpargeAttn's files if it is installed (only parsed, never imported), otherwise the stand-in's."""
     spec = importlib.util.find_spec("spas_sage_attn")
     if spec is None or spec.origin is None:
         return [Path(sparge_package.__file__)]

@@ -21,7 +21,7 @@ from sparsetune.tuning.context import TuningContext
 from sparsetune.tuning.sparge_builtin import COLUMNS, checkpoint_file, run_builtin
 from tests.tuning.sparge_package import RECORDED
 
-# Whatever SpargeAttn's package warns of is its own matter.
+# Ignore warnings from SpargeAttn's package.
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 
 TINY = {
@@ -102,7 +102,7 @@ def test_on_several_gpus_it_finds_what_it_finds_on_one(tmp_path: Path, monkeypat
     several = run_builtin(make_context(tmp_path / "several", monkeypatch, parallel=True))
     for index, before in enumerate(free_before[1:], start=1):
         assert torch.cuda.mem_get_info(index)[0] >= before - 2**28, f"GPU {index} still holds a process's memory"
-    # The second of the two steps is joined with the first on both ways; each kernel gives the same on like GPUs.
+    # Both ways merge the second step with the first; each kernel returns the same on equal GPUs.
     assert several == one
 
 

@@ -54,7 +54,7 @@ class Recorder(TuningListener):
 
 @dataclass(frozen=True)
 class Known:
-    """A prompt of a trial whose outcome is known from its parameters.
+    """A simulated prompt whose result is a function of the trial's parameters.
 
     PSNR falls by 2 dB for each 0.02 of budget and rises with dense steps; sparsity is the budget without them. So with
     the gate at 35 dB the best is l1 = 0.15 with no dense steps.
@@ -117,7 +117,7 @@ def search(study, objective, n_trials: int, seconds: float | None = None) -> Non
 
 @pytest.fixture(autouse=True, scope="module")
 def in_a_hurry():
-    """A test's store needn't outlive a power cut; waiting for the disk at each commit takes minutes."""
+    """A test's store needs no durability; waiting for the disk at each commit takes minutes."""
 
     def set_pragma(connection: object, _: object) -> None:
         if isinstance(connection, sqlite3.Connection):
@@ -159,7 +159,7 @@ def test_the_first_trial_runs_the_default_thresholds_and_no_other_does(tmp_path:
 
 def test_hopeless_and_beaten_trials_are_given_up_after_one_prompt(tmp_path: Path) -> None:
     recorder = Recorder()
-    study, objective = make(tmp_path, (recorder,), sampler="random")  # the others keep near the gate
+    study, objective = make(tmp_path, (recorder,), sampler="random")  # the others stay near the gate
     search(study, objective, 15)
     pruned = [trial for trial in recorder.trials if trial.state == "pruned"]
     assert pruned
@@ -200,7 +200,7 @@ def test_workers_differ_in_speed_and_the_same_asks_give_the_same_outcomes(tmp_pa
         (tmp_path / folder).mkdir()
         recorder = Recorder()
         study, objective = make(tmp_path / folder, (recorder,), engine=FakeExecutor(3, choose))
-        search(study, objective, 4)  # the four starts: what is asked is the same whoever is faster
+        search(study, objective, 4)  # the four initial trials: the same parameters whichever worker is faster
         outcomes.append({trial.number: (trial.params, trial.sparsity, trial.psnr) for trial in recorder.trials})
     assert outcomes[0] == outcomes[1]
 
@@ -266,7 +266,7 @@ def test_three_failures_alike_on_all_workers_stop_the_search(tmp_path: Path) -> 
     objective.runner.fail = tuple(range(20))
     with pytest.raises(TuningError, match="the last 3 trials failed for the same reason"):
         search(study, objective, 20)
-    assert 3 <= len(objective.results) <= 4  # the other worker may end one meanwhile
+    assert 3 <= len(objective.results) <= 4  # the other worker may finish one meanwhile
 
 
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
@@ -405,7 +405,7 @@ def test_time_that_is_up_cuts_off_all_trials_in_hand_and_all_are_tried_again(tmp
     objective.runner.score = too_late
     search(study, objective, 6, 60.0)
     waiting = [trial for trial in study.trials if trial.state == TrialState.WAITING]
-    assert study.num_done() == 0 and len(waiting) == 4  # the starts, the one in hand among them
+    assert study.num_done() == 0 and len(waiting) == 4  # the initial trials, including the running one
 
 
 def test_shortfalls_measure_every_bound_of_the_gate() -> None:

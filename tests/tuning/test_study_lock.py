@@ -15,14 +15,14 @@ from sparsetune.tuning.search.study import study_lock
 from tests.tracking.servers import postgres, postgres_binaries
 
 
-def hold(url: str, name: str, seconds: float, said: int) -> None:
+def hold(url: str, name: str, seconds: float, write_end: int) -> None:
     with study_lock(url, name):
-        os.write(said, b"held")
+        os.write(write_end, b"held")
         time.sleep(seconds)
 
 
 def forked(*work: object) -> int:
-    """Run `hold` in a process of its own, which needn't import anything; gives its id."""
+    """Run `hold` in a forked process, which needs no imports; return its id."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # other tests left threads
         child = os.fork()
@@ -51,15 +51,15 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_a_lock_is_waited_for_and_ends_with_a_killed_process(url: str) -> None:
-    heard, said = os.pipe()
-    holder = forked(url, "one", 60.0, said)
-    assert os.read(heard, 4) == b"held"
+    read_end, write_end = os.pipe()
+    holder = forked(url, "one", 60.0, write_end)
+    assert os.read(read_end, 4) == b"held"
     with study_lock(url, "another study"):
         pass
-    waiter = forked(url, "one", 0.0, said)
-    assert select.select([heard], [], [], 0.5)[0] == []
+    waiter = forked(url, "one", 0.0, write_end)
+    assert select.select([read_end], [], [], 0.5)[0] == []
     os.kill(holder, signal.SIGKILL)
-    assert select.select([heard], [], [], 60.0)[0] == [heard]
+    assert select.select([read_end], [], [], 60.0)[0] == [read_end]
     for child in (holder, waiter):
         os.waitpid(child, 0)
     with study_lock(url, "one"):

@@ -1,4 +1,4 @@
-"""A whole search on the demo model, small enough for every run of the tests."""
+"""A complete search on the demo model, small enough for the default test run."""
 
 from pathlib import Path
 

@@ -1,1 +1,1 @@
-"""The program that trains the embedded demo model: `python -m tools.demo_model.train --help`."""
+"""Training code of the demo model that ships with the package; see `python -m tools.demo_model.train --help`."""

@@ -1,4 +1,4 @@
-"""The demo pipeline: CogVideoX's classes at the demo's size, built untrained and saved."""
+"""Construction of the untrained demo pipeline from CogVideoX's classes, and saving."""
 
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,7 +10,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from .world import FRAME_SIZE, NUM_FRAMES, words
 
-# diffusers imports its classes lazily, so a type checker sees none of their members.
+# diffusers imports its classes lazily, so type checkers don't know their members.
 _classes: Any = diffusers
 Pipeline: TypeAlias = Any
 Vae: TypeAlias = Any
@@ -63,7 +63,7 @@ def build_transformer() -> Transformer:
 
 
 def build_tokenizer() -> T5Tokenizer:
-    """Return a Unigram tokenizer with one token a word; letters spell words it doesn't know."""
+    """Return a Unigram tokenizer with one token per word; unknown words are split into letters."""
     letters = "abcdefghijklmnopqrstuvwxyz,.'-0123456789"
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     vocab += [(f"▁{word}", -2.0) for word in words()]
@@ -100,7 +100,7 @@ def build_scheduler() -> Any:
 
 
 def build_pipeline(seed: int = 0) -> Pipeline:
-    """Return the whole untrained pipeline, the same for the same seed."""
+    """Return the complete untrained pipeline, deterministic for each seed."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     return _classes.CogVideoXPipeline(
@@ -113,6 +113,6 @@ def build_pipeline(seed: int = 0) -> Pipeline:
 
 
 def save_pipeline(pipeline: Pipeline, folder: Path) -> int:
-    """Save as fp16 safetensors in the hub's folder layout; return the bytes of all files."""
+    """Save as fp16 safetensors in the Hub's folder layout; return the total size in bytes."""
     pipeline.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

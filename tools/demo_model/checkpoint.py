@@ -1,4 +1,4 @@
-"""Checkpoints of a training: fp16 safetensors of weights and averages beside a small JSON state."""
+"""Training checkpoints: fp16 safetensors of the weights and their EMA, and a JSON file with the training state."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class State:
-    """What a later run must know: the latents' scale, how far training is, and what was measured."""
+    """State for resuming: the scaling factor of the latents, the progress, and the measured losses."""
 
     scaling_factor: float = 1.0
     vae_steps: int = 0
@@ -30,15 +30,15 @@ def save_state(folder: Path, state: State) -> None:
 
 
 def load_state(folder: Path) -> State:
-    """Read state.json; the state of a fresh training where there is none."""
+    """Read state.json; return the initial state if there is none."""
     path = folder / "state.json"
     return State(**json.loads(path.read_text())) if path.exists() else State()
 
 
 def save_weights(folder: Path, name: str, modules: Mapping[str, nn.Module]) -> None:
-    """Write the modules' parameters as fp16 into one file.
+    """Write the modules' parameters to one fp16 file.
 
-    fp16 keeps a file under 16 MiB; its rounding is far below one optimizer step.
+    fp16 keeps the file under 16 MiB; its rounding error is far smaller than one optimizer step.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -50,7 +50,7 @@ def save_weights(folder: Path, name: str, modules: Mapping[str, nn.Module]) -> N
 
 
 def load_weights(folder: Path, name: str, modules: Mapping[str, nn.Module]) -> bool:
-    """Fill the modules' parameters from a file of `save_weights`; false where there is no such file."""
+    """Load the modules' parameters from a file of `save_weights`; return False if there is none."""
     path = folder / f"{name}.safetensors"
     if not path.exists():
         return False

@@ -1,4 +1,4 @@
-"""Videos of the demo world, drawn in batches on any device."""
+"""Renderer of the synthetic training videos, in batches on any device."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .world import BACKGROUNDS, COLOURS, FRAME_SIZE, MOTIONS, NUM_FRAMES, SHAPES, Scene
 
-# Circumradius over nominal radius: shapes of one nominal radius look equally large.
+# Circumradius divided by nominal radius, so that shapes of the same nominal radius look equally large.
 _CIRCUMRADIUS = torch.tensor([1.0, 1.25, 1.5, 1.5])
 _STAR_INNER = 0.5
 _EDGE_PX = 1.5
@@ -16,7 +16,7 @@ _EDGE_PX = 1.5
 
 @dataclass(frozen=True)
 class Paths:
-    """Where the actors are: centre (n, frames, 2) as x, y in px, radius (n, frames), angle (n, frames)."""
+    """Shapes by frame: centre (n, frames, 2) as x, y in px, radius (n, frames) in px, angle (n, frames) in radians."""
 
     centre: Tensor
     radius: Tensor
@@ -24,7 +24,7 @@ class Paths:
 
 
 def coverage(shape: Tensor, paths: Paths) -> Tensor:
-    """Return how much of each pixel a shape covers, antialiased, in [0, 1].
+    """Return the antialiased coverage of each pixel by a shape, in [0, 1].
 
     shape: (n,) index into SHAPES. Returns (n, frames, height, width) float32.
     """
@@ -39,8 +39,8 @@ def coverage(shape: Tensor, paths: Paths) -> Tensor:
     distance = rho - outer
     for index, sides in ((1, 4), (2, 3)):
         half = math.pi / sides
-        turned = theta + (half if sides == 4 else 0.0)  # a square stands on a side
-        folded = (turned + half).remainder(2 * half) - half
+        rotated = theta + (half if sides == 4 else 0.0)  # a square rests on a side
+        folded = (rotated + half).remainder(2 * half) - half
         polygon = rho * torch.cos(half - folded.abs()) - outer * math.cos(half)
         distance = torch.where(kind == index, polygon, distance)
     distance = torch.where(kind == 3, _star_distance(rho, theta, outer), distance)
@@ -66,7 +66,7 @@ def backgrounds(index: Tensor) -> Tensor:
 
 
 def draw_paths(motion: Tensor, small: Tensor, side: Tensor, generator: torch.Generator | None) -> Paths:
-    """Draw a random path for each actor.
+    """Return a random path for each actor.
 
     motion: (n,) index into MOTIONS. small: (n,) bool, true where two actors share the frame.
     side: (n,) in {-1, 0, 1}: left half, whole frame, right half.
@@ -111,19 +111,19 @@ class Clips:
 
 
 def draw(scenes: list[Scene], device: torch.device, generator: torch.Generator | None = None) -> Clips:
-    """Draw one clip for each scene; what a caption leaves open is random."""
+    """Render one clip for each scene; attributes that a caption doesn't specify are random."""
     n = len(scenes)
     video = backgrounds(_indices([s.background for s in scenes], tuple(BACKGROUNDS), device))
     video = video.unsqueeze(2).expand(n, 3, NUM_FRAMES, FRAME_SIZE, FRAME_SIZE).clone()
     foreground = torch.zeros(n, NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, device=device)
     palette = torch.tensor(list(COLOURS.values()), device=device)
-    for place in (0, 1):
-        rows = [i for i, s in enumerate(scenes) if len(s.actors) > place]
+    for position in (0, 1):
+        rows = [i for i, s in enumerate(scenes) if len(s.actors) > position]
         if not rows:
             continue
-        actors = [scenes[i].actors[place] for i in rows]
+        actors = [scenes[i].actors[position] for i in rows]
         shared = torch.tensor([len(scenes[i].actors) > 1 for i in rows], device=device)
-        side = shared.float() * (2 * place - 1)
+        side = shared.float() * (2 * position - 1)
         motion = _indices([a.motion for a in actors], MOTIONS, device)
         shape = _indices([a.shape for a in actors], SHAPES, device)
         alpha = coverage(shape, draw_paths(motion, shared, side, generator))

@@ -1,4 +1,4 @@
-"""The training loop: one captured step, repeated until the time is up."""
+"""Training loop: one captured step, repeated until the time limit."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,25 +10,25 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Budget:
-    """The time of this run, and the part of the whole training (0 to 1) that it covers."""
+    """Time limit of a run, and the part of the complete training (0 to 1) that it covers."""
 
     seconds: float
     start: float = 0.0
     end: float = 1.0
 
     def progress(self, elapsed: float) -> float:
-        """Return the progress of the whole training after so many seconds of this run."""
+        """Return the progress of the complete training, `elapsed` seconds into this run."""
         return self.start + (self.end - self.start) * min(1.0, elapsed / self.seconds)
 
 
 def lr_scale(progress: float, step: int, warmup: int = 100, decay_from: float = 0.4) -> float:
-    """Return the factor on the learning rate: warm-up by step, constant, then linear to nearly 0."""
-    falling = (1 - progress) / (1 - decay_from)
-    return min(1.0, step / warmup, max(falling, 0.01))
+    """Return the factor on the learning rate: warm-up by step, constant, then linear decay to 0.01."""
+    decay = (1 - progress) / (1 - decay_from)
+    return min(1.0, step / warmup, max(decay, 0.01))
 
 
 class Ema:
-    """An exponential moving average of parameters, held in a second set of modules."""
+    """Exponential moving average of parameters, stored in a second set of modules."""
 
     def __init__(self, source: Iterable[nn.Module], target: Iterable[nn.Module], decay: float = 0.999) -> None:
         """Average the parameters of `source` into those of `target`, pairwise."""
@@ -38,12 +38,12 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average one step."""
+        """Update the average after an optimizer step."""
         torch._foreach_lerp_(self._target, self._source, self._weight)
 
 
 def captured(step: Callable[[], Tensor], device: torch.device, warmup: int = 4) -> Callable[[], Tensor]:
-    """Return the step as one CUDA graph, which spares the launches; on a CPU the step itself."""
+    """Capture the step as one CUDA graph, which avoids kernel launch overhead; on a CPU return the step itself."""
     if device.type != "cuda":
         return step
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -63,8 +63,8 @@ def captured(step: Callable[[], Tensor], device: torch.device, warmup: int = 4) 
     return replay
 
 
-def ticks(budget: Budget, began: float, log_every_s: float = 15.0) -> Iterator[tuple[int, float, bool]]:
-    """Yield (step from 1, progress, whether to log) until the budget, counted from `began`, is spent."""
+def timed_steps(budget: Budget, began: float, log_every_s: float = 15.0) -> Iterator[tuple[int, float, bool]]:
+    """Yield (step number from 1, progress, whether to log) until the time limit, counted from `began`."""
     step, logged = 1, time.monotonic()
     while (elapsed := time.monotonic() - began) < budget.seconds:
         log = time.monotonic() - logged > log_every_s

@@ -1,4 +1,4 @@
-"""The optimizer: Muon on matrices, AdamW on the rest, with no host work so that a graph can hold it."""
+"""Optimizer without host synchronization, so that CUDA graphs can capture it: Muon for matrices, AdamW otherwise."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Return the nearest (semi-)orthogonal matrices, roughly, for a batch (n, rows, columns).
+    """Return approximately the nearest (semi-)orthogonal matrices of a batch (n, rows, columns).
 
-    Five Newton-Schulz steps with Muon's quintic coefficients (Jordan et al. 2024): singular
-    values end in about [0.7, 1.2], which is all that Muon needs.
+    Five Newton-Schulz steps with Muon's quintic coefficients (Jordan et al. 2024): the resulting
+    singular values are in about [0.7, 1.2], which is accurate enough for Muon.
     """
     x = matrices.bfloat16()
     tall = x.shape[-2] > x.shape[-1]
@@ -21,15 +21,15 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     for _ in range(5):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    found: Tensor = (x.mT if tall else x).to(matrices.dtype)
-    return found
+    orthogonal: Tensor = (x.mT if tall else x).to(matrices.dtype)
+    return orthogonal
 
 
 class MuonAdamW:
-    """Muon with Nesterov momentum on chosen weights, AdamW on all others.
+    """Muon with Nesterov momentum for selected weights, AdamW for all others.
 
-    Convolution kernels count as matrices of (out, in x kernel). `lr_scale` is a tensor that
-    the caller fills before a step.
+    Convolution kernels are treated as matrices (out, in x kernel). `lr_scale` is a tensor that the
+    caller sets before each step.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class MuonAdamW:
         adam_lr: float,
         weight_decay: float = 0.01,
     ) -> None:
-        """Sort the parameters of all modules into same-shaped Muon groups and one AdamW group."""
+        """Split the parameters of all modules into Muon groups by shape and one AdamW group."""
         named = [item for module in modules for item in module.named_parameters()]
         self.params: list[Tensor] = [p for _, p in named]
         self.lr_scale = torch.zeros((), device=self.params[0].device)
@@ -58,7 +58,7 @@ class MuonAdamW:
         self._count = torch.zeros((), device=self.lr_scale.device)
 
     def zero_grad(self) -> None:
-        """Drop all gradients."""
+        """Set all gradients to None."""
         for p in self.params:
             p.grad = None
 

@@ -1,4 +1,4 @@
-"""Latents to train the transformer on."""
+"""Training data of the transformer: latents, tokens and foreground masks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from .vae import encode
 
 @dataclass(frozen=True)
 class Pool:
-    """Training data, kept on the device.
+    """Training data on the device.
 
     latents: (n, frames, channels, height, width) bfloat16, scaled. tokens: (n, 32) int64.
     foreground: (n, frames, 1, height, width) bool, true where a shape touches the latent pixel.
@@ -27,7 +27,7 @@ class Pool:
     foreground: Tensor
 
     def overwrite(self, start: int, fresh: "Pool") -> None:
-        """Write other data over the rows from `start` on, in place."""
+        """Overwrite the rows from `start` on, in place."""
         rows = slice(start, start + len(fresh.latents))
         self.latents[rows] = fresh.latents
         self.tokens[rows] = fresh.tokens
@@ -35,15 +35,15 @@ class Pool:
 
 
 class PoolMaker:
-    """Makes training data: scenes drawn, encoded, tokenised."""
+    """Generates training data: draws, encodes and tokenizes random scenes."""
 
     def __init__(self, pipeline: Pipeline, sampler: SceneSampler, device: torch.device) -> None:
-        """Use the VAE (with its scaling factor) and the tokenizer of the pipeline."""
+        """Use the pipeline's VAE, with its scaling factor, and tokenizer."""
         self._vae, self._tokenizer = pipeline.vae, pipeline.tokenizer
         self._sampler, self._device = sampler, device
 
     def make(self, size: int, chunk: int = 128) -> Pool:
-        """Return `size` clips, a multiple of the chunk that is encoded at once."""
+        """Return `size` clips, a multiple of `chunk`, the number encoded at once."""
         parts = [self._chunk(min(chunk, size)) for _ in range(max(1, size // chunk))]
         return Pool(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
@@ -57,9 +57,9 @@ class PoolMaker:
 
 
 def latent_foreground(coverage: Tensor) -> Tensor:
-    """Return where a shape touches a latent pixel: (n, 17, 64, 64) in [0, 1] to (n, 5, 16, 16) bool.
+    """Return which latent pixels a shape touches: (n, 17, 64, 64) in [0, 1] to (n, 5, 16, 16) bool.
 
-    The first latent frame stands for the first frame, each other one for four frames.
+    The first latent frame covers the first frame, every other one covers four frames.
     """
     first = functional.max_pool3d(coverage[:, :1], (1, 4, 4))
     rest = functional.max_pool3d(coverage[:, 1:], (4, 4, 4))
@@ -67,7 +67,7 @@ def latent_foreground(coverage: Tensor) -> Tensor:
 
 
 def tokenise(tokenizer: Callable[..., Any], captions: list[str]) -> Tensor:
-    """Return token ids (n, 32) int64, padded as the pipeline pads them."""
+    """Return token ids (n, 32) int64, padded as in the pipeline."""
     encoded = tokenizer(captions, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt")
     ids: Tensor = encoded.input_ids
     return ids

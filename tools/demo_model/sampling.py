@@ -1,4 +1,4 @@
-"""Videos sampled from a demo pipeline, scored and shown."""
+"""Sampling of videos from a demo pipeline, scoring, and contact sheets."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from .world import Scene
 
 
 def load_model(folder: Path) -> Pipeline:
-    """Return the exported pipeline in float32, as users run it on a CPU."""
+    """Load the exported pipeline in float32, as used on a CPU."""
     pipeline: Pipeline = CogVideoXPipeline
     pipeline = pipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
@@ -25,7 +25,7 @@ def load_model(folder: Path) -> Pipeline:
 def sample(
     pipeline: Pipeline, captions: Sequence[str], steps: int, guidance: float, seed: int, batch: int = 48
 ) -> Tensor:
-    """Return videos (n, frames, height, width, 3) uint8; video i starts from noise of seed + i."""
+    """Return videos (n, frames, height, width, 3) uint8; the noise of video i has seed + i."""
     videos = []
     for start in range(0, len(captions), batch):
         part = list(captions[start : start + batch])
@@ -43,7 +43,7 @@ def sample(
 
 
 def score(videos: Tensor, scenes: Sequence[Scene]) -> tuple[Adherence, list[Reading]]:
-    """Return how well videos show their one-shape scenes, and what was read from each."""
+    """Return the accuracy of each attribute for one-shape scenes, and the attributes recognized in each video."""
     readings = [read(video) for video in videos]
     return adherence(readings, scenes), readings
 
@@ -51,7 +51,7 @@ def score(videos: Tensor, scenes: Sequence[Scene]) -> tuple[Adherence, list[Read
 def contact_sheet(
     videos: Tensor, captions: Sequence[str], path: Path, shown: Sequence[int] = (0, 3, 6, 9, 12, 16)
 ) -> None:
-    """Write a PNG with one row a video: its caption over some of its frames."""
+    """Write a PNG with one row per video: its caption above some of its frames."""
     height, width = videos.shape[2] + 11, videos.shape[3]
     rows = (len(videos) + 1) // 2
     sheet = Image.new("RGB", (2 * (width * len(shown) + 8), rows * height), "white")

@@ -1,4 +1,4 @@
-"""Random scenes to train on."""
+"""Sampler of random training scenes."""
 
 import random
 
@@ -6,10 +6,10 @@ from .world import Actor, Scene, held_out_scenes, one_shape_scenes
 
 
 class SceneSampler:
-    """Draws scenes, an eighth of them with two shapes, never one of the held-out scenes."""
+    """Samples scenes, by default an eighth with two shapes, and never a held-out scene."""
 
     def __init__(self, seed: int, two_shapes: float = 0.125) -> None:
-        """Two samplers of one seed draw the same scenes."""
+        """Samplers with the same seed return the same scenes."""
         self._random = random.Random(seed)
         self._two_shapes = two_shapes
         held_out = set(held_out_scenes())
@@ -24,10 +24,10 @@ class SceneSampler:
 
     def _pair(self) -> Scene:
         left, right = self._one(), self._one()
-        while self._alike(left.actors[0], right.actors[0]):
+        while self._same_colour(left.actors[0], right.actors[0]):
             right = self._one()
         return Scene((left.actors[0], right.actors[0]), left.background)
 
     @staticmethod
-    def _alike(left: Actor, right: Actor) -> bool:
+    def _same_colour(left: Actor, right: Actor) -> bool:
         return left.colour == right.colour

@@ -1,4 +1,4 @@
-"""What a rendered video shows, read from its pixels."""
+"""Recognition of a rendered video's attributes from its pixels."""
 
 import math
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from torch import Tensor
 from .drawing import Paths, backgrounds, coverage
 from .world import BACKGROUNDS, COLOURS, FRAME_SIZE, SHAPES, Scene
 
-_SYMMETRY = (1, 4, 3, 5)  # turns after which a shape of SHAPES looks the same
+_SYMMETRY = (1, 4, 3, 5)  # rotational symmetry of each shape in SHAPES
 _NUM_ANGLES = 16
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The words that a video shows; 'none' where there is no shape, 'still' where nothing moves."""
+    """Attributes recognized in a video; 'none' if there is no shape, 'still' if nothing moves."""
 
     background: str
     colour: str
@@ -24,14 +24,14 @@ class Reading:
     motion: str
 
     def shows(self, scene: Scene) -> bool:
-        """Tell whether every word is the scene's, which has one shape."""
+        """Return whether all attributes match a one-shape scene."""
         actor = scene.actors[0]
         return self == Reading(scene.background, actor.colour, actor.shape, actor.motion)
 
 
 @dataclass(frozen=True)
 class Adherence:
-    """For each kind of word the fraction of videos, in [0, 1], that show what the caption says."""
+    """Fraction of videos, in [0, 1], that match the caption in each attribute."""
 
     background: float
     colour: float
@@ -40,21 +40,22 @@ class Adherence:
 
 
 def adherence(readings: Sequence[Reading], scenes: Sequence[Scene]) -> Adherence:
-    """Compare readings with the one-shape scenes that were asked for."""
-    wanted = [Reading(s.background, s.actors[0].colour, s.actors[0].shape, s.actors[0].motion) for s in scenes]
-    pairs = list(zip(readings, wanted, strict=True))
+    """Compare recognized attributes with the requested one-shape scenes."""
+    expected = [Reading(s.background, s.actors[0].colour, s.actors[0].shape, s.actors[0].motion) for s in scenes]
+    pairs = list(zip(readings, expected, strict=True))
     rates = {
-        field.name: sum(getattr(r, field.name) == getattr(w, field.name) for r, w in pairs) / len(pairs)
+        field.name: sum(getattr(r, field.name) == getattr(e, field.name) for r, e in pairs) / len(pairs)
         for field in fields(Adherence)
     }
     return Adherence(**rates)
 
 
 def read(frames: Tensor) -> Reading:
-    """Read one video of one shape.
+    """Recognize the attributes of a video with one shape.
 
-    frames: (frames, height, width, 3) RGB uint8, 64 x 64 pixels. Each word is the one whose
-    drawing is nearest to the pixels; thresholds lie halfway between still and the least motion.
+    frames: (frames, height, width, 3) RGB uint8, 64 x 64 pixels. Each attribute is the
+    one whose rendering is nearest to the pixels; motion thresholds are halfway between none and the
+    smallest motion.
     """
     video = frames.permute(0, 3, 1, 2).float() / 255
     plates = backgrounds(torch.arange(len(BACKGROUNDS)))
@@ -89,7 +90,7 @@ def _centre(alpha: Tensor) -> Tensor:
 
 
 def _fit_shape(alpha: Tensor, area: Tensor, centre: Tensor) -> tuple[int, Tensor]:
-    """Return the shape whose drawing of equal area fits best, and its angle by frame, unwrapped."""
+    """Return the shape whose rendering of equal area fits best, and its unwrapped angle in each frame."""
     num_frames = alpha.shape[0]
     errors, angles = [], []
     for index, symmetry in enumerate(_SYMMETRY):
@@ -119,10 +120,10 @@ def _motion(area: Tensor, centre: Tensor, angle: Tensor) -> str:
     """Return the motion word for areas (frames,) in px², centres (frames, 2) and angles (frames,)."""
     growth = 0.5 * float((area[-3:].mean() / area[:3].mean()).log())
     dx, dy = (float(v) for v in centre[-3:].mean(0) - centre[:3].mean(0))
-    there_and_back = float(centre[:, 1].diff().abs().sum() - (centre[-1, 1] - centre[0, 1]).abs())
+    reversal = float(centre[:, 1].diff().abs().sum() - (centre[-1, 1] - centre[0, 1]).abs())
     if abs(growth) > 0.5:
         return "growing" if growth > 0 else "shrinking"
-    if there_and_back > 12:
+    if reversal > 12:
         return "bouncing"
     if max(abs(dx), abs(dy)) > 8:
         if abs(dx) > abs(dy):

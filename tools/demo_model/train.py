@@ -1,4 +1,4 @@
-"""Command line of the demo model's training: vae, transformer, score, export."""
+"""Command line for training the demo model: vae, transformer, score, export."""
 
 import argparse
 import json
@@ -24,14 +24,24 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.demo_model.train", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("vae", "transformer"):
-        command = commands.add_parser(name, help=f"train the {name}, resuming from --checkpoint")
+        command = commands.add_parser(name, help=f"train the {name}; resumes from --checkpoint")
         command.add_argument("--checkpoint", type=Path, required=True, help="folder of the training's state")
-        command.add_argument("--minutes", type=float, required=True, help="time for this run, set-up included")
-        command.add_argument("--start", type=float, default=0.0, help="progress of the whole at the start, 0 to 1")
-        command.add_argument("--end", type=float, default=1.0, help="progress at the end: 1 ends annealed")
-        command.add_argument("--batch", type=int, help="clips a step")
-        command.add_argument("--pool", type=int, help="clips kept to draw batches from")
-    scoring = commands.add_parser("score", help="render the held-out captions and read what they show")
+        command.add_argument("--minutes", type=float, required=True, help="time limit of this run, including set-up")
+        command.add_argument(
+            "--start",
+            type=float,
+            default=0.0,
+            help="progress of the complete training at the start, 0 to 1 (default: 0)",
+        )
+        command.add_argument(
+            "--end",
+            type=float,
+            default=1.0,
+            help="progress at the end; at 1 the learning rate has decayed (default: 1)",
+        )
+        command.add_argument("--batch", type=int, help="clips per step")
+        command.add_argument("--pool", type=int, help="clips in memory from which batches are drawn")
+    scoring = commands.add_parser("score", help="render the held-out captions and recognize the attributes")
     scoring.add_argument("--steps", type=int, nargs="+", default=[10, 20], help="denoising steps")
     scoring.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.5], help="guidance scales")
     scoring.add_argument("--seed", type=int, default=0, help="seed of the first video's noise")
@@ -40,22 +50,22 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     source = scoring.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, help="folder of the training's state")
     source.add_argument("--model", type=Path, help="folder of an exported model")
-    export = commands.add_parser("export", help="write the averaged weights in the hub's folder layout")
+    export = commands.add_parser("export", help="write the EMA weights in the Hub's folder layout")
     export.add_argument("--checkpoint", type=Path, required=True, help="folder of the training's state")
     export.add_argument(
-        "--out", type=Path, required=True, help="folder of the model; replaced when the new one is whole"
+        "--out", type=Path, required=True, help="folder of the model; replaced once the new one is complete"
     )
     return parser.parse_args(arguments)
 
 
 def train(options: argparse.Namespace, device: torch.device) -> None:
-    """Run the training that was asked for."""
+    """Train the VAE or the transformer."""
     budget = Budget(options.minutes * 60, options.start, options.end)
-    given = {key: getattr(options, key) for key in ("batch", "pool") if getattr(options, key)}
+    overrides = {key: getattr(options, key) for key in ("batch", "pool") if getattr(options, key)}
     if options.command == "vae":
-        train_vae(options.checkpoint, budget, VaeRecipe(**given), device)
+        train_vae(options.checkpoint, budget, VaeRecipe(**overrides), device)
     else:
-        train_transformer(options.checkpoint, budget, TransformerRecipe(**given), device)
+        train_transformer(options.checkpoint, budget, TransformerRecipe(**overrides), device)
 
 
 def score_held_out(options: argparse.Namespace, device: torch.device) -> None:
@@ -80,7 +90,7 @@ def score_held_out(options: argparse.Namespace, device: torch.device) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    """Write the model beside its place first, then swap, keeping a README that is there."""
+    """Write the model to a temporary folder, then replace the target; keep its README.md."""
     pipeline = load_pipeline(options.checkpoint, averaged=True, device=torch.device("cpu"))
     fresh = options.out.with_name(options.out.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -88,7 +98,9 @@ def export(options: argparse.Namespace) -> None:
     if (options.out / "README.md").exists():
         shutil.copy(options.out / "README.md", fresh)
     if num_bytes > MAX_BYTES:
-        raise SystemExit(f"The model must have at most {MAX_BYTES} bytes; got {num_bytes}. Shrink build.py's sizes.")
+        raise SystemExit(
+            f"the model must have at most {MAX_BYTES} bytes, got {num_bytes}; reduce the sizes in build.py"
+        )
     for path in fresh.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     shutil.rmtree(options.out, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Training of the transformer together with its text encoder, on latents of the trained VAE."""
+"""Joint training of transformer and text encoder on latents of the trained VAE."""
 
 import time
 from dataclasses import dataclass, replace
@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 from .build import Pipeline, build_pipeline
 from .checkpoint import State, load_state, load_weights, save_state, save_weights
-from .loop import Budget, Ema, captured, lr_scale, ticks
+from .loop import Budget, Ema, captured, lr_scale, timed_steps
 from .optim import MuonAdamW
 from .pool import Pool, PoolMaker, tokenise
 from .scenes import SceneSampler
-from .vae import lay_out
+from .vae import use_channels_last
 
 _LOSSES_KEPT = 500
 
 
 @dataclass(frozen=True)
 class TransformerRecipe:
-    """What decides the transformer; the foreground's extra weight falls to 0 at `foreground_until`."""
+    """Hyperparameters of the transformer's training; `foreground_weight` decays to 0 at progress `foreground_until`."""
 
     batch: int = 96
     pool: int = 32768
@@ -35,10 +35,10 @@ class TransformerRecipe:
 
 
 class Denoising:
-    """The v-prediction loss on random batches of a pool, free of host work."""
+    """v-prediction loss on random batches of a pool, without host synchronization."""
 
     def __init__(self, pipeline: Pipeline, pool: Pool, recipe: TransformerRecipe) -> None:
-        """Take the models from the pipeline; `foreground_weight` is a tensor that the caller fills."""
+        """Use the pipeline's models; `foreground_weight` is a tensor that the caller sets."""
         self._transformer, self._text_encoder = pipeline.transformer, pipeline.text_encoder
         self._pool, self._recipe = pool, recipe
         device = pool.latents.device
@@ -49,13 +49,13 @@ class Denoising:
         self.foreground_weight = torch.zeros((), device=device)
 
     def __call__(self) -> tuple[Tensor, Tensor]:
-        """Return the weighted loss and the plain mean squared error of v."""
+        """Return the weighted loss and the unweighted mean squared error of v."""
         batch, device = self._recipe.batch, self._null.device
         index = torch.randint(len(self._pool.latents), (batch,), device=device)
         clean = self._pool.latents[index].float()
         dropped = torch.rand(batch, 1, device=device) < self._recipe.caption_dropout
         tokens = torch.where(dropped, self._null, self._pool.tokens[index])
-        # One timestep from each of `batch` equal parts: the loss varies less between steps.
+        # Stratified: one timestep from each of `batch` equal intervals reduces the variance of the loss.
         parts = (torch.arange(batch, device=device) + torch.rand(batch, device=device)) / batch
         timestep = (parts * len(self._alphas)).long().clamp(max=len(self._alphas) - 1)
         alpha = self._alphas[timestep].view(-1, 1, 1, 1, 1)
@@ -71,7 +71,7 @@ class Denoising:
 
 
 def load_pipeline(folder: Path, averaged: bool, device: torch.device) -> Pipeline:
-    """Return the pipeline with the checkpoint's weights; the VAE is always the averaged one."""
+    """Return the pipeline with the checkpoint's weights; the VAE always has its EMA weights."""
     pipeline = build_pipeline(seed=2)
     state = load_state(folder)
     pipeline.vae.register_to_config(scaling_factor=state.scaling_factor)
@@ -84,19 +84,19 @@ def load_pipeline(folder: Path, averaged: bool, device: torch.device) -> Pipelin
 
 
 def train_transformer(folder: Path, budget: Budget, recipe: TransformerRecipe, device: torch.device) -> None:
-    """Train for the budget's time from the folder's checkpoint, and save there.
+    """Train within the time limit, resuming from and saving to the folder's checkpoint.
 
-    The optimizer starts afresh in every run: its state would not fit beside the weights in files
-    of 16 MiB, and its memory is short against a run.
+    The optimizer state isn't saved: it would exceed the limit of 16 MiB per file, and its averages
+    are short compared with a run.
     """
     began = time.monotonic()
     state = load_state(folder)
     pipeline = load_pipeline(folder, averaged=False, device=device)
     average = load_pipeline(folder, averaged=True, device=device)
-    seed = recipe.seed + state.steps  # another one in every run
+    seed = recipe.seed + state.steps  # a different one in each run
     torch.manual_seed(seed)
     pipeline.vae.requires_grad_(False)
-    lay_out(pipeline.vae)
+    use_channels_last(pipeline.vae)
     maker = PoolMaker(pipeline, SceneSampler(seed), device)
     pool = maker.make(recipe.pool)
     print(f"transformer: {recipe.pool} clips encoded after {time.monotonic() - began:.0f} s", flush=True)
@@ -106,7 +106,7 @@ def train_transformer(folder: Path, budget: Budget, recipe: TransformerRecipe, d
     training = _Training(pipeline, average, pool, recipe, device)
     print(f"transformer: ready after {time.monotonic() - began:.0f} s", flush=True)
     steps = 0
-    for steps, progress, log in ticks(budget, began):
+    for steps, progress, log in timed_steps(budget, began):
         training.step(steps, progress)
         if steps % recipe.refresh_every == 0:
             row = steps // recipe.refresh_every * recipe.refresh % recipe.pool
@@ -120,7 +120,7 @@ def train_transformer(folder: Path, budget: Budget, recipe: TransformerRecipe, d
 
 
 class _Training:
-    """One run's captured step with the numbers that change over time."""
+    """Captured step of one run, with its schedules."""
 
     def __init__(
         self, pipeline: Pipeline, average: Pipeline, pool: Pool, recipe: TransformerRecipe, device: torch.device
@@ -135,23 +135,23 @@ class _Training:
 
     def _update(self) -> Tensor:
         self._optimizer.zero_grad()
-        loss, plain = self._loss_of()
+        loss, unweighted = self._loss_of()
         torch.autograd.backward(loss)
         self._optimizer.step()
         self._ema.update()
-        return plain
+        return unweighted
 
     def step(self, number: int, progress: float) -> None:
-        """Take the step of this number (from 1 in this run) at this progress of the whole."""
+        """Run a step, numbered from 1 in this run, at this progress of the complete training."""
         self._optimizer.lr_scale.fill_(lr_scale(progress, number))
-        fading = max(0.0, 1 - progress / self._recipe.foreground_until)
-        self._loss_of.foreground_weight.fill_(self._recipe.foreground_weight * fading)
+        decay = max(0.0, 1 - progress / self._recipe.foreground_until)
+        self._loss_of.foreground_weight.fill_(self._recipe.foreground_weight * decay)
         self._losses[number % _LOSSES_KEPT] = self._run()
         if self._losses.is_cuda and number % 8 == 0:
-            torch.cuda.synchronize()  # else the clock runs far ahead of the device
+            torch.cuda.synchronize()  # otherwise the host runs far ahead of the device
 
     def v_loss(self, steps: int) -> float:
-        """Return the plain loss, averaged over the last 500 of so many steps."""
+        """Return the unweighted loss, averaged over at most the last 500 of `steps` steps."""
         return float(self._losses.sum() / max(1, min(steps, _LOSSES_KEPT)))
 
 
@@ -160,7 +160,7 @@ def _modules(pipeline: Pipeline) -> dict[str, nn.Module]:
 
 
 def _is_matrix(name: str, p: Tensor) -> bool:
-    """Tell Muon's weights: the matrices of attention and feed-forward in either network."""
+    """Return whether Muon updates a weight: the matrices of attention and feed-forward in both networks."""
     inside = ("attn1.to_", ".ff.", "SelfAttention.", "DenseReluDense.")
     return p.dim() == 2 and any(part in name for part in inside) and "relative" not in name
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .build import Vae, build_vae
 from .checkpoint import load_state, load_weights, save_state, save_weights
 from .drawing import draw
-from .loop import Budget, Ema, captured, lr_scale, ticks
+from .loop import Budget, Ema, captured, lr_scale, timed_steps
 from .optim import MuonAdamW
 from .sampling import contact_sheet
 from .scenes import SceneSampler
@@ -19,7 +19,7 @@ from .scenes import SceneSampler
 
 @dataclass(frozen=True)
 class VaeRecipe:
-    """What decides the VAE; weights apply to losses on videos in [-1, 1]."""
+    """Hyperparameters of the VAE's training; loss weights refer to videos in [-1, 1]."""
 
     batch: int = 16
     pool: int = 16384
@@ -43,8 +43,8 @@ def draw_pool(sampler: SceneSampler, size: int, device: torch.device) -> Tensor:
 def vae_loss(vae: Vae, video: Tensor, recipe: VaeRecipe) -> tuple[Tensor, Tensor]:
     """Return the loss and the mean squared error for videos (n, 3, frames, height, width) in [-1, 1].
 
-    Beside KL, each channel's mean and standard deviation over the batch are drawn to 0 and 1,
-    because the pipeline knows only one scaling factor for all channels.
+    Besides KL, a term moves each channel's mean and standard deviation over the batch towards 0 and 1,
+    because the pipeline has a single scaling factor for all channels.
     """
     with torch.autocast(video.device.type, torch.bfloat16):
         posterior = vae.encode(video).latent_dist
@@ -70,7 +70,7 @@ def encode(vae: Vae, video: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reconstruction_psnr(vae: Vae, video: Tensor) -> float:
-    """Return 10 log10(1 / MSE) in dB, in float32 on [0, 1], of videos in [-1, 1] through the VAE."""
+    """Return the VAE's reconstruction PSNR in dB, in float32 on [0, 1], for videos in [-1, 1]."""
     errors = []
     for part in torch.split(video, 16):
         decoded = vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1)
@@ -80,28 +80,28 @@ def reconstruction_psnr(vae: Vae, video: Tensor) -> float:
 
 @torch.no_grad()
 def show_reconstruction(vae: Vae, video: Tensor, path: Path) -> None:
-    """Write a PNG with videos on the left and what the VAE makes of them on the right."""
+    """Write a PNG with videos on the left and their reconstructions on the right."""
     decoded = vae.decode(vae.encode(video).latent_dist.mean).sample.clamp(-1, 1)
     frames = ((torch.cat((video, decoded)) + 1) * 127.5).round().to("cpu", torch.uint8).permute(0, 2, 3, 4, 1)
     contact_sheet(frames, ["drawn"] * len(video) + ["reconstructed"] * len(video), path)
 
 
-def lay_out(vae: Vae) -> None:
-    """Lay the kernels out with channels last, which the tensor cores want."""
+def use_channels_last(vae: Vae) -> None:
+    """Convert convolution kernels to channels-last, which is faster on tensor cores."""
     for weight in vae.parameters():
         if weight.dim() == 5:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
 
 
 def train_vae(folder: Path, budget: Budget, recipe: VaeRecipe, device: torch.device) -> None:
-    """Train for the budget's time, from the folder's checkpoint where there is one, and save there."""
+    """Train within the time limit, resuming from the folder's checkpoint if any, and save there."""
     began = time.monotonic()
     torch.manual_seed(recipe.seed)
     vae = build_vae().to(device)
     load_weights(folder, "vae", {"vae": vae})
     average = copy.deepcopy(vae).requires_grad_(False)
     load_weights(folder, "vae-ema", {"vae": average})
-    lay_out(vae)
+    use_channels_last(vae)
     sampler = SceneSampler(recipe.seed)
     pool = draw_pool(sampler, recipe.pool, device)
     optimizer = MuonAdamW([vae], _is_matrix, recipe.muon_lr, recipe.adam_lr)
@@ -119,7 +119,7 @@ def train_vae(folder: Path, budget: Budget, recipe: VaeRecipe, device: torch.dev
     run = captured(step, device)
     print(f"vae: ready after {time.monotonic() - began:.0f} s", flush=True)
     num_steps = 0
-    for num_steps, progress, log in ticks(budget, began):
+    for num_steps, progress, log in timed_steps(budget, began):
         optimizer.lr_scale.fill_(lr_scale(progress, num_steps))
         mse = run()
         if device.type == "cuda" and num_steps % 8 == 0:
@@ -130,13 +130,13 @@ def train_vae(folder: Path, budget: Budget, recipe: VaeRecipe, device: torch.dev
 
 
 def _is_matrix(name: str, p: Tensor) -> bool:
-    """Tell Muon's weights: kernels wider than one pixel, but the first and last of each network."""
+    """Return whether Muon updates a weight: kernels larger than 1 x 1, except the first and last layers."""
     return p.dim() >= 4 and p.shape[-1] > 1 and "conv_in" not in name and "conv_out" not in name
 
 
 def finish_vae(folder: Path, vae: Vae, average: Vae, steps: int, device: torch.device) -> None:
-    """Measure the averaged VAE on unseen clips and save both sets of weights."""
-    torch.backends.cudnn.benchmark = False  # its search costs more than these few calls
+    """Measure the VAE with EMA weights on unseen clips, and save both sets of weights."""
+    torch.backends.cudnn.benchmark = False  # autotuning takes longer than these few calls
     save_weights(folder, "vae", {"vae": vae})
     save_weights(folder, "vae-ema", {"vae": average})
     video = draw(SceneSampler(999).sample(64 if device.type == "cuda" else 4), device).video

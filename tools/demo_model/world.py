@@ -1,4 +1,4 @@
-"""The world of the demo model: its words, scenes and captions."""
+"""Vocabulary, scenes and captions of the demo model."""
 
 import random
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "purple": (0.60, 0.15, 0.80),
     "pink": (1.00, 0.45, 0.75),
 }
-# RGB at the top and at the bottom row: equal means plain, different means shaded. None of the
-# words is a colour of a shape: with shared words the model mixed the two up.
+# RGB of the top and the bottom row; shaded if they differ. No name is also the colour of a shape:
+# with shared words the model confused the two.
 BACKGROUNDS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "black": ((0.04, 0.04, 0.04), (0.04, 0.04, 0.04)),
     "grey": ((0.45, 0.45, 0.45), (0.45, 0.45, 0.45)),
@@ -42,18 +42,18 @@ NUM_HELD_OUT = 48
 
 @dataclass(frozen=True)
 class Actor:
-    """One shape: what it looks like, and what it does."""
+    """One shape with its colour and motion."""
 
     shape: str
     colour: str
     motion: str
 
     def __post_init__(self) -> None:
-        """Refuse words outside the vocabulary, and a turning circle, which nobody can see."""
+        """Reject words outside the vocabulary, and turning circles, whose motion isn't visible."""
         if self.shape not in SHAPES or self.colour not in COLOURS or self.motion not in MOTIONS:
-            raise ValueError(f"Every word of an actor must be in the vocabulary; got {self}.")
+            raise ValueError(f"each word must be in the vocabulary, got {self}")
         if self.shape == "circle" and self.motion == "turning":
-            raise ValueError("A circle must not turn: the motion cannot be seen. Use another shape.")
+            raise ValueError("a turning circle isn't visible; use another shape")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Scene:
 
 
 def parse_caption(caption: str) -> Scene:
-    """Return the scene whose caption this is; ValueError where it is not a caption of the world."""
+    """Return the scene of a caption; raise ValueError if the caption doesn't have the expected form."""
     head, _, tail = caption.strip().partition(" over a ")
     background = tail.removesuffix(" background")
     actors = []
@@ -79,12 +79,12 @@ def parse_caption(caption: str) -> Scene:
         actors.append(Actor(shape, colour, " ".join(motion)))
     scene = Scene(tuple(actors), background)
     if background not in BACKGROUNDS or scene.caption() != caption.strip():
-        raise ValueError(f"A caption must read like {scene.caption()!r}; got {caption!r}.")
+        raise ValueError(f"a caption must have the form {scene.caption()!r}, got {caption!r}")
     return scene
 
 
 def one_shape_scenes() -> tuple[Scene, ...]:
-    """Return every scene with one actor: 4 x 8 x 8 x 5 less the turning circles, 1,240."""
+    """Return all 1,240 scenes with one actor: 4 x 8 x 8 x 5, without turning circles."""
     actors = (
         Actor(shape, colour, motion)
         for shape, colour, motion in product(SHAPES, COLOURS, MOTIONS)
@@ -94,7 +94,7 @@ def one_shape_scenes() -> tuple[Scene, ...]:
 
 
 def held_out_scenes() -> tuple[Scene, ...]:
-    """Return the 48 one-shape scenes never trained on; every word occurs equally often, nearly."""
+    """Return the 48 one-shape scenes excluded from training; all words occur about equally often."""
     rng = random.Random(2026)
     values = [SHAPES, tuple(COLOURS), MOTIONS, tuple(BACKGROUNDS)]
     chosen: dict[Scene, None] = {}
@@ -109,6 +109,6 @@ def held_out_scenes() -> tuple[Scene, ...]:
 
 
 def words() -> tuple[str, ...]:
-    """Return every word that a caption can hold, sorted, without repeats."""
+    """Return all words of captions, sorted and unique."""
     captions = [scene.caption() for scene in one_shape_scenes()]
     return tuple(sorted({word for caption in captions for word in caption.split()} | {"and"}))

@@ -1,1 +1,1 @@
-"""Generators of the documentation's reference pages; mkdocs calls `hooks.py`."""
+"""Generators of the reference pages in the documentation; mkdocs calls `hooks.py`."""

@@ -1,7 +1,7 @@
-"""Mermaid diagrams as stored SVG files, so that the site needs neither scripts nor a network.
+"""Mermaid diagrams as stored SVG files, so that the site needs neither scripts nor network access.
 
-The source of a diagram is in the page, where code forges render it. Chromium renders `docs/images/PAGE-NUMBER.svg`,
-with a digest of the source; the build warns if the two differ. After a change:
+The source of a diagram is in the page; GitHub and GitLab render it there. Chromium renders it to
+`docs/images/PAGE-NUMBER.svg` with a digest of the source; the build warns if the digest is out of date. After a change:
 
     npm pack mermaid@11 && tar xzf mermaid-11*.tgz package/dist/mermaid.min.js
     python -m tools.docs.diagrams package/dist/mermaid.min.js
@@ -22,7 +22,7 @@ async function draw(source) {{
     mermaid.initialize({{startOnLoad: false, theme: "neutral", htmlLabels: false, fontFamily: "sans-serif",
                         flowchart: {{htmlLabels: false, wrappingWidth: 420}}}});
     document.body.innerHTML = (await mermaid.render("diagram", source)).svg;
-    for (const cluster of document.querySelectorAll(".cluster")) {{  // titles to the left: arrows cross the middle
+    for (const cluster of document.querySelectorAll(".cluster")) {{  // titles left: arrows cross the middle
         const box = cluster.querySelector("rect"), label = cluster.querySelector(".cluster-label");
         const [left, top] = ["x", "y"].map(name => Number(box.getAttribute(name)));
         const words = label.getBBox();
@@ -48,9 +48,9 @@ def with_pictures(markdown: str, page: str, images: Path, warn: Callable[[str], 
         nonlocal number
         number += 1
         name, title = f"{page}-{number}.svg", _TITLE.search(block["source"])
-        kept = images / name
-        if not kept.is_file() or _digest(block["source"]) not in kept.read_text(encoding="utf-8"):
-            warn(f"{kept} doesn't match the source in {page}.md; see tools/docs/diagrams.py")
+        stored = images / name
+        if not stored.is_file() or _digest(block["source"]) not in stored.read_text(encoding="utf-8"):
+            warn(f"{stored} doesn't match the source in {page}.md; see tools/docs/diagrams.py")
         return f"![{title['title'].strip() if title else page}](images/{name}){{ .diagram }}"
 
     return _BLOCK.sub(picture, markdown)

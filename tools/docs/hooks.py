@@ -1,6 +1,6 @@
-"""mkdocs hooks: generated reference tables, and files of the checkout's root as pages.
+"""mkdocs hooks: generated reference tables, and files of the repository root as pages.
 
-In a page, `<!-- generate: NAME -->` stands for a generated table and `<!-- include: FILE -->` for a file of the root.
+In a page, `<!-- generate: NAME -->` inserts a generated table and `<!-- include: FILE -->` a file of the root.
 """
 
 import json
@@ -31,7 +31,7 @@ _DIRECTIVE = re.compile(r"^<!-- (?P<kind>generate|include): (?P<name>[\w ./-]+) 
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the JSON Schemas and the examples, which pages link to."""
+    """Add the JSON Schemas and the examples that pages link to."""
     for name, schema in _schemas().items():
         text = json.dumps(schema, indent=2) + "\n"
         files.append(File.generated(config, f"schemas/{name}.schema.json", content=text))

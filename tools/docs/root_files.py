@@ -1,4 +1,4 @@
-"""Files of the checkout's root as pages of the site, with rewritten links."""
+"""Files of the repository root as pages of the site, with rewritten links."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ _LINK = re.compile(r"\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 
 
 def as_page(file: Path, pages: Mapping[str, str], warn: Callable[[str], None]) -> str:
-    """Read a Markdown file of the root and point its links to pages of the site.
+    """Read a Markdown file of the root and rewrite its links to pages of the site.
 
     Args:
         file: the file.
@@ -22,7 +22,7 @@ def as_page(file: Path, pages: Mapping[str, str], warn: Callable[[str], None]) -
             return link[0]
         page = pages.get(target, target.removeprefix("docs/") if target.startswith("docs/") else None)
         if page is None:
-            warn(f"{file.name} links to {target}, which is no page of the site")
+            warn(f"{file.name} links to {target}, which is not a page of the site")
             return link[0]
         return f"]({page}{anchor})"
 

@@ -1,4 +1,4 @@
-"""JSON Schemas of the files, also as tables."""
+"""JSON Schemas of the file formats, and their tables."""
 
 import json
 import re
@@ -11,7 +11,7 @@ NAMES = ("result", "tuning", "manifest", "break-even", "prompt")
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """Return the JSON Schema of each kind of file, by name (`NAMES`)."""
+    """Return the JSON Schema of each file format, by name (`NAMES`)."""
     from sparsetune.attention.breakeven import BreakEvenTable
     from sparsetune.checkpoint.manifest import Manifest
     from sparsetune.evaluation.result import SCHEMA_PATH

@@ -1,4 +1,4 @@
-"""Table of all settings, from the configuration's pydantic models."""
+"""Tables of all settings, from the configuration's pydantic models."""
 
 import types
 from collections.abc import Iterator

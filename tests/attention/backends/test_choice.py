@@ -16,7 +16,7 @@ GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Hopper GPU with Triton, as far as the choice looks; nothing was said of it yet."""
+    """A simulated Hopper GPU with Triton, before any warning about it."""
     backends._log_once.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H100")

@@ -1,4 +1,4 @@
-"""FlexAttention under our map; on the CPU it runs uncompiled, so what is compiled is only traced here."""
+"""FlexAttention with our block map; on the CPU it runs uncompiled, so compilation is only traced here."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The real kernels against the reference under the same map; docs/benchmarks.md holds the outcome on an H100."""
+"""The real kernels against the reference with the same map; docs/benchmarks.md has the results on an H100."""
 
 import functools
 
@@ -58,7 +58,7 @@ def thresholds(heads: int, head: HeadThresholds, *, select_partial: bool = False
 
 
 def exact(q: Tensor, k: Tensor, v: Tensor, used: Tensor, blocks: BlockShape) -> Tensor:
-    """The reference under a map, in float32."""
+    """The reference with a block map, in float32."""
     return masked_attention(q.float(), k.float(), v.float(), used, blocks, q.shape[-1] ** -0.5)
 
 
@@ -68,7 +68,7 @@ def l1(found: Tensor, wanted: Tensor) -> Tensor:
 
 
 def floor(backend: Backend, q: Tensor, k: Tensor, v: Tensor) -> float:
-    """The kernel's own rounding at sparsity 0: the worst head's error, in the mean of each head over its queries."""
+    """The kernel's rounding error at sparsity 0: the largest over the heads of the mean over queries."""
     scale = q.shape[-1] ** -0.5
     attended = backend.attend(q, k, v, thresholds(q.shape[1], EVERYTHING), scale=scale, keep=range(0))
     return float(l1(attended.output, F.scaled_dot_product_attention(q.float(), k.float(), v.float())).max())

@@ -1,4 +1,4 @@
-"""The adapter over spas_sage_attn, held against the package's contract without a GPU."""
+"""The adapter for spas_sage_attn, tested against the package's signature without a GPU."""
 
 import inspect
 import sys

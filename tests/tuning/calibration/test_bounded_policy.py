@@ -1,4 +1,4 @@
-"""Policies within an error bound, against a search through the whole table."""
+"""Policies within an error bound, compared with an exhaustive search of the table."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Measured errors and sparsities against the reference backend, called once a point and head."""
+"""Measured errors and sparsities, compared with the reference backend for each point and head."""
 
 import pytest
 import torch

@@ -68,7 +68,8 @@ def test_a_policy_has_them_in_place_of_its_own() -> None:
 
 def test_a_head_that_no_cut_keeps_within_the_bound_on_one_input_is_dense() -> None:
     one, other = limits(0), limits(1)
-    other.mask_threshold[0, 1], one.mask_threshold[1, 2] = np.inf, 1.0  # nothing holds; nothing is left out
+    # No point is within the bound; nothing is skipped.
+    other.mask_threshold[0, 1], one.mask_threshold[1, 2] = np.inf, 1.0
     policy = one.merged(other).policy(START)
     sparse = [[head.is_sparse for head in layer.heads] for layer in policy.layers]
     assert sparse == [[True, False], [True, True, False]]

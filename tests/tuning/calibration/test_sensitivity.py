@@ -1,4 +1,4 @@
-"""Sensitivities fitted to errors that known ones would have made."""
+"""Sensitivities fitted to errors computed from known ones."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The search of one attention call's thresholds, against the backend that they are for."""
+"""Threshold search for one attention call, on the backend that uses the thresholds."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ Input = tuple[Tensor, Tensor, Tensor]
 
 
 class Rounding(ReferenceBackend):
-    """A kernel whose outputs are off by some per cent, as quantisation has them."""
+    """A kernel whose outputs have errors of some per cent, as from quantization."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, **how: object) -> AttentionOutput:
         attended = super().attend(q, k, v, thresholds, **how)  # type: ignore[arg-type]
@@ -59,7 +59,7 @@ def run(
     rule: Rule = "cdf",
     select_partial: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Error and sparsity of each head on a whole input."""
+    """Error and sparsity of each head on a full input."""
     q, k, v = one
     dense = F.scaled_dot_product_attention(q, k, v, scale=0.125)
     off = torch.full_like(cuts, PVTHRESHD_OFF)
