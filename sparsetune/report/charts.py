@@ -15,6 +15,7 @@ class Axis:
     title: str
     log: bool = False
     percent: bool = False  # values are fractions, shown as percentages
+    whole: bool = False  # values are integers, such as trial numbers
     labels: tuple[str, ...] = ()  # of a categorical axis, for the integers from 0
 
 

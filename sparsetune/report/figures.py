@@ -68,7 +68,7 @@ def history(record: TuningRecord, words: Words) -> Plot | None:
         "search_history",
         words("history.title"),
         words("history.alt", trials=len(numbers), best=f"{high:.1%}"),
-        Axis(words("axis.trial")),
+        Axis(words("axis.trial"), whole=True),
         Axis(words("axis.sparsity"), percent=True),
         (line, *points),
     )
@@ -138,7 +138,7 @@ def frames(result: EvaluationResult, words: Words) -> Plot | None:
         "frame_psnr",
         words("frames.title"),
         words("frames.alt", prompts=len(known), index=worst.index, frame=at, psnr=f"{values[at]:.2f}"),
-        Axis(words("axis.frame")),
+        Axis(words("axis.frame"), whole=True),
         Axis(words("axis.psnr_frame")),
         tuple(series),
     )

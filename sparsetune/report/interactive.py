@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sparsetune.report.charts import Axis, Bars, Chart, HeatMap, Plot, Series
+from sparsetune.report.charts import Axis, Bars, Chart, HeatMap, Plot, Series, extent
 
 _MARGIN = {"l": 64, "r": 16, "t": 8, "b": 56}
 
@@ -24,7 +24,11 @@ def _plot(chart: Plot) -> dict[str, Any]:
             trace["hoverinfo"] = "skip"
         data.append(trace)
         named.add(series.name)
-    return {"data": data, "layout": _layout(_axis(chart.x), _axis(chart.y)) | {"hovermode": "closest"}}
+    x_axis = _axis(chart.x)
+    low, high = extent([value for series in chart.series for value in series.x])
+    if chart.x.whole and high - low < 10:  # otherwise Plotly labels halves too
+        x_axis["dtick"] = 1
+    return {"data": data, "layout": _layout(x_axis, _axis(chart.y)) | {"hovermode": "closest"}}
 
 
 def _trace(series: Series, chart: Plot, *, shown: bool) -> dict[str, Any]:
@@ -95,7 +99,7 @@ def _axis(axis: Axis) -> dict[str, Any]:
     if axis.percent:
         form["tickformat"] = ".0%"
     if axis.log:
-        form |= {"type": "log", "exponentformat": "power"}
+        form |= {"type": "log", "exponentformat": "power", "nticks": 4}
     return form
 
 

@@ -116,9 +116,11 @@ def _legend(axes: "Axes", columns: int) -> None:
 
 
 def _format_axis(axis: Axis, drawn: Any) -> None:
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     drawn.set_label_text(axis.title)
+    if axis.whole:
+        drawn.set_major_locator(MaxNLocator(integer=True))
     if axis.percent:
         drawn.set_major_formatter(PercentFormatter(1.0, decimals=0))
     if axis.labels:

@@ -136,9 +136,10 @@ def _prompt_row(row: PromptRow, metrics: Sequence[str]) -> Row:
 
 
 def _trial_row(trial: TrialSection, best: int | None, front: set[int], words: Words) -> Row:
+    state = _state(trial, best, words)
     cells = (
         Cell(str(trial.number), trial.number),
-        Cell(_state(trial, best, words)),
+        Cell(state, state),
         Cell(percent(trial.sparsity) or "–", trial.sparsity),
         Cell(number(trial.psnr) or "–", trial.psnr),
         Cell(number(trial.psnr_worst) or "–", trial.psnr_worst),

@@ -130,7 +130,8 @@ function drawFrames(clip, player) {
   const worst = {
     type: "scatter", mode: "markers+text", meta: "bad", name: translate("worst_frame"), hovertemplate: hover,
     x: [clip.worst], y: [clip.frames[clip.worst]], text: [translate("worst_at", { frame: clip.worst })],
-    textposition: "bottom center", cliponaxis: false,
+    // Beside the dotted line of the shown frame, towards the middle.
+    textposition: clip.worst < clip.count / 2 ? "bottom right" : "bottom left", cliponaxis: false,
   };
   const low = clip.frames[clip.worst], high = Math.max(...clip.frames);
   const room = Math.max(high - low, 0.1); // for the worst frame's label under its mark
