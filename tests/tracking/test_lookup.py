@@ -139,7 +139,7 @@ def test_promoted_checkpoint_is_installed_by_its_name_and_warns_of_other_setting
     warned = [message for message in caplog.messages if message.startswith("the checkpoint was tuned for")]
     assert len(warned) == 1
     assert "num_frames 17 and renders 9" in warned[0] and "num_inference_steps 10 and renders 2" in warned[0]
-    with pytest.raises(CheckpointError, match="the policy must have the model's 8 self-attention layers"):
+    with pytest.raises(CheckpointError, match="don't match the model's 8 self-attention layers"):
         sparsetune.sparsify(pipe, "models:/demo-sparse@previous")
     _, sparse = sparsetune.create_pipelines("demo", recorded.tuning)
     assert sparse("a red circle", num_inference_steps=2).sparsity > 0

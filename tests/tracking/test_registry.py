@@ -71,7 +71,7 @@ def test_two_databases(own_store: Path, registry: str, monkeypatch: pytest.Monke
     assert os.environ["MLFLOW_REGISTRY_URI"] == registry
     listed = json.loads(run("runs", "--json"))
     assert sorted(row["aliases"] for row in listed) == [["demo-sparse@champion"], ["demo-sparse@previous"]]
-    assert "@champion is version 2, before it version 1" in run("rollback")
+    assert "@champion is version 2, was version 1" in run("rollback")
     shown = json.loads(run("checkpoint", "show", "models:/demo-sparse@champion", "--json"))
     assert shown["policy"]["keep_text"] is True
 

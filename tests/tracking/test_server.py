@@ -58,7 +58,7 @@ def test_run_is_reviewed_promoted_loaded_and_rolled_back_through_a_server(remote
     assert rows[second.tuning]["aliases"] == ["demo-sparse@champion"] and rows[first.tuning]["review"] == "ok"
     change = json.loads(run("compare", "models:/demo-sparse@previous", second.tuning, "--json"))["changes"]["sparsity"]
     assert change["difference"]["mean"] == pytest.approx(0.05)
-    assert run("rollback") == "models:/demo-sparse@champion is version 1, before it version 2\n"
+    assert run("rollback") == "models:/demo-sparse@champion is version 1, was version 2\n"
     assert sparsetune.load_checkpoint("models:/demo-sparse@champion").policy == policy_of(0.9)
     assert not [tag for tag in remote.registry().model().tags if tag.startswith("sparsetune.claim.")]  # type: ignore[union-attr]
     output = run("promote", second.tuning, "--alias", "staging", "--json")

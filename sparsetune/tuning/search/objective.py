@@ -32,7 +32,7 @@ from sparsetune.tuning.events import (
 )
 from sparsetune.tuning.search.ranking import mean, mean_sparsity, shortfalls, values
 from sparsetune.tuning.search.space import SearchSpace
-from sparsetune.tuning.search.study import OUTCOME, SharedStudy
+from sparsetune.tuning.search.study import OUTCOME, SharedStudy, best_sparsity
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +242,8 @@ class Objective:
             raise
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Parameter]:
-        return self.space.suggest(trial, _study(trial).best_sparsity if self.aimed else 0.0)
+        assert isinstance(trial.study, SharedStudy)
+        return self.space.suggest(trial, trial.study.best_sparsity if self.aimed else 0.0)
 
     def after_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Notify the listeners of a trial that ended; an Optuna callback.
@@ -284,7 +285,7 @@ class Objective:
             after = f"after {done} of {num_prompts} prompts"
             if psnr < self.runner.gate.min_psnr - PRUNE_BELOW_GATE_DB:
                 return f"psnr {psnr:.1f} dB {after}, the gate is {self.runner.gate.min_psnr:g} dB"
-            best = _study(trial).best_sparsity if self.goal == "sparsity" else 0.0
+            best = best_sparsity(trial.study.get_trials(deepcopy=False)) if self.goal == "sparsity" else 0.0
             if sparsity < PRUNE_BELOW_BEST * best:
                 return f"sparsity {sparsity:.3f} {after}, the best has {best:.3f}"
         if self.goal == "pareto":  # has no single best trial
@@ -303,8 +304,3 @@ class Objective:
         if result.sparsity is not None and not self.penalised:  # CMA-ES warns of constraints that it won't use
             for name, missing in result.shortfalls.items():
                 trial.set_constraint(name, missing)
-
-
-def _study(trial: optuna.Trial) -> SharedStudy:
-    assert isinstance(trial.study, SharedStudy)
-    return trial.study
