@@ -1,4 +1,4 @@
-"""Tune sparse attention for video diffusion models, and measure what it does to the videos.
+"""Tune sparse attention for video diffusion models, and measure its effect on the videos.
 
 Names are imported on first use, so that `import sparsetune` is fast.
 """

@@ -59,8 +59,8 @@ def config_from_manifest(path: Path | str, base: Config) -> Config:
     manifest = load_checkpoint(path).manifest
     if not manifest.search:
         raise TuningError(
-            f"the manifest must tell the whole search, but that of {path} (tuner {manifest.tuner}) doesn't: an older "
-            "sparsetune wrote it, or no search did; give a checkpoint of `sparsetune tune`, or the options themselves"
+            f"the manifest of {path} has no search settings (tuner {manifest.tuner}): an older sparsetune wrote it, or "
+            "no search did; use a checkpoint of `sparsetune tune`, or give the options themselves"
         )
     config = _config(path, manifest, base)
     _check_prompts("tune", config.tune.prompt_file, config.tune.num_prompts, manifest.prompts_hash)

@@ -21,7 +21,7 @@ TRIAL = TrialResult(
 )  # fmt: skip
 RESULT = TuningResult(
     "demo-1", (TRIAL,), TRIAL, None, Path("checkpoint"), result_of(), None, 30.0, before=result_of(use_tuned=False),
-    insight=SearchStatistics(-0.5, {"l1": 1.0}), seconds_by_phase={"trials": 12.0, "judging": 18.0},
+    insight=SearchStatistics(-0.5, {"l1": 1.0}), seconds_by_phase={"trials": 12.0, "evaluation": 18.0},
 )  # fmt: skip
 
 

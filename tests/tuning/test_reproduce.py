@@ -125,7 +125,7 @@ def test_another_machine_is_a_warning_that_names_what_differs(tmp_path: Path, ca
 
 def test_a_manifest_without_a_search_is_refused(tmp_path: Path) -> None:
     path = saved(searched(), tmp_path, search={})
-    with pytest.raises(TuningError, match=rf"must tell the whole search, but that of {path} \(tuner optuna\) doesn't"):
+    with pytest.raises(TuningError, match=rf"manifest of {path} has no search settings \(tuner optuna\)"):
         config_from_manifest(path, Config())
     with pytest.raises(CheckpointError, match="there is no"):
         config_from_manifest(tmp_path / "nowhere", Config())
