@@ -102,12 +102,10 @@ def test_every_trial_that_rendered_is_a_point_once() -> None:
 
 
 def test_phases_of_an_older_record_keep_their_names() -> None:
-    record = record_of().model_copy(
-        update={"seconds_by_phase": {"calibration": 18.0, "sensitivity": 47.0, "evaluation": 69.0}}
-    )
+    record = record_of().model_copy(update={"seconds_by_phase": {"calibration": 18.0, "probes": 47.0, "judging": 69.0}})
     (*_, phases) = figures(Source("x", None, tuning=record), words("en"))
     assert isinstance(phases, Bars)
-    assert phases.labels == ("calibration", "sensitivity", "evaluation")
+    assert phases.labels == ("calibration", "probes", "judging")
 
 
 def test_pictures_of_all_figures_are_drawn(tmp_path: Path) -> None:
