@@ -85,7 +85,11 @@ def alone(folder: Path) -> TuningResult:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux's /proc")
-def test_a_host_leaves_in_the_middle_of_a_trial_and_another_joins(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_host_leaves_in_the_middle_of_a_trial_and_another_joins(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # `add_node` sets a signal handler, which only the main thread may; listeners are called in others.
+    monkeypatch.setattr("ray._private.utils.set_sigterm_handler", lambda handler: None)
     mover = Mover(cluster)
     settings = {**ON_HOSTS, "engine.ray_address": cluster.address}
     result = tune(config(tmp_path / "hosts", **settings), output_dir=tmp_path / "hosts/tune", listeners=(mover,))

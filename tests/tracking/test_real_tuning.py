@@ -42,8 +42,8 @@ def test_a_tuning_goes_on_without_its_server_and_sync_sends_the_rest(tmp_path: P
         server.kill()
         error = tuning.communicate(timeout=600)[1]
         assert tuning.returncode == 0, error
-        assert "what is recorded meanwhile waits in" in error
-        assert "send them with `sparsetune sync`" in error
+        assert "runs are kept in the local store meanwhile" in error
+        assert "publish them with `sparsetune sync`" in error
         server.start()
         synced = subprocess.run(
             [sys.executable, "-m", "sparsetune", "sync", "--json"], cwd=tmp_path, capture_output=True, text=True

@@ -1,6 +1,6 @@
 """Processes that search one study together: `python -m tests.tuning.processes URL FOLDER COUNT N_TRIALS [DIES_AT]`.
 
-The outcome of a trial is known from its parameters, as in `test_study`, and takes some simulated milliseconds. Each
+The outcome of a trial is known from its parameters, as in `test_study`, and takes some simulated tenths of a second. Each
 process notes every trial that it begins in FOLDER/ID.begun and, in the end, what it came to in FOLDER/ID.ended. The
 first process kills itself in the middle of its trial DIES_AT, counted from 0.
 """
@@ -24,7 +24,9 @@ def work(url: str, folder: Path, n_trials: int, dies_at: int | None) -> None:
 
     def slow(self, place, emit):
         """Sleep for each prompt, with varying times, and kill the process during one of them."""
-        time.sleep(random.Random(f"{os.getpid()} {time.monotonic()}").uniform(0.002, 0.02))
+        time.sleep(
+            random.Random(f"{os.getpid()} {time.monotonic()}").uniform(0.05, 0.15)
+        )  # longer than waiting for a lock
         if dies_at is not None and len(mine) == dies_at + 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return known(self, place, emit)
