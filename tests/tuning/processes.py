@@ -1,7 +1,7 @@
 """Processes that search one study together: `python -m tests.tuning.processes URL FOLDER COUNT N_TRIALS [DIES_AT]`.
 
-The outcome of a trial is known from its parameters, as in `test_study`, and takes some simulated tenths of a second. Each
-process notes every trial that it begins in FOLDER/ID.begun and, in the end, what it came to in FOLDER/ID.ended. The
+The outcome of a trial is known from its parameters, as in `test_study`, and takes about a tenth of a second. Each process
+notes every trial that it begins in FOLDER/ID.begun and, in the end, what it came to in FOLDER/ID.ended. The
 first process kills itself in the middle of its trial DIES_AT, counted from 0.
 """
 
@@ -23,10 +23,8 @@ def work(url: str, folder: Path, n_trials: int, dies_at: int | None) -> None:
     recorder, mine, known = Recorder(), [], Known.run
 
     def slow(self, place, emit):
-        """Sleep for each prompt, with varying times, and kill the process during one of them."""
-        time.sleep(
-            random.Random(f"{os.getpid()} {time.monotonic()}").uniform(0.05, 0.15)
-        )  # longer than waiting for a lock
+        """Sleep for each prompt, longer than a lock is polled, and kill the process during one of them."""
+        time.sleep(random.Random(f"{os.getpid()} {time.monotonic()}").uniform(0.05, 0.15))
         if dies_at is not None and len(mine) == dies_at + 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return known(self, place, emit)
