@@ -1,8 +1,8 @@
 """Processes that search one study together: `python -m tests.tuning.processes URL FOLDER COUNT N_TRIALS [DIES_AT]`.
 
-The outcome of a trial is known from its parameters, as in `test_study`, and takes about a tenth of a second. Each process
-notes every trial that it begins in FOLDER/ID.begun and, in the end, what it came to in FOLDER/ID.ended. The
-first process kills itself in the middle of its trial DIES_AT, counted from 0.
+The outcome of a trial is known from its parameters, as in `test_study`, and takes about a tenth of a second. Each
+process notes every trial that it begins in FOLDER/ID.begun and, in the end, its results in FOLDER/ID.ended. The first
+process kills itself in the middle of its trial DIES_AT, counted from 0.
 """
 
 import json
