@@ -39,9 +39,13 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def json_text(value: Any) -> str:
+    """Format `value` as indented JSON; ValueError for NaN and infinity, which JSON lacks."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON; ValueError for NaN and infinity, which JSON lacks."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value) + "\n")
 
 
 def _cannot_write(path: Path, error: OSError) -> SparsetuneError:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from sparsetune.cli.console import json_text, only_results_on_stdout, print_json
+from sparsetune.cli.console import only_results_on_stdout, print_json
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import build_config, config_options, json_option
+from sparsetune.files import json_text
 
 
 @click.group(name="checkpoint")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sparsetune.cli.console import json_text, print_json
+from sparsetune.cli.console import print_json
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import build_config, json_option, model_name_option, open_store, short_name, store_options
 
@@ -95,8 +95,11 @@ def _sides(
 
 def _write(comparison: "Comparison", path: Path) -> None:
     from sparsetune.errors import UsageError
-    from sparsetune.files import write_text
+    from sparsetune.files import write_json, write_text
 
     if path.suffix not in (".md", ".json"):
         raise UsageError(f"--output must end in .md or .json, got {path}")
-    write_text(path, comparison.to_markdown() if path.suffix == ".md" else json_text(comparison.to_dict()) + "\n")
+    if path.suffix == ".md":
+        write_text(path, comparison.to_markdown())
+    else:
+        write_json(path, comparison.to_dict())

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, TextIO
 import click
 
 from sparsetune.cli.log_schema import EVENTS, JSON_ONLY, Level
+from sparsetune.files import json_text
 
 LogFormat = Literal["text", "json"]
 
@@ -164,10 +165,6 @@ def log_note(message: str) -> None:
 
 def log_loading(model: str) -> None:
     current_log().event("loading", f"loading {model} ...", model=model)
-
-
-def json_text(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def print_json(value: Any) -> None:

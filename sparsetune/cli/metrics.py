@@ -6,8 +6,9 @@ from typing import cast
 import click
 
 from sparsetune.cli import options
-from sparsetune.cli.console import current_log, json_text, only_results_on_stdout
+from sparsetune.cli.console import current_log, only_results_on_stdout
 from sparsetune.cli.main import Command
+from sparsetune.files import json_text
 
 
 @click.command(cls=Command, name="metrics", shows_progress=True)

@@ -9,6 +9,7 @@ import click
 
 from sparsetune.cli import console, options
 from sparsetune.cli.main import Command
+from sparsetune.files import json_text
 
 if TYPE_CHECKING:
     from sparsetune.cli.tables import Table
@@ -97,7 +98,7 @@ def command(
     with console.only_results_on_stdout(), contextlib.closing(progress.display):
         console.log_loading(config.model.source)
         result = tune(config, output_dir=folder, listeners=(progress, *options.tracking_listeners(config)))
-    click.echo(console.json_text(outcome_dict(result)) if as_json else tuning_text(result))
+    click.echo(json_text(outcome_dict(result)) if as_json else tuning_text(result))
     if result.interrupted:
         raise click.Abort(f"{len(result.trials)} trials saved, run the same command to resume")
     _check_gate(result, require_gate)
@@ -110,7 +111,7 @@ def _print_cost(config: "Config", as_json: bool) -> None:
         console.log_loading(config.model.source)
         console.log_note("measuring some denoising steps ...")
         cost = estimate(config)
-    click.echo(console.json_text(cost_dict(cost)) if as_json else cost_text(cost))
+    click.echo(json_text(cost_dict(cost)) if as_json else cost_text(cost))
 
 
 def _check_gate(result: "TuningResult", require_gate: bool) -> None:
