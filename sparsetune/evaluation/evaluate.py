@@ -172,10 +172,17 @@ def evaluate(
         runtime, policy = described.runtime, policy or described.policy
         check_fits(policy, runtime.layers)
         outputs = OutputFolder.of(output_dir, runtime, tuned)
-        origin = (checkpoint, tuner, break_even, names, prompt_file, tune_prompts)
-        config = config_section(runtime, policy, prompts, seed, tuned, *origin)
-        rest = (policy, backend, table, seed, cache, names, outputs, save_videos, difference, ladder)
-        tasks = [JudgePrompt(index, prompt, *rest) for index, prompt in enumerate(prompts)]
+        config = config_section(
+            runtime, policy, prompts, seed, tuned, checkpoint=checkpoint, tuner=tuner, break_even=break_even,
+            metrics=names, prompt_file=prompt_file, tune_prompts=tune_prompts,
+        )  # fmt: skip
+        tasks = [
+            JudgePrompt(
+                index, prompt, policy, backend, break_even=table, seed=seed, cache=cache, metrics=names,
+                outputs=outputs, save_videos=save_videos, difference=difference, ladder=ladder,
+            )
+            for index, prompt in enumerate(prompts)
+        ]  # fmt: skip
         return _Run(executor, runtime, tasks, config, gate, listener, started).result()
 
 
