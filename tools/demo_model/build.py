@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from .world import FRAME_SIZE, NUM_FRAMES, words
+from .world import BASE_SIZE, words
 
 # diffusers imports its classes lazily, so type checkers don't know their members.
 _classes: Any = diffusers
@@ -32,8 +32,8 @@ def build_vae() -> Vae:
         layers_per_block=1,
         norm_num_groups=8,
         temporal_compression_ratio=4,
-        sample_height=FRAME_SIZE,
-        sample_width=FRAME_SIZE,
+        sample_height=BASE_SIZE.height,
+        sample_width=BASE_SIZE.width,
         scaling_factor=1.0,
     )
 
@@ -48,9 +48,9 @@ def build_transformer() -> Transformer:
         time_embed_dim=96,
         text_embed_dim=TEXT_DIM,
         num_layers=8,
-        sample_width=FRAME_SIZE // 4,
-        sample_height=FRAME_SIZE // 4,
-        sample_frames=NUM_FRAMES,
+        sample_width=BASE_SIZE.width // 4,
+        sample_height=BASE_SIZE.height // 4,
+        sample_frames=BASE_SIZE.num_frames,
         patch_size=1,
         max_text_seq_length=TEXT_TOKENS,
         use_rotary_positional_embeddings=True,

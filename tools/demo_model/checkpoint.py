@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ class State:
     steps: int = 0
     samples: int = 0
     progress: float = 0.0
-    v_loss: float = 0.0
+    v_losses: dict[str, float] = field(default_factory=dict)
 
 
 def save_state(folder: Path, state: State) -> None:

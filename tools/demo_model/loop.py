@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -25,6 +26,30 @@ def lr_scale(progress: float, step: int, warmup: int = 100, decay_from: float = 
     """Return the factor on the learning rate: warm-up by step, constant, then linear decay to 0.01."""
     decay = (1 - progress) / (1 - decay_from)
     return min(1.0, step / warmup, max(decay, 0.01))
+
+
+def num_processes() -> int:
+    """Return the number of training processes, one a GPU."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def process_index() -> int:
+    """Return the index of this training process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_first_process() -> bool:
+    """Return whether this process logs and saves."""
+    return process_index() == 0
+
+
+def _first_process_value(value: float) -> float:
+    if num_processes() == 1:
+        return value
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.broadcast(shared, 0)
+    return float(shared)
 
 
 class Ema:
@@ -64,10 +89,13 @@ def captured(step: Callable[[], Tensor], device: torch.device, warmup: int = 4) 
 
 
 def timed_steps(budget: Budget, began: float, log_every_s: float = 15.0) -> Iterator[tuple[int, float, bool]]:
-    """Yield (step number from 1, progress, whether to log) until the time limit, counted from `began`."""
+    """Yield (step number from 1, progress, whether to log) until the time limit, counted from `began`.
+
+    Several processes take the same steps: the time is the first one's.
+    """
     step, logged = 1, time.monotonic()
-    while (elapsed := time.monotonic() - began) < budget.seconds:
-        log = time.monotonic() - logged > log_every_s
+    while (elapsed := _first_process_value(time.monotonic() - began)) < budget.seconds:
+        log = time.monotonic() - logged > log_every_s and is_first_process()
         if log:
             logged = time.monotonic()
         yield step, budget.progress(elapsed), log

@@ -29,7 +29,7 @@ class MuonAdamW:
     """Muon with Nesterov momentum for selected weights, AdamW for all others.
 
     Convolution kernels are treated as matrices (out, in x kernel). `lr_scale` is a tensor that the
-    caller sets before each step.
+    caller sets before each step. `gradient` (parameters,) holds all gradients, to which backward adds.
     """
 
     def __init__(
@@ -43,6 +43,11 @@ class MuonAdamW:
         """Split the parameters of all modules into Muon groups by shape and one AdamW group."""
         named = [item for module in modules for item in module.named_parameters()]
         self.params: list[Tensor] = [p for _, p in named]
+        self.gradient = torch.zeros(sum(p.numel() for p in self.params), device=self.params[0].device)
+        offset = 0
+        for p in self.params:
+            p.grad = self.gradient[offset : offset + p.numel()].view_as(p)
+            offset += p.numel()
         self.lr_scale = torch.zeros((), device=self.params[0].device)
         self._muon_lr, self._adam_lr, self._decay = muon_lr, adam_lr, weight_decay
         groups: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
@@ -58,9 +63,8 @@ class MuonAdamW:
         self._count = torch.zeros((), device=self.lr_scale.device)
 
     def zero_grad(self) -> None:
-        """Set all gradients to None."""
-        for p in self.params:
-            p.grad = None
+        """Set all gradients to zero."""
+        self.gradient.zero_()
 
     @torch.no_grad()
     def step(self) -> None:

@@ -12,6 +12,9 @@ from .build import TEXT_TOKENS, Pipeline
 from .drawing import draw
 from .scenes import SceneSampler
 from .vae import encode
+from .world import BASE_SIZE, Size
+
+_PIXELS_AT_ONCE = 128 * BASE_SIZE.pixels
 
 
 @dataclass(frozen=True)
@@ -37,27 +40,28 @@ class Pool:
 class PoolMaker:
     """Generates training data: draws, encodes and tokenizes random scenes."""
 
-    def __init__(self, pipeline: Pipeline, sampler: SceneSampler, device: torch.device) -> None:
-        """Use the pipeline's VAE, with its scaling factor, and tokenizer."""
+    def __init__(self, pipeline: Pipeline, sampler: SceneSampler, size: Size, device: torch.device) -> None:
+        """Use the pipeline's VAE, with its scaling factor, and tokenizer, for clips of a size."""
         self._vae, self._tokenizer = pipeline.vae, pipeline.tokenizer
-        self._sampler, self._device = sampler, device
+        self._sampler, self._size, self._device = sampler, size, device
 
-    def make(self, size: int, chunk: int = 128) -> Pool:
-        """Return `size` clips, a multiple of `chunk`, the number encoded at once."""
-        parts = [self._chunk(min(chunk, size)) for _ in range(max(1, size // chunk))]
+    def make(self, count: int) -> Pool:
+        """Return `count` clips, encoded in chunks of at most the pixels of 128 clips of the base size."""
+        chunk = max(1, _PIXELS_AT_ONCE // self._size.pixels)
+        parts = [self._chunk(min(chunk, count - start)) for start in range(0, count, chunk)]
         return Pool(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
     @torch.no_grad()
-    def _chunk(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        scenes = self._sampler.sample(size)
-        clips = draw(scenes, self._device)
+    def _chunk(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        scenes = self._sampler.sample(count)
+        clips = draw(scenes, self._device, size=self._size)
         latents = encode(self._vae, clips.video) * self._vae.config.scaling_factor
         tokens = tokenise(self._tokenizer, [scene.caption() for scene in scenes]).to(self._device)
         return latents.bfloat16(), tokens, latent_foreground(clips.foreground).unsqueeze(2)
 
 
 def latent_foreground(coverage: Tensor) -> Tensor:
-    """Return which latent pixels a shape touches: (n, 17, 64, 64) in [0, 1] to (n, 5, 16, 16) bool.
+    """Return which latent pixels a shape touches: e.g. (n, 17, 64, 64) in [0, 1] to (n, 5, 16, 16) bool.
 
     The first latent frame covers the first frame, every other one covers four frames.
     """

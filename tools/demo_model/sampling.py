@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .build import TEXT_TOKENS, Pipeline
 from .scorer import Adherence, Reading, adherence, read
-from .world import Scene
+from .world import BASE_SIZE, Scene, Size
 
 
 def load_model(folder: Path) -> Pipeline:
@@ -23,7 +23,13 @@ def load_model(folder: Path) -> Pipeline:
 
 
 def sample(
-    pipeline: Pipeline, captions: Sequence[str], steps: int, guidance: float, seed: int, batch: int = 48
+    pipeline: Pipeline,
+    captions: Sequence[str],
+    steps: int,
+    guidance: float,
+    seed: int,
+    size: Size = BASE_SIZE,
+    batch: int = 48,
 ) -> Tensor:
     """Return videos (n, frames, height, width, 3) uint8; the noise of video i has seed + i."""
     videos = []
@@ -32,6 +38,9 @@ def sample(
         noise = [torch.Generator("cpu").manual_seed(seed + start + i) for i in range(len(part))]
         frames = pipeline(
             prompt=part,
+            num_frames=size.num_frames,
+            height=size.height,
+            width=size.width,
             num_inference_steps=steps,
             guidance_scale=guidance,
             max_sequence_length=TEXT_TOKENS,
@@ -49,9 +58,12 @@ def score(videos: Tensor, scenes: Sequence[Scene]) -> tuple[Adherence, list[Read
 
 
 def contact_sheet(
-    videos: Tensor, captions: Sequence[str], path: Path, shown: Sequence[int] = (0, 3, 6, 9, 12, 16)
+    videos: Tensor, captions: Sequence[str], path: Path, columns: int = 6, largest_width: int = 128
 ) -> None:
-    """Write a PNG with one row per video: its caption above some of its frames."""
+    """Write a PNG with one row per video: its caption above frames at equal distances."""
+    shown = torch.linspace(0, videos.shape[1] - 1, columns).round().int().tolist()
+    reduced = -(-videos.shape[3] // largest_width)
+    videos = videos[:, shown, ::reduced, ::reduced]
     height, width = videos.shape[2] + 11, videos.shape[3]
     rows = (len(videos) + 1) // 2
     sheet = Image.new("RGB", (2 * (width * len(shown) + 8), rows * height), "white")
@@ -59,6 +71,6 @@ def contact_sheet(
     for index, (video, caption) in enumerate(zip(videos, captions, strict=True)):
         x, y = (index // rows) * (width * len(shown) + 8), (index % rows) * height
         draw.text((x, y - 1), caption, fill="black")
-        for column, frame in enumerate(shown):
-            sheet.paste(Image.fromarray(video[frame].numpy()), (x + column * width, y + 11))
+        for column, frame in enumerate(video):
+            sheet.paste(Image.fromarray(frame.numpy()), (x + column * width, y + 11))
     sheet.save(path)

@@ -6,12 +6,14 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .drawing import Paths, backgrounds, coverage
-from .world import BACKGROUNDS, COLOURS, FRAME_SIZE, SHAPES, Scene
+from .world import BACKGROUNDS, COLOURS, SHAPES, Scene
 
 _SYMMETRY = (1, 4, 3, 5)  # rotational symmetry of each shape in SHAPES
 _NUM_ANGLES = 16
+_SHORTER_SIDE = 64  # px; lengths below are in px of a video that is reduced to this
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,15 @@ def adherence(readings: Sequence[Reading], scenes: Sequence[Scene]) -> Adherence
 def read(frames: Tensor) -> Reading:
     """Recognize the attributes of a video with one shape.
 
-    frames: (frames, height, width, 3) RGB uint8, 64 x 64 pixels. Each attribute is the
-    one whose rendering is nearest to the pixels; motion thresholds are halfway between none and the
-    smallest motion.
+    frames: (frames, height, width, 3) RGB uint8 of any size, reduced to 64 px on the shorter side
+    by averaging areas. Each attribute is the one whose rendering is nearest to the pixels; motion
+    thresholds are halfway between none and the smallest motion.
     """
     video = frames.permute(0, 3, 1, 2).float() / 255
-    plates = backgrounds(torch.arange(len(BACKGROUNDS)))
+    ratio = _SHORTER_SIDE / min(video.shape[-2:])
+    shape_px = [round(length * ratio) for length in video.shape[-2:]]
+    video = functional.interpolate(video, size=shape_px, mode="area")
+    plates = backgrounds(torch.arange(len(BACKGROUNDS)), shape_px[0])
     near = (video[None] - plates[:, None]).norm(dim=2) < 0.12
     background = int(near.flatten(1).sum(1).argmax())
     behind = plates[background]
@@ -82,27 +87,27 @@ def _area(alpha: Tensor) -> Tensor:
 
 
 def _centre(alpha: Tensor) -> Tensor:
-    axis = torch.arange(FRAME_SIZE) + 0.5
+    height, width = alpha.shape[1:]
     weight = alpha.sum((1, 2)).clamp(min=1e-3)
-    x = (alpha * axis).sum((1, 2)) / weight
-    y = (alpha * axis[:, None]).sum((1, 2)) / weight
+    x = (alpha * (torch.arange(width) + 0.5)).sum((1, 2)) / weight
+    y = (alpha * (torch.arange(height) + 0.5)[:, None]).sum((1, 2)) / weight
     return torch.stack((x, y), -1)
 
 
 def _fit_shape(alpha: Tensor, area: Tensor, centre: Tensor) -> tuple[int, Tensor]:
     """Return the shape whose rendering of equal area fits best, and its unwrapped angle in each frame."""
-    num_frames = alpha.shape[0]
+    num_frames, height, width = alpha.shape
     errors, angles = [], []
     for index, symmetry in enumerate(_SYMMETRY):
         period = 2 * math.pi / symmetry
         count = 1 if index == 0 else _NUM_ANGLES
         candidates = torch.arange(count) * period / count
         kind = torch.full((count,), index)
-        unit = Paths(torch.full((1, 1, 2), FRAME_SIZE / 2), torch.full((1, 1), 12.0), torch.zeros(1, 1))
-        per_radius = coverage(kind[:1], unit).sum() / 12.0**2
+        unit = Paths(torch.tensor([[[width / 2, height / 2]]]), torch.full((1, 1), 12.0), torch.zeros(1, 1))
+        per_radius = coverage(kind[:1], unit, height, width).sum() / 12.0**2
         radius = torch.sqrt(area / per_radius).expand(count, -1)
         paths = Paths(centre.expand(count, -1, -1), radius, candidates[:, None].expand(-1, num_frames))
-        misfit = (coverage(kind, paths) - alpha).square().sum((2, 3)) / area
+        misfit = (coverage(kind, paths, height, width) - alpha).square().sum((2, 3)) / area
         best = misfit.min(0)
         errors.append(best.values.mean())
         angles.append(_unwrap(candidates[best.indices], period))

@@ -1,20 +1,25 @@
-"""Command line for training the demo model: vae, transformer, score, export."""
+"""Command line for training the demo model: vae, import, transformer, score, export."""
 
 import argparse
 import json
+import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from .build import save_pipeline
+from .checkpoint import State, save_state, save_weights
+from .drawing import draw
 from .loop import Budget
 from .sampling import contact_sheet, load_model, sample, score
-from .transformer import TransformerRecipe, load_pipeline, train_transformer
-from .vae import VaeRecipe, train_vae
-from .world import held_out_scenes
+from .scenes import SceneSampler
+from .transformer import Batch, TransformerRecipe, load_pipeline, train_transformer
+from .vae import VaeRecipe, reconstruction_psnr, train_vae
+from .world import BASE_SIZE, Size, held_out_scenes
 
 MAX_BYTES = 16_000_000
 
@@ -39,13 +44,31 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             default=1.0,
             help="progress at the end; at 1 the learning rate has decayed (default: 1)",
         )
-        command.add_argument("--batch", type=int, help="clips per step")
         command.add_argument("--pool", type=int, help="clips in memory from which batches are drawn")
+    commands.choices["vae"].add_argument("--batch", type=int, help="clips per step")
+    commands.choices["transformer"].add_argument(
+        "--batches",
+        type=Batch.parse,
+        nargs="+",
+        metavar="SIZE:CLIPS[:SHARE]",
+        help="clips of each size in a step of one process, e.g. 17x64x64:8 49x240x360:1:0.5, "
+        "where half of the steps have the second (default: 17x64x64:96)",
+    )
+    commands.choices["transformer"].add_argument(
+        "--lr-factor", type=float, default=1.0, help="factor on the recipe's learning rates (default: 1)"
+    )
+    importing = commands.add_parser("import", help="start a checkpoint from an exported model, to train it further")
+    importing.add_argument("--model", type=Path, required=True, help="folder of the exported model")
+    importing.add_argument("--checkpoint", type=Path, required=True, help="folder of the training's state")
     scoring = commands.add_parser("score", help="render the held-out captions and recognize the attributes")
     scoring.add_argument("--steps", type=int, nargs="+", default=[10, 20], help="denoising steps")
     scoring.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.5], help="guidance scales")
     scoring.add_argument("--seed", type=int, default=0, help="seed of the first video's noise")
+    scoring.add_argument("--first", type=int, default=0, help="first held-out caption to render")
     scoring.add_argument("--limit", type=int, default=48, help="held-out captions to render")
+    scoring.add_argument("--size", type=Size.parse, default=BASE_SIZE, help="frames x height x width")
+    scoring.add_argument("--batch", type=int, default=48, help="videos rendered at once")
+    scoring.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of all weights")
     scoring.add_argument("--out", type=Path, required=True, help="folder for scores.json and contact sheets")
     source = scoring.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, help="folder of the training's state")
@@ -61,11 +84,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def train(options: argparse.Namespace, device: torch.device) -> None:
     """Train the VAE or the transformer."""
     budget = Budget(options.minutes * 60, options.start, options.end)
-    overrides = {key: getattr(options, key) for key in ("batch", "pool") if getattr(options, key)}
+    overrides = {key: getattr(options, key, None) for key in ("batch", "batches", "pool")}
+    overrides = {key: value for key, value in overrides.items() if value}
     if options.command == "vae":
         train_vae(options.checkpoint, budget, VaeRecipe(**overrides), device)
     else:
-        train_transformer(options.checkpoint, budget, TransformerRecipe(**overrides), device)
+        recipe = TransformerRecipe(**overrides)
+        lrs = {"muon_lr": recipe.muon_lr * options.lr_factor, "adam_lr": recipe.adam_lr * options.lr_factor}
+        train_transformer(options.checkpoint, budget, replace(recipe, **lrs), device)
 
 
 def score_held_out(options: argparse.Namespace, device: torch.device) -> None:
@@ -74,19 +100,35 @@ def score_held_out(options: argparse.Namespace, device: torch.device) -> None:
         pipeline = load_model(options.model).to(device)
     else:
         pipeline = load_pipeline(options.checkpoint, averaged=True, device=device)
-    scenes = held_out_scenes()[: options.limit]
+    pipeline.to(dtype=getattr(torch, options.dtype))
+    clips = draw(SceneSampler(999).sample(4), device, size=options.size).video.to(pipeline.vae.dtype)
+    psnr = reconstruction_psnr(pipeline.vae, clips)
+    print(f"VAE: {psnr:.1f} dB on {len(clips)} unseen clips of {options.size}", flush=True)
+    scenes = held_out_scenes()[options.first : options.first + options.limit]
     captions = [scene.caption() for scene in scenes]
     options.out.mkdir(parents=True, exist_ok=True)
     results = []
     for steps in options.steps:
         for guidance in options.guidance:
-            videos = sample(pipeline, captions, steps, guidance, options.seed)
+            seed = options.seed + options.first
+            videos = sample(pipeline, captions, steps, guidance, seed, options.size, options.batch)
             rates, readings = score(videos, scenes)
             misread = [f"{c} | read: {r}" for c, r, s in zip(captions, readings, scenes, strict=True) if not r.shows(s)]
-            results.append({"steps": steps, "guidance": guidance, **asdict(rates), "misread": misread})
+            about = {"size": str(options.size), "vae_psnr_db": round(psnr, 2), "steps": steps, "guidance": guidance}
+            results.append({**about, **asdict(rates), "misread": misread})
             contact_sheet(videos, captions, options.out / f"held-out-{steps}-{guidance}.png")
             print({key: value for key, value in results[-1].items() if key != "misread"}, flush=True)
     (options.out / "scores.json").write_text(json.dumps(results, indent=2) + "\n")
+
+
+def import_model(options: argparse.Namespace) -> None:
+    """Write the weights of an exported model as those of a checkpoint and as their averages."""
+    pipeline = load_model(options.model)
+    modules = {"transformer": pipeline.transformer, "text_encoder": pipeline.text_encoder}
+    save_weights(options.checkpoint, "vae-ema", {"vae": pipeline.vae})
+    save_weights(options.checkpoint, "transformer", modules)
+    save_weights(options.checkpoint, "transformer-ema", modules)
+    save_state(options.checkpoint, State(scaling_factor=pipeline.vae.config.scaling_factor))
 
 
 def export(options: argparse.Namespace) -> None:
@@ -112,14 +154,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one subcommand."""
     options = parse(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if "LOCAL_RANK" in os.environ:  # started by torchrun
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     torch.backends.cudnn.benchmark = options.command in ("vae", "transformer")
+    torch.backends.cudnn.benchmark_limit = 3  # algorithms tried for each of the many shapes
     torch.set_float32_matmul_precision("high")
     if options.command == "score":
         score_held_out(options, device)
+    elif options.command == "import":
+        import_model(options)
     elif options.command == "export":
         export(options)
     else:
         train(options, device)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

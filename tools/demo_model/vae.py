@@ -74,7 +74,7 @@ def reconstruction_psnr(vae: Vae, video: Tensor) -> float:
     errors = []
     for part in torch.split(video, 16):
         decoded = vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1)
-        errors.append(((decoded - part) / 2).square().flatten(1).mean(1))
+        errors.append(((decoded.float() - part.float()) / 2).square().flatten(1).mean(1))
     return float(-10 * torch.cat(errors).mean().log10())
 
 

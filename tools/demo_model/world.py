@@ -4,8 +4,45 @@ import random
 from dataclasses import dataclass
 from itertools import product
 
-NUM_FRAMES = 17
-FRAME_SIZE = 64
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a video: frames (4 n + 1), height and width in px (multiples of 8).
+
+    Shapes, positions and speeds are the same at every size, in units of 1/64 of the shorter side and of
+    the video's duration.
+    """
+
+    num_frames: int = 17
+    height: int = 64
+    width: int = 64
+
+    def __post_init__(self) -> None:
+        """Reject sizes that the VAE or the pipeline would round."""
+        if self.num_frames % 4 != 1 or self.height % 8 or self.width % 8:
+            raise ValueError(f"frames must be 4 n + 1, height and width multiples of 8, got {self}")
+
+    def __str__(self) -> str:
+        """Return e.g. '17x64x64'."""
+        return f"{self.num_frames}x{self.height}x{self.width}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Size":
+        """Return the size of a text such as '17x64x64'."""
+        return cls(*(int(part) for part in text.split("x")))
+
+    @property
+    def unit(self) -> float:
+        """Length in px that all positions and radii are multiples of."""
+        return min(self.height, self.width) / 64
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all frames."""
+        return self.num_frames * self.height * self.width
+
+
+BASE_SIZE = Size()
 
 SHAPES = ("circle", "square", "triangle", "star")
 COLOURS: dict[str, tuple[float, float, float]] = {
