@@ -33,15 +33,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         command.add_argument("--checkpoint", type=Path, required=True, help="folder of the training's state")
         command.add_argument("--minutes", type=float, required=True, help="time limit of this run, including set-up")
         command.add_argument(
-            "--start",
+            "--from",
             type=float,
             default=0.0,
+            dest="start",
             help="progress of the complete training at the start, 0 to 1 (default: 0)",
         )
         command.add_argument(
-            "--end",
+            "--until",
             type=float,
             default=1.0,
+            dest="end",
             help="progress at the end; at 1 the learning rate has decayed (default: 1)",
         )
         command.add_argument("--pool", type=int, help="clips in memory from which batches are drawn")
