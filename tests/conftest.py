@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import sqlite3
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,19 @@ def isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyte
 def isolated_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the metrics that a test registers."""
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+
+@pytest.fixture
+def not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the metadata of sparsetune's distribution, as in a source checkout that was never installed."""
+    installed = metadata.Distribution.from_name
+
+    def from_name(name: str) -> metadata.Distribution:
+        if name == "sparsetune":
+            raise metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(metadata.Distribution, "from_name", from_name)
 
 
 @pytest.fixture

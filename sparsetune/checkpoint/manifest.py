@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Protocol
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from sparsetune import __version__
 from sparsetune.attention.policy import Policy
 from sparsetune.errors import CheckpointError
 
@@ -145,13 +146,17 @@ def check_schema_version(path: Path, version: object) -> None:
         )
 
 
-PACKAGES = ("sparsetune", "torch", "diffusers", "transformers", "optuna", "mlflow", "spas-sage-attn", "triton")
-"""Packages whose versions can affect a search or its videos."""
+PACKAGES = ("torch", "diffusers", "transformers", "optuna", "mlflow", "spas-sage-attn", "triton")
+"""Packages beside sparsetune whose versions can affect a search or its videos."""
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed `PACKAGES`, from their metadata: nothing is imported."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python, sparsetune and the installed `PACKAGES`.
+
+    Those of packages are read from their metadata: nothing is imported. sparsetune itself may be a checkout that was
+    never installed, or installed with the metadata of an earlier version.
+    """
+    found = {"python": platform.python_version(), "sparsetune": __version__}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)

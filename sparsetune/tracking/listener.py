@@ -27,6 +27,7 @@ from sparsetune.tracking.store import (
     MODEL,
     SERVER,
     Store,
+    cause_of,
     check_answers,
     connect,
     experiment_id,
@@ -135,9 +136,10 @@ class RunRecorder:
             return
         try:
             work(*arguments)
-        except (SparsetuneError, OSError) as error:
-            self.problem = str(error)
-            _LOG.warning("nothing is recorded in MLflow from here on: %s", error)
+        except Exception as error:  # a bug in recording must not end a search of hours either
+            self.problem = cause_of(error)
+            debugging = _LOG.isEnabledFor(logging.DEBUG)
+            _LOG.warning("nothing is recorded in MLflow from here on: %s", self.problem, exc_info=debugging)
 
     def publish(self, *ended: RunLogger) -> None:
         """Have runs that ended and all open ones published; after the last run, wait a bounded time for that."""

@@ -18,7 +18,7 @@ from sparsetune.tracking.lookup import ModelReference, evaluations_of, find_run,
 from sparsetune.tracking.registry import EVALUATION
 from sparsetune.tracking.results import evaluation_of, read_result
 from sparsetune.tracking.run_logger import RunLogger
-from sparsetune.tracking.store import store_errors
+from sparsetune.tracking.store import cause_of, store_errors
 from sparsetune.tuning.events import TuningResult
 from sparsetune.tuning.record import RECORD_NAME, load_record
 
@@ -62,7 +62,8 @@ class ReportLogger:
         try:
             log_report(run, make(), linked=linked)
         except Exception as error:  # a broken chart must not end a search of hours
-            _LOG.warning("run %s is recorded without a report: %s", run.run_id[:8], error, exc_info=_debugging())
+            run_id, cause = run.run_id[:8], cause_of(error)
+            _LOG.warning("run %s is recorded without a report: %s", run_id, cause, exc_info=_debugging())
 
 
 def log_report(run: RunLogger, source: Source, *, linked: bool = False) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsetune.config import TrackingConfig
-from sparsetune.errors import TrackingError
+from sparsetune.errors import SparsetuneError, TrackingError
 from sparsetune.locks import exclusive
 from sparsetune.tracking.flavor import FOLDER
 from sparsetune.tracking.log_study import trial_runs
@@ -28,10 +28,12 @@ from sparsetune.tracking.store import (
     PUBLISHED,
     SERVER,
     Store,
+    cause_of,
     check_answers,
     connect,
     experiment_id,
     first_line,
+    is_store_error,
     local_store,
     resolve_store,
     sqlite_path,
@@ -84,7 +86,9 @@ class ServerCopies:
                 self._publish(run)
                 self._local.set_tag(run_id, PUBLISHED, state)
                 return True
-        except Exception as error:  # MLflow passes on whatever its stores raise: requests', SQLAlchemy's, OS errors
+        except Exception as error:
+            if not isinstance(error, SparsetuneError) and not is_store_error(error):
+                raise
             try:
                 check_answers(self.server.uri)
             except TrackingError as down:
@@ -231,18 +235,21 @@ class Publisher:
         try:
             self.publish([str(run.info.run_id) for run in unpublished_runs(local, self.copies.server.shown)])
         except Exception as problem:  # e.g. an artifact that another process removes meanwhile: `sync` publishes it
-            _LOG.debug("runs of earlier commands are not published now: %s", first_line(problem))
+            _LOG.debug("runs of earlier commands are not published now: %s", cause_of(problem), exc_info=True)
         while True:
             with self._changed:
                 if self._down is not None:
                     self._changed.wait_for(lambda: self._hurry, RETRY_SECONDS)
                 self._changed.wait_for(lambda: self._waiting)
                 run_id, count = next(iter(self._waiting.items()))
-            error: TrackingError | None = None
+            error: Exception | None = None
             try:
                 self.copies.publish(run_id)
             except TrackingError as caught:
                 error = caught
+            except Exception as bug:  # it must not end the thread, for which the other runs wait
+                error = bug
+                _LOG.debug("run %s is not published: %s", run_id, cause_of(bug), exc_info=True)
             with self._changed:
                 self._down = str(error) if isinstance(error, ServerDownError) else None
                 if self._down is not None:
@@ -251,7 +258,7 @@ class Publisher:
                     del self._waiting[run_id]
                 self._failures.pop(run_id, None)
                 if error is not None:
-                    self._failures[run_id] = str(error)
+                    self._failures[run_id] = cause_of(error)
                 self._changed.notify_all()
 
     def _log_changes(self) -> None:

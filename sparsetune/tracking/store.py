@@ -1,5 +1,6 @@
 """The MLflow store that runs are recorded in, its client and its errors."""
 
+import http.client
 import logging
 import os
 import re
@@ -11,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +55,12 @@ _ENVIRONMENT = {
 _RETRIES = logging.getLogger("urllib3.connectionpool")
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
+_STORE_PACKAGES = {
+    "alembic", "azure", "boto3", "botocore", "google", "http", "mlflow", "paramiko", "pysftp", "requests",
+    "sqlalchemy", "sqlite3", "urllib3",
+}  # fmt: skip
+"""Packages that MLflow's stores are made of: MLflow passes on the errors that they define."""
 
 _GATEWAY_ERRORS = (502, 503, 504)
 """What a proxy answers when the server behind it is down."""
@@ -166,7 +174,10 @@ def _check_opens(uri: str) -> None:
     """Open a database once, before MLflow tries for minutes to open one that is damaged or away."""
     import sqlalchemy
 
-    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+    try:
+        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+    except ValueError as error:  # a port that is no number
+        raise TrackingError(f"cannot use the tracking store {without_password(uri)}: {error}; correct it") from error
     sqlalchemy.inspect(engine)
 
 
@@ -184,22 +195,44 @@ def experiment_id(client: "MlflowClient", store: Store, name: str) -> str:
     return str(found.experiment_id)
 
 
+def is_store_error(error: BaseException) -> bool:
+    """Return whether a store, its database, network or file system failed; any other error is a bug of sparsetune.
+
+    Damaged text files are the store's failures too, and missing packages, e.g. a database's driver; a name that
+    sparsetune imports from itself, or its metadata, is not.
+    """
+    if isinstance(error, ImportError):
+        ours = (error.name or "").partition(".")[0] == "sparsetune"
+        return not ours and not isinstance(error, PackageNotFoundError)
+    defined_in = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return isinstance(error, OSError | UnicodeDecodeError) or not defined_in.isdisjoint(_STORE_PACKAGES)
+
+
+def cause_of(error: Exception) -> str:
+    """Return an error's message in one line, with its type if it is a bug of sparsetune."""
+    if isinstance(error, SparsetuneError):
+        return str(error)
+    if is_store_error(error):
+        return first_line(error)
+    return f"unexpected {type(error).__name__}: {first_line(error)}"
+
+
 class MissingError(TrackingError):
     """The store has no such run, model, version or alias."""
 
 
 @contextmanager
 def store_errors(action: str, *, missing: str = "check its name or id") -> Iterator[None]:
-    """Turn what MLflow and the systems under it raise into TrackingError, of one line.
+    """Turn what MLflow and the systems under it raise into TrackingError, of one line; see `is_store_error`.
 
     `action` is what could not be done, e.g. `read run 12ab`; `missing` what to do where the store has no such thing,
     which raises MissingError.
     """
     try:
         yield
-    except SparsetuneError:
-        raise
-    except Exception as error:  # MLflow passes on whatever its stores raise: SQLAlchemy's, requests', OS errors
+    except Exception as error:
+        if not is_store_error(error):
+            raise
         code, reason = str(getattr(error, "error_code", "")), first_line(error)
         if code in _MISSING:
             raise MissingError(f"cannot {action}: {reason}; {missing}") from error
@@ -252,7 +285,7 @@ def check_answers(uri: str, kind: str = "tracking", variable: str = _URI_VARIABL
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=seconds):
             pass
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError) and error.code not in _GATEWAY_ERRORS:
             return  # it answers; MLflow asks with the user's credentials
         reason = getattr(error, "reason", None) or error

@@ -1,8 +1,10 @@
 import json
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+import sparsetune
 from sparsetune.checkpoint import Manifest, git_commit, hash_prompts, versions
 from sparsetune.checkpoint.manifest import read_manifest
 from sparsetune.errors import CheckpointError
@@ -59,6 +61,13 @@ def test_versions_come_from_package_metadata() -> None:
 
     assert versions()["torch"] == torch.__version__
     assert all(versions().values())
+
+
+@pytest.mark.usefixtures("not_installed")
+def test_the_own_version_needs_no_metadata() -> None:
+    with pytest.raises(metadata.PackageNotFoundError, match="sparsetune"):
+        metadata.version("sparsetune")
+    assert versions()["sparsetune"] == sparsetune.__version__
 
 
 def test_the_commit_is_a_hash_or_unknown() -> None:

@@ -22,6 +22,10 @@ def play(listener: EvaluationListener, evaluation: Evaluation) -> None:
     listener.on_end(evaluation.end)
 
 
+def broken(*_: object, **__: object) -> None:
+    raise KeyError("sparsetune")
+
+
 def test_an_evaluation_is_one_finished_run(
     config: Config, client: MlflowClient, experiment: str, evaluation: Evaluation
 ) -> None:
@@ -154,6 +158,25 @@ def test_a_store_that_fails_midway_is_told_once_and_ends_nothing(
         f"nothing is recorded in MLflow from here on: {listener.recorder.problem}"
     ]
     client.restore_run(listener.run_id)
+    listener.recorder.abandon()
+
+
+def test_a_bug_in_the_set_up_is_not_the_stores_error(
+    config: Config, evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparsetune.tracking.store._create_experiment", broken)
+    with pytest.raises(KeyError, match="sparsetune"):
+        TrackingListener(config).on_start(evaluation.start)
+
+
+def test_a_bug_midway_is_logged_as_one_and_ends_only_recording(
+    config: Config, evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sparsetune.tracking.listener.log_prompt", broken)
+    listener = TrackingListener(config)
+    with caplog.at_level(logging.WARNING, "sparsetune"):
+        play(listener, evaluation)
+    assert caplog.messages == ["nothing is recorded in MLflow from here on: unexpected KeyError: 'sparsetune'"]
     listener.recorder.abandon()
 
 

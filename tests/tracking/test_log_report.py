@@ -78,7 +78,7 @@ def test_a_drawing_that_fails_ends_neither_work_nor_recording(
     monkeypatch.setattr(reporting, "log_report", broken)
     listener = TrackingListener(reported(config))
     run_id = play(listener, make_evaluation(tmp_path / "results"))
-    assert f"run {run_id[:8]} is recorded without a report: no width" in caplog.text
+    assert f"run {run_id[:8]} is recorded without a report: unexpected ZeroDivisionError: no width" in caplog.text
     assert client.get_run(run_id).info.status == "FINISHED"
     assert listener.recorder.problem is None
 

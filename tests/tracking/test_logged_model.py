@@ -1,7 +1,9 @@
 from pathlib import Path
 
 import pytest
+from mlflow.models import Model
 
+from sparsetune import __version__
 from sparsetune.checkpoint import save_checkpoint
 from sparsetune.errors import TrackingError
 from sparsetune.evaluation.conditions import policy_digest
@@ -23,6 +25,16 @@ def test_model_is_an_output_of_its_run_with_the_tuned_generation(place: Place, t
     assert log_checkpoint_model(place.client, run, checkpoint) == model_id
     other = save_checkpoint(checkpoint_of(0.8), tmp_path / "other")
     assert log_checkpoint_model(place.client, run, other) != model_id
+
+
+@pytest.mark.usefixtures("not_installed")
+def test_model_is_logged_from_a_checkout_that_is_not_installed(place: Place, tmp_path: Path) -> None:
+    run = place.run("tuning", "tune", {})
+    checkpoint = save_checkpoint(checkpoint_of(0.9), tmp_path / "checkpoint")
+    model_id = log_checkpoint_model(place.client, run, checkpoint)
+    location = place.client.get_logged_model(model_id).artifact_location
+    model = Model.load(f"{location.removeprefix('file://')}/MLmodel")
+    assert model.flavors["sparsetune"]["sparsetune_version"] == __version__
 
 
 @pytest.mark.parametrize(

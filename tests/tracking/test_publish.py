@@ -18,7 +18,7 @@ from mlflow.entities import Run
 
 from sparsetune.config import Config, resolve
 from sparsetune.tracking import Store, TrackingListener, connect, publish, resolve_store
-from sparsetune.tracking.publish import ServerCopies, unpublished_runs
+from sparsetune.tracking.publish import Publisher, ServerCopies, unpublished_runs
 from sparsetune.tracking.run_logger import RunLogger, start_run
 from sparsetune.tracking.store import KEY, PUBLISHED, SERVER, experiment_id, local_store
 from tests.tracking.conftest import artifacts_of, runs_of, tracking
@@ -148,6 +148,41 @@ def test_an_artifact_that_cannot_be_read_fails_only_its_own_run(
     (folder / "rows.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(publish.TrackingError, match=f"cannot publish run {local.run_id}: .*decode"):
         copies.publish(local.run_id)
+
+
+def test_a_bug_is_not_the_servers_failure(
+    copies: ServerCopies, local: RunLogger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_run: Run) -> None:
+        raise KeyError("sparsetune")
+
+    monkeypatch.setattr(copies, "_publish", broken)
+    with pytest.raises(KeyError, match="sparsetune"):
+        copies.publish(local.run_id)
+
+
+def test_a_bug_with_one_run_holds_up_no_other(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    published: list[str] = []
+
+    def publish_one(_copies: ServerCopies, run_id: str) -> bool:
+        if run_id == "first":
+            raise KeyError("sparsetune")
+        published.append(run_id)
+        return True
+
+    monkeypatch.setattr(ServerCopies, "publish", publish_one)
+    monkeypatch.setattr(publish, "unpublished_runs", lambda *_: ())
+    publisher = Publisher(client, Store(URI, URI, None))
+    publisher.publish(["first", "second"])
+    with caplog.at_level(logging.WARNING, "sparsetune"):
+        publisher.flush()
+    assert published == ["second"]
+    assert caplog.messages == [
+        f"1 run(s) are not on the tracking server {URI} yet (unexpected KeyError: 'sparsetune'); publish them with "
+        "`sparsetune sync`"
+    ]
 
 
 @pytest.fixture

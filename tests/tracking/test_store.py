@@ -1,13 +1,19 @@
+import http.client
+import re
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
+import requests
+import sqlalchemy
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from sparsetune.errors import TrackingError
 from sparsetune.tracking import Store, connect, resolve_store
@@ -176,6 +182,49 @@ def test_other_errors_are_one_line_that_begins_with_what_failed() -> None:
     with pytest.raises(TrackingError, match=message) as raised, store_errors("read the store"):
         raise OSError("\nfirst\nsecond")
     assert not isinstance(raised.value, MissingError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MlflowException("refused"),
+        sqlalchemy.exc.DatabaseError("SELECT 1", None, Exception("locked")),
+        requests.ConnectionError("gone"),
+        http.client.BadStatusLine("gone"),
+        PermissionError("denied"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+        ModuleNotFoundError("No module named 'psycopg2'", name="psycopg2"),
+    ],
+    ids=repr,
+)
+def test_errors_of_a_store_are_tracking_errors(error: Exception) -> None:
+    with pytest.raises(TrackingError, match=r"^cannot read the store: ") as raised, store_errors("read the store"):
+        raise error
+    assert raised.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("sparsetune"),
+        TypeError("takes 1 argument"),
+        ValueError("not in list"),
+        AssertionError("never"),
+        PackageNotFoundError("sparsetune"),
+        ImportError("cannot import name 'x' from 'sparsetune.files'", name="sparsetune.files"),
+    ],
+    ids=repr,
+)
+def test_our_own_bugs_are_not_the_stores_errors(error: Exception) -> None:
+    with pytest.raises(type(error), match=re.escape(str(error))) as raised, store_errors("read the store"):
+        raise error
+    assert raised.value is error
+
+
+@pytest.mark.parametrize("uri", ["postgresql://host:port/db", "http://host:port"])
+def test_a_port_that_is_no_number_is_an_error_with_the_uri(uri: str) -> None:
+    with pytest.raises(TrackingError, match=rf"{uri}.*port"):
+        connect(resolve_store(tracking(uri=uri), {}))
 
 
 def test_our_own_errors_pass() -> None:
