@@ -35,7 +35,8 @@ from sparsetune.tuning.calibration.sensitivity import count_phases
 from sparsetune.tuning.context import TuningContext, open_context
 from sparsetune.tuning.events import TrialResult, TuningListener
 from sparsetune.tuning.prepare import Prepared, prepare
-from sparsetune.tuning.search.allocation import CandidateTable, allocate, best_order
+from sparsetune.tuning.search.allocation import allocate, best_order
+from sparsetune.tuning.search.candidates import CandidateTable
 from sparsetune.tuning.search.objective import METRICS, TrialRunner
 from sparsetune.tuning.search.ranking import shortfalls
 from sparsetune.tuning.search.space import NUM_GROUPS, STEEPNESS

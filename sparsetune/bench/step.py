@@ -37,6 +37,12 @@ class Step:
     sites: AttentionSites
     calls: tuple[tuple[nn.Module, tuple[Any, ...], Mapping[str, Any]], ...]
 
+    @property
+    def num_layers(self) -> int:
+        """Number of self-attention layers of the transformers that the step calls."""
+        called = {id(module) for module, _, _ in self.calls}
+        return sum(len(site.layers) for site in self.sites.transformers if id(site.module) in called)
+
     def run(self) -> None:
         with torch.inference_mode():
             for module, args, kwargs in self.calls:

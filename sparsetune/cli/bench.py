@@ -66,7 +66,9 @@ def command(ctx: click.Context, e2e: bool, repeats: int, output: Path | None, as
 
     backends = backends_to_time(config.backend, loaded.device)
     table = time_table(tuple(shapes), backends, loaded.device, repeats=repeats, on_time=log_time)
-    times = time_step(step, choice.backend, loaded.device, repeats=repeats, on_time=log_step) if e2e else None
+    times = None
+    if e2e:
+        times = time_step(step, choice.backend, loaded.device, ordered=True, repeats=repeats, on_time=log_step)
     path = output or config.model.results_folder / "break-even.json"
     save_table(table, path)
     if as_json:

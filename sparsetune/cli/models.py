@@ -36,7 +36,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
 @click.argument("name")
 @json_option("it")
 def show(name: str, as_json: bool) -> None:
-    """Print facts of the model NAME: tokens, attention's share of the work, size of the weights.
+    """Print facts of the model NAME: tokens, attention's share of the work, whether sparsity can save time, weights.
 
     NAME is one from `sparsetune models`. The model is built without its weights, so nothing is downloaded.
 
@@ -109,6 +109,7 @@ def _shown(name: str) -> dict[str, Any]:
         "token_grid": f"{frames} x {height} x {width}",
         "text_tokens": shape.num_text_tokens,
         "attention_share": round(shape.attention_share, 3),
+        "gain_from_sparsity": shape.sparsity_gain,
         "transformer_parameters": shape.num_parameters,
         "transformer_gb": round(shape.transformer_gb, 2),
         "vae_gb": round(shape.vae_gb, 2),

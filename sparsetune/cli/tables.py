@@ -78,7 +78,8 @@ def figures_text(sparsity: float | None, psnr: float | None, worst: float | None
 
 
 def trial_text(trial: "TrialResult") -> str:
-    return figures_text(trial.sparsity, trial.psnr, trial.psnr_worst)
+    speed = "" if trial.speedup is None else f"{trial.speedup:.2f} times as fast as dense, "
+    return speed + figures_text(trial.sparsity, trial.psnr, trial.psnr_worst)
 
 
 def outcome_text(trial: "TrialResult") -> str:
@@ -111,9 +112,11 @@ def statistics_table(statistics: "Mapping[str, MetricStatistics] | Mapping[str, 
 
 
 def evaluation_text(result: "EvaluationResult") -> str:
-    from sparsetune.evaluation.report_markdown import verdict_text
+    from sparsetune.evaluation.report_markdown import seconds_text, verdict_text
 
     lines = [table_text(statistics_table(result.statistics)), ""] if result.statistics else []
+    if result.seconds is not None:
+        lines.append(seconds_text(result.seconds))
     sparsity = result.sparsity
     if sparsity.overall is not None:
         speed = sparsity.theoretical_speedup
@@ -207,8 +210,8 @@ def difference_text(found: "PolicyDifference") -> str:
 
 _SUMMARY_LABELS = {
     "gate": "gate to deploy",
-    "theoretical": "theoretical attention speed-up",
     "measured": "measured speed-up",
+    "theoretical": "theoretical attention speed-up",
     "failed": "failed prompts",
 }
 

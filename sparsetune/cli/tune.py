@@ -65,7 +65,9 @@ def command(
     from_manifest: Path | None,
     as_json: bool,
 ) -> None:
-    """Search for the sparsest thresholds and dense steps whose videos pass the gate, and evaluate the winner.
+    """Search for the fastest thresholds and dense steps whose videos pass the gate, and evaluate the winner.
+
+    Without a GPU kernel, which alone turns sparsity into speed, the sparsest are searched.
 
     Trials are saved: after an interruption, run the same command to resume. The winner is saved as a checkpoint and
     evaluated, with SpargeAttn's default thresholds for comparison, on prompts that it was not tuned on.
@@ -120,6 +122,11 @@ def _check_gate(result: "TuningResult", require_gate: bool) -> None:
 
     if result.left_to is not None:
         return  # another process evaluates the winner
+    if result.dense_because is not None:
+        raise GateError(
+            f"no policy is faster than dense at the gate: {result.dense_because}; keep the dense model, or tune for "
+            "sparsity with --objective sparsity"
+        )
     if not result.trials:
         raise GateError("there was no time for a trial; raise --max-minutes")
     if result.best is None:
@@ -148,7 +155,8 @@ def tuning_text(result: "TuningResult") -> str:
         lines += ["worker incidents:", *(f"  {one.time}: {one.text}" for one in result.incidents), ""]
     study = f"study {result.study_name}, {clock_text(result.seconds)}"
     if result.best is None:
-        return "\n".join([*lines, f"{study}; {result.left_to or 'no trial meets the gate'}"])
+        slower = "no policy is faster than dense" if result.dense_because else "no trial meets the gate"
+        return "\n".join([*lines, f"{study}; {result.left_to or slower}"])
     params = ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in result.best.params.items()
@@ -172,6 +180,9 @@ def _insight_lines(result: "TuningResult") -> list[str]:
         return []
     if insight.rank_correlation is not None:
         lines.append(f"rank correlation of calibrated error and PSNR over the trials: {insight.rank_correlation:.2f}")
+    if insight.seconds_error is not None:
+        rho = "" if insight.seconds_correlation is None else f", rank correlation {insight.seconds_correlation:.2f}"
+        lines.append(f"predicted seconds are {insight.seconds_error:.1%} off the measured ones on average{rho}")
     if insight.importances:
         shares = ", ".join(f"{name} {share:.2f}" for name, share in list(insight.importances.items())[:5])
         lines.append(f"parameter importance: {shares}")
@@ -182,15 +193,19 @@ def _trials_table(result: "TuningResult") -> "Table":
     from sparsetune.cli.tables import clock_text, number_text
 
     formats = {"sparsity": ".3f", "psnr": ".2f", "psnr_worst": ".2f", "frame_cosine": ".4f"}
+    is_timed = any(trial.speedup is not None for trial in result.trials)
     rows = []
     for trial in result.trials:
         is_best = result.best is not None and trial.number == result.best.number
         number = click.style(f"{trial.number} *", bold=True) if is_best else str(trial.number)
         figures = [number_text(getattr(trial, name), form) for name, form in formats.items()]
+        if is_timed:
+            figures = [number_text(trial.seconds_sparse, ".2f"), number_text(trial.speedup, ".2f"), *figures]
         gate = console.coloured_status("" if trial.state != "complete" else "met" if trial.feasible else "missed")
         rows.append([number, console.coloured_status(trial.state), *figures, gate, clock_text(trial.seconds)])
     return (
-        "trial", "state", "sparsity", "psnr (dB)", "worst psnr (dB)", "frame_cosine", "gate", "time (m:ss)"
+        "trial", "state", *(("denoising (s)", "speed-up") if is_timed else ()), "sparsity", "psnr (dB)",
+        "worst psnr (dB)", "frame_cosine", "gate", "time (m:ss)",
     ), rows  # fmt: skip
 
 
@@ -198,7 +213,10 @@ def outcome_dict(result: "TuningResult") -> dict[str, Any]:
     from sparsetune.tuning.search.ranking import pareto_front
 
     parts = {"before": result.before, "evaluation": result.evaluation, "comparison": result.comparison}
-    names = ("number", "state", "reason", "sparsity", "psnr", "psnr_worst", "frame_cosine", "feasible", "seconds")
+    names = (
+        "number", "state", "reason", "sparsity", "psnr", "psnr_worst", "frame_cosine", "feasible", "seconds",
+        "seconds_sparse", "seconds_dense", "speedup",
+    )  # fmt: skip
     return {
         "schema_version": 1,
         **{name: getattr(result, name) for name in ("study_name", "seconds", "interrupted", "left_to")},
@@ -211,6 +229,7 @@ def outcome_dict(result: "TuningResult") -> dict[str, Any]:
         "trials": [
             {name: getattr(trial, name) for name in names} | {"params": dict(trial.params)} for trial in result.trials
         ],
+        "dense_because": result.dense_because,
         "rank_correlation": None if result.insight is None else result.insight.rank_correlation,
         "importances": {} if result.insight is None else dict(result.insight.importances),
     } | {name: part and part.to_dict() for name, part in parts.items()}

@@ -47,7 +47,6 @@ class TuningProgress(events.TuningListener):
     def on_study_start(self, event: events.StudyStarted) -> None:
         self.study, display = event, self.display
         tune = event.config["tune"]
-        self.objective = tune["objective"]
         minutes = tune.get("max_minutes")
         self.deadline = None if minutes is None else display.get_time() + 60.0 * minutes
         messages = MESSAGES | (BUILTIN_MESSAGES if tune["tuner"] == "builtin" else {})
@@ -126,7 +125,7 @@ class TuningProgress(events.TuningListener):
 
     @property
     def best(self) -> events.TrialResult | None:
-        return self.winner or winner(self.objective, self.ended)
+        return self.winner or winner(self.study.goal, self.ended)
 
     def _update_trial(self, number: int, prompt: int, step: int, num_prompts: int, num_steps: int) -> None:
         task = self.running[number]

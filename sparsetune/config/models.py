@@ -15,6 +15,7 @@ EngineName = Literal["local", "ray"]
 Tuner = Literal["optuna", "calibrate", "builtin"]
 Sampler = Literal["tpe", "gp", "nsga2", "cmaes", "random"]
 Goal = Literal["sparsity", "speed", "pareto"]
+Objective = Literal["auto", "sparsity", "speed", "pareto"]
 KeepText = Literal["always", "never", "search"]
 Space = Literal["budget", "raw"]
 Granularity = Literal["global", "group", "layer"]
@@ -104,9 +105,10 @@ class TuneConfig(_Section):
     )
     seed: int = Field(42, ge=0, le=2**31, description="Seed of the videos and of the search.")
     sampler: Sampler = Field("tpe", description="Optuna's sampler.")
-    objective: Goal = Field(
-        "sparsity",
-        description="What to maximise among trials that pass the gate: sparsity, measured speed, or sparsity and PSNR.",
+    objective: Objective = Field(
+        "auto",
+        description="What to maximise among trials that pass the gate: measured speed, sparsity, or sparsity and PSNR; "
+        "auto is speed where the kernel skips work, and sparsity elsewhere.",
     )
     space: Space = Field("budget", description="Search calibrated error budgets, or thresholds directly.")
     granularity: Granularity = Field(

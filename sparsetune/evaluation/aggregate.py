@@ -4,16 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sparsetune.attention.backends import ReferenceBackend
+from sparsetune.bench.step_time import StepTimes
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import (
     GateSection,
     MetricStatistics,
     PromptRow,
     Rung,
+    SecondsSection,
     SparsitySection,
 )
-from sparsetune.metrics import Gate, get, summarize
+from sparsetune.metrics import Gate, Summary, get, summarize
 
 _COUNTERS = ("by_layer", "by_layer_and_step", "by_head", "kernels", "num_calls", "fallbacks")
 
@@ -67,11 +68,12 @@ def sparsity_section(results: Sequence[PromptResult]) -> SparsitySection:
     sparse = _mean([result.seconds_sparse for result in results if result.seconds_sparse is not None])
     merged = counted[0].merged(counted[1:]) if counted else None
     overall = _fraction(merged.sparsity) if merged else None
+    timed = _denoising(results)
     return SparsitySection(
         overall=overall,
         active=_fraction(merged.sparsity_active) if merged else None,
         theoretical_speedup=None if overall is None or overall == 1.0 else 1.0 / (1.0 - overall),
-        measured_speedup=_speedup(results),
+        measured_speedup=None if timed is None else timed[0].mean / timed[1].mean,
         seconds_dense=dense,
         seconds_sparse=sparse,
         by_step=merged.by_step if merged else (),
@@ -79,16 +81,35 @@ def sparsity_section(results: Sequence[PromptResult]) -> SparsitySection:
     )
 
 
-def _speedup(results: Sequence[PromptResult]) -> float | None:
-    """Fastest dense over fastest sparse rendering: warm-up or a busy machine only adds time.
-
-    None with the reference kernel, which computes every pair and drops some afterwards.
-    """
-    if any(ReferenceBackend.name in result.stats.kernels.values() for result in results if result.stats is not None):
+def seconds_section(results: Sequence[PromptResult], step: StepTimes | None) -> SecondsSection | None:
+    """Compare the denoising's seconds; `step` has the share of attention. None where nothing was timed."""
+    timed = _denoising(results)
+    if timed is None or step is None:
         return None
-    dense = [result.seconds_dense for result in results if result.seconds_dense]
-    sparse = [result.seconds_sparse for result in results if result.seconds_sparse]
-    return min(dense) / min(sparse) if dense and sparse else None
+    dense, sparse, speedup = timed
+    return SecondsSection(
+        dense=dense.mean,
+        sparse=sparse.mean,
+        speedup=dense.mean / sparse.mean,
+        ci95_low=speedup.ci95_low,
+        ci95_high=speedup.ci95_high,
+        noise=dense.std / dense.mean,
+        attention_share=min(max(step.attention_share, 0.0), 1.0),
+        ceiling=step.ceiling,
+    )
+
+
+def _denoising(results: Sequence[PromptResult]) -> tuple[Summary, Summary, Summary] | None:
+    """Summarize dense and sparse seconds and their ratios over the prompts; None where none was timed."""
+    pairs = [
+        (result.denoising_dense, result.denoising_sparse)
+        for result in results
+        if result.denoising_dense and result.denoising_sparse
+    ]
+    if not pairs:
+        return None
+    dense, sparse = zip(*pairs, strict=True)
+    return summarize(dense), summarize(sparse), summarize([one / other for one, other in pairs])
 
 
 def _fraction(value: float | None) -> float | None:

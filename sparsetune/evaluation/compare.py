@@ -99,9 +99,9 @@ _LABELS = {
     "score": "Score",
     "verdict": "Verdict",
     "gate": "Gate",
+    "measured": "Measured speed-up of the denoising",
     "sparsity": "Sparsity",
     "theoretical": "Theoretical speed-up of attention",
-    "measured": "Measured speed-up of a rendering",
     "failed": "Failed prompts",
 }
 
@@ -129,9 +129,9 @@ def summary_rows(
             missing if side.score is None else f"{side.score}/100",
             side.verdict,
             "met" if side.gate_passed else "not met",
+            missing if side.measured_speedup is None else speedup.format(side.measured_speedup),
             missing if side.sparsity is None else sparsity.format(side.sparsity),
             missing if side.theoretical_speedup is None else speedup.format(side.theoretical_speedup),
-            missing if side.measured_speedup is None else speedup.format(side.measured_speedup),
             str(side.num_failed),
         )
 

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsetune.attention.backends import skips_work
 from sparsetune.attention.policy import Policy, check_fits
+from sparsetune.bench.step_time import StepTimes
 from sparsetune.checkpoint import Checkpoint, load_checkpoint, summarize
 from sparsetune.checkpoint.manifest import hash_prompts
 from sparsetune.config import DEFAULT_METRICS
 from sparsetune.errors import MetricError, PromptError
-from sparsetune.evaluation.aggregate import gate_section, sparsity_section, statistics
+from sparsetune.evaluation.aggregate import gate_section, seconds_section, sparsity_section, statistics
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.conditions import config_section, environment_section
 from sparsetune.evaluation.events import (
@@ -27,7 +29,7 @@ from sparsetune.evaluation.events import (
 from sparsetune.evaluation.outputs import OutputFolder, worst_and_median
 from sparsetune.evaluation.report_markdown import report_markdown
 from sparsetune.evaluation.result import ConfigSection, EvaluationResult, LayerSection, PromptRow, save_result
-from sparsetune.evaluation.tasks import JudgedPrompt, JudgePrompt
+from sparsetune.evaluation.tasks import JudgedPrompt, JudgePrompt, TimeStep
 from sparsetune.evaluation.videos import known_metrics
 from sparsetune.executor import (
     Event,
@@ -183,7 +185,9 @@ def evaluate(
             )
             for index, prompt in enumerate(prompts)
         ]  # fmt: skip
-        return _Run(executor, runtime, tasks, config, gate, listener, started).result()
+        # First, since it also warms the kernels up; null where they compute every pair, so that seconds say nothing.
+        step = run_one(executor, TimeStep(prompts[0], seed, backend)) if skips_work(runtime.kernel) else None
+        return _Run(executor, runtime, tasks, config, gate, listener, started, step).result()
 
 
 def _as_executor(renderer: Renderer | Executor) -> contextlib.AbstractContextManager[Executor]:
@@ -199,6 +203,7 @@ class _Run:
     gate: Gate
     listener: EvaluationListener
     started: float
+    step: StepTimes | None
 
     def result(self) -> EvaluationResult:
         first = self.tasks[0]
@@ -257,6 +262,7 @@ class _Run:
             verdict="failed" if points is None else verdict(points),
             gate=gate_section(self.gate, rows),
             sparsity=sparsity_section([prompt.result for prompt in judged]),
+            seconds=seconds_section([prompt.result for prompt in judged], self.step),
             thresholds=tuple(LayerSection(**asdict(layer)) for layer in summarize(self.tasks[0].policy)),
             environment=environment_section(self.runtime, self.executor, *seconds),
         )

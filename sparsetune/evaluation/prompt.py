@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsetune.attention.backends import skips_work
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.errors import GenerationError, OutOfMemoryError
@@ -43,8 +44,11 @@ class PromptResult:
     unavailable: Mapping[str, str] = field(default_factory=dict)  # reasons by metric
     sparsity: float | None = None
     sparsity_active: float | None = None
-    seconds_dense: float | None = None  # perhaps by an earlier run
+    seconds_dense: float | None = None  # of the whole rendering, perhaps by an earlier run
     seconds_sparse: float | None = None
+    # Seconds of the denoising, where the kernel skips work: dense steps, timed just before the sparse rendering
+    denoising_dense: float | None = None
+    denoising_sparse: float | None = None
     stats: "SparsityStats | None" = None  # of the sparse rendering
     error: str | None = None
     dense_cached: bool = False
@@ -74,6 +78,7 @@ def evaluate_prompt(
     seed = seed if given.seed is None else given.seed
     try:
         dense = dense_baseline(renderer, handle, prompt, seed, cache, on_step)
+        denoising_dense = _denoising_dense(renderer, handle, prompt, seed)
         handle.reset()
         sparse = render(renderer, prompt, seed, "sparse", on_step)
     except OutOfMemoryError:
@@ -91,10 +96,24 @@ def evaluate_prompt(
         sparsity_active=stats.sparsity_active,
         seconds_dense=dense.seconds,
         seconds_sparse=sparse.seconds,
+        denoising_dense=denoising_dense,
+        denoising_sparse=None if denoising_dense is None else sparse.denoising_seconds,
         stats=stats,
         dense_cached=dense.cached,
     )
     return result, Pair(dense.frames, sparse.frames)
+
+
+def _denoising_dense(renderer: "Renderer", handle: "SparseHandle", prompt: AnyPrompt, seed: int) -> float | None:
+    """Time dense steps now, and so beside the sparse ones: a cached video's seconds are of another day.
+
+    None where the kernel computes every pair, so that seconds say nothing.
+    """
+    if not skips_work(handle.backend.name):
+        return None
+    with rendering_dense(handle):
+        step = renderer.step_seconds(prompt, seed)
+    return None if step is None else step * renderer.settings.num_inference_steps
 
 
 def dense_baseline(

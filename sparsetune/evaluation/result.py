@@ -173,7 +173,7 @@ class SparsitySection(_Part):
     overall: Fraction | None = Field(description="Over all self-attention calls; null when no prompt rendered.")
     active: Fraction | None = Field(description="Over sparse calls only.")
     theoretical_speedup: float | None = Field(description="Of attention: 1 / (1 - overall).")
-    measured_speedup: float | None = Field(description="Fastest dense over fastest sparse; null with `reference`.")
+    measured_speedup: float | None = Field(description="Of the denoising, as `seconds` has it; null without that.")
     seconds_dense: Seconds | None = Field(description="Mean of a rendering.")
     seconds_sparse: Seconds | None = Field(description="Mean of a rendering.")
     by_layer: dict[str, float]
@@ -183,6 +183,24 @@ class SparsitySection(_Part):
     kernels: dict[str, str] = Field(description="Kernel that really ran, by layer.")
     num_calls: dict[str, int] = Field(description="Sparse, dense and fallback calls.")
     fallbacks: dict[str, int] = Field(description="Calls that fell back to dense, by reason.")
+
+
+class SecondsSection(_Part):
+    """Seconds of the denoising: dense steps were timed just before each sparse rendering, in the same process."""
+
+    dense: Seconds = Field(description="Mean over the prompts.")
+    sparse: Seconds = Field(description="Mean over the prompts.")
+    speedup: float = Field(description="dense / sparse.")
+    ci95_low: float = Field(description="Lower end of the 95% bootstrap interval of the prompts' mean speed-up.")
+    ci95_high: float = Field(description="Upper end of the 95% bootstrap interval of the prompts' mean speed-up.")
+    noise: float = Field(description="Standard deviation of the dense times over their mean.")
+    attention_share: Fraction = Field(description="Fraction of a dense step that self-attention takes.")
+    ceiling: float = Field(description="Upper bound of the speed-up by any attention method: 1 / (1 - share).")
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether sparse is faster than dense by more than the noise."""
+        return self.ci95_low > 1.0 and self.speedup > 1.0 + 2.0 * self.noise
 
 
 class LayerSection(_Part):
@@ -226,6 +244,7 @@ class EvaluationResult(_Part):
     verdict: Verdict | Literal["failed"] = Field(description="`failed` when no prompt rendered.")
     gate: GateSection
     sparsity: SparsitySection
+    seconds: SecondsSection | None = Field(None, description="Null where the kernel computes every pair.")
     thresholds: tuple[LayerSection, ...] = Field(default=(), description="The policy by layer.")
     environment: EnvironmentSection
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsetune.attention.backends import choose_backend
 from sparsetune.attention.policy import Policy
+from sparsetune.bench.step import capture_step
+from sparsetune.bench.step_time import StepTimes, time_step
 from sparsetune.errors import GenerationError, OutOfMemoryError
 from sparsetune.evaluation.aggregate import prompt_row
 from sparsetune.evaluation.baseline import BaselineCache
@@ -51,6 +54,26 @@ class ScorePrompt:
         if result.error is not None:
             raise GenerationError(result.error)
         return result
+
+
+@dataclass(frozen=True)
+class TimeStep:
+    """Times a denoising step dense and without self-attention, and sparse with the fractions `topk` of the key blocks.
+
+    With such fractions, also once with token orders.
+    """
+
+    prompt: AnyPrompt
+    seed: int
+    backend: str
+    topk: tuple[float, ...] = ()
+    repeats: int = 5
+
+    def run(self, session: ModelSession, emit: Emit) -> StepTimes:
+        renderer = session.restore()
+        step, device = capture_step(renderer, self.prompt, self.seed), renderer.loaded.device
+        backend = choose_backend(self.backend, device)
+        return time_step(step, backend, device, topk=self.topk, ordered=bool(self.topk), repeats=self.repeats)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,8 @@ def check_workers(
         )
     kinds = ", ".join(sorted({info.device_kind for info in infos}))
     if len({info.device_kind for info in infos}) > 1:
-        if measures_speed and not mixed_gpus:
+        on_gpu = any(not info.device_kind.startswith("cpu") for info in infos)
+        if measures_speed and on_gpu and not mixed_gpus:
             raise ExecutorError(
                 f"cannot rank trials by speed on different devices: {kinds}; use hosts with one kind, or --mixed-gpus"
             )

@@ -17,6 +17,7 @@ from sparsetune.attention.breakeven import dtype_name
 from sparsetune.config import GenerationConfig
 from sparsetune.errors import GenerationError, OutOfMemoryError
 from sparsetune.models.calls import patch_of
+from sparsetune.models.clock import DenoisingClock
 from sparsetune.models.families import family_of, main_transformer
 from sparsetune.models.loading import LoadedModel
 from sparsetune.models.prompts import AnyPrompt, Prompt, as_prompt, open_image
@@ -39,12 +40,17 @@ _SCALES = (
 """Attributes of diffusers' pipelines with the pixels in a side of a latent pixel."""
 
 
+TIMED_STEPS = 4
+"""Dense steps timed beside each sparse rendering, after one that warms up."""
+
+
 @dataclass(frozen=True)
 class Rendering:
-    """A rendered video: frames before any video encoding, and the pipeline's seconds."""
+    """A rendered video: frames before any video encoding, and the pipeline's seconds; those of the denoising alone."""
 
     frames: Frames
     seconds: float
+    denoising_seconds: float | None = None
 
 
 class Renderer:
@@ -78,19 +84,42 @@ class Renderer:
             GenerationError: an image is missing or not taken, memory ran out, or frames are NaN or all black.
             PromptError: the prompt's image can't be read.
         """
-        given = as_prompt(prompt)
-        generator = torch.Generator("cpu").manual_seed(seed if given.seed is None else given.seed)
-        arguments = self._arguments(given, generator, on_step)
-        if self.loaded.family.guidance == "guider":
-            self.loaded.pipe.guider.guidance_scale = self.settings.guidance_scale
+        arguments = self._arguments(as_prompt(prompt), seed, on_step)
         started = time.perf_counter()
-        with self._explained_errors(), torch.inference_mode():
+        with self._denoising() as clock:
             output = self.loaded.pipe(**arguments)
             frames = np.asarray(output.frames[0] if hasattr(output, "frames") else output.images[:1])
-        return Rendering(to_uint8(frames), time.perf_counter() - started)
+        return Rendering(to_uint8(frames), time.perf_counter() - started, clock.seconds)
 
-    def _arguments(self, prompt: Prompt, generator: torch.Generator, on_step: OnStep | None) -> dict[str, Any]:
+    def step_seconds(self, prompt: AnyPrompt, seed: int, num_steps: int = TIMED_STEPS) -> float | None:
+        """Time denoising steps as the pipeline runs now: the mean of `num_steps` after one that warms up.
+
+        None where the pipeline makes no transformer call. Raises as `render`.
+        """
+        settings = self.settings.model_copy(update={"num_inference_steps": num_steps + 1})
+        short = Renderer(self.loaded, settings)
+        arguments = short._arguments(as_prompt(prompt), seed, None) | {"output_type": "latent"}
+        with short._denoising() as clock:
+            self.loaded.pipe(**arguments)
+        return clock.step_seconds(num_steps + 1)
+
+    @contextlib.contextmanager
+    def _denoising(self) -> Iterator[DenoisingClock]:
+        """Explain errors, and time the transformers' calls."""
+        pipe, family = self.loaded.pipe, self.loaded.family
+        if family.guidance == "guider":
+            pipe.guider.guidance_scale = self.settings.guidance_scale
+        transformers = [module for name in family.transformers if (module := getattr(pipe, name, None)) is not None]
+        with (
+            self._explained_errors(),
+            torch.inference_mode(),
+            DenoisingClock(transformers, self.loaded.device) as clock,
+        ):
+            yield clock
+
+    def _arguments(self, prompt: Prompt, seed: int, on_step: OnStep | None) -> dict[str, Any]:
         settings = self.settings
+        generator = torch.Generator("cpu").manual_seed(seed if prompt.seed is None else prompt.seed)
         negative = settings.negative_prompt if prompt.negative_prompt is None else prompt.negative_prompt
         arguments: dict[str, Any] = {
             "prompt": prompt.text,

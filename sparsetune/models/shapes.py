@@ -13,6 +13,12 @@ from sparsetune.models.calls import patch_of
 from sparsetune.models.families import Family, family_named, transformer_site
 from sparsetune.models.random_weights import Blueprint, build_component
 
+_ATTENTION_FLOPS_PER_MS = 4.1e11
+"""Of cuDNN's attention in bfloat16 on an H100."""
+
+_SPARSE_START_MS = 1.0
+"""Of SpargeAttn's call on an H100: it launches many small kernels, whatever it computes."""
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -39,6 +45,19 @@ class ModelShape:
         """
         attention = 4 * self.num_tokens**2 * self.num_layers * self.num_heads * self.head_dim
         return attention / (attention + 2 * self.num_tokens * self.num_parameters)
+
+    @property
+    def sparsity_gain(self) -> str:
+        """Whether sparsity can save time at this size, roughly: dense attention against the start of a sparse call.
+
+        Figures of an H100, see docs/benchmarks.md; `tune` measures both on the GPU at hand.
+        """
+        dense_ms = 4 * self.num_tokens**2 * self.num_heads * self.head_dim / _ATTENTION_FLOPS_PER_MS
+        verdict = "likely" if dense_ms > 1.5 * _SPARSE_START_MS else "unlikely, too few tokens"
+        return (
+            f"{verdict} (on an H100 about {dense_ms:.2g} ms of dense attention a layer; a sparse call takes about "
+            f"{_SPARSE_START_MS:g} ms whatever its sparsity)"
+        )
 
     @property
     def transformer_gb(self) -> float:

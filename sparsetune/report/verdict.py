@@ -24,9 +24,10 @@ def sentence(source: Source, words: Words) -> str:
     if result.overall_score is None or result.sparsity.overall is None:
         return words("verdict.none", failed=len(result.failed))
     return words(
-        "verdict.sentence",
+        "verdict.sentence" if result.seconds is None else "verdict.sentence_seconds",
         word=words(f"verdict.{result.verdict}"),
         score=result.overall_score,
+        speed="" if result.seconds is None else f"{result.seconds.speedup:.2f}×",
         sparsity=f"{result.sparsity.overall:.1%}",
         phrase=words(f"phrase.{result.verdict}"),
         gate=words("gate.sentence_met" if result.gate.passed else "gate.sentence_missed"),
@@ -52,13 +53,16 @@ def tiles(result: EvaluationResult, words: Words) -> tuple[Tile, ...]:
             "good" if result.gate.passed else "bad",
         ),
     ]
+    if (seconds := result.seconds) is not None:
+        interval = f"{seconds.ci95_low:.2f} – {seconds.ci95_high:.2f}"
+        note = words("tile.measured", dense=f"{seconds.dense:.3g}", sparse=f"{seconds.sparse:.3g}", interval=interval)
+        tone = "good" if seconds.is_faster else "bad"
+        found.append(Tile(words("outcome.measured"), f"{seconds.speedup:.2f}×", note, tone))
     if part.overall is not None:
         speed = "–" if part.theoretical_speedup is None else f"{part.theoretical_speedup:.2f}×"
         found.append(Tile(words("outcome.sparsity"), f"{part.overall:.1%}", words("tile.theoretical", speed=speed)))
     if psnr is not None:
         found.append(Tile(words("tile.psnr"), f"{psnr.mean:.2f} dB", words("tile.worst", psnr=f"{psnr.min:.2f}")))
-    if part.measured_speedup is not None:
-        found.append(Tile(words("outcome.measured"), f"{part.measured_speedup:.2f}×", words("tile.measured")))
     return tuple(found)
 
 

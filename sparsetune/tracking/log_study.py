@@ -166,7 +166,10 @@ def log_study_end(run: RunLogger, result: TuningResult, runs: Mapping[int, str],
 
 
 def insight_metrics(insight: SearchStatistics) -> dict[str, float | None]:
-    metrics: dict[str, float | None] = {"insight/rank_correlation": insight.rank_correlation}
+    metrics: dict[str, float | None] = {
+        "insight/rank_correlation": insight.rank_correlation,
+        "insight/seconds_error": insight.seconds_error,
+    }
     return metrics | {f"insight/importance/{name}": share for name, share in insight.importances.items()}
 
 
@@ -185,7 +188,11 @@ def trial_metrics(trial: TrialResult) -> dict[str, float | None]:
     stats = [prompt.stats for prompt in prompts if prompt.stats is not None]
     active = stats[0].merged(stats[1:]).sparsity_active if stats else None
     metrics |= sparsity_metrics(trial.sparsity, active, trial_sparsity(trial))
-    metrics |= {"predicted_error": trial.predicted_error, "seconds/sparse": trial.seconds_sparse}
+    metrics |= {
+        "predicted_error": trial.predicted_error,
+        "seconds/sparse": trial.seconds_sparse,
+        "speedup/measured": trial.speedup,
+    }
     return metrics | {"seconds/total": trial.seconds}
 
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsetune.attention.backends import skips_work
 from sparsetune.errors import GateError, RegistryError, ResultError, TrackingError, UsageError
 from sparsetune.evaluation.compare import Change, Comparison, compare
+from sparsetune.evaluation.report_markdown import seconds_text
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.metrics import MIN_FOR_INTERVAL
 from sparsetune.tracking.logged_model import DIGEST, log_checkpoint_model
@@ -39,6 +41,7 @@ TOLERANCES = {"sparsity": 0.005, "psnr": 0.1, "frame_cosine": 0.0005}
 
 QUALITY = ("psnr", "frame_cosine")
 CHAMPION_CONDITION = "at least as good as the champion"
+SPEED_CONDITION = "faster than dense by measurement"
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,14 @@ def gate_condition(result: EvaluationResult) -> Condition:
         figures.append("SpargeAttn's default thresholds were evaluated, no checkpoint")
     figures.append(f"{result.config.num_prompts} prompts")
     return Condition("gate on eval prompts", result.gate.passed and not overlap and tuned, "; ".join(figures))
+
+
+def speed_condition(result: EvaluationResult) -> Condition:
+    """Check that the denoising was measured to be faster than dense; for kernels that skip work."""
+    seconds = result.seconds
+    if seconds is None:
+        return Condition(SPEED_CONDITION, False, "no seconds were measured; evaluate the checkpoint again")
+    return Condition(SPEED_CONDITION, seconds.is_faster, seconds_text(seconds))
 
 
 def champion_condition(candidate: EvaluationResult, champion: Iterable[EvaluationResult], named: str) -> Condition:
@@ -170,8 +181,10 @@ def judge(registry: Registry, candidate: Candidate, alias: str = CHAMPION) -> Ve
     """Check whether a candidate may have an alias; raises UsageError where MLflow refuses the name or the alias."""
     champion = registry.aliased(alias)
     registry.check_alias(alias)
+    timed = skips_work(candidate.result.config.backend)
     conditions = (
         gate_condition(candidate.result),
+        *((speed_condition(candidate.result),) if timed else ()),
         _review_condition(registry.client, candidate),
         _champion_condition(registry, candidate, champion),
     )

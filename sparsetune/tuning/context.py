@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sparsetune.attention.backends import Backend, choose_backend
+from sparsetune.attention.backends import Backend, choose_backend, skips_work
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.checkpoint import hash_prompts
 from sparsetune.config import Config
+from sparsetune.config.models import Goal
 from sparsetune.errors import ExecutorError, TuningError
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.conditions import baseline_key
@@ -57,6 +58,14 @@ class TuningContext:
     @property
     def backend(self) -> Backend:
         return choose_backend(self.config.backend, self.renderer.loaded.device)
+
+    @property
+    def goal(self) -> Goal:
+        """The objective; `auto` is speed where the kernel skips work."""
+        objective = self.config.tune.objective
+        if objective != "auto":
+            return objective
+        return "speed" if skips_work(self.runtime.kernel) else "sparsity"
 
     @property
     def search_gate(self) -> Gate:
@@ -104,6 +113,7 @@ class TuningContext:
             num_steps=self.config.generation.num_inference_steps,
             output_dir=self.output_dir,
             num_eval_prompts=len(self.eval_prompts),
+            goal=self.goal,
             study=study,
         )
         notify(self.listeners, lambda listener: listener.on_study_start(event))
@@ -132,11 +142,12 @@ _LAYOUT = 4
 def signature(context: TuningContext) -> dict[str, Any]:
     """Return all settings that the trials of a study must share, as JSON values."""
     config = context.config
-    shared = ("space", "granularity", "objective", "schedule", "probe_prompts")
+    shared = ("space", "granularity", "schedule", "probe_prompts")
     return (
         calibration_signature(context)
         | {"layout": _LAYOUT}
         | {name: getattr(config.tune, name) for name in shared}
+        | {"objective": context.goal}
         | {"gate": asdict(context.search_gate)}
     )
 
@@ -180,7 +191,7 @@ def open_context(config: Config, output_dir: Path, listeners: Sequence[TuningLis
     prompts = load_prompts(config.tune.prompt_file, config.tune.num_prompts)
     eval_prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
     cache, gate = BaselineCache(config.cache.folder.absolute(), config.cache.max_gb), Gate(**config.gate.model_dump())
-    executor = open_executor(config, measures_speed=config.tune.objective == "speed")
+    executor = open_executor(config, measures_speed=config.tune.objective in ("auto", "speed"))
     try:
         runtime = run_one(executor, DescribeSession(config.backend)).runtime
     except BaseException:

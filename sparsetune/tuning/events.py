@@ -4,9 +4,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sparsetune.attention.policy import Policy
+from sparsetune.bench.step_time import StepSeconds
+from sparsetune.config.models import Goal
 from sparsetune.evaluation.compare import Comparison
 from sparsetune.evaluation.events import EvaluationListener
 from sparsetune.evaluation.prompt import PromptResult
@@ -52,6 +54,7 @@ class StudyStarted:
         num_steps: denoising steps of one rendering.
         output_dir: folder of the results.
         num_eval_prompts: number of eval prompts.
+        goal: what is maximised; the objective `auto` is resolved.
         study: the study, which other processes may share.
     """
 
@@ -64,6 +67,7 @@ class StudyStarted:
     num_steps: int
     output_dir: Path
     num_eval_prompts: int = 0
+    goal: Goal = "sparsity"
     study: StudyState = field(default_factory=StudyState, compare=False)
 
 
@@ -92,6 +96,13 @@ class TrialPrompt:
     worker: Worker | None = None
 
 
+class Prediction(NamedTuple):
+    """What is known of a policy before it is rendered; None where its thresholds weren't calibrated."""
+
+    error: float | None = None  # calibrated, in the unit of a budget
+    seconds: float | None = None  # of the denoising; None too where the kernel computes every pair
+
+
 @dataclass(frozen=True)
 class TrialResult:
     """A trial that ended.
@@ -110,8 +121,12 @@ class TrialResult:
         feasible: whether it is complete and meets the gate on the tune prompts.
         seconds: wall-clock time.
         shortfalls: by how much it misses each bound of that gate, at most 0 if met; empty when it failed.
-        seconds_sparse: mean of its renderings; None where there is none.
-        predicted_error: calibrated error of its policy; None where it wasn't calibrated.
+        seconds_sparse: mean of its renderings, or of their denoising alone where `seconds_dense` is known; None where
+            there is none.
+        seconds_dense: mean of a dense denoising, by dense steps timed before each rendering; None where the kernel
+            computes every pair.
+        seconds_noise: standard deviation of those dense times over their mean; None below two prompts.
+        predicted_error, predicted_seconds: see `Prediction`.
         worker: worker of its last prompt; None for a trial of an earlier run.
     """
 
@@ -129,8 +144,21 @@ class TrialResult:
     seconds: float
     shortfalls: Mapping[str, float] = field(default_factory=dict)
     seconds_sparse: float | None = None
+    seconds_dense: float | None = None
+    seconds_noise: float | None = None
     predicted_error: float | None = None
+    predicted_seconds: float | None = None
     worker: Worker | None = None
+
+    @property
+    def speedup(self) -> float | None:
+        """Dense over sparse seconds of denoising; None where it wasn't measured."""
+        return self.seconds_dense / self.seconds_sparse if self.seconds_dense and self.seconds_sparse else None
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether it is faster than dense by more than the noise, or no speed-up was measured."""
+        return self.speedup is None or self.speedup > 1.0 + 2.0 * (self.seconds_noise or 0.0)
 
 
 @dataclass(frozen=True)
@@ -142,10 +170,14 @@ class SearchStatistics:
             calibration predicts which policy will look better. None below four trials.
         importances: parameter importance in [0, 1] for being among the best tenth of the trials (PED-ANOVA); empty
             below four trials.
+        seconds_correlation: Spearman's, between predicted and measured seconds of the denoising; None as above.
+        seconds_error: mean of |predicted - measured| / measured; None where no trial has both.
     """
 
     rank_correlation: float | None
     importances: Mapping[str, float]
+    seconds_correlation: float | None = None
+    seconds_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +201,8 @@ class TuningResult:
         left_to: message about the process that saves and evaluates the winner instead of this one; None otherwise.
         seconds_by_phase: `seconds` by phase, see `PhaseClock`.
         record_path: this as JSON, see `sparsetune.tuning.record`; None where it isn't written.
+        step: what a denoising step costs on this GPU; None where the kernel computes every pair.
+        dense_because: why the dense model is recommended, where no policy is faster; None otherwise.
     """
 
     study_name: str
@@ -187,6 +221,8 @@ class TuningResult:
     left_to: str | None = None
     seconds_by_phase: Mapping[str, float] = field(default_factory=dict)
     record_path: Path | None = None
+    step: StepSeconds | None = None
+    dense_because: str | None = None
 
 
 class TuningListener:

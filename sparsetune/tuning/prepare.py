@@ -5,12 +5,16 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sparsetune.attention.backends import skips_work
 from sparsetune.attention.policy import Policy
-from sparsetune.executor import Event, Incident, Phase, StepDone, Task, run_all
+from sparsetune.bench.step_time import StepSeconds
+from sparsetune.checkpoint import versions
+from sparsetune.evaluation.tasks import TimeStep
+from sparsetune.executor import Event, Incident, Phase, StepDone, Task, run_all, run_one
 from sparsetune.files import write_json
 from sparsetune.locks import exclusive_if_free
 from sparsetune.tuning.calibration.attention_tap import sample_steps
@@ -36,6 +40,29 @@ class Prepared:
     curves: Curves
     sensitivity: Sensitivity
     path: Path  # of the curves
+
+
+_TOPK = (0.7, 0.4, 0.15)
+"""Fractions of the key blocks at which a step is timed."""
+
+
+def measure_step(context: TuningContext) -> StepSeconds | None:
+    """Time a denoising step, unless an earlier run on this GPU has; None where the kernel computes every pair.
+
+    All processes of a study use the same figures, since they decide which policy a trial's parameters mean.
+    """
+    if not skips_work(context.runtime.kernel):
+        return None
+    signature = calibration_signature(context) | {"device_name": context.runtime.device_name, "versions": versions()}
+    path = context.config.tracking.root / "calibrations" / "steps" / f"{digest(signature)}.json"
+    with _locked(context, "preparation", path):
+        if path.is_file():
+            with reading(path, "seconds of a step", "measure again"):
+                return StepSeconds(**json.loads(path.read_text()))
+        task = TimeStep(context.prompts[0], context.config.tune.seed, context.config.backend, _TOPK)
+        measured = StepSeconds.of(run_one(context.executor, task))
+        write_json(path, asdict(measured))
+    return measured
 
 
 def prepare(context: TuningContext, probe: bool = True) -> Prepared:

@@ -1,6 +1,7 @@
 """`tuning.json`, the record of a tuning: its fields, and how it is read and written."""
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -23,6 +24,10 @@ SCHEMA_PATH: Final = Path(__file__).parent / "tuning.schema.json"
 Seconds = Annotated[float, Field(ge=0.0)]
 
 
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, json_schema_serialization_defaults_required=True
@@ -42,17 +47,19 @@ class TrialSection(_Part):
     frame_cosine: float | None = Field(description="Mean.")
     feasible: bool = Field(description="Whether it is complete and meets the gate, raised by the margin.")
     seconds: Seconds = Field(description="Wall-clock time.")
-    seconds_sparse: Seconds | None = Field(description="Mean of its renderings.")
+    seconds_sparse: Seconds | None = Field(
+        description="Mean of its renderings; of their denoising alone where `seconds_dense` is known."
+    )
+    seconds_dense: Seconds | None = Field(None, description="Mean of a dense denoising, timed beside; null on a CPU.")
+    seconds_noise: float | None = Field(None, description="Relative standard deviation of the dense times.")
     predicted_error: float | None = Field(description="What calibration says of its policy's error.")
+    predicted_seconds: Seconds | None = Field(None, description="Of its denoising, before it was rendered.")
 
     @classmethod
     def of(cls, trial: TrialResult) -> "TrialSection":
         """Convert a trial; figures that aren't finite become None."""
         values = {name: getattr(trial, name) for name in cls.model_fields}
-        for name, value in values.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                values[name] = None
-        return cls(**values)
+        return cls(**{name: _finite(value) if isinstance(value, float) else value for name, value in values.items()})
 
 
 class InsightSection(_Part):
@@ -60,15 +67,29 @@ class InsightSection(_Part):
 
     rank_correlation: float | None = Field(description="Spearman's, between calibrated error and PSNR.")
     importances: dict[str, float] = Field(description="PED-ANOVA's share of each parameter, in [0, 1].")
+    seconds_correlation: float | None = Field(None, description="Spearman's, of predicted and measured seconds.")
+    seconds_error: float | None = Field(None, description="Mean relative error of the predicted seconds.")
 
     @classmethod
     def of(cls, statistics: SearchStatistics) -> "InsightSection":
         """Convert statistics; figures that aren't finite become None or are left out."""
-        rho = statistics.rank_correlation
         return cls(
-            rank_correlation=rho if rho is not None and math.isfinite(rho) else None,
+            rank_correlation=_finite(statistics.rank_correlation),
             importances={name: share for name, share in statistics.importances.items() if math.isfinite(share)},
+            seconds_correlation=_finite(statistics.seconds_correlation),
+            seconds_error=_finite(statistics.seconds_error),
         )
+
+
+class StepSection(_Part):
+    """Seconds of a denoising step on the GPU; figures of attention are of one layer."""
+
+    rest: Seconds = Field(description="Without self-attention.")
+    dense: Seconds
+    overhead: float = Field(description="Sparse attention takes overhead + pairs (1 - sparsity).")
+    pairs: Seconds
+    order: Seconds = Field(description="More, where a head has a token order other than raster.")
+    num_layers: int
 
 
 class TuningRecord(_Part):
@@ -87,6 +108,8 @@ class TuningRecord(_Part):
         description="The same by phase: preparation, calibration, refinement, sensitivity, trials, evaluation."
     )
     insight: InsightSection | None
+    step: StepSection | None = Field(None, description="Null where the kernel computes every pair.")
+    dense_because: str | None = Field(None, description="Why the dense model is recommended; null with a winner.")
     before: EvaluationResult | None = Field(description="SpargeAttn's default thresholds on the eval prompts.")
     evaluation: EvaluationResult | None = Field(description="The winner on the eval prompts.")
 
@@ -104,6 +127,8 @@ class TuningRecord(_Part):
             seconds=result.seconds,
             seconds_by_phase=dict(result.seconds_by_phase),
             insight=None if result.insight is None else InsightSection.of(result.insight),
+            step=None if result.step is None else StepSection(**asdict(result.step)),
+            dense_because=result.dense_because,
             before=result.before,
             evaluation=result.evaluation,
         )

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparsetune.attention.backends import skips_work
 from sparsetune.attention.backends.sparge import SpargeBackend
 from sparsetune.attention.handle import SparseHandle, kept_blocks
 from sparsetune.attention.interception import AttentionCall, Interception
@@ -17,7 +18,7 @@ from sparsetune.attention.unmask import Refusal, UnmaskedCall, unmasked_call
 from sparsetune.bench.latency import device_clock, peak_memory, time_calls
 from sparsetune.errors import TuningError
 from sparsetune.models.families import attention_sites
-from sparsetune.models.generation import Renderer
+from sparsetune.models.generation import TIMED_STEPS, Renderer
 from sparsetune.models.prompts import AnyPrompt
 from sparsetune.models.sparsify import default_policy
 from sparsetune.tuning.calibration.bounded_policy import Bounds
@@ -48,13 +49,14 @@ class StepCosts:
     peak_measure_gib: float
     kernel_call: float | None = None  # one step of SpargeAttn's search: its kernel for one head, and the comparison
     no_kernel: str = ""  # why `kernel_call` is None
+    timed_steps: int = 0  # dense steps that are timed before each sparse rendering, where the kernel skips work
 
     def dense(self, num_steps: int) -> float:
         """Seconds of a dense rendering."""
         return self.fixed + num_steps * self.dense_step
 
     def sparse(self, num_steps: int) -> float:
-        return self.fixed + num_steps * self.sparse_step
+        return self.fixed + num_steps * self.sparse_step + self.timed_steps * self.dense_step
 
 
 def measure_costs(context: TuningContext) -> StepCosts:
@@ -107,6 +109,7 @@ def measure_costs(context: TuningContext) -> StepCosts:
         peak_measure_gib=measure_peak(),
         kernel_call=kernel_call,
         no_kernel=no_kernel,
+        timed_steps=TIMED_STEPS + 1 if skips_work(context.backend.name) else 0,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sparsetune.attention.policy import Policy
+from sparsetune.bench.step_time import StepSeconds
 from sparsetune.checkpoint import (
     Checkpoint,
     LayerShape,
@@ -24,11 +25,14 @@ from sparsetune.evaluation.evaluate import evaluate
 from sparsetune.evaluation.events import Listeners
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.locks import exclusive_if_free
+from sparsetune.tuning.calibration.sensitivity import Sensitivity
 from sparsetune.tuning.context import TimeIsUp, TuningContext, calibration_signature, digest, open_context
 from sparsetune.tuning.events import Parameter, PhaseClock, TrialResult, TuningListener, TuningResult, notify
-from sparsetune.tuning.prepare import prepare, refined_policy
+from sparsetune.tuning.prepare import measure_step, prepare, refined_policy
 from sparsetune.tuning.record import RECORD_NAME, TuningRecord, save_record
 from sparsetune.tuning.reproduce import recorded
+from sparsetune.tuning.search.allocation import KernelCost, only_paying_layers
+from sparsetune.tuning.search.candidates import CandidateTable
 from sparsetune.tuning.search.objective import TrialRunner
 from sparsetune.tuning.search.run import open_search, search
 from sparsetune.tuning.search.study import quiet
@@ -47,22 +51,66 @@ def search_policy(context: TuningContext) -> TuningResult:
     with quiet():
         study = open_search(context)
         try:
+            step = measure_step(context)
+            if step is not None and context.goal == "speed" and (reason := never_faster(step, context)):
+                return TuningResult(study.study_name, step=step, dense_because=reason)
             prepared = prepare(context)
         except TimeIsUp:
             return TuningResult(study.study_name)
-        result = search(context, study, prepared.curves, prepared.sensitivity)
-    return replace(result, calibration_path=prepared.path)
+        speeds = step if context.goal == "speed" else None
+        result = search(context, study, prepared.curves, prepared.sensitivity, speeds)
+    reason = None if speeds is None or result.best else slower_at_the_gate(speeds, result, context)
+    return replace(result, calibration_path=prepared.path, step=step, dense_because=reason)
+
+
+_HARDLY_REACHED = 0.9
+"""Sparsity beyond what videos allow: a kernel that is slower even there can't win."""
+
+
+def never_faster(step: StepSeconds, context: TuningContext) -> str | None:
+    """Return why no policy can be faster than dense on this GPU, in numbers; None where one may be."""
+    if step.saved(_HARDLY_REACHED) > 0:
+        return None
+    sparse = step.dense - step.saved(_HARDLY_REACHED)
+    return (
+        f"{_share(step)}; the {context.runtime.kernel} kernel takes {sparse / step.dense:.1f} times as long as dense "
+        f"attention even at sparsity {_HARDLY_REACHED:g}: these sequences are too short"
+    )
+
+
+def slower_at_the_gate(step: StepSeconds, result: TuningResult, context: TuningContext) -> str | None:
+    """Return why the dense model is recommended after a search, in numbers; None where quality is what lacks."""
+    passed = [trial for trial in result.trials if trial.feasible and trial.speedup]
+    if not passed:
+        return None
+    fastest = max(passed, key=lambda trial: trial.speedup or 0.0)
+    return (
+        f"the fastest of the trials that meet the gate, {fastest.number}, is {fastest.speedup or 0.0:.2f} times as "
+        f"fast as dense at sparsity {fastest.sparsity or 0.0:.3f}; {_share(step)}, and {context.runtime.kernel} is "
+        f"faster than dense from sparsity {step.break_even:.2f} on"
+    )
+
+
+def _share(step: StepSeconds) -> str:
+    return (
+        f"attention is {step.attention_share:.0%} of a dense step of {step.step * 1e3:.3g} ms, which limits the "
+        f"speed-up to {step.ceiling:.2f}x"
+    )
 
 
 def _calibrate(context: TuningContext) -> TuningResult:
     """Calibrate, and search the sparsest policy with every head's error within `tune.l1` and `tune.pv_l1`."""
     name, bounds = _start(context)
     try:
+        step = measure_step(context)
         prepared = prepare(context, probe=False)
-        result = _run_only_trial(context, name, bounds, refined_policy(context, prepared.curves))
+        policy = refined_policy(context, prepared.curves)
+        if step is not None and context.goal == "speed":
+            policy = only_paying_layers(CandidateTable(prepared.curves, Sensitivity()), policy, KernelCost.of(step))
+        result = _run_only_trial(context, name, bounds, policy)
     except TimeIsUp:
         return TuningResult(name)
-    return replace(result, calibration_path=prepared.path)
+    return replace(result, calibration_path=prepared.path, step=step)
 
 
 def _run_builtin(context: TuningContext) -> TuningResult:
@@ -91,7 +139,8 @@ _TUNERS = {"optuna": search_policy, "calibrate": _calibrate, "builtin": _run_bui
 def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener] = ()) -> TuningResult:
     """Find a policy with the configuration's tuner, save it as a checkpoint and evaluate it.
 
-    `optuna` searches for the sparsest policy whose videos pass the gate on the tune prompts; `calibrate` and `builtin`
+    `optuna` searches for the fastest policy whose videos pass the gate on the tune prompts (the sparsest, where the
+    kernel computes every pair; see `--objective`); `calibrate` and `builtin`
     return the policy within `tune.l1` and `tune.pv_l1`. The winner and SpargeAttn's default thresholds are evaluated on
     the eval prompts, which no tuner saw.
 
@@ -199,7 +248,8 @@ def _save(context: TuningContext, study_name: str, best: TrialResult) -> Path:
     config, runtime = context.config, context.runtime
     identity = runtime.identity
     measured = {
-        "sparsity": best.sparsity, "psnr": best.psnr, "psnr_worst": best.psnr_worst, "frame_cosine": best.frame_cosine
+        "sparsity": best.sparsity, "psnr": best.psnr, "psnr_worst": best.psnr_worst,
+        "frame_cosine": best.frame_cosine, "speedup": best.speedup,
     }  # fmt: skip
     manifest = Manifest(
         tuner=config.tune.tuner,

@@ -10,7 +10,8 @@ from sparsetune.attention.policy import Policy
 from sparsetune.tuning.calibration.bounded_policy import DENSE
 from sparsetune.tuning.calibration.curves import Arrangement, Curves
 from sparsetune.tuning.calibration.sensitivity import Sensitivity
-from sparsetune.tuning.search.allocation import CandidateTable, allocate, best_order, predict
+from sparsetune.tuning.search.allocation import allocate, best_order, predict
+from sparsetune.tuning.search.candidates import CandidateTable
 from tests.tuning.tables import LAYERS, POINTS, curves, smooth
 
 

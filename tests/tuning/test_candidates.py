@@ -7,7 +7,8 @@ from sparsetune.attention.schedule import DenseSchedule, phase
 from sparsetune.attention.thresholds import Rule
 from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.calibration.sensitivity import Sensitivity, head_shares
-from sparsetune.tuning.search.allocation import CandidateTable, Floats, _shift, allocate, predict
+from sparsetune.tuning.search.allocation import allocate, predict
+from sparsetune.tuning.search.candidates import CandidateTable, Floats, _shift
 from tests.tuning.tables import curves
 
 SENSITIVITIES = (

@@ -44,7 +44,18 @@ def test_values_follow_the_goal_and_a_penalty_undoes_what_a_miss_gains() -> None
 
 
 def test_rank_correlation_is_minus_one_where_error_predicts_psnr() -> None:
-    predicted = [trial(index, 0.1, 50.0 - index, predicted_error=0.01 * index) for index in range(5)]
-    assert rank_correlation(predicted) == pytest.approx(-1.0)
-    assert rank_correlation(predicted[:3]) is None
-    assert rank_correlation([trial(index, 0.1, 40.0, predicted_error=0.1) for index in range(5)]) is None
+    pairs = [(0.01 * index, 50.0 - index) for index in range(5)]
+    assert rank_correlation(pairs) == pytest.approx(-1.0)
+    assert rank_correlation([*pairs, (None, 3.0)]) == pytest.approx(-1.0)
+    assert rank_correlation(pairs[:3]) is None
+    assert rank_correlation([(0.1, 40.0)] * 5) is None
+
+
+def test_where_speed_is_the_goal_only_a_trial_that_is_faster_than_dense_wins() -> None:
+    slower = trial(0, 0.3, 36.0, seconds=2.1, seconds_dense=2.0)
+    within_noise = trial(1, 0.3, 36.0, seconds=1.97, seconds_dense=2.0, seconds_noise=0.01)
+    faster = trial(2, 0.3, 36.0, seconds=1.9, seconds_dense=2.0, seconds_noise=0.01)
+    assert winner("speed", (slower, within_noise)) is None
+    assert winner("speed", (slower, within_noise, faster)) is faster
+    assert winner("sparsity", (slower,)) is slower
+    assert faster.speedup == pytest.approx(2.0 / 1.9)

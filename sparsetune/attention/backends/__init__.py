@@ -25,6 +25,7 @@ __all__ = [
     "backend_choice",
     "choose_backend",
     "missing_backends",
+    "skips_work",
 ]
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,14 @@ class BackendChoice:
 
     backend: Backend
     reason: str
+
+
+_SKIP_WORK = {"sparge", "flex"}
+
+
+def skips_work(kernel: str) -> bool:
+    """Whether a kernel leaves out the block pairs that a policy drops, so that sparsity saves seconds."""
+    return kernel in _SKIP_WORK
 
 
 def missing_backends(device: torch.device) -> dict[str, str | None]:

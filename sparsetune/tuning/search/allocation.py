@@ -1,184 +1,43 @@
-"""Allocation of an error budget to heads by a Lagrange multiplier, for the most sparsity.
+"""Allocation of an error budget to heads by a Lagrange multiplier, for the most seconds saved.
 
 Each head takes the point that maximises sparsity − error / multiplier; one multiplier for all heads is optimal, and it
-is bisected until the total error is the budget.
+is bisected until the total error is the budget. On a GPU a layer's sparsity saves seconds only beyond what its kernel
+and its token orders cost: a layer or step for which that isn't so runs dense, and a layer whose token orders don't earn
+their cost keeps raster. Where the kernel computes every pair, these costs are 0 and sparsity itself is maximised.
 """
 
-import functools
 import math
-import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sparsetune.attention.policy import Policy
-from sparsetune.attention.schedule import DenseSchedule, phase
+from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.thresholds import PVTHRESHD_OFF, HeadThresholds, LayerThresholds, Rule
+from sparsetune.bench.step_time import StepSeconds
 from sparsetune.tuning.calibration.bounded_policy import DENSE, in_one_order
 from sparsetune.tuning.calibration.curves import Arrangement, Curves
-from sparsetune.tuning.calibration.sensitivity import Sensitivity, head_shares
-
-Floats = npt.NDArray[np.float64]
-
-_UNBOUNDED = 1e3
-"""Replaces an infinite relative error."""
+from sparsetune.tuning.calibration.sensitivity import Sensitivity
+from sparsetune.tuning.search.candidates import CandidateCosts, CandidateTable, Choice, Floats, dropped
 
 
 @dataclass(frozen=True)
-class CandidateCosts:
-    """Error and sparsity of every candidate threshold of each head, over a whole generation."""
+class KernelCost:
+    """What a sparse call costs beyond the pairs that it computes, in units of a layer's sparsity.
 
-    points: tuple[HeadThresholds, ...]
-    cost: Floats  # squared error, weighted by sensitivity, float64 (orders, layers, heads, points)
-    gain: Floats  # sparsity, the same shape
-    unit: float  # the cost if every head's relative error were 1
-    num_heads: int  # of all layers
-
-
-@dataclass(frozen=True)
-class Table:
-    """The curves of some arrangements under one rule, in float64."""
-
-    points: tuple[HeadThresholds, ...]  # those of the rule, without `pvthreshd`
-    error: tuple[Floats, ...]  # for each sampled step (orders, layers, heads, points)
-    sparsity: tuple[Floats, ...]
-
-
-Choice = tuple[int, int, int, int]
-"""A head's point in a table: indices of order, layer, head and point."""
-
-
-class _Kind(NamedTuple):
-    """Kind of denoising step: steps of one kind have the same error and sparsity."""
-
-    part: int  # index among the phases of `Sensitivity`
-    place: int  # index of the nearest sampled step
-    factor: float  # on the dropped fraction; 0 is dense
-
-
-class CandidateTable:
-    """The candidate thresholds of a calibration, for any schedule and weights; caches values of its curves."""
-
-    def __init__(self, curves: Curves, sensitivity: Sensitivity) -> None:
-        self.curves, self.sensitivity = curves, sensitivity
-        self._squared_shares = head_shares(curves) ** 2
-        self._nearest = [
-            min(range(len(curves.steps)), key=lambda place: abs(curves.steps[place] - step))
-            for step in range(curves.num_steps)
-        ]
-        self._tables: dict[tuple[tuple[int, ...], Rule], Table] = {}
-
-    def costs(
-        self, places: Sequence[int], rule: Rule, schedule: DenseSchedule, weights: Sequence[float] = (1.0,)
-    ) -> CandidateCosts:
-        """Sum the error and sparsity of every point over the generation.
-
-        `places` are indices of arrangements, `weights` factors on the sensitivity of equal groups of layers.
-        """
-        table, kinds = self.table(places, rule), self._kinds(schedule)
-        cost, gain = np.zeros(table.error[0].shape), np.zeros(table.error[0].shape)
-        powers = self._powers(kinds, weights)
-        known: dict[_Kind, tuple[Floats, Floats]] = {}
-        for kind in (kind for kind in kinds if kind.factor):
-            if kind not in known:
-                shifted = _shift(table.points, kind.factor)
-                of_cost = powers[kind][..., None] * (table.error[kind.place] @ shifted) ** 2
-                known[kind] = of_cost, table.sparsity[kind.place] @ shifted / len(kinds)
-            cost += known[kind][0]
-            gain += known[kind][1]
-        num_heads = sum(num_heads for _, num_heads in self.curves.layers)
-        return CandidateCosts(table.points, cost, gain, _total(kinds, powers), num_heads)
-
-    def error(self, places: Sequence[int], rule: Rule, schedule: DenseSchedule, taken: Sequence[Choice]) -> float:
-        """Return the total error of the heads' choices, in the unit of a budget; dense heads are left out."""
-        table, kinds = self.table(places, rule), self._kinds(schedule)
-        powers = self._powers(kinds, (1.0,))
-        order, layer, head, point = np.array(taken, dtype=np.int64).reshape(-1, 4).T
-        cost = np.zeros(len(taken))
-        known: dict[_Kind, Floats] = {}
-        for kind in (kind for kind in kinds if kind.factor):
-            if kind not in known:
-                shifted = table.error[kind.place] @ _shift(table.points, kind.factor)
-                known[kind] = powers[kind][layer, head] * shifted[order, layer, head, point] ** 2
-            cost += known[kind]
-        return float(np.sqrt(_add_up(cost.tolist()) / _total(kinds, powers)))
-
-    def table(self, places: Sequence[int], rule: Rule) -> Table:
-        key = tuple(places), rule
-        if key not in self._tables:
-            self._tables[key] = self._read(*key)
-        return self._tables[key]
-
-    def _kinds(self, schedule: DenseSchedule) -> list[_Kind]:
-        num_steps, num_parts = len(self._nearest), len(self.sensitivity.phases)
-        return [
-            _Kind(phase(step, num_steps, num_parts), place, schedule.scale(step, num_steps))
-            for step, place in enumerate(self._nearest)
-        ]
-
-    def _powers(self, kinds: Sequence[_Kind], weights: Sequence[float]) -> dict[_Kind, Floats]:
-        """Cost of a squared error of 1 in each kind of step, (layers, heads)."""
-        num_layers = len(self.curves.layers)
-        weight = np.array([weights[phase(index, num_layers, len(weights))] for index in range(num_layers)])
-        of_layer = self.sensitivity.of_layers(num_layers) * weight
-        return {
-            kind: (of_layer * self.sensitivity.phases[kind.part])[:, None] * self._squared_shares[:, kind.place]
-            for kind in set(kinds)
-        }
-
-    def _read(self, places: tuple[int, ...], rule: Rule) -> Table:
-        curves, steps = self.curves, range(len(self.curves.steps))
-        usable = [index for index, point in enumerate(curves.points) if point.rule == rule]
-
-        def of_step(figures: npt.NDArray[np.float32], step: int, infinite: float | None) -> Floats:
-            read = figures[list(places), :, step][..., usable].astype(np.float64)
-            return np.nan_to_num(read, posinf=infinite)
-
-        return Table(
-            tuple(curves.points[index] for index in usable),
-            tuple(of_step(curves.error_rms, step, _UNBOUNDED) for step in steps),
-            tuple(of_step(curves.sparsity, step, None) for step in steps),
-        )
-
-
-def _total(kinds: Sequence[_Kind], powers: Mapping[_Kind, Floats]) -> float:
-    sums = {kind: float(power.sum()) for kind, power in powers.items()}
-    return _add_up(sums[kind] for kind in kinds)
-
-
-def _add_up(figures: Iterable[float]) -> float:
-    """Sum without compensation, as Python's `sum` did before 3.12."""
-    return functools.reduce(operator.add, figures, 0.0)
-
-
-@functools.lru_cache(maxsize=256)
-def _shift(points: tuple[HeadThresholds, ...], factor: float) -> Floats:
-    """Weights, (points, points), that interpolate the grid where each point drops `factor` times as much.
-
-    Linear in the logarithm of the dropped fraction, between points of one simthreshd1; clipped at the grid's ends.
+    Args:
+        break_even: sparsity at which a layer is as fast as dense.
+        order: sparsity that a layer with token orders other than raster must have beyond that.
     """
-    weights = np.zeros((len(points), len(points)))
-    for sim in {point.simthreshd1 for point in points}:
-        family = sorted(
-            (index for index, point in enumerate(points) if point.simthreshd1 == sim),
-            key=lambda index: _dropped(points[index]),
-        )
-        known = np.log([_dropped(points[index]) for index in family])
-        for place, index in enumerate(family):
-            at = float(np.interp(known[place] + np.log(factor), known, np.arange(len(family))))
-            below, rest = int(at), at - int(at)
-            weights[family[below], index] += 1.0 - rest
-            if rest:
-                weights[family[below + 1], index] += rest
-    return weights
 
+    break_even: float = 0.0
+    order: float = 0.0
 
-def _dropped(point: HeadThresholds) -> float:
-    kept = point.cdfthreshd if point.cdfthreshd is not None else point.topk
-    return 1.0 - (kept or 0.0)
+    @classmethod
+    def of(cls, step: StepSeconds | None) -> "KernelCost":
+        return cls() if step is None else cls(step.break_even, step.order / step.pairs)
 
 
 _BISECTIONS = 40
@@ -196,8 +55,9 @@ def allocate(
     dense_fraction: float = 0.0,
     steepness: float = 0.5,
     weights: Sequence[float] = (1.0,),
+    kernel: KernelCost = KernelCost(),
 ) -> Policy:
-    """Return the policy with the most sparsity within an error budget, or the least error at a sparsity.
+    """Return the policy that saves most within an error budget, or has the least error at a sparsity.
 
     Args:
         candidates: the calibration, and the effect of errors on the video.
@@ -210,20 +70,66 @@ def allocate(
         dense_fraction: fraction of the steps that run dense.
         steepness: see `Sensitivity.drop_scale`.
         weights: factors on the sensitivity of equal groups of consecutive layers.
+        kernel: what a sparse call costs beyond its pairs.
 
     Raises:
         TuningError: an order wasn't calibrated.
     """
     curves, schedule = candidates.curves, candidates.sensitivity.schedule(dense_fraction, steepness)
     places = curves.arrangement_indices(orders, keep_text)
-    costs = candidates.costs(places, rule, schedule, weights)
-    taken, order = _take(costs, _multiplier(costs, budget, sparsity))
     names = [curves.arrangements[place].order for place in places]
+    costs = candidates.costs(places, rule, schedule, weights)
+    taken, order = _best(costs, budget, sparsity, kernel, names.index("raster") if "raster" in names else None)
     layers = []
     for index, (name, num_heads) in enumerate(curves.layers):
         heads = [costs.points[point] if point >= 0 else DENSE[rule] for point in taken[index, :num_heads]]
         layers.append(LayerThresholds.in_orders(name, heads, [names[place] for place in order[index, :num_heads]]))
-    return in_one_order(Policy(tuple(layers), schedule, "raster", keep_text, curves.select_partial))
+    policy = in_one_order(Policy(tuple(layers), schedule, "raster", keep_text, curves.select_partial))
+    return only_paying_steps(candidates, policy, kernel)
+
+
+def only_paying_steps(candidates: CandidateTable, policy: Policy, kernel: KernelCost) -> Policy:
+    """Run those steps of a calibrated policy dense in which its sparse layers together cost more than they save."""
+    sparsity = predicted_sparsity(candidates, policy)
+    if kernel == KernelCost() or sparsity is None:
+        return policy
+    sparse = np.array([layer.is_sparse for layer in policy.layers])
+    ordered = np.array([_has_order(orders) for orders in policy.sparse_orders])
+    needed = sparse * (kernel.break_even + kernel.order * ordered)
+    num_steps = candidates.curves.num_steps
+    scales = [policy.schedule.scale(step, num_steps) for step in range(num_steps)]
+    pays = [bool((of_layer - needed).sum() > 0) for of_layer in sparsity]
+    kept = tuple(scale if worth else 0.0 for scale, worth in zip(scales, pays, strict=True))
+    return policy if list(kept) == scales else replace(policy, schedule=DenseSchedule(0.0, kept))
+
+
+def only_paying_layers(candidates: CandidateTable, policy: Policy, kernel: KernelCost) -> Policy:
+    """Run those layers of a policy dense whose sparsity, as calibrated, costs more than it saves."""
+    nearest = replace(policy, layers=tuple(_on_grid(candidates, layer) for layer in policy.layers))
+    sparsity = predicted_sparsity(candidates, nearest)
+    if sparsity is None:
+        return policy
+    mean = np.mean(sparsity, axis=0)
+    layers = []
+    for layer, of_layer, orders in zip(policy.layers, mean, policy.sparse_orders, strict=True):
+        needed = kernel.break_even + (kernel.order if _has_order(orders) else 0.0)
+        dense = replace(layer, heads=(DENSE[layer.rule],) * len(layer.heads), order=None)
+        layers.append(layer if of_layer > needed else dense)
+    return replace(policy, layers=tuple(layers))
+
+
+def _on_grid(candidates: CandidateTable, layer: LayerThresholds) -> LayerThresholds:
+    """Replace thresholds by the nearest calibrated ones of the same simthreshd1."""
+
+    def nearest(head: HeadThresholds) -> HeadThresholds:
+        points = [point for point in candidates.curves.points if point.rule == head.rule]
+        sims = {point.simthreshd1 for point in points}
+        sim = min(sims, key=lambda value: abs(value - head.simthreshd1))
+        same = [point for point in points if point.simthreshd1 == sim]
+        kept = min(same, key=lambda point: abs(dropped(point) - dropped(head)))
+        return replace(kept, is_sparse=head.is_sparse)
+
+    return replace(layer, heads=tuple(nearest(head) for head in layer.heads))
 
 
 def best_order(curves: Curves, orders: Sequence[str], keep_text: bool, budget: float = 0.1) -> str:
@@ -232,8 +138,8 @@ def best_order(curves: Curves, orders: Sequence[str], keep_text: bool, budget: f
 
     def sparsity(order: str) -> float:
         costs = candidates.costs(curves.arrangement_indices([order], keep_text), curves.points[0].rule, DenseSchedule())
-        taken, first = _take(costs, _multiplier(costs, budget))
-        return _sum(costs.gain, taken, first)
+        taken, first = _best(costs, budget)
+        return float(_by_layer(costs.gain, taken, first).sum())
 
     return max(orders, key=sparsity)
 
@@ -243,6 +149,40 @@ def predict(candidates: CandidateTable, policy: Policy) -> float | None:
 
     None if its thresholds or arrangement weren't calibrated, e.g. SpargeAttn's defaults.
     """
+    found = _calibrated(candidates, policy)
+    return None if found is None else candidates.error(found[0], policy.layers[0].rule, policy.schedule, found[1])
+
+
+def predicted_sparsity(candidates: CandidateTable, policy: Policy) -> tuple[Floats, ...] | None:
+    """Return the sparsity of each layer, (layers,), at each step; None where `predict` is None."""
+    found = _calibrated(candidates, policy)
+    return None if found is None else candidates.sparsity(found[0], policy.layers[0].rule, policy.schedule, found[1])
+
+
+def predict_seconds(candidates: CandidateTable, policy: Policy, step: StepSeconds) -> float | None:
+    """Return the seconds of a generation's denoising under a policy; None where `predict` is None."""
+    sparsity = predicted_sparsity(candidates, policy)
+    if sparsity is None:
+        return None
+    share = step.num_layers / len(policy.layers)  # below 1 where two transformers take turns
+    saved = 0.0
+    for number, of_layers in enumerate(sparsity):
+        if not policy.schedule.is_dense(number, len(sparsity)):
+            saved += sum(
+                share * step.saved(float(of_layer), ordered=_has_order(orders))
+                for of_layer, layer, orders in zip(of_layers, policy.layers, policy.sparse_orders, strict=True)
+                if layer.is_sparse
+            )
+    return len(sparsity) * step.step - saved
+
+
+def _has_order(orders: Sequence[str]) -> bool:
+    """Whether the token orders of a layer's sparse heads make it reorder tokens."""
+    return any(order != "raster" for order in orders)
+
+
+def _calibrated(candidates: CandidateTable, policy: Policy) -> tuple[list[int], list[Choice]] | None:
+    """Return the arrangements and the calibrated point of each sparse head; None where one wasn't calibrated."""
     curves, rule = candidates.curves, policy.layers[0].rule
     needed = {order: Arrangement(order, policy.keep_text) for order in policy.order_names}
     if policy.select_partial != curves.select_partial or not set(needed.values()) <= set(curves.arrangements):
@@ -262,32 +202,85 @@ def predict(candidates: CandidateTable, policy: Policy) -> float | None:
         for head, (thresholds, order) in enumerate(zip(layer.heads, orders, strict=True))
         if (point := of_thresholds[thresholds]) is not None
     ]
-    return candidates.error(places, rule, policy.schedule, taken)
+    return places, taken
 
 
-def _take(costs: CandidateCosts, multiplier: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Each head's best point at a multiplier, -1 is dense, and its order, both (layers, heads)."""
-    objective: Floats = costs.gain - costs.cost / (multiplier * costs.unit)
-    best = objective.argmax(axis=-1)
-    most = np.take_along_axis(objective, best[..., None], axis=-1)[..., 0]
+_Taken = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+"""Each head's point, -1 is dense, and its order, both (layers, heads)."""
+
+
+def _best(
+    costs: CandidateCosts,
+    budget: float,
+    sparsity: float = 1.0,
+    kernel: KernelCost = KernelCost(),
+    raster: int | None = None,
+) -> _Taken:
+    """Choose every head's point; layers that earn less than the kernel costs run dense, or in raster order.
+
+    `raster` is the index of that order, None where there is none. Layers are given up a few at a time, since what they
+    leave of the budget lets the others earn more.
+    """
+    num_orders, num_layers = costs.gain.shape[:2]
+    allowed = np.ones((num_orders, num_layers), dtype=bool)
+    price = costs.sparse_share * costs.heads  # of a layer, where a call costs a sparsity of 1
+    best, most = None, -np.inf
+    while True:
+        multiplier = _multiplier(costs, allowed, budget, sparsity)
+        taken, order = _take(costs, multiplier, allowed)
+        if kernel == KernelCost():
+            return taken, order
+        is_sparse = (taken >= 0).any(axis=-1)
+        ordered = ((taken >= 0) & (order != raster)).any(axis=-1)
+        needed = is_sparse * (kernel.break_even + kernel.order * ordered) * price
+        earned = _by_layer(costs.gain, taken, order) - needed
+        if best is None or earned.sum() > most:
+            best, most = (taken, order), float(earned.sum())
+        if raster is not None:
+            worth = np.maximum(_values(costs, multiplier).max(axis=-1), 0.0)  # (orders, layers, heads)
+            by_order = worth.max(axis=0).sum(axis=-1) - worth[raster].sum(axis=-1)
+            plain = ordered & (by_order < kernel.order * price)
+            if plain.any():
+                allowed[:, plain] &= (np.arange(num_orders) == raster)[:, None]
+                continue
+        losing = np.flatnonzero(is_sparse & (earned <= 0))
+        if not losing.size:
+            return best
+        worst = losing[np.argsort(earned[losing] / price[losing])]
+        allowed[:, worst[: -(-losing.size // 4)]] = False
+
+
+def _values(costs: CandidateCosts, multiplier: float) -> Floats:
+    """Return what each point is worth at a multiplier, (orders, layers, heads, points)."""
+    value: Floats = costs.gain - costs.cost / (multiplier * costs.unit)
+    return value
+
+
+def _take(costs: CandidateCosts, multiplier: float, allowed: npt.NDArray[np.bool_]) -> _Taken:
+    """Choose each head's best point at a multiplier in the orders that are allowed for its layer, (orders, layers)."""
+    value = _values(costs, multiplier)
+    best = value.argmax(axis=-1)
+    most = np.take_along_axis(value, best[..., None], axis=-1)[..., 0]
+    most = np.where(allowed[..., None], most, -np.inf)
     taken = np.where(most > 0, best, -1)
     order = most.argmax(axis=0)
     return np.take_along_axis(taken, order[None], axis=0)[0], order
 
 
-def _multiplier(costs: CandidateCosts, budget: float, sparsity: float = 1.0) -> float:
+def _multiplier(costs: CandidateCosts, allowed: npt.NDArray[np.bool_], budget: float, sparsity: float) -> float:
     """The highest multiplier at which the total error is within the budget and the sparsity within its limit."""
     low, high = np.log(_MIN_MULTIPLIER), np.log(_MAX_MULTIPLIER)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        taken = _take(costs, float(np.exp(middle)))
-        error = np.sqrt(_sum(costs.cost, *taken) / costs.unit)
-        within = error <= budget and _sum(costs.gain, *taken) <= sparsity * costs.num_heads
+        taken = _take(costs, float(np.exp(middle)), allowed)
+        error = np.sqrt(_by_layer(costs.cost, *taken).sum() / costs.unit)
+        within = error <= budget and _by_layer(costs.gain, *taken).sum() <= sparsity * costs.num_heads
         low, high = (middle, high) if within else (low, middle)
     return float(np.exp(low))
 
 
-def _sum(figures: Floats, taken: npt.NDArray[np.int64], order: npt.NDArray[np.int64]) -> float:
-    """Sum figures, (orders, layers, heads, points), over the heads' choices."""
+def _by_layer(figures: Floats, taken: npt.NDArray[np.int64], order: npt.NDArray[np.int64]) -> Floats:
+    """Sum figures, (orders, layers, heads, points), over the heads' choices, (layers,)."""
     layers, heads = np.ogrid[: taken.shape[0], : taken.shape[1]]
-    return float(np.where(taken >= 0, figures[order, layers, heads, np.maximum(taken, 0)], 0.0).sum())
+    found: Floats = np.where(taken >= 0, figures[order, layers, heads, np.maximum(taken, 0)], 0.0).sum(axis=-1)
+    return found

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from sparsetune.models.prompts import AnyPrompt
 from sparsetune.tuning.context import TimeIsUp, TuningContext
 from sparsetune.tuning.events import (
     Parameter,
+    Prediction,
     TrialPrompt,
     TrialResult,
     TrialStarted,
@@ -49,7 +51,7 @@ from prompt to prompt, so it can't win."""
 _MAX_EQUAL_FAILURES = 3
 _STORED = (
     "params", "state", "reason", "sparsity", "psnr", "psnr_worst", "frame_cosine", "feasible", "seconds", "shortfalls",
-    "seconds_sparse", "predicted_error",
+    "seconds_sparse", "seconds_dense", "seconds_noise", "predicted_error", "predicted_seconds",
 )  # fmt: skip
 
 Prune = Callable[[Sequence[PromptResult]], str | None]
@@ -91,7 +93,7 @@ class TrialRunner:
     score: Score
     gate: Gate
     listeners: Sequence[TuningListener] = ()
-    predict: Callable[[Policy], float | None] = lambda _: None  # the calibrated error, None where unknown
+    predict: Callable[[Policy], Prediction] = lambda _: Prediction()
     deadline: float | None = None  # of `time.perf_counter()`; no further prompt begins after it
 
     def __post_init__(self) -> None:
@@ -99,7 +101,7 @@ class TrialRunner:
         self._stopped = threading.Event()
 
     @classmethod
-    def of(cls, context: TuningContext, predict: Callable[[Policy], float | None] = lambda _: None) -> Self:
+    def of(cls, context: TuningContext, predict: Callable[[Policy], Prediction] = lambda _: Prediction()) -> Self:
         return cls(
             executor=context.executor,
             prompts=context.prompts,
@@ -192,6 +194,9 @@ class TrialRunner:
         results = trial.in_order
         measured = bool(results)
         missing = shortfalls(results, self.gate) if measured else {}
+        dense = [result.denoising_dense for result in results if result.denoising_dense is not None]
+        sparse = [result.denoising_sparse if dense else result.seconds_sparse for result in results]
+        predicted = self.predict(trial.policy)
         return TrialResult(
             number=trial.number,
             params=dict(trial.params),
@@ -206,8 +211,11 @@ class TrialRunner:
             feasible=state == "complete" and all(shortfall <= 0 for shortfall in missing.values()),
             seconds=seconds,
             shortfalls=missing,
-            seconds_sparse=sum(result.seconds_sparse or 0.0 for result in results) / len(results) if measured else None,
-            predicted_error=self.predict(trial.policy),
+            seconds_sparse=statistics.mean(each or 0.0 for each in sparse) if measured else None,
+            seconds_dense=statistics.mean(dense) if dense else None,
+            seconds_noise=statistics.stdev(dense) / statistics.mean(dense) if len(dense) > 1 else None,
+            predicted_error=predicted.error,
+            predicted_seconds=predicted.seconds,
             worker=trial.worker,
         )
 
@@ -290,8 +298,9 @@ class Objective:
                 return f"sparsity {sparsity:.3f} {after}, the best has {best:.3f}"
         if self.goal == "pareto":  # has no single best trial
             return None
-        figure = results[-1].sparsity if self.goal == "sparsity" else results[-1].seconds_sparse
-        trial.report(figure or 0.0, done - 1)
+        last = results[-1]
+        seconds = last.seconds_sparse if last.denoising_sparse is None else last.denoising_sparse
+        trial.report((last.sparsity if self.goal == "sparsity" else seconds) or 0.0, done - 1)
         # Wilcoxon's test needs more than one prompt, and costs queries.
         if done in (1, num_prompts) or not trial.should_prune():
             return None

@@ -1,6 +1,7 @@
 """Values of trials: by how much they miss the gate, which one is best, and statistics over all of them."""
 
 import math
+import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -13,7 +14,7 @@ from scipy.stats import spearmanr
 from sparsetune.config.models import Goal
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.metrics import Gate
-from sparsetune.tuning.events import TrialResult
+from sparsetune.tuning.events import SearchStatistics, TrialResult
 
 _DB_PER_SPARSITY = 20.0
 
@@ -65,9 +66,13 @@ def mean_sparsity(results: Sequence[PromptResult]) -> float:
 
 
 def winner(goal: Goal, trials: Sequence[TrialResult]) -> TrialResult | None:
-    """Return the best trial that met the gate with some sparsity, of a Pareto search the sparsest."""
+    """Return the best trial that met the gate with some sparsity, of a Pareto search the sparsest.
+
+    Where speed is the goal, a trial that isn't faster than dense by more than the noise can't win.
+    """
     passed = [trial for trial in trials if trial.feasible and trial.sparsity]
     if goal == "speed":
+        passed = [trial for trial in passed if trial.is_faster]
         return min(passed, key=lambda trial: trial.seconds_sparse or float("inf"), default=None)
     return max(passed, key=lambda trial: trial.sparsity or 0.0, default=None)
 
@@ -99,19 +104,32 @@ _MIN_TRIALS = 4
 """With fewer trials neither statistic means anything."""
 
 
-def rank_correlation(trials: Sequence[TrialResult]) -> float | None:
-    """Spearman's rank correlation between calibrated error and PSNR over the complete trials that have both.
-
-    None below four trials, or where one of the two doesn't vary.
-    """
-    pairs = [
-        (trial.predicted_error, trial.psnr)
-        for trial in trials
-        if trial.state == "complete" and trial.predicted_error is not None and trial.psnr is not None
+def search_statistics(study: optuna.Study, goal: Goal, trials: Sequence[TrialResult]) -> SearchStatistics:
+    """Compare what was predicted of the complete trials with what was measured; see `SearchStatistics`."""
+    complete = [trial for trial in trials if trial.state == "complete"]
+    timed = [
+        (trial.predicted_seconds, trial.seconds_sparse)
+        for trial in complete
+        if trial.predicted_seconds and trial.seconds_sparse and trial.seconds_dense
     ]
-    if len(pairs) < _MIN_TRIALS or any(len(set(column)) == 1 for column in zip(*pairs, strict=True)):
+    errors = [abs(predicted - measured) / measured for predicted, measured in timed]
+    return SearchStatistics(
+        rank_correlation=rank_correlation([(trial.predicted_error, trial.psnr) for trial in complete]),
+        importances=importances(study, goal),
+        seconds_correlation=rank_correlation(timed),
+        seconds_error=statistics.mean(errors) if errors else None,
+    )
+
+
+def rank_correlation(pairs: Sequence[tuple[float | None, float | None]]) -> float | None:
+    """Spearman's rank correlation over the pairs that have both figures.
+
+    None below four of them, or where one of the two doesn't vary.
+    """
+    known = [pair for pair in pairs if None not in pair]
+    if len(known) < _MIN_TRIALS or any(len(set(column)) == 1 for column in zip(*known, strict=True)):
         return None
-    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    return float(spearmanr(*zip(*known, strict=True)).statistic)
 
 
 def importances(study: optuna.Study, goal: Goal) -> dict[str, float]:

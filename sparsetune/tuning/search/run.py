@@ -7,13 +7,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from optuna.trial import FrozenTrial
 
+from sparsetune.bench.step_time import StepSeconds
 from sparsetune.errors import GenerationError, TuningError
 from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.calibration.sensitivity import Sensitivity
 from sparsetune.tuning.context import TimeIsUp, TuningContext, digest, signature
-from sparsetune.tuning.events import SearchStatistics, TrialResult, TuningResult
+from sparsetune.tuning.events import TrialResult, TuningResult
 from sparsetune.tuning.search.objective import Objective, SearchStopped, TrialRunner
-from sparsetune.tuning.search.ranking import closest, importances, rank_correlation, winner
+from sparsetune.tuning.search.ranking import closest, search_statistics, winner
 from sparsetune.tuning.search.space import SearchSpace
 from sparsetune.tuning.search.study import OUTCOME, NoTrialLeft, SharedStudy, count, open_study
 from sparsetune.tuning.search.warm_start import enqueue_next
@@ -37,13 +38,22 @@ def open_search(context: TuningContext) -> SharedStudy:
     name = tune.study_name or f"{config.model.name}-{digest(shared)[:8]}"  # the same command resumes it
     storage = tune.storage or f"sqlite:///{config.tracking.root / 'optuna.db'}"
     config.tracking.root.mkdir(parents=True, exist_ok=True)
-    study = open_study(storage, name, shared, tune.seed, tune.n_trials, tune.sampler, tune.objective)
+    study = open_study(storage, name, shared, tune.seed, tune.n_trials, tune.sampler, context.goal)
     context.start(name, storage, tune.n_trials, study)
     return study
 
 
-def search(context: TuningContext, study: SharedStudy, curves: Curves, sensitivity: Sensitivity) -> TuningResult:
-    """Run a study's trials; the result has all trials and the winner, but not yet its evaluation."""
+def search(
+    context: TuningContext,
+    study: SharedStudy,
+    curves: Curves,
+    sensitivity: Sensitivity,
+    step: StepSeconds | None = None,
+) -> TuningResult:
+    """Run a study's trials; the result has all trials and the winner, but not yet its evaluation.
+
+    step: what a denoising step costs on this GPU; None where the kernel computes every pair.
+    """
     tune = context.config.tune
     space = SearchSpace(
         curves,
@@ -55,11 +65,12 @@ def search(context: TuningContext, study: SharedStudy, curves: Curves, sensitivi
         context.keep_text,
         tune.skip_pv,
         tune.schedule,
+        step,
     )
     objective, interrupted = _run_trials(context, study, space)
     elsewhere = study.num_running_elsewhere()  # before the trials are read: one that ends in between is among them
     trials = results(study, objective)
-    best = winner(tune.objective, trials)
+    best = winner(context.goal, trials)
     still = "1 trial still runs" if elsewhere == 1 else f"{elsewhere} trials still run"
     return TuningResult(
         study.study_name,
@@ -67,7 +78,7 @@ def search(context: TuningContext, study: SharedStudy, curves: Curves, sensitivi
         best,
         None if best else closest(trials),
         interrupted=interrupted,
-        insight=SearchStatistics(rank_correlation(trials), importances(study, tune.objective)),
+        insight=search_statistics(study, context.goal, trials),
         left_to=f"{still} in other processes of the study, the last of which judges the winner" if elsewhere else None,
     )
 
@@ -77,10 +88,10 @@ def _run_trials(context: TuningContext, study: SharedStudy, space: SearchSpace) 
     objective = Objective(
         runner,
         space,
-        tune.objective,
+        context.goal,
         penalised=tune.sampler == "cmaes",
         # A Pareto front covers all sparsities, and random sampling must stay random.
-        aimed=tune.objective != "pareto" and tune.sampler != "random",
+        aimed=context.goal != "pareto" and tune.sampler != "random",
         adaptive=tune.sampler != "random",
     )
     try:

@@ -10,11 +10,13 @@ import optuna
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import phase
 from sparsetune.attention.thresholds import SPARGE_DEFAULTS, HeadThresholds, LayerThresholds, Rule
+from sparsetune.bench.step_time import StepSeconds
 from sparsetune.config.models import Granularity, Space
 from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.calibration.sensitivity import Sensitivity
-from sparsetune.tuning.events import Parameter
-from sparsetune.tuning.search.allocation import CandidateTable, allocate, predict
+from sparsetune.tuning.events import Parameter, Prediction
+from sparsetune.tuning.search.allocation import KernelCost, allocate, predict, predict_seconds
+from sparsetune.tuning.search.candidates import CandidateTable
 
 BUDGETS = (0.002, 0.4)
 """Range of the error budget, the root mean square of relative L1 errors weighted by sensitivity; logarithmic scale."""
@@ -78,6 +80,7 @@ class SearchSpace:
     keep_text: tuple[bool, ...] = (True,)
     skip_pv: bool = False  # whether `pvthreshd` is searched
     schedule: bool = True  # whether the schedule is searched; without it all steps drop alike, and none is dense
+    step: StepSeconds | None = None  # what a step costs on this GPU; None where sparsity saves no seconds
 
     def suggest(self, trial: optuna.Trial, reference: float = 0.0) -> dict[str, Parameter]:
         """Have the sampler choose a trial's parameters, but for those with one choice.
@@ -162,11 +165,13 @@ class SearchSpace:
             dense_fraction=dense_fraction,
             steepness=steepness,
             weights=[1.0, *(float(params[f"weight_{group}"]) for group in self._groups()[1:])],
+            kernel=KernelCost.of(self.step),
         )
         return with_pv(policy, PVTHRESHDS[1]) if params.get("pvthreshd") == PVTHRESHDS[1] else policy
 
-    def predict(self, policy: Policy) -> float | None:
-        return predict(self._candidates, policy)
+    def predict(self, policy: Policy) -> Prediction:
+        seconds = None if self.step is None else predict_seconds(self._candidates, policy, self.step)
+        return Prediction(predict(self._candidates, policy), seconds)
 
     @functools.cached_property
     def _candidates(self) -> CandidateTable:
