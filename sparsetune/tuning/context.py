@@ -138,6 +138,7 @@ def signature(context: TuningContext) -> dict[str, Any]:
         | {"layout": _LAYOUT}
         | {name: getattr(config.tune, name) for name in shared}
         | {"gate": asdict(context.search_gate)}
+        | ({"compile": True} if context.runtime.compiled else {})
     )
 
 
