@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sparsetune.config import resolve
-from sparsetune.config.files import named_configs
+from sparsetune.config.files import published_models
 from sparsetune.models.loading import is_commit
 from sparsetune.models.random_weights import blueprint
 from tests.models.other_pipelines import UNTRIED, others
@@ -123,9 +123,7 @@ class Table:
 
 def _configurations() -> list[str]:
     rows = []
-    for name in named_configs():
-        if name == "demo":
-            continue
+    for name in published_models():
         model = resolve(name, (), {}).model
         known = f"`{(model.revision or '')[:12]}`" if is_commit(model.revision) else None
         revision = known or (f"branch `{model.revision}`, not pinned" if model.revision else "not pinned")
