@@ -120,7 +120,8 @@ def attend(
 ) -> Tensor:
     """Run the call registered under `key`, a tensor of one number; the others are those of `DenseCall`."""
     given = {"mask": mask, "dropout": dropout, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-    return _COMPILED_CALLS[int(key)](timestep, positions, grid, tail, q=q, k=k, v=v, **given).contiguous()
+    output = _COMPILED_CALLS[int(key)](timestep, positions, grid, tail, q=q, k=k, v=v, **given).contiguous()
+    return output.clone() if output is q or output is v else output  # an operator may not return its input
 
 
 @attend.register_fake

@@ -67,7 +67,8 @@ class Manifest(BaseModel):
         base_model, base_source, base_revision: name, hub id or folder, and revision of the model tuned for.
         base_fingerprint: SHA-256 of its weights' index.
         pipeline_class, transformer_class, layers: its classes and self-attention layers.
-        num_frames, height, width, num_inference_steps, guidance_scale, guidance_scale_2, dtype, scheduler: as tuned on.
+        num_frames, height, width, num_inference_steps, guidance_scale, guidance_scale_2, dtype, scheduler, compile: as
+            tuned on.
         kernel, device: the attention kernel and the GPU or CPU tuned with.
         tuner_settings: the tuner's own settings.
         search: the whole configuration of the search, for `tune --from-manifest`.
@@ -99,6 +100,7 @@ class Manifest(BaseModel):
     guidance_scale_2: float | None = None
     dtype: str | None = None
     scheduler: str | None = None
+    compile: bool | None = None
 
     kernel: str | None = None
     device: str | None = None

@@ -53,9 +53,9 @@ def show(name: str, as_json: bool) -> None:
 
 
 def _names() -> list[str]:
-    from sparsetune.config.files import named_configs
+    from sparsetune.config.files import published_models
 
-    return [name for name in named_configs() if name != "demo"]
+    return published_models()
 
 
 def _row(name: str) -> dict[str, Any]:

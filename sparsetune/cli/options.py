@@ -132,7 +132,15 @@ config_options = _together(
 )
 store_options = _together(setting("tracking.uri"), file_options)
 model_options = _together(
-    settings("model.device", "model.dtype", "model.offload", "model.vae_tiling", "model.vae_slicing", "backend"),
+    settings(
+        "model.device",
+        "model.dtype",
+        "model.offload",
+        "model.vae_tiling",
+        "model.vae_slicing",
+        "model.compile",
+        "backend",
+    ),
     _random_weights_option(
         "--random-weights", "Build the full-size model with random weights, without a download.  [default: off]"
     ),

@@ -113,6 +113,8 @@ def _print_cost(config: "Config", as_json: bool) -> None:
         console.log_loading(config.model.source)
         console.log_note("measuring some denoising steps ...")
         cost = estimate(config)
+    if config.model.compile:
+        console.log_note("compilation, about a minute for each worker, is not in these times")
     click.echo(json_text(cost_dict(cost)) if as_json else cost_text(cost))
 
 

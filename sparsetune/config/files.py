@@ -24,6 +24,11 @@ def named_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(configs_folder().glob("*.yaml"))}
 
 
+def published_models() -> list[str]:
+    """Return the names of packaged configurations of models on the hub: all but the demo model's."""
+    return [name for name, path in named_configs().items() if read_config(path).get("model.source") != "demo"]
+
+
 def find_config(config: str | Path) -> Path:
     """Return the file of a configuration given by its path or by a packaged one's name."""
     text, path, named = str(config), Path(config).expanduser(), named_configs()

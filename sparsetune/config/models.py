@@ -64,6 +64,9 @@ class ModelConfig(_Section):
     )
     vae_tiling: bool = Field(False, description="Decode frames in tiles: less memory, slightly slower.")
     vae_slicing: bool = Field(False, description="Decode one video of a batch at a time: less memory.")
+    compile: bool = Field(
+        False, description="Compile the transformer's repeated blocks (torch.compile), for dense and sparse alike."
+    )
 
     @property
     def results_folder(self) -> Path:

@@ -56,10 +56,14 @@ class BaselineKey:
     versions: tuple[tuple[str, str], ...]  # (package, version) of torch, diffusers and transformers
     image: str | None = None  # hash of the first frame's image
     guidance_scale_2: float | None = None  # of a second transformer
+    compiled: bool = False  # compiled kernels round otherwise
 
     @property
     def digest(self) -> str:
-        return canonical_hash({"format": _FORMAT, **asdict(self)})
+        fields = asdict(self)
+        if not self.compiled:  # so that videos cached before there was this field are found
+            del fields["compiled"]
+        return canonical_hash({"format": _FORMAT, **fields})
 
 
 class EntryInfo(BaseModel):

@@ -173,7 +173,7 @@ _DECIDING = (
     "prompts_hash",
 )
 """Configuration that both results must share, because it decides the dense videos."""
-_NOTED = ("device", "backend")  # may differ, with a note
+_NOTED = ("device", "backend", "compile")  # may differ, with a note
 _ALWAYS = ("sparsity", "seconds_sparse")
 
 

@@ -42,6 +42,7 @@ def baseline_key(renderer: "Renderer", prompt: AnyPrompt, seed: int) -> Baseline
         vae_tiling=vae_tiling(loaded.pipe),
         versions=_rendering_versions(),
         image=None if given.image is None else image_digest(given.image),
+        compiled=loaded.compiled,
     )
 
 
@@ -111,6 +112,7 @@ def config_section(
         dtype=runtime.dtype,
         device=runtime.device,
         vae_tiling=runtime.vae_tiling,
+        compile=runtime.compiled,
         backend=runtime.kernel,
         break_even=str(break_even) if break_even is not None else None,
         policy=policy_section(policy),

@@ -105,7 +105,11 @@ def _configuration(result: EvaluationResult) -> str:
             f"{config.num_prompts}, all with seed {config.seed}"
             + (f", from {config.prompt_file}" if config.prompt_file else ""),
         ),
-        ("Computed with", f"{config.dtype} on {config.device}, backend {config.backend}"),
+        (
+            "Computed with",
+            f"{config.dtype} on {config.device}, backend {config.backend}"
+            + (", torch.compile" if config.compile else ""),
+        ),
         ("Versions", ", ".join(f"{name} {version}" for name, version in result.environment.versions.items())),
         *([("Workers", "; ".join(result.environment.workers))] if len(result.environment.workers) > 1 else []),
         *([("Incidents", "; ".join(incidents))] if (incidents := result.environment.incidents) else []),

@@ -94,6 +94,7 @@ class ConfigSection(_Part):
     dtype: str
     device: str
     vae_tiling: bool
+    compile: bool = Field(False, description="Whether the transformer's repeated blocks were compiled.")
     backend: str = Field(description="Kernel requested for sparse calls.")
     break_even: str | None = Field(None, description="Break-even table; layers that it says wouldn't gain ran dense.")
     policy: PolicySection

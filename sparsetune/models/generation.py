@@ -157,6 +157,9 @@ class Renderer:
         except (RuntimeError, MemoryError) as error:
             of_memory = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
             if not of_memory and not any(text in str(error) for text in _MEMORY_TEXTS):
+                if self.loaded.compiled and isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                    cause = " ".join(str(error).split())[:200]
+                    raise GenerationError(f"torch.compile failed: {cause}; leave out --compile") from error
                 raise
             raise OutOfMemoryError(f"out of memory while rendering; {_MEMORY_ADVICE}") from error
 

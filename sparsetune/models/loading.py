@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from sparsetune.attention.device import device_of
+from sparsetune.attention.sites import TransformerSite
 from sparsetune.config import ModelConfig
 from sparsetune.errors import ModelError
 from sparsetune.models.demo import WEIGHTS
@@ -98,6 +100,7 @@ class LoadedModel:
     family: Family
     device: torch.device  # where it computes
     dtype: torch.dtype  # its transformer's
+    compiled: bool = False  # whether the transformer's repeated blocks are
 
 
 def load_pipeline(config: ModelConfig) -> LoadedModel:
@@ -110,8 +113,10 @@ def load_pipeline(config: ModelConfig) -> LoadedModel:
         _place(pipe, config, device)
     except torch.cuda.OutOfMemoryError as error:
         raise ModelError(f"the model doesn't fit into the memory of {device}; try --offload model") from error
+    if config.compile:
+        _compile_blocks(pipe, config)
     pipe.set_progress_bar_config(disable=True)
-    return LoadedModel(pipe, find_identity(), family, device, dtype)
+    return LoadedModel(pipe, find_identity(), family, device, dtype, config.compile)
 
 
 def _load_or_build(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Callable[[], ModelIdentity]]:
@@ -186,6 +191,42 @@ def _place(pipe: Any, config: ModelConfig, device: torch.device) -> None:
         pipe.vae.enable_slicing()
 
 
+def _compile_blocks(pipe: Any, config: ModelConfig) -> None:
+    """Have the repeated blocks of every transformer compiled when they are first called.
+
+    By default graphs may break and shapes may become dynamic: some models break their graphs themselves, and the first
+    block's input can have other strides than the rest's.
+    """
+    if config.offload == "sequential":
+        raise ModelError(  # its hooks on every module break the graphs
+            "--compile doesn't work with --offload sequential; use --offload model, or leave out --compile"
+        )
+    for transformer in attention_sites(pipe).transformers:
+        module: Any = transformer.module
+        if module._repeated_blocks:
+            try:
+                module.compile_repeated_blocks()
+            except ValueError as error:
+                raise ModelError(f"cannot compile {transformer.name}: {error}; leave out --compile") from error
+        else:  # diffusers 0.42 doesn't name those of CogVideoX, Mochi, Allegro, EasyAnimate, Cosmos and SD3
+            for block in _blocks(transformer):
+                block.compile()
+
+
+def _blocks(transformer: TransformerSite) -> list[nn.Module]:
+    """Return the modules around a transformer's self-attention layers; ModelError where a layer has none."""
+    found: dict[nn.Module, None] = {}
+    for layer in transformer.layers:
+        path = layer.name.removeprefix(f"{transformer.name}.").rpartition(".")[0]
+        block = transformer.module.get_submodule(path)
+        if not path or isinstance(block, nn.ModuleList):
+            raise ModelError(
+                f"cannot compile {type(transformer.module).__name__}: it has no repeated blocks; leave out --compile"
+            )
+        found[block] = None
+    return list(found)
+
+
 def _weights_bytes(pipe: Any) -> int:
-    modules = [module for module in pipe.components.values() if isinstance(module, torch.nn.Module)]
+    modules = [module for module in pipe.components.values() if isinstance(module, nn.Module)]
     return sum(weight.nbytes for module in modules for weight in module.parameters())

@@ -31,6 +31,7 @@ class RuntimeDescription:
     device: str  # see `device_kind`
     device_name: str  # its product name
     vae_tiling: bool
+    compiled: bool  # whether the transformer's repeated blocks are
     kernel: str  # the backend of sparse calls
     chosen_because: str  # why that backend, in a few words
     blocks: BlockShape
@@ -53,6 +54,7 @@ def describe(renderer: "Renderer", backend: str) -> RuntimeDescription:
         device=device_kind(loaded.device),
         device_name=device_name(loaded.device),
         vae_tiling=vae_tiling(loaded.pipe),
+        compiled=loaded.compiled,
         kernel=choice.backend.name,
         chosen_because=choice.reason,
         blocks=choice.backend.blocks,

@@ -34,6 +34,7 @@ def eval_command(result: EvaluationResult) -> str:
         "model.random_weights": config.model.random_weights,
         "model.dtype": config.dtype,
         "model.vae_tiling": config.vae_tiling,
+        "model.compile": config.compile,
         "eval.num_prompts": config.num_prompts,
         "eval.seed": config.seed,
         "eval.metrics": list(config.metrics),

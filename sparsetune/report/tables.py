@@ -112,7 +112,7 @@ def settings_rows(result: EvaluationResult, words: Words) -> list[tuple[str, str
         ("tuner", config.tuner or ""),
         ("checkpoint", config.tuned_path or ""),
         ("kernel", ", ".join(sorted(set(result.sparsity.kernels.values()))) or config.backend),
-        ("device", f"{environment.device_name}, {config.dtype}"),
+        ("device", f"{environment.device_name}, {config.dtype}{', torch.compile' if config.compile else ''}"),
         ("platform", environment.platform),
         ("versions", ", ".join(f"{name} {version}" for name, version in environment.versions.items())),
         ("commit", environment.git_commit or ""),

@@ -149,6 +149,7 @@ def signature(context: TuningContext) -> dict[str, Any]:
         | {name: getattr(config.tune, name) for name in shared}
         | {"objective": context.goal}
         | {"gate": asdict(context.search_gate)}
+        | ({"compile": True} if context.runtime.compiled else {})
     )
 
 

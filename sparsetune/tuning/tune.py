@@ -268,6 +268,7 @@ def _save(context: TuningContext, study_name: str, best: TrialResult) -> Path:
         guidance_scale_2=config.generation.guidance_scale_2,
         dtype=runtime.dtype,
         scheduler=runtime.scheduler,
+        compile=runtime.compiled,
         kernel=runtime.kernel,
         device=runtime.device_name,
         tuner_settings=config.tune.model_dump(mode="json")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparsetune.attention.backends import ReferenceBackend
 from sparsetune.attention.blockmap import SPARGE_BLOCKS
 from sparsetune.attention.handle import SparseHandle, kept_blocks
+from sparsetune.attention.interception import Interception
 from sparsetune.attention.ordering import TokenLayout
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
@@ -218,3 +219,16 @@ def test_hooks_that_go_and_come_between_generations_leave_it_at_work(model: Tran
     remove_hook_from_module(model, recurse=True)
     assert not hasattr(model.forward, "sparsetune_interception")
     sparse(model).remove()
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.compile about numbers in the graph
+def test_a_compiled_call_may_be_replaced_by_its_values(model: Transformer) -> None:
+    q, k, v = structured(tokens=TOKENS)
+    interception = Interception(sites(model), lambda call: call.v)
+    try:
+        model.attn.compile(backend="eager")
+        output = model(900.0, q, k, v, {})
+    finally:
+        interception.remove()
+        torch._dynamo.reset()
+    assert torch.equal(output, v)

@@ -94,6 +94,12 @@ def test_vae_tiling_is_switched(asked: Asked, flag: str, expected: bool) -> None
     assert asked.config.model.vae_tiling is expected
 
 
+@pytest.mark.parametrize(("flags", "expected"), [((), False), (("--compile",), True), (("--no-compile",), False)])
+def test_compilation_is_switched_on(asked: Asked, flags: tuple[str, ...], expected: bool) -> None:
+    evaluate(*flags)
+    assert asked.config.model.compile is expected
+
+
 def test_underscore_spellings_are_hidden() -> None:
     assert "num_prompts" not in CliRunner().invoke(main, ["eval", "--help"]).output
 

@@ -97,6 +97,7 @@ class FakeRenderer:
             family=SimpleNamespace(name="cogvideo"),
             device=torch.device("cpu"),
             dtype=torch.float32,
+            compiled=False,
         )
         self.settings = settings
         self.handle: FakeHandle | None = None

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from sparsetune.errors import CacheError, GenerationError, SparsetuneError
-from sparsetune.evaluation.baseline import BaselineCache, BaselineKey
+from sparsetune.evaluation.baseline import BaselineCache, BaselineKey, canonical_hash
 from sparsetune.locks import exclusive
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (5, 16, 24, 3), dtype=np.uint8)
@@ -63,12 +63,19 @@ OTHERS: dict[str, Any] = {
     "versions": (("torch", "0"),),
     "image": "abc",
     "guidance_scale_2": 1.0,
+    "compiled": True,
 }
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(BaselineKey)])
 def test_every_field_of_the_key_changes_the_address(key: BaselineKey, name: str) -> None:
     assert replace(key, **{name: OTHERS[name]}).digest != key.digest
+
+
+def test_an_uncompiled_models_address_is_that_of_before_compilation_could_be_chosen(key: BaselineKey) -> None:
+    content = {"format": 1, **asdict(key)}
+    del content["compiled"]
+    assert key.digest == canonical_hash(content)
 
 
 def test_the_address_is_the_same_in_every_process(key: BaselineKey) -> None:

@@ -60,6 +60,16 @@ def test_a_result_is_read_from_file_or_folder(evaluate: Evaluate, tmp_path: Path
     assert load_result(tmp_path / NAME) == load_result(str(tmp_path)) == result
 
 
+def test_a_result_of_before_compilation_could_be_chosen_is_of_an_uncompiled_model(
+    evaluate: Evaluate, tmp_path: Path
+) -> None:
+    save_result(evaluate(), tmp_path / NAME)
+    content = json.loads((tmp_path / NAME).read_text())
+    del content["config"]["compile"]
+    (tmp_path / NAME).write_text(json.dumps(content))
+    assert load_result(tmp_path / NAME).config.compile is False
+
+
 def test_a_missing_result_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ResultError, match=r"cannot read .*none: No such file"):
         load_result(tmp_path / "none")

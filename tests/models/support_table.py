@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sparsetune.config import resolve
-from sparsetune.config.files import named_configs
+from sparsetune.config.files import published_models
 from sparsetune.models.loading import is_commit
 from sparsetune.models.random_weights import blueprint
 from tests.models.other_pipelines import UNTRIED, others
@@ -30,8 +30,15 @@ CPU's reference backend, and compile it with `torch.compile`.
 Heads of a width other than 64 or 128 are padded with zeros for kernels that support only these widths: block map and
 output are the same except for the rounding of one factor on q.
 
-`transformer.compile_repeated_blocks()` compiles a block once for all layers, sparse as well as dense. These work
-together with a policy (`tests/models/test_combinations.py`): LoRA, `enable_model_cpu_offload` and
+`--compile` compiles the transformer's repeated blocks (`torch.compile`) when the model is loaded, for dense and sparse
+renderings alike: use it if you serve compiled models. A block is compiled once for all layers, two to six times in all
+with other strides and with a policy; installing, changing and removing policies then compiles nothing again. Dense
+videos are cached separately, since compiled kernels round differently, and results and checkpoints record it. It is
+diffusers' `transformer.compile_repeated_blocks()`, and `block.compile()` for each block around self-attention where
+diffusers names no repeated blocks (CogVideoX, Mochi, Allegro, EasyAnimate, Cosmos, SD3). It needs a C++ compiler on the
+CPU, Triton on a GPU, and doesn't work with `--offload sequential`.
+
+These work together with a policy (`tests/models/test_combinations.py`): LoRA, `enable_model_cpu_offload` and
 `enable_sequential_cpu_offload`, group offloading, FP8 layerwise casting, VAE tiling, `set_attention_backend`, and
 caches (first block, pyramid attention broadcast; calls that they skip aren't counted). Offloading was tested on a CPU
 in place of the GPU: hooks and weights on the meta device are the same, copies between two devices are not.
@@ -116,9 +123,7 @@ class Table:
 
 def _configurations() -> list[str]:
     rows = []
-    for name in named_configs():
-        if name == "demo":
-            continue
+    for name in published_models():
         model = resolve(name, (), {}).model
         known = f"`{(model.revision or '')[:12]}`" if is_commit(model.revision) else None
         revision = known or (f"branch `{model.revision}`, not pinned" if model.revision else "not pinned")

@@ -4,7 +4,9 @@ from typing import Any
 import pytest
 import torch
 
+from sparsetune.config import resolve
 from sparsetune.models.demo import WEIGHTS
+from sparsetune.models.generation import check_size
 
 REPOSITORY = Path(__file__).parents[2]
 MAX_BYTES = 16_000_000
@@ -46,11 +48,22 @@ def test_it_is_made_of_cogvideox_classes(pipeline: Any) -> None:
     }
 
 
-def test_it_has_heads_and_tokens_enough_for_sparse_blocks(pipeline: Any) -> None:
-    config = pipeline.transformer.config
-    frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
-    tokens = config.max_text_seq_length + frames * config.sample_height * config.sample_width
-    assert (config.num_attention_heads, config.attention_head_dim, tokens) == (3, 64, 1312)
+@pytest.mark.parametrize(("name", "tokens"), [("demo", 1312), ("demo-long", 17972), ("demo-xl", 70232)])
+def test_a_configuration_has_the_tokens_that_its_documentation_says(pipeline: Any, name: str, tokens: int) -> None:
+    config, size = pipeline.transformer.config, resolve(name, (), {}).generation
+    check_size(pipeline, size)
+    frames = (size.num_frames - 1) // config.temporal_compression_ratio + 1
+    scale = pipeline.vae_scale_factor_spatial
+    found = config.max_text_seq_length + frames * (size.height // scale) * (size.width // scale)
+    assert (config.num_attention_heads, config.attention_head_dim, found) == (3, 64, tokens)
+
+
+@pytest.mark.parametrize("name", ["demo-long", "demo-xl"])
+def test_a_larger_configuration_is_of_the_same_model_and_gate(name: str) -> None:
+    small, large = resolve("demo", (), {}), resolve(None, (), {}, {"model.source": name})
+    assert (large.model.name, large.model.source, large.model.dtype) == (name, "demo", "auto")
+    assert (large.tune.prompt_file, large.eval.prompt_file) == (small.tune.prompt_file, small.eval.prompt_file)
+    assert large.gate == small.gate
 
 
 def test_the_weights_are_stored_as_finite_fp16(pipeline: Any) -> None:

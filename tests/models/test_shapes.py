@@ -3,12 +3,12 @@
 import pytest
 
 from sparsetune.config import resolve
-from sparsetune.config.files import find_config, named_configs, read_config
+from sparsetune.config.files import find_config, published_models, read_config
 from sparsetune.models.families import family_named
 from sparsetune.models.random_weights import blueprint
 from sparsetune.models.shapes import shape_of
 
-NAMES = [name for name in named_configs() if name != "demo"]
+NAMES = published_models()
 
 
 @pytest.mark.parametrize(
