@@ -78,16 +78,16 @@ def speed_condition(result: EvaluationResult) -> Condition:
 def champion_condition(candidate: EvaluationResult, champion: Iterable[EvaluationResult], named: str) -> Condition:
     """Compare a candidate with the champion, prompt by prompt: it must be at least as good.
 
-    A sparse checkpoint is there to compute less while the gate holds, so 'at least as good' means all of:
+    A checkpoint is there to save seconds while the gate holds, so 'at least as good' means all of:
 
     1. Every bound of the champion's gate that the champion meets, the candidate meets too.
-    2. Its sparsity isn't lower, or its measured renderings aren't slower where both ran on one device with
-       SpargeAttn's kernels.
-    3. Unless it is sparser, its psnr and frame_cosine aren't lower.
+    2. Its measured speed-up isn't lower; where the two weren't measured with one kernel on one device, its sparsity.
+    3. Unless it is faster (or sparser), its psnr and frame_cosine aren't lower.
 
     'Lower' is judged on the paired differences, candidate minus champion: their mean is below minus the tolerance, and
     their 95% bootstrap interval is below 0. Over fewer than 6 prompts, too few for an interval, the mean decides alone.
-    'Sparser' is the same upwards. `champion` has the results of its policy, read up to the first comparable one.
+    'Sparser' is the same upwards. Speed-ups differ beyond twice the larger noise of the two. `champion` has the results
+    of its policy, read up to the first comparable one.
     """
     advice = (
         "evaluate both alike: `sparsetune eval --checkpoint models:/...@champion` with the candidate's settings "
@@ -107,17 +107,20 @@ def champion_condition(candidate: EvaluationResult, champion: Iterable[Evaluatio
 def _compared(named: str, candidate: EvaluationResult, champion: EvaluationResult, comparison: Comparison) -> Condition:
     changes = {change.name: change for change in comparison.changes}
     lower = [metric for metric in TOLERANCES if metric in changes and _moved(changes[metric]) < 0]
-    sparser = "sparsity" in changes and _moved(changes["sparsity"]) > 0
-    times = changes.get("seconds_sparse") if _times_comparable(candidate, champion) else None
-    faster = times is not None and times.difference.ci95_high <= 0
     failures = _unmet_bounds(candidate, champion)
-    if ("sparsity" in lower or "sparsity" not in changes) and not faster:
-        failures.append("its sparsity is lower")
-    if not sparser:
-        failures += [f"its {metric} is lower" for metric in QUALITY if metric in lower]
     figures = [_figures(changes[metric]) for metric in TOLERANCES if metric in changes]
-    if times is not None:
-        figures.append(_figures(times))
+    if (speeds := _speedups(candidate, champion)) is None:
+        saves_more = "sparsity" in changes and _moved(changes["sparsity"]) > 0
+        if "sparsity" in lower or "sparsity" not in changes:
+            failures.append("its sparsity is lower")
+    else:
+        now, before, noise = speeds
+        saves_more = now > before * (1.0 + noise)
+        if now < before * (1.0 - noise):
+            failures.append("it is slower")
+        figures.insert(0, f"speed-up {now:.2f}x, was {before:.2f}x (noise {noise:.1%})")
+    if not saves_more:
+        failures += [f"its {metric} is lower" for metric in QUALITY if metric in lower]
     over = f"over {comparison.num_pairs} paired prompts"
     if comparison.num_pairs < MIN_FOR_INTERVAL:
         over += ", too few for an interval, so means decide"
@@ -145,9 +148,13 @@ def _unmet_bounds(candidate: EvaluationResult, champion: EvaluationResult) -> li
     return found
 
 
-def _times_comparable(candidate: EvaluationResult, champion: EvaluationResult) -> bool:
-    backends = candidate.config.backend, champion.config.backend
-    return backends == ("sparge", "sparge") and candidate.environment.device_name == champion.environment.device_name
+def _speedups(candidate: EvaluationResult, champion: EvaluationResult) -> tuple[float, float, float] | None:
+    """Return both measured speed-ups and the noise of their ratio; None where they can't be compared."""
+    ran = [(result.config.backend, result.environment.device_name) for result in (candidate, champion)]
+    if candidate.seconds is None or champion.seconds is None or ran[0] != ran[1]:
+        return None
+    noise = 2.0 * max(candidate.seconds.noise, champion.seconds.noise)
+    return candidate.seconds.speedup, champion.seconds.speedup, noise
 
 
 def _figures(change: Change) -> str:

@@ -19,6 +19,7 @@ from sparsetune.tracking.promotion import (
     judge,
     promote,
     rollback,
+    speed_condition,
 )
 from sparsetune.tracking.registry import CLAIM, EVALUATION, OVERRIDE, RUN, Registry
 from sparsetune.tracking.results import find_candidate
@@ -376,21 +377,42 @@ def test_bound_that_the_champion_meets_must_be_judged_and_met() -> None:
     assert "its worst prompt's psnr wasn't judged, and the champion's is > 30 dB" in condition.says
 
 
-def test_measured_speed_stands_in_for_sparsity_on_the_same_gpu_only() -> None:
-    def measured(result: EvaluationResult, seconds: float, backend: str) -> EvaluationResult:
-        value = result.to_dict()
-        value["config"]["backend"] = backend
-        for index, row in enumerate(value["detailed_results"]):
-            row["seconds_sparse"] = seconds + 0.001 * index
-        return EvaluationResult.model_validate(value)
+def timed(
+    result: EvaluationResult, speedup: float, backend: str = "sparge", low: float | None = None
+) -> EvaluationResult:
+    value = result.to_dict()
+    value["config"]["backend"] = backend
+    value["seconds"] = {
+        "dense": 3.0 * speedup, "sparse": 3.0, "speedup": speedup, "ci95_low": low or speedup - 0.02,
+        "ci95_high": speedup + 0.02, "noise": 0.005, "attention_share": 0.6, "ceiling": 2.5,
+    }  # fmt: skip
+    return EvaluationResult.model_validate(value)
 
-    def faster(backend: str) -> Condition:
-        candidate = measured(result_of(PSNRS, 0.2), 10.0, backend)
-        return against(candidate, measured(result_of(PSNRS, 0.25), 12.0, backend))
 
-    assert faster("sparge").met
-    assert "seconds_sparse" in faster("sparge").says
-    assert not faster("reference").met
+def test_where_both_were_timed_with_one_kernel_the_faster_is_better_whatever_its_sparsity() -> None:
+    slower, faster = timed(result_of(PSNRS, 0.25), 1.4), timed(result_of(PSNRS, 0.2), 1.5)
+    condition = against(faster, slower)
+    assert condition.met
+    assert "speed-up 1.50x, was 1.40x (noise 1.0%)" in condition.says
+    assert against(slower, faster).says.startswith("it is slower: ")
+    assert not against(timed(result_of(PSNRS, 0.2), 1.5, "flex"), slower).met
+
+
+def test_speed_ups_within_the_noise_are_equal_so_that_quality_decides() -> None:
+    champion = timed(result_of(PSNRS, 0.25), 1.5)
+    assert against(timed(result_of(PSNRS, 0.25), 1.49), champion).met
+    assert not against(timed(result_of(shifted(-1), 0.25), 1.505), champion).met
+    assert against(timed(result_of(shifted(-1), 0.25), 1.6), champion).met
+
+
+def test_a_policy_must_be_measured_to_be_faster_than_dense() -> None:
+    assert speed_condition(timed(result_of(), 1.5)).met
+    assert "1.50 times as fast" in speed_condition(timed(result_of(), 1.5)).says
+    slower = speed_condition(timed(result_of(), 0.35))
+    assert not slower.met and "0.35 times as fast, slower than dense" in slower.says
+    unclear = speed_condition(timed(result_of(), 1.01, low=0.99))
+    assert not unclear.met and "no difference beyond the noise" in unclear.says
+    assert "no seconds were measured" in speed_condition(result_of()).says
 
 
 def test_what_cannot_be_compared_says_why_and_what_to_do() -> None:
