@@ -104,6 +104,7 @@ class FakeRenderer:
         self.rendered: list[tuple[str, str]] = []
         self.failing: dict[tuple[str, str], GenerationError] = {}
         self.again = 0
+        self.timed: list[str] = []
 
     def render(self, prompt: str, seed: int, on_step: Callable[[int, int], None] | None = None) -> SimpleNamespace:
         kind = self.handle.kind if self.handle else "dense"
@@ -119,7 +120,15 @@ class FakeRenderer:
         noise = np.random.default_rng(int(hashlib.sha256(f"{prompt}{seed}".encode()).hexdigest()[:8], 16))
         frames = noise.integers(20, 220, shape)
         shift = noise.integers(-AMPLITUDES[kind], AMPLITUDES[kind] + 1, shape)
-        return SimpleNamespace(frames=(frames + shift).astype(np.uint8), seconds=2.0 if kind == "dense" else 1.0)
+        seconds = 2.0 if kind == "dense" else 1.0
+        return SimpleNamespace(
+            frames=(frames + shift).astype(np.uint8), seconds=seconds, denoising_seconds=0.8 * seconds
+        )
+
+    def step_seconds(self, prompt: str, seed: int) -> float:
+        assert self.handle is None or self.handle.kind == "dense"
+        self.timed.append(prompt)
+        return 0.39 if prompt == "a red circle" else 0.41
 
 
 @pytest.fixture

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 
 from sparsetune import metrics
+from sparsetune.attention import backends
+from sparsetune.bench.step_time import StepTime, StepTimes
 from sparsetune.errors import GenerationError, MetricError, OutOfMemoryError, PromptError, SparsetuneError
 from sparsetune.evaluation import evaluate as run
 from sparsetune.evaluation.events import Listeners
 from sparsetune.evaluation.result import SCHEMA_PATH, load_result
+from sparsetune.evaluation.tasks import TimeStep
 from sparsetune.metrics import Gate
 from sparsetune.video import read_video
 from tests.evaluation.conftest import POLICY, PROMPTS, Evaluate, FakeRenderer, Recorder
@@ -33,6 +36,7 @@ def test_the_result_has_the_known_sections(evaluate: Evaluate) -> None:
         "verdict",
         "gate",
         "sparsity",
+        "seconds",
         "thresholds",
         "environment",
     }
@@ -64,10 +68,34 @@ def test_sparsity_is_pooled_and_speed_is_measured(evaluate: Evaluate) -> None:
     part = evaluate().sparsity
     assert part.overall == pytest.approx(0.4)
     assert part.theoretical_speedup == pytest.approx(1 / 0.6)
-    assert (part.seconds_dense, part.seconds_sparse, part.measured_speedup) == (2.0, 1.0, 2.0)
+    assert (part.seconds_dense, part.seconds_sparse, part.measured_speedup) == (2.0, 1.0, None)
     assert len(part.by_layer) == 2
     assert len(part.by_step) == 4
     assert part.num_calls["sparse"] == 24
+
+
+def test_where_the_kernel_skips_work_dense_and_sparse_denoising_is_timed(
+    evaluate: Evaluate, renderer: FakeRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four dense steps take 1.56, 1.64 and 1.64 s, a sparse denoising 0.8 s; attention is 0.6 of a dense step."""
+    monkeypatch.setattr(backends, "_SKIP_WORK", {"reference"})
+    rows = [StepTime(name, ms, ms, ms, None) for name, ms in (("dense", 100.0), ("without", 40.0), ("after", 100.0))]
+    monkeypatch.setattr(TimeStep, "run", lambda *_: StepTimes(rows[0], (), None, rows[1], rows[2], {}, 2))
+    for _ in range(2):  # the second time the dense videos are cached: they are timed all the same
+        result = evaluate()
+        seconds = result.seconds
+        assert seconds is not None and seconds.is_faster
+        assert (seconds.dense, seconds.sparse) == (pytest.approx(4.84 / 3), pytest.approx(0.8))
+        assert seconds.speedup == result.sparsity.measured_speedup == pytest.approx(4.84 / 2.4)
+        assert seconds.ci95_low <= seconds.speedup <= seconds.ci95_high
+        assert seconds.noise == pytest.approx(np.std([1.56, 1.64, 1.64], ddof=1) / (4.84 / 3))
+        assert (seconds.attention_share, seconds.ceiling) == (pytest.approx(0.6), pytest.approx(2.5))
+    assert renderer.timed == [*PROMPTS, *PROMPTS]
+
+
+def test_without_such_a_kernel_nothing_is_timed(evaluate: Evaluate, renderer: FakeRenderer) -> None:
+    assert evaluate().seconds is None
+    assert renderer.timed == []
 
 
 def test_files_lie_where_the_guide_says(evaluate: Evaluate, tmp_path: Path) -> None:

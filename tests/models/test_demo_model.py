@@ -98,14 +98,15 @@ def test_prompts_are_captions_of_the_world_and_eval_is_held_out(monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_the_scorer_reads_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", ["17x64x64", "49x120x184"])
+def test_the_scorer_reads_what_was_drawn(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(REPOSITORY))
     from tools.demo_model.drawing import draw
     from tools.demo_model.scorer import read
-    from tools.demo_model.world import held_out_scenes
+    from tools.demo_model.world import Size, held_out_scenes
 
-    scenes = list(held_out_scenes()[:8])
-    video = draw(scenes, torch.device("cpu"), torch.Generator().manual_seed(0)).video
+    scenes = list(held_out_scenes()[:4])
+    video = draw(scenes, torch.device("cpu"), torch.Generator().manual_seed(0), size=Size.parse(size)).video
     frames = ((video + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
     assert all(read(clip).shows(scene) for clip, scene in zip(frames, scenes, strict=True))
 
@@ -120,3 +121,28 @@ def test_videos_of_held_out_captions_show_what_they_say(pipeline: Any, monkeypat
     videos = sample(pipeline, [scene.caption() for scene in scenes], steps=10, guidance=1.0, seed=0)
     _, readings = score(videos, scenes)
     assert all(reading.shows(scene) for reading, scene in zip(readings, scenes, strict=True)), readings
+
+
+def test_a_scene_is_the_same_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    from tools.demo_model.drawing import draw
+    from tools.demo_model.world import Size, held_out_scenes
+
+    scenes = list(held_out_scenes()[:6])
+    small, large = (
+        draw(scenes, torch.device("cpu"), torch.Generator().manual_seed(0), size=Size(17, side, side)).video
+        for side in (64, 192)
+    )
+    reduced = torch.nn.functional.avg_pool3d(large, (1, 3, 3))
+    assert (reduced - small).abs().mean() < 0.01
+    longer = draw(scenes, torch.device("cpu"), torch.Generator().manual_seed(0), size=Size(33, 64, 64)).video
+    assert torch.equal(longer[:, :, ::2], small) or (longer[:, :, ::2] - small).abs().max() < 1e-3
+
+
+def test_sizes_that_the_pipeline_would_round_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    from tools.demo_model.world import Size
+
+    assert str(Size.parse("49x240x360")) == "49x240x360"
+    with pytest.raises(ValueError, match=r"frames must be 4 n \+ 1, height and width multiples of 8, got 48x"):
+        Size(48, 64, 64)
