@@ -109,6 +109,22 @@ def test_search_without_a_winner_is_status_3_and_names_the_closest(tune: Tune) -
     assert "none of 1 trials meets the gate; the closest is trial 3, sparsity 0.300, psnr 34.50 dB" in result.stderr
 
 
+def test_dense_is_recommended_with_the_reason_where_nothing_is_faster(tune: Tune) -> None:
+    reason = "attention is 31% of a dense step of 15 ms"
+    result = tune("--no-track", result=dataclasses.replace(LOST, dense_because=reason))
+    assert result.exit_code == 3
+    assert f"no policy is faster than dense at the gate: {reason}; keep the dense model, or tune for" in result.stderr
+    assert "no policy is faster than dense" in result.stdout
+
+
+def test_seconds_and_speed_up_lead_the_table_where_they_were_measured(tune: Tune) -> None:
+    timed = dataclasses.replace(WON.trials[0], seconds_sparse=1.78, seconds_dense=2.67, seconds_noise=0.004)
+    result = tune("--no-track", result=dataclasses.replace(WON, trials=(timed,), best=timed))
+    assert "winner: trial 3, 1.50 times as fast as dense, sparsity 0.300" in result.stdout
+    heads = next(line for line in result.stdout.splitlines() if "denoising (s)" in line)
+    assert heads.index("denoising (s)") < heads.index("speed-up") < heads.index("sparsity")
+
+
 def test_search_without_time_for_a_trial_says_so(tune: Tune) -> None:
     result = tune("--no-track", result=dataclasses.replace(LOST, trials=(), closest=None))
     assert result.exit_code == 3

@@ -4,16 +4,20 @@ from pathlib import Path
 
 import pytest
 
+from sparsetune.attention import backends
+from sparsetune.bench.step_time import StepTime, StepTimes
 from sparsetune.checkpoint import load_checkpoint
 from sparsetune.config import Config
 from sparsetune.errors import ExecutorError, TuningError
 from sparsetune.evaluation.baseline import BaselineCache
+from sparsetune.evaluation.tasks import TimeStep
 from sparsetune.executor import StepDone
 from sparsetune.models.pipelines import demo_config
 from sparsetune.tuning import tune
 from sparsetune.tuning.calibration.attention_tap import sample_steps
 from sparsetune.tuning.context import open_context
 from sparsetune.tuning.events import StudyStarted, TrialPrompt, TuningListener, TuningResult
+from sparsetune.tuning.record import load_record
 
 
 def config(tmp_path: Path, **overrides) -> Config:
@@ -155,3 +159,53 @@ def test_the_dense_backend_cant_be_tuned(tmp_path: Path) -> None:
 )
 def test_sampled_steps_spread_over_the_schedule(num_steps: int, samples: int, steps: tuple[int, ...]) -> None:
     assert sample_steps(num_steps, samples) == steps
+
+
+def timed_step(sparse_ms: float) -> StepTimes:
+    """Dense attention of each of 8 layers takes 10 ms, sparse `sparse_ms` at sparsity 0 and half at 1; the rest 20."""
+
+    def row(name: str, ms: float, sparsity: float = 0.0) -> StepTime:
+        return StepTime(name, ms, ms, ms, None, sparsity)
+
+    sparse = tuple(row("sparse", 20.0 + 8 * sparse_ms * (1 - s / 2), s) for s in (0.3, 0.6, 0.8))
+    return StepTimes(row("dense", 100.0), sparse, sparse[0], row("without", 20.0), row("after", 100.0), {}, 8)
+
+
+def test_where_no_sparsity_can_be_faster_the_tuning_says_so_before_it_renders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "_SKIP_WORK", {"reference"})
+    monkeypatch.setattr(TimeStep, "run", lambda *_: timed_step(40.0))
+    recorder = Recorder()
+    result = tune(config(tmp_path), output_dir=tmp_path / "results", listeners=(recorder,))
+    assert recorder.names == ["start", "end"]
+    assert recorder.started is not None and recorder.started.goal == "speed"
+    assert result.best is None and result.trials == ()
+    assert result.dense_because == (
+        "attention is 80% of a dense step of 100 ms, which limits the speed-up to 5.00x; the reference kernel takes "
+        "2.2 times as long as dense attention even at sparsity 0.9: these sequences are too short"
+    )
+    record = load_record(tmp_path / "results" / "tuning.json")
+    assert record.dense_because == result.dense_because
+    assert record.step is not None and record.step.pairs == pytest.approx(0.02)
+
+
+@pytest.mark.slow
+def test_a_policy_that_is_measured_slower_than_dense_is_no_winner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference kernel is slower than dense, whatever a step's times promised."""
+    monkeypatch.setattr(backends, "_SKIP_WORK", {"reference"})
+    monkeypatch.setattr(TimeStep, "run", lambda *_: timed_step(10.0))
+    result = tune(config(tmp_path, tune__n_trials=4), output_dir=tmp_path / "results")
+    assert result.best is None and not (tmp_path / "results" / "checkpoint").exists()
+    assert any(trial.feasible for trial in result.trials)
+    for trial in result.trials:
+        assert trial.seconds_dense and trial.seconds_sparse and trial.speedup is not None and trial.speedup < 1
+    assert result.trials[0].predicted_seconds is None  # SpargeAttn's defaults aren't calibrated
+    assert all(trial.predicted_seconds for trial in result.trials[1:])
+    assert result.insight is not None and result.insight.seconds_error is not None
+    assert result.dense_because is not None and "times as fast as dense at sparsity" in result.dense_because
+    assert (
+        "which limits the speed-up to 5.00x, and reference is faster than dense from sparsity" in result.dense_because
+    )
