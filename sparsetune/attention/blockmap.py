@@ -54,21 +54,31 @@ def pool(x: Tensor, block: int, centre: Tensor | None = None, select_partial: bo
     of norm zero is never similar (0 / 0). That includes a partial last block, which the kernel pads with zeros, so it
     is always computed, unless `select_partial` makes its similarity that of its own tokens alone.
 
-    `centre`, (batch, heads, 1, head_dim) in x's dtype, is subtracted from every token first. CUDA tensors whose
-    head_dim is a power of two are read once, by a Triton kernel; others in plain PyTorch.
+    `centre`, (batch, heads, 1, head_dim) in x's dtype, is subtracted from every token first.
     """
-    if fits_triton(x):
-        from sparsetune.attention.pool_triton import pool_blocks
-
-        pooled = PooledBlocks(*pool_blocks(x, block, centre))
-    else:
-        pooled = _pool(x if centre is None else x - centre, block)
+    x = x if centre is None else x - centre
+    pooled = _pool(x, block)
     rest = x.shape[-2] % block
     if select_partial and rest:
-        tail = x[..., -rest:, :] if centre is None else x[..., -rest:, :] - centre
-        similarity = torch.cat([pooled.similarity[..., :-1], _pool(tail, rest).similarity], dim=-1)
+        similarity = torch.cat([pooled.similarity[..., :-1], _pool(x[..., -rest:, :], rest).similarity], dim=-1)
         return PooledBlocks(pooled.means, similarity)
     return pooled
+
+
+def pool_both(
+    q: Tensor, k: Tensor, blocks: BlockShape, select_partial: bool = False
+) -> tuple[PooledBlocks, PooledBlocks]:
+    """Pool the blocks of q, and those of k after subtracting its mean over the tokens.
+
+    CUDA tensors whose head_dim is a power of two are read once, by one Triton kernel; others in plain PyTorch.
+    """
+    centre = k.mean(dim=-2, keepdim=True)
+    if fits_triton(q) and fits_triton(k):
+        from sparsetune.attention.pool_triton import pool_blocks
+
+        of_q, in_q, of_k, in_k = pool_blocks(q, k, centre, blocks.q, blocks.k, select_partial)
+        return PooledBlocks(of_q, in_q), PooledBlocks(of_k, in_k)
+    return pool(q, blocks.q, None, select_partial), pool(k, blocks.k, centre, select_partial)
 
 
 def _pool(x: Tensor, block: int) -> PooledBlocks:
@@ -89,28 +99,47 @@ def block_map(q: Tensor, k: Tensor, thresholds: ThresholdTensors, blocks: BlockS
 
     k's mean over the tokens is subtracted first (it shifts every score of a row alike). The softmax over the pooled
     scores of similar key blocks is sorted; blocks are taken in descending order while the cumulated probability
-    is not above `cdfthreshd`, or the first int(`topk` × blocks); at least one. Rows and columns of blocks that aren't
-    similar, and the columns in `keep` (e.g. those with text), are always computed.
+    is not above `cdfthreshd`, or the first int(`topk` × blocks); at least one. Of equal probabilities the first block's
+    is taken first. Rows and columns of blocks that aren't similar, and the columns in `keep` (e.g. those with text),
+    are always computed.
 
     Returns:
         bool (batch, heads, q blocks, k blocks), True where the pair is computed.
     """
-    pooled_q = pool(q, blocks.q, None, thresholds.select_partial)
-    pooled_k = pool(k, blocks.k, k.mean(dim=-2, keepdim=True), thresholds.select_partial)
+    return counted_block_map(q, k, thresholds, blocks, keep)[0]
+
+
+def counted_block_map(
+    q: Tensor, k: Tensor, thresholds: ThresholdTensors, blocks: BlockShape, keep: range = range(0)
+) -> tuple[Tensor, Tensor]:
+    """Return the `block_map`, and each head's number of computed pairs over the batch, float64 (heads,)."""
+    pooled_q, pooled_k = pool_both(q, k, blocks, thresholds.select_partial)
     return select_blocks(pooled_q, pooled_k, thresholds, keep)
 
 
 def select_blocks(
     pooled_q: PooledBlocks, pooled_k: PooledBlocks, thresholds: ThresholdTensors, keep: range = range(0)
-) -> Tensor:
-    """As `block_map`, from pooled blocks: these don't depend on thresholds, so a search pools once."""
+) -> tuple[Tensor, Tensor]:
+    """As `counted_block_map`, from pooled blocks; on a GPU by Triton kernels, elsewhere in plain PyTorch."""
+    if pooled_q.means.is_cuda:
+        from sparsetune.attention import select_triton
+
+        if select_triton.fits(pooled_q.means, pooled_k.means):
+            pooled = (pooled_q.means, pooled_q.similarity, pooled_k.means, pooled_k.similarity)
+            is_cdf = thresholds.rule == "cdf"
+            return select_triton.select(pooled, thresholds.simthreshd1, thresholds.select, is_cdf, keep)
+    selected = _select_blocks(pooled_q, pooled_k, thresholds, keep)
+    return selected, selected.sum(dim=(0, 2, 3), dtype=torch.float64)
+
+
+def _select_blocks(pooled_q: PooledBlocks, pooled_k: PooledBlocks, thresholds: ThresholdTensors, keep: range) -> Tensor:
     floor = thresholds.simthreshd1[:, None]
     similar_q = (pooled_q.similarity > floor)[..., :, None]
     similar_k = (pooled_k.similarity > floor)[..., None, :]
     scores = pooled_q.means @ pooled_k.means.transpose(-1, -2) * pooled_q.means.shape[-1] ** -0.5
     # A row without one similar key block is all -inf, hence NaN; its blocks are all computed below.
     probability = scores.masked_fill(~similar_k, -torch.inf).softmax(-1).nan_to_num(0.0)
-    ranked = probability.sort(dim=-1, descending=True)
+    ranked = probability.sort(dim=-1, descending=True, stable=True)
     num_blocks = probability.shape[-1]
     if thresholds.rule == "cdf":
         taken = (ranked.values.cumsum(-1) <= thresholds.select[:, None, None]).sum(-1, keepdim=True)

@@ -157,14 +157,16 @@ class BreakEvenCheck:
 
     def record(self, layer: str, computed: Tensor, pairs: float) -> None:
         """Record the block pairs that a sparse call computed, by head, of `pairs` over all heads."""
-        before, total = self._counts.get(layer, (torch.zeros((), dtype=torch.float64, device=computed.device), 0.0))
-        self._counts[layer] = (before + computed.sum(), total + pairs)
+        if layer in self._counts:
+            before, total = self._counts[layer]
+            computed, pairs = before + computed, total + pairs
+        self._counts[layer] = computed, pairs
 
     def _begin_step(self, step: int) -> None:
         if step < self._step:
             self._sparsity.clear()
         elif self._counts:
-            counts = torch.stack([computed for computed, _ in self._counts.values()]).tolist()
+            counts = torch.stack([computed.sum() for computed, _ in self._counts.values()]).tolist()
             for (layer, (_, pairs)), computed in zip(self._counts.items(), counts, strict=True):
                 self._sparsity[layer] = (self._step, 1.0 - computed / pairs)
         self._counts.clear()

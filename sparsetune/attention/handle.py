@@ -123,7 +123,9 @@ class SparseHandle:
             self._tensors[key] = thresholds.tensors(device, drop_scale, self._policy.select_partial)
         keep = kept_blocks(self._policy.keep_text, unmasked.layout, self.backend.blocks)
         reordering = permutation(thresholds.order or self._policy.order, unmasked.layout, device)
-        q, k, v = (x if reordering is None else reordering.order(x) for x in (unmasked.q, unmasked.k, unmasked.v))
+        q, k, v = unmasked.q, unmasked.k, unmasked.v
+        if reordering is not None:
+            q, k, v = reordering.order_qkv(q, k, v)
         attended = attend_padded(self.backend, q, k, v, self._tensors[key], scale=unmasked.scale, keep=keep)
         if reordering is None:
             return attended
@@ -144,8 +146,12 @@ class SparseHandle:
         key = (call.layer.name, call.step, kind, kernel, reason, call.layer.num_heads)
         if computed is None:
             computed = torch.full((call.layer.num_heads,), pairs, dtype=torch.float64)
-        calls, all_pairs, before = self._counts.get(key, (0, 0.0, torch.zeros_like(computed)))
-        self._counts[key] = calls + 1, all_pairs + pairs, before + computed  # on the GPU: counting doesn't wait for it
+        if key in self._counts:
+            calls, all_pairs, before = self._counts[key]
+            # On the GPU: counting doesn't wait for it. Not in place: an inference tensor may refuse that.
+            self._counts[key] = calls + 1, all_pairs + pairs, before + computed
+        else:
+            self._counts[key] = 1, pairs, computed
         return pairs
 
 

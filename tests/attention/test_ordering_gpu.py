@@ -46,6 +46,17 @@ def test_tokens_are_read_as_on_the_cpu_to_the_last_bit(
     assert torch.equal(there.undo(ordered), x)
 
 
+@pytest.mark.parametrize("dtype_of_v", [torch.bfloat16, torch.float16], ids=str)
+def test_q_k_and_v_are_ordered_at_once_whatever_their_memory(dtype_of_v: torch.dtype) -> None:
+    path = permutation(("whf", "raster", "hfw"), LAYOUT, "cuda")
+    assert path is not None
+    q, k, v = torch.randn(3, 2, 3, LAYOUT.num_tokens, 64, device="cuda").to(torch.bfloat16)
+    tensors = (q, k.transpose(1, 2).contiguous().transpose(1, 2), torch.cat([v, v], dim=-1)[..., :64].to(dtype_of_v))
+    for ordered, x in zip(path.order_qkv(*tensors), tensors, strict=True):
+        assert torch.equal(ordered, path.order(x))
+        assert ordered.is_contiguous()
+
+
 def test_a_compiled_function_keeps_one_graph() -> None:
     path = permutation(("whf", "raster", "hfw"), LAYOUT, "cuda")
     assert path is not None

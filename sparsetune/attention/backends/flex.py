@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from sparsetune.attention.backends.backend import AttentionOutput
-from sparsetune.attention.blockmap import SPARGE_BLOCKS, BlockShape, block_map
+from sparsetune.attention.blockmap import SPARGE_BLOCKS, BlockShape, counted_block_map
 from sparsetune.attention.thresholds import ThresholdTensors
 
 _MIN_TOKENS = 128
@@ -55,9 +55,9 @@ class FlexBackend:
         self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, *, scale: float, keep: range
     ) -> AttentionOutput:
         """Attend under the block map of `thresholds`; `pvthreshd` skips nothing here."""
-        computed = block_map(q, k, thresholds, self.blocks, keep)
+        computed, num_computed = counted_block_map(q, k, thresholds, self.blocks, keep)
         output = flex_under_map(q, k, v, computed, self.blocks, scale)
-        return AttentionOutput(output, computed.sum(dim=(0, 2, 3), dtype=torch.float64))
+        return AttentionOutput(output, num_computed)
 
 
 def flex_under_map(q: Tensor, k: Tensor, v: Tensor, computed: Tensor, blocks: BlockShape, scale: float) -> Tensor:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsetune.attention.backends.backend import AttentionOutput
-from sparsetune.attention.blockmap import SPARGE_BLOCKS, BlockShape, block_map, skip_pv
+from sparsetune.attention.blockmap import SPARGE_BLOCKS, BlockShape, counted_block_map, skip_pv
 from sparsetune.attention.thresholds import ThresholdTensors
 
 # Bound on the entries of a token mask, or one query block of one head where that is more: 64 MB in float32
@@ -27,10 +27,10 @@ class ReferenceBackend:
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, *, scale: float, keep: range
     ) -> AttentionOutput:
-        computed = block_map(q, k, thresholds, self.blocks, keep)
+        computed, num_computed = counted_block_map(q, k, thresholds, self.blocks, keep)
         used = skip_pv(q, k, computed, thresholds.pvthreshd, scale, self.blocks)
         output = masked_attention(q, k, v, used, self.blocks, scale)
-        return AttentionOutput(output, computed.sum(dim=(0, 2, 3), dtype=torch.float64))
+        return AttentionOutput(output, num_computed)
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, used: Tensor, blocks: BlockShape, scale: float) -> Tensor:

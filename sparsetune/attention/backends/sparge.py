@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsetune.attention.backends.backend import AttentionOutput
-from sparsetune.attention.blockmap import SPARGE_BLOCKS, SPARGE_BLOCKS_SM90, block_map
+from sparsetune.attention.blockmap import SPARGE_BLOCKS, SPARGE_BLOCKS_SM90, counted_block_map
 from sparsetune.attention.thresholds import ThresholdTensors
 
 _HEAD_DIMS = (64, 128)
@@ -58,19 +58,23 @@ class SpargeBackend:
         self, q: Tensor, k: Tensor, v: Tensor, thresholds: ThresholdTensors, *, scale: float, keep: range
     ) -> AttentionOutput:
         """Attend with SpargeAttn's kernel; the output is quantised (int8 q and k, fp8 or fp16 v)."""
-        computed = block_map(q, k, thresholds, self.blocks, keep)
-        output = sparge_under_map(q, k, v, computed, thresholds.pvthreshd, scale)
-        return AttentionOutput(output, computed.sum(dim=(0, 2, 3), dtype=torch.float64))
+        computed, num_computed = counted_block_map(q, k, thresholds, self.blocks, keep)
+        # An operator only where it is needed, since it costs time: for torch.compile, and to refuse a backward pass.
+        run = sparge_under_map if torch.compiler.is_compiling() or torch.is_grad_enabled() else _under_map
+        output: Tensor = run(q, k, v, computed, thresholds.pvthreshd, scale)
+        return AttentionOutput(output, num_computed)
 
 
-@torch.library.custom_op("sparsetune::sparge_under_map", mutates_args=())
-def sparge_under_map(q: Tensor, k: Tensor, v: Tensor, computed: Tensor, pvthreshd: Tensor, scale: float) -> Tensor:
+def _under_map(q: Tensor, k: Tensor, v: Tensor, computed: Tensor, pvthreshd: Tensor, scale: float) -> Tensor:
     """SpargeAttn's attention over the block pairs in `computed`, blocks of its shape on this GPU; contiguous."""
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]  # SpargeAttn changes the current GPU
         output: Tensor = _package().block_sparse_sage2_attn_cuda(
             q, k, v, mask_id=computed.contiguous(), scale=scale, pvthreshd=pvthreshd, tensor_layout="HND"
         )
     return output.to(q.dtype)
+
+
+sparge_under_map = torch.library.custom_op("sparsetune::sparge_under_map", _under_map, mutates_args=())
 
 
 @sparge_under_map.register_fake

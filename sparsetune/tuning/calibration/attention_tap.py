@@ -88,4 +88,4 @@ def reordered(call: UnmaskedCall, order: TokenOrder) -> tuple[Tensor, Tensor, Te
     path = permutation(order, call.layout, call.q.device)
     if path is None:
         return call.q, call.k, call.v
-    return path.order(call.q), path.order(call.k), path.order(call.v)
+    return path.order_qkv(call.q, call.k, call.v)

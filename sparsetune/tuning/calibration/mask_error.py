@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsetune.attention.blockmap import BlockShape, PooledBlocks, pool
+from sparsetune.attention.blockmap import BlockShape, PooledBlocks, pool_both
 from sparsetune.attention.thresholds import HeadThresholds, Rule
 from sparsetune.tuning.calibration.block_sums import BlockSums, block_sums
 
@@ -95,8 +95,7 @@ def _grid_errors(
     keep: range,
     select_partial: bool,
 ) -> GridErrors:
-    pooled_q = pool(q, blocks.q, None, select_partial)
-    pooled_k = pool(k, blocks.k, k.mean(dim=-2, keepdim=True), select_partial)
+    pooled_q, pooled_k = pool_both(q, k, blocks, select_partial)
     error = torch.empty(q.shape[1], len(points), device=q.device)
     sparsity = torch.empty_like(error)
     for rule, sim in sorted({(point.rule, point.simthreshd1) for point in points}):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsetune.attention.backends import Backend
-from sparsetune.attention.blockmap import pool
+from sparsetune.attention.blockmap import pool_both
 from sparsetune.attention.thresholds import PVTHRESHD_OFF, Rule, ThresholdTensors
 from sparsetune.attention.unmask import attend_padded
 from sparsetune.tuning.calibration.block_sums import BlockSums, block_sums
@@ -94,8 +94,7 @@ def _lowest_mask_threshold(call: "_Call", base: ThresholdTensors, l1: float, eve
     Returns the lowest mask threshold at which the kernel was within the bound, and its error there, float32 (heads,)
     each; where there is none, infinity and the last error.
     """
-    pooled_q = pool(call.q, call.backend.blocks.q, None, base.select_partial)
-    pooled_k = pool(call.k, call.backend.blocks.k, call.k.mean(dim=-2, keepdim=True), base.select_partial)
+    pooled_q, pooled_k = pool_both(call.q, call.k, call.backend.blocks, base.select_partial)
     lowest = mask_thresholds(pooled_q, pooled_k, base.simthreshd1, call.keep, base.rule)
     sums = block_sums(call.q, call.k, call.v, blocks=call.backend.blocks, scale=call.scale, every=every)
     budget, best = torch.full_like(base.select, l1), torch.full_like(base.select, torch.inf)

@@ -62,8 +62,10 @@ def test_the_kernel_runs_our_map(package: list, head: HeadThresholds, keep: rang
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_the_output_has_the_inputs_dtype_and_shape(package: list, dtype: torch.dtype) -> None:
-    (q, *_), attended = attend(HeadThresholds(0.1, cdfthreshd=0.9), range(1), dtype)
+@pytest.mark.parametrize("gradients", [False, True])
+def test_the_output_has_the_inputs_dtype_and_shape(package: list, dtype: torch.dtype, gradients: bool) -> None:
+    with torch.set_grad_enabled(gradients):
+        (q, *_), attended = attend(HeadThresholds(0.1, cdfthreshd=0.9), range(1), dtype)
     assert (attended.output.dtype, attended.output.shape) == (dtype, q.shape)
 
 
