@@ -1,0 +1,139 @@
+"""Seconds that each way of choosing thresholds saves at a quality, on a GPU whose kernel skips work.
+
+    python benchmarks/seconds.py --model demo-xl --output seconds [--compile] [--methods defaults topk calibrate optuna]
+
+Every method chooses one policy on the tune prompts, which is then evaluated on the eval prompts with dense steps timed
+beside each rendering. `topk` is what a person would set by hand: the fastest of a grid of one topk for all heads and a
+number of dense first steps that meets the gate on the tune prompts, with the margin that `tune` keeps too.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sparsetune.attention.policy import Policy
+from sparsetune.attention.schedule import DenseSchedule
+from sparsetune.attention.thresholds import HeadThresholds
+from sparsetune.checkpoint import git_commit
+from sparsetune.config import Config, resolve
+from sparsetune.evaluation.evaluate import evaluate
+from sparsetune.evaluation.prompt import PromptResult
+from sparsetune.evaluation.result import EvaluationResult
+from sparsetune.files import write_json
+from sparsetune.models.sparsify import default_policy
+from sparsetune.tuning import TrialResult, tune
+from sparsetune.tuning.context import TuningContext, open_context
+from sparsetune.tuning.search.objective import TrialRunner
+from sparsetune.tuning.search.ranking import winner
+
+TOPK = (0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+DENSE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+METRICS = ("frame_cosine", "psnr", "frame_l1", "frame_diff", "ssim", "vmaf")
+
+
+def by_hand(context: TuningContext) -> Policy | None:
+    """Return the fastest uniform topk with dense first steps that meets the gate on the tune prompts, if any does."""
+    runner, trials = TrialRunner.of(context), list[TrialResult]()
+
+    def missed(results: Sequence[PromptResult]) -> str | None:
+        gate = context.search_gate
+        worst = gate.min_psnr_worst
+        too_low = worst is not None and results[-1].metrics["psnr"] < worst
+        return "a prompt is below the bound" if too_low else None
+
+    for dense in DENSE:
+        for topk in TOPK:  # more sparsity from one to the next: the rest misses the gate too
+            policy = Policy.uniform(
+                context.runtime.layers, HeadThresholds(-1.0, topk=topk), schedule=DenseSchedule(dense)
+            )
+            trials.append(runner.run(len(trials), {"topk": topk, "dense": dense}, policy, missed))
+            print(f"  topk {topk:g}, {dense:.0%} dense: {described(trials[-1])}", flush=True)
+            if not trials[-1].feasible:
+                break
+    best = winner("speed", trials)
+    return None if best is None else best.policy
+
+
+def described(trial: TrialResult) -> str:
+    figures = f"sparsity {trial.sparsity or 0:.3f}, psnr {trial.psnr or 0:.2f} dB, speed-up {trial.speedup or 0:.2f}x"
+    return f"{figures}, {'meets the gate' if trial.feasible else trial.reason or 'misses the gate'}"
+
+
+def tuned(config: Config, tuner: str, folder: Path) -> Policy | None:
+    """Return the policy of a whole tuning, None without a winner."""
+    changed = config.model_copy(update={"tune": config.tune.model_copy(update={"tuner": tuner})})
+    result = tune(changed, output_dir=folder / tuner)
+    print(f"  {tuner}: {len(result.trials)} trials; {result.dense_because or result.seconds_by_phase}", flush=True)
+    return None if result.best is None else result.best.policy
+
+
+def measured(context: TuningContext, policy: Policy) -> EvaluationResult:
+    return evaluate(
+        context.executor, policy, context.eval_prompts, cache=context.cache, seed=context.config.eval.seed,
+        metrics=METRICS, gate=context.gate, backend=context.config.backend,
+    )  # fmt: skip
+
+
+def row(method: str, result: EvaluationResult | None, seconds: float) -> dict[str, object]:
+    if result is None or result.seconds is None:
+        return {"method": method, "search_seconds": seconds}
+    psnr, found = result.statistics["psnr"], result.statistics
+    return {
+        "method": method, "sparsity": result.sparsity.overall, "psnr": psnr.mean, "psnr_worst": psnr.min,
+        "ssim": found["ssim"].mean, "vmaf": found["vmaf"].mean if "vmaf" in found else None,
+        "gate": result.gate.passed, "dense": result.seconds.dense, "sparse": result.seconds.sparse,
+        "speedup": result.seconds.speedup, "low": result.seconds.ci95_low, "high": result.seconds.ci95_high,
+        "noise": result.seconds.noise, "share": result.seconds.attention_share, "search_seconds": seconds,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo-xl")
+    parser.add_argument("--compile", action="store_true")
+    methods = ("defaults", "topk", "calibrate", "optuna", "builtin")
+    parser.add_argument("--methods", nargs="+", choices=methods, default=methods[:4])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    fixed = {"tracking.root": options.output / "mlruns", "cache.dir": options.output / "cache"}
+    config = resolve(
+        options.model, options.set, None, fixed | {"model.compile": options.compile, "eval.save_videos": False}
+    )
+    rows: list[dict[str, object]] = []
+    context = open_context(config, options.output / "out")
+    ways: dict[str, Callable[[], Policy | None]] = {
+        "defaults": lambda: default_policy(context.renderer.loaded.pipe),
+        "topk": lambda: by_hand(context),
+        **{name: lambda name=name: tuned(config, name, options.output) for name in ("calibrate", "optuna", "builtin")},  # type: ignore[misc]
+    }
+    for method in options.methods:
+        started = time.perf_counter()
+        policy = ways[method]()
+        seconds = time.perf_counter() - started
+        rows.append(row(method, None if policy is None else measured(context, policy), seconds))
+        write_json(options.output / "seconds.json", {"commit": git_commit(), "rows": rows})
+    print(f"{options.model}, {context.runtime.device_name}, compiled: {options.compile}, commit {git_commit()}")
+    print("| method | sparsity | PSNR mean / worst | SSIM | VMAF | gate | dense s | sparse s | speed-up | search s |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for one in rows:
+        print("| " + " | ".join(cells(one)) + " |")
+
+
+def cells(one: dict[str, object]) -> list[str]:
+    def text(name: str, form: str) -> str:
+        value = one.get(name)
+        return "-" if value is None else format(value, form)
+
+    interval = f"{text('speedup', '.2f')} ({text('low', '.2f')} to {text('high', '.2f')})"
+    gate = {True: "met", False: "missed"}.get(one.get("gate"), "none met it")  # type: ignore[call-overload]
+    return [
+        str(one["method"]), text("sparsity", ".3f"), f"{text('psnr', '.1f')} / {text('psnr_worst', '.1f')}",
+        text("ssim", ".4f"), text("vmaf", ".1f"), gate, text("dense", ".2f"), text("sparse", ".2f"), interval,
+        text("search_seconds", ".0f"),
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
