@@ -98,7 +98,9 @@ class Renderer:
         """
         settings = self.settings.model_copy(update={"num_inference_steps": num_steps + 1})
         short = Renderer(self.loaded, settings)
-        arguments = short._arguments(as_prompt(prompt), seed, None) | {"output_type": "latent"}
+        arguments = short._arguments(as_prompt(prompt), seed, None)
+        if "output_type" in arguments:
+            arguments["output_type"] = "latent"  # nothing is decoded
         with short._denoising() as clock:
             self.loaded.pipe(**arguments)
         return clock.step_seconds(num_steps + 1)

@@ -87,6 +87,8 @@ def _condition(one: ConditionSection, words: Words) -> Tile:
 
 def _without_winner(source: Source, words: Words) -> str:
     record = source.tuning
+    if record is not None and record.dense_because is not None:
+        return words("verdict.dense", reason=record.dense_because)
     if record is None or record.closest is None:
         return words("verdict.no_trial", trials=0 if record is None else len(record.trials))
     closest = next(trial for trial in record.trials if trial.number == record.closest)

@@ -39,6 +39,8 @@ def study_text(result: TuningResult, runs: Mapping[int, str], page: str) -> str:
 def _headline(result: TuningResult, runs: Mapping[int, str], page: str) -> str:
     if result.best is not None:
         return f"Winner: {_link(result.best, runs, page)}, {_parameters(result.best)}."
+    if result.dense_because is not None:
+        return f"No policy is faster than the dense model at the gate: {result.dense_because}."
     if result.closest is not None:
         return f"No trial meets the gate; the closest is {_link(result.closest, runs, page)}."
     return "No trial meets the gate."
@@ -48,9 +50,10 @@ def _verdict(evaluation: EvaluationResult) -> str:
     gate = "passed" if evaluation.gate.passed else f"failed ({'; '.join(evaluation.gate.failures)})"
     psnr = evaluation.statistics.get("psnr")
     figures = f", PSNR {psnr.mean:.2f} dB, worst {psnr.min:.2f}" if psnr else ""
-    return (
-        f"On eval prompts: {evaluation.verdict}, gate {gate}, sparsity {_number(evaluation.sparsity.overall)}{figures}."
-    )
+    seconds = evaluation.seconds
+    speed = "" if seconds is None else f"{seconds.speedup:.2f} times as fast as dense, "
+    sparsity = _number(evaluation.sparsity.overall)
+    return f"On eval prompts: {speed}{evaluation.verdict}, gate {gate}, sparsity {sparsity}{figures}."
 
 
 def _row(trial: TrialResult, runs: Mapping[int, str], page: str) -> str:

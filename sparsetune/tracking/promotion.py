@@ -323,9 +323,10 @@ def _tags(verdict: Verdict, digest: str) -> dict[str, str]:
 
 def _description(verdict: Verdict) -> str:
     result = verdict.candidate.result
-    sparsity = result.sparsity.overall
+    sparsity, seconds = result.sparsity.overall, result.seconds
+    speed = "" if seconds is None else f"{seconds.speedup:.2f} times as fast as dense, "
     lines = [
-        f"Sparse attention thresholds for {verdict.candidate.model}, "
+        f"Sparse attention thresholds for {verdict.candidate.model}, {speed}"
         f"sparsity {'unknown' if sparsity is None else f'{sparsity:.3f}'}, score {result.overall_score}/100.",
         "",
         *(f"- {'met' if one.met else '**not met**'}: {one.name}: {one.says}" for one in verdict.conditions),

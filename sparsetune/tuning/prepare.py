@@ -53,7 +53,12 @@ def measure_step(context: TuningContext) -> StepSeconds | None:
     """
     if not skips_work(context.runtime.kernel):
         return None
-    signature = calibration_signature(context) | {"device_name": context.runtime.device_name, "versions": versions()}
+    runtime = context.runtime
+    signature = calibration_signature(context) | {
+        "device_name": runtime.device_name,
+        "compiled": runtime.compiled,
+        "versions": versions(),
+    }
     path = context.config.tracking.root / "calibrations" / "steps" / f"{digest(signature)}.json"
     with _locked(context, "preparation", path):
         if path.is_file():

@@ -11,6 +11,7 @@ BLOCKS = all_blocks()
 REASONS = (
     "needs a GPU",
     "needs an NVIDIA H100, and trains for half an hour",
+    "needs four NVIDIA H200, and trains for a quarter of an hour",
     "needs a cluster",
     "needs fish",
     "needs zsh",

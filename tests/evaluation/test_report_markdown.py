@@ -23,7 +23,8 @@ def test_the_report_has_every_part_of_the_template(evaluate: Evaluate, tmp_path:
     assert re.search(r"\| psnr \(dB\) ↑ \| \d+\.\d+ ± \d+\.\d+ \|", text)
     assert "40.0% of the block pairs" in text
     assert "Theoretical speed-up of attention: 1.67x" in text
-    assert "Measured speed-up of a rendering: 2.00x" in text
+    assert "Measured speed-up of the denoising: not known" in text
+    assert "Mean of a whole rendering: 2.00 s dense, 1.00 s sparse" in text
 
 
 def test_every_link_leads_to_a_file(evaluate: Evaluate, tmp_path: Path) -> None:
