@@ -8,10 +8,12 @@ number of dense first steps that meets the gate on the tune prompts, with the ma
 """
 
 import argparse
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from sparsetune.attention.device import device_name, device_of
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.thresholds import HeadThresholds
@@ -60,19 +62,33 @@ def described(trial: TrialResult) -> str:
     return f"{figures}, {'meets the gate' if trial.feasible else trial.reason or 'misses the gate'}"
 
 
-def tuned(config: Config, tuner: str, folder: Path) -> Policy | None:
-    """Return the policy of a whole tuning, None without a winner."""
-    changed = config.model_copy(update={"tune": config.tune.model_copy(update={"tuner": tuner})})
-    result = tune(changed, output_dir=folder / tuner)
-    print(f"  {tuner}: {len(result.trials)} trials; {result.dense_because or result.seconds_by_phase}", flush=True)
+def chosen(config: Config, method: str, folder: Path) -> Policy | None:
+    """Return the policy that a method chooses on the tune prompts, None where none meets the gate."""
+    if method in ("defaults", "topk"):
+        with opened(config, folder) as context:
+            return default_policy(context.renderer.loaded.pipe) if method == "defaults" else by_hand(context)
+    changed = config.model_copy(update={"tune": config.tune.model_copy(update={"tuner": method})})
+    result = tune(changed, output_dir=folder / method)
+    print(f"  {method}: {len(result.trials)} trials; {result.dense_because or result.seconds_by_phase}", flush=True)
     return None if result.best is None else result.best.policy
 
 
-def measured(context: TuningContext, policy: Policy) -> EvaluationResult:
-    return evaluate(
-        context.executor, policy, context.eval_prompts, cache=context.cache, seed=context.config.eval.seed,
-        metrics=METRICS, gate=context.gate, backend=context.config.backend,
-    )  # fmt: skip
+@contextlib.contextmanager
+def opened(config: Config, folder: Path) -> Iterator[TuningContext]:
+    """Load the model for the context only: a tuning loads its own."""
+    context = open_context(config, folder / "out")
+    try:
+        yield context
+    finally:
+        context.executor.close()
+
+
+def measured(config: Config, policy: Policy, folder: Path) -> EvaluationResult:
+    with opened(config, folder) as context:
+        return evaluate(
+            context.executor, policy, context.eval_prompts, cache=context.cache, seed=context.config.eval.seed,
+            metrics=METRICS, gate=context.gate, backend=context.config.backend,
+        )  # fmt: skip
 
 
 def row(method: str, result: EvaluationResult | None, seconds: float) -> dict[str, object]:
@@ -102,19 +118,14 @@ def main() -> None:
         options.model, options.set, None, fixed | {"model.compile": options.compile, "eval.save_videos": False}
     )
     rows: list[dict[str, object]] = []
-    context = open_context(config, options.output / "out")
-    ways: dict[str, Callable[[], Policy | None]] = {
-        "defaults": lambda: default_policy(context.renderer.loaded.pipe),
-        "topk": lambda: by_hand(context),
-        **{name: lambda name=name: tuned(config, name, options.output) for name in ("calibrate", "optuna", "builtin")},  # type: ignore[misc]
-    }
     for method in options.methods:
         started = time.perf_counter()
-        policy = ways[method]()
+        policy = chosen(config, method, options.output)
         seconds = time.perf_counter() - started
-        rows.append(row(method, None if policy is None else measured(context, policy), seconds))
+        result = None if policy is None else measured(config, policy, options.output)
+        rows.append(row(method, result, seconds))
         write_json(options.output / "seconds.json", {"commit": git_commit(), "rows": rows})
-    print(f"{options.model}, {context.runtime.device_name}, compiled: {options.compile}, commit {git_commit()}")
+    print(f"{options.model}, {device_name(device_of('auto'))}, compiled: {options.compile}, commit {git_commit()}")
     print("| method | sparsity | PSNR mean / worst | SSIM | VMAF | gate | dense s | sparse s | speed-up | search s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for one in rows:

@@ -1,6 +1,8 @@
 """Installs a policy on a pipeline, counts what really ran, and removes it again."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -53,6 +55,7 @@ class SparseHandle:
         self.break_even = break_even
         self._sites = sites
         self._warned: set[str] = set()
+        self.warm: Policy | None = None  # the last policy whose kernels ran before they were timed
         self.policy = policy
         self._interception = Interception(sites, self._attend)
 
@@ -82,6 +85,15 @@ class SparseHandle:
     def reset(self) -> None:
         """Reset the statistics."""
         self._counts.clear()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Run as without a policy within the context: calls aren't intercepted, nor counted."""
+        self._interception.active = False
+        try:
+            yield
+        finally:
+            self._interception.active = True
 
     def remove(self) -> None:
         """Remove the policy and restore the pipeline's modules exactly. Does nothing the second time."""

@@ -116,10 +116,6 @@ class StepSeconds:
         """Seconds that a layer at a sparsity saves against dense; negative where it is slower."""
         return self.dense - self.overhead - self.pairs * (1.0 - sparsity) - (self.order if ordered else 0.0)
 
-    def best_speedup(self, sparsity: float = 0.9) -> float:
-        """Speed-up of a step whose layers all have a sparsity that videos hardly ever allow."""
-        return self.step / (self.step - self.num_layers * self.saved(sparsity))
-
 
 def time_step(
     step: Step,

@@ -53,6 +53,13 @@ class PromptResult:
     error: str | None = None
     dense_cached: bool = False
 
+    @property
+    def cost(self) -> float | None:
+        """Seconds of denoising as a share of dense, timed beside; of the rendering where that wasn't timed."""
+        if self.denoising_dense and self.denoising_sparse:
+            return self.denoising_sparse / self.denoising_dense
+        return self.seconds_sparse
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -107,11 +114,17 @@ def evaluate_prompt(
 def _denoising_dense(renderer: "Renderer", handle: "SparseHandle", prompt: AnyPrompt, seed: int) -> float | None:
     """Time dense steps now, and so beside the sparse ones: a cached video's seconds are of another day.
 
-    None where the kernel computes every pair, so that seconds say nothing.
+    They run without the interception, as without sparsetune. A policy's first time also warms its kernels up. None
+    where the kernel computes every pair, so that seconds say nothing.
     """
     if not skips_work(handle.backend.name):
         return None
-    with rendering_dense(handle):
+    if handle.warm != handle.policy:
+        warm = handle.policy
+        with with_policy(handle, replace(warm, schedule=DenseSchedule())):
+            renderer.step_seconds(prompt, seed, num_steps=1)
+        handle.warm = warm
+    with handle.paused():
         step = renderer.step_seconds(prompt, seed)
     return None if step is None else step * renderer.settings.num_inference_steps
 

@@ -186,6 +186,15 @@ class SparsitySection(_Part):
     fallbacks: dict[str, int] = Field(description="Calls that fell back to dense, by reason.")
 
 
+MIN_NOISE = 0.005
+"""Relative noise of seconds that is assumed at least: few measurements can agree by chance."""
+
+
+def is_faster(speedup: float, noise: float | None) -> bool:
+    """Whether a speed-up is more than twice the noise, a relative standard deviation."""
+    return speedup > 1.0 + 2.0 * max(noise or 0.0, MIN_NOISE)
+
+
 class SecondsSection(_Part):
     """Seconds of the denoising: dense steps were timed just before each sparse rendering, in the same process."""
 
@@ -201,7 +210,7 @@ class SecondsSection(_Part):
     @property
     def is_faster(self) -> bool:
         """Whether sparse is faster than dense by more than the noise."""
-        return self.ci95_low > 1.0 and self.speedup > 1.0 + 2.0 * self.noise
+        return self.ci95_low > 1.0 and is_faster(self.speedup, self.noise)
 
 
 class LayerSection(_Part):

@@ -13,6 +13,7 @@ _Mark = torch.cuda.Event | float
 class DenoisingClock:
     """A context manager that marks when each transformer call begins and ends; nothing waits for a GPU meanwhile.
 
+    A call begins at its first submodule, when offloaded weights are on the GPU.
     Read the figures after the rendering, when the GPU's work is done.
     """
 
@@ -21,9 +22,15 @@ class DenoisingClock:
         self._device = device
         self._begins: list[_Mark] = []
         self._ends: list[_Mark] = []
+        self._is_outside = False  # whether a call has begun, but none of its submodules yet
 
     def __enter__(self) -> Self:
         self._hooks = [module.register_forward_pre_hook(self._begin) for module in self._transformers]
+        self._hooks += [
+            child.register_forward_pre_hook(self._begin_inside)
+            for module in self._transformers
+            for child in module.children()
+        ]
         self._hooks += [module.register_forward_hook(self._end) for module in self._transformers]
         return self
 
@@ -45,6 +52,11 @@ class DenoisingClock:
 
     def _begin(self, *_call: Any) -> None:
         self._begins.append(self._mark())
+        self._is_outside = True
+
+    def _begin_inside(self, *_call: Any) -> None:
+        if self._is_outside:
+            self._begins[-1], self._is_outside = self._mark(), False
 
     def _end(self, *_call: Any) -> None:
         self._ends.append(self._mark())

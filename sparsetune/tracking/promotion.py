@@ -150,7 +150,10 @@ def _unmet_bounds(candidate: EvaluationResult, champion: EvaluationResult) -> li
 
 def _speedups(candidate: EvaluationResult, champion: EvaluationResult) -> tuple[float, float, float] | None:
     """Return both measured speed-ups and the noise of their ratio; None where they can't be compared."""
-    ran = [(result.config.backend, result.environment.device_name) for result in (candidate, champion)]
+    ran = [
+        (result.config.backend, result.config.compile, result.environment.device_name)
+        for result in (candidate, champion)
+    ]
     if candidate.seconds is None or champion.seconds is None or ran[0] != ran[1]:
         return None
     noise = 2.0 * max(candidate.seconds.noise, champion.seconds.noise)

@@ -150,6 +150,7 @@ def signature(context: TuningContext) -> dict[str, Any]:
         | {"objective": context.goal}
         | {"gate": asdict(context.search_gate)}
         | ({"compile": True} if context.runtime.compiled else {})
+        | ({"seconds": "of the denoising"} if context.goal == "speed" else {})
     )
 
 
@@ -192,7 +193,10 @@ def open_context(config: Config, output_dir: Path, listeners: Sequence[TuningLis
     prompts = load_prompts(config.tune.prompt_file, config.tune.num_prompts)
     eval_prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
     cache, gate = BaselineCache(config.cache.folder.absolute(), config.cache.max_gb), Gate(**config.gate.model_dump())
-    executor = open_executor(config, measures_speed=config.tune.objective in ("auto", "speed"))
+    for_speed = config.tune.objective == "speed" or (
+        config.tune.objective == "auto" and config.backend not in ("reference", "dense")
+    )
+    executor = open_executor(config, measures_speed=for_speed)
     try:
         runtime = run_one(executor, DescribeSession(config.backend)).runtime
     except BaseException:

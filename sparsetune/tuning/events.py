@@ -12,7 +12,7 @@ from sparsetune.config.models import Goal
 from sparsetune.evaluation.compare import Comparison
 from sparsetune.evaluation.events import EvaluationListener
 from sparsetune.evaluation.prompt import PromptResult
-from sparsetune.evaluation.result import EvaluationResult
+from sparsetune.evaluation.result import EvaluationResult, is_faster
 from sparsetune.executor import PHASES, Incident, Phase, StepDone, Worker
 
 Parameter = float | int | str | bool
@@ -158,7 +158,12 @@ class TrialResult:
     @property
     def is_faster(self) -> bool:
         """Whether it is faster than dense by more than the noise, or no speed-up was measured."""
-        return self.speedup is None or self.speedup > 1.0 + 2.0 * (self.seconds_noise or 0.0)
+        return self.speedup is None or is_faster(self.speedup, self.seconds_noise)
+
+    @property
+    def cost(self) -> float:
+        """Seconds of denoising as a share of dense, timed beside; of a rendering where that wasn't timed."""
+        return (self.seconds_sparse or 0.0) / (self.seconds_dense or 1.0)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from sparsetune.attention.backends import skips_work
 from sparsetune.attention.policy import Policy
 from sparsetune.bench.step_time import StepSeconds
 from sparsetune.checkpoint import versions
+from sparsetune.errors import TuningError
 from sparsetune.evaluation.tasks import TimeStep
 from sparsetune.executor import Event, Incident, Phase, StepDone, Task, run_all, run_one
 from sparsetune.files import write_json
@@ -49,7 +50,7 @@ _TOPK = (0.7, 0.4, 0.15)
 def measure_step(context: TuningContext) -> StepSeconds | None:
     """Time a denoising step, unless an earlier run on this GPU has; None where the kernel computes every pair.
 
-    All processes of a study use the same figures, since they decide which policy a trial's parameters mean.
+    Raises TuningError where no attention call can run sparse.
     """
     if not skips_work(context.runtime.kernel):
         return None
@@ -65,7 +66,12 @@ def measure_step(context: TuningContext) -> StepSeconds | None:
             with reading(path, "seconds of a step", "measure again"):
                 return StepSeconds(**json.loads(path.read_text()))
         task = TimeStep(context.prompts[0], context.config.tune.seed, context.config.backend, _TOPK)
-        measured = StepSeconds.of(run_one(context.executor, task))
+        times = run_one(context.executor, task)
+        if not any(row.sparsity for row in times.sparse):
+            raise TuningError(
+                f"cannot tune this model: none of its attention calls can run sparse: {'; '.join(times.fallbacks)}"
+            )
+        measured = StepSeconds.of(times)
         write_json(path, asdict(measured))
     return measured
 

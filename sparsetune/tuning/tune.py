@@ -1,9 +1,10 @@
 """A whole tuning: one of the tuners finds policies, the winner is saved and evaluated on other prompts."""
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from sparsetune.attention.policy import Policy
@@ -27,7 +28,15 @@ from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.locks import exclusive_if_free
 from sparsetune.tuning.calibration.sensitivity import Sensitivity
 from sparsetune.tuning.context import TimeIsUp, TuningContext, calibration_signature, digest, open_context
-from sparsetune.tuning.events import Parameter, PhaseClock, TrialResult, TuningListener, TuningResult, notify
+from sparsetune.tuning.events import (
+    Parameter,
+    PhaseClock,
+    StudyState,
+    TrialResult,
+    TuningListener,
+    TuningResult,
+    notify,
+)
 from sparsetune.tuning.prepare import measure_step, prepare, refined_policy
 from sparsetune.tuning.record import RECORD_NAME, TuningRecord, save_record
 from sparsetune.tuning.reproduce import recorded
@@ -51,16 +60,31 @@ def search_policy(context: TuningContext) -> TuningResult:
     with quiet():
         study = open_search(context)
         try:
-            step = measure_step(context)
-            if step is not None and context.goal == "speed" and (reason := never_faster(step, context)):
+            step = _shared_step(context, study)
+            if step is not None and (reason := never_faster(step, context)):
                 return TuningResult(study.study_name, step=step, dense_because=reason)
             prepared = prepare(context)
         except TimeIsUp:
             return TuningResult(study.study_name)
-        speeds = step if context.goal == "speed" else None
-        result = search(context, study, prepared.curves, prepared.sensitivity, speeds)
-    reason = None if speeds is None or result.best else slower_at_the_gate(speeds, result, context)
+        result = search(context, study, prepared.curves, prepared.sensitivity, step)
+    reason = None if step is None or result.best else slower_at_the_gate(step, result.trials, context)
     return replace(result, calibration_path=prepared.path, step=step, dense_because=reason)
+
+
+_STEP = "step"
+"""User attribute of a study: what a step costs, which decides the policy that a trial's parameters mean."""
+
+
+def _shared_step(context: TuningContext, study: StudyState) -> StepSeconds | None:
+    """Return what a step costs, as the study's first process measured it; None where speed isn't the goal."""
+    if context.goal != "speed":
+        return None
+    known = study.update_attr(_STEP, lambda known: known or "")
+    if not known:
+        if (measured := measure_step(context)) is None:
+            return None
+        known = study.update_attr(_STEP, lambda others: others or json.dumps(asdict(measured)))
+    return StepSeconds(**json.loads(known))
 
 
 _HARDLY_REACHED = 0.9
@@ -78,16 +102,19 @@ def never_faster(step: StepSeconds, context: TuningContext) -> str | None:
     )
 
 
-def slower_at_the_gate(step: StepSeconds, result: TuningResult, context: TuningContext) -> str | None:
-    """Return why the dense model is recommended after a search, in numbers; None where quality is what lacks."""
-    passed = [trial for trial in result.trials if trial.feasible and trial.speedup]
+def slower_at_the_gate(step: StepSeconds, trials: Sequence[TrialResult], context: TuningContext) -> str | None:
+    """Return why the dense model is recommended after trials, in numbers; None where quality is what lacks."""
+    passed = [trial for trial in trials if trial.feasible and trial.speedup and trial.sparsity]
     if not passed:
         return None
-    fastest = max(passed, key=lambda trial: trial.speedup or 0.0)
+    return _slower(step, max(passed, key=lambda trial: trial.speedup or 0.0), context)
+
+
+def _slower(step: StepSeconds, trial: TrialResult, context: TuningContext) -> str:
     return (
-        f"the fastest of the trials that meet the gate, {fastest.number}, is {fastest.speedup or 0.0:.2f} times as "
-        f"fast as dense at sparsity {fastest.sparsity or 0.0:.3f}; {_share(step)}, and {context.runtime.kernel} is "
-        f"faster than dense from sparsity {step.break_even:.2f} on"
+        f"the fastest, trial {trial.number}, is {trial.speedup or 0.0:.2f} times as fast as dense at sparsity "
+        f"{trial.sparsity or 0.0:.3f}; {_share(step)}, and {context.runtime.kernel} is faster than dense from "
+        f"sparsity {step.break_even:.2f} on"
     )
 
 
@@ -102,20 +129,22 @@ def _calibrate(context: TuningContext) -> TuningResult:
     """Calibrate, and search the sparsest policy with every head's error within `tune.l1` and `tune.pv_l1`."""
     name, bounds = _start(context)
     try:
-        step = measure_step(context)
+        step = measure_step(context) if context.goal == "speed" else None
         prepared = prepare(context, probe=False)
         policy = refined_policy(context, prepared.curves)
-        if step is not None and context.goal == "speed":
+        if step is not None:
             policy = only_paying_layers(CandidateTable(prepared.curves, Sensitivity()), policy, KernelCost.of(step))
-        result = _run_only_trial(context, name, bounds, policy)
+        result = _run_only_trial(context, name, bounds, policy, step)
     except TimeIsUp:
         return TuningResult(name)
-    return replace(result, calibration_path=prepared.path, step=step)
+    return replace(result, calibration_path=prepared.path)
 
 
 def _run_builtin(context: TuningContext) -> TuningResult:
     """Run SpargeAttn's own search with the bounds `tune.l1` and `tune.pv_l1`."""
-    return _run_only_trial(context, *_start(context), run_builtin(context))
+    name, bounds = _start(context)
+    policy = run_builtin(context)
+    return _run_only_trial(context, name, bounds, policy, measure_step(context) if context.goal == "speed" else None)
 
 
 def _start(context: TuningContext) -> tuple[str, dict[str, Parameter]]:
@@ -127,10 +156,16 @@ def _start(context: TuningContext) -> tuple[str, dict[str, Parameter]]:
     return name, bounds
 
 
-def _run_only_trial(context: TuningContext, name: str, params: Mapping[str, Parameter], policy: Policy) -> TuningResult:
+def _run_only_trial(
+    context: TuningContext, name: str, params: Mapping[str, Parameter], policy: Policy, step: StepSeconds | None
+) -> TuningResult:
+    """Render the one policy; it wins unless nothing ran sparse or, where speed is the goal, dense is faster."""
     trial = TrialRunner.of(context).run(0, params, policy)
     notify(context.listeners, lambda listener: listener.on_trial(trial))
-    return TuningResult(name, (trial,), trial if trial.state == "complete" and trial.sparsity else None)
+    wins, reason = trial.state == "complete" and bool(trial.sparsity), None
+    if step is not None and trial.state == "complete" and not (trial.sparsity and trial.is_faster):
+        wins, reason = False, _slower(step, trial, context)
+    return TuningResult(name, (trial,), trial if wins else None, step=step, dense_because=reason)
 
 
 _TUNERS = {"optuna": search_policy, "calibrate": _calibrate, "builtin": _run_builtin}

@@ -1,5 +1,6 @@
 """A renderer without a model: frames depend on prompt, seed and the installed policy, as defined here."""
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -43,6 +44,14 @@ class FakeHandle:
     backend: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(name="reference"))
     break_even: Path | None = None
     chosen_because: str = "asked for"
+    warm: Policy | None = None
+    is_paused: bool = False
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        self.is_paused = True
+        yield
+        self.is_paused = False
 
     @property
     def kind(self) -> str:
@@ -125,9 +134,9 @@ class FakeRenderer:
             frames=(frames + shift).astype(np.uint8), seconds=seconds, denoising_seconds=0.8 * seconds
         )
 
-    def step_seconds(self, prompt: str, seed: int) -> float:
-        assert self.handle is None or self.handle.kind == "dense"
-        self.timed.append(prompt)
+    def step_seconds(self, prompt: str, seed: int, num_steps: int = 4) -> float:
+        assert self.handle is not None
+        self.timed.append("dense" if self.handle.is_paused else self.handle.kind)
         return 0.39 if prompt == "a red circle" else 0.41
 
 

@@ -50,3 +50,14 @@ def test_without_calls_or_further_steps_there_is_no_time(monkeypatch: pytest.Mon
 def test_the_hooks_are_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     _, transformer = timed(monkeypatch, [0.0, 1.0])
     assert not transformer._forward_hooks and not transformer._forward_pre_hooks
+
+
+def test_a_call_begins_at_its_first_submodule_when_offloaded_weights_have_arrived(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = iter([0.0, 4.0, 6.0])
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: next(times))
+    transformer = nn.Sequential(Passing(), Passing())
+    with DenoisingClock([transformer], CPU) as found:
+        transformer(torch.zeros(1))
+    assert found.seconds == 2.0

@@ -1,5 +1,7 @@
 """A complete search on the demo model, small enough for the default test run."""
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -209,3 +211,39 @@ def test_a_policy_that_is_measured_slower_than_dense_is_no_winner(
     assert (
         "which limits the speed-up to 5.00x, and reference is faster than dense from sparsity" in result.dense_because
     )
+
+
+@pytest.mark.slow
+def test_what_a_step_costs_is_the_study_s_so_that_a_later_run_means_the_same_policies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "_SKIP_WORK", {"reference"})
+    monkeypatch.setattr(TimeStep, "run", lambda *_: timed_step(10.0))
+    first = tune(config(tmp_path, tune__n_trials=3), output_dir=tmp_path / "results")
+    shutil.rmtree(tmp_path / "mlruns" / "calibrations" / "steps")
+    monkeypatch.setattr(TimeStep, "run", lambda *_: timed_step(3.0))  # as if measured on another day
+    again = tune(config(tmp_path, tune__n_trials=3), output_dir=tmp_path / "results")
+    assert again.step == first.step
+    assert [trial.policy for trial in again.trials] == [trial.policy for trial in first.trials]
+
+
+@pytest.mark.slow
+def test_the_one_policy_of_calibrate_is_no_winner_where_it_is_slower_than_dense(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "_SKIP_WORK", {"reference"})
+    monkeypatch.setattr(TimeStep, "run", lambda *_: timed_step(10.0))
+    result = tune(config(tmp_path, tune__tuner="calibrate"), output_dir=tmp_path / "results")
+    assert result.best is None and len(result.trials) == 1
+    assert result.dense_because is not None and "the fastest, trial 0, is 0." in result.dense_because
+
+
+def test_a_model_whose_calls_all_fall_back_is_refused_by_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "_SKIP_WORK", {"reference"})
+    dense = dataclasses.replace(timed_step(10.0), fallbacks={"fewer than 128 tokens": 24})
+    rows = tuple(dataclasses.replace(row, sparsity=0.0) for row in dense.sparse)
+    monkeypatch.setattr(TimeStep, "run", lambda *_: dataclasses.replace(dense, sparse=rows))
+    with pytest.raises(TuningError, match="none of its attention calls can run sparse: fewer than 128 tokens"):
+        tune(config(tmp_path), output_dir=tmp_path / "results")

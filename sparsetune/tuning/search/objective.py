@@ -298,9 +298,8 @@ class Objective:
                 return f"sparsity {sparsity:.3f} {after}, the best has {best:.3f}"
         if self.goal == "pareto":  # has no single best trial
             return None
-        last = results[-1]
-        seconds = last.seconds_sparse if last.denoising_sparse is None else last.denoising_sparse
-        trial.report((last.sparsity if self.goal == "sparsity" else seconds) or 0.0, done - 1)
+        figure = results[-1].sparsity if self.goal == "sparsity" else results[-1].cost
+        trial.report(figure or 0.0, done - 1)
         # Wilcoxon's test needs more than one prompt, and costs queries.
         if done in (1, num_prompts) or not trial.should_prune():
             return None

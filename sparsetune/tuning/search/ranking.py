@@ -26,7 +26,7 @@ def directions(goal: Goal) -> list[Literal["minimize", "maximize"]]:
 
 
 def values(goal: Goal, trial: TrialResult, penalised: bool = False) -> float | tuple[float, float]:
-    """Return a trial's value: mean sparsity, mean seconds of a rendering, or sparsity and PSNR.
+    """Return a trial's value: mean sparsity, its seconds (see `TrialResult.cost`), or sparsity and PSNR.
 
     With `penalised`, for samplers without constraints, every dB that misses the gate makes the value worse.
     """
@@ -35,7 +35,7 @@ def values(goal: Goal, trial: TrialResult, penalised: bool = False) -> float | t
     if goal == "pareto":
         return sparsity, psnr
     if goal == "speed":
-        return (trial.seconds_sparse or 0.0) * (1.0 + missing / _DB_PER_SPARSITY)
+        return trial.cost * (1.0 + missing / _DB_PER_SPARSITY)
     return sparsity - missing / _DB_PER_SPARSITY
 
 
@@ -73,7 +73,7 @@ def winner(goal: Goal, trials: Sequence[TrialResult]) -> TrialResult | None:
     passed = [trial for trial in trials if trial.feasible and trial.sparsity]
     if goal == "speed":
         passed = [trial for trial in passed if trial.is_faster]
-        return min(passed, key=lambda trial: trial.seconds_sparse or float("inf"), default=None)
+        return min(passed, key=lambda trial: trial.cost or float("inf"), default=None)
     return max(passed, key=lambda trial: trial.sparsity or 0.0, default=None)
 
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import threading
@@ -249,8 +250,9 @@ class _Database(RDBStorage):
 
 
 def best_sparsity(trials: list[FrozenTrial]) -> float:
-    """Return the sparsity of the sparsest feasible trial; 0 where there is none."""
+    """Return the sparsity of the sparsest feasible trial that isn't slower than dense; 0 where there is none."""
     outcomes = [trial.user_attrs.get(OUTCOME, {}) for trial in trials]
+    outcomes = [one for one in outcomes if (one.get("seconds_dense") or math.inf) > (one.get("seconds_sparse") or 0.0)]
     return max((outcome["sparsity"] or 0.0 for outcome in outcomes if outcome.get("feasible")), default=0.0)
 
 
