@@ -87,7 +87,7 @@ def test_the_diagram_is_drawn_and_the_generated_pages_are_full(chrome: tuple[Web
     diagram = browser.find_element(By.CSS_SELECTOR, "img.diagram")
     assert diagram.get_attribute("alt") and diagram.size["width"] > 400
     browser.get(f"{link}/cli.html")
-    assert "Search for the sparsest thresholds" in browser.find_element(By.TAG_NAME, "article").text
+    assert "Search for the fastest thresholds" in browser.find_element(By.TAG_NAME, "article").text
     browser.get(f"{link}/python.html")
     assert "handle.stats()" in browser.find_element(By.TAG_NAME, "article").text
 
