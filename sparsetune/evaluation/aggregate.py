@@ -14,7 +14,7 @@ from sparsetune.evaluation.result import (
     SecondsSection,
     SparsitySection,
 )
-from sparsetune.metrics import Gate, Summary, get, summarize
+from sparsetune.metrics import Gate, get, summarize
 
 _COUNTERS = ("by_layer", "by_layer_and_step", "by_head", "kernels", "num_calls", "fallbacks")
 
@@ -62,18 +62,17 @@ def gate_section(gate: Gate, rows: Sequence[PromptRow]) -> GateSection:
     return GateSection.model_validate(checked.to_dict())
 
 
-def sparsity_section(results: Sequence[PromptResult]) -> SparsitySection:
+def sparsity_section(results: Sequence[PromptResult], seconds: SecondsSection | None) -> SparsitySection:
     counted = [result.stats for result in results if result.stats is not None]
     dense = _mean([result.seconds_dense for result in results if result.seconds_dense is not None])
     sparse = _mean([result.seconds_sparse for result in results if result.seconds_sparse is not None])
     merged = counted[0].merged(counted[1:]) if counted else None
     overall = _fraction(merged.sparsity) if merged else None
-    timed = _denoising(results)
     return SparsitySection(
         overall=overall,
         active=_fraction(merged.sparsity_active) if merged else None,
         theoretical_speedup=None if overall is None or overall == 1.0 else 1.0 / (1.0 - overall),
-        measured_speedup=None if timed is None else timed[0].mean / timed[1].mean,
+        measured_speedup=None if seconds is None else seconds.speedup,
         seconds_dense=dense,
         seconds_sparse=sparse,
         by_step=merged.by_step if merged else (),
@@ -83,10 +82,15 @@ def sparsity_section(results: Sequence[PromptResult]) -> SparsitySection:
 
 def seconds_section(results: Sequence[PromptResult], step: StepTimes | None) -> SecondsSection | None:
     """Compare the denoising's seconds; `step` has the share of attention. None where nothing was timed."""
-    timed = _denoising(results)
-    if timed is None or step is None:
+    pairs = [
+        (result.denoising_dense, result.denoising_sparse)
+        for result in results
+        if result.denoising_dense and result.denoising_sparse
+    ]
+    if not pairs or step is None:
         return None
-    dense, sparse, speedup = timed
+    dense, sparse = (summarize(column) for column in zip(*pairs, strict=True))
+    speedup = summarize([one / other for one, other in pairs])
     return SecondsSection(
         dense=dense.mean,
         sparse=sparse.mean,
@@ -97,19 +101,6 @@ def seconds_section(results: Sequence[PromptResult], step: StepTimes | None) -> 
         attention_share=min(max(step.attention_share, 0.0), 1.0),
         ceiling=step.ceiling,
     )
-
-
-def _denoising(results: Sequence[PromptResult]) -> tuple[Summary, Summary, Summary] | None:
-    """Summarize dense and sparse seconds and their ratios over the prompts; None where none was timed."""
-    pairs = [
-        (result.denoising_dense, result.denoising_sparse)
-        for result in results
-        if result.denoising_dense and result.denoising_sparse
-    ]
-    if not pairs:
-        return None
-    dense, sparse = zip(*pairs, strict=True)
-    return summarize(dense), summarize(sparse), summarize([one / other for one, other in pairs])
 
 
 def _fraction(value: float | None) -> float | None:

@@ -253,6 +253,8 @@ class _Run:
         rows = tuple(prompt.row for prompt in judged)
         summary = statistics(rows)
         points = score(*(summary[name].mean for name in BASE_METRICS[:3])) if summary else None
+        results = [prompt.result for prompt in judged]
+        timed = seconds_section(results, self.step)
         seconds = (time.perf_counter() - self.started, sum(prompt.seconds for prompt in judged))
         return EvaluationResult(
             config=self.config,
@@ -261,8 +263,8 @@ class _Run:
             overall_score=points,
             verdict="failed" if points is None else verdict(points),
             gate=gate_section(self.gate, rows),
-            sparsity=sparsity_section([prompt.result for prompt in judged]),
-            seconds=seconds_section([prompt.result for prompt in judged], self.step),
+            sparsity=sparsity_section(results, timed),
+            seconds=timed,
             thresholds=tuple(LayerSection(**asdict(layer)) for layer in summarize(self.tasks[0].policy)),
             environment=environment_section(self.runtime, self.executor, *seconds),
         )

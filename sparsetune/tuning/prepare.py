@@ -48,11 +48,12 @@ _TOPK = (0.7, 0.4, 0.15)
 
 
 def measure_step(context: TuningContext) -> StepSeconds | None:
-    """Time a denoising step, unless an earlier run on this GPU has; None where the kernel computes every pair.
+    """Time a denoising step, unless an earlier run on this GPU has.
 
-    Raises TuningError where no attention call can run sparse.
+    None where speed isn't the goal, or the kernel computes every pair. Raises TuningError where no attention call can
+    run sparse.
     """
-    if not skips_work(context.runtime.kernel):
+    if context.goal != "speed" or not skips_work(context.runtime.kernel):
         return None
     runtime = context.runtime
     signature = calibration_signature(context) | {

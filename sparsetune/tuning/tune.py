@@ -129,7 +129,7 @@ def _calibrate(context: TuningContext) -> TuningResult:
     """Calibrate, and search the sparsest policy with every head's error within `tune.l1` and `tune.pv_l1`."""
     name, bounds = _start(context)
     try:
-        step = measure_step(context) if context.goal == "speed" else None
+        step = measure_step(context)
         prepared = prepare(context, probe=False)
         policy = refined_policy(context, prepared.curves)
         if step is not None:
@@ -144,7 +144,7 @@ def _run_builtin(context: TuningContext) -> TuningResult:
     """Run SpargeAttn's own search with the bounds `tune.l1` and `tune.pv_l1`."""
     name, bounds = _start(context)
     policy = run_builtin(context)
-    return _run_only_trial(context, name, bounds, policy, measure_step(context) if context.goal == "speed" else None)
+    return _run_only_trial(context, name, bounds, policy, measure_step(context))
 
 
 def _start(context: TuningContext) -> tuple[str, dict[str, Parameter]]:

@@ -174,6 +174,14 @@ def timed_step(sparse_ms: float) -> StepTimes:
     return StepTimes(row("dense", 100.0), sparse, sparse[0], row("without", 20.0), row("after", 100.0), {}, 8)
 
 
+@pytest.fixture
+def slower_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that a step's times promise to be worth it, and that is slower than dense when it renders."""
+    monkeypatch.setattr(backends, "_SKIP_WORK", {"reference"})
+    monkeypatch.setattr(TimeStep, "run", lambda *_: timed_step(10.0))
+    monkeypatch.setattr(Renderer, "step_seconds", lambda *_, **__: 1e-3)  # a dense step, on any machine
+
+
 def test_where_no_sparsity_can_be_faster_the_tuning_says_so_before_it_renders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,13 +202,8 @@ def test_where_no_sparsity_can_be_faster_the_tuning_says_so_before_it_renders(
 
 
 @pytest.mark.slow
-def test_a_policy_that_is_measured_slower_than_dense_is_no_winner(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_policy_that_is_measured_slower_than_dense_is_no_winner(tmp_path: Path, slower_kernel: None) -> None:
     """Whatever a step's times promised."""
-    monkeypatch.setattr(backends, "_SKIP_WORK", {"reference"})
-    monkeypatch.setattr(TimeStep, "run", lambda *_: timed_step(10.0))
-    monkeypatch.setattr(Renderer, "step_seconds", lambda *_, **__: 1e-3)  # a dense step, on any machine
     result = tune(config(tmp_path, tune__n_trials=4), output_dir=tmp_path / "results")
     assert result.best is None and not (tmp_path / "results" / "checkpoint").exists()
     assert any(trial.feasible for trial in result.trials)
@@ -217,11 +220,8 @@ def test_a_policy_that_is_measured_slower_than_dense_is_no_winner(
 
 @pytest.mark.slow
 def test_what_a_step_costs_is_the_study_s_so_that_a_later_run_means_the_same_policies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, slower_kernel: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "_SKIP_WORK", {"reference"})
-    monkeypatch.setattr(TimeStep, "run", lambda *_: timed_step(10.0))
-    monkeypatch.setattr(Renderer, "step_seconds", lambda *_, **__: 1e-3)  # a dense step, on any machine
     first = tune(config(tmp_path, tune__n_trials=3), output_dir=tmp_path / "results")
     shutil.rmtree(tmp_path / "mlruns" / "calibrations" / "steps")
     monkeypatch.setattr(TimeStep, "run", lambda *_: timed_step(3.0))  # as if measured on another day
@@ -232,11 +232,8 @@ def test_what_a_step_costs_is_the_study_s_so_that_a_later_run_means_the_same_pol
 
 @pytest.mark.slow
 def test_the_one_policy_of_calibrate_is_no_winner_where_it_is_slower_than_dense(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, slower_kernel: None
 ) -> None:
-    monkeypatch.setattr(backends, "_SKIP_WORK", {"reference"})
-    monkeypatch.setattr(TimeStep, "run", lambda *_: timed_step(10.0))
-    monkeypatch.setattr(Renderer, "step_seconds", lambda *_, **__: 1e-3)  # a dense step, on any machine
     result = tune(config(tmp_path, tune__tuner="calibrate"), output_dir=tmp_path / "results")
     assert result.best is None and len(result.trials) == 1
     assert result.dense_because is not None and "the fastest, trial 0, is 0." in result.dense_because

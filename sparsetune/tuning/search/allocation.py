@@ -39,6 +39,13 @@ class KernelCost:
     def of(cls, step: StepSeconds | None) -> "KernelCost":
         return cls() if step is None else cls(step.break_even, step.order / step.pairs)
 
+    def needed(self, policy: Policy) -> Floats:
+        """Return the sparsity from which on each layer saves time, (layers,); 0 for a dense one."""
+        sparse = np.array([layer.is_sparse for layer in policy.layers])
+        ordered = np.array([_has_order(orders) for orders in policy.sparse_orders])
+        needed: Floats = sparse * (self.break_even + self.order * ordered)
+        return needed
+
 
 _BISECTIONS = 40
 _MIN_MULTIPLIER, _MAX_MULTIPLIER = 1e-9, 1e9
@@ -93,9 +100,7 @@ def only_paying_steps(candidates: CandidateTable, policy: Policy, kernel: Kernel
     sparsity = predicted_sparsity(candidates, policy)
     if kernel == KernelCost() or sparsity is None:
         return policy
-    sparse = np.array([layer.is_sparse for layer in policy.layers])
-    ordered = np.array([_has_order(orders) for orders in policy.sparse_orders])
-    needed = sparse * (kernel.break_even + kernel.order * ordered)
+    needed = kernel.needed(policy)
     num_steps = candidates.curves.num_steps
     scales = [policy.schedule.scale(step, num_steps) for step in range(num_steps)]
     pays = [bool((of_layer - needed).sum() > 0) for of_layer in sparsity]
@@ -109,13 +114,12 @@ def only_paying_layers(candidates: CandidateTable, policy: Policy, kernel: Kerne
     sparsity = predicted_sparsity(candidates, nearest)
     if sparsity is None:
         return policy
-    mean = np.mean(sparsity, axis=0)
-    layers = []
-    for layer, of_layer, orders in zip(policy.layers, mean, policy.sparse_orders, strict=True):
-        needed = kernel.break_even + (kernel.order if _has_order(orders) else 0.0)
-        dense = replace(layer, heads=(DENSE[layer.rule],) * len(layer.heads), order=None)
-        layers.append(layer if of_layer > needed else dense)
-    return replace(policy, layers=tuple(layers))
+    pays = np.mean(sparsity, axis=0) > kernel.needed(policy)
+    layers = tuple(
+        layer if worth else replace(layer, heads=(DENSE[layer.rule],) * len(layer.heads), order=None)
+        for layer, worth in zip(policy.layers, pays, strict=True)
+    )
+    return replace(policy, layers=layers)
 
 
 def _on_grid(candidates: CandidateTable, layer: LayerThresholds) -> LayerThresholds:
