@@ -50,7 +50,7 @@ class ModelShape:
     def sparsity_gain(self) -> str:
         """Whether sparsity can save time at this size, roughly: dense attention against the start of a sparse call.
 
-        Figures of an H100, see docs/benchmarks.md; `tune` measures both on the GPU at hand.
+        Figures of an H100, the sparse call's from before it launched fewer kernels; `tune` measures both here.
         """
         dense_ms = 4 * self.num_tokens**2 * self.num_heads * self.head_dim / _ATTENTION_FLOPS_PER_MS
         verdict = "likely" if dense_ms > 1.5 * _SPARSE_START_MS else "unlikely, too few tokens"
