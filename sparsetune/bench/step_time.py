@@ -72,10 +72,15 @@ class StepSeconds:
 
     @classmethod
     def of(cls, times: StepTimes) -> "StepSeconds":
-        """Fit a line through a step's times at several sparsities."""
+        """Fit a line through a step's times at several sparsities.
+
+        A step so short that launching its kernels takes longer than running them can be as fast dense as without
+        attention: attention then costs nothing.
+        """
+        rest = min(times.without.ms, times.dense.ms)
 
         def of_layer(row: StepTime) -> float:
-            return (row.ms - times.without.ms) / 1e3 / times.num_layers
+            return (row.ms - rest) / 1e3 / times.num_layers
 
         sparsity = [row.sparsity for row in times.sparse]
         slope, intercept = np.polyfit(sparsity, [of_layer(row) for row in times.sparse], 1)
@@ -84,7 +89,7 @@ class StepSeconds:
         if times.ordered is not None:
             order = of_layer(times.ordered) - (float(intercept) - pairs * times.ordered.sparsity)
         return cls(
-            rest=times.without.ms / 1e3,
+            rest=rest / 1e3,
             dense=of_layer(times.dense),
             overhead=float(intercept) - pairs,
             pairs=pairs,

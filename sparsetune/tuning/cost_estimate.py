@@ -10,7 +10,7 @@ from sparsetune.executor import Phase
 from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.calibration.sensitivity import count_phases
 from sparsetune.tuning.context import TuningContext, open_context
-from sparsetune.tuning.prepare import curves_path, refined_path, refinement_start, sampled_steps
+from sparsetune.tuning.prepare import NUM_TIMED_STEPS, curves_path, refined_path, refinement_start, sampled_steps
 from sparsetune.tuning.search.space import num_groups
 from sparsetune.tuning.step_costs import StepCosts, measure_costs
 
@@ -133,7 +133,10 @@ def plan(costs: StepCosts, work: Workload) -> tuple[TunerCost, ...]:
     sensitivity = phase("sensitivity", probes - sparse_probes, sparse_probes)
     trials = phase("trials", 0, work.num_prompts)
     # Dense where the cache lacks it, with SpargeAttn's default thresholds and with the winner's.
-    evaluation = phase("evaluation", work.num_eval_prompts - work.eval_cached, 2 * work.num_eval_prompts)
+    judged = 2 * work.num_eval_prompts
+    evaluation = phase("evaluation", work.num_eval_prompts - work.eval_cached, judged, judged * costs.judge)
+    timing = NUM_TIMED_STEPS * costs.dense_step
+    preparation = (PhaseCost("preparation", 0, timing),) if costs.timed_steps else ()  # where the kernel skips work
     calls = KERNEL_CALLS_PER_HEAD * round(costs.head_calls_per_step) * work.num_steps * work.num_prompts
     note = f"{calls:,} kernel calls for one head each"
     if costs.kernel_call is None:
@@ -141,9 +144,9 @@ def plan(costs: StepCosts, work: Workload) -> tuple[TunerCost, ...]:
         search = PhaseCost("calibration", work.num_prompts, None)
     else:
         search = phase("calibration", work.num_prompts, 0, calls * costs.kernel_call)
-    builtin = (search, trials, evaluation)
-    calibrate = (calibration, refinement, trials, evaluation)
-    optuna = (calibration, sensitivity, phase("trials", 0, work.n_trials * work.num_prompts), evaluation)
+    builtin = (*preparation, search, trials, evaluation)
+    calibrate = (*preparation, calibration, refinement, trials, evaluation)
+    optuna = (*preparation, calibration, sensitivity, phase("trials", 0, work.n_trials * work.num_prompts), evaluation)
     rendering_peak = max(costs.peak_dense_gib, costs.peak_sparse_gib)
     peak = max(rendering_peak, costs.peak_measure_gib)
     return (

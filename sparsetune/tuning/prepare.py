@@ -46,6 +46,11 @@ class Prepared:
 _TOPK = (0.7, 0.4, 0.15)
 """Fractions of the key blocks at which a step is timed."""
 
+_REPEATS = 3  # of each timing: under half a minute for CogVideoX-2b's steps of 0.6 s
+
+NUM_TIMED_STEPS = (len(_TOPK) + 4) * (2 * _REPEATS + 1)
+"""Denoising steps that `measure_step` runs, most to warm up: dense twice, sparse, with orders, without attention."""
+
 
 def measure_step(context: TuningContext) -> StepSeconds | None:
     """Time a denoising step, unless an earlier run on this GPU has.
@@ -66,7 +71,7 @@ def measure_step(context: TuningContext) -> StepSeconds | None:
         if path.is_file():
             with reading(path, "seconds of a step", "measure again"):
                 return StepSeconds(**json.loads(path.read_text()))
-        task = TimeStep(context.prompts[0], context.config.tune.seed, context.config.backend, _TOPK)
+        task = TimeStep(context.prompts[0], context.config.tune.seed, context.config.backend, _TOPK, _REPEATS)
         times = run_one(context.executor, task)
         if not any(row.sparsity for row in times.sparse):
             raise TuningError(

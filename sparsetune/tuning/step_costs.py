@@ -1,8 +1,11 @@
 """Seconds and memory of the parts of a tuning, measured on a few steps of the model."""
 
 import statistics
+import tempfile
+import time
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +19,11 @@ from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import SPARGE_DEFAULTS, HeadThresholds, LayerThresholds
 from sparsetune.attention.unmask import Refusal, UnmaskedCall, unmasked_call
 from sparsetune.bench.latency import device_clock, peak_memory, time_calls
+from sparsetune.config import Config
 from sparsetune.errors import TuningError
+from sparsetune.evaluation.outputs import OutputFolder
+from sparsetune.evaluation.prompt import Pair
+from sparsetune.metrics import Frames, compute_available
 from sparsetune.models.families import attention_sites
 from sparsetune.models.generation import TIMED_STEPS, Renderer
 from sparsetune.models.prompts import AnyPrompt
@@ -44,6 +51,7 @@ class StepCosts:
     head_calls_per_step: float  # heads of these calls, added up
     measure: float  # to calibrate one attention call, in all token orders and text rules
     refine: float  # to search the thresholds of one attention call's heads
+    judge: float  # to compute a prompt's metrics in an evaluation, and to write its videos
     peak_dense_gib: float
     peak_sparse_gib: float
     peak_measure_gib: float
@@ -85,14 +93,14 @@ def measure_costs(context: TuningContext) -> StepCosts:
     interception = Interception(sites, attend)
     try:
         with peak_memory(loaded.device) as dense_peak:
-            dense_step, _ = _time_rendering(short, prompt, seed)  # its fixed part includes what is done only once
+            dense_step, _, dense = _time_rendering(short, prompt, seed)  # its fixed part has what is done only once
     finally:
         interception.remove()
     if not samples:
         raise TuningError(f"cannot tune this model: none of its attention calls can run sparse: {refused}")
     sample = samples[0]
     with SparseHandle(sites, default_policy(loaded.pipe), context.backend), peak_memory(loaded.device) as sparse_peak:
-        sparse_step, fixed = _time_rendering(short, prompt, seed)
+        sparse_step, fixed, sparse = _time_rendering(short, prompt, seed)
     with peak_memory(loaded.device) as measure_peak, torch.inference_mode():
         measure, refine = _calibration_seconds(context, sample), _refinement_seconds(context, sample)
     kernel_call, no_kernel = _kernel_seconds(sample)
@@ -104,6 +112,7 @@ def measure_costs(context: TuningContext) -> StepCosts:
         head_calls_per_step=sum(num_heads) / steps,
         measure=measure,
         refine=refine,
+        judge=_judging_seconds(context.config, Pair(dense, sparse)),
         peak_dense_gib=dense_peak(),
         peak_sparse_gib=sparse_peak(),
         peak_measure_gib=measure_peak(),
@@ -113,17 +122,26 @@ def measure_costs(context: TuningContext) -> StepCosts:
     )
 
 
-def _time_rendering(renderer: Renderer, prompt: AnyPrompt, seed: int) -> tuple[float, float]:
-    """Seconds of a step after the first, and of the rendering outside of its steps."""
+def _time_rendering(renderer: Renderer, prompt: AnyPrompt, seed: int) -> tuple[float, float, Frames]:
+    """Seconds of a step after the first, and of the rendering outside of its steps; and the frames."""
     device = renderer.loaded.device
     stamps = [device_clock(device)]
-    renderer.render(prompt, seed, lambda step, num_steps: stamps.append(device_clock(device)))
+    frames = renderer.render(prompt, seed, lambda step, num_steps: stamps.append(device_clock(device))).frames
     ended = device_clock(device)
     durations = [after - before for before, after in pairwise(stamps)]
     if not durations:  # a pipeline without step callbacks
-        return (ended - stamps[0]) / renderer.settings.num_inference_steps, 0.0
+        return (ended - stamps[0]) / renderer.settings.num_inference_steps, 0.0, frames
     step = statistics.median(durations[1:] or durations)
-    return step, max(0.0, durations[0] - step) + ended - stamps[-1]
+    return step, max(0.0, durations[0] - step) + ended - stamps[-1], frames
+
+
+def _judging_seconds(config: Config, pair: Pair) -> float:
+    started = time.perf_counter()
+    compute_available(pair.dense, pair.sparse, config.eval.metrics)
+    if config.eval.save_videos:
+        with tempfile.TemporaryDirectory() as folder:
+            OutputFolder(Path(folder), "", False, config.generation.fps).write_videos(0, pair, difference=False)
+    return time.perf_counter() - started
 
 
 def _calibration_seconds(context: TuningContext, call: UnmaskedCall) -> float:

@@ -51,6 +51,13 @@ def test_a_kernel_that_is_faster_even_without_sparsity_breaks_even_at_none() -> 
     assert replace(STEP, overhead=0.001).break_even == 0.0
 
 
+def test_a_step_that_is_slower_without_attention_spends_nothing_on_it() -> None:
+    sparse = tuple(row("sparse", 150.0 - s, s) for s in (0.3, 0.6, 0.85))
+    step = StepSeconds.of(replace(TIMES, sparse=sparse, without=row("without", 104.0)))
+    assert (step.dense, step.rest, step.attention_share, step.ceiling) == (0.0, pytest.approx(0.1), 0.0, 1.0)
+    assert step.saved(1.0) < 0
+
+
 def test_token_orders_that_were_measured_faster_by_noise_cost_nothing() -> None:
     assert TIMES.ordered is not None
     assert StepSeconds.of(replace(TIMES, ordered=replace(TIMES.ordered, ms=50.0))).order == 0.0

@@ -20,7 +20,7 @@ from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.calibration.refine import RefinedThresholds
 from sparsetune.tuning.context import TuningContext, open_context
 from sparsetune.tuning.cost_estimate import Cost, PhaseCost, Workload, estimate, plan, workload
-from sparsetune.tuning.prepare import curves_path, refined_path, refinement_start
+from sparsetune.tuning.prepare import NUM_TIMED_STEPS, curves_path, refined_path, refinement_start
 from sparsetune.tuning.step_costs import StepCosts, measure_costs
 
 COSTS = StepCosts(
@@ -31,6 +31,7 @@ COSTS = StepCosts(
     head_calls_per_step=900.0,
     measure=0.5,
     refine=1.5,
+    judge=4.0,
     peak_dense_gib=20.0,
     peak_sparse_gib=21.0,
     peak_measure_gib=23.0,
@@ -47,7 +48,7 @@ WORK = Workload(
     eval_cached=2,
 )
 # A dense rendering takes 110 s, a sparse one 60 s; measuring a prompt 6 x 30 calls.
-EVALUATION = PhaseCost("evaluation", 3 + 10, 3 * 110.0 + 10 * 60.0)
+EVALUATION = PhaseCost("evaluation", 3 + 10, 3 * 110.0 + 10 * (60.0 + 4.0))
 
 
 def test_calibrate_renders_the_tune_prompts_twice_dense_and_then_once_sparse() -> None:
@@ -60,7 +61,7 @@ def test_calibrate_renders_the_tune_prompts_twice_dense_and_then_once_sparse() -
         EVALUATION,
     )
     assert calibrate.num_renderings == 25
-    assert calibrate.seconds == 800.0 + 1520.0 + 240.0 + 930.0
+    assert calibrate.seconds == 800.0 + 1520.0 + 240.0 + 970.0
     assert calibrate.peak_memory_gib == 23.0
 
 
@@ -86,6 +87,12 @@ def test_optuna_probes_and_renders_every_trial() -> None:
 )
 def test_only_what_is_probed_costs(changed: dict[str, int], renderings: int, seconds: float) -> None:
     assert plan(COSTS, replace(WORK, **changed))[1].phases[1] == PhaseCost("sensitivity", renderings, seconds)
+
+
+def test_where_the_kernel_skips_work_a_step_is_timed_first() -> None:
+    for tuner in plan(replace(COSTS, timed_steps=5), WORK):
+        assert tuner.phases[0] == PhaseCost("preparation", 0, NUM_TIMED_STEPS * 2.0)
+        assert tuner.phases[-1].seconds == 3 * 110.0 + 10 * (60.0 + 5 * 2.0 + 4.0)
 
 
 def test_curves_and_limits_that_are_kept_cost_nothing() -> None:
@@ -122,12 +129,12 @@ def test_the_text_has_a_line_for_each_tuner_and_phase() -> None:
         "50 steps"
     )
     cells = {line.split("  ")[0] if line[:1] != " " else line.strip().split("  ")[0]: line.split() for line in lines}
-    assert cells["optuna"][1:] == ["203", "3:53:10", "23.0", "GiB"]
+    assert cells["optuna"][1:] == ["203", "3:53:50", "23.0", "GiB"]
     assert ["trials", "160", "2:40:00"] in [line.split() for line in lines]
     assert cells["builtin"][1:] == ["21", "-", "21.0", "GiB"]
     assert lines[-1] == "--max-minutes 90 ends a search earlier, with the best so far"
     value = json.loads(json.dumps(cost_dict(cost)))
-    assert [tuner["seconds"] for tuner in value["tuners"]] == [3490.0, 13990.0, None]
+    assert [tuner["seconds"] for tuner in value["tuners"]] == [3530.0, 14030.0, None]
     assert value["measured"]["fixed"] == 10.0
     assert value["workload"]["eval_cached"] == 2
 
