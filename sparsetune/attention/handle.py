@@ -15,10 +15,12 @@ from sparsetune.attention.breakeven import BreakEvenCheck, BreakEvenTable
 from sparsetune.attention.interception import AttentionCall, Interception
 from sparsetune.attention.ordering import TokenLayout, permutation
 from sparsetune.attention.policy import Policy, check_fits
-from sparsetune.attention.sites import AttentionSites
+from sparsetune.attention.sites import AttentionSites, TransformerSite
 from sparsetune.attention.stats import CallRecord, Kind, SparsityStats
+from sparsetune.attention.step_cache import InstalledCache
 from sparsetune.attention.thresholds import LayerThresholds, ThresholdTensors
 from sparsetune.attention.unmask import Refusal, UnmaskedCall, attend_padded, unmasked_call
+from sparsetune.errors import ModelError
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class SparseHandle:
         chosen_because: why this backend was chosen, in a few words.
 
     Raises:
-        ModelError: the pipeline is sparse already.
+        ModelError: the pipeline is sparse already, or refuses the policy's cache.
         CheckpointError: the policy's layers aren't the pipeline's; the message lists the differences.
     """
 
@@ -56,8 +58,15 @@ class SparseHandle:
         self._sites = sites
         self._warned: set[str] = set()
         self.warm: Policy | None = None  # the last policy whose kernels ran before they were timed
-        self.policy = policy
-        self._interception = Interception(sites, self._attend)
+        self._cache: InstalledCache | None = None
+        self._pairs: dict[str, float] = {}  # block pairs of a head in a call of each layer
+        self._called: set[str] = set()  # layers in the transformer call that runs
+        self._interception = Interception(sites, self._attend, self._around)
+        try:
+            self.policy = policy
+        except BaseException:
+            self._interception.remove()
+            raise
 
     @property
     def policy(self) -> Policy:
@@ -67,7 +76,9 @@ class SparseHandle:
     @policy.setter
     def policy(self, policy: Policy) -> None:
         check_fits(policy, [(layer.name, layer.num_heads) for layer in self._sites.layers])
+        self._remove_cache()
         self._policy = policy
+        self._install_cache()
         self._counts: dict[_Group, tuple[int, float, Tensor]] = {}
         self._thresholds = {layer.name: layer for layer in policy.layers}
         self._tensors: dict[tuple[str, float, torch.device], ThresholdTensors] = {}
@@ -85,18 +96,23 @@ class SparseHandle:
     def reset(self) -> None:
         """Reset the statistics."""
         self._counts.clear()
+        if self._cache is not None:
+            self._cache.reset()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Run as without a policy within the context: calls aren't intercepted, nor counted."""
         self._interception.active = False
+        self._remove_cache()
         try:
             yield
         finally:
             self._interception.active = True
+            self._install_cache()
 
     def remove(self) -> None:
         """Remove the policy and restore the pipeline's modules exactly. Does nothing the second time."""
+        self._remove_cache()
         self._interception.remove()
 
     def __enter__(self) -> Self:
@@ -106,6 +122,30 @@ class SparseHandle:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
+
+    def _install_cache(self) -> None:
+        cache, caching = self._policy.cache, self._sites.caching
+        if cache is None:
+            return
+        if caching is None:
+            raise ModelError(f"the policy's cache, {cache.kind}, can't be installed on this model")
+        self._cache = caching.install(cache)
+
+    def _remove_cache(self) -> None:
+        if self._cache is not None:
+            self._cache.remove()
+            self._cache = None
+
+    @contextlib.contextmanager
+    def _around(self, site: TransformerSite, step: int | None, num_steps: int) -> Iterator[None]:
+        """Let the cache skip, or not, in a transformer's call, and count the layers that weren't called in it."""
+        if self._cache is not None:
+            self._cache.before_call(self._sites.transformers.index(site), step, num_steps)
+        self._called.clear()
+        yield
+        for layer in site.layers:
+            if layer.name in self._pairs and layer.name not in self._called:
+                self._add((layer.name, step, "skipped", "none", None, layer.num_heads), self._pairs[layer.name])
 
     def _attend(self, call: AttentionCall) -> Tensor:
         layer, thresholds = call.layer.name, self._thresholds[call.layer.name]
@@ -152,19 +192,26 @@ class SparseHandle:
         self, call: AttentionCall, q: Tensor, kind: Kind, reason: str | None, computed: Tensor | None = None
     ) -> float:
         """Count a call; return the number of block pairs in a head."""
+        layer = call.layer
         num_q, num_k = self.backend.blocks.counts(q.shape[-2], q.shape[-2])
         pairs = float(q.shape[0] * num_q * num_k)
-        kernel = self.backend.name if kind == "sparse" else DENSE_KERNEL
-        key = (call.layer.name, call.step, kind, kernel, reason, call.layer.num_heads)
+        self._pairs[layer.name] = pairs
+        self._called.add(layer.name)
         if computed is None:
-            computed = torch.full((call.layer.num_heads,), pairs, dtype=torch.float64)
+            computed = torch.full((layer.num_heads,), pairs, dtype=torch.float64)
+        kernel = self.backend.name if kind == "sparse" else DENSE_KERNEL
+        self._add((layer.name, call.step, kind, kernel, reason, layer.num_heads), pairs, computed)
+        return pairs
+
+    def _add(self, key: _Group, pairs: float, computed: Tensor | None = None) -> None:
+        if computed is None:
+            computed = torch.zeros(key[-1], dtype=torch.float64)
         if key in self._counts:
             calls, all_pairs, before = self._counts[key]
             # On the GPU: counting doesn't wait for it. Not in place: an inference tensor may refuse that.
             self._counts[key] = calls + 1, all_pairs + pairs, before + computed
         else:
             self._counts[key] = 1, pairs, computed
-        return pairs
 
 
 def kept_blocks(keep_text: bool, layout: TokenLayout, blocks: BlockShape) -> range:

@@ -8,6 +8,7 @@ import functools
 import logging
 import types
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,17 @@ from sparsetune.errors import ModelError
 logger = logging.getLogger(__name__)
 
 # The attribute in which accelerate's offloading hooks keep the forward that they call. They restore it as `forward` and
-# hook it again after each generation, which would lose a wrapper around the hooked forward: ours goes below.
+# hook it again after each generation, which would lose a wrapper around the hooked forward: ours goes below. So it does
+# below diffusers' hooks (step caches, group offloading), which restore the forward that they found once removed.
 _UNHOOKED = "_old_forward"
+_DIFFUSERS_HOOKS = "_diffusers_hook"
+
+Around = Callable[[TransformerSite, int | None, int], AbstractContextManager[None]]
+"""Takes a transformer that is about to be called, the denoising step and their number; entered around the call."""
+
+
+def _no_context(site: TransformerSite, step: int | None, num_steps: int) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -70,15 +80,18 @@ class Interception:
     ModelError where the pipeline's attention is intercepted already.
     """
 
-    def __init__(self, sites: AttentionSites, attend: Callable[[AttentionCall], Tensor]) -> None:
+    def __init__(
+        self, sites: AttentionSites, attend: Callable[[AttentionCall], Tensor], around: Around = _no_context
+    ) -> None:
         _check_free(sites)
         self.active = True
         self._sites = sites
         self._attend = attend
+        self._around = around
         self._running: dict[str, TransformerCall] = {}
         self._last: tuple[Tensor, int | None, int] | None = None
         self._without_calls: set[str] = set()
-        self._replaced: list[tuple[nn.Module, Forward | None, Forward]] = []
+        self._replaced: list[tuple[nn.Module, Forward | None, Forward]] = []  # module, its own forward, ours
         self._modes: list[AttentionCallMode] = []
         for transformer in sites.transformers:
             self._replace(transformer.module, functools.partial(self._transformer_wrapper, transformer))
@@ -89,25 +102,25 @@ class Interception:
         """Restore the pipeline's modules exactly; does nothing the second time."""
         self.active = False  # a wrapper that someone put around ours since stays in place: ours passes calls through
         for module, own_forward, ours in self._replaced:
-            if module.__dict__.get("forward") is ours:
-                if own_forward is None:
+            for owner, attribute in _places(module):
+                if owner.__dict__.get(attribute) is not ours:
+                    continue
+                if own_forward is None and owner is module and attribute == "forward":
                     del module.forward
                 else:
-                    module.forward = own_forward
-            elif module.__dict__.get(_UNHOOKED) is ours:
-                module.__dict__[_UNHOOKED] = own_forward or types.MethodType(type(module).forward, module)
+                    owner.__dict__[attribute] = own_forward or types.MethodType(type(module).forward, module)
         for mode in self._modes:
             mode.close()
         self._replaced.clear()
         self._modes.clear()
 
     def _replace(self, module: nn.Module, wrap: Callable[[Forward], Forward]) -> None:
-        attribute = _UNHOOKED if _UNHOOKED in module.__dict__ else "forward"
-        own_forward = module.__dict__.get(attribute)
-        original = getattr(module, attribute)
+        owner, attribute = _places(module)[-1]
+        own_forward = owner.__dict__.get(attribute)
+        original = getattr(owner, attribute)
         forward = functools.wraps(original)(wrap(original))
         forward.sparsetune_interception = self  # type: ignore[attr-defined]
-        module.__dict__[attribute] = forward
+        owner.__dict__[attribute] = forward
         self._replaced.append((module, own_forward, forward))
 
     def _transformer_wrapper(self, transformer: TransformerSite, original: Forward) -> Forward:
@@ -119,12 +132,16 @@ class Interception:
             given = dict(zip(transformer.arguments, args, strict=False)) | kwargs
             call = transformer.read_call(transformer.module, given)
             # Copying from a GPU waits for it: once a call, not once a layer.
-            self._running[transformer.name] = call._replace(
+            call = call._replace(
                 timestep=call.timestep.to("cpu"),
                 positions=None if call.positions is None else call.positions.to("cpu"),
             )
+            self._running[transformer.name] = call
             try:
-                return original(*args, **kwargs)
+                if torch.compiler.is_compiling():
+                    return original(*args, **kwargs)
+                with self._around(transformer, *self._step(call.timestep)):
+                    return original(*args, **kwargs)
             finally:
                 self._running.pop(transformer.name, None)
 
@@ -174,11 +191,22 @@ class Interception:
         mode.called = False
 
 
+def _places(module: nn.Module) -> list[tuple[Any, str]]:
+    """Return the objects and attributes that hold a module's forward, the innermost last."""
+    places: list[tuple[Any, str]] = [(module, "forward")]
+    if (registry := module.__dict__.get(_DIFFUSERS_HOOKS)) is not None and registry._fn_refs:
+        hooked = registry._fn_refs[0]
+        places.append((hooked, "forward" if hooked.original_forward is None else "original_forward"))
+    if _UNHOOKED in module.__dict__:
+        places.append((module, _UNHOOKED))
+    return places
+
+
 def _check_free(sites: AttentionSites) -> None:
     for transformer in sites.transformers:
         places: tuple[TransformerSite | LayerSite, ...] = (transformer, *transformer.layers)
         for site in places:
-            for attribute in ("forward", _UNHOOKED):
-                interception = getattr(site.module.__dict__.get(attribute), "sparsetune_interception", None)
+            for owner, attribute in _places(site.module):
+                interception = getattr(owner.__dict__.get(attribute), "sparsetune_interception", None)
                 if interception is not None and interception.active:
                     raise ModelError(f"{site.name} is sparse already; call remove() on its handle first")

@@ -1,10 +1,11 @@
-"""A policy: everything that decides which attention blocks of a generation are computed."""
+"""A policy: everything that decides which attention blocks of a generation are computed, and which steps skip."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sparsetune.attention.ordering import ORDERS, TokenOrder
 from sparsetune.attention.schedule import DenseSchedule
+from sparsetune.attention.step_cache import StepCache
 from sparsetune.attention.thresholds import SPARGE_DEFAULTS, HeadThresholds, LayerThresholds
 from sparsetune.errors import CheckpointError, ThresholdError
 
@@ -19,6 +20,7 @@ class Policy:
         order: the token order in which blocks are cut, one of `ORDERS`; a layer or its heads may have their own.
         keep_text: compute every key block that holds a text token, for every query; without it the first key block,
             which is what SpargeAttn keeps when it renders (`attention_sink`).
+        cache: the step cache, which skips whole blocks; None for none.
         select_partial: choose a partial last block (of queries as of keys) like any other, by the mean over its
             tokens; without it such a block is always computed, as by SpargeAttn.
 
@@ -31,6 +33,7 @@ class Policy:
     order: str = "raster"
     keep_text: bool = False
     select_partial: bool = False
+    cache: StepCache | None = None
 
     def __post_init__(self) -> None:
         names = [layer.name for layer in self.layers]
@@ -65,6 +68,11 @@ class Policy:
     def order_names(self) -> tuple[str, ...]:
         """The token orders that any sparse head runs in, sorted; the policy's where none is sparse."""
         return tuple(sorted({order for of_layer in self.sparse_orders for order in of_layer} or {self.order}))
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether no head runs sparse; a cache may still skip blocks."""
+        return not any(head.is_sparse for layer in self.layers for head in layer.heads)
 
     @classmethod
     def uniform(

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from sparsetune.attention.ordering import Grid
+from sparsetune.attention.step_cache import StepCaching
 
 TextPlace = Literal["start", "end"]
 
@@ -82,6 +83,7 @@ class AttentionSites:
     timesteps: Callable[[], Sequence[float]]
     # The scheduler's own; it decides between steps whose timesteps a low-precision dtype rounds to the same value
     step_index: Callable[[], int | None] = lambda: None
+    caching: StepCaching | None = None  # None where no step cache can be installed
 
     @property
     def layers(self) -> tuple[LayerSite, ...]:

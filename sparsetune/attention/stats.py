@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["sparse", "dense", "fallback"]
+Kind = Literal["sparse", "dense", "fallback", "skipped"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class CallRecord:
     Args:
         layer: the layer's name.
         step: the denoising step, or None outside of the scheduler's list.
-        kind: `sparse`, `dense` (by the policy: a dense step or layer) or `fallback` (dense).
+        kind: `sparse`, `dense` (by the policy: a dense step or layer), `fallback` (dense), or `skipped` with its block
+            by a cache.
         kernel: the kernel that ran, e.g. `reference`, `sparge`, or `sdpa` for the pipeline's own attention.
         reason: why a call fell back.
         calls: number of calls.
@@ -40,7 +41,8 @@ class SparsityStats:
     """Sparsity of one or more generations.
 
     It is the fraction in [0, 1] of (query block, key block) pairs that were not computed, over all self-attention
-    calls, dense ones counted in; higher is sparser.
+    calls that ran, dense ones counted in; higher is sparser. Blocks that a cache skipped aren't in it: `blocks_run`
+    and `attention_computed` count them.
     """
 
     records: tuple[CallRecord, ...]
@@ -48,7 +50,22 @@ class SparsityStats:
     @property
     def sparsity(self) -> float:
         """Fraction of block pairs not computed, over all calls; 0 where there were none."""
-        return _sparsity(self.records)
+        return _sparsity(self._ran)
+
+    @property
+    def blocks_run(self) -> float:
+        """Fraction of the blocks' forwards that ran, each counted by its self-attention; 1 without a cache."""
+        return _blocks_run(self.records)
+
+    @property
+    def blocks_run_by_step(self) -> tuple[float, ...]:
+        """`blocks_run` of each denoising step."""
+        return tuple(_blocks_run(records) for records in self._by_step())
+
+    @property
+    def attention_computed(self) -> float:
+        """Fraction of a dense generation's block pairs that were computed: neither left out nor in a skipped block."""
+        return 1.0 - _sparsity(self.records)
 
     @property
     def sparsity_active(self) -> float:
@@ -63,24 +80,23 @@ class SparsityStats:
     @property
     def by_layer(self) -> dict[str, float]:
         """Sparsity of each layer, over all steps."""
-        return {layer: _sparsity(records) for layer, records in self._by_layer().items()}
+        return {layer: _sparsity(records) for layer, records in self._by_layer(self._ran).items()}
 
     @property
     def by_step(self) -> tuple[float, ...]:
-        """Sparsity of each denoising step, over all layers."""
-        steps = sorted({record.step for record in self.records if record.step is not None})
-        return tuple(_sparsity(record for record in self.records if record.step == step) for step in steps)
+        """Fraction of block pairs not computed at each denoising step, over all layers, skipped blocks counted in."""
+        return tuple(_sparsity(records) for records in self._by_step())
 
     @property
     def by_layer_and_step(self) -> dict[str, tuple[float, ...]]:
-        """Sparsity of each layer at each denoising step."""
-        return {layer: SparsityStats(records).by_step for layer, records in self._by_layer().items()}
+        """Fraction of block pairs not computed of each layer at each denoising step; 1 where its block was skipped."""
+        return {layer: SparsityStats(records).by_step for layer, records in self._by_layer(self.records).items()}
 
     @property
     def by_head(self) -> dict[str, tuple[float, ...]]:
         """Sparsity of each head of each layer; layers whose kernel only counts the sum over heads are left out."""
         heads: dict[str, tuple[float, ...]] = {}
-        for layer, records in self._by_layer().items():
+        for layer, records in self._by_layer(self._ran).items():
             if all(len(record.computed) == record.num_heads for record in records):
                 pairs = sum(record.pairs for record in records)
                 computed = [sum(column) for column in zip(*(record.computed for record in records), strict=True)]
@@ -92,7 +108,7 @@ class SparsityStats:
         """The kernel that ran each layer's sparse calls; `sdpa` for a layer without any."""
         return {
             layer: next((record.kernel for record in records if record.kind == "sparse"), "sdpa")
-            for layer, records in self._by_layer().items()
+            for layer, records in self._by_layer(self.records).items()
         }
 
     @property
@@ -106,7 +122,7 @@ class SparsityStats:
 
     @property
     def num_calls(self) -> dict[str, int]:
-        """Number of `sparse`, `dense` and `fallback` calls."""
+        """Number of `sparse`, `dense` and `fallback` calls, and of `skipped` ones where there was a cache."""
         counted: Counter[str] = Counter({"sparse": 0, "dense": 0, "fallback": 0})
         for record in self.records:
             counted[record.kind] += record.calls
@@ -122,6 +138,8 @@ class SparsityStats:
             "overall": self.sparsity,
             "active": self.sparsity_active,
             "theoretical_speedup": self.theoretical_speedup,
+            "blocks_run": self.blocks_run,
+            "attention_computed": self.attention_computed,
             "by_layer": self.by_layer,
             "by_step": list(self.by_step),
             "by_layer_and_step": {layer: list(row) for layer, row in self.by_layer_and_step.items()},
@@ -131,11 +149,27 @@ class SparsityStats:
             "fallbacks": self.fallbacks,
         }
 
-    def _by_layer(self) -> dict[str, tuple[CallRecord, ...]]:
+    @property
+    def _ran(self) -> tuple[CallRecord, ...]:
+        return tuple(record for record in self.records if record.kind != "skipped")
+
+    @staticmethod
+    def _by_layer(records: Iterable[CallRecord]) -> dict[str, tuple[CallRecord, ...]]:
         layers: dict[str, tuple[CallRecord, ...]] = {}
-        for record in self.records:
+        for record in records:
             layers[record.layer] = (*layers.get(record.layer, ()), record)
         return layers
+
+    def _by_step(self) -> list[list[CallRecord]]:
+        steps = sorted({record.step for record in self.records if record.step is not None})
+        return [[record for record in self.records if record.step == step] for step in steps]
+
+
+def _blocks_run(records: Iterable[CallRecord]) -> float:
+    calls = {"skipped": 0, "ran": 0}
+    for record in records:
+        calls["skipped" if record.kind == "skipped" else "ran"] += record.calls
+    return calls["ran"] / (sum(calls.values()) or 1) if calls["skipped"] else 1.0
 
 
 def _sparsity(records: Iterable[CallRecord]) -> float:

@@ -64,7 +64,8 @@ def difference(first: Policy, second: Policy) -> PolicyDifference:
 
 def _rules(policy: Policy) -> dict[str, object]:
     held = {field.name: getattr(policy, field.name) for field in fields(policy) if field.name != "layers"}
-    return asdict(held.pop("schedule")) | held
+    cache = None if policy.cache is None else str(policy.cache)
+    return asdict(held.pop("schedule")) | held | {"cache": cache}
 
 
 _Heads = list[tuple[HeadThresholds, str]]  # thresholds and token order of each head of a layer

@@ -19,7 +19,7 @@ from sparsetune import __version__
 from sparsetune.attention.policy import Policy
 from sparsetune.errors import CheckpointError
 
-SCHEMA_VERSION: Final = 1  # of the manifest and the policy's metadata; increment when a field changes its meaning
+SCHEMA_VERSION: Final = 2  # of the manifest and the policy's metadata; increment when a field changes its meaning
 
 
 def utc_now() -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
+from sparsetune.attention.step_cache import StepCache
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds, Rule
 from sparsetune.checkpoint.manifest import SCHEMA_VERSION, check_schema_version
 from sparsetune.errors import CheckpointError, ThresholdError
@@ -98,6 +99,7 @@ def write_policy(policy: Policy, path: Path) -> None:
         "order": policy.order,
         "keep_text": policy.keep_text,
         "select_partial": policy.select_partial,
+        "cache": None if policy.cache is None else asdict(policy.cache),
     }
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(described)})
@@ -137,7 +139,11 @@ def _build(described: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
     keep_text, select_partial = described["keep_text"], described.get("select_partial", False)
     if not isinstance(keep_text, bool) or not isinstance(select_partial, bool):
         raise TypeError(f"keep_text and select_partial must be true or false, got {keep_text!r}, {select_partial!r}")
-    return Policy(tuple(layers), schedule, str(described["order"]), keep_text, select_partial)
+    cache = described.get("cache")  # since version 2
+    if cache is not None:
+        ratios = tuple(tuple(float(ratio) for ratio in of_one) for of_one in cache.pop("ratios"))
+        cache = StepCache(**cache, ratios=ratios)
+    return Policy(tuple(layers), schedule, str(described["order"]), keep_text, select_partial, cache)
 
 
 def _described(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

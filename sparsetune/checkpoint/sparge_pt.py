@@ -93,6 +93,7 @@ def check_expressible(policy: Policy, path: Path, *, root: str = "transformer", 
         f"order {orders}": orders,
         "keep_text": policy.keep_text,
         "select_partial": policy.select_partial,
+        f"cache {policy.cache}": policy.cache,
     }
     lost = [name for name, value in rules.items() if value]
     if lost and not allow_loss:

@@ -53,6 +53,7 @@ def show(path: str, as_json: bool) -> None:
         "order": " and ".join(policy.order_names),
         "keep_text": policy.keep_text,
         "select_partial": policy.select_partial,
+        "cache": None if policy.cache is None else str(policy.cache),
     }
     if as_json:
         rows = [dataclasses.asdict(layer) for layer in layers]

@@ -79,6 +79,8 @@ def figures_text(sparsity: float | None, psnr: float | None, worst: float | None
 
 def trial_text(trial: "TrialResult") -> str:
     speed = "" if trial.speedup is None else f"{trial.speedup:.2f} times as fast as dense, "
+    if trial.blocks_run is not None and trial.blocks_run < 1.0:
+        speed += f"{trial.blocks_run:.0%} of the blocks run, "
     return speed + figures_text(trial.sparsity, trial.psnr, trial.psnr_worst)
 
 
@@ -112,11 +114,13 @@ def statistics_table(statistics: "Mapping[str, MetricStatistics] | Mapping[str, 
 
 
 def evaluation_text(result: "EvaluationResult") -> str:
-    from sparsetune.evaluation.report_markdown import seconds_text, verdict_text
+    from sparsetune.evaluation.report_markdown import cache_text, seconds_text, verdict_text
 
     lines = [table_text(statistics_table(result.statistics)), ""] if result.statistics else []
     if result.seconds is not None:
         lines.append(seconds_text(result.seconds))
+    if (cached := cache_text(result)) is not None:
+        lines.append(cached)
     sparsity = result.sparsity
     if sparsity.overall is not None:
         speed = sparsity.theoretical_speedup

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 )
 @options.setting("eval.prompt_file", "--eval-prompt-file", help="Prompts to evaluate the winner on, one a line")
 @options.settings("tune.sampler", "tune.objective", "tune.space", "tune.granularity", "tune.schedule")
-@options.settings("tune.orders", "tune.rules", "tune.keep_text", "tune.skip_pv", "tune.select_partial")
+@options.settings("tune.caches", "tune.orders", "tune.rules", "tune.keep_text", "tune.skip_pv", "tune.select_partial")
 @options.settings("tune.calibration_steps", "tune.probe_prompts", "tune.margin_db", "tune.l1", "tune.pv_l1")
 @options.settings("tune.parallel_tune", "tune.storage", "tune.study_name")
 @options.metric_options
@@ -165,8 +165,9 @@ def tuning_text(result: "TuningResult") -> str:
     )
     word = "winner" if result.left_to is None else "best so far"
     lines.append(f"{word}: trial {result.best.number}, {trial_text(result.best)}, on the tune prompts ({params})")
-    front = ", ".join(str(trial.number) for trial in pareto_front(result.trials))
-    lines.append(f"Pareto front of sparsity and psnr, sparsest first: trials {front}")
+    if not result.best.policy.is_dense:
+        front = ", ".join(str(trial.number) for trial in pareto_front(result.trials))
+        lines.append(f"Pareto front of sparsity and psnr, sparsest first: trials {front}")
     lines += _insight_lines(result)
     if result.evaluation is not None:
         lines += ["", "the winner on the eval prompts:", evaluation_text(result.evaluation)]
@@ -196,6 +197,7 @@ def _trials_table(result: "TuningResult") -> "Table":
 
     formats = {"sparsity": ".3f", "psnr": ".2f", "psnr_worst": ".2f", "frame_cosine": ".4f"}
     is_timed = any(trial.speedup is not None for trial in result.trials)
+    is_cached = any("cache" in trial.params for trial in result.trials)
     rows = []
     for trial in result.trials:
         is_best = result.best is not None and trial.number == result.best.number
@@ -203,11 +205,15 @@ def _trials_table(result: "TuningResult") -> "Table":
         figures = [number_text(getattr(trial, name), form) for name, form in formats.items()]
         if is_timed:
             figures = [number_text(trial.seconds_sparse, ".2f"), number_text(trial.speedup, ".2f"), *figures]
+        if is_cached:
+            cache = "-" if trial.policy.cache is None else str(trial.policy.cache)
+            figures = [cache, number_text(trial.blocks_run, ".2f"), *figures]
         gate = console.coloured_status("" if trial.state != "complete" else "met" if trial.feasible else "missed")
         rows.append([number, console.coloured_status(trial.state), *figures, gate, clock_text(trial.seconds)])
+    cache_heads, time_heads = ("cache", "blocks run"), ("denoising (s)", "speed-up")
     return (
-        "trial", "state", *(("denoising (s)", "speed-up") if is_timed else ()), "sparsity", "psnr (dB)",
-        "worst psnr (dB)", "frame_cosine", "gate", "time (m:ss)",
+        "trial", "state", *(cache_heads if is_cached else ()), *(time_heads if is_timed else ()), "sparsity",
+        "psnr (dB)", "worst psnr (dB)", "frame_cosine", "gate", "time (m:ss)",
     ), rows  # fmt: skip
 
 
@@ -217,7 +223,7 @@ def outcome_dict(result: "TuningResult") -> dict[str, Any]:
     parts = {"before": result.before, "evaluation": result.evaluation, "comparison": result.comparison}
     names = (
         "number", "state", "reason", "sparsity", "psnr", "psnr_worst", "frame_cosine", "feasible", "seconds",
-        "seconds_sparse", "seconds_dense", "speedup",
+        "seconds_sparse", "seconds_dense", "speedup", "blocks_run",
     )  # fmt: skip
     return {
         "schema_version": 1,

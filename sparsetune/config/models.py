@@ -17,6 +17,7 @@ Sampler = Literal["tpe", "gp", "nsga2", "cmaes", "random"]
 Goal = Literal["sparsity", "speed", "pareto"]
 Objective = Literal["auto", "sparsity", "speed", "pareto"]
 KeepText = Literal["always", "never", "search"]
+Caches = Literal["none", "auto", "first_block", "mag", "taylorseer"]
 Space = Literal["budget", "raw"]
 Granularity = Literal["global", "group", "layer"]
 Rule = Literal["cdf", "topk"]
@@ -111,7 +112,7 @@ class TuneConfig(_Section):
     objective: Objective = Field(
         "auto",
         description="What to maximise among trials that pass the gate: measured speed, sparsity, or sparsity and PSNR; "
-        "auto is speed where the kernel skips work, and sparsity elsewhere.",
+        "auto is speed where the kernel skips work or caches are searched, and sparsity elsewhere.",
     )
     space: Space = Field("budget", description="Search calibrated error budgets, or thresholds directly.")
     granularity: Granularity = Field(
@@ -121,6 +122,11 @@ class TuneConfig(_Section):
     orders: Annotated[tuple[Order, ...], Field(min_length=1)] = Field(
         ("raster", "hfw", "wfh", "whf", "hilbert"),
         description="Token orders to choose from for each head; `all` for every one.",
+    )
+    caches: Annotated[tuple[Caches, ...], Field(min_length=1)] = Field(
+        ("none",),
+        description="Step caches to search together with sparsity, which skip whole blocks: none, auto for all that "
+        "work on the model, or some.",
     )
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)] = Field(("cdf",), description="Mask rules to choose from.")
     keep_text: KeepText = Field(
@@ -152,6 +158,18 @@ class TuneConfig(_Section):
     @classmethod
     def _all_orders(cls, value: Any) -> Any:
         return get_args(Order) if value in ("all", ("all",), ["all"]) else value
+
+    @model_validator(mode="after")
+    def _caches_fit(self) -> Self:
+        if len(self.caches) > 1 and {"none", "auto"} & set(self.caches):
+            raise ValueError(f"tune.caches must be none, auto, or names of caches, got {', '.join(self.caches)}")
+        if self.caches != ("none",) and self.tuner != "optuna":
+            raise ValueError(f"only --tuner optuna searches caches, got {self.tuner}; use --caches none")
+        if self.caches != ("none",) and self.objective not in ("auto", "speed"):
+            raise ValueError(
+                f"caches save seconds, not block pairs, but tune.objective is {self.objective}; use --objective speed"
+            )
+        return self
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:

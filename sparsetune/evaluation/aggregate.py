@@ -75,6 +75,9 @@ def sparsity_section(results: Sequence[PromptResult], seconds: SecondsSection | 
         measured_speedup=None if seconds is None else seconds.speedup,
         seconds_dense=dense,
         seconds_sparse=sparse,
+        blocks_run=merged.blocks_run if merged else None,
+        attention_computed=_fraction(merged.attention_computed) if merged else None,
+        blocks_run_by_step=merged.blocks_run_by_step if merged else (),
         by_step=merged.by_step if merged else (),
         **{name: getattr(merged, name) if merged else {} for name in _COUNTERS},
     )

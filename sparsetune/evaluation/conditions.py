@@ -72,6 +72,7 @@ def policy_section(policy: Policy) -> PolicySection:
         order=" and ".join(policy.order_names),
         keep_text=policy.keep_text,
         select_partial=policy.select_partial,
+        cache=None if policy.cache is None else str(policy.cache),
     )
 
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsetune.attention.backends import skips_work
 from sparsetune.attention.policy import Policy, check_fits
 from sparsetune.bench.step_time import StepTimes
 from sparsetune.checkpoint import Checkpoint, load_checkpoint, summarize
@@ -27,6 +26,7 @@ from sparsetune.evaluation.events import (
     PromptStarted,
 )
 from sparsetune.evaluation.outputs import OutputFolder, worst_and_median
+from sparsetune.evaluation.prompt import saves_seconds
 from sparsetune.evaluation.report_markdown import report_markdown
 from sparsetune.evaluation.result import ConfigSection, EvaluationResult, LayerSection, PromptRow, save_result
 from sparsetune.evaluation.tasks import JudgedPrompt, JudgePrompt, TimeStep
@@ -186,7 +186,8 @@ def evaluate(
             for index, prompt in enumerate(prompts)
         ]  # fmt: skip
         # First, since it also warms the kernels up; null where they compute every pair, so that seconds say nothing.
-        step = run_one(executor, TimeStep(prompts[0], seed, backend)) if skips_work(runtime.kernel) else None
+        timed = saves_seconds(runtime.kernel, policy)
+        step = run_one(executor, TimeStep(prompts[0], seed, backend)) if timed else None
         return _Run(executor, runtime, tasks, config, gate, listener, started, step).result()
 
 

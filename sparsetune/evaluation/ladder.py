@@ -69,7 +69,7 @@ def attribute(rows: Sequence[PromptRow]) -> Attribution | None:
 
 
 def _full_density(policy: Policy) -> Policy:
-    return replace(policy, layers=tuple(_full_layer(layer) for layer in policy.layers))
+    return replace(policy, layers=tuple(_full_layer(layer) for layer in policy.layers), cache=None)
 
 
 def _full_layer(layer: LayerThresholds) -> LayerThresholds:

@@ -44,9 +44,11 @@ class PromptResult:
     unavailable: Mapping[str, str] = field(default_factory=dict)  # reasons by metric
     sparsity: float | None = None
     sparsity_active: float | None = None
+    blocks_run: float | None = None  # fraction of the blocks' forwards that ran; see `SparsityStats`
+    attention_computed: float | None = None  # fraction of a dense generation's block pairs
     seconds_dense: float | None = None  # of the whole rendering, perhaps by an earlier run
     seconds_sparse: float | None = None
-    # Seconds of the denoising, where the kernel skips work: dense steps, timed just before the sparse rendering
+    # Seconds of the denoising, where the kernel or a cache skips work: dense steps, timed just before the sparse ones
     denoising_dense: float | None = None
     denoising_sparse: float | None = None
     stats: "SparsityStats | None" = None  # of the sparse rendering
@@ -101,6 +103,8 @@ def evaluate_prompt(
         unavailable=unavailable,
         sparsity=stats.sparsity,
         sparsity_active=stats.sparsity_active,
+        blocks_run=stats.blocks_run,
+        attention_computed=stats.attention_computed,
         seconds_dense=dense.seconds,
         seconds_sparse=sparse.seconds,
         denoising_dense=denoising_dense,
@@ -115,13 +119,13 @@ def _denoising_dense(renderer: "Renderer", handle: "SparseHandle", prompt: AnyPr
     """Time dense steps now, and so beside the sparse ones: a cached video's seconds are of another day.
 
     They run without the interception, as without sparsetune. A policy's first time also warms its kernels up. None
-    where the kernel computes every pair, so that seconds say nothing.
+    where the kernel computes every pair and no cache skips blocks, so that seconds say nothing.
     """
-    if not skips_work(handle.backend.name):
+    if not saves_seconds(handle.backend.name, handle.policy):
         return None
-    if handle.warm != handle.policy:
+    if handle.warm != handle.policy and skips_work(handle.backend.name):
         warm = handle.policy
-        with with_policy(handle, replace(warm, schedule=DenseSchedule())):
+        with with_policy(handle, replace(warm, schedule=DenseSchedule(), cache=None)):
             renderer.step_seconds(prompt, seed, num_steps=1)
         handle.warm = warm
     with handle.paused():
@@ -155,10 +159,13 @@ def dense_baseline(
     return found
 
 
+def saves_seconds(kernel: str, policy: Policy) -> bool:
+    """Whether seconds say anything of a policy: its kernel skips work, or a cache skips blocks."""
+    return skips_work(kernel) or policy.cache is not None
+
+
 def rendering_dense(handle: "SparseHandle | None") -> contextlib.AbstractContextManager[None]:
-    if handle is None:
-        return contextlib.nullcontext()
-    return with_policy(handle, replace(handle.policy, schedule=DenseSchedule(1.0)))
+    return contextlib.nullcontext() if handle is None else handle.paused()
 
 
 @contextlib.contextmanager

@@ -96,7 +96,8 @@ def _configuration(result: EvaluationResult) -> str:
             f"{policy.num_sparse_heads} of {policy.num_heads} heads sparse; "
             + ", ".join(f"{name} {_spread(spread)}" for name, spread in thresholds.items() if spread)
             + f"; {_dense_steps(result)}; order {policy.order}; "
-            + ("text kept" if policy.keep_text else "text not kept"),
+            + ("text kept" if policy.keep_text else "text not kept")
+            + (f"; cache {policy.cache}" if policy.cache else ""),
         ),
         ("Video", f"{config.num_frames} frames of {config.width} x {config.height} at {config.fps}/s"),
         ("Generation", f"{config.num_inference_steps} steps, guidance {guidance}, {config.scheduler}"),
@@ -173,7 +174,19 @@ def seconds_text(part: SecondsSection) -> str:
     return (
         f"{part.dense:.3g} s of denoising dense, {part.sparse:.3g} s sparse: {part.speedup:.2f} times as fast{verdict} "
         f"(95% interval {part.ci95_low:.2f} to {part.ci95_high:.2f}, noise {part.noise:.1%}); attention is "
-        f"{part.attention_share:.0%} of a dense step, which limits the speed-up to {part.ceiling:.2f}x"
+        f"{part.attention_share:.0%} of a dense step, which limits what sparse attention alone can gain to "
+        f"{part.ceiling:.2f}x"
+    )
+
+
+def cache_text(result: EvaluationResult) -> str | None:
+    """What the step cache did as a sentence; None without one."""
+    cache, part = result.config.policy.cache, result.sparsity
+    if cache is None or part.blocks_run is None or part.attention_computed is None:
+        return None
+    return (
+        f"cache {cache}: {part.blocks_run:.1%} of the blocks ran, and {part.attention_computed:.1%} of a dense "
+        "generation's attention was computed"
     )
 
 
@@ -195,6 +208,7 @@ def _sparsity(result: EvaluationResult) -> str:
     lines = [
         f"- Sparsity: {percent(part.overall)} of the block pairs of all self-attention calls "
         f"({percent(part.active)} of the sparse calls)",
+        *([f"- With the {text}"] if (text := cache_text(result)) else []),
         f"- Theoretical speed-up of attention: {theoretical}",
         f"- Measured speed-up of the denoising: {measured}",
         f"- Mean of a whole rendering: {dense} dense, {sparse} sparse"

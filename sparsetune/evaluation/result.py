@@ -69,6 +69,7 @@ class PolicySection(_Part):
     order: str = Field(description="Token order; all of them where layers differ.")
     keep_text: bool = Field(description="Whether key blocks with text tokens are always computed.")
     select_partial: bool = Field(False, description="Whether a partial last block is selected like any other.")
+    cache: str | None = Field(None, description="Step cache with its parameters; null is none.")
 
 
 class ConfigSection(_Part):
@@ -177,12 +178,17 @@ class SparsitySection(_Part):
     measured_speedup: float | None = Field(description="Of the denoising, as `seconds` has it; null without that.")
     seconds_dense: Seconds | None = Field(description="Mean of a rendering.")
     seconds_sparse: Seconds | None = Field(description="Mean of a rendering.")
+    blocks_run: Fraction | None = Field(None, description="Of the transformer blocks' forwards; 1 without a cache.")
+    attention_computed: Fraction | None = Field(
+        None, description="Of a dense generation's block pairs: neither left out nor in a block that a cache skipped."
+    )
+    blocks_run_by_step: tuple[float, ...] = ()
     by_layer: dict[str, float]
-    by_step: tuple[float, ...]
-    by_layer_and_step: dict[str, tuple[float, ...]]
+    by_step: tuple[float, ...] = Field(description="Block pairs not computed, skipped blocks counted in.")
+    by_layer_and_step: dict[str, tuple[float, ...]] = Field(description="The same by layer.")
     by_head: dict[str, tuple[float, ...]]
     kernels: dict[str, str] = Field(description="Kernel that really ran, by layer.")
-    num_calls: dict[str, int] = Field(description="Sparse, dense and fallback calls.")
+    num_calls: dict[str, int] = Field(description="Sparse, dense and fallback calls, and those that a cache skipped.")
     fallbacks: dict[str, int] = Field(description="Calls that fell back to dense, by reason.")
 
 

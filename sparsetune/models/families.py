@@ -13,6 +13,7 @@ from sparsetune.attention.sites import AttentionSites, LayerSite, ReadCall, Text
 from sparsetune.errors import ModelError
 from sparsetune.models import calls
 from sparsetune.models.dense_kernel import dense_kernel
+from sparsetune.models.step_caching import DiffusersCaching
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,12 @@ def attention_sites(pipe: Any) -> AttentionSites:
         raise ModelError(
             f"found no self-attention modules in {type(pipe).__name__}; use a model as diffusers builds it"
         )
-    return AttentionSites(transformers, _Steps(pipe, family.steps), lambda: getattr(pipe.scheduler, "step_index", None))
+    return AttentionSites(
+        transformers,
+        _Steps(pipe, family.steps),
+        lambda: getattr(pipe.scheduler, "step_index", None),
+        DiffusersCaching([transformer.module for transformer in transformers]),
+    )
 
 
 class _Steps:

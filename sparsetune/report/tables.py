@@ -111,6 +111,7 @@ def settings_rows(result: EvaluationResult, words: Words) -> list[tuple[str, str
         ("seed", str(config.seed)),
         ("tuner", config.tuner or ""),
         ("checkpoint", config.tuned_path or ""),
+        ("cache", config.policy.cache or ""),
         ("kernel", ", ".join(sorted(set(result.sparsity.kernels.values()))) or config.backend),
         ("device", f"{environment.device_name}, {config.dtype}{', torch.compile' if config.compile else ''}"),
         ("platform", environment.platform),

@@ -61,6 +61,8 @@ def tiles(result: EvaluationResult, words: Words) -> tuple[Tile, ...]:
     if part.overall is not None:
         speed = "–" if part.theoretical_speedup is None else f"{part.theoretical_speedup:.2f}×"
         found.append(Tile(words("outcome.sparsity"), f"{part.overall:.1%}", words("tile.theoretical", speed=speed)))
+    if result.config.policy.cache is not None and part.blocks_run is not None:
+        found.append(Tile(words("outcome.blocks_run"), f"{part.blocks_run:.1%}", result.config.policy.cache))
     if psnr is not None:
         found.append(Tile(words("tile.psnr"), f"{psnr.mean:.2f} dB", words("tile.worst", psnr=f"{psnr.min:.2f}")))
     return tuple(found)

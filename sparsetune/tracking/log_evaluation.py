@@ -122,6 +122,8 @@ def result_metrics(result: EvaluationResult) -> dict[str, float | None]:
     sparsity = result.sparsity
     metrics |= sparsity_metrics(sparsity.overall, sparsity.active, sparsity.by_layer)
     return metrics | {
+        "blocks_run": sparsity.blocks_run,
+        "attention_computed": sparsity.attention_computed,
         "score": result.overall_score,
         "gate_passed": float(result.gate.passed),
         "failed_prompts": float(len(result.failed)),

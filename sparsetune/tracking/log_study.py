@@ -195,6 +195,7 @@ def trial_metrics(trial: TrialResult) -> dict[str, float | None]:
         "predicted_error": trial.predicted_error,
         "seconds/sparse": trial.seconds_sparse,
         "speedup/measured": trial.speedup,
+        "blocks_run": trial.blocks_run,
     }
     return metrics | {"seconds/total": trial.seconds}
 

@@ -191,7 +191,8 @@ def judge(registry: Registry, candidate: Candidate, alias: str = CHAMPION) -> Ve
     """Check whether a candidate may have an alias; raises UsageError where MLflow refuses the name or the alias."""
     champion = registry.aliased(alias)
     registry.check_alias(alias)
-    timed = skips_work(candidate.result.config.backend)
+    config = candidate.result.config
+    timed = skips_work(config.backend) or config.policy.cache is not None
     conditions = (
         gate_condition(candidate.result),
         *((speed_condition(candidate.result),) if timed else ()),

@@ -10,6 +10,7 @@ from typing import Any
 
 from sparsetune.attention.backends import Backend, choose_backend, skips_work
 from sparsetune.attention.policy import Policy
+from sparsetune.attention.step_cache import CACHE_KINDS, CacheKind
 from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.checkpoint import hash_prompts
 from sparsetune.config import Config
@@ -61,11 +62,17 @@ class TuningContext:
 
     @property
     def goal(self) -> Goal:
-        """The objective; `auto` is speed where the kernel skips work."""
+        """The objective; `auto` is speed where the kernel skips work or caches are searched."""
         objective = self.config.tune.objective
         if objective != "auto":
             return objective
-        return "speed" if skips_work(self.runtime.kernel) else "sparsity"
+        return "speed" if skips_work(self.runtime.kernel) or self.cache_kinds else "sparsity"
+
+    @property
+    def cache_kinds(self) -> tuple[CacheKind, ...]:
+        """The step caches that were asked for."""
+        caches = self.config.tune.caches
+        return CACHE_KINDS if caches == ("auto",) else tuple(kind for kind in CACHE_KINDS if kind in caches)
 
     @property
     def search_gate(self) -> Gate:
@@ -150,6 +157,7 @@ def signature(context: TuningContext) -> dict[str, Any]:
         | {"objective": context.goal}
         | {"gate": asdict(context.search_gate)}
         | ({"compile": True} if context.runtime.compiled else {})
+        | ({"caches": list(context.cache_kinds)} if context.cache_kinds else {})
         | ({"seconds": "of the denoising"} if context.goal == "speed" else {})
     )
 
@@ -194,7 +202,8 @@ def open_context(config: Config, output_dir: Path, listeners: Sequence[TuningLis
     eval_prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
     cache, gate = BaselineCache(config.cache.folder.absolute(), config.cache.max_gb), Gate(**config.gate.model_dump())
     for_speed = config.tune.objective == "speed" or (
-        config.tune.objective == "auto" and config.backend not in ("reference", "dense")
+        config.tune.objective == "auto"
+        and (config.backend not in ("reference", "dense") or config.tune.caches != ("none",))
     )
     executor = open_executor(config, measures_speed=for_speed)
     try:

@@ -127,6 +127,7 @@ class TrialResult:
             computes every pair.
         seconds_noise: standard deviation of those dense times over their mean; None below two prompts.
         predicted_error, predicted_seconds: see `Prediction`.
+        blocks_run: fraction of the blocks' forwards that ran, mean; below 1 where a cache skipped some.
         worker: worker of its last prompt; None for a trial of an earlier run.
     """
 
@@ -148,7 +149,13 @@ class TrialResult:
     seconds_noise: float | None = None
     predicted_error: float | None = None
     predicted_seconds: float | None = None
+    blocks_run: float | None = None
     worker: Worker | None = None
+
+    @property
+    def saves(self) -> bool:
+        """Whether it left out anything: block pairs, or whole blocks."""
+        return bool(self.sparsity) or (self.blocks_run or 1.0) < 1.0
 
     @property
     def speedup(self) -> float | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -20,13 +21,15 @@ from sparsetune.checkpoint import (
     versions,
 )
 from sparsetune.config import Config
-from sparsetune.errors import CheckpointError
+from sparsetune.errors import CheckpointError, ModelError
 from sparsetune.evaluation.compare import compare
 from sparsetune.evaluation.evaluate import evaluate
 from sparsetune.evaluation.events import Listeners
 from sparsetune.evaluation.result import EvaluationResult
+from sparsetune.executor import run_one
 from sparsetune.locks import exclusive_if_free
 from sparsetune.tuning.calibration.sensitivity import Sensitivity
+from sparsetune.tuning.calibration.step_caches import ProbeCaches
 from sparsetune.tuning.context import TimeIsUp, TuningContext, calibration_signature, digest, open_context
 from sparsetune.tuning.events import (
     Parameter,
@@ -41,11 +44,14 @@ from sparsetune.tuning.prepare import measure_step, prepare, refined_policy
 from sparsetune.tuning.record import RECORD_NAME, TuningRecord, save_record
 from sparsetune.tuning.reproduce import recorded
 from sparsetune.tuning.search.allocation import KernelCost, only_paying_layers
+from sparsetune.tuning.search.caches import CacheSpace
 from sparsetune.tuning.search.candidates import CandidateTable
 from sparsetune.tuning.search.objective import TrialRunner
 from sparsetune.tuning.search.run import open_search, search
 from sparsetune.tuning.search.study import quiet
 from sparsetune.tuning.sparge_builtin import check_builtin, run_builtin
+
+logger = logging.getLogger(__name__)
 
 _CHECKPOINT, _EVALUATION, _LOCK = "checkpoint", "evaluation", ".winner.lock"
 
@@ -60,15 +66,22 @@ def search_policy(context: TuningContext) -> TuningResult:
     with quiet():
         study = open_search(context)
         try:
-            step = _shared_step(context, study)
-            if step is not None and (reason := never_faster(step, context)):
+            step, caches = _shared_step(context, study), _shared_caches(context, study)
+            reason = None if step is None else never_faster(step, context)
+            if reason and caches is None:
                 return TuningResult(study.study_name, step=step, dense_because=reason)
-            prepared = prepare(context)
+            # Where sparsity saves no seconds but caches do, thresholds aren't searched.
+            only_caches = caches is not None and (step is None or reason is not None)
+            prepared = None if only_caches else prepare(context)
         except TimeIsUp:
             return TuningResult(study.study_name)
-        result = search(context, study, prepared.curves, prepared.sensitivity, step)
+        if prepared is None:
+            result = search(context, study, None, Sensitivity(), step, caches)
+        else:
+            result = search(context, study, prepared.curves, prepared.sensitivity, step, caches)
+            result = replace(result, calibration_path=prepared.path)
     reason = None if step is None or result.best else slower_at_the_gate(step, result.trials, context)
-    return replace(result, calibration_path=prepared.path, step=step, dense_because=reason)
+    return replace(result, step=step, dense_because=reason)
 
 
 _STEP = "step"
@@ -85,6 +98,33 @@ def _shared_step(context: TuningContext, study: StudyState) -> StepSeconds | Non
             return None
         known = study.update_attr(_STEP, lambda others: others or json.dumps(asdict(measured)))
     return StepSeconds(**json.loads(known))
+
+
+_CACHES = "caches"
+"""User attribute of a study: the caches that work on the model, and MagCache's ratios."""
+
+
+def _shared_caches(context: TuningContext, study: StudyState) -> CacheSpace | None:
+    """Return the caches to search, as the study's first process found them; None where none are wanted.
+
+    TuningError where none of those wanted works, ModelError where one that was asked for by name doesn't.
+    """
+    if not context.cache_kinds:
+        return None
+    known = study.update_attr(_CACHES, lambda known: known or "")
+    if not known:
+        task = ProbeCaches(context.prompts[0], context.config.tune.seed, context.cache_kinds, context.config.backend)
+        found = run_one(context.executor, task)
+        known = study.update_attr(_CACHES, lambda others: others or json.dumps(asdict(found)))
+    working = json.loads(known)
+    reasons = dict(working["reasons"])
+    if reasons and (context.config.tune.caches != ("auto",) or not working["kinds"]):
+        kind, reason = next(iter(reasons.items()))
+        raise ModelError(f"the cache {kind} doesn't work on this model: {reason}; use --caches auto or none")
+    for kind, reason in reasons.items():
+        logger.info("the cache %s isn't searched: %s", kind, reason)
+    ratios = tuple(tuple(each) for each in working["ratios"])
+    return CacheSpace(tuple(working["kinds"]), context.config.generation.num_inference_steps, ratios)
 
 
 _HARDLY_REACHED = 0.9

@@ -40,9 +40,9 @@ CPU, Triton on a GPU, and doesn't work with `--offload sequential`.
 
 These work together with a policy (`tests/models/test_combinations.py`): LoRA, `enable_model_cpu_offload` and
 `enable_sequential_cpu_offload`, group offloading, FP8 layerwise casting, VAE tiling, `set_attention_backend`, and
-caches (first block, pyramid attention broadcast; calls that they skip aren't counted). Offloading was tested on a CPU
-in place of the GPU: hooks and weights on the meta device are the same, copies between two devices are not.
-`tests/models/test_offload_gpu.py` tests it on a GPU and has not been run yet. Context parallelism is rejected.
+step caches (those of a policy, and a user's own; calls that they skip are counted as skipped). Offloading was tested
+on a CPU in place of the GPU, where hooks and weights on the meta device are the same and copies between two devices are
+not; `tests/models/test_offload_gpu.py` tests it on a GPU. Context parallelism is rejected.
 
 A ControlNet's own attention stays dense and isn't counted.
 

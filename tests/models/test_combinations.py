@@ -165,7 +165,7 @@ def test_a_first_block_cache_skips_layers_and_the_rest_is_counted(pipe: Any, bef
             pipe.transformer.enable_cache(config)
             support.rendered(pipe, WAN)
             stats = handle.stats()
-    assert stats.num_calls == {"sparse": 6, "dense": 0, "fallback": 0}
+    assert stats.num_calls == {"sparse": 6, "dense": 0, "fallback": 0, "skipped": 2}
 
 
 def test_pyramid_attention_broadcast_skips_calls_and_the_rest_is_counted(pipe: Any) -> None:
@@ -179,6 +179,7 @@ def test_pyramid_attention_broadcast_skips_calls_and_the_rest_is_counted(pipe: A
     )
     _, stats = sparse(pipe)
     assert 0 < stats.num_calls["sparse"] < 8
+    assert stats.num_calls["sparse"] + stats.num_calls["skipped"] == 8
 
 
 @pytest.mark.parametrize("kernel", ["_native_math", "flex"])

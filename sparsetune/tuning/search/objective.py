@@ -51,7 +51,7 @@ from prompt to prompt, so it can't win."""
 _MAX_EQUAL_FAILURES = 3
 _STORED = (
     "params", "state", "reason", "sparsity", "psnr", "psnr_worst", "frame_cosine", "feasible", "seconds", "shortfalls",
-    "seconds_sparse", "seconds_dense", "seconds_noise", "predicted_error", "predicted_seconds",
+    "seconds_sparse", "seconds_dense", "seconds_noise", "predicted_error", "predicted_seconds", "blocks_run",
 )  # fmt: skip
 
 Prune = Callable[[Sequence[PromptResult]], str | None]
@@ -216,6 +216,7 @@ class TrialRunner:
             seconds_noise=statistics.stdev(dense) / statistics.mean(dense) if len(dense) > 1 else None,
             predicted_error=predicted.error,
             predicted_seconds=predicted.seconds,
+            blocks_run=statistics.mean(one.blocks_run or 0.0 for one in results) if measured else None,
             worker=trial.worker,
         )
 

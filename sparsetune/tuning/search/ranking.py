@@ -66,11 +66,11 @@ def mean_sparsity(results: Sequence[PromptResult]) -> float:
 
 
 def winner(goal: Goal, trials: Sequence[TrialResult]) -> TrialResult | None:
-    """Return the best trial that met the gate with some sparsity, of a Pareto search the sparsest.
+    """Return the best trial that met the gate and left something out, of a Pareto search the sparsest.
 
     Where speed is the goal, a trial that isn't faster than dense by more than the noise can't win.
     """
-    passed = [trial for trial in trials if trial.feasible and trial.sparsity]
+    passed = [trial for trial in trials if trial.feasible and trial.saves]
     if goal == "speed":
         passed = [trial for trial in passed if trial.is_faster]
         return min(passed, key=lambda trial: trial.cost or float("inf"), default=None)
@@ -79,7 +79,7 @@ def winner(goal: Goal, trials: Sequence[TrialResult]) -> TrialResult | None:
 
 def closest(trials: Sequence[TrialResult]) -> TrialResult | None:
     """Return the sparse trial that misses the gate by the least; complete trials are preferred to pruned ones."""
-    sparse = [trial for trial in trials if trial.state != "failed" and trial.sparsity and trial.shortfalls]
+    sparse = [trial for trial in trials if trial.state != "failed" and trial.saves and trial.shortfalls]
     complete = [trial for trial in sparse if trial.state == "complete"]
     return min(complete or sparse, key=lambda trial: largest_shortfall(trial.shortfalls), default=None)
 

@@ -13,6 +13,7 @@ from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.calibration.sensitivity import Sensitivity
 from sparsetune.tuning.context import TimeIsUp, TuningContext, digest, signature
 from sparsetune.tuning.events import TrialResult, TuningResult
+from sparsetune.tuning.search.caches import CacheSpace
 from sparsetune.tuning.search.objective import Objective, SearchStopped, TrialRunner
 from sparsetune.tuning.search.ranking import closest, search_statistics, winner
 from sparsetune.tuning.search.space import SearchSpace
@@ -46,13 +47,16 @@ def open_search(context: TuningContext) -> SharedStudy:
 def search(
     context: TuningContext,
     study: SharedStudy,
-    curves: Curves,
+    curves: Curves | None,
     sensitivity: Sensitivity,
     step: StepSeconds | None = None,
+    caches: CacheSpace | None = None,
 ) -> TuningResult:
     """Run a study's trials; the result has all trials and the winner, but not yet its evaluation.
 
+    curves: None searches caches alone.
     step: what a denoising step costs on this GPU; None where the kernel computes every pair.
+    caches: the step caches to search, if any.
     """
     tune = context.config.tune
     space = SearchSpace(
@@ -66,6 +70,8 @@ def search(
         tune.skip_pv,
         tune.schedule,
         step,
+        caches,
+        context.runtime.layers,
     )
     objective, interrupted = _run_trials(context, study, space)
     elsewhere = study.num_running_elsewhere()  # before the trials are read: one that ends in between is among them
@@ -104,7 +110,8 @@ def _run_trials(context: TuningContext, study: SharedStudy, space: SearchSpace) 
         if not _has_feasible(study):
             raise
         logger.warning("the search stops with the best so far: %s", error)
-    _check_ran_sparse(objective)
+    if space.curves is not None:
+        _check_ran_sparse(objective)
     return objective, False
 
 

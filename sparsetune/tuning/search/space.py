@@ -16,6 +16,7 @@ from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.calibration.sensitivity import Sensitivity
 from sparsetune.tuning.events import Parameter, Prediction
 from sparsetune.tuning.search.allocation import KernelCost, allocate, predict, predict_seconds
+from sparsetune.tuning.search.caches import NO_CACHE, CacheSpace
 from sparsetune.tuning.search.candidates import CandidateTable
 
 BUDGETS = (0.002, 0.4)
@@ -51,9 +52,9 @@ NUM_GROUPS = 3
 BEST = "best"
 """Token order `best`: of each head's orders the one with the best trade-off of sparsity and error."""
 
-THRESHOLDS, CALIBRATED, DEFAULT = "thresholds", "calibrated", "default"
-"""Source of a trial's thresholds: calibrated curves or, in the first trial, SpargeAttn's defaults. Not sampled, but a
-user attribute that the trial is enqueued with."""
+THRESHOLDS, CALIBRATED, DEFAULT, DENSE = "thresholds", "calibrated", "default", "dense"
+"""Source of a trial's thresholds: calibrated curves or, in the first trial, SpargeAttn's defaults; `dense` has none,
+only a cache. Not sampled, but a user attribute that the trial is enqueued with."""
 
 REFERENCE = "aim"
 """User attribute and parameter: the sparsity that `reach` is relative to."""
@@ -71,7 +72,7 @@ class Start:
 class SearchSpace:
     """Parameters of a trial, and their choices."""
 
-    curves: Curves
+    curves: Curves | None  # None where only caches are searched
     sensitivity: Sensitivity = field(default_factory=Sensitivity)
     kind: Space = "budget"  # `budget` searches an error budget and its allocation, `raw` the thresholds themselves
     granularity: Granularity = "group"  # one choice for all layers, for each of three groups, or for each layer
@@ -81,6 +82,13 @@ class SearchSpace:
     skip_pv: bool = False  # whether `pvthreshd` is searched
     schedule: bool = True  # whether the schedule is searched; without it all steps drop alike, and none is dense
     step: StepSeconds | None = None  # what a step costs on this GPU; None where sparsity saves no seconds
+    caches: CacheSpace | None = None
+    dense_layers: tuple[tuple[str, int], ...] = ()  # name and number of heads, where there are no curves
+
+    @property
+    def layers(self) -> tuple[tuple[str, int], ...]:
+        """Name and number of heads of each layer."""
+        return self.dense_layers if self.curves is None else self.curves.layers
 
     def suggest(self, trial: optuna.Trial, reference: float = 0.0) -> dict[str, Parameter]:
         """Have the sampler choose a trial's parameters, but for those with one choice.
@@ -88,6 +96,13 @@ class SearchSpace:
         `reference` is the best feasible sparsity so far; 0 searches the whole range of budgets.
         """
         params: dict[str, Parameter] = {}
+        source = trial.user_attrs.get(THRESHOLDS, DENSE if self.curves is None else CALIBRATED)
+        if self.caches is not None:
+            params |= self.caches.suggest(trial, optional=self.curves is not None)
+        if source == DENSE:
+            return params | {THRESHOLDS: DENSE}
+        if params.get("cache", NO_CACHE) != NO_CACHE:
+            reference = 0.0  # a cache leaves less of the error to sparsity
         if self.kind == "budget":
             if reference and THRESHOLDS not in trial.user_attrs and "l1" not in trial.params:  # unless it is a retry
                 trial.set_user_attr(REFERENCE, reference)
@@ -109,14 +124,15 @@ class SearchSpace:
         for name, choices in self._choices().items():
             chosen = choices[0] if len(choices) == 1 else trial.suggest_categorical(name, choices)
             params[name] = choices[0] if chosen is None else chosen
-        params[THRESHOLDS] = trial.user_attrs.get(THRESHOLDS, CALIBRATED)
-        return params
+        return params | {THRESHOLDS: source}
 
     def warm_start(self) -> list[Start]:
         """Return the first trials: SpargeAttn's defaults, then calibrated policies at three budgets.
 
         The sampler sees the defaults at the lowest budget, which is nearest to their error.
         """
+        if self.curves is None:
+            return []
         if self.kind == "raw":
             default = self._raw(SPARGE_DEFAULTS.simthreshd1, SPARGE_DEFAULTS.cdfthreshd or 1.0)
             return [Start(default, DEFAULT), Start(self._raw(-1.0, 0.98))]
@@ -125,10 +141,10 @@ class SearchSpace:
             *(self.with_budget(budget) for budget in INITIAL_BUDGETS),
         ]
 
-    def with_budget(self, budget: float) -> Start:
-        """Return the trial with one budget for all layers, weights of 1 and the first choices."""
+    def with_budget(self, budget: float, cache: Mapping[str, Parameter] | None = None) -> Start:
+        """Return the trial with one budget for all layers, weights of 1, the first choices and a cache's parameters."""
         weights: dict[str, Parameter] = {f"weight_{group}": 1.0 for group in self._groups()[1:]}
-        return Start({"l1": budget} | weights | self._rest())
+        return Start({"l1": budget} | weights | self._rest() | dict(cache or {}))
 
     def with_target(self, reach: float) -> Start:
         """Return the trial with a target of `reach` times the best sparsity, otherwise as `with_budget`."""
@@ -136,20 +152,26 @@ class SearchSpace:
         del params["l1"]
         return Start(params | {"reach": reach})
 
-    def budget_of(self, params: Mapping[str, Parameter]) -> float | None:
-        """Return the budget of a trial that is equal to `with_budget` of it; None for any other trial."""
+    def budget_of(self, params: Mapping[str, Parameter], cache: Mapping[str, Parameter] | None = None) -> float | None:
+        """Return the budget of a trial that is equal to `with_budget` of it and `cache`; None for any other trial."""
         if self.kind == "raw" or params.get(THRESHOLDS) != CALIBRATED or "l1" not in params:
             return None
         budget = float(params["l1"])
         return (
             budget
-            if all(params.get(name) == value for name, value in self.with_budget(budget).params.items())
+            if all(params.get(name) == value for name, value in self.with_budget(budget, cache).params.items())
             else None
         )
 
     def policy(self, params: Mapping[str, Parameter]) -> Policy:
+        policy = self._thresholds(params)
+        return policy if self.caches is None else replace(policy, cache=self.caches.cache(params))
+
+    def _thresholds(self, params: Mapping[str, Parameter]) -> Policy:
         if params.get(THRESHOLDS) == DEFAULT:
-            return Policy.uniform(self.curves.layers)
+            return Policy.uniform(self.layers)
+        if self.curves is None or params.get(THRESHOLDS) == DENSE:
+            return Policy.uniform(self.layers, HeadThresholds(-1.0, cdfthreshd=1.0, is_sparse=False))
         steepness, dense_fraction = float(params.get("steepness", 0.0)), float(params.get("dense_fraction", 0.0))
         keep_text, order = bool(params["keep_text"]), str(params["order"])
         if self.kind == "raw":
@@ -170,11 +192,16 @@ class SearchSpace:
         return with_pv(policy, PVTHRESHDS[1]) if params.get("pvthreshd") == PVTHRESHDS[1] else policy
 
     def predict(self, policy: Policy) -> Prediction:
-        seconds = None if self.step is None else predict_seconds(self._candidates, policy, self.step)
+        if self.curves is None or policy.is_dense:
+            return Prediction()
+        # What a cache will skip isn't known before.
+        timed = self.step is not None and policy.cache is None
+        seconds = predict_seconds(self._candidates, policy, self.step) if timed and self.step is not None else None
         return Prediction(predict(self._candidates, policy), seconds)
 
     @functools.cached_property
     def _candidates(self) -> CandidateTable:
+        assert self.curves is not None
         return CandidateTable(self.curves, self.sensitivity)
 
     def _choices(self) -> dict[str, tuple[Parameter, ...]]:
@@ -186,7 +213,8 @@ class SearchSpace:
 
     def _rest(self) -> dict[str, Parameter]:
         steps: dict[str, Parameter] = {"steepness": STEEPNESS, "dense_fraction": 0.0} if self.schedule else {}
-        return steps | {name: choices[0] for name, choices in self._choices().items()}
+        without = {} if self.caches is None else {"cache": NO_CACHE}
+        return steps | {name: choices[0] for name, choices in self._choices().items()} | without
 
     def _raw(self, simthreshd1: float, cdfthreshd: float) -> dict[str, Parameter]:
         params: dict[str, Parameter] = {}
@@ -195,7 +223,7 @@ class SearchSpace:
         return params | self._rest()
 
     def _raw_layers(self, params: Mapping[str, Parameter]) -> tuple[LayerThresholds, ...]:
-        groups, layers = self._groups(), self.curves.layers
+        groups, layers = self._groups(), self.layers
         found = []
         for index, (name, num_heads) in enumerate(layers):
             group = groups[phase(index, len(layers), len(groups))]
@@ -204,7 +232,7 @@ class SearchSpace:
         return tuple(found)
 
     def _groups(self) -> list[str]:
-        count = num_groups(self.granularity, len(self.curves.layers))
+        count = num_groups(self.granularity, len(self.layers))
         return ["all"] if count == 1 else [f"{index:02d}" for index in range(count)]
 
 

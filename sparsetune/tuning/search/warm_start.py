@@ -1,7 +1,7 @@
-"""First trials: defaults, then the uniform budget at which PSNR just meets the gate, then targets beyond the best."""
+"""First trials: defaults, caches alone, the budget at which PSNR just meets the gate, targets beyond the best."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +9,19 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sparsetune.metrics import Gate
+from sparsetune.tuning.events import Parameter
+from sparsetune.tuning.search.caches import has_slack
 from sparsetune.tuning.search.ranking import largest_shortfall
-from sparsetune.tuning.search.space import BUDGETS, CALIBRATED, FIRST_TARGETS, REFERENCE, THRESHOLDS, SearchSpace
+from sparsetune.tuning.search.space import (
+    BUDGETS,
+    CALIBRATED,
+    DENSE,
+    FIRST_TARGETS,
+    INITIAL_BUDGETS,
+    REFERENCE,
+    THRESHOLDS,
+    SearchSpace,
+)  # fmt: skip
 from sparsetune.tuning.search.study import OUTCOME, best_sparsity
 
 NUM_TRIALS = 4
@@ -65,8 +76,12 @@ def _crossing(tried: Sequence[Tried]) -> float:
     return math.exp(np.clip(-offset / slope, budget.min(), budget.max()))
 
 
-_START, _BUDGET, _TARGET = "start", "lead", "beyond"
-"""User attributes of enqueued trials: index among the first ones; budget near the gate; target beyond the best."""
+_START, _BUDGET, _TARGET, _RUNG, _JOINT = "start", "lead", "beyond", "rung", "joint"
+"""User attributes of enqueued trials: index among the first ones; budget near the gate; target beyond the best; rung of
+a cache's ladder; a budget with a cache."""
+
+_SLACK_DB = 2.0
+"""A cache to which sparsity is added should exceed the gate by as much, if one does."""
 
 
 def enqueue_next(
@@ -76,7 +91,7 @@ def enqueue_next(
     has_starts = not trials or any(_START in trial.user_attrs for trial in trials)
     if has_starts and _enqueue_starts(study, space, trials):
         return
-    if adaptive:
+    if adaptive and not _enqueue_rung(study, space, trials) and space.curves is not None:
         _enqueue_near(study, space, gate, trials, aimed)
 
 
@@ -87,6 +102,24 @@ def _enqueue_starts(study: optuna.Study, space: SearchSpace, trials: list[Frozen
     for index, start in missing:
         study.enqueue_trial(start.params, user_attrs={THRESHOLDS: start.thresholds, _START: index})
     return bool(missing)
+
+
+def _enqueue_rung(study: optuna.Study, space: SearchSpace, trials: list[FrozenTrial]) -> bool:
+    """Enqueue the next cache without sparsity, unless one waits or runs; returns whether any is still to be tried."""
+    if space.caches is None:
+        return False
+    rungs = [trial for trial in trials if _RUNG in trial.user_attrs]
+    if any(trial.state == TrialState.WAITING or OUTCOME not in trial.user_attrs for trial in rungs):
+        return True
+    known = [
+        (trial.user_attrs[OUTCOME]["params"]["cache"], trial.user_attrs[_RUNG], trial.user_attrs[OUTCOME]["feasible"])
+        for trial in rungs
+    ]
+    wanted = space.caches.next_rung(known)
+    if wanted is None:
+        return False
+    study.enqueue_trial(space.caches.rung(*wanted), user_attrs={THRESHOLDS: DENSE, _RUNG: wanted[1]})
+    return True
 
 
 def _enqueue_near(study: optuna.Study, space: SearchSpace, gate: Gate, trials: list[FrozenTrial], aimed: bool) -> None:
@@ -107,6 +140,9 @@ def _enqueue_near(study: optuna.Study, space: SearchSpace, gate: Gate, trials: l
         if budget is not None:
             study.enqueue_trial(space.with_budget(budget).params, user_attrs={THRESHOLDS: CALIBRATED, _BUDGET: True})
             return
+    if space.caches is not None and space.kind == "budget":
+        _enqueue_joint(study, space, gate, ended)
+        return
     best = best_sparsity(trials) if aimed and space.kind == "budget" else 0.0
     running = [trial for trial in trials if trial.state == TrialState.RUNNING and OUTCOME not in trial.user_attrs]
     num_targets = sum(_TARGET in trial.user_attrs for trial in (*ended, *running))
@@ -115,10 +151,35 @@ def _enqueue_near(study: optuna.Study, space: SearchSpace, gate: Gate, trials: l
         study.enqueue_trial(space.with_target(FIRST_TARGETS[num_targets]).params, user_attrs=attrs)
 
 
-def _tried(trials: Sequence[FrozenTrial], space: SearchSpace, gate: Gate) -> Iterator[Tried]:
+def _enqueue_joint(study: optuna.Study, space: SearchSpace, gate: Gate, ended: Sequence[FrozenTrial]) -> None:
+    """Enqueue the next budget with the cache that saves most and leaves some of the error to sparsity."""
+    joint = [trial for trial in ended if _JOINT in trial.user_attrs]
+    if len(joint) >= NUM_TRIALS:
+        return
+    outcomes = [trial.user_attrs[OUTCOME] for trial in ended if _RUNG in trial.user_attrs]
+    alone = [outcome for outcome in outcomes if outcome["feasible"]]
+    chosen = has_slack(
+        [-largest_shortfall(outcome["shortfalls"]) for outcome in alone],
+        [outcome["seconds_sparse"] / (outcome["seconds_dense"] or 1.0) for outcome in alone],
+        _SLACK_DB,
+    )
+    if chosen is None:
+        return
+    params = {name: value for name, value in alone[chosen]["params"].items() if name != THRESHOLDS}
+    tried = [*_tried(joint, space, gate, params)]
+    passed = [each.budget for each in _tried(ended, space, gate) if each.excess_db >= 0]
+    budget = next_budget(tried, *BUDGETS) if tried else max(passed, default=INITIAL_BUDGETS[0]) / STEP_FACTOR
+    if budget is not None:
+        attrs = {THRESHOLDS: CALIBRATED, _JOINT: True}
+        study.enqueue_trial(space.with_budget(budget, params).params, user_attrs=attrs)
+
+
+def _tried(
+    trials: Sequence[FrozenTrial], space: SearchSpace, gate: Gate, cache: Mapping[str, Parameter] | None = None
+) -> Iterator[Tried]:
     for trial in trials:
         outcome = trial.user_attrs[OUTCOME]
-        budget, psnr = space.budget_of(outcome["params"]), outcome["psnr"]
+        budget, psnr = space.budget_of(outcome["params"], cache), outcome["psnr"]
         # A trial that was pruned because another is sparser isn't informative about the gate.
         if budget is not None and psnr is not None and (outcome["state"] == "complete" or psnr < gate.min_psnr):
             yield Tried(budget, -largest_shortfall(outcome["shortfalls"]))

@@ -1,0 +1,214 @@
+"""Step caches through diffusers' own hooks, with the steps that they may not skip."""
+
+import contextlib
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsetune.attention.step_cache import StepCache
+from sparsetune.errors import ModelError
+
+_HOOKS = "_diffusers_hook"  # the attribute in which diffusers keeps a module's hooks
+_NEVER = -1.0  # a threshold that no change is under
+_WARM_UP = 2  # steps that TaylorSeer must compute before it predicts
+
+
+class DiffusersCaching:
+    """The step caches of diffusers for a pipeline's transformers, see `StepCaching`."""
+
+    def __init__(self, transformers: Sequence[nn.Module]) -> None:
+        self._transformers = tuple(transformers)
+
+    def enabled(self) -> str | None:
+        for module in self._transformers:
+            if (config := getattr(module, "_cache_config", None)) is not None:
+                return type(config).__name__.removesuffix("Config")
+        return None
+
+    def install(self, cache: StepCache) -> "_Installed":
+        if (other := self.enabled()) is not None:
+            raise ModelError(
+                f"the policy's cache, {cache.kind}, can't be enabled: {other} is enabled already; call "
+                "transformer.disable_cache() first"
+            )
+        if cache.ratios and len(cache.ratios) != len(self._transformers):
+            raise ModelError(
+                f"the policy's mag cache has ratios of {len(cache.ratios)} transformers, the model has "
+                f"{len(self._transformers)}; use a checkpoint that was tuned for this model"
+            )
+        installed: list[_OnTransformer] = []
+        try:
+            for index, module in enumerate(self._transformers):
+                installed.append(_OnTransformer(module, cache, index))
+        except BaseException:
+            for one in installed:
+                one.remove()
+            raise
+        return _Installed(installed)
+
+
+class _Installed:
+    def __init__(self, caches: "list[_OnTransformer]") -> None:
+        self._caches = caches
+
+    def before_call(self, transformer: int, step: int | None, num_steps: int) -> None:
+        self._caches[transformer].before_call(step, num_steps)
+
+    def reset(self) -> None:
+        for cache in self._caches:
+            cache.module._reset_stateful_cache()
+
+    def remove(self) -> None:
+        for cache in self._caches:
+            cache.remove()
+        self._caches = []
+
+
+class _OnTransformer:
+    """A cache on one transformer."""
+
+    def __init__(self, module: Any, cache: StepCache, index: int) -> None:
+        self.module, self.cache, self._index = module, cache, index
+        self._num_steps = 0
+        if not hasattr(module, "enable_cache"):
+            raise ModelError(f"{type(module).__name__} supports none of diffusers' step caches; use --caches none")
+        self._before = {id(one): "forward" in one.__dict__ for one in module.modules() if _HOOKS in one.__dict__}
+        self._config = self._make_config()
+        try:
+            module.enable_cache(self._config)
+        except Exception as error:
+            module._cache_config = self._config  # so that hooks on its first blocks are removed too
+            self.remove()
+            raise ModelError(
+                f"{type(module).__name__} doesn't support the cache {cache.kind} ({' '.join(str(error).split())}); "
+                "use another one of --caches"
+            ) from error
+        self._hooks = [hook for hook in hooks_of(module) if type(hook).__name__ in _LEADERS]
+
+    def before_call(self, step: int | None, num_steps: int) -> None:
+        """Let the hooks skip, or not, in the next call."""
+        may_skip = self.cache.may_skip(step, num_steps)
+        if self.cache.kind == "taylorseer":
+            for hook in self._hooks:
+                hook.disable_cache_after_step = None if may_skip else 0  # all steps from there on are computed
+            return
+        leader = self._hooks[0]
+        if leader.state_manager._context is None:
+            raise ModelError(
+                f"the cache {self.cache.kind} can't run in this pipeline, which doesn't name its transformer calls "
+                "(cache_context); use another one of --caches"
+            )
+        # First Block Cache's hook has a copy of the threshold, MagCache's shares the configuration.
+        owner = leader if self.cache.kind == "first_block" else self._config
+        owner.threshold = self.cache.threshold if may_skip else _NEVER
+        if self.cache.kind == "mag":
+            self._fit_ratios(num_steps)
+
+    def remove(self) -> None:
+        """Disable the cache, and leave no attribute of diffusers' hooks behind that wasn't there."""
+        self.module.disable_cache()
+        for module in self.module.modules():
+            registry = module.__dict__.get(_HOOKS)
+            if registry is None or registry.hooks or id(module) in self._before:
+                continue
+            del module.__dict__[_HOOKS]
+            forward = module.__dict__.get("forward")
+            if isinstance(forward, types.MethodType) and forward.__func__ is type(module).forward:
+                del module.__dict__["forward"]
+        registry = self.module.__dict__.get(_HOOKS)
+        if registry is not None:
+            registry.invalidate_child_registries_cache()
+
+    def _make_config(self) -> Any:
+        from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
+
+        cache = self.cache
+        if cache.kind == "first_block":
+            return FirstBlockCacheConfig(threshold=cache.threshold or 0.0)  # type: ignore[no-untyped-call]
+        if cache.kind == "mag":
+            ratios = list(cache.ratios[self._index])
+            return MagCacheConfig(  # type: ignore[no-untyped-call]
+                threshold=cache.threshold or 0.0, max_skip_steps=cache.max_skips or 0, retention_ratio=0.0,
+                num_inference_steps=len(ratios), mag_ratios=ratios,
+            )  # fmt: skip
+        return TaylorSeerCacheConfig(  # type: ignore[no-untyped-call]
+            cache_interval=(cache.max_skips or 0) + 1,
+            disable_cache_before_step=_WARM_UP,
+            taylor_factors_dtype=next(self.module.parameters()).dtype,
+            cache_identifiers=[rf"{name}\.\d+" for name in block_lists(self.module)],
+        )
+
+    def _fit_ratios(self, num_steps: int) -> None:
+        """Stretch the calibrated ratios to this generation's steps, each transformer's share of them alike."""
+        if num_steps == self._num_steps:
+            return
+        from diffusers.hooks.mag_cache import nearest_interp
+
+        calibrated = sum(len(ratios) for ratios in self.cache.ratios)
+        ratios = self.cache.ratios[self._index]
+        length = max(1, round(len(ratios) * num_steps / calibrated))
+        self._config.mag_ratios = nearest_interp(torch.tensor(ratios), length)
+        self._config.num_inference_steps = num_steps + 1  # the hook would forget its state within a longer generation
+        self._num_steps = num_steps
+
+
+_LEADERS = ("FBCHeadBlockHook", "MagCacheHeadHook", "TaylorSeerCacheHook")
+"""Names of the hooks that decide whether a step is skipped."""
+
+
+def hooks_of(module: nn.Module) -> list[Any]:
+    """Return diffusers' hooks on a module and those below it."""
+    registries = (one.__dict__.get(_HOOKS) for one in module.modules())
+    return [hook for registry in registries if registry is not None for hook in registry.hooks.values()]
+
+
+def block_lists(module: nn.Module) -> list[str]:
+    """Return the names of a transformer's lists of blocks, as diffusers knows them."""
+    from diffusers.hooks._common import _ALL_TRANSFORMER_BLOCK_IDENTIFIERS
+
+    return [
+        name
+        for name, child in module.named_children()
+        if name in _ALL_TRANSFORMER_BLOCK_IDENTIFIERS and isinstance(child, nn.ModuleList)
+    ]
+
+
+@contextlib.contextmanager
+def measuring_ratios(transformers: Sequence[nn.Module]) -> Iterator[list[list[float]]]:
+    """Calibrate MagCache: yield each transformer's ratios, which grow while it is rendered; nothing is skipped.
+
+    Where guidance makes two calls a step, a ratio is the mean of both. Read them before the rendering ends: the
+    pipeline then resets the hooks.
+
+    Raises:
+        ModelError: a transformer doesn't support MagCache, or a cache is enabled.
+    """
+    enabled: list[Any] = []
+    handles = []
+    ratios: list[list[float]] = [[] for _ in transformers]
+    try:
+        for module, found in zip(transformers, ratios, strict=True):
+            cache = StepCache("mag", 1.0, 1, ratios=((1.0,),) * len(transformers))
+            installed = _OnTransformer(module, cache, 0)
+            enabled.append(installed)
+            installed._config.calibrate, installed._config.num_inference_steps = True, 1_000_000
+
+            def read(*_: Any, cache: _OnTransformer = installed, found: list[float] = found) -> None:
+                states = [list(state.calibration_ratios) for state in _states(cache)]
+                shortest = min(map(len, states), default=0)
+                found[:] = [sum(each[step] for each in states) / len(states) for step in range(shortest)]
+
+            handles.append(module.register_forward_hook(read))
+        yield ratios
+    finally:
+        for handle in handles:
+            handle.remove()
+        for installed in enabled:
+            installed.remove()
+
+
+def _states(cache: _OnTransformer) -> list[Any]:
+    return list(cache._hooks[0].state_manager._state_cache.values())

@@ -1,0 +1,257 @@
+"""Step caches of a policy: installed through diffusers' hooks, counted, and taken off exactly."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
+
+from sparsetune.attention.policy import Policy
+from sparsetune.attention.step_cache import CACHE_KINDS, StepCache
+from sparsetune.attention.thresholds import HeadThresholds
+from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint, save_checkpoint
+from sparsetune.checkpoint.sparge_pt import check_expressible
+from sparsetune.errors import CheckpointError, ModelError, ThresholdError
+from sparsetune.executor import ModelSession
+from sparsetune.models.generation import Renderer
+from sparsetune.models.loading import LoadedModel
+from sparsetune.models.sparsify import sparsify
+from sparsetune.models.step_caching import hooks_of, measuring_ratios
+from sparsetune.tuning.calibration.step_caches import ProbeCaches
+
+NUM_STEPS, NUM_LAYERS = 6, 8
+RATIOS = ((1.0,) * NUM_STEPS,)
+ALWAYS = {
+    "first_block": StepCache("first_block", 1e3),
+    "mag": StepCache("mag", 1e3, 5, ratios=RATIOS),
+    "taylorseer": StepCache("taylorseer", max_skips=5),
+}
+PROMPT = "a red circle moving right over a black background"
+
+
+@pytest.fixture
+def renderer(demo: LoadedModel) -> Iterator[Renderer]:
+    from sparsetune.models.pipelines import demo_config
+
+    settings = demo_config({"generation.num_inference_steps": NUM_STEPS, "generation.num_frames": 9}).generation
+    yield Renderer(demo, settings)
+    assert not hooks_of(demo.pipe.transformer)
+
+
+def dense(demo: LoadedModel, cache: StepCache | None = None) -> Policy:
+    head = HeadThresholds(-1.0, cdfthreshd=1.0, is_sparse=False)
+    return replace(Policy.uniform([(name, heads) for name, heads, _ in demo.identity.layers], head), cache=cache)
+
+
+def half(demo: LoadedModel, cache: StepCache | None = None) -> Policy:
+    head = HeadThresholds(-1.0, topk=0.5)
+    return replace(Policy.uniform([(name, heads) for name, heads, _ in demo.identity.layers], head), cache=cache)
+
+
+def attributes(demo: LoadedModel) -> dict[str, set[str]]:
+    return {name: set(module.__dict__) for name, module in demo.pipe.transformer.named_modules() if name}
+
+
+@pytest.mark.parametrize("kind", CACHE_KINDS)
+def test_a_cache_skips_blocks_which_are_counted_and_is_taken_off_exactly(
+    kind: str, renderer: Renderer, demo: LoadedModel
+) -> None:
+    before, plain = attributes(demo), renderer.render(PROMPT, 0).frames
+    with sparsify(demo.pipe, dense(demo, ALWAYS[kind])) as handle:
+        cached = renderer.render(PROMPT, 0).frames
+        stats = handle.stats()
+    ran = {"first_block": NUM_LAYERS + NUM_STEPS - 1, "mag": NUM_LAYERS, "taylorseer": 3 * NUM_LAYERS}[kind]
+    assert stats.num_calls == {"sparse": 0, "fallback": 0, "dense": ran, "skipped": NUM_STEPS * NUM_LAYERS - ran}
+    assert stats.blocks_run == pytest.approx(ran / (NUM_STEPS * NUM_LAYERS))
+    assert stats.attention_computed == pytest.approx(stats.blocks_run)
+    assert stats.sparsity == 0.0  # of the calls that ran
+    assert stats.blocks_run_by_step[0] == 1.0
+    assert min(stats.blocks_run_by_step) == (1 / NUM_LAYERS if kind == "first_block" else 0.0)
+    assert not np.array_equal(plain, cached)
+    assert attributes(demo) == before
+    assert np.array_equal(renderer.render(PROMPT, 0).frames, plain)
+
+
+@pytest.mark.parametrize("kind", CACHE_KINDS)
+def test_the_first_and_last_steps_are_never_skipped(kind: str, renderer: Renderer, demo: LoadedModel) -> None:
+    cache = replace(ALWAYS[kind], first=0.5, last=0.3)  # the first 3 and the last 2 of 6
+    with sparsify(demo.pipe, dense(demo, cache)) as handle:
+        renderer.render(PROMPT, 0)
+        by_step = handle.stats().blocks_run_by_step
+    assert [share == 1.0 for share in by_step] == [True, True, True, kind == "taylorseer", True, True]
+
+
+def test_the_same_generation_is_cached_the_same_way_again(renderer: Renderer, demo: LoadedModel) -> None:
+    cache = StepCache("mag", 0.2, 2, ratios=((1.0, 0.95, 0.9, 0.95, 1.0, 1.1),))
+    with sparsify(demo.pipe, dense(demo, cache)) as handle:
+        first, stats = renderer.render(PROMPT, 0).frames, handle.stats()
+        handle.reset()
+        assert np.array_equal(renderer.render(PROMPT, 0).frames, first)
+        assert handle.stats().blocks_run_by_step == stats.blocks_run_by_step
+    assert 0.0 < stats.blocks_run < 1.0
+
+
+def test_sparsity_is_of_the_calls_that_ran_and_attention_computed_of_all(renderer: Renderer, demo: LoadedModel) -> None:
+    with sparsify(demo.pipe, half(demo)) as handle:
+        renderer.render(PROMPT, 0)
+        alone = handle.stats()
+        handle.policy = half(demo, ALWAYS["mag"])
+        renderer.render(PROMPT, 0)
+        both = handle.stats()
+    assert both.sparsity == pytest.approx(alone.sparsity, abs=0.01)  # topk leaves out about the same of every call
+    assert both.attention_computed == pytest.approx((1 - both.sparsity) / NUM_STEPS)
+    assert set(both.by_layer_and_step[next(iter(both.by_layer))][1:]) == {1.0}
+
+
+def test_a_paused_policy_caches_nothing_and_goes_on_afterwards(renderer: Renderer, demo: LoadedModel) -> None:
+    plain = renderer.render(PROMPT, 0).frames
+    with sparsify(demo.pipe, dense(demo, ALWAYS["first_block"])) as handle:
+        with handle.paused():
+            assert np.array_equal(renderer.render(PROMPT, 0).frames, plain)
+        renderer.render(PROMPT, 0)
+        assert handle.stats().blocks_run < 1.0
+
+
+def broadcast(pipe: Any) -> PyramidAttentionBroadcastConfig:
+    return PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(100, 900),
+        current_timestep_callback=lambda: pipe.current_timestep,
+    )
+
+
+@pytest.mark.parametrize("config", [broadcast, lambda pipe: FirstBlockCacheConfig(threshold=1e3)])
+@pytest.mark.parametrize("order", ["cache outside", "policy outside", "cache first", "policy first"])
+def test_a_user_s_cache_and_a_policy_may_come_and_go_in_any_order(
+    order: str, config: Any, renderer: Renderer, demo: LoadedModel
+) -> None:
+    pipe, transformer, plain = demo.pipe, demo.pipe.transformer, renderer.render(PROMPT, 0).frames
+    with sparsify(pipe, half(demo)) as handle:
+        renderer.render(PROMPT, 0)
+        wanted = handle.stats().num_calls
+
+    def calls_of_a_rendering() -> dict[str, int]:
+        handle.reset()
+        renderer.render(PROMPT, 0)
+        return handle.stats().num_calls
+
+    if order in ("cache outside", "cache first"):
+        transformer.enable_cache(config(pipe))
+        handle = sparsify(pipe, half(demo))
+    else:
+        handle = sparsify(pipe, half(demo))
+        transformer.enable_cache(config(pipe))
+    both = calls_of_a_rendering()
+    assert both["skipped"] > 0
+    assert both["sparse"] + both["skipped"] == wanted["sparse"]
+    if order in ("cache first", "policy outside"):  # the cache goes, and sparsity stays at work
+        transformer.disable_cache()
+        assert calls_of_a_rendering() == wanted
+        handle.remove()
+    else:
+        handle.remove()
+        transformer.disable_cache()
+    assert np.array_equal(renderer.render(PROMPT, 0).frames, plain)
+    for module in transformer.modules():  # what diffusers leaves behind
+        module.__dict__.pop("_diffusers_hook", None)
+        module.__dict__.pop("forward", None)
+
+
+def test_a_policy_s_cache_beside_a_user_s_is_refused_and_nothing_is_installed(
+    renderer: Renderer, demo: LoadedModel
+) -> None:
+    demo.pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    try:
+        with pytest.raises(ModelError, match="FirstBlockCache is enabled already"):
+            sparsify(demo.pipe, dense(demo, ALWAYS["mag"]))
+        sparsify(demo.pipe, half(demo)).remove()  # nothing was left behind
+    finally:
+        demo.pipe.transformer.disable_cache()
+
+
+def test_ratios_of_another_number_of_transformers_are_refused(renderer: Renderer, demo: LoadedModel) -> None:
+    with pytest.raises(ModelError, match="ratios of 2 transformers, the model has 1"):
+        sparsify(demo.pipe, dense(demo, StepCache("mag", 0.1, 1, ratios=RATIOS * 2)))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "pab"}, "must be one of first_block, mag, taylorseer"),
+        ({"kind": "first_block"}, "has a threshold"),
+        ({"kind": "first_block", "threshold": 0.0}, "must be above 0"),
+        ({"kind": "first_block", "threshold": 0.1, "max_skips": 1}, "has no max_skips"),
+        ({"kind": "taylorseer", "max_skips": 0}, "at least 1"),
+        ({"kind": "taylorseer", "max_skips": 1, "first": 1.5}, r"first must be in \[0, 1\]"),
+        ({"kind": "mag", "threshold": 0.1, "max_skips": 1}, "calibrated ratios"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ThresholdError, match=message):
+        StepCache(**values)
+
+
+def test_mag_ratios_are_those_of_the_residuals(renderer: Renderer, demo: LoadedModel) -> None:
+    inputs: list[Any] = []
+    outputs: list[Any] = []
+    blocks = demo.pipe.transformer.transformer_blocks
+    hooks = [
+        blocks[0].register_forward_pre_hook(
+            lambda _, args, kwargs: inputs.append(kwargs["hidden_states"]), with_kwargs=True
+        ),
+        blocks[-1].register_forward_hook(lambda module, args, output: outputs.append(output[0])),
+    ]
+    try:
+        renderer.render(PROMPT, 0)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    norms = [(out - given).float().norm(dim=-1) for given, out in zip(inputs, outputs, strict=True)]
+    wanted = [1.0, *(float((norms[i] / norms[i - 1]).mean()) for i in range(1, NUM_STEPS))]
+    with measuring_ratios([demo.pipe.transformer]) as ratios:
+        renderer.render(PROMPT, 0)
+    assert ratios[0] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_probe_finds_what_works(renderer: Renderer) -> None:
+    found = ProbeCaches(PROMPT, 0, CACHE_KINDS, "reference").run(ModelSession(renderer), lambda event: None)
+    assert (found.kinds, found.reasons) == (CACHE_KINDS, ())
+    assert [len(each) for each in found.ratios] == [NUM_STEPS]
+
+
+def test_the_probe_says_why_a_model_supports_none(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Any, config: Any) -> None:
+        raise ValueError("Model class Block not registered.")
+
+    monkeypatch.setattr(type(renderer.loaded.pipe.transformer), "enable_cache", refuse)
+    found = ProbeCaches(PROMPT, 0, ("first_block",), "reference").run(ModelSession(renderer), lambda event: None)
+    assert found.kinds == ()
+    assert (
+        "doesn't support the cache first_block (Model class Block not registered.)"
+        in dict(found.reasons)["first_block"]
+    )
+
+
+def test_checkpoints_hold_the_cache_and_older_ones_load_without(demo: LoadedModel, tmp_path: Any) -> None:
+    policy = dense(demo, StepCache("mag", 0.12, 2, first=0.3, ratios=((1.0, 0.95, 0.9),)))
+    save_checkpoint(Checkpoint(policy, Manifest(tuner="test")), tmp_path / "new")
+    assert load_checkpoint(tmp_path / "new").policy == policy
+    with pytest.raises(CheckpointError, match=r"would lose cache mag 0\.12, max_skips 2, first 0\.3"):
+        check_expressible(policy, tmp_path / "old.pt")
+
+
+def test_upstream_s_hooks_have_the_names_that_we_rely_on() -> None:
+    from diffusers.hooks import first_block_cache, mag_cache, taylorseer_cache
+    from diffusers.hooks._common import _ALL_TRANSFORMER_BLOCK_IDENTIFIERS
+    from diffusers.hooks.hooks import HookRegistry, StateManager
+
+    assert "transformer_blocks" in _ALL_TRANSFORMER_BLOCK_IDENTIFIERS
+    assert StateManager(object)._context is None
+    assert {"hooks", "_fn_refs"} <= set(vars(HookRegistry(None)))
+    assert first_block_cache.FBCHeadBlockHook(StateManager(object), 0.5).threshold == 0.5
+    config = mag_cache.MagCacheConfig(mag_ratios=[1.0], num_inference_steps=1)
+    assert mag_cache.MagCacheHeadHook(StateManager(object), config).config is config
+    hook = taylorseer_cache.TaylorSeerCacheHook(5, 2, None, StateManager(object))
+    assert hook.disable_cache_after_step is None
