@@ -114,6 +114,13 @@ def test_a_paused_policy_caches_nothing_and_goes_on_afterwards(renderer: Rendere
         assert handle.stats().blocks_run < 1.0
 
 
+def tidy(demo: LoadedModel) -> None:
+    """Remove what diffusers leaves behind when a cache that it enabled is disabled."""
+    for module in demo.pipe.transformer.modules():
+        module.__dict__.pop("_diffusers_hook", None)
+        module.__dict__.pop("forward", None)
+
+
 def broadcast(pipe: Any) -> PyramidAttentionBroadcastConfig:
     return PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2,
@@ -154,9 +161,7 @@ def test_a_user_s_cache_and_a_policy_may_come_and_go_in_any_order(
         handle.remove()
         transformer.disable_cache()
     assert np.array_equal(renderer.render(PROMPT, 0).frames, plain)
-    for module in transformer.modules():  # what diffusers leaves behind
-        module.__dict__.pop("_diffusers_hook", None)
-        module.__dict__.pop("forward", None)
+    tidy(demo)
 
 
 def test_a_policy_s_cache_beside_a_user_s_is_refused_and_nothing_is_installed(
@@ -169,6 +174,7 @@ def test_a_policy_s_cache_beside_a_user_s_is_refused_and_nothing_is_installed(
         sparsify(demo.pipe, half(demo)).remove()  # nothing was left behind
     finally:
         demo.pipe.transformer.disable_cache()
+        tidy(demo)
 
 
 def test_ratios_of_another_number_of_transformers_are_refused(renderer: Renderer, demo: LoadedModel) -> None:
