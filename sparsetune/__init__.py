@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sparsetune import metrics
     from sparsetune.api import create_pipelines, evaluate_config, load_checkpoint, sparsify
     from sparsetune.attention.policy import Policy
+    from sparsetune.attention.step_cache import StepCache
     from sparsetune.checkpoint.storage import save_checkpoint
     from sparsetune.config import Config, resolve
     from sparsetune.errors import SparsetuneError
@@ -23,6 +24,7 @@ __all__ = [
     "Config",
     "Policy",
     "SparsetuneError",
+    "StepCache",
     "__version__",
     "create_pipelines",
     "evaluate",
@@ -40,6 +42,7 @@ _MODULES = {
     "Config": "sparsetune.config",
     "Policy": "sparsetune.attention.policy",
     "SparsetuneError": "sparsetune.errors",
+    "StepCache": "sparsetune.attention.step_cache",
     "create_pipelines": "sparsetune.api",
     "evaluate": "sparsetune.evaluation.evaluate",
     "evaluate_config": "sparsetune.api",

@@ -324,7 +324,7 @@ def _save(context: TuningContext, study_name: str, best: TrialResult) -> Path:
     identity = runtime.identity
     measured = {
         "sparsity": best.sparsity, "psnr": best.psnr, "psnr_worst": best.psnr_worst,
-        "frame_cosine": best.frame_cosine, "speedup": best.speedup,
+        "frame_cosine": best.frame_cosine, "speedup": best.speedup, "blocks_run": best.blocks_run,
     }  # fmt: skip
     manifest = Manifest(
         tuner=config.tune.tuner,

@@ -16,13 +16,13 @@ FIRST = (0.0, 0.4, 0.1)
 LAST = (0.0, 0.2, 0.1)
 """The same at the end."""
 
-MAX_SKIPS = 6
+MAX_SKIPS = 10
 
 _THRESHOLDS: Mapping[CacheKind, tuple[float, float]] = {"first_block": (0.03, 0.8), "mag": (0.02, 0.6)}
 """Ranges; logarithmic scale."""
 
 _LADDERS: Mapping[CacheKind, tuple[tuple[float | None, int | None], ...]] = {
-    "taylorseer": ((None, 1), (None, 2), (None, 3), (None, 4), (None, 6)),
+    "taylorseer": ((None, 1), (None, 2), (None, 3), (None, 5), (None, 8)),
     "mag": ((0.06, 1), (0.12, 2), (0.2, 3), (0.3, 4), (0.5, 5)),
     "first_block": ((0.08, None), (0.15, None), (0.25, None), (0.4, None), (0.6, None)),
 }
