@@ -141,8 +141,8 @@ def _build(described: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
         raise TypeError(f"keep_text and select_partial must be true or false, got {keep_text!r}, {select_partial!r}")
     cache = described.get("cache")  # since version 2
     if cache is not None:
-        ratios = tuple(tuple(float(ratio) for ratio in of_one) for of_one in cache.pop("ratios"))
-        cache = StepCache(**cache, ratios=ratios)
+        ratios = tuple(tuple(float(ratio) for ratio in of_one) for of_one in cache["ratios"])
+        cache = StepCache(**dict(cache) | {"ratios": ratios})
     return Policy(tuple(layers), schedule, str(described["order"]), keep_text, select_partial, cache)
 
 

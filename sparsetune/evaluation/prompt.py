@@ -165,7 +165,9 @@ def saves_seconds(kernel: str, policy: Policy) -> bool:
 
 
 def rendering_dense(handle: "SparseHandle | None") -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext() if handle is None else handle.paused()
+    if handle is None:
+        return contextlib.nullcontext()
+    return with_policy(handle, replace(handle.policy, schedule=DenseSchedule(1.0), cache=None))
 
 
 @contextlib.contextmanager

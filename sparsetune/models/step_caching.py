@@ -91,18 +91,17 @@ class _OnTransformer:
     def before_call(self, step: int | None, num_steps: int) -> None:
         """Let the hooks skip, or not, in the next call."""
         may_skip = self.cache.may_skip(step, num_steps)
+        if self._hooks[0].state_manager._context is None:
+            raise ModelError(
+                f"the cache {self.cache.kind} can't run in this pipeline, which doesn't name its transformer calls "
+                "(cache_context); use another one of --caches, or none"
+            )
         if self.cache.kind == "taylorseer":
             for hook in self._hooks:
                 hook.disable_cache_after_step = None if may_skip else 0  # all steps from there on are computed
             return
-        leader = self._hooks[0]
-        if leader.state_manager._context is None:
-            raise ModelError(
-                f"the cache {self.cache.kind} can't run in this pipeline, which doesn't name its transformer calls "
-                "(cache_context); use another one of --caches"
-            )
         # First Block Cache's hook has a copy of the threshold, MagCache's shares the configuration.
-        owner = leader if self.cache.kind == "first_block" else self._config
+        owner = self._hooks[0] if self.cache.kind == "first_block" else self._config
         owner.threshold = self.cache.threshold if may_skip else _NEVER
         if self.cache.kind == "mag":
             self._fit_ratios(num_steps)

@@ -225,7 +225,7 @@ def test_damaged_and_foreign_safetensors_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "from a newer sparsetune"),
+        ({"schema_version": 3}, "from a newer sparsetune"),
         ({"schema_version": None}, "needs schema_version"),
         ({"order": "zigzag"}, "order must be one of"),
         ({"dense_fraction": 2}, "dense_fraction must be in"),
@@ -236,6 +236,9 @@ def test_damaged_and_foreign_safetensors_are_refused(tmp_path: Path) -> None:
         ({"layers": [{"name": "a", "rule": "cdf", "order": ["raster", "zigzag"]}]}, "order must be one of"),
         ({"layers": [{"name": "a", "rule": "cdf", "order": ["raster"]}]}, "one for each of its 2 heads, got 1"),
         ({"layers": []}, "unexpected tensors"),
+        ({"cache": "mag"}, "is no complete policy"),
+        ({"cache": {"kind": "mag", "threshold": 0.1, "max_skips": 1, "ratios": []}}, "mag has calibrated ratios"),
+        ({"cache": {"kind": "pab", "ratios": []}}, "a cache must be one of first_block"),
         ({"layers": [{"name": "a", "rule": "magic"}]}, "a rule must be cdf or topk"),
         ({"layers": [{"name": "b", "rule": "cdf"}]}, "b lacks is_sparse"),
     ],

@@ -42,6 +42,7 @@ def test_show_as_json(folder: Path) -> None:
         "order": "raster",
         "keep_text": False,
         "select_partial": False,
+        "cache": None,
     }
     assert [layer["name"] for layer in shown["layers"]] == [name for name, _ in LAYERS]
 

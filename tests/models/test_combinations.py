@@ -14,6 +14,7 @@ from diffusers import ContextParallelConfig, FirstBlockCacheConfig, PyramidAtten
 from peft import LoraConfig, get_peft_model_state_dict
 
 from sparsetune.attention.schedule import DenseSchedule
+from sparsetune.attention.step_cache import StepCache
 from sparsetune.errors import ModelError
 from sparsetune.models.random_weights import blueprint, build_pipeline
 from sparsetune.models.sparsify import sparsify
@@ -166,6 +167,58 @@ def test_a_first_block_cache_skips_layers_and_the_rest_is_counted(pipe: Any, bef
             support.rendered(pipe, WAN)
             stats = handle.stats()
     assert stats.num_calls == {"sparse": 6, "dense": 0, "fallback": 0, "skipped": 2}
+
+
+CACHES = (
+    StepCache("first_block", 1e3),
+    StepCache("mag", 1e3, 5, ratios=((1.0,) * 2, (1.0,) * 4)),
+    StepCache("taylorseer", max_skips=5),
+)
+
+
+@pytest.mark.parametrize("offloaded", [False, True])
+@pytest.mark.parametrize("cache", CACHES, ids=lambda cache: cache.kind)
+def test_a_policy_s_cache_works_on_two_transformers_with_guidance_by_two_calls(
+    cache: StepCache, offloaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(support, "STEPS", 6)
+    case = next(case for case in CASES if case.blueprint == "wan2.2-t2v-a14b")
+    pipe = support.build(case)
+    plain = support.rendered(pipe, case)
+    if offloaded:
+        pipe.enable_model_cpu_offload(device="cpu")
+    with sparsify(pipe, replace(policy(pipe, HALF), cache=cache), "reference") as handle:
+        support.rendered(pipe, case)
+        stats = handle.stats()
+    first, second = {  # the first transformer runs two steps, the second four
+        "first_block": ((1.0, 0.5), (1.0, 0.5, 0.5, 0.5)),
+        "mag": ((1.0, 0.0), (1.0, 0.0, 0.0, 0.0)),
+        "taylorseer": ((1.0, 1.0), (1.0, 1.0, 0.0, 1.0)),
+    }[cache.kind]
+    assert stats.blocks_run_by_step == (*first, *second)
+    assert sum(stats.num_calls.values()) == 6 * 2 * 2  # steps, calls for guidance, layers
+    assert torch.equal(support.rendered(pipe, case), plain)
+
+
+def test_a_cache_that_a_transformer_doesn_t_support_is_refused_and_nothing_is_installed() -> None:
+    case = next(case for case in CASES if case.blueprint == "ltx-2")
+    pipe = support.build(case)
+    before = {name: set(module.__dict__) for name, module in pipe.transformer.named_modules() if name}
+    with pytest.raises(ModelError, match="LTX2VideoTransformer3DModel doesn't support the cache first_block"):
+        sparsify(pipe, replace(policy(pipe, HALF), cache=CACHES[0]), "reference")
+    assert {name: set(module.__dict__) for name, module in pipe.transformer.named_modules() if name} == before
+    sparsify(pipe, policy(pipe, HALF), "reference").remove()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a scheduler of diffusers
+def test_a_pipeline_that_names_no_calls_can_t_have_a_cache() -> None:
+    case = next(case for case in CASES if case.blueprint == "allegro")
+    pipe = support.build(case)
+    with (
+        sparsify(pipe, replace(policy(pipe, HALF), cache=CACHES[2]), "reference"),
+        pytest.raises(ModelError, match="doesn't name its transformer calls"),
+    ):
+        support.rendered(pipe, case)
 
 
 def test_pyramid_attention_broadcast_skips_calls_and_the_rest_is_counted(pipe: Any) -> None:
