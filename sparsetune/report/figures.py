@@ -177,7 +177,7 @@ def _line(values: tuple[Number, ...], name: str, role: Role) -> Series:
 
 
 def _heat_map(axis: str, first: int, rows: dict[str, tuple[float, ...]], words: Words) -> HeatMap | None:
-    if not rows or not any(rows.values()):
+    if not any(any(row) for row in rows.values()):  # a policy that is dense but for its cache
         return None
     width = max(len(row) for row in rows.values())
     values: list[tuple[Number, ...]] = [(*row, *[None] * (width - len(row))) for row in rows.values()]
@@ -194,6 +194,27 @@ def _heat_map(axis: str, first: int, rows: dict[str, tuple[float, ...]], words: 
         Axis(words("axis.layer"), labels=tuple(str(index) for index in range(len(values)))),
         tuple(values),
     )  # fmt: skip
+
+
+def timeline(result: EvaluationResult, words: Words) -> Plot | None:
+    """What ran in each denoising step; None without a step cache, where the heat map by step tells it."""
+    part = result.sparsity
+    if result.config.policy.cache is None or not part.blocks_run_by_step:
+        return None
+    steps = tuple(range(1, len(part.by_step) + 1))
+    computed = tuple(1.0 - left_out for left_out in part.by_step)
+    skipping = ", ".join(str(step) for step, share in enumerate(part.blocks_run_by_step, 1) if share < 1.0)
+    return Plot(
+        "timeline",
+        words("timeline.title"),
+        words("timeline.alt", cache=result.config.policy.cache, steps=len(computed), skipping=skipping or "–"),
+        Axis(words("axis.step"), whole=True),
+        Axis(words("axis.share"), percent=True),
+        (
+            Series(words("timeline.blocks"), "muted", steps, part.blocks_run_by_step, line=True),
+            Series(words("timeline.attention"), "main", steps, computed, line=True),
+        ),
+    )
 
 
 def _column(layers: Sequence[LayerSection], threshold: str) -> tuple[Number, ...]:
@@ -249,7 +270,7 @@ def figures(source: Source, words: Words) -> tuple[Chart, ...]:
     """Every figure that there is data for, with titles and alternative texts in the language of `words`."""
     found: list[Chart | None] = []
     if (result := source.evaluation) is not None:
-        found.append(frames(result, words))
+        found += [frames(result, words), timeline(result, words)]
         for axis, first, rows in (("step", 1, result.sparsity.by_layer_and_step), ("head", 0, result.sparsity.by_head)):
             found.append(_heat_map(axis, first, rows, words))
         found += thresholds(result, source.before, words)

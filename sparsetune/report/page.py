@@ -23,7 +23,7 @@ from sparsetune.video import DIFFERENCE_GAIN, panes
 _HERE = Path(__file__).parent
 _SCRIPTS = ("base", "theme", "charts", "player", "stage", "tables", "trials", "main")
 _GROUPS = {
-    "sparsity": ("sparsity_by_layer_and_step", "sparsity_by_layer_and_head"),
+    "sparsity": ("timeline", "sparsity_by_layer_and_step", "sparsity_by_layer_and_head"),
     "thresholds": ("thresholds_cdfthreshd", "thresholds_topk", "thresholds_simthreshd1", "thresholds_pvthreshd"),
     "search": ("pareto_front", "search_history", "importances", "calibration_against_psnr"),
     "ladder": ("error_attribution",),

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sparsetune.report.charts import Bars, HeatMap, Plot
-from sparsetune.report.figures import figures, front
+from sparsetune.report.figures import figures, front, timeline
 from sparsetune.report.interactive import plotly_figure
 from sparsetune.report.pictures import save_pictures
 from sparsetune.report.source import Source
@@ -123,3 +123,16 @@ def test_pictures_of_all_figures_are_drawn(tmp_path: Path) -> None:
 def test_a_search_that_took_no_time_has_no_time_figure(seconds: dict[str, float]) -> None:
     record = record_of().model_copy(update={"seconds_by_phase": seconds})
     assert "time_by_phase" not in [chart.name for chart in figures(Source("x", None, tuning=record), words("en"))]
+
+
+def test_the_timeline_tells_which_steps_a_cache_skipped() -> None:
+    result = result_of()
+    part = result.sparsity.model_copy(update={"blocks_run_by_step": (1.0, 0.5, 1.0), "by_step": (0.0, 0.75, 0.25)})
+    policy = result.config.policy.model_copy(update={"cache": "mag 0.1, max_skips 1"})
+    config = result.config.model_copy(update={"policy": policy})
+    cached = result.model_copy(update={"sparsity": part, "config": config})
+    chart = timeline(cached, words("en"))
+    assert chart is not None
+    assert [(one.x, one.y) for one in chart.series] == [((1, 2, 3), (1.0, 0.5, 1.0)), ((1, 2, 3), (1.0, 0.25, 0.75))]
+    assert "mag 0.1, max_skips 1 skips blocks in steps 2" in chart.alt
+    assert timeline(result, words("en")) is None
