@@ -59,9 +59,10 @@ class SparseHandle:
         self._warned: set[str] = set()
         self.warm: Policy | None = None  # the last policy whose kernels ran before they were timed
         self._cache: InstalledCache | None = None
+        self._removed = False
         self._pairs: dict[str, float] = {}  # block pairs of a head in a call of each layer
         self._called: set[str] = set()  # layers in the transformer call that runs
-        self._interception = Interception(sites, self._attend, self._around)
+        self._interception = Interception(sites, self._attend, self)
         try:
             self.policy = policy
         except BaseException:
@@ -76,9 +77,16 @@ class SparseHandle:
     @policy.setter
     def policy(self, policy: Policy) -> None:
         check_fits(policy, [(layer.name, layer.num_heads) for layer in self._sites.layers])
+        before: Policy | None = getattr(self, "_policy", None)
         self._remove_cache()
         self._policy = policy
-        self._install_cache()
+        try:
+            self._install_cache()
+        except BaseException:
+            if before is not None:
+                self._policy = before
+                self._install_cache()
+            raise
         self._counts: dict[_Group, tuple[int, float, Tensor]] = {}
         self._thresholds = {layer.name: layer for layer in policy.layers}
         self._tensors: dict[tuple[str, float, torch.device], ThresholdTensors] = {}
@@ -107,11 +115,13 @@ class SparseHandle:
         try:
             yield
         finally:
-            self._interception.active = True
-            self._install_cache()
+            if not self._removed:
+                self._interception.active = True
+                self._install_cache()
 
     def remove(self) -> None:
         """Remove the policy and restore the pipeline's modules exactly. Does nothing the second time."""
+        self._removed = True
         self._remove_cache()
         self._interception.remove()
 
@@ -125,7 +135,7 @@ class SparseHandle:
 
     def _install_cache(self) -> None:
         cache, caching = self._policy.cache, self._sites.caching
-        if cache is None:
+        if cache is None or self._removed:
             return
         if caching is None:
             raise ModelError(f"the policy's cache, {cache.kind}, can't be installed on this model")
@@ -136,13 +146,14 @@ class SparseHandle:
             self._cache.remove()
             self._cache = None
 
-    @contextlib.contextmanager
-    def _around(self, site: TransformerSite, step: int | None, num_steps: int) -> Iterator[None]:
-        """Let the cache skip, or not, in a transformer's call, and count the layers that weren't called in it."""
+    def before_call(self, site: TransformerSite, step: int | None, num_steps: int) -> None:
+        """Let the cache skip, or not, in a transformer's call; a `CallObserver`'s."""
         if self._cache is not None:
             self._cache.before_call(self._sites.transformers.index(site), step, num_steps)
         self._called.clear()
-        yield
+
+    def after_call(self, site: TransformerSite, step: int | None) -> None:
+        """Count the layers that weren't called in it as skipped; a `CallObserver`'s."""
         for layer in site.layers:
             if layer.name in self._pairs and layer.name not in self._called:
                 self._add((layer.name, step, "skipped", "none", None, layer.num_heads), self._pairs[layer.name])

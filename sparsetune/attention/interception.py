@@ -8,9 +8,8 @@ import functools
 import logging
 import types
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +28,14 @@ logger = logging.getLogger(__name__)
 _UNHOOKED = "_old_forward"
 _DIFFUSERS_HOOKS = "_diffusers_hook"
 
-Around = Callable[[TransformerSite, int | None, int], AbstractContextManager[None]]
-"""Takes a transformer that is about to be called, the denoising step and their number; entered around the call."""
 
+class CallObserver(Protocol):
+    """Is told of each transformer call; of no call within a graph of `torch.compile`."""
 
-def _no_context(site: TransformerSite, step: int | None, num_steps: int) -> AbstractContextManager[None]:
-    return nullcontext()
+    def before_call(self, site: TransformerSite, step: int | None, num_steps: int) -> None: ...
+
+    def after_call(self, site: TransformerSite, step: int | None) -> None:
+        """Not called where the transformer's forward raised."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,16 @@ class Interception:
     """
 
     def __init__(
-        self, sites: AttentionSites, attend: Callable[[AttentionCall], Tensor], around: Around = _no_context
+        self,
+        sites: AttentionSites,
+        attend: Callable[[AttentionCall], Tensor],
+        observer: CallObserver | None = None,
     ) -> None:
         _check_free(sites)
         self.active = True
         self._sites = sites
         self._attend = attend
-        self._around = around
+        self._observer = observer
         self._running: dict[str, TransformerCall] = {}
         self._last: tuple[Tensor, int | None, int] | None = None
         self._without_calls: set[str] = set()
@@ -138,10 +142,12 @@ class Interception:
             )
             self._running[transformer.name] = call
             try:
-                if torch.compiler.is_compiling():
+                if self._observer is None or torch.compiler.is_compiling():
                     return original(*args, **kwargs)
-                with self._around(transformer, *self._step(call.timestep)):
-                    return original(*args, **kwargs)
+                step = self._before(self._observer, transformer, call.timestep)
+                output = original(*args, **kwargs)
+                self._after(self._observer, transformer, step)
+                return output
             finally:
                 self._running.pop(transformer.name, None)
 
@@ -170,6 +176,16 @@ class Interception:
             return output
 
         return forward
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # what a broken graph leaves to Python is traced too, call by call
+    def _before(self, observer: CallObserver, site: TransformerSite, timestep: Tensor) -> int | None:
+        step, num_steps = self._step(timestep)
+        observer.before_call(site, step, num_steps)
+        return step
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _after(self, observer: CallObserver, site: TransformerSite, step: int | None) -> None:
+        observer.after_call(site, step)
 
     def _step(self, timestep: Tensor) -> tuple[int | None, int]:
         if self._last is None or self._last[0] is not timestep:

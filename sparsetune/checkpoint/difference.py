@@ -64,7 +64,7 @@ def difference(first: Policy, second: Policy) -> PolicyDifference:
 
 def _rules(policy: Policy) -> dict[str, object]:
     held = {field.name: getattr(policy, field.name) for field in fields(policy) if field.name != "layers"}
-    cache = None if policy.cache is None else str(policy.cache)
+    cache = None if policy.cache is None else asdict(policy.cache)
     return asdict(held.pop("schedule")) | held | {"cache": cache}
 
 

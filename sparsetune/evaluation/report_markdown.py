@@ -234,7 +234,7 @@ def _ladder(result: EvaluationResult) -> str:
     ]
     note = (
         f"Means over {found.num_prompts} prompts, against the dense baseline. The share is what each row adds to the "
-        "squared error of the row above; only the last is due to sparsity."
+        "squared error of the row above; only the last is due to the policy."
     )
     head = ("Source", "psnr (dB)", "Mean squared error", "Share of the error")
     return f"## Error sources\n\n{table(head, rows)}\n\n{note}"

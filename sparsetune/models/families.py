@@ -223,7 +223,7 @@ def attention_sites(pipe: Any) -> AttentionSites:
         transformers,
         _Steps(pipe, family.steps),
         lambda: getattr(pipe.scheduler, "step_index", None),
-        DiffusersCaching([transformer.module for transformer in transformers]),
+        DiffusersCaching([getattr(pipe, transformer.name) for transformer in transformers]),
     )
 
 

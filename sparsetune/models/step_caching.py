@@ -20,7 +20,8 @@ class DiffusersCaching:
     """The step caches of diffusers for a pipeline's transformers, see `StepCaching`."""
 
     def __init__(self, transformers: Sequence[nn.Module]) -> None:
-        self._transformers = tuple(transformers)
+        self._given = tuple(transformers)  # perhaps wrapped by torch.compile
+        self._transformers = tuple(getattr(module, "_orig_mod", module) for module in transformers)
 
     def enabled(self) -> str | None:
         for module in self._transformers:
@@ -38,6 +39,11 @@ class DiffusersCaching:
             raise ModelError(
                 f"the policy's mag cache has ratios of {len(cache.ratios)} transformers, the model has "
                 f"{len(self._transformers)}; use a checkpoint that was tuned for this model"
+            )
+        if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in self._given):
+            raise ModelError(
+                f"the policy's cache, {cache.kind}, can't be enabled on a transformer that is compiled as a whole; "
+                "compile its blocks instead: transformer.compile_repeated_blocks()"
             )
         installed: list[_OnTransformer] = []
         try:
@@ -73,6 +79,7 @@ class _OnTransformer:
     def __init__(self, module: Any, cache: StepCache, index: int) -> None:
         self.module, self.cache, self._index = module, cache, index
         self._num_steps = 0
+        self._last_step: int | None = None
         if not hasattr(module, "enable_cache"):
             raise ModelError(f"{type(module).__name__} supports none of diffusers' step caches; use --caches none")
         self._before = {id(one): "forward" in one.__dict__ for one in module.modules() if _HOOKS in one.__dict__}
@@ -87,10 +94,20 @@ class _OnTransformer:
                 "use another one of --caches"
             ) from error
         self._hooks = [hook for hook in hooks_of(module) if type(hook).__name__ in _LEADERS]
+        if not self._hooks:
+            self.remove()
+            raise ModelError(
+                f"{type(module).__name__} doesn't support the cache {cache.kind}: diffusers finds no blocks in it; use "
+                "another one of --caches"
+            )
 
     def before_call(self, step: int | None, num_steps: int) -> None:
         """Let the hooks skip, or not, in the next call."""
         may_skip = self.cache.may_skip(step, num_steps)
+        if step is not None:
+            if self._last_step is not None and step < self._last_step:
+                self._forget()
+            self._last_step = step
         if self._hooks[0].state_manager._context is None:
             raise ModelError(
                 f"the cache {self.cache.kind} can't run in this pipeline, which doesn't name its transformer calls "
@@ -105,6 +122,12 @@ class _OnTransformer:
         owner.threshold = self.cache.threshold if may_skip else _NEVER
         if self.cache.kind == "mag":
             self._fit_ratios(num_steps)
+
+    def _forget(self) -> None:
+        """Forget an earlier generation, which the pipeline does at its end, but not where it failed."""
+        for hook in hooks_of(self.module):
+            if (manager := getattr(hook, "state_manager", None)) is not None:
+                manager._state_cache.clear()
 
     def remove(self) -> None:
         """Disable the cache, and leave no attribute of diffusers' hooks behind that wasn't there."""
@@ -136,7 +159,7 @@ class _OnTransformer:
         return TaylorSeerCacheConfig(  # type: ignore[no-untyped-call]
             cache_interval=(cache.max_skips or 0) + 1,
             disable_cache_before_step=_WARM_UP,
-            taylor_factors_dtype=next(self.module.parameters()).dtype,
+            taylor_factors_dtype=self.module.dtype,
             cache_identifiers=[rf"{name}\.\d+" for name in block_lists(self.module)],
         )
 

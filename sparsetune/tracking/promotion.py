@@ -154,10 +154,19 @@ def _speedups(candidate: EvaluationResult, champion: EvaluationResult) -> tuple[
         (result.config.backend, result.config.compile, result.environment.device_name)
         for result in (candidate, champion)
     ]
-    if candidate.seconds is None or champion.seconds is None or ran[0] != ran[1]:
+    untimed = candidate.seconds is None and champion.seconds is None
+    now, before = _speed(candidate), _speed(champion)
+    if untimed or now is None or before is None or ran[0] != ran[1]:
         return None
-    noise = 2.0 * max(candidate.seconds.noise, champion.seconds.noise)
-    return candidate.seconds.speedup, champion.seconds.speedup, noise
+    return now[0], before[0], 2.0 * max(now[1], before[1])
+
+
+def _speed(result: EvaluationResult) -> tuple[float, float] | None:
+    """Return a measured speed-up and its noise; 1 where neither the kernel nor a cache skips work, None if unknown."""
+    if result.seconds is not None:
+        return result.seconds.speedup, result.seconds.noise
+    saves = skips_work(result.config.backend) or result.config.policy.cache is not None
+    return None if saves else (1.0, 0.0)
 
 
 def _figures(change: Change) -> str:

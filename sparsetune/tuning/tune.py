@@ -107,7 +107,7 @@ _CACHES = "caches"
 def _shared_caches(context: TuningContext, study: StudyState) -> CacheSpace | None:
     """Return the caches to search, as the study's first process found them; None where none are wanted.
 
-    TuningError where none of those wanted works, ModelError where one that was asked for by name doesn't.
+    ModelError where none of those wanted works, or one that was asked for by name doesn't.
     """
     if not context.cache_kinds:
         return None
@@ -119,8 +119,8 @@ def _shared_caches(context: TuningContext, study: StudyState) -> CacheSpace | No
     working = json.loads(known)
     reasons = dict(working["reasons"])
     if reasons and (context.config.tune.caches != ("auto",) or not working["kinds"]):
-        kind, reason = next(iter(reasons.items()))
-        raise ModelError(f"the cache {kind} doesn't work on this model: {reason}; use --caches auto or none")
+        listed = "; ".join(f"{kind}: {reason}" for kind, reason in reasons.items())
+        raise ModelError(f"caches don't work on this model: {listed}; use --caches none or others")
     for kind, reason in reasons.items():
         logger.info("the cache %s isn't searched: %s", kind, reason)
     ratios = tuple(tuple(each) for each in working["ratios"])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sparsetune.attention.step_cache import CacheKind, StepCache
-from sparsetune.errors import GenerationError, ModelError
+from sparsetune.errors import GenerationError, ModelError, OutOfMemoryError
 from sparsetune.executor import Emit, ModelSession, StepDone
 from sparsetune.models.families import attention_sites
 from sparsetune.models.generation import Renderer
@@ -50,6 +50,8 @@ class ProbeCaches:
                     reasons.append((kind, reason))
                 else:
                     working.append(kind)
+            except OutOfMemoryError:
+                raise  # it says nothing of the model
             except (ModelError, GenerationError) as error:
                 reasons.append((kind, str(error)))
         return WorkingCaches(tuple(working), tuple(reasons), ratios if "mag" in working else ())

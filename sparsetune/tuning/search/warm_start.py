@@ -109,11 +109,13 @@ def _enqueue_rung(study: optuna.Study, space: SearchSpace, trials: list[FrozenTr
     if space.caches is None:
         return False
     rungs = [trial for trial in trials if _RUNG in trial.user_attrs]
-    if any(trial.state == TrialState.WAITING or OUTCOME not in trial.user_attrs for trial in rungs):
+    ended = [trial for trial in rungs if OUTCOME in trial.user_attrs]
+    # An interrupted trial is retried as a new trial.
+    if any(trial.state in (TrialState.WAITING, TrialState.RUNNING) for trial in rungs if trial not in ended):
         return True
     known = [
         (trial.user_attrs[OUTCOME]["params"]["cache"], trial.user_attrs[_RUNG], trial.user_attrs[OUTCOME]["feasible"])
-        for trial in rungs
+        for trial in ended
     ]
     wanted = space.caches.next_rung(known)
     if wanted is None:
@@ -130,7 +132,7 @@ def _enqueue_near(study: optuna.Study, space: SearchSpace, gate: Gate, trials: l
     """
     for trial in trials:
         attrs = trial.user_attrs
-        is_budget = attrs.get(THRESHOLDS) == CALIBRATED and (_START in attrs or _BUDGET in attrs)
+        is_budget = attrs.get(THRESHOLDS) == CALIBRATED and any(name in attrs for name in (_START, _BUDGET, _JOINT))
         if trial.state == TrialState.WAITING or (trial.state == TrialState.RUNNING and is_budget):
             return
     # An interrupted trial is retried as a new trial.
