@@ -129,6 +129,7 @@ def broadcast(pipe: Any) -> PyramidAttentionBroadcastConfig:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [broadcast, lambda pipe: FirstBlockCacheConfig(threshold=1e3)])
 @pytest.mark.parametrize("order", ["cache outside", "policy outside", "cache first", "policy first"])
 def test_a_user_s_cache_and_a_policy_may_come_and_go_in_any_order(
@@ -261,3 +262,43 @@ def test_upstream_s_hooks_have_the_names_that_we_rely_on() -> None:
     assert mag_cache.MagCacheHeadHook(StateManager(object), config).config is config
     hook = taylorseer_cache.TaylorSeerCacheHook(5, 2, None, StateManager(object))
     assert hook.disable_cache_after_step is None
+
+
+def test_a_rendering_that_failed_leaves_nothing_to_the_next(renderer: Renderer, demo: LoadedModel) -> None:
+    cache = StepCache("taylorseer", max_skips=5)
+    with sparsify(demo.pipe, dense(demo, cache)):
+        wanted = renderer.render(PROMPT, 0).frames
+
+        def fail(step: int, num_steps: int) -> None:
+            if step == 4:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            renderer.render("a blue star turning over a sand background", 1, fail)
+        assert np.array_equal(renderer.render(PROMPT, 0).frames, wanted)
+
+
+def test_a_handle_that_is_removed_while_paused_stays_removed(renderer: Renderer, demo: LoadedModel) -> None:
+    handle = sparsify(demo.pipe, dense(demo, ALWAYS["mag"]))
+    with handle.paused():
+        handle.remove()
+    assert not hooks_of(demo.pipe.transformer)
+
+
+def test_a_policy_that_is_refused_leaves_the_one_before(renderer: Renderer, demo: LoadedModel) -> None:
+    before = dense(demo, ALWAYS["first_block"])
+    with sparsify(demo.pipe, before) as handle:
+        with pytest.raises(ModelError, match="ratios of 2 transformers"):
+            handle.policy = dense(demo, StepCache("mag", 0.1, 1, ratios=RATIOS * 2))
+        assert handle.policy == before
+        renderer.render(PROMPT, 0)
+        assert handle.stats().blocks_run < 1.0
+
+
+def test_a_transformer_compiled_as_a_whole_can_t_have_a_cache(renderer: Renderer, demo: LoadedModel) -> None:
+    demo.pipe.transformer.compile(backend="eager")  # nothing is compiled before it is called
+    try:
+        with pytest.raises(ModelError, match="compiled as a whole"):
+            sparsify(demo.pipe, dense(demo, ALWAYS["mag"]))
+    finally:
+        demo.pipe.transformer._compiled_call_impl = None

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState
 
 from sparsetune.attention.step_cache import StepCache
 from sparsetune.bench.step_time import StepSeconds
@@ -15,6 +16,7 @@ from sparsetune.tuning.search.caches import CacheSpace, has_slack
 from sparsetune.tuning.search.objective import Objective, TrialRunner
 from sparsetune.tuning.search.ranking import winner
 from sparsetune.tuning.search.space import DENSE, THRESHOLDS, SearchSpace
+from sparsetune.tuning.search.warm_start import enqueue_next
 from tests.executor.engines import FakeExecutor
 from tests.tuning.tables import curves
 
@@ -119,3 +121,23 @@ def test_a_resumed_study_rebuilds_its_policies(tmp_path: Path) -> None:
     again = searched(tmp_path, whole, 7)
     assert [trial.policy for trial in again[:5]] == [trial.policy for trial in first]
     assert [trial.blocks_run for trial in again[:5]] == [trial.blocks_run for trial in first]
+
+
+def enqueued(tmp_path: Path, whole: SearchSpace, states):
+    """Ask a study for its next trials, after trials that were enqueued, in the states given, were left behind."""
+    with studies.quiet():
+        study = studies.open_study(f"sqlite:///{tmp_path / 'b.db'}", "b", {}, 0, 20, "tpe", "speed")
+        found = []
+        for state in states:
+            enqueue_next(study, study.get_trials(), whole, GATE, adaptive=True, aimed=True)
+            trial = study.ask()
+            found.append(whole.suggest(trial))
+            if state == "interrupted":
+                study.tell(trial, state=TrialState.FAIL)
+        return found
+
+
+def test_an_interrupted_rung_is_tried_again(tmp_path: Path) -> None:
+    whole = SearchSpace(None, caches=space(("taylorseer",)), dense_layers=(("a", 2),))
+    first, again = enqueued(tmp_path, whole, ("interrupted", "running"))
+    assert first == again == whole.caches.rung("taylorseer", 2) | {THRESHOLDS: DENSE}
