@@ -398,6 +398,27 @@ def test_where_both_were_timed_with_one_kernel_the_faster_is_better_whatever_its
     assert not against(timed(result_of(PSNRS, 0.2), 1.5, "flex"), slower).met
 
 
+def cached(result: EvaluationResult, speedup: float) -> EvaluationResult:
+    """The result with a step cache, on a CPU, where only policies with a cache are timed."""
+    policy = result.config.policy.model_copy(update={"cache": "mag 0.1, max_skips 1"})
+    config = result.config.model_copy(update={"policy": policy})
+    return timed(result.model_copy(update={"config": config}), speedup, backend="reference")
+
+
+def on_cpu(result: EvaluationResult) -> EvaluationResult:
+    return result.model_copy(update={"config": result.config.model_copy(update={"backend": "reference"})})
+
+
+def test_beside_a_cache_a_policy_without_one_is_as_fast_as_dense_on_a_cpu() -> None:
+    plain = on_cpu(result_of())
+    condition = champion_condition(cached(result_of(), 1.5), [plain], "version 1")
+    assert condition.met
+    assert "speed-up 1.50x, was 1.00x" in condition.says
+    condition = champion_condition(plain, [cached(result_of(), 1.5)], "version 1")
+    assert not condition.met
+    assert "it is slower" in condition.says
+
+
 def test_speed_ups_within_the_noise_are_equal_so_that_quality_decides() -> None:
     champion = timed(result_of(PSNRS, 0.25), 1.5)
     assert against(timed(result_of(PSNRS, 0.25), 1.49), champion).met
