@@ -10,7 +10,7 @@ from sparsetune.attention import backends
 from sparsetune.bench.step_time import StepTime, StepTimes
 from sparsetune.checkpoint import load_checkpoint
 from sparsetune.config import Config
-from sparsetune.errors import ExecutorError, TuningError
+from sparsetune.errors import ConfigError, ExecutorError, TuningError
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.tasks import TimeStep
 from sparsetune.executor import StepDone
@@ -248,3 +248,43 @@ def test_a_model_whose_calls_all_fall_back_is_refused_by_its_reason(
     monkeypatch.setattr(TimeStep, "run", lambda *_: dataclasses.replace(dense, sparse=rows))
     with pytest.raises(TuningError, match="none of its attention calls can run sparse: fewer than 128 tokens"):
         tune(config(tmp_path), output_dir=tmp_path / "results")
+
+
+@pytest.mark.slow
+def test_caches_are_searched_by_seconds_on_a_cpu_and_nothing_is_calibrated(tmp_path: Path) -> None:
+    recorder = Recorder()
+    settings = config(
+        tmp_path, tune__n_trials=4, tune__caches=("taylorseer", "mag"), generation__num_inference_steps=8,
+        gate__min_psnr=10.0, tune__margin_db=0.0,
+    )  # fmt: skip
+    result = tune(settings, output_dir=tmp_path / "results", listeners=(recorder,))
+    assert result.calibration_path is None
+    assert "calibration" not in recorder.names
+    assert recorder.started is not None and recorder.started.goal == "speed"
+    assert all(trial.policy.is_dense and trial.blocks_run < 1.0 for trial in result.trials)
+    assert all(trial.seconds_dense is not None for trial in result.trials)
+    best, evaluation = result.best, result.evaluation
+    assert best is not None and evaluation is not None and result.checkpoint_path is not None
+    assert load_checkpoint(result.checkpoint_path).policy == best.policy
+    assert evaluation.config.policy.cache == str(best.policy.cache)
+    assert evaluation.seconds is not None
+    assert evaluation.sparsity.overall == 0.0
+    assert evaluation.sparsity.blocks_run == evaluation.sparsity.attention_computed == pytest.approx(best.blocks_run)
+    record = load_record(tmp_path / "results" / "tuning.json")
+    assert [trial.blocks_run for trial in record.trials] == [trial.blocks_run for trial in result.trials]
+    again = tune(settings, output_dir=tmp_path / "results")
+    assert [trial.policy for trial in again.trials] == [trial.policy for trial in result.trials]
+
+
+@pytest.mark.parametrize(
+    ("caches", "others", "message"),
+    [
+        (("auto", "mag"), {}, "must be none, auto, or names of caches"),
+        (("mag",), {"tune__tuner": "calibrate"}, "only --tuner optuna searches caches"),
+        (("mag",), {"tune__objective": "sparsity"}, "caches save seconds, not block pairs"),
+        (("pab",), {}, "pab"),
+    ],
+)
+def test_caches_that_make_no_sense_are_refused(tmp_path: Path, caches, others, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(tmp_path, tune__caches=caches, **others)

@@ -141,6 +141,7 @@ def importances(study: optuna.Study, goal: Goal) -> dict[str, float]:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.filterwarnings("ignore", "Some regimes")  # parameters of a cache that few trials have
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=max(0.1, 2.0 / len(complete)))
         target = (lambda trial: float(trial.values[0])) if goal == "pareto" else None
         found = optuna.importance.get_param_importances(
