@@ -103,6 +103,11 @@ class _OnTransformer:
 
     def before_call(self, step: int | None, num_steps: int) -> None:
         """Let the hooks skip, or not, in the next call."""
+        if self.module._cache_config is not self._config:
+            raise ModelError(
+                f"the policy's cache, {self.cache.kind}, was disabled or replaced under it; call remove() on the "
+                "handle, and sparsify again"
+            )
         may_skip = self.cache.may_skip(step, num_steps)
         if step is not None:
             if self._last_step is not None and step < self._last_step:
@@ -131,7 +136,8 @@ class _OnTransformer:
 
     def remove(self) -> None:
         """Disable the cache, and leave no attribute of diffusers' hooks behind that wasn't there."""
-        self.module.disable_cache()
+        if self.module._cache_config is self._config:  # and not one that the user enabled in its place
+            self.module.disable_cache()
         for module in self.module.modules():
             registry = module.__dict__.get(_HOOKS)
             if registry is None or registry.hooks or id(module) in self._before:

@@ -302,3 +302,17 @@ def test_a_transformer_compiled_as_a_whole_can_t_have_a_cache(renderer: Renderer
             sparsify(demo.pipe, dense(demo, ALWAYS["mag"]))
     finally:
         demo.pipe.transformer._compiled_call_impl = None
+
+
+def test_a_cache_that_a_user_replaces_under_the_policy_is_told_and_left_to_the_user(
+    renderer: Renderer, demo: LoadedModel
+) -> None:
+    transformer = demo.pipe.transformer
+    with sparsify(demo.pipe, dense(demo, ALWAYS["mag"])):
+        transformer.disable_cache()
+        with pytest.raises(ModelError, match="was disabled or replaced under it"):
+            renderer.render(PROMPT, 0)
+        transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    assert transformer.is_cache_enabled
+    transformer.disable_cache()
+    tidy(demo)
