@@ -21,7 +21,7 @@ from sparsetune.tuning.search.space import (
     REFERENCE,
     THRESHOLDS,
     SearchSpace,
-)  # fmt: skip
+)
 from sparsetune.tuning.search.study import OUTCOME, best_sparsity
 
 NUM_TRIALS = 4
