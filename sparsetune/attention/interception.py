@@ -177,7 +177,8 @@ class Interception:
 
         return forward
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # what a broken graph leaves to Python is traced too, call by call
+    # What a broken graph leaves to Python is traced too, call by call: not these.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before(self, observer: CallObserver, site: TransformerSite, timestep: Tensor) -> int | None:
         step, num_steps = self._step(timestep)
         observer.before_call(site, step, num_steps)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
+from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.errors import ThresholdError
 
 CacheKind = Literal["first_block", "mag", "taylorseer"]
@@ -59,8 +60,7 @@ class StepCache:
         """Whether blocks may be skipped in step `step` of `num_steps`; True for a step outside of the schedule."""
         if step is None:
             return True
-        # Rounding first keeps 0.1 * 30 = 3.0000000000000004 from becoming 4 steps.
-        first, last = (math.ceil(round(share * num_steps, 9)) for share in (self.first, self.last))
+        first, last = (DenseSchedule(share).num_dense_steps(num_steps) for share in (self.first, self.last))
         return first <= step < num_steps - last
 
     def __str__(self) -> str:

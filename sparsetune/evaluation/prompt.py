@@ -20,6 +20,7 @@ from sparsetune.models.prompts import AnyPrompt, as_prompt
 if TYPE_CHECKING:
     from sparsetune.attention.handle import SparseHandle
     from sparsetune.attention.stats import SparsityStats
+    from sparsetune.evaluation.result import PolicySection
     from sparsetune.executor import Side
     from sparsetune.models.generation import Renderer, Rendering
 
@@ -159,7 +160,7 @@ def dense_baseline(
     return found
 
 
-def saves_seconds(kernel: str, policy: Policy) -> bool:
+def saves_seconds(kernel: str, policy: "Policy | PolicySection") -> bool:
     """Whether seconds say anything of a policy: its kernel skips work, or a cache skips blocks."""
     return skips_work(kernel) or policy.cache is not None
 

@@ -65,7 +65,7 @@ class _Installed:
 
     def reset(self) -> None:
         for cache in self._caches:
-            cache.module._reset_stateful_cache()
+            cache.forget()
 
     def remove(self) -> None:
         for cache in self._caches:
@@ -82,7 +82,7 @@ class _OnTransformer:
         self._last_step: int | None = None
         if not hasattr(module, "enable_cache"):
             raise ModelError(f"{type(module).__name__} supports none of diffusers' step caches; use --caches none")
-        self._before = {id(one): "forward" in one.__dict__ for one in module.modules() if _HOOKS in one.__dict__}
+        self._hooked_before = {id(one) for one in module.modules() if _HOOKS in one.__dict__}
         self._config = self._make_config()
         try:
             module.enable_cache(self._config)
@@ -111,7 +111,7 @@ class _OnTransformer:
         may_skip = self.cache.may_skip(step, num_steps)
         if step is not None:
             if self._last_step is not None and step < self._last_step:
-                self._forget()
+                self.forget()
             self._last_step = step
         if self._hooks[0].state_manager._context is None:
             raise ModelError(
@@ -128,7 +128,7 @@ class _OnTransformer:
         if self.cache.kind == "mag":
             self._fit_ratios(num_steps)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Forget an earlier generation, which the pipeline does at its end, but not where it failed."""
         for hook in hooks_of(self.module):
             if (manager := getattr(hook, "state_manager", None)) is not None:
@@ -140,7 +140,7 @@ class _OnTransformer:
             self.module.disable_cache()
         for module in self.module.modules():
             registry = module.__dict__.get(_HOOKS)
-            if registry is None or registry.hooks or id(module) in self._before:
+            if registry is None or registry.hooks or id(module) in self._hooked_before:
                 continue
             del module.__dict__[_HOOKS]
             forward = module.__dict__.get("forward")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsetune.attention.backends import skips_work
 from sparsetune.errors import GateError, RegistryError, ResultError, TrackingError, UsageError
 from sparsetune.evaluation.compare import Change, Comparison, compare
+from sparsetune.evaluation.prompt import saves_seconds
 from sparsetune.evaluation.report_markdown import seconds_text
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.metrics import MIN_FOR_INTERVAL
@@ -165,8 +165,7 @@ def _speed(result: EvaluationResult) -> tuple[float, float] | None:
     """Return a measured speed-up and its noise; 1 where neither the kernel nor a cache skips work, None if unknown."""
     if result.seconds is not None:
         return result.seconds.speedup, result.seconds.noise
-    saves = skips_work(result.config.backend) or result.config.policy.cache is not None
-    return None if saves else (1.0, 0.0)
+    return None if saves_seconds(result.config.backend, result.config.policy) else (1.0, 0.0)
 
 
 def _figures(change: Change) -> str:
@@ -201,7 +200,7 @@ def judge(registry: Registry, candidate: Candidate, alias: str = CHAMPION) -> Ve
     champion = registry.aliased(alias)
     registry.check_alias(alias)
     config = candidate.result.config
-    timed = skips_work(config.backend) or config.policy.cache is not None
+    timed = saves_seconds(config.backend, config.policy)
     conditions = (
         gate_condition(candidate.result),
         *((speed_condition(candidate.result),) if timed else ()),
