@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -127,7 +127,7 @@ class Setup:
         return self.evaluated[policy]
 
 
-def open_setup(options: argparse.Namespace, seed: int, **tune: object) -> Setup:
+def open_setup(options: argparse.Namespace, seed: int, changes: Mapping[str, object] | None = None) -> Setup:
     order = np.random.default_rng(seed).permutation(16)
     settings = {
         "model.device": options.device,
@@ -139,11 +139,12 @@ def open_setup(options: argparse.Namespace, seed: int, **tune: object) -> Setup:
         "eval.seed": 42 + seed,
         "tune.margin_db": MARGIN_DB,
         "tune.probe_prompts": PROBE_PROMPTS,
+        "tune.caches": "none",
         "gate.min_frame_cosine": 0.9,
         "tracking.root": options.output / f"mlruns-{seed}",
         "cache.dir": options.output / "cache",
     }
-    config = demo_config(settings | {f"tune.{key}": value for key, value in tune.items()})
+    config = demo_config(settings | (changes or {}))
     context = open_context(config, options.output / "out")
     context = replace(context, prompts=tuple(context.prompts[index] for index in order[: options.tune_prompts]))
 
@@ -276,7 +277,7 @@ def part(options: argparse.Namespace) -> None:
         return
     setup = setup.at(options, options.gates[0])
     prepared = prepare(setup.context)
-    plain = prepare(open_setup(options, seed, select_partial=False).context, probe=False)
+    plain = prepare(open_setup(options, seed, {"tune.select_partial": False}).context, probe=False)
     listed = list(variants(setup, prepared, plain))
     for name, policy_of, high in listed[options.number :: ABLATION_PARTS]:
         add(f"ablation: {name}", setup, bisected(setup, policy_of, 0.002, high))

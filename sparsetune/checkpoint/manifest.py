@@ -66,9 +66,10 @@ class Manifest(BaseModel):
         created: when, in UTC as ISO 8601 (other time zones are converted).
         base_model, base_source, base_revision: name, hub id or folder, and revision of the model tuned for.
         base_fingerprint: SHA-256 of its weights' index.
+        base_lora, base_lora_scale: file, folder or hub id of the LoRA fused into its weights, and its weight.
         pipeline_class, transformer_class, layers: its classes and self-attention layers.
-        num_frames, height, width, num_inference_steps, guidance_scale, guidance_scale_2, dtype, scheduler, compile: as
-            tuned on.
+        num_frames, height, width, num_inference_steps, guidance_scale, guidance_scale_2, dtype, scheduler, flow_shift,
+            compile: as tuned on.
         kernel, device: the attention kernel and the GPU or CPU tuned with.
         tuner_settings: the tuner's own settings.
         search: the whole configuration of the search, for `tune --from-manifest`.
@@ -88,6 +89,8 @@ class Manifest(BaseModel):
     base_source: str | None = None
     base_revision: str | None = None
     base_fingerprint: str | None = None
+    base_lora: str | None = None
+    base_lora_scale: float | None = None
     pipeline_class: str | None = None
     transformer_class: str | None = None
     layers: tuple[LayerShape, ...] = ()
@@ -100,6 +103,7 @@ class Manifest(BaseModel):
     guidance_scale_2: float | None = None
     dtype: str | None = None
     scheduler: str | None = None
+    flow_shift: float | None = None
     compile: bool | None = None
 
     kernel: str | None = None

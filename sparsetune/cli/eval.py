@@ -18,7 +18,13 @@ from sparsetune.cli.main import Command
 )
 @options.checkpoint_option("evaluate", "none; with --use-tuned results/MODEL/checkpoint")
 @options.settings(
-    "eval.num_prompts", "eval.prompt_file", "eval.seed", "eval.output_dir", "eval.save_videos", "eval.ladder"
+    "eval.num_prompts",
+    "eval.prompt_file",
+    "eval.seed",
+    "eval.output_dir",
+    "eval.save_videos",
+    "eval.ladder",
+    "eval.yardstick_steps",
 )
 @options.metric_options
 @options.run_options

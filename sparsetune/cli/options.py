@@ -138,6 +138,7 @@ model_options = _together(
         "model.offload",
         "model.vae_tiling",
         "model.vae_slicing",
+        "model.lora",
         "model.compile",
         "backend",
     ),

@@ -114,7 +114,7 @@ def statistics_table(statistics: "Mapping[str, MetricStatistics] | Mapping[str, 
 
 
 def evaluation_text(result: "EvaluationResult") -> str:
-    from sparsetune.evaluation.report_markdown import cache_text, seconds_text, verdict_text
+    from sparsetune.evaluation.report_markdown import cache_text, seconds_text, verdict_text, yardstick_text
 
     lines = [table_text(statistics_table(result.statistics)), ""] if result.statistics else []
     if result.seconds is not None:
@@ -132,6 +132,8 @@ def evaluation_text(result: "EvaluationResult") -> str:
         reasons = ", ".join(f"{count} calls, {reason}" for reason, count in sparsity.fallbacks.items())
         lines.append(f"fell back to dense: {reasons}")
     lines += ladder_lines(result)
+    if (yardstick := yardstick_text(result)) is not None:
+        lines.append(yardstick)
     lines += [f"score {coloured_status(result.verdict, verdict_text(result))}", gate_line(result.gate.failures)]
     lines += [f"failed: prompt {row.index} ({row.prompt}): {row.error}" for row in result.failed]
     lines += unavailable_lines(row.unavailable for row in result.detailed_results)

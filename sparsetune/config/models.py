@@ -65,6 +65,15 @@ class ModelConfig(_Section):
     )
     vae_tiling: bool = Field(False, description="Decode frames in tiles: less memory, slightly slower.")
     vae_slicing: bool = Field(False, description="Decode one video of a batch at a time: less memory.")
+    lora: str | None = Field(
+        None,
+        min_length=1,
+        description="LoRA to fuse into the weights: a file, a folder or a hub id, e.g. for few steps.",
+    )
+    lora_scale: float = Field(1.0, description="Weight of the LoRA.")
+    flow_shift: float | None = Field(
+        None, gt=0.0, description="Shift of a flow-matching scheduler's sigmas; null is the model's own."
+    )
     compile: bool = Field(
         False, description="Compile the transformer's repeated blocks (torch.compile), for dense and sparse alike."
     )
@@ -124,9 +133,9 @@ class TuneConfig(_Section):
         description="Token orders to choose from for each head; `all` for every one.",
     )
     caches: Annotated[tuple[Caches, ...], Field(min_length=1)] = Field(
-        ("none",),
+        ("auto",),
         description="Step caches to search together with sparsity, which skip whole blocks: none, auto for all that "
-        "work on the model, or some.",
+        "work on the model, or some. Only optuna searches them, and only for speed.",
     )
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)] = Field(("cdf",), description="Mask rules to choose from.")
     keep_text: KeepText = Field(
@@ -163,13 +172,20 @@ class TuneConfig(_Section):
     def _caches_fit(self) -> Self:
         if len(self.caches) > 1 and {"none", "auto"} & set(self.caches):
             raise ValueError(f"tune.caches must be none, auto, or names of caches, got {', '.join(self.caches)}")
-        if self.caches != ("none",) and self.tuner != "optuna":
+        if {"none", "auto"} & set(self.caches):
+            return self
+        if self.tuner != "optuna":
             raise ValueError(f"only --tuner optuna searches caches, got {self.tuner}; use --caches none")
-        if self.caches != ("none",) and self.objective not in ("auto", "speed"):
+        if self.objective not in ("auto", "speed"):
             raise ValueError(
                 f"caches save seconds, not block pairs, but tune.objective is {self.objective}; use --objective speed"
             )
         return self
+
+    @property
+    def searches_caches(self) -> bool:
+        """Whether step caches are wanted of a search that has a use for them."""
+        return self.caches != ("none",) and self.tuner == "optuna" and self.objective in ("auto", "speed")
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:
@@ -199,6 +215,9 @@ class EvalConfig(_Section):
     )
     metric_modules: tuple[str, ...] = Field(
         (), description="Python files or modules with custom metrics, imported first."
+    )
+    yardstick_steps: int | None = Field(
+        None, gt=0, description="Also compare both with a dense video of this many steps, for models with few steps."
     )
     ladder: bool = Field(
         False, description="Also measure noise and kernel rounding error: two more renderings per prompt."

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from sparsetune.bench.step_time import StepTimes
 from sparsetune.evaluation.prompt import PromptResult
@@ -24,6 +24,7 @@ def prompt_row(
     result: PromptResult,
     ladder: Mapping[Rung, Mapping[str, float]] | None = None,
     psnr_per_frame: Sequence[float] | None = None,
+    yardstick: Mapping[Literal["dense", "sparse"], Mapping[str, float]] | None = None,
 ) -> PromptRow:
     values: dict[str, Any] = {
         "index": index,
@@ -40,6 +41,7 @@ def prompt_row(
         "error": result.error,
         "unavailable": dict(result.unavailable),
         "ladder": ladder,
+        "yardstick": yardstick,
     }
     return PromptRow.model_validate(values)
 

@@ -88,6 +88,7 @@ def config_section(
     metrics: tuple[str, ...],
     prompt_file: Path | None,
     tune_prompts: Sequence[AnyPrompt],
+    yardstick_steps: int | None,
 ) -> ConfigSection:
     tuned_on = set(tune_prompts) if tuned else set()
     identity = runtime.identity
@@ -107,6 +108,8 @@ def config_section(
             num_layers=len(identity.layers),
             num_heads=sum(num_heads for _, num_heads, _ in identity.layers),
             random_weights=identity.random_weights,
+            lora=identity.lora,
+            lora_scale=identity.lora_scale,
         ),
         **runtime.settings.model_dump(),
         scheduler=runtime.scheduler,
@@ -118,6 +121,7 @@ def config_section(
         break_even=str(break_even) if break_even is not None else None,
         policy=policy_section(policy),
         metrics=metrics,
+        yardstick_steps=yardstick_steps,
         prompt_file=str(prompt_file) if prompt_file is not None else None,
         prompts_hash=hash_prompts(prompts),
         prompts_in_tune_set=texts([prompt for prompt in dict.fromkeys(prompts) if prompt in tuned_on]),

@@ -104,6 +104,7 @@ def evaluate_config(
             checkpoint=str(checkpoint) if isinstance(checkpoint, Path | str) else None,
             tuner=loaded_checkpoint.manifest.tuner if loaded_checkpoint else None,
             ladder=config.eval.ladder,
+            yardstick_steps=config.eval.yardstick_steps,
             prompt_file=config.eval.prompt_file,
             tune_prompts=_tune_prompts(config, prompts, loaded_checkpoint),
         )
@@ -128,6 +129,7 @@ def evaluate(
     checkpoint: str | None = None,
     tuner: str | None = None,
     ladder: bool = False,
+    yardstick_steps: int | None = None,
     prompt_file: Path | None = None,
     tune_prompts: Sequence[AnyPrompt] = (),
 ) -> EvaluationResult:
@@ -153,6 +155,7 @@ def evaluate(
         checkpoint: the policy's source, for the result.
         tuner: of the policy, for the result.
         ladder: also measure noise and kernel rounding: two more renderings per prompt.
+        yardstick_steps: also compare the dense and the sparse video with a dense one of this many steps.
         prompt_file: the prompts' source, for the result.
         tune_prompts: prompts that the policy may have been tuned on; the result flags an overlap.
 
@@ -176,12 +179,13 @@ def evaluate(
         outputs = OutputFolder.of(output_dir, runtime, tuned)
         config = config_section(
             runtime, policy, prompts, seed, tuned, checkpoint=checkpoint, tuner=tuner, break_even=break_even,
-            metrics=names, prompt_file=prompt_file, tune_prompts=tune_prompts,
+            metrics=names, prompt_file=prompt_file, tune_prompts=tune_prompts, yardstick_steps=yardstick_steps,
         )  # fmt: skip
         tasks = [
             JudgePrompt(
                 index, prompt, policy, backend, break_even=table, seed=seed, cache=cache, metrics=names,
                 outputs=outputs, save_videos=save_videos, difference=difference, ladder=ladder,
+                yardstick_steps=yardstick_steps,
             )
             for index, prompt in enumerate(prompts)
         ]  # fmt: skip
@@ -193,6 +197,10 @@ def evaluate(
 
 def _as_executor(renderer: Renderer | Executor) -> contextlib.AbstractContextManager[Executor]:
     return contextlib.nullcontext(renderer) if isinstance(renderer, Executor) else LocalExecutor(ModelSession(renderer))
+
+
+JUDGED_STEPS = 3 * (2 * TimeStep.repeats + 1)
+"""Denoising steps that are timed before an evaluation, most to warm up: dense twice, and without attention."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The Markdown report of an evaluation, report.md."""
 
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -73,6 +74,7 @@ def report_markdown(
         _prompts(result, folder, videos or {}),
         _sparsity(result),
         _ladder(result),
+        _yardstick(result),
         _stills(result, folder, stills or {}),
         "## Human review\n\nWatch the side-by-side videos and tick what is true:\n\n"
         + "\n".join(f"- [ ] {name}: {question}" for name, question in CHECKLIST),
@@ -221,6 +223,23 @@ def _sparsity(result: EvaluationResult) -> str:
         [(f"`{name}`", percent(value), part.kernels.get(name, "")) for name, value in part.by_layer.items()],
     )
     return "## Sparsity\n\n" + "\n".join(lines) + f"\n\n<details><summary>By layer</summary>\n\n{layers}\n\n</details>"
+
+
+def yardstick_text(result: EvaluationResult) -> str | None:
+    """Mean PSNR of both videos against the dense one of more steps, as a sentence; None where it wasn't rendered."""
+    found = [row.yardstick for row in result.detailed_results if row.yardstick]
+    if not found:
+        return None
+    dense, sparse = (statistics.mean(each[side]["psnr"] for each in found) for side in ("dense", "sparse"))
+    return (
+        f"against dense videos of {result.config.yardstick_steps} steps the dense ones have {dense:.2f} dB, the sparse "
+        f"ones {sparse:.2f} dB"
+    )
+
+
+def _yardstick(result: EvaluationResult) -> str:
+    text = yardstick_text(result)
+    return f"## More steps\n\nMean psnr {text}." if text else ""
 
 
 def _ladder(result: EvaluationResult) -> str:

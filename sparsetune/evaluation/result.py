@@ -42,6 +42,8 @@ class ModelSection(_Part):
     num_layers: int = Field(description="Self-attention layers.")
     num_heads: int = Field(description="Attention heads of all layers together.")
     random_weights: str = Field("no", description="full or tiny where its weights are random, else no.")
+    lora: str | None = Field(None, description="LoRA fused into its weights: file, folder or hub id.")
+    lora_scale: float | None = Field(None, description="Weight of the LoRA.")
 
 
 class Spread(_Part):
@@ -100,6 +102,7 @@ class ConfigSection(_Part):
     break_even: str | None = Field(None, description="Break-even table; layers that it says wouldn't gain ran dense.")
     policy: PolicySection
     metrics: tuple[str, ...]
+    yardstick_steps: int | None = Field(None, description="Steps of the dense video that both are compared with too.")
     prompt_file: str | None
     prompts_hash: str = Field(description="SHA-256 of the list of prompts.")
     prompts_in_tune_set: tuple[str, ...] = Field(description="Also in the tune set, which inflates scores.")
@@ -142,6 +145,9 @@ class PromptRow(_Part):
     unavailable: dict[str, str] = Field(default_factory=dict, description="Reasons of metrics without a value.")
     ladder: dict[Rung, dict[str, float]] | None = Field(
         None, description="Of the dense video again, and at sparsity 0."
+    )
+    yardstick: dict[Literal["dense", "sparse"], dict[str, float]] | None = Field(
+        None, description="Metrics of both videos against a dense one of yardstick_steps steps."
     )
 
     @property

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sparsetune.attention.backends import choose_backend
 from sparsetune.attention.policy import Policy
@@ -16,10 +16,10 @@ from sparsetune.evaluation.aggregate import prompt_row
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.ladder import render_ladder
 from sparsetune.evaluation.outputs import OutputFolder
-from sparsetune.evaluation.prompt import Pair, PromptResult, StepCallback, evaluate_prompt
+from sparsetune.evaluation.prompt import Pair, PromptResult, StepCallback, dense_baseline, evaluate_prompt
 from sparsetune.evaluation.result import PromptRow, Rung
 from sparsetune.executor import Emit, ModelSession, Phase, Side, StepDone
-from sparsetune.metrics import get, psnr_per_frame
+from sparsetune.metrics import compute_available, get, psnr_per_frame
 from sparsetune.models.prompts import AnyPrompt
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class TimeStep:
     seed: int
     backend: str
     topk: tuple[float, ...] = ()
-    repeats: int = 5
+    repeats: int = 3
 
     def run(self, session: ModelSession, emit: Emit) -> StepTimes:
         renderer = session.restore()
@@ -106,6 +106,7 @@ class JudgePrompt:
     save_videos: bool
     difference: bool
     ladder: bool
+    yardstick_steps: int | None = None
 
     def run(self, session: ModelSession, emit: Emit) -> JudgedPrompt:
         for name in self.metrics:  # a worker that lacks a user's metric fails before it renders
@@ -117,7 +118,8 @@ class JudgePrompt:
             return JudgedPrompt(prompt_row(self.index, result), result)
         seconds = (result.seconds_sparse or 0.0) + (0.0 if result.dense_cached else result.seconds_dense or 0.0)
         rungs, spent = self._ladder(renderer, handle, result, pair, on_step) if self.ladder else (None, 0.0)
-        row = prompt_row(self.index, result, rungs, psnr_per_frame(pair.dense, pair.sparse))
+        yardstick = self._yardstick(renderer, handle, result.seed, pair, on_step) if self.yardstick_steps else None
+        row = prompt_row(self.index, result, rungs, psnr_per_frame(pair.dense, pair.sparse), yardstick)
         frame = row.worst_frame or 0
         worst = slice(frame, frame + 1)  # copied, so that the videos can be freed
         kept = Pair(pair.dense[worst].copy(), pair.sparse[worst].copy()) if self.outputs is not None else None
@@ -133,6 +135,18 @@ class JudgePrompt:
         except GenerationError as error:
             _LOG.warning("no attribution ladder for %r: %s", result.prompt, error)
             return None, 0.0
+
+    def _yardstick(
+        self, renderer: "Renderer", handle: "SparseHandle", seed: int, pair: Pair, on_step: StepCallback
+    ) -> dict[Literal["dense", "sparse"], dict[str, float]]:
+        """Metrics of both videos against the dense one of `yardstick_steps` steps, which the cache keeps too."""
+        settings = renderer.settings.model_copy(update={"num_inference_steps": self.yardstick_steps})
+        many = type(renderer)(renderer.loaded, settings)
+        frames = dense_baseline(many, handle, self.prompt, seed, self.cache, on_step).frames
+        return {
+            "dense": compute_available(frames, pair.dense, self.metrics)[0],
+            "sparse": compute_available(frames, pair.sparse, self.metrics)[0],
+        }
 
     def _videos(self, pair: Pair, shares_files: bool) -> Mapping[str, Path | bytes]:
         if self.outputs is None or not self.save_videos:

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,8 @@ class ModelIdentity:
     transformer_class: str
     layers: tuple[tuple[str, int, int], ...]  # (name, heads, head_dim) of every self-attention layer, in order
     random_weights: Literal["no", "full", "tiny"] = "no"
+    lora: str | None = None  # file, folder or hub id of a LoRA that is fused into the weights; in the fingerprint too
+    lora_scale: float | None = None  # its weight
 
 
 def is_commit(revision: str | None) -> bool:
@@ -109,6 +111,9 @@ def load_pipeline(config: ModelConfig) -> LoadedModel:
     dtype = _DTYPES.get(config.dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     pipe, find_identity = _load_or_build(config, dtype)
     family = family_of(pipe)
+    lora_digest = None if config.lora is None else _fuse_lora(pipe, config.lora, config.lora_scale)
+    if config.flow_shift is not None:
+        _shift_sigmas(pipe, config.flow_shift)
     try:
         _place(pipe, config, device)
     except torch.cuda.OutOfMemoryError as error:
@@ -116,7 +121,12 @@ def load_pipeline(config: ModelConfig) -> LoadedModel:
     if config.compile:
         _compile_blocks(pipe, config)
     pipe.set_progress_bar_config(disable=True)
-    return LoadedModel(pipe, find_identity(), family, device, dtype, config.compile)
+    identity = find_identity()
+    if lora_digest is not None:  # neither dense videos nor checkpoints of the base model fit
+        together = f"{identity.fingerprint} {lora_digest} {config.lora_scale}"
+        fingerprint = hashlib.sha256(together.encode()).hexdigest()
+        identity = replace(identity, fingerprint=fingerprint, lora=config.lora, lora_scale=config.lora_scale)
+    return LoadedModel(pipe, identity, family, device, dtype, config.compile)
 
 
 def _load_or_build(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Callable[[], ModelIdentity]]:
@@ -169,6 +179,41 @@ def _from_pretrained(source: str, config: ModelConfig, dtype: torch.dtype) -> An
         raise ModelError(
             f"cannot load {source} from the hub: {cause}; use a local folder, or --model {DEMO}, which is embedded"
         ) from error
+
+
+def _fuse_lora(pipe: Any, source: str, scale: float) -> str:
+    """Fuse a LoRA into a pipeline's weights; returns the SHA-256 of its tensors."""
+    path = Path(source).expanduser()
+    source = str(path) if path.exists() else source
+    if not hasattr(pipe, "load_lora_weights"):
+        raise ModelError(f"{type(pipe).__name__} loads no LoRA; leave out --lora")
+    try:
+        state = pipe.lora_state_dict(source)
+        pipe.load_lora_weights(source)
+        pipe.fuse_lora(lora_scale=scale)
+        pipe.unload_lora_weights()
+    except ImportError as error:
+        raise ModelError("--lora needs the package peft; install it, e.g. pip install peft") from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelError(f"cannot load the LoRA {source}: {cause}; use a file, a folder or a hub id") from error
+    digest = hashlib.sha256()
+    tensors = state[0] if isinstance(state, tuple) else state
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _shift_sigmas(pipe: Any, shift: float) -> None:
+    """Give a pipeline's scheduler another shift of its sigmas; ModelError where it has none."""
+    name = next((name for name in ("flow_shift", "shift") if name in pipe.scheduler.config), None)
+    if name is None:
+        raise ModelError(
+            f"{type(pipe.scheduler).__name__} shifts no sigmas, so that model.flow_shift {shift:g} can't be set; "
+            "leave it out"
+        )
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{name: shift})
 
 
 def _place(pipe: Any, config: ModelConfig, device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """Step caches through diffusers' own hooks, with the steps that they may not skip."""
 
 import contextlib
+import inspect
 import types
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsetune.attention.step_cache import StepCache
+from sparsetune.attention.step_cache import CacheKind, StepCache
 from sparsetune.errors import ModelError
 
 _HOOKS = "_diffusers_hook"  # the attribute in which diffusers keeps a module's hooks
@@ -181,6 +182,23 @@ class _OnTransformer:
         self._config.mag_ratios = nearest_interp(torch.tensor(ratios), length)
         self._config.num_inference_steps = num_steps + 1  # the hook would forget its state within a longer generation
         self._num_steps = num_steps
+
+
+def supported_kinds(pipe: Any, transformers: Sequence[nn.Module]) -> tuple[CacheKind, ...]:
+    """Return the kinds of cache that can be installed on a pipeline's transformers, without rendering."""
+    if "cache_context" not in inspect.getsource(type(pipe).__call__):  # without it hooks can't tell calls apart
+        return ()
+    one = ((1.0,),) * len(transformers)
+    gentle = (StepCache("first_block", 1.0), StepCache("mag", 1.0, 1, ratios=one), StepCache("taylorseer", max_skips=1))
+    return tuple(cache.kind for cache in gentle if _can_be_installed(transformers, cache))
+
+
+def _can_be_installed(transformers: Sequence[nn.Module], cache: StepCache) -> bool:
+    try:
+        DiffusersCaching(transformers).install(cache).remove()
+    except ModelError:
+        return False
+    return True
 
 
 _LEADERS = ("FBCHeadBlockHook", "MagCacheHeadHook", "TaylorSeerCacheHook")

@@ -45,6 +45,7 @@ class TuningContext:
     listeners: tuple[TuningListener, ...]
     output_dir: Path
     started: float  # `time.perf_counter()` at the start
+    supported_caches: tuple[CacheKind, ...] = ()  # by the model
 
     @property
     def renderer(self) -> Renderer:
@@ -70,9 +71,13 @@ class TuningContext:
 
     @property
     def cache_kinds(self) -> tuple[CacheKind, ...]:
-        """The step caches that were asked for."""
+        """The step caches to search."""
         caches = self.config.tune.caches
-        return CACHE_KINDS if caches == ("auto",) else tuple(kind for kind in CACHE_KINDS if kind in caches)
+        if not self.config.tune.searches_caches:
+            return ()
+        if caches == ("auto",):
+            return self.supported_caches
+        return tuple(kind for kind in CACHE_KINDS if kind in caches)
 
     @property
     def search_gate(self) -> Gate:
@@ -203,18 +208,18 @@ def open_context(config: Config, output_dir: Path, listeners: Sequence[TuningLis
     cache, gate = BaselineCache(config.cache.folder.absolute(), config.cache.max_gb), Gate(**config.gate.model_dump())
     for_speed = config.tune.objective == "speed" or (
         config.tune.objective == "auto"
-        and (config.backend not in ("reference", "dense") or config.tune.caches != ("none",))
+        and (config.backend not in ("reference", "dense") or config.tune.searches_caches)
     )
     executor = open_executor(config, measures_speed=for_speed)
     try:
-        runtime = run_one(executor, DescribeSession(config.backend)).runtime
+        described = run_one(executor, DescribeSession(config.backend))
     except BaseException:
         executor.close()
         raise
     return TuningContext(
         config=config,
         executor=executor,
-        runtime=runtime,
+        runtime=described.runtime,
         prompts=prompts,
         eval_prompts=eval_prompts,
         cache=cache,
@@ -222,4 +227,5 @@ def open_context(config: Config, output_dir: Path, listeners: Sequence[TuningLis
         listeners=tuple(listeners),
         output_dir=output_dir,
         started=time.perf_counter(),
+        supported_caches=described.caches,
     )

@@ -2,13 +2,18 @@
 
 from dataclasses import dataclass
 
+from sparsetune.attention.backends import skips_work
 from sparsetune.attention.device import device_name
+from sparsetune.attention.step_cache import CacheKind
 from sparsetune.config import Config, EngineConfig
 from sparsetune.config.models import Tuner
 from sparsetune.evaluation.conditions import baseline_key
+from sparsetune.evaluation.evaluate import JUDGED_STEPS
 from sparsetune.executor import Phase
+from sparsetune.models.generation import TIMED_STEPS
 from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.calibration.sensitivity import count_phases
+from sparsetune.tuning.calibration.step_caches import PROBE_STEPS
 from sparsetune.tuning.context import TuningContext, open_context
 from sparsetune.tuning.prepare import NUM_TIMED_STEPS, curves_path, refined_path, refinement_start, sampled_steps
 from sparsetune.tuning.search.space import num_groups
@@ -32,6 +37,8 @@ class Workload:
     eval_cached: int = 0  # eval prompts whose dense video is in the cache
     curves_kept: bool = False  # whether the calibrated curves of an earlier run are on disk
     limits_kept: bool = False  # whether its refined thresholds are, too
+    skips_work: bool = False  # whether the kernel does, so that sparse renderings are timed beside dense steps
+    caches: tuple[CacheKind, ...] = ()  # step caches that optuna searches
 
 
 @dataclass(frozen=True)
@@ -111,14 +118,18 @@ def workload(context: TuningContext) -> Workload:
         eval_cached=sum(key.digest in cached for key in keys),
         curves_kept=start is not None,
         limits_kept=start is not None and refined_path(context, start).is_file(),
+        skips_work=skips_work(context.backend.name),
+        caches=context.cache_kinds,
     )
 
 
 def plan(costs: StepCosts, work: Workload) -> tuple[TunerCost, ...]:
     """Cost of each tuner: renderings times their seconds. SpargeAttn's own search counts as calibration."""
+    beside = (TIMED_STEPS + 1) * costs.dense_step  # dense steps that are timed before a rendering
+    sparse_seconds = costs.sparse(work.num_steps) + (beside if work.skips_work else 0.0)
 
     def phase(name: Phase, dense: int = 0, sparse: int = 0, more_seconds: float = 0.0) -> PhaseCost:
-        seconds = dense * costs.dense(work.num_steps) + sparse * costs.sparse(work.num_steps)
+        seconds = dense * costs.dense(work.num_steps) + sparse * sparse_seconds
         return PhaseCost(name, dense + sparse, seconds + more_seconds)
 
     def measuring(name: Phase, kept: bool, seconds_per_call: float) -> PhaseCost:
@@ -134,9 +145,10 @@ def plan(costs: StepCosts, work: Workload) -> tuple[TunerCost, ...]:
     trials = phase("trials", 0, work.num_prompts)
     # Dense where the cache lacks it, with SpargeAttn's default thresholds and with the winner's.
     judged = 2 * work.num_eval_prompts
-    evaluation = phase("evaluation", work.num_eval_prompts - work.eval_cached, judged, judged * costs.judge)
-    timing = NUM_TIMED_STEPS * costs.dense_step
-    preparation = (PhaseCost("preparation", 0, timing),) if costs.timed_steps else ()  # where the kernel skips work
+    timed = 2 * JUDGED_STEPS * costs.dense_step if work.skips_work else 0.0
+    evaluation = phase("evaluation", work.num_eval_prompts - work.eval_cached, judged, judged * costs.judge + timed)
+    timing = NUM_TIMED_STEPS * costs.dense_step if work.skips_work else 0.0
+    preparation = (PhaseCost("preparation", 0, timing),) if work.skips_work else ()
     calls = KERNEL_CALLS_PER_HEAD * round(costs.head_calls_per_step) * work.num_steps * work.num_prompts
     note = f"{calls:,} kernel calls for one head each"
     if costs.kernel_call is None:
@@ -146,11 +158,23 @@ def plan(costs: StepCosts, work: Workload) -> tuple[TunerCost, ...]:
         search = phase("calibration", work.num_prompts, 0, calls * costs.kernel_call)
     builtin = (*preparation, search, trials, evaluation)
     calibrate = (*preparation, calibration, refinement, trials, evaluation)
-    optuna = (*preparation, calibration, sensitivity, phase("trials", 0, work.n_trials * work.num_prompts), evaluation)
+    renderings = work.n_trials * work.num_prompts
+    search_phases: tuple[PhaseCost, ...] = (calibration, sensitivity, phase("trials", 0, renderings))
+    if work.caches:
+        timing += len(work.caches) * costs.dense(PROBE_STEPS)
+        preparation = (phase("preparation", int("mag" in work.caches), 0, timing),)
+        if not work.skips_work:  # only caches are searched; the prompts' dense videos are rendered by the first trial
+            search_phases = (phase("trials", work.num_prompts + renderings, 0, renderings * beside),)
+    optuna = (*preparation, *search_phases, evaluation)
     rendering_peak = max(costs.peak_dense_gib, costs.peak_sparse_gib)
     peak = max(rendering_peak, costs.peak_measure_gib)
     return (
         TunerCost("calibrate", calibrate, peak),
-        TunerCost("optuna", optuna, peak, "an upper bound, since unpromising trials are pruned"),
+        TunerCost(
+            "optuna",
+            optuna,
+            peak,
+            f"an upper bound, since {'caches skip steps and ' if work.caches else ''}unpromising trials are pruned",
+        ),
         TunerCost("builtin", builtin, rendering_peak, note),
     )

@@ -77,6 +77,8 @@ def measure_step(context: TuningContext) -> StepSeconds | None:
             raise TuningError(
                 f"cannot tune this model: none of its attention calls can run sparse: {'; '.join(times.fallbacks)}"
             )
+        done = StepDone("preparation", "dense", NUM_TIMED_STEPS, NUM_TIMED_STEPS)
+        notify(context.listeners, lambda listener: listener.on_step(done))
         measured = StepSeconds.of(times)
         write_json(path, asdict(measured))
     return measured

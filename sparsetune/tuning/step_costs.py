@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsetune.attention.backends import skips_work
 from sparsetune.attention.backends.sparge import SpargeBackend
 from sparsetune.attention.handle import SparseHandle, kept_blocks
 from sparsetune.attention.interception import AttentionCall, Interception
@@ -25,7 +24,7 @@ from sparsetune.evaluation.outputs import OutputFolder
 from sparsetune.evaluation.prompt import Pair
 from sparsetune.metrics import Frames, compute_available
 from sparsetune.models.families import attention_sites
-from sparsetune.models.generation import TIMED_STEPS, Renderer
+from sparsetune.models.generation import Renderer
 from sparsetune.models.prompts import AnyPrompt
 from sparsetune.models.sparsify import default_policy
 from sparsetune.tuning.calibration.bounded_policy import Bounds
@@ -57,14 +56,13 @@ class StepCosts:
     peak_measure_gib: float
     kernel_call: float | None = None  # one step of SpargeAttn's search: its kernel for one head, and the comparison
     no_kernel: str = ""  # why `kernel_call` is None
-    timed_steps: int = 0  # dense steps that are timed before each sparse rendering, where the kernel skips work
 
     def dense(self, num_steps: int) -> float:
         """Seconds of a dense rendering."""
         return self.fixed + num_steps * self.dense_step
 
     def sparse(self, num_steps: int) -> float:
-        return self.fixed + num_steps * self.sparse_step + self.timed_steps * self.dense_step
+        return self.fixed + num_steps * self.sparse_step
 
 
 def measure_costs(context: TuningContext) -> StepCosts:
@@ -118,7 +116,6 @@ def measure_costs(context: TuningContext) -> StepCosts:
         peak_measure_gib=measure_peak(),
         kernel_call=kernel_call,
         no_kernel=no_kernel,
-        timed_steps=TIMED_STEPS + 1 if skips_work(context.backend.name) else 0,
     )
 
 
@@ -154,7 +151,7 @@ def _calibration_seconds(context: TuningContext, call: UnmaskedCall) -> float:
             every=EVERY, select_partial=context.config.tune.select_partial,
         )  # fmt: skip
 
-    run(1)  # warms up
+    run(len(points) if call.q.is_cuda else 1)  # warms up; a GPU's kernels are compiled for all of them
     (ms,) = time_calls(lambda: run(len(points)), call.q.device, repeats=1, warm_up=0, at_once=1)
     return len(context.arrangements) * ms / 1e3
 

@@ -4,10 +4,12 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+from sparsetune.attention.backends import skips_work
 from sparsetune.attention.policy import Policy
 from sparsetune.bench.step_time import StepSeconds
 from sparsetune.checkpoint import (
@@ -90,14 +92,18 @@ _STEP = "step"
 
 def _shared_step(context: TuningContext, study: StudyState) -> StepSeconds | None:
     """Return what a step costs, as the study's first process measured it; None where speed isn't the goal."""
-    if context.goal != "speed":
+    if context.goal != "speed" or not skips_work(context.runtime.kernel):
         return None
-    known = study.update_attr(_STEP, lambda known: known or "")
+    return StepSeconds(**_shared(study, _STEP, lambda: measure_step(context)))
+
+
+def _shared(study: StudyState, name: str, measure: Callable[[], Any]) -> dict[str, Any]:
+    """Return what the first process of a study measured, a dataclass, by its fields."""
+    known = study.update_attr(name, lambda known: known or "")
     if not known:
-        if (measured := measure_step(context)) is None:
-            return None
-        known = study.update_attr(_STEP, lambda others: others or json.dumps(asdict(measured)))
-    return StepSeconds(**json.loads(known))
+        measured = json.dumps(asdict(measure()))
+        known = study.update_attr(name, lambda others: others or measured)
+    return dict(json.loads(known))
 
 
 _CACHES = "caches"
@@ -111,12 +117,8 @@ def _shared_caches(context: TuningContext, study: StudyState) -> CacheSpace | No
     """
     if not context.cache_kinds:
         return None
-    known = study.update_attr(_CACHES, lambda known: known or "")
-    if not known:
-        task = ProbeCaches(context.prompts[0], context.config.tune.seed, context.cache_kinds, context.config.backend)
-        found = run_one(context.executor, task)
-        known = study.update_attr(_CACHES, lambda others: others or json.dumps(asdict(found)))
-    working = json.loads(known)
+    task = ProbeCaches(context.prompts[0], context.config.tune.seed, context.cache_kinds, context.config.backend)
+    working = _shared(study, _CACHES, lambda: run_one(context.executor, task))
     reasons = dict(working["reasons"])
     if reasons and (context.config.tune.caches != ("auto",) or not working["kinds"]):
         listed = "; ".join(f"{kind}: {reason}" for kind, reason in reasons.items())
@@ -137,8 +139,8 @@ def never_faster(step: StepSeconds, context: TuningContext) -> str | None:
         return None
     sparse = step.dense - step.saved(_HARDLY_REACHED)
     return (
-        f"{_share(step)}; the {context.runtime.kernel} kernel takes {sparse / step.dense:.1f} times as long as dense "
-        f"attention even at sparsity {_HARDLY_REACHED:g}: these sequences are too short"
+        f"{_share(step)}; even at sparsity {_HARDLY_REACHED:g} the {context.runtime.kernel} kernel takes "
+        f"{sparse * 1e3:.2g} ms a layer, dense attention {step.dense * 1e3:.2g} ms: these sequences are too short"
     )
 
 
@@ -332,6 +334,8 @@ def _save(context: TuningContext, study_name: str, best: TrialResult) -> Path:
         base_source=identity.source,
         base_revision=identity.revision,
         base_fingerprint=identity.fingerprint,
+        base_lora=identity.lora,
+        base_lora_scale=identity.lora_scale,
         pipeline_class=identity.pipeline_class,
         transformer_class=identity.transformer_class,
         layers=tuple(LayerShape(name=name, num_heads=heads, head_dim=dim) for name, heads, dim in identity.layers),
@@ -343,6 +347,7 @@ def _save(context: TuningContext, study_name: str, best: TrialResult) -> Path:
         guidance_scale_2=config.generation.guidance_scale_2,
         dtype=runtime.dtype,
         scheduler=runtime.scheduler,
+        flow_shift=config.model.flow_shift,
         compile=runtime.compiled,
         kernel=runtime.kernel,
         device=runtime.device_name,

@@ -40,7 +40,8 @@ TALLEST = 2400
 
 QUICK = {
     "tune.n_trials": "4", "tune.num_prompts": "1", "tune.calibration_steps": "2", "tune.probe_prompts": "0",
-    "eval.num_prompts": "2", "eval.metrics": "ssim,psnr_frame_min", "generation.num_inference_steps": "4",
+    "tune.caches": "none", "eval.num_prompts": "2", "eval.metrics": "ssim,psnr_frame_min",
+    "generation.num_inference_steps": "4",
     "gate.min_psnr": "30", "gate.min_psnr_worst": "25", "tune.margin_db": "5",
 }  # fmt: skip
 """A search of the demo model that takes some tens of seconds."""

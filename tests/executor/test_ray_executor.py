@@ -35,6 +35,7 @@ SMALL = {
     "tune.num_prompts": 2,
     "tune.calibration_steps": 2,
     "tune.orders": ("raster",),
+    "tune.caches": ("none",),
     "tune.granularity": "global",
     "tune.probe_prompts": 1,
     "tune.max_minutes": None,

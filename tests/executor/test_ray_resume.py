@@ -30,6 +30,7 @@ SETTINGS = (
     "tune.probe_prompts=1",
     "tune.calibration_steps=1",
     "tune.orders=raster",
+    "tune.caches=none",
     "tune.granularity=global",
     "eval.num_prompts=1",
     "eval.save_videos=false",

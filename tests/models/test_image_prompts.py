@@ -42,6 +42,7 @@ def test_a_search_renders_every_prompt_from_its_image(start: Path, tmp_path: Pat
         "tune.num_prompts": 1,
         "tune.calibration_steps": 1,
         "tune.orders": ("raster",),
+        "tune.caches": ("none",),
         "tune.margin_db": 0.0,
         "eval.prompt_file": tmp_path / "eval.jsonl",
         "eval.num_prompts": 1,

@@ -16,7 +16,14 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = ("--n-trials=2", "--num-prompts=1", "--num-eval-prompts=1", "--calibration-steps=1", "--probe-prompts=0")
+QUICK = (
+    "--n-trials=2",
+    "--caches=none",
+    "--num-prompts=1",
+    "--num-eval-prompts=1",
+    "--calibration-steps=1",
+    "--probe-prompts=0",
+)
 SMALL = ("--num-inference-steps=3",)
 
 

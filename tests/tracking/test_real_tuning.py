@@ -22,6 +22,7 @@ SETTINGS = (
     "gate.min_psnr_worst=1",
     "gate.min_frame_cosine=0.1",
     "tune.margin_db=0",
+    "tune.caches=none",
 )
 
 

@@ -14,6 +14,7 @@ from sparsetune.attention.interception import AttentionCall
 from sparsetune.cli.tune import cost_dict, cost_text
 from sparsetune.errors import PromptError, TuningError
 from sparsetune.evaluation.conditions import baseline_key
+from sparsetune.evaluation.evaluate import JUDGED_STEPS
 from sparsetune.models.pipelines import demo_config
 from sparsetune.tuning import step_costs
 from sparsetune.tuning.calibration.curves import Curves
@@ -90,9 +91,33 @@ def test_only_what_is_probed_costs(changed: dict[str, int], renderings: int, sec
 
 
 def test_where_the_kernel_skips_work_a_step_is_timed_first() -> None:
-    for tuner in plan(replace(COSTS, timed_steps=5), WORK):
+    for tuner in plan(COSTS, replace(WORK, skips_work=True)):
         assert tuner.phases[0] == PhaseCost("preparation", 0, NUM_TIMED_STEPS * 2.0)
-        assert tuner.phases[-1].seconds == 3 * 110.0 + 10 * (60.0 + 5 * 2.0 + 4.0)
+        assert tuner.phases[-1].seconds == 3 * 110.0 + 10 * (60.0 + 5 * 2.0 + 4.0) + 2 * JUDGED_STEPS * 2.0
+
+
+def test_caches_are_probed_and_searched_alone_where_the_kernel_skips_nothing() -> None:
+    calibrate, optuna, _ = plan(COSTS, replace(WORK, caches=("mag", "taylorseer")))
+    assert calibrate == plan(COSTS, WORK)[0]
+    assert optuna.phases == (
+        PhaseCost("preparation", 1, 110.0 + 2 * (10.0 + 5 * 2.0)),  # MagCache's calibration; two short renderings
+        PhaseCost("trials", 4 + 160, 4 * 110.0 + 160 * (110.0 + 5 * 2.0)),
+        EVALUATION,
+    )
+    assert optuna.note == "an upper bound, since caches skip steps and unpromising trials are pruned"
+
+
+def test_caches_are_searched_together_with_sparsity_where_the_kernel_skips_work() -> None:
+    without, together = (plan(COSTS, replace(WORK, skips_work=True, caches=kinds))[1] for kinds in ((), ("mag",)))
+    assert [phase.name for phase in together.phases] == [
+        "preparation",
+        "calibration",
+        "sensitivity",
+        "trials",
+        "evaluation",
+    ]
+    assert together.phases[1:] == without.phases[1:]
+    assert together.phases[0] == PhaseCost("preparation", 1, NUM_TIMED_STEPS * 2.0 + 110.0 + 20.0)
 
 
 def test_curves_and_limits_that_are_kept_cost_nothing() -> None:
@@ -143,7 +168,7 @@ def test_the_text_has_a_line_for_each_tuner_and_phase() -> None:
 def context(tmp_path_factory: pytest.TempPathFactory) -> TuningContext:
     folder = tmp_path_factory.mktemp("cost")
     small = {"generation.num_frames": 9, "generation.num_inference_steps": 3, "model.device": "cpu"}
-    few = {"tune.num_prompts": 2, "eval.num_prompts": 2, "tune.orders": ("raster",)}
+    few = {"tune.num_prompts": 2, "eval.num_prompts": 2, "tune.orders": ("raster",), "tune.caches": ("none",)}
     places = {"cache.dir": folder / "cache", "tracking.root": folder / "mlruns"}
     return open_context(demo_config(small | few | places), folder)
 

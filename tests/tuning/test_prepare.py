@@ -47,6 +47,7 @@ def config(folder: Path, **overrides: object) -> Config:
         "tune.num_prompts": 2,
         "tune.calibration_steps": 1,
         "tune.orders": ("raster", "tiles"),
+        "tune.caches": ("none",),
         "tune.l1": BOUNDS.l1,
         "tune.pv_l1": BOUNDS.pv_l1,
         "eval.num_prompts": 1,

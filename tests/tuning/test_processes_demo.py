@@ -31,6 +31,7 @@ SETTINGS = (
     "tune.probe_prompts=1",
     "tune.calibration_steps=1",
     "tune.orders=raster",
+    "tune.caches=none",
     "tune.granularity=global",
     "tune.margin_db=0",
     "eval.num_prompts=1",

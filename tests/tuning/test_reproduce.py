@@ -22,6 +22,7 @@ TUNED = {
     "model.device": "cpu",
     "tune.seed": 7,
     "tune.num_prompts": 3,
+    "tune.caches": ("none",),
     "tune.rules": ("cdf", "topk"),
     "tune.storage": "sqlite:///the-first.db",
     "gate.min_psnr": 31.5,
@@ -155,7 +156,8 @@ def test_a_search_of_another_version_names_that(tmp_path: Path, change, cause: s
 def test_a_search_repeated_from_its_manifest_finds_the_same_policy(tmp_path: Path) -> None:
     small = {
         "generation.num_frames": 9, "generation.num_inference_steps": 4, "tune.n_trials": 4, "tune.num_prompts": 1,
-        "tune.calibration_steps": 2, "tune.probe_prompts": 0, "tune.max_minutes": None, "eval.num_prompts": 1,
+        "tune.calibration_steps": 2, "tune.probe_prompts": 0, "tune.caches": ("none",),
+        "tune.max_minutes": None, "eval.num_prompts": 1,
         "eval.save_videos": False, "gate.min_psnr": 20.0, "gate.min_frame_cosine": 0.5, "gate.min_psnr_worst": None,
         "tracking.root": tmp_path / "first", "cache.dir": tmp_path / "cache",
     }  # fmt: skip

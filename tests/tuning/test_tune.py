@@ -31,6 +31,7 @@ def config(tmp_path: Path, **overrides) -> Config:
         "tune.num_prompts": 1,
         "tune.calibration_steps": 2,
         "tune.orders": ("raster", "tiles"),
+        "tune.caches": ("none",),
         "tune.granularity": "global",
         "tune.max_minutes": None,
         "eval.num_prompts": 1,
@@ -193,12 +194,23 @@ def test_where_no_sparsity_can_be_faster_the_tuning_says_so_before_it_renders(
     assert recorder.started is not None and recorder.started.goal == "speed"
     assert result.best is None and result.trials == ()
     assert result.dense_because == (
-        "attention is 80% of a dense step of 100 ms, which limits the speed-up to 5.00x; the reference kernel takes "
-        "2.2 times as long as dense attention even at sparsity 0.9: these sequences are too short"
+        "attention is 80% of a dense step of 100 ms, which limits the speed-up to 5.00x; even at sparsity 0.9 the "
+        "reference kernel takes 22 ms a layer, dense attention 10 ms: these sequences are too short"
     )
     record = load_record(tmp_path / "results" / "tuning.json")
     assert record.dense_because == result.dense_because
     assert record.step is not None and record.step.pairs == pytest.approx(0.02)
+
+
+def test_a_step_that_is_as_fast_without_attention_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launching the kernels of a short step takes longer than running them."""
+    measured = timed_step(40.0)
+    monkeypatch.setattr(backends, "_SKIP_WORK", {"reference"})
+    monkeypatch.setattr(TimeStep, "run", lambda *_: dataclasses.replace(measured, dense=measured.without))
+    result = tune(config(tmp_path), output_dir=tmp_path / "results")
+    assert result.best is None
+    assert result.dense_because is not None and result.dense_because.startswith("attention is 0% of a dense step of 20")
+    assert "takes 22 ms a layer, dense attention 0 ms" in result.dense_because
 
 
 @pytest.mark.slow

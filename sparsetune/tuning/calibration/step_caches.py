@@ -12,7 +12,7 @@ from sparsetune.models.prompts import AnyPrompt
 from sparsetune.models.sparsify import default_policy, sparsify
 from sparsetune.models.step_caching import measuring_ratios
 
-_STEPS = 5
+PROBE_STEPS = 5
 """Denoising steps of the rendering that shows whether a cache skips."""
 
 _ANY = 1e3
@@ -66,7 +66,7 @@ class ProbeCaches:
         return tuple(tuple(each) for each in ratios)
 
     def _doesnt_skip(self, renderer: Renderer, kind: CacheKind, ratios: Sequence[tuple[float, ...]]) -> str | None:
-        short = Renderer(renderer.loaded, renderer.settings.model_copy(update={"num_inference_steps": _STEPS}))
+        short = Renderer(renderer.loaded, renderer.settings.model_copy(update={"num_inference_steps": PROBE_STEPS}))
         cache = {
             "first_block": lambda: StepCache("first_block", _ANY),
             "mag": lambda: StepCache("mag", _ANY, 1, ratios=tuple(ratios)),

@@ -21,7 +21,7 @@ MAX_SKIPS = 10
 _THRESHOLDS: Mapping[CacheKind, tuple[float, float]] = {"first_block": (0.03, 0.8), "mag": (0.02, 0.6)}
 """Ranges; logarithmic scale."""
 
-_LADDERS: Mapping[CacheKind, tuple[tuple[float | None, int | None], ...]] = {
+LADDERS: Mapping[CacheKind, tuple[tuple[float | None, int | None], ...]] = {
     "taylorseer": ((None, 1), (None, 2), (None, 3), (None, 5), (None, 8)),
     "mag": ((0.06, 1), (0.12, 2), (0.2, 3), (0.3, 4), (0.5, 5)),
     "first_block": ((0.08, None), (0.15, None), (0.25, None), (0.4, None), (0.6, None)),
@@ -69,7 +69,7 @@ class CacheSpace:
 
     def rung(self, kind: CacheKind, index: int) -> dict[str, Parameter]:
         """Return the parameters of a kind's rung, 0 being the gentlest."""
-        threshold, skips = _LADDERS[kind][index]
+        threshold, skips = LADDERS[kind][index]
         params: dict[str, Parameter] = {"cache": kind, "cache_first": self._first, "cache_last": 0.0}
         params |= {} if threshold is None else {f"{kind}_threshold": threshold}
         return params | ({} if skips is None else {f"{kind}_skips": skips})
@@ -77,13 +77,14 @@ class CacheSpace:
     def next_rung(self, known: Iterable[tuple[CacheKind, int, bool]]) -> tuple[CacheKind, int] | None:
         """Return the kind and rung to try next, None where each kind's most aggressive one that passes is known.
 
-        `known` has kind, rung, and whether it met the gate. Each ladder is bisected from its middle.
+        `known` has kind, rung, and whether it met the gate. Each ladder is bisected from its middle; the kinds take
+        turns, so that few trials suffice to compare them.
         """
         tried = list(known)
-        for kind in self.kinds:
+        for kind in sorted(self.kinds, key=lambda kind: sum(of == kind for of, _, _ in tried)):
             passed = [rung for of, rung, met in tried if of == kind and met]
             failed = [rung for of, rung, met in tried if of == kind and not met]
-            low, high = max(passed, default=-1), min(failed, default=len(_LADDERS[kind]))
+            low, high = max(passed, default=-1), min(failed, default=len(LADDERS[kind]))
             if high - low > 1:
                 return kind, (low + high) // 2
         return None
