@@ -140,8 +140,8 @@ class JudgePrompt:
         self, renderer: "Renderer", handle: "SparseHandle", seed: int, pair: Pair, on_step: StepCallback
     ) -> dict[Literal["dense", "sparse"], dict[str, float]]:
         """Metrics of both videos against the dense one of `yardstick_steps` steps, which the cache keeps too."""
-        settings = renderer.settings.model_copy(update={"num_inference_steps": self.yardstick_steps})
-        many = type(renderer)(renderer.loaded, settings)
+        assert self.yardstick_steps is not None
+        many = renderer.with_steps(self.yardstick_steps)
         frames = dense_baseline(many, handle, self.prompt, seed, self.cache, on_step).frames
         return {
             "dense": compute_available(frames, pair.dense, self.metrics)[0],

@@ -72,6 +72,10 @@ class Renderer:
         self.settings = settings
         self._takes = inspect.signature(loaded.pipe.__call__).parameters
 
+    def with_steps(self, num_inference_steps: int) -> "Renderer":
+        """Return a renderer with as many denoising steps, and the other settings the same."""
+        return Renderer(self.loaded, self.settings.model_copy(update={"num_inference_steps": num_inference_steps}))
+
     def render(self, prompt: AnyPrompt, seed: int, on_step: OnStep | None = None) -> Rendering:
         """Render one prompt.
 
@@ -96,8 +100,7 @@ class Renderer:
 
         None where the pipeline makes no transformer call. Raises as `render`.
         """
-        settings = self.settings.model_copy(update={"num_inference_steps": num_steps + 1})
-        short = Renderer(self.loaded, settings)
+        short = self.with_steps(num_steps + 1)
         arguments = short._arguments(as_prompt(prompt), seed, None)
         if "output_type" in arguments:
             arguments["output_type"] = "latent"  # nothing is decoded

@@ -69,7 +69,7 @@ def measure_costs(context: TuningContext) -> StepCosts:
     """Measure on short renderings of the first tune prompt, at the real size."""
     loaded, generation = context.renderer.loaded, context.config.generation
     steps = min(NUM_STEPS, generation.num_inference_steps)
-    short = Renderer(loaded, generation.model_copy(update={"num_inference_steps": steps}))
+    short = context.renderer.with_steps(steps)
     sites = attention_sites(loaded.pipe)
     prompt, seed = context.prompts[0], context.config.tune.seed
     num_heads: list[int] = []  # of each attention call

@@ -115,6 +115,9 @@ class FakeRenderer:
         self.again = 0
         self.timed: list[str] = []
 
+    def with_steps(self, num_inference_steps: int) -> "FakeRenderer":
+        return FakeRenderer(self.settings.model_copy(update={"num_inference_steps": num_inference_steps}))
+
     def render(self, prompt: str, seed: int, on_step: Callable[[int, int], None] | None = None) -> SimpleNamespace:
         kind = self.handle.kind if self.handle else "dense"
         self.rendered.append((kind, prompt))

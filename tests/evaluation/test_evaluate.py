@@ -18,6 +18,7 @@ from sparsetune.bench.step_time import StepTime, StepTimes
 from sparsetune.errors import GenerationError, MetricError, OutOfMemoryError, PromptError, SparsetuneError
 from sparsetune.evaluation import evaluate as run
 from sparsetune.evaluation.events import Listeners
+from sparsetune.evaluation.report_markdown import yardstick_text
 from sparsetune.evaluation.result import SCHEMA_PATH, load_result
 from sparsetune.evaluation.tasks import TimeStep
 from sparsetune.metrics import Gate
@@ -210,6 +211,23 @@ def test_the_ladder_renders_two_more_and_blames_the_policy(
     assert "## Error sources" in (tmp_path / "report.md").read_text()
     assert renderer.handle is not None
     assert renderer.handle.policy == POLICY
+
+
+def test_both_are_compared_with_a_dense_video_of_more_steps(evaluate: Evaluate, tmp_path: Path) -> None:
+    """The fake's dense video is the same for any number of steps."""
+    recorder = Recorder()
+    result = evaluate(yardstick_steps=9, listener=recorder, output_dir=tmp_path)
+    assert result.config.yardstick_steps == 9
+    for row in result.detailed_results:
+        assert row.yardstick is not None
+        assert row.yardstick["dense"]["psnr"] == 100.0
+        assert row.yardstick["sparse"]["psnr"] == row.psnr
+    assert {event.num_steps for event in recorder.named("on_step") if event.side == "dense"} == {4, 9}
+    mean = f"{result.statistics['psnr'].mean:.2f} dB"
+    text = f"against dense videos of 9 steps the dense ones have 100.00 dB, the sparse ones {mean}"
+    assert yardstick_text(result) == text
+    assert f"Mean psnr {text}." in (tmp_path / "report.md").read_text()
+    assert yardstick_text(evaluate()) is None
 
 
 def test_a_ladder_that_cannot_be_climbed_costs_no_numbers(

@@ -2,6 +2,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model_state_dict
 
 from sparsetune.config import ModelConfig
 from sparsetune.errors import ModelError
@@ -85,3 +87,44 @@ def test_a_folder_has_no_revision_unless_it_is_one_of_the_hubs(hub: str, tmp_pat
     snapshot = tmp_path / "models--nobody--demo" / "snapshots" / COMMIT
     assert load_pipeline(ModelConfig(source=str(snapshot), device="cpu")).identity.revision == COMMIT
     assert load_pipeline(ModelConfig(source=str(WEIGHTS), revision="v1", device="cpu")).identity.revision is None
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA of the demo model, saved as users save theirs."""
+    folder, pipe = tmp_path_factory.mktemp("lora"), load_pipeline(ModelConfig(device="cpu")).pipe
+    torch.manual_seed(0)
+    layers = ["to_q", "to_k", "to_v"]
+    pipe.transformer.add_adapter(LoraConfig(r=2, lora_alpha=8, init_lora_weights=False, target_modules=layers))
+    pipe.save_lora_weights(folder, transformer_lora_layers=get_peft_model_state_dict(pipe.transformer))
+    return folder
+
+
+def query_weight(model: LoadedModel) -> torch.Tensor:
+    return model.pipe.transformer.transformer_blocks[0].attn1.to_q.weight
+
+
+def test_a_lora_is_fused_and_makes_it_another_model(demo: LoadedModel, lora: Path) -> None:
+    whole = load_pipeline(ModelConfig(device="cpu", lora=str(lora)))
+    half = load_pipeline(ModelConfig(device="cpu", lora=str(lora / "pytorch_lora_weights.safetensors"), lora_scale=0.5))
+    assert (whole.identity.lora, whole.identity.lora_scale) == (str(lora), 1.0)
+    assert whole.identity.layers == demo.identity.layers
+    assert len({model.identity.fingerprint for model in (demo, whole, half)}) == 3
+    change = query_weight(whole) - query_weight(demo)
+    assert change.abs().max() > 1e-3
+    assert torch.allclose(query_weight(half) - query_weight(demo), change / 2, atol=1e-6)
+
+
+def test_a_lora_that_isnt_there_is_said() -> None:
+    with pytest.raises(ModelError, match=r"cannot load the LoRA nowhere/lora: .*use a file, a folder or a hub id"):
+        load_pipeline(ModelConfig(device="cpu", lora="nowhere/lora"))
+
+
+def test_sigmas_are_shifted_where_a_scheduler_can(demo: LoadedModel) -> None:
+    with pytest.raises(ModelError, match=r"shifts no sigmas, so that model.flow_shift 3 can't be set; leave it out"):
+        load_pipeline(ModelConfig(device="cpu", flow_shift=3.0))
+    wan = ModelConfig(source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", random_weights="tiny", device="cpu")
+    plain, shifted = (load_pipeline(wan.model_copy(update={"flow_shift": shift})).pipe for shift in (None, 8.0))
+    for pipe in (plain, shifted):
+        pipe.scheduler.set_timesteps(4)
+    assert shifted.scheduler.sigmas[1] > plain.scheduler.sigmas[1]

@@ -66,7 +66,7 @@ class ProbeCaches:
         return tuple(tuple(each) for each in ratios)
 
     def _doesnt_skip(self, renderer: Renderer, kind: CacheKind, ratios: Sequence[tuple[float, ...]]) -> str | None:
-        short = Renderer(renderer.loaded, renderer.settings.model_copy(update={"num_inference_steps": PROBE_STEPS}))
+        short = renderer.with_steps(PROBE_STEPS)
         cache = {
             "first_block": lambda: StepCache("first_block", _ANY),
             "mag": lambda: StepCache("mag", _ANY, 1, ratios=tuple(ratios)),
