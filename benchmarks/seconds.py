@@ -4,7 +4,9 @@
 
 Every method chooses one policy on the tune prompts, which is then evaluated on the eval prompts with dense steps timed
 beside each rendering. `topk` is what a person would set by hand: the fastest of a grid of one topk for all heads and a
-number of dense first steps that meets the gate on the tune prompts, with the margin that `tune` keeps too.
+number of dense first steps that meets the gate on the tune prompts, with the margin that `tune` keeps too. `caches`
+searches step caches together with sparsity, and has three rows: the best of its trials with sparsity alone, with a
+cache alone, and with both.
 """
 
 import argparse
@@ -62,15 +64,26 @@ def described(trial: TrialResult) -> str:
     return f"{figures}, {'meets the gate' if trial.feasible else trial.reason or 'misses the gate'}"
 
 
-def chosen(config: Config, method: str, folder: Path) -> Policy | None:
-    """Return the policy that a method chooses on the tune prompts, None where none meets the gate."""
+def chosen(config: Config, method: str, folder: Path) -> dict[str, Policy | None]:
+    """Return the policies that a method chooses on the tune prompts, None where none meets the gate."""
     if method in ("defaults", "topk"):
         with opened(config, folder) as context:
-            return default_policy(context.renderer.loaded.pipe) if method == "defaults" else by_hand(context)
-    changed = config.model_copy(update={"tune": config.tune.model_copy(update={"tuner": method})})
+            return {method: default_policy(context.renderer.loaded.pipe) if method == "defaults" else by_hand(context)}
+    changes = {"tuner": "optuna", "caches": ("auto",)} if method == "caches" else {"tuner": method, "caches": ("none",)}
+    changed = config.model_copy(update={"tune": config.tune.model_copy(update=changes)})
     result = tune(changed, output_dir=folder / method)
     print(f"  {method}: {len(result.trials)} trials; {result.dense_because or result.seconds_by_phase}", flush=True)
-    return None if result.best is None else result.best.policy
+    if method != "caches":
+        return {method: None if result.best is None else result.best.policy}
+
+    def best(cached: bool, sparse: bool) -> Policy | None:
+        kinds = [(trial.policy.cache is not None, not trial.policy.is_dense) for trial in result.trials]
+        found = winner(
+            "speed", [trial for trial, kind in zip(result.trials, kinds, strict=True) if kind == (cached, sparse)]
+        )
+        return None if found is None else found.policy
+
+    return {"sparsity alone": best(False, True), "cache alone": best(True, False), "both": best(True, True)}
 
 
 @contextlib.contextmanager
@@ -96,7 +109,7 @@ def row(method: str, result: EvaluationResult | None, seconds: float) -> dict[st
         return {"method": method, "search_seconds": seconds}
     psnr, found = result.statistics["psnr"], result.statistics
     return {
-        "method": method, "sparsity": result.sparsity.overall, "psnr": psnr.mean, "psnr_worst": psnr.min,
+        "method": method, "blocks": result.sparsity.blocks_run, "sparsity": result.sparsity.overall, "psnr": psnr.mean, "psnr_worst": psnr.min,
         "ssim": found["ssim"].mean, "vmaf": found["vmaf"].mean if "vmaf" in found else None,
         "gate": result.gate.passed, "dense": result.seconds.dense, "sparse": result.seconds.sparse,
         "speedup": result.seconds.speedup, "low": result.seconds.ci95_low, "high": result.seconds.ci95_high,
@@ -108,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo-xl")
     parser.add_argument("--compile", action="store_true")
-    methods = ("defaults", "topk", "calibrate", "optuna", "builtin")
+    methods = ("defaults", "topk", "calibrate", "optuna", "caches", "builtin")
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods[:4])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
@@ -120,14 +133,17 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for method in options.methods:
         started = time.perf_counter()
-        policy = chosen(config, method, options.output)
+        policies = chosen(config, method, options.output)
         seconds = time.perf_counter() - started
-        result = None if policy is None else measured(config, policy, options.output)
-        rows.append(row(method, result, seconds))
-        write_json(options.output / "seconds.json", {"commit": git_commit(), "rows": rows})
+        for name, policy in policies.items():
+            result = None if policy is None else measured(config, policy, options.output)
+            rows.append(row(name, result, seconds) | {"cache": str(policy.cache) if policy else None})
+            write_json(options.output / "seconds.json", {"commit": git_commit(), "rows": rows})
     print(f"{options.model}, {device_name(device_of('auto'))}, compiled: {options.compile}, commit {git_commit()}")
-    print("| method | sparsity | PSNR mean / worst | SSIM | VMAF | gate | dense s | sparse s | speed-up | search s |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| method | cache | blocks run | sparsity | PSNR mean / worst | SSIM | VMAF | gate | dense s | sparse s | speed-up | search s |"
+    )
+    print("| --- " * 12 + "|")
     for one in rows:
         print("| " + " | ".join(cells(one)) + " |")
 
@@ -140,7 +156,7 @@ def cells(one: dict[str, object]) -> list[str]:
     interval = f"{text('speedup', '.2f')} ({text('low', '.2f')} to {text('high', '.2f')})"
     gate = {True: "met", False: "missed"}.get(one.get("gate"), "none met it")  # type: ignore[call-overload]
     return [
-        str(one["method"]), text("sparsity", ".3f"), f"{text('psnr', '.1f')} / {text('psnr_worst', '.1f')}",
+        str(one["method"]), str(one["cache"]), text("blocks", ".2f"), text("sparsity", ".3f"), f"{text('psnr', '.1f')} / {text('psnr_worst', '.1f')}",
         text("ssim", ".4f"), text("vmaf", ".1f"), gate, text("dense", ".2f"), text("sparse", ".2f"), interval,
         text("search_seconds", ".0f"),
     ]  # fmt: skip

@@ -4,7 +4,7 @@
 
 Each way's result is the policy that computes the fewest attention pairs, of a dense generation's, among those tried
 that meet the gate on the eval prompts. Sparsity is the search's own allocation with a bisected error budget; a cache is
-every setting of the search's ladder with three shares of first steps; both is that allocation bisected under each of
+every setting of the search's ladder with two shares of first steps; both is that allocation bisected under each of
 the cheapest caches that meet the gate on the tune prompts. Videos are compared with dense ones of as many steps.
 """
 
@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
-from frontier import BISECTIONS, NEAR_DB, Setup, open_setup
+from frontier import NEAR_DB, Setup, open_setup
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.step_cache import StepCache
@@ -35,8 +35,9 @@ from sparsetune.tuning.search.candidates import CandidateTable
 from sparsetune.tuning.search.objective import PRUNE_BELOW_GATE_DB
 from sparsetune.tuning.search.space import BUDGETS, STEEPNESS
 
-FIRST = (0.1, 0.2, 0.3)
-NUM_UNDER_CACHES = 3
+FIRST = (0.1, 0.3)
+BISECTIONS = 5
+NUM_UNDER_CACHES = 2
 """Caches under which sparsity is tried."""
 
 Tried = list[tuple[Policy, TrialResult]]
@@ -126,7 +127,7 @@ def part(options: argparse.Namespace, seed: int, steps: int) -> None:
 
 def launch(options: argparse.Namespace) -> None:
     running: list[subprocess.Popen[bytes]] = []
-    for steps, seed in itertools.product(sorted(options.steps, reverse=True), options.seeds):
+    for steps, seed in itertools.product(options.steps, options.seeds):
         while sum(process.poll() is None for process in running) >= options.workers:
             time.sleep(0.5)
         command = [sys.executable, __file__, "--part", "--steps", str(steps), "--seeds", str(seed),
