@@ -77,8 +77,8 @@ class CacheSpace:
     def next_rung(self, known: Iterable[tuple[CacheKind, int, bool]]) -> tuple[CacheKind, int] | None:
         """Return the kind and rung to try next, None where each kind's most aggressive one that passes is known.
 
-        `known` has kind, rung, and whether it met the gate. Each ladder is bisected from its middle; the kinds take
-        turns, so that few trials suffice to compare them.
+        `known` has kind, rung, and whether it met the gate. Each ladder is bisected from its middle, the more
+        aggressive of two rungs first; the kinds take turns, so that few trials suffice to compare them.
         """
         tried = list(known)
         for kind in sorted(self.kinds, key=lambda kind: sum(of == kind for of, _, _ in tried)):
@@ -86,7 +86,7 @@ class CacheSpace:
             failed = [rung for of, rung, met in tried if of == kind and not met]
             low, high = max(passed, default=-1), min(failed, default=len(LADDERS[kind]))
             if high - low > 1:
-                return kind, (low + high) // 2
+                return kind, (low + high + 1) // 2
         return None
 
     @property
