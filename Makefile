@@ -8,6 +8,7 @@ PYTHON ?= python3
 RESULTS := results/$(MODEL)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+TESTS := not gpu$(if $(filter true,$(CI)),, and not slow and not browser)
 
 .DEFAULT_GOAL := help
 .PHONY: help tune eval report runs compare review promote rollback ui test check lint options docs docs-serve format clean
@@ -48,10 +49,7 @@ ui: $(INSTALLED) ## open the MLflow UI
 	$(BIN)/sparsetune ui
 
 test: $(INSTALLED) ## run the tests that need no GPU (CI=true: slow ones too)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not slow and not browser"
-ifeq ($(CI),true)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "(slow or browser) and not gpu"
-endif
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "$(TESTS)"
 
 check: lint docs test ## run everything that CI checks: lint, docs, tests
 

@@ -16,7 +16,7 @@ from tests.cli.screen import PseudoTerminal
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="POSIX terminals")]
 
-SMALL = ("--no-track", "--num-prompts", "1", "--num-inference-steps", "4", "--output-dir", "out")
+SMALL = ("--no-track", "--num-prompts", "1", "--num-frames", "9", "--num-inference-steps", "4", "--output-dir", "out")
 
 
 @pytest.fixture

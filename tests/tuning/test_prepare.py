@@ -24,7 +24,7 @@ from sparsetune.tuning.calibration.bounded_policy import Bounds
 from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.calibration.refine import RefinedThresholds, RefinePrompt
 from sparsetune.tuning.context import TimeIsUp, TuningContext, open_context
-from sparsetune.tuning.events import TuningListener
+from sparsetune.tuning.events import TuningListener, TuningResult
 from sparsetune.tuning.prepare import (
     curves_path,
     prepare,
@@ -210,14 +210,27 @@ def test_a_larger_bound_leaves_more_out(place: Place) -> None:
     assert (limits.mask_threshold < kept.mask_threshold)[there].mean() > 0.9
 
 
+@dataclass(frozen=True)
+class Tuned:
+    folder: Path
+    recorder: Recorder
+    result: TuningResult
+
+
+@pytest.fixture(scope="module")
+def tuned(place: Place) -> Tuned:
+    """A tuning that goes on from the place's measurements."""
+    folder, recorder = place.folder / "tuned", Recorder()
+    return Tuned(folder, recorder, tune(config(place.folder), output_dir=folder, listeners=(recorder,)))
+
+
 @pytest.mark.slow
-def test_the_tuner_renders_saves_and_judges_it(place: Place, tmp_path: Path) -> None:
-    recorder = Recorder()
-    result = tune(config(place.folder), output_dir=tmp_path, listeners=(recorder,))
+def test_the_tuner_renders_saves_and_judges_it(place: Place, tuned: Tuned) -> None:
+    recorder, result = tuned.recorder, tuned.result
     assert not recorder.calibrated and not recorder.refined  # both are stored
     assert [trial.params for trial in result.trials] == [{"l1": 0.1, "pv_l1": 0.12}]
     assert result.best.sparsity > 0 and result.evaluation is not None
-    saved = load_checkpoint(tmp_path / "checkpoint")
+    saved = load_checkpoint(tuned.folder / "checkpoint")
     assert saved.policy == place.policy == result.best.policy
     assert (saved.manifest.search["tune"]["l1"], saved.manifest.tuner_settings["pv_l1"]) == (0.1, 0.12)
     assert result.calibration_path == curves_path(place.context)
@@ -230,8 +243,9 @@ def test_a_search_with_optuna_uses_the_same_curves(place: Place) -> None:
 
 
 @pytest.mark.slow
-def test_the_search_repeated_from_its_manifest_finds_the_same_policy(place: Place, tmp_path: Path) -> None:
-    tune(config(place.folder), output_dir=tmp_path / "first")
-    again = config_from_manifest(tmp_path / "first" / "checkpoint", config(tmp_path))
+def test_the_search_repeated_from_its_manifest_finds_the_same_policy(
+    place: Place, tuned: Tuned, tmp_path: Path
+) -> None:
+    again = config_from_manifest(tuned.folder / "checkpoint", config(tmp_path))
     assert again.tracking.root == tmp_path / "mlruns"
     assert tune(again, output_dir=tmp_path / "again").best.policy == place.policy

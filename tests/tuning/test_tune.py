@@ -26,7 +26,7 @@ from sparsetune.tuning.record import load_record
 def config(tmp_path: Path, **overrides) -> Config:
     small = {
         "generation.num_frames": 9,
-        "generation.num_inference_steps": 4,
+        "generation.num_inference_steps": 3,
         "tune.n_trials": 2,
         "tune.num_prompts": 1,
         "tune.calibration_steps": 2,
@@ -72,6 +72,14 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder, Tun
     return folder, recorder, tune(config(folder), output_dir=folder / "results", listeners=(recorder,))
 
 
+@pytest.fixture
+def calibrated(first: tuple[Path, Recorder, TuningResult], tmp_path: Path) -> Path:
+    """A folder with the calibration, the sensitivity and the dense baselines that `first` left in its own."""
+    for name in ("mlruns/calibrations", "cache"):
+        shutil.copytree(first[0] / name, tmp_path / name)
+    return tmp_path
+
+
 def test_the_winner_is_a_checkpoint_that_was_judged_on_eval_prompts(first) -> None:
     folder, _, result = first
     assert result.best is not None and result.evaluation is not None
@@ -97,8 +105,8 @@ def test_the_defaults_are_judged_beside_the_winner(first) -> None:
 def test_listeners_are_told_in_order(first) -> None:
     _, recorder, result = first
     assert recorder.started.n_trials == 2
-    assert recorder.names[:5] == ["start"] + ["calibration"] * 4
-    assert recorder.names[5:21] == ["sensitivity"] * 16  # four steps, each alone, in four steps
+    assert recorder.names[:4] == ["start"] + ["calibration"] * 3
+    assert recorder.names[4:13] == ["sensitivity"] * 9  # three steps, each alone, in three steps
     assert recorder.names[-1] == "end"
     assert recorder.names.count("prompt") == 2
     assert [trial.number for trial in result.trials] == [0, 1]
@@ -214,10 +222,10 @@ def test_a_step_that_is_as_fast_without_attention_is_told_too(tmp_path: Path, mo
 
 
 @pytest.mark.slow
-def test_a_policy_that_is_measured_slower_than_dense_is_no_winner(tmp_path: Path, slower_kernel: None) -> None:
+def test_a_policy_that_is_measured_slower_than_dense_is_no_winner(calibrated: Path, slower_kernel: None) -> None:
     """Whatever a step's times promised."""
-    result = tune(config(tmp_path, tune__n_trials=4), output_dir=tmp_path / "results")
-    assert result.best is None and not (tmp_path / "results" / "checkpoint").exists()
+    result = tune(config(calibrated, tune__n_trials=3), output_dir=calibrated / "results")
+    assert result.best is None and not (calibrated / "results" / "checkpoint").exists()
     assert any(trial.feasible for trial in result.trials)
     for trial in result.trials:
         assert trial.seconds_dense and trial.seconds_sparse and trial.speedup is not None and trial.speedup < 1
@@ -232,21 +240,21 @@ def test_a_policy_that_is_measured_slower_than_dense_is_no_winner(tmp_path: Path
 
 @pytest.mark.slow
 def test_what_a_step_costs_is_the_study_s_so_that_a_later_run_means_the_same_policies(
-    tmp_path: Path, slower_kernel: None, monkeypatch: pytest.MonkeyPatch
+    calibrated: Path, slower_kernel: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = tune(config(tmp_path, tune__n_trials=3), output_dir=tmp_path / "results")
-    shutil.rmtree(tmp_path / "mlruns" / "calibrations" / "steps")
+    first = tune(config(calibrated, tune__n_trials=3), output_dir=calibrated / "results")
+    shutil.rmtree(calibrated / "mlruns" / "calibrations" / "steps")
     monkeypatch.setattr(TimeStep, "run", lambda *_: timed_step(3.0))  # as if measured on another day
-    again = tune(config(tmp_path, tune__n_trials=3), output_dir=tmp_path / "results")
+    again = tune(config(calibrated, tune__n_trials=3), output_dir=calibrated / "results")
     assert again.step == first.step
     assert [trial.policy for trial in again.trials] == [trial.policy for trial in first.trials]
 
 
 @pytest.mark.slow
 def test_the_one_policy_of_calibrate_is_no_winner_where_it_is_slower_than_dense(
-    tmp_path: Path, slower_kernel: None
+    calibrated: Path, slower_kernel: None
 ) -> None:
-    result = tune(config(tmp_path, tune__tuner="calibrate"), output_dir=tmp_path / "results")
+    result = tune(config(calibrated, tune__tuner="calibrate"), output_dir=calibrated / "results")
     assert result.best is None and len(result.trials) == 1
     assert result.dense_because is not None and "the fastest, trial 0, is 0." in result.dense_because
 
