@@ -109,7 +109,8 @@ def row(method: str, result: EvaluationResult | None, seconds: float) -> dict[st
         return {"method": method, "search_seconds": seconds}
     psnr, found = result.statistics["psnr"], result.statistics
     return {
-        "method": method, "blocks": result.sparsity.blocks_run, "sparsity": result.sparsity.overall, "psnr": psnr.mean, "psnr_worst": psnr.min,
+        "method": method, "blocks": result.sparsity.blocks_run, "sparsity": result.sparsity.overall,
+        "psnr": psnr.mean, "psnr_worst": psnr.min,
         "ssim": found["ssim"].mean, "vmaf": found["vmaf"].mean if "vmaf" in found else None,
         "gate": result.gate.passed, "dense": result.seconds.dense, "sparse": result.seconds.sparse,
         "speedup": result.seconds.speedup, "low": result.seconds.ci95_low, "high": result.seconds.ci95_high,
@@ -140,10 +141,9 @@ def main() -> None:
             rows.append(row(name, result, seconds) | {"cache": str(policy.cache) if policy else None})
             write_json(options.output / "seconds.json", {"commit": git_commit(), "rows": rows})
     print(f"{options.model}, {device_name(device_of('auto'))}, compiled: {options.compile}, commit {git_commit()}")
-    print(
-        "| method | cache | blocks run | sparsity | PSNR mean / worst | SSIM | VMAF | gate | dense s | sparse s | speed-up | search s |"
-    )
-    print("| --- " * 12 + "|")
+    columns = ("method", "cache", "blocks run", "sparsity", "PSNR mean / worst", "SSIM", "VMAF", "gate", "dense s",
+               "sparse s", "speed-up", "search s")  # fmt: skip
+    print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
     for one in rows:
         print("| " + " | ".join(cells(one)) + " |")
 
@@ -156,7 +156,8 @@ def cells(one: dict[str, object]) -> list[str]:
     interval = f"{text('speedup', '.2f')} ({text('low', '.2f')} to {text('high', '.2f')})"
     gate = {True: "met", False: "missed"}.get(one.get("gate"), "none met it")  # type: ignore[call-overload]
     return [
-        str(one["method"]), str(one["cache"]), text("blocks", ".2f"), text("sparsity", ".3f"), f"{text('psnr', '.1f')} / {text('psnr_worst', '.1f')}",
+        str(one["method"]), str(one["cache"]), text("blocks", ".2f"), text("sparsity", ".3f"),
+        f"{text('psnr', '.1f')} / {text('psnr_worst', '.1f')}",
         text("ssim", ".4f"), text("vmaf", ".1f"), gate, text("dense", ".2f"), text("sparse", ".2f"), interval,
         text("search_seconds", ".0f"),
     ]  # fmt: skip

@@ -5,14 +5,11 @@ from pathlib import Path
 
 from sparsetune.attention.handle import SparseHandle
 from sparsetune.attention.policy import Policy
-from sparsetune.attention.step_cache import CacheKind
 from sparsetune.checkpoint import Checkpoint
 from sparsetune.executor.events import Emit
-from sparsetune.models.families import attention_sites
 from sparsetune.models.generation import Renderer
 from sparsetune.models.runtime import RuntimeDescription, describe
 from sparsetune.models.sparsify import default_policy, policy_for, sparsify
-from sparsetune.models.step_caching import supported_kinds
 
 
 class ModelSession:
@@ -49,7 +46,6 @@ class ModelSession:
 class SessionInfo:
     runtime: RuntimeDescription
     policy: Policy  # with the layer names of its model
-    caches: tuple[CacheKind, ...] = ()  # kinds of step cache that can be installed
 
 
 @dataclass(frozen=True)
@@ -70,5 +66,4 @@ class DescribeSession:
         policy = default_policy(pipe) if self.checkpoint is None else policy_for(pipe, self.checkpoint)
         session.install(policy, self.backend, self.break_even)
         session.restore()
-        transformers = [site.module for site in attention_sites(pipe).transformers]
-        return SessionInfo(runtime, policy, supported_kinds(pipe, transformers))
+        return SessionInfo(runtime, policy)

@@ -26,6 +26,7 @@ from sparsetune.models.generation import Frames, Renderer
 from sparsetune.models.prompts import AnyPrompt, load_prompts, texts
 from sparsetune.models.runtime import RuntimeDescription
 from sparsetune.tuning.calibration.curves import Arrangement, grid
+from sparsetune.tuning.calibration.step_caches import FindCaches
 from sparsetune.tuning.events import StudyStarted, StudyState, TuningListener, notify
 
 
@@ -212,14 +213,15 @@ def open_context(config: Config, output_dir: Path, listeners: Sequence[TuningLis
     )
     executor = open_executor(config, measures_speed=for_speed)
     try:
-        described = run_one(executor, DescribeSession(config.backend))
+        runtime = run_one(executor, DescribeSession(config.backend)).runtime
+        caches = run_one(executor, FindCaches()) if config.tune.searches_caches else ()
     except BaseException:
         executor.close()
         raise
     return TuningContext(
         config=config,
         executor=executor,
-        runtime=described.runtime,
+        runtime=runtime,
         prompts=prompts,
         eval_prompts=eval_prompts,
         cache=cache,
@@ -227,5 +229,5 @@ def open_context(config: Config, output_dir: Path, listeners: Sequence[TuningLis
         listeners=tuple(listeners),
         output_dir=output_dir,
         started=time.perf_counter(),
-        supported_caches=described.caches,
+        supported_caches=caches,
     )

@@ -10,7 +10,7 @@ from sparsetune.models.families import attention_sites
 from sparsetune.models.generation import Renderer
 from sparsetune.models.prompts import AnyPrompt
 from sparsetune.models.sparsify import default_policy, sparsify
-from sparsetune.models.step_caching import measuring_ratios
+from sparsetune.models.step_caching import measuring_ratios, supported_kinds
 
 PROBE_STEPS = 5
 """Denoising steps of the rendering that shows whether a cache skips."""
@@ -26,6 +26,15 @@ class WorkingCaches:
     kinds: tuple[CacheKind, ...] = ()
     reasons: tuple[tuple[CacheKind, str], ...] = ()
     ratios: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class FindCaches:
+    """Task that finds the kinds of cache that can be installed on a model, without rendering."""
+
+    def run(self, session: ModelSession, emit: Emit) -> tuple[CacheKind, ...]:
+        pipe = session.restore().loaded.pipe
+        return supported_kinds(pipe, [site.module for site in attention_sites(pipe).transformers])
 
 
 @dataclass(frozen=True)
