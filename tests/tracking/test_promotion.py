@@ -130,6 +130,12 @@ def test_override_must_give_a_reason(place: Place, world: World) -> None:
 
 
 @pytest.mark.slow
+def test_the_champion_s_policy_is_not_compared_with_itself(place: Place) -> None:
+    condition = verdict_of(place, place.evaluated(0.9, psnrs=(30.0,))).conditions[-1]
+    assert condition.met and condition.says == "it has the policy of the champion, version 1"
+
+
+@pytest.mark.slow
 def test_promoting_the_champion_again_changes_nothing(place: Place, world: World) -> None:
     verdict = verdict_of(place, world.champion)
     assert verdict.conditions[2].says == "it is the champion, version 1"
