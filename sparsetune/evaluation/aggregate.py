@@ -104,6 +104,7 @@ def seconds_section(results: Sequence[PromptResult], step: StepTimes | None) -> 
         speedup=dense.mean / sparse.mean,
         ci95_low=speedup.ci95_low,
         ci95_high=speedup.ci95_high,
+        lowest=speedup.min,
         noise=(dense.std or 0.0) / dense.mean,
         attention_share=min(max(step.attention_share, 0.0), 1.0),
         ceiling=step.ceiling,

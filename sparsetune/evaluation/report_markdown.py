@@ -187,12 +187,13 @@ def seconds_text(part: SecondsSection) -> str:
     verdict, interval = "", "no 95% interval for one prompt"
     if part.ci95_low is not None and part.ci95_high is not None:
         interval = f"95% interval {part.ci95_low:.2f} to {part.ci95_high:.2f}"
+    lowest = "" if part.lowest is None else f", lowest {part.lowest:.2f}"
     if not part.is_faster:
         slower = part.ci95_high is not None and part.ci95_high < 1
         verdict = ", slower than dense" if slower else ", no difference beyond the noise"
     return (
         f"{part.dense:.3g} s of denoising dense, {part.sparse:.3g} s sparse: {part.speedup:.2f} times as fast{verdict} "
-        f"({interval}, noise {part.noise:.1%}); attention is "
+        f"({interval}{lowest}, noise {part.noise:.1%}); attention is "
         f"{part.attention_share:.0%} of a dense step, which limits what sparse attention alone can gain to "
         f"{part.ceiling:.2f}x"
     )

@@ -223,6 +223,7 @@ class SecondsSection(_Part):
         description="Lower end of the 95% interval by Student's t of the prompts' mean speed-up; null for one prompt."
     )
     ci95_high: float | None = Field(description="Upper end of that interval; null for one prompt.")
+    lowest: float | None = Field(None, description="The lowest speed-up of a prompt.")
     noise: float = Field(description="Standard deviation of the dense times over their mean.")
     attention_share: Fraction = Field(description="Fraction of a dense step that self-attention takes.")
     ceiling: float = Field(description="Upper bound of the speed-up by any attention method: 1 / (1 - share).")

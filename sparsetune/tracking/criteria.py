@@ -146,7 +146,8 @@ def _enough(role: str, tests: Sequence[Inferiority], margins: PromotionConfig) -
     unclear = [one for one in tests if one.verdict == "unclear"]
     detectable = "" if quality.detectable is None else f"; they can detect a mean loss of {quality.detectable:.2f} dB"
     if not unclear:
-        return Condition(name, True, f"{quality.num_pairs}{detectable}")
+        says = f"{quality.num_pairs} decide, where about {quality.needed} let an equal candidate pass{detectable}"
+        return Condition(name, True, says)
     needed = max(one.needed for one in unclear)
     margin = f"{margins.margin_db:g} dB" if quality in unclear else f"{margins.margin_speed:.0%} of the speed"
     says = (
