@@ -108,8 +108,8 @@ def tables() -> dict[str, str]:
     covers = {kind: [f"{coverage(kind, n):.1%}" for n in PROMPTS] for kind in DISTRIBUTIONS}
     kinds = {"one metric": (1, 0.0), "ten independent, corrected": (10, 0.0), "ten that correlate by .9": (10, 0.9)}
     alarms = {name: [f"{false_alarms(*kind, n):.1%}" for n in COMPARED] for name, kind in kinds.items()}
-    passed = {f"{-loss:+g} dB": [shares(quality(loss, n)) for n in PAIRS] for loss in LOSSES}
-    timed = {f"{-slower:+.0%}": [shares(speed(slower, n)) for n in TIMED] for slower in SLOWER}
+    passed = {f"{0.0 - loss:+g} dB": [shares(quality(loss, n)) for n in PAIRS] for loss in LOSSES}
+    timed = {f"{0.0 - slower:+.0%}": [shares(speed(slower, n)) for n in TIMED] for slower in SLOWER}
     return {
         "coverage": table("values of the prompts", PROMPTS, covers),
         "alarms": table("metrics", COMPARED, alarms),
