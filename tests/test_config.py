@@ -6,8 +6,10 @@ import pytest
 
 from sparsetune.config import Config, GenerationConfig, resolve
 from sparsetune.config.files import configs_folder, named_configs, read_config
+from sparsetune.config.models import GateConfig
 from sparsetune.config.resolver import config_fields
 from sparsetune.errors import ConfigError
+from sparsetune.metrics import Gate
 from sparsetune.models.prompts import as_prompt, load_prompts
 
 KEY = "generation.num_inference_steps"
@@ -61,6 +63,16 @@ def test_environment_is_the_process_s_where_none_is_given(monkeypatch: pytest.Mo
 def test_falsy_values_count_as_given() -> None:
     config = resolve(environ={}, flags={"eval.save_videos": False, "generation.guidance_scale": 0.0})
     assert (config.eval.save_videos, config.generation.guidance_scale) == (False, 0.0)
+
+
+@pytest.mark.parametrize("name", sorted(named_configs()))
+def test_every_packaged_configuration_bounds_the_worst_prompt(name: str) -> None:
+    gate = resolve(name, environ={}).gate
+    assert gate.min_psnr_worst is not None and gate.min_psnr_worst < gate.min_psnr
+
+
+def test_the_gate_of_the_settings_is_that_of_the_library() -> None:
+    assert Gate(**GateConfig().model_dump()) == Gate()
 
 
 def test_without_a_model_it_is_the_demo() -> None:

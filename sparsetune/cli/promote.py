@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option(
     "--override", metavar="REASON", help="Promote despite failed checks; recorded on the version.  [default: none]"
 )
+@options.settings("promotion.margin_db", "promotion.margin_worst_db", "promotion.margin_speed")
 @options.json_option("the checks")
 @options.store_options
 @click.pass_context
@@ -37,14 +38,15 @@ def command(
     """Register the checkpoint of RUN as a model version, and set the alias that servers load by.
 
     RUN is the id of a tuning or evaluation run, its first characters, or `latest`, the newest tuning with a winner.
-    Three checks must pass, else the exit status is 3: the gate on eval prompts, an OK review (`sparsetune review`), and
-    a comparison with the version that has the alias now, which must not be better. That version gets the alias
+    Checks must pass, else the exit status is 3: the gate on eval prompts, an OK review (`sparsetune review`), and
+    comparisons, prompt by prompt, with the version that has the alias now and the first one under the same gate, which
+    must show that quality and speed are no worse by more than the margins. The version that loses the alias gets
     `previous` for `sparsetune rollback`, or `previous-ALIAS` for an alias other than champion.
 
     \b
     Examples:
       sparsetune promote latest --dry-run
-      sparsetune promote 3f2a9c1b
+      sparsetune promote 3f2a9c1b --margin-db 1
       sparsetune promote 3f2a9c1b --alias staging --override "demo for the board, until Monday"
     """
     from sparsetune.errors import GateError
@@ -52,10 +54,11 @@ def command(
     from sparsetune.tracking.registry import open_registry
     from sparsetune.tracking.results import find_candidate
 
-    store, client = options.open_store(options.build_config(ctx))
+    config = options.build_config(ctx)
+    store, client = options.open_store(config)
     candidate = find_candidate(client, run, options.short_name(model))
     registry = open_registry(client, store, candidate.model, name)
-    verdict = judge(registry, candidate, alias)
+    verdict = judge(registry, candidate, alias, config.promotion)
     if not as_json:
         _print(verdict)
     move = promote(registry, verdict, override) if not dry_run and (verdict.passed or override is not None) else None
@@ -123,6 +126,7 @@ def _as_json(verdict: "Verdict", move: "Move | None") -> dict[str, Any]:
         "model": verdict.name,
         "alias": verdict.alias,
         "champion": verdict.champion,
+        "first": verdict.first,
         "passed": verdict.passed,
         "conditions": [asdict(condition) for condition in verdict.conditions],
         "promoted": None if move is None else {"version": move.version, "replaced": move.replaced, "uri": move.uri},

@@ -48,13 +48,14 @@ def command(ctx: click.Context, model: str | None, limit: int, as_json: bool) ->
             row.model or "-",
             number_text(row.sparsity, ".3f"),
             number_text(row.psnr, ".2f"),
+            number_text(row.psnr_worst, ".2f"),
             number_text(row.score, ".0f"),
             coloured_status(row.gate or "-"),
             coloured_status(row.review or "-"),
             ", ".join(row.aliases) or "-",
         ]
 
-    heads = ("run", "name", "model", "sparsity", "psnr (dB)", "score", "gate", "review", "aliases")
+    heads = ("run", "name", "model", "sparsity", "psnr (dB)", "worst", "score", "gate", "review", "aliases")
     print_table((heads, [cells(row) for row in rows[:limit]]))
     if len(rows) > limit:
         log_note(f"{len(rows) - limit} more; list them with --limit {len(rows)}")

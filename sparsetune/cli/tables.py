@@ -107,16 +107,28 @@ def statistics_table(statistics: "Mapping[str, MetricStatistics] | Mapping[str, 
     for name, one in statistics.items():
         unit = unit_of(name)
         scale = max(abs(one.min), abs(one.max))
-        cells = [value_text(value, unit, scale) for value in (one.mean, one.std, one.min, one.max)]
-        interval = f"{value_text(one.ci95_low, unit, scale)} .. {value_text(one.ci95_high, unit, scale)}"
+        cells = [
+            "-" if value is None else value_text(value, unit, scale) for value in (one.mean, one.std, one.min, one.max)
+        ]
+        interval = "-"
+        if one.ci95_low is not None and one.ci95_high is not None:
+            interval = f"{value_text(one.ci95_low, unit, scale)} .. {value_text(one.ci95_high, unit, scale)}"
         rows.append([f"{name} ({unit})" if unit else name, *cells, interval])
     return ("metric", "mean", "std", "min", "max", "95% interval"), rows
 
 
 def evaluation_text(result: "EvaluationResult") -> str:
-    from sparsetune.evaluation.report_markdown import cache_text, seconds_text, verdict_text, yardstick_text
+    from sparsetune.evaluation.report_markdown import (
+        cache_text,
+        pooled_text,
+        seconds_text,
+        verdict_text,
+        yardstick_text,
+    )
 
     lines = [table_text(statistics_table(result.statistics)), ""] if result.statistics else []
+    if (pooled := pooled_text(result)) is not None:
+        lines.append(pooled)
     if result.seconds is not None:
         lines.append(seconds_text(result.seconds))
     if (cached := cache_text(result)) is not None:
@@ -175,7 +187,7 @@ def ladder_lines(result: "EvaluationResult") -> list[str]:
 
 def caveat_lines(num_prompts: int) -> list[str]:
     caveat = interval_caveat(num_prompts)
-    return [f"warning: {caveat}"] if caveat and num_prompts else []
+    return [f"note: {caveat}"] if caveat else []
 
 
 def gate_line(failures: Sequence[str]) -> str:
@@ -234,16 +246,18 @@ def before_after_text(comparison: "Comparison") -> str:
         if key != "measured" or texts != ["-", "-"]
     ]
     changes = [
-        [*row[:4], f"{row.low} .. {row.high}", "/".join(map(str, row.counts))]
+        [*row[:4], row.interval(" .. "), "*" if row.significant else "", row.worst, "/".join(map(str, row.counts))]
         for row in change_rows(comparison, decimals=6)
     ]
-    heads = ("mean", "before", "after", "difference", "95% interval", "better/worse/equal")
+    heads = ("mean", "before", "after", "difference", "95% interval", "", "worst prompt", "better/worse/equal")
     lines = [table_text((("", "before", "after"), brief)), "", table_text((heads, changes)), ""]
     pairs = "1 prompt is" if comparison.num_pairs == 1 else f"{comparison.num_pairs} prompts are"
     lines.append(
         f"{pairs} paired by prompt and seed"
         + (f"; {comparison.num_unpaired} have no partner or no number" if comparison.num_unpaired else "")
     )
+    if any(change.significant for change in comparison.changes):
+        lines.append("* significant at 5%, corrected for the number of rows")
     for name, side in (("before", comparison.before), ("after", comparison.after)):
         lines += [f"gate {name}: {failure}" for failure in side.gate_failures]
     lines += caveat_lines(comparison.num_pairs)

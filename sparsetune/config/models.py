@@ -228,11 +228,23 @@ class GateConfig(_Section):
     """Quality thresholds for deployment."""
 
     min_frame_cosine: float = Field(0.95, ge=-1.0, le=1.0, description="Mean frame_cosine must be above this.")
-    min_psnr: float = Field(35.0, ge=0.0, description="Mean psnr must be above this, in dB.")
+    min_psnr: float = Field(35.0, ge=0.0, description="Mean and pooled psnr must be above this, in dB.")
     min_psnr_worst: float | None = Field(
-        None, ge=0.0, description="psnr of the worst prompt must be above this, in dB."
+        28.0, ge=0.0, description="psnr of the worst prompt must be above this, in dB; null is no bound."
     )
     min_psnr_frame: float | None = Field(None, ge=0.0, description="PSNR of the worst frame must be above this, in dB.")
+
+
+class PromotionConfig(_Section):
+    """What a candidate may lose against the champion, and against the first champion under the same gate."""
+
+    margin_db: float = Field(
+        0.5, gt=0.0, description="Mean loss of psnr in dB that is accepted; it must be shown to be smaller."
+    )
+    margin_worst_db: float = Field(3.0, gt=0.0, description="Loss of psnr in dB that is accepted on any prompt.")
+    margin_speed: float = Field(
+        0.02, gt=0.0, lt=1.0, description="Fraction of the speed-up that may be lost; shown to be smaller likewise."
+    )
 
 
 class TrackingConfig(_Section):
@@ -297,6 +309,7 @@ class Config(_Section):
     tune: TuneConfig = Field(default_factory=TuneConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     gate: GateConfig = Field(default_factory=GateConfig)
+    promotion: PromotionConfig = Field(default_factory=PromotionConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     cache: CacheConfig = Field(default_factory=CacheConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)

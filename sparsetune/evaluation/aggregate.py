@@ -35,6 +35,8 @@ def prompt_row(
         "sparsity_active": _fraction(result.sparsity_active),
         "seconds_dense": result.seconds_dense,
         "seconds_sparse": result.seconds_sparse,
+        "denoising_dense": result.denoising_dense,
+        "denoising_sparse": result.denoising_sparse,
         "dense_cached": result.dense_cached,
         "worst_frame": None if psnr_per_frame is None else psnr_per_frame.index(min(psnr_per_frame)),
         "psnr_per_frame": psnr_per_frame,
@@ -102,7 +104,8 @@ def seconds_section(results: Sequence[PromptResult], step: StepTimes | None) -> 
         speedup=dense.mean / sparse.mean,
         ci95_low=speedup.ci95_low,
         ci95_high=speedup.ci95_high,
-        noise=dense.std / dense.mean,
+        lowest=speedup.min,
+        noise=(dense.std or 0.0) / dense.mean,
         attention_share=min(max(step.attention_share, 0.0), 1.0),
         ceiling=step.ceiling,
     )

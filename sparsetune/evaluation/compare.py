@@ -1,19 +1,23 @@
 """Paired comparison of two evaluations."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparsetune.errors import MetricError, ResultError
 from sparsetune.evaluation.report_markdown import cell, table
 from sparsetune.evaluation.result import EvaluationResult, PromptRow, load_result
-from sparsetune.metrics import PairedDifference, get, interval_caveat, paired_difference
+from sparsetune.metrics import PairedDifference, get, holm, interval_caveat, paired_difference
+from sparsetune.metrics.statistics import LEVEL
 
 
 @dataclass(frozen=True)
 class Change:
-    """Difference of one metric, `sparsity` or `seconds_sparse` between two results; means are over paired prompts."""
+    """Difference of one metric, `sparsity` or `seconds_sparse` between two results; means are over paired prompts.
+
+    `p_corrected` is the difference's p-value after Holm's correction for all changes of the comparison.
+    """
 
     name: str
     unit: str
@@ -21,6 +25,12 @@ class Change:
     before: float
     after: float
     difference: PairedDifference
+    p_corrected: float | None = None
+
+    @property
+    def significant(self) -> bool:
+        """Whether it differs from 0; over all changes of a comparison, 5% of those without any difference say so."""
+        return self.p_corrected is not None and self.p_corrected < LEVEL
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ class Comparison:
         tuned = ("Tuned", *("yes" if side.use_tuned else "no" for side in sides.values()))
         summary = [tuned, *((_LABELS[key], *texts) for key, *texts in summary_rows(self))]
         changes = [
-            (*row[:4], f"{row.low} to {row.high}" + (" \\*" if row.significant else ""), *map(str, row.counts))
+            (*row[:4], row.interval(" to ") + (" \\*" if row.significant else ""), row.worst, *map(str, row.counts))
             for row in change_rows(self)
         ]
         forced = f"**Not comparable, compared with --force:** {'; '.join(map(cell, self.forced))}"
@@ -82,8 +92,8 @@ class Comparison:
             table(("", "Before", "After"), summary),
             "\n".join(f"- gate {name}: {cell(one)}" for name, side in sides.items() for one in side.gate_failures),
             f"{self.num_pairs} pairs by prompt and seed; {self.num_unpaired} prompts without a partner or a number.",
-            table(("Metric", "Before", "After", "Difference", "95% interval", "Better", "Worse", "Equal"), changes),
-            "A star marks an interval that excludes 0: the difference is unlikely to be chance.",
+            table(_HEADS, changes),
+            "A star marks a difference that is significant at 5% over all rows together (Holm's correction).",
             interval_caveat(self.num_pairs),
             *(f"- {cell(note)}" for note in self.notes),
         ]
@@ -91,10 +101,11 @@ class Comparison:
 
 
 def _without_name(change: Change) -> dict[str, Any]:
-    values = vars(change) | {"difference": change.difference.to_dict()}
+    values = vars(change) | {"difference": change.difference.to_dict(), "significant": change.significant}
     return {key: value for key, value in values.items() if key != "name"}
 
 
+_HEADS = ("Metric", "Before", "After", "Difference", "95% interval", "Worst prompt", "Better", "Worse", "Equal")
 _LABELS = {
     "score": "Score",
     "verdict": "Verdict",
@@ -107,7 +118,10 @@ _LABELS = {
 
 
 class ChangeRow(NamedTuple):
-    """A `Change` as texts: `low` and `high` bound the difference; `counts` are the prompts better, worse and equal."""
+    """A `Change` as texts: `low` and `high` bound the mean difference, and are empty for a single pair.
+
+    `worst` is the difference of the prompt that changed most for the worse; `counts` are those better, worse and equal.
+    """
 
     name: str
     before: str
@@ -115,8 +129,13 @@ class ChangeRow(NamedTuple):
     difference: str
     low: str
     high: str
+    worst: str
     counts: tuple[int, int, int]
     significant: bool
+
+    def interval(self, to: str, missing: str = "-") -> str:
+        """The interval as a text, e.g. "-1.20 to +0.30"."""
+        return f"{self.low}{to}{self.high}" if self.low else missing
 
 
 def summary_rows(
@@ -145,10 +164,13 @@ def change_rows(comparison: Comparison, decimals: int = 4) -> list[ChangeRow]:
         pairs, short = one.difference, one.unit == "dB" or max(abs(one.before), abs(one.after)) >= 10
         places = 2 if short else decimals
         before, after = (f"{value:.{places}f}" for value in (one.before, one.after))
-        mean, low, high = (f"{value:+.{places}f}" for value in (pairs.mean, pairs.ci95_low, pairs.ci95_high))
+        mean, low, high, worst = (
+            "" if value is None else f"{value:+.{places}f}"
+            for value in (pairs.mean, pairs.ci95_low, pairs.ci95_high, pairs.worst)
+        )
         counts = (pairs.better, pairs.worse, pairs.equal)
         name = f"{one.name} ({one.unit})" if one.unit else one.name
-        rows.append(ChangeRow(name, before, after, mean, low, high, counts, pairs.significant))
+        rows.append(ChangeRow(name, before, after, mean, low, high, worst, counts, one.significant))
     return rows
 
 
@@ -194,15 +216,17 @@ def compare(
             f"results are not comparable, they differ in {'; '.join(differing)}; "
             "evaluate both with the same settings, or use --force"
         )
-    pairs = _pairs(first.detailed_results, second.detailed_results)
+    pairs = [(_metrics(one), _metrics(other)) for one, other in paired_rows(first, second)]
     if not pairs:
         raise ResultError("the results share no prompt and seed that rendered in both")
     total = len(first.detailed_results) + len(second.detailed_results)
     names = dict.fromkeys(name for one, other in pairs for name in one if name in other)
+    changes = [_change(name, pairs, first) for name in names]
+    corrected = holm([change.difference.p_value for change in changes])
     return Comparison(
         before=_summary(first),
         after=_summary(second),
-        changes=tuple(_change(name, pairs, first) for name in names),
+        changes=tuple(replace(one, p_corrected=p) for one, p in zip(changes, corrected, strict=True)),
         num_pairs=len(pairs),
         num_unpaired=total - 2 * len(pairs),
         notes=_notes(first, second),
@@ -226,16 +250,17 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:18]}...{text[-6:]}"
 
 
-def _pairs(first: Sequence[PromptRow], second: Sequence[PromptRow]) -> list[tuple[dict[str, float], dict[str, float]]]:
+def paired_rows(before: EvaluationResult, after: EvaluationResult) -> list[tuple[PromptRow, PromptRow]]:
+    """Pair the rows of two results that have the same prompt and seed and rendered in both."""
     waiting: dict[tuple[str, int], list[PromptRow]] = {}
-    for row in second:
+    for row in after.detailed_results:
         if row.error is None:
             waiting.setdefault((row.prompt, row.seed), []).append(row)
     pairs = []
-    for row in first:
+    for row in before.detailed_results:
         partners = waiting.get((row.prompt, row.seed), [])
         if row.error is None and partners:
-            pairs.append((_metrics(row), _metrics(partners.pop(0))))  # repeated prompts in order
+            pairs.append((row, partners.pop(0)))  # repeated prompts in order
     return pairs
 
 

@@ -46,7 +46,7 @@ from sparsetune.executor import (
 )
 from sparsetune.executor.session import DescribeSession
 from sparsetune.files import write_text
-from sparsetune.metrics import BASE_METRICS, Gate, import_metrics, score, verdict
+from sparsetune.metrics import BASE_METRICS, Gate, import_metrics, score_prompts, verdict
 from sparsetune.models.generation import Renderer
 from sparsetune.models.prompts import AnyPrompt, as_prompt, load_prompts, texts
 from sparsetune.models.runtime import RuntimeDescription
@@ -261,7 +261,8 @@ class _Run:
     def _assembled(self, judged: Sequence[JudgedPrompt]) -> EvaluationResult:
         rows = tuple(prompt.row for prompt in judged)
         summary = statistics(rows)
-        points = score(*(summary[name].mean for name in BASE_METRICS[:3])) if summary else None
+        measured = [row.metrics for row in rows if row.error is None]
+        points = score_prompts(measured) if measured else None
         results = [prompt.result for prompt in judged]
         timed = seconds_section(results, self.step)
         seconds = (time.perf_counter() - self.started, sum(prompt.seconds for prompt in judged))

@@ -10,6 +10,7 @@ from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.evaluation.ladder import Attribution, attribute
 from sparsetune.evaluation.result import EvaluationResult, SecondsSection, Spread
 from sparsetune.metrics import interval_caveat
+from sparsetune.metrics.gate import POOLED
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -139,12 +140,14 @@ def _objective(result: EvaluationResult) -> str:
             number(value, max(abs(spread.min), abs(spread.max)))
             for value in (spread.mean, spread.std, spread.min, spread.max, spread.ci95_low, spread.ci95_high)
         )
-        rows.append((f"{name}{unit}{direction}", f"{mean} ± {std}", low, high, f"{ci95_low} to {ci95_high}"))
+        interval = f"{ci95_low} to {ci95_high}" if ci95_low else ""
+        rows.append((f"{name}{unit}{direction}", f"{mean} ± {std}" if std else mean, low, high, interval))
     body = table(("Metric", "Mean ± std", "Min", "Max", "95% interval of the mean"), rows) if rows else "None."
     reasons = {name: why for row in result.detailed_results for name, why in row.unavailable.items()}
     notes = "".join(f"\n\n{name} could not be computed: {why}." for name, why in reasons.items())
     caveat = interval_caveat(len(result.detailed_results) - len(result.failed))
-    notes += f"\n\nWarning: {caveat}." if caveat and rows else ""
+    notes += f"\n\nNote: {caveat}." if caveat and rows else ""
+    notes += f"\n\n{pooled.capitalize()}." if (pooled := pooled_text(result)) else ""
     return f"## Objective metrics\n\n{body}{notes}\n\n**Score: {verdict_text(result)}**"
 
 
@@ -168,14 +171,29 @@ def _prompts(result: EvaluationResult, folder: Path, videos: Mapping[int, Mappin
     return "## Prompts\n\n" + table(head, rows)
 
 
+def pooled_text(result: EvaluationResult) -> str | None:
+    """The pooled psnr, and how many prompts the gate's means leave out; None for a result without it."""
+    pooled = next((one.measured for one in result.gate.conditions if one.name == POOLED), None)
+    if pooled is None:
+        return None
+    left_out, total = result.gate.num_identical, len(result.detailed_results)
+    return f"pooled psnr {pooled:.2f} dB, of the mean squared error over the prompts" + (
+        f"; the gate's means leave out {left_out} of {total} prompts, whose videos are identical" if left_out else ""
+    )
+
+
 def seconds_text(part: SecondsSection) -> str:
     """The seconds as a sentence, e.g. "2.70 s of denoising dense, 1.78 s sparse: 1.52 times as fast (...)"."""
-    verdict = ""
+    verdict, interval = "", "no 95% interval for one prompt"
+    if part.ci95_low is not None and part.ci95_high is not None:
+        interval = f"95% interval {part.ci95_low:.2f} to {part.ci95_high:.2f}"
+    lowest = "" if part.lowest is None else f", lowest {part.lowest:.2f}"
     if not part.is_faster:
-        verdict = ", no difference beyond the noise" if part.ci95_high > 1 else ", slower than dense"
+        slower = part.ci95_high is not None and part.ci95_high < 1
+        verdict = ", slower than dense" if slower else ", no difference beyond the noise"
     return (
         f"{part.dense:.3g} s of denoising dense, {part.sparse:.3g} s sparse: {part.speedup:.2f} times as fast{verdict} "
-        f"(95% interval {part.ci95_low:.2f} to {part.ci95_high:.2f}, noise {part.noise:.1%}); attention is "
+        f"({interval}{lowest}, noise {part.noise:.1%}); attention is "
         f"{part.attention_share:.0%} of a dense step, which limits what sparse attention alone can gain to "
         f"{part.ceiling:.2f}x"
     )

@@ -109,14 +109,14 @@ class ConfigSection(_Part):
 
 
 class MetricStatistics(_Part):
-    """Statistics of a metric over the prompts that rendered."""
+    """Statistics of a metric over the prompts that rendered, identical pairs counted in; see the gate for psnr."""
 
     mean: float
-    std: float
+    std: float | None = Field(description="Sample standard deviation; null for a single prompt.")
     min: float
     max: float
-    ci95_low: float = Field(description="Lower end of the 95% bootstrap interval of the mean.")
-    ci95_high: float = Field(description="Upper end of the 95% bootstrap interval of the mean.")
+    ci95_low: float | None = Field(description="Lower end of the mean's 95% interval by Student's t; null likewise.")
+    ci95_high: float | None = Field(description="Upper end of that interval; null likewise.")
     unit: str = Field(default="", description="Of the values.")
     higher_is_better: bool | None = Field(default=None, description="The metric's direction; null where unknown.")
 
@@ -138,6 +138,8 @@ class PromptRow(_Part):
     sparsity_active: Fraction | None = None
     seconds_dense: Seconds | None = None
     seconds_sparse: Seconds | None = None
+    denoising_dense: Seconds | None = Field(None, description="Of dense steps timed just before the sparse ones.")
+    denoising_sparse: Seconds | None = Field(None, description="Null, as above, where every pair is computed.")
     dense_cached: bool = Field(default=False, description="Whether the dense video was rendered by an earlier run.")
     worst_frame: int | None = Field(default=None, description="The frame with the lowest PSNR, from 0.")
     psnr_per_frame: tuple[float, ...] | None = Field(None, description="In dB, 100 for identical frames.")
@@ -158,7 +160,10 @@ class PromptRow(_Part):
 
 
 class ConditionSection(_Part):
-    """One bound of the gate; `measured` must be above `bound`."""
+    """One bound of the gate; `measured` must be above `bound`.
+
+    Means are over the prompts whose videos differ. `pooled psnr` is the PSNR of their mean squared error.
+    """
 
     name: str
     unit: str
@@ -173,6 +178,7 @@ class GateSection(_Part):
     passed: bool
     failures: tuple[str, ...]
     conditions: tuple[ConditionSection, ...]
+    num_identical: int = Field(0, description="Prompts with identical videos, which means leave out unless all are.")
 
 
 class SparsitySection(_Part):
@@ -213,16 +219,19 @@ class SecondsSection(_Part):
     dense: Seconds = Field(description="Mean over the prompts.")
     sparse: Seconds = Field(description="Mean over the prompts.")
     speedup: float = Field(description="dense / sparse.")
-    ci95_low: float = Field(description="Lower end of the 95% bootstrap interval of the prompts' mean speed-up.")
-    ci95_high: float = Field(description="Upper end of the 95% bootstrap interval of the prompts' mean speed-up.")
+    ci95_low: float | None = Field(
+        description="Lower end of the 95% interval by Student's t of the prompts' mean speed-up; null for one prompt."
+    )
+    ci95_high: float | None = Field(description="Upper end of that interval; null for one prompt.")
+    lowest: float | None = Field(None, description="The lowest speed-up of a prompt.")
     noise: float = Field(description="Standard deviation of the dense times over their mean.")
     attention_share: Fraction = Field(description="Fraction of a dense step that self-attention takes.")
     ceiling: float = Field(description="Upper bound of the speed-up by any attention method: 1 / (1 - share).")
 
     @property
     def is_faster(self) -> bool:
-        """Whether sparse is faster than dense by more than the noise."""
-        return self.ci95_low > 1.0 and is_faster(self.speedup, self.noise)
+        """Whether sparse is shown to be faster than dense, and by more than the noise; one prompt can't tell."""
+        return self.ci95_low is not None and self.ci95_low > 1.0 and is_faster(self.speedup, self.noise)
 
 
 class LayerSection(_Part):

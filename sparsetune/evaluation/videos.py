@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sparsetune.errors import VideoError
-from sparsetune.metrics import BASE_METRICS, Gate, GateResult, Summary, Verdict, summarize
-from sparsetune.metrics import score as score_of
+from sparsetune.metrics import BASE_METRICS, Gate, GateResult, Summary, Verdict, score_prompts, summarize
 from sparsetune.metrics import verdict as verdict_of
 from sparsetune.metrics.registry import compute_available, get, own_names
 from sparsetune.video import Video, read_video
@@ -88,7 +87,7 @@ def compare_videos(
     rows = [pair.metrics for pair in compared]
     values = {name: [row[name] for row in rows if name in row] for name in wanted}
     statistics = {name: summarize(column) for name, column in values.items() if column}
-    total = score_of(*(statistics[name].mean for name in ("frame_cosine", "psnr", "frame_l1")))
+    total = score_prompts(rows)
     return VideoComparison(tuple(compared), statistics, total, verdict_of(total), gate.check(rows), align)
 
 

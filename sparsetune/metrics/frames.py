@@ -6,7 +6,7 @@ fit a processor's cache, so the extra memory is a few frames, whatever the video
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -131,12 +131,13 @@ def psnr_per_frame(dense: Frames, sparse: Frames, errors: PixelErrors | None = N
     prepare=pixel_errors,
 )
 def psnr_frame_mean(dense: Frames, sparse: Frames, errors: PixelErrors | None = None) -> float:
-    """Mean over the frames of each frame's PSNR, capped at 100 dB each.
+    """Mean over the frames that differ of each frame's PSNR; 100 dB where none differs.
 
-    Short of the cap it is never below the pooled `psnr` (Jensen).
+    Identical frames are left out: at the cap of 100 dB each, few of them would carry the mean. It is never below the
+    `psnr` of the same frames, which pools their errors (Jensen).
     """
-    values = psnr_per_frame(dense, sparse, errors)
-    return math.fsum(values) / len(values)
+    values = [value for value in psnr_per_frame(dense, sparse, errors) if value < PSNR_CAP_DB]
+    return math.fsum(values) / len(values) if values else PSNR_CAP_DB
 
 
 @checked
@@ -150,6 +151,16 @@ def psnr_frame_mean(dense: Frames, sparse: Frames, errors: PixelErrors | None = 
 def psnr_frame_min(dense: Frames, sparse: Frames, errors: PixelErrors | None = None) -> float:
     """PSNR of the worst frame, capped at 100 dB."""
     return min(psnr_per_frame(dense, sparse, errors))
+
+
+def pooled_psnr(values: Sequence[float]) -> float:
+    """PSNR in dB of the mean squared error of several videos of one size, from the PSNR of each.
+
+    It is what `psnr` would give for the videos joined into one, and so never above the mean of the values.
+    """
+    errors = [0.0 if value >= PSNR_CAP_DB else 10.0 ** (-value / 10.0) for value in values]
+    mean = math.fsum(errors) / len(errors)
+    return PSNR_CAP_DB if mean == 0.0 else min(PSNR_CAP_DB, -10.0 * math.log10(mean))
 
 
 def _slabs(dense: Frames, sparse: Frames) -> Iterator[tuple[slice, Frames, Frames]]:

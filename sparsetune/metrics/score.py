@@ -1,9 +1,12 @@
 """Score out of 100 and its one-word verdict."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from sparsetune.errors import MetricError
+from sparsetune.metrics.frames import pooled_psnr
+from sparsetune.metrics.gate import differing
 
 Verdict = Literal["excellent", "good", "acceptable", "degraded"]
 
@@ -16,7 +19,7 @@ VERDICTS: tuple[tuple[int, Verdict], ...] = ((95, "excellent"), (80, "good"), (6
 
 
 def score(frame_cosine: float, psnr: float, frame_l1: float) -> int:
-    """Score of the means over all prompts, out of 100; every bound is strict (a value on it earns the lower step)."""
+    """Score of one value of each, out of 100; every bound is strict (a value on it earns the lower step)."""
     for name, value in (("frame_cosine", frame_cosine), ("psnr", psnr), ("frame_l1", frame_l1)):
         if math.isnan(value):
             raise MetricError(f"cannot score: {name} is NaN; leave failed prompts out of the mean")
@@ -25,6 +28,13 @@ def score(frame_cosine: float, psnr: float, frame_l1: float) -> int:
         + next((points for bound, points in PSNR_POINTS if psnr > bound), 0)
         + next((points for bound, points in L1_POINTS if frame_l1 < bound), 0)
     )
+
+
+def score_prompts(rows: Sequence[Mapping[str, float]]) -> int:
+    """Score over prompts, one row of metrics each: as the gate, of the pairs that differ, with their pooled psnr."""
+    judged = differing(rows)
+    cosine, l1 = (math.fsum(row[name] for row in judged) / len(judged) for name in ("frame_cosine", "frame_l1"))
+    return score(cosine, pooled_psnr([row["psnr"] for row in judged]), l1)
 
 
 def verdict(score: int) -> Verdict:

@@ -9,7 +9,7 @@ from typing import Any
 from sparsetune.errors import ResultError
 from sparsetune.evaluation.compare import Comparison, compare
 from sparsetune.evaluation.result import EvaluationResult
-from sparsetune.metrics import interval_caveat
+from sparsetune.metrics import chance_of_none, interval_caveat
 from sparsetune.report import tables, verdict
 from sparsetune.report.charts import Chart
 from sparsetune.report.clips import Clip
@@ -46,6 +46,7 @@ def render(source: Source, clips: Sequence[Clip], words: Words, note: str = "") 
         verdict=verdict,
         tables=tables,
         interval_caveat=interval_caveat,
+        chance_of_none=chance_of_none,
         note=note,
         command=_command(source),
         comparison=comparison(source),

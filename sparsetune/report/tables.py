@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparsetune.evaluation.compare import Comparison, change_rows, summary_rows
+from sparsetune.evaluation.compare import ChangeRow, Comparison, change_rows, summary_rows
 from sparsetune.evaluation.report_markdown import number, percent
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
 from sparsetune.report.figures import front, kind
@@ -97,7 +97,15 @@ def comparison_rows(comparison: Comparison, words: Words) -> list[tuple[str, str
 
 
 def metric_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    return [(*row[:4], f"{row.low} … {row.high}", "/".join(map(str, row.counts))) for row in change_rows(comparison)]
+    """Cell texts of each metric's change; a star marks a significant difference."""
+    return [
+        (*row[:4], row.interval(" … ", "–") + (" *" if row.significant else ""), row.worst, _counts(row))
+        for row in change_rows(comparison)
+    ]
+
+
+def _counts(row: ChangeRow) -> str:
+    return "/".join(map(str, row.counts))
 
 
 def settings_rows(result: EvaluationResult, words: Words) -> list[tuple[str, str]]:

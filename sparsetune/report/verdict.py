@@ -54,7 +54,8 @@ def tiles(result: EvaluationResult, words: Words) -> tuple[Tile, ...]:
         ),
     ]
     if (seconds := result.seconds) is not None:
-        interval = f"{seconds.ci95_low:.2f} – {seconds.ci95_high:.2f}"
+        bounds = (seconds.ci95_low, seconds.ci95_high)
+        interval = " – ".join("?" if bound is None else f"{bound:.2f}" for bound in bounds)
         note = words("tile.measured", dense=f"{seconds.dense:.3g}", sparse=f"{seconds.sparse:.3g}", interval=interval)
         tone = "good" if seconds.is_faster else "bad"
         found.append(Tile(words("outcome.measured"), f"{seconds.speedup:.2f}×", note, tone))

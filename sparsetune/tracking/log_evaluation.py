@@ -13,6 +13,7 @@ from sparsetune.config.files import flatten
 from sparsetune.evaluation.events import EvaluationEnded, EvaluationStarted, PromptDone
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
+from sparsetune.metrics.gate import POOLED
 from sparsetune.tracking.logged_model import log_checkpoint_model
 from sparsetune.tracking.run_logger import RunLogger, metric_entries, prompt_set
 
@@ -119,6 +120,8 @@ def result_metrics(result: EvaluationResult) -> dict[str, float | None]:
         for name, summary in result.statistics.items()
         for statistic in ("mean", "std", "min", "max", "ci95_low", "ci95_high")
     }
+    pooled = (one.measured for one in result.gate.conditions if one.name == POOLED)
+    metrics["psnr/pooled"] = next(pooled, None)
     sparsity = result.sparsity
     metrics |= sparsity_metrics(sparsity.overall, sparsity.active, sparsity.by_layer)
     return metrics | {
@@ -126,6 +129,7 @@ def result_metrics(result: EvaluationResult) -> dict[str, float | None]:
         "attention_computed": sparsity.attention_computed,
         "score": result.overall_score,
         "gate_passed": float(result.gate.passed),
+        "identical_prompts": float(result.gate.num_identical),
         "failed_prompts": float(len(result.failed)),
         "speedup/measured": sparsity.measured_speedup,
         "speedup/theoretical": sparsity.theoretical_speedup,

@@ -2,33 +2,39 @@
 
 import logging
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsetune.errors import GateError, RegistryError, ResultError, TrackingError, UsageError
-from sparsetune.evaluation.compare import Change, Comparison, compare
+from sparsetune.config.models import PromotionConfig
+from sparsetune.errors import GateError, RegistryError, TrackingError, UsageError
 from sparsetune.evaluation.prompt import saves_seconds
-from sparsetune.evaluation.report_markdown import seconds_text
-from sparsetune.evaluation.result import EvaluationResult
-from sparsetune.metrics import MIN_FOR_INTERVAL
+from sparsetune.tracking.criteria import (
+    Condition,
+    bounds_of,
+    gate_condition,
+    later_promotions,
+    no_worse_conditions,
+    speed_condition,
+)
 from sparsetune.tracking.logged_model import DIGEST, log_checkpoint_model
 from sparsetune.tracking.lookup import download_run_checkpoint
 from sparsetune.tracking.registry import (
     CHAMPION,
     EVALUATION,
+    GATE,
     OVERRIDE,
     RUN,
     LoggedIn,
     Registry,
     copy_checkpoint,
+    first_tag,
     previous_alias,
 )
 from sparsetune.tracking.results import Candidate, results_of_policy
 from sparsetune.tracking.review import read_reviews
 from sparsetune.tracking.run_logger import user_name
-from sparsetune.tracking.store import store_errors
+from sparsetune.tracking.store import MissingError, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,155 +42,24 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-TOLERANCES = {"sparsity": 0.005, "psnr": 0.1, "frame_cosine": 0.0005}
-"""Mean differences up to these count as none; dB for psnr, fractions for the others."""
-
-QUALITY = ("psnr", "frame_cosine")
-CHAMPION_CONDITION = "at least as good as the champion"
-SPEED_CONDITION = "faster than dense by measurement"
-
-
-@dataclass(frozen=True)
-class Condition:
-    name: str
-    met: bool
-    says: str
-
-
-def gate_condition(result: EvaluationResult) -> Condition:
-    """Check the gate, on prompts that the policy wasn't tuned on."""
-    figures = [
-        f"{one.name} {one.measured:.4g} {'>' if one.met else '<='} {one.bound:g}{f' {one.unit}' if one.unit else ''}"
-        for one in result.gate.conditions
-    ]
-    figures += [failure for failure in result.gate.failures if failure.startswith(("every prompt", "at least"))]
-    overlap, tuned = len(result.config.prompts_in_tune_set), result.config.use_tuned
-    if overlap:
-        figures.append(f"{overlap} of the prompts were tuned on: evaluate on others")
-    if not tuned:
-        figures.append("SpargeAttn's default thresholds were evaluated, no checkpoint")
-    figures.append(f"{result.config.num_prompts} prompts")
-    return Condition("gate on eval prompts", result.gate.passed and not overlap and tuned, "; ".join(figures))
-
-
-def speed_condition(result: EvaluationResult) -> Condition:
-    """Check that the denoising was measured to be faster than dense; for kernels that skip work."""
-    seconds = result.seconds
-    if seconds is None:
-        return Condition(SPEED_CONDITION, False, "no seconds were measured; evaluate the checkpoint again")
-    return Condition(SPEED_CONDITION, seconds.is_faster, seconds_text(seconds))
-
-
-def champion_condition(candidate: EvaluationResult, champion: Iterable[EvaluationResult], named: str) -> Condition:
-    """Compare a candidate with the champion, prompt by prompt: it must be at least as good.
-
-    A checkpoint is there to save seconds while the gate holds, so 'at least as good' means all of:
-
-    1. Every bound of the champion's gate that the champion meets, the candidate meets too.
-    2. Its measured speed-up isn't lower; where the two weren't measured with one kernel on one device, its sparsity.
-    3. Unless it is faster (or sparser), its psnr and frame_cosine aren't lower.
-
-    'Lower' is judged on the paired differences, candidate minus champion: their mean is below minus the tolerance, and
-    their 95% bootstrap interval is below 0. Over fewer than 6 prompts, too few for an interval, the mean decides alone.
-    'Sparser' is the same upwards. Speed-ups differ beyond twice the larger noise of the two. `champion` has the results
-    of its policy, read up to the first comparable one.
-    """
-    advice = (
-        "evaluate both alike: `sparsetune eval --checkpoint models:/...@champion` with the candidate's settings "
-        "and prompts, then promote again"
-    )
-    problem = ""
-    for result in champion:
-        try:
-            return _compared(named, candidate, result, compare(result, candidate))
-        except ResultError as error:
-            reason = str(error).rpartition("; evaluate both alike")[0] or str(error)
-            problem = problem or f"not comparable with {named}: {reason}"
-    problem = problem or f"{named} has no evaluation that can be read"
-    return Condition(CHAMPION_CONDITION, False, f"{problem}; {advice}")
-
-
-def _compared(named: str, candidate: EvaluationResult, champion: EvaluationResult, comparison: Comparison) -> Condition:
-    changes = {change.name: change for change in comparison.changes}
-    lower = [metric for metric in TOLERANCES if metric in changes and _moved(changes[metric]) < 0]
-    failures = _unmet_bounds(candidate, champion)
-    figures = [_figures(changes[metric]) for metric in TOLERANCES if metric in changes]
-    if (speeds := _speedups(candidate, champion)) is None:
-        saves_more = "sparsity" in changes and _moved(changes["sparsity"]) > 0
-        if "sparsity" in lower or "sparsity" not in changes:
-            failures.append("its sparsity is lower")
-    else:
-        now, before, noise = speeds
-        saves_more = now > before * (1.0 + noise)
-        if now < before * (1.0 - noise):
-            failures.append("it is slower")
-        figures.insert(0, f"speed-up {now:.2f}x, was {before:.2f}x (noise {noise:.1%})")
-    if not saves_more:
-        failures += [f"its {metric} is lower" for metric in QUALITY if metric in lower]
-    over = f"over {comparison.num_pairs} paired prompts"
-    if comparison.num_pairs < MIN_FOR_INTERVAL:
-        over += ", too few for an interval, so means decide"
-    verdict = f"{'; '.join(failures)}: " if failures else ""
-    return Condition(CHAMPION_CONDITION, not failures, f"{verdict}against {named} {over}: {', '.join(figures)}")
-
-
-def _moved(change: Change) -> int:
-    """Return -1 where a figure fell, 1 where it rose, 0 where it did neither beyond tolerance and chance."""
-    pairs, tolerance = change.difference, TOLERANCES[change.name]
-    few = len(pairs.differences) < MIN_FOR_INTERVAL
-    fell = pairs.mean < -tolerance and (few or pairs.ci95_high < 0)
-    rose = pairs.mean > tolerance and (few or pairs.ci95_low > 0)
-    return rose - fell
-
-
-def _unmet_bounds(candidate: EvaluationResult, champion: EvaluationResult) -> list[str]:
-    measured = {one.name: one.measured for one in candidate.gate.conditions}
-    found = []
-    for one in champion.gate.conditions:
-        if one.met and one.name not in measured:
-            found.append(f"its {one.name} wasn't judged, and the champion's is > {one.bound:g} {one.unit}".rstrip())
-        elif one.met and measured[one.name] <= one.bound:
-            found.append(f"its {one.name} is {measured[one.name]:.4g}, and the champion's gate asks > {one.bound:g}")
-    return found
-
-
-def _speedups(candidate: EvaluationResult, champion: EvaluationResult) -> tuple[float, float, float] | None:
-    """Return both measured speed-ups and the noise of their ratio; None where they can't be compared."""
-    ran = [
-        (result.config.backend, result.config.compile, result.environment.device_name)
-        for result in (candidate, champion)
-    ]
-    untimed = candidate.seconds is None and champion.seconds is None
-    now, before = _speed(candidate), _speed(champion)
-    if untimed or now is None or before is None or ran[0] != ran[1]:
-        return None
-    return now[0], before[0], 2.0 * max(now[1], before[1])
-
-
-def _speed(result: EvaluationResult) -> tuple[float, float] | None:
-    """Return a measured speed-up and its noise; 1 where neither the kernel nor a cache skips work, None if unknown."""
-    if result.seconds is not None:
-        return result.seconds.speedup, result.seconds.noise
-    return None if saves_seconds(result.config.backend, result.config.policy) else (1.0, 0.0)
-
-
-def _figures(change: Change) -> str:
-    digits = 2 if change.unit == "dB" else 4
-    pairs, unit = change.difference, f" {change.unit}" if change.unit else ""
-    return (
-        f"{change.name} {pairs.mean:+.{digits}f}{unit} ({pairs.ci95_low:+.{digits}f} .. {pairs.ci95_high:+.{digits}f})"
-    )
+CHAMPION_ROLE = "the champion"
+FIRST_ROLE = "the first champion under this gate"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a candidate may get an alias; `champion` is the version that has it now, if any."""
+    """Whether a candidate may get an alias.
+
+    `champion` is the version that has it now, if any; `first` the first champion since the gate was last changed, None
+    where the candidate would be that.
+    """
 
     candidate: Candidate
     name: str
     alias: str
     champion: str | None
     conditions: tuple[Condition, ...]
+    first: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -195,19 +70,44 @@ class Verdict:
         return tuple(condition.name for condition in self.conditions if not condition.met)
 
 
-def judge(registry: Registry, candidate: Candidate, alias: str = CHAMPION) -> Verdict:
-    """Check whether a candidate may have an alias; raises UsageError where MLflow refuses the name or the alias."""
+def judge(
+    registry: Registry, candidate: Candidate, alias: str = CHAMPION, margins: PromotionConfig | None = None
+) -> Verdict:
+    """Check whether a candidate may have an alias; raises UsageError where MLflow refuses the name or the alias.
+
+    It must be no worse than the champion, and than the first champion under the same gate: by how much it may be worse
+    (`margins`), a row of candidates could otherwise fall again and again.
+    """
+    margins = margins or PromotionConfig()
     champion = registry.aliased(alias)
     registry.check_alias(alias)
     config = candidate.result.config
     timed = saves_seconds(config.backend, config.policy)
+    first = None if champion is None else _first(registry, candidate, alias, champion)
     conditions = (
         gate_condition(candidate.result),
         *((speed_condition(candidate.result),) if timed else ()),
         _review_condition(registry.client, candidate),
-        _champion_condition(registry, candidate, champion),
+        *_no_worse(registry, candidate, champion, CHAMPION_ROLE, margins),
+        *(_no_worse(registry, candidate, first, FIRST_ROLE, margins) if first not in (None, champion) else ()),
     )
-    return Verdict(candidate, registry.name, alias, champion, conditions)
+    return Verdict(candidate, registry.name, alias, champion, conditions, first)
+
+
+def _first(registry: Registry, candidate: Candidate, alias: str, champion: str) -> str | None:
+    """Return the first champion since the gate was last changed; None where the candidate's gate is another.
+
+    It is the champion itself where that was promoted without a record of this, or its first one was deleted.
+    """
+    tags = registry.version(champion).tags
+    if tags.get(GATE, bounds_of(candidate.result)) != bounds_of(candidate.result):
+        return None
+    first = str(tags.get(first_tag(alias), champion))
+    try:
+        registry.version(first)
+    except MissingError:
+        return champion
+    return first
 
 
 def _review_condition(client: "MlflowClient", candidate: Candidate) -> Condition:
@@ -222,15 +122,18 @@ def _review_condition(client: "MlflowClient", candidate: Candidate) -> Condition
     return Condition(name, last.ok, f"{says}; {last.note}" if last.note else says)
 
 
-def _champion_condition(registry: Registry, candidate: Candidate, champion: str | None) -> Condition:
-    if champion is None:
-        return Condition(CHAMPION_CONDITION, True, "there is no champion yet")
-    version = registry.version(champion)
+def _no_worse(
+    registry: Registry, candidate: Candidate, number: str | None, role: str, margins: PromotionConfig
+) -> tuple[Condition, ...]:
+    if number is None:
+        return (Condition(f"no worse than {role}", True, later_promotions(margins)),)
+    version = registry.version(number)
     digest = str(version.tags.get(DIGEST, ""))
-    if version.tags.get(RUN) == candidate.run_id and digest == candidate.result.config.policy.digest:
-        return Condition(CHAMPION_CONDITION, True, f"it is the champion, version {champion}")
+    if digest == candidate.result.config.policy.digest:
+        same = "is" if version.tags.get(RUN) == candidate.run_id else "has the policy of"
+        return (Condition(f"no worse than {role}", True, f"it {same} {role}, version {number}"),)
     results = results_of_policy(registry.client, digest, str(version.tags.get(EVALUATION)))
-    return champion_condition(candidate.result, results, f"{registry.name} version {champion}")
+    return no_worse_conditions(candidate.result, results, role, f"{registry.name} version {number}", margins)
 
 
 @dataclass(frozen=True)
@@ -278,6 +181,9 @@ def promote(registry: Registry, verdict: Verdict, override: str | None = None) -
             if not verdict.passed and override is not None:
                 _write_override(registry, version, override, verdict)
             registry.link(made_of.model_id, number)
+            if verdict.champion != number:
+                registry.set_tag(number, GATE, bounds_of(verdict.candidate.result))
+                registry.set_tag(number, first_tag(verdict.alias), verdict.first or number)
             _move(registry, verdict, number)
         except (TrackingError, RegistryError) as error:
             raise RegistryError(

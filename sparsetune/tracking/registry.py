@@ -26,6 +26,9 @@ EVALUATION = "sparsetune.evaluation_run_id"
 OVERRIDE = "sparsetune.override"
 """Tags of versions: the run with the checkpoint, the evaluation it was promoted by, and reasons of overrides."""
 
+GATE = "sparsetune.gate"
+"""Tag of versions: the bounds of the gate that they were promoted under."""
+
 TOOL = "sparsetune.tool"
 """Tag of registered models that hold versions of ours, which they are listed by."""
 
@@ -184,6 +187,11 @@ def open_registry(client: "MlflowClient", store: Store, model: str, name: str | 
 
 def previous_alias(alias: str) -> str:
     return PREVIOUS if alias == CHAMPION else f"{PREVIOUS}-{alias}"
+
+
+def first_tag(alias: str) -> str:
+    """Tag of versions: the first version that the alias named since the gate was last changed."""
+    return f"sparsetune.first.{alias}"
 
 
 def _age(claim: str) -> float:

@@ -51,6 +51,7 @@ class RunRow:
     started: str  # UTC, ISO 8601
     sparsity: float | None  # fraction of block pairs not computed on the eval prompts
     psnr: float | None  # mean in dB
+    psnr_worst: float | None  # of the worst prompt, in dB
     score: float | None  # of 100
     gate: str | None  # passed or failed
     review: str | None  # ok or rejected
@@ -89,6 +90,7 @@ def _row(run: "Run", aliases: tuple[str, ...]) -> RunRow:
         started=started.isoformat(timespec="seconds"),
         sparsity=metrics.get(f"{prefix}sparsity/overall"),
         psnr=metrics.get(f"{prefix}psnr/mean"),
+        psnr_worst=metrics.get(f"{prefix}psnr/min"),
         score=metrics.get(f"{prefix}score"),
         gate=tags.get("eval.gate" if prefix else "gate"),
         review=tags.get(REVIEW),

@@ -32,7 +32,7 @@ def test_every_setting_s_option_parses_as_its_field() -> None:
     assert table.keys() == config_fields().keys()
     assert table["eval.num_prompts"]["type"] == "int"
     text = config_fields()["gate.min_psnr_worst"].description.rstrip(".")
-    assert table["gate.min_psnr_worst"] == {"type": "float", "help": text, "default": "null; 28.0 for demo"}
+    assert table["gate.min_psnr_worst"] == {"type": "float", "help": text, "default": "28.0"}
     assert table["backend"]["type"] == ["auto", "reference", "sparge", "flex", "dense"]
     assert table["model.vae_tiling"]["type"] == "bool"
 

@@ -21,12 +21,17 @@ def run(*args: str, status: int, answers: str | None = None) -> Result:
 
 def test_dry_run_prints_each_condition_with_its_figures_and_changes_nothing(shared_place: Place, world: World) -> None:
     printed = run("promote", world.sparser.tuning[:8], "--dry-run", status=0).stdout
-    head, gate, review, champion, end = printed.splitlines()
+    head, gate, review, champion, enough, end = printed.splitlines()
     assert head == f"run {world.sparser.tuning} for demo-sparse@champion"
     assert gate.startswith("  met      gate on eval prompts: mean psnr 38.5 > 35 dB")
     assert review.startswith("  met      human review: ok by Ada")
     assert champion.startswith(
-        "  met      at least as good as the champion: against demo-sparse version 1 over 6 paired"
+        "  met      no worse than the champion: against demo-sparse version 1 over 6 paired prompts: psnr +0.00 dB, "
+        "at least +0.00 dB with 95% confidence, margin 0.5 dB; worst prompt +0.00 dB, margin 3 dB; sparsity +0.0500"
+    )
+    assert enough == (
+        "  met      enough prompts to compare with the champion: 6 decide, where about 2 let an equal candidate pass; "
+        "they can detect a mean loss of 0.00 dB"
     )
     assert end == "all checks passed; nothing was changed"
     assert shared_place.registry().aliased("champion") == "1"
@@ -64,7 +69,14 @@ def test_override_promotes_and_says_that_it_is_kept(place: Place, world: World) 
 def test_json_is_alone_on_stdout(shared_place: Place, world: World) -> None:
     verdict = json.loads(run("promote", "latest", "--json", status=3).stdout)
     assert verdict["passed"] is False and verdict["promoted"] is None
-    assert [condition["met"] for condition in verdict["conditions"]] == [True, False, True]
+    assert [condition["met"] for condition in verdict["conditions"]] == [True, False, True, True]
+
+
+def test_margins_are_options(shared_place: Place, world: World) -> None:
+    printed = run("promote", world.sparser.tuning, "--dry-run", "--margin-db", "0.25", status=0).stdout
+    assert "margin 0.25 dB" in printed
+    error = run("promote", "latest", "--margin-speed", "2", status=2).stderr
+    assert "--margin-speed must be less than 1, got 2" in error
 
 
 @pytest.mark.parametrize(
@@ -119,7 +131,19 @@ def test_review_at_a_terminal_asks_for_every_item_and_opens_every_video(
 
 def test_runs_are_a_table_best_first(shared_place: Place, world: World) -> None:
     head, _, *rows = run("runs", "--limit", "3", status=0).stdout.splitlines()
-    assert head.split() == ["run", "name", "model", "sparsity", "psnr", "(dB)", "score", "gate", "review", "aliases"]
+    assert head.split() == [
+        "run",
+        "name",
+        "model",
+        "sparsity",
+        "psnr",
+        "(dB)",
+        "worst",
+        "score",
+        "gate",
+        "review",
+        "aliases",
+    ]
     assert [row.split()[0] for row in rows] == [
         one.tuning[:8] for one in (world.unreviewed, world.sparsest, world.sparser)
     ]

@@ -60,6 +60,6 @@ def test_the_ladder_says_whose_error_it_is() -> None:
 
 
 def test_intervals_over_few_prompts_come_with_a_reservation() -> None:
-    assert caveat_lines(1) == ["warning: 1 prompt is too few for a reliable 95% interval; use at least 6"]
-    assert caveat_lines(5) == ["warning: 5 prompts are too few for a reliable 95% interval; use at least 6"]
-    assert caveat_lines(6) == caveat_lines(0) == []
+    assert caveat_lines(1) == ["note: 1 prompt has no interval; use at least 2"]
+    assert "5 prompts include none of those with probability 0.59" in caveat_lines(5)[0]
+    assert caveat_lines(29) == caveat_lines(0) == []

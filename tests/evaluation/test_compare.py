@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sparsetune.errors import GenerationError, ResultError
-from sparsetune.evaluation.compare import compare
+from sparsetune.evaluation.compare import Change, compare
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
 from sparsetune.metrics import registry
 from tests.evaluation.conftest import AMPLITUDES, PROMPTS, Evaluate, FakeRenderer
@@ -120,15 +120,31 @@ def test_one_pair_is_not_called_significant(evaluate: Evaluate, monkeypatch: pyt
     after = evaluate(prompts=PROMPTS[:1])
     monkeypatch.setitem(AMPLITUDES, "sparse", 30)
     text = compare(evaluate(prompts=PROMPTS[:1]), after).to_markdown()
-    assert " \\* |" not in text
+    assert " \\* |" not in text and "1 prompt has no interval; use at least 2" in text
 
 
-def test_few_pairs_are_not_called_significant(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_pairs_are_said_to_miss_rare_failures(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
     before = evaluate()
     monkeypatch.setitem(AMPLITUDES, "sparse", 30)
     found = compare(before, evaluate())
-    assert not any(change.difference.significant for change in found.changes)
-    assert "3 prompts are too few for a reliable 95% interval; use at least 6" in found.to_markdown()
+    assert "3 prompts include none of those with probability 0.73" in found.to_markdown()
+
+
+def test_significance_is_corrected_for_the_number_of_rows(after: EvaluationResult) -> None:
+    def with_psnr(*changes: float) -> EvaluationResult:
+        rows = zip(after.detailed_results, changes, strict=True)
+        return with_rows(after, tuple(row.model_copy(update={"psnr": 35.0 + change}) for row, change in rows))
+
+    def psnr_change(*changes: float) -> Change:
+        found = compare(with_psnr(0.0, 0.0, 0.0), with_psnr(*changes))
+        return next(change for change in found.changes if change.name == "psnr")
+
+    once = psnr_change(1.0, 1.4, 0.8)  # p = .026, one of at least four rows
+    assert once.difference.significant and not once.significant
+    assert once.p_corrected is not None and once.p_corrected > 0.1
+    sure = psnr_change(1.0, 1.01, 0.99)
+    assert sure.significant
+    assert sure.difference.worst == pytest.approx(0.99)
 
 
 def test_a_users_metric_keeps_unit_and_direction_where_nobody_registers_it(

@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 
 from sparsetune.errors import ResultError
+from sparsetune.evaluation.report_markdown import pooled_text
 from sparsetune.evaluation.result import SCHEMA_PATH, load_result, result_schema, save_result
 from tests.evaluation.conftest import Evaluate
 
@@ -68,6 +69,18 @@ def test_a_result_of_before_compilation_could_be_chosen_is_of_an_uncompiled_mode
     del content["config"]["compile"]
     (tmp_path / NAME).write_text(json.dumps(content))
     assert load_result(tmp_path / NAME).config.compile is False
+
+
+def test_a_result_of_before_pooled_psnr_and_seconds_by_prompt_is_read(evaluate: Evaluate, tmp_path: Path) -> None:
+    value = evaluate().to_dict()
+    del value["gate"]["num_identical"]
+    value["gate"]["conditions"] = [one for one in value["gate"]["conditions"] if one["name"] != "pooled psnr"]
+    for row in value["detailed_results"]:
+        del row["denoising_dense"], row["denoising_sparse"]
+    (tmp_path / "old.json").write_text(json.dumps(value))
+    old = load_result(tmp_path / "old.json")
+    assert old.gate.num_identical == 0 and old.detailed_results[0].denoising_dense is None
+    assert pooled_text(old) is None
 
 
 def test_a_missing_result_is_an_error(tmp_path: Path) -> None:

@@ -119,11 +119,12 @@ def test_frame_diff_of_a_single_frame_is_zero(noise):
     assert frame_diff(*noise(1, 8, 8)) == 0.0
 
 
-def test_one_identical_frame_is_capped_in_the_frame_mean(noise):
+def test_an_identical_frame_is_left_out_of_the_frame_mean(noise):
     dense, sparse = noise(2, 8, 8)
     sparse[0] = dense[0]
     second = peak_signal_noise_ratio(dense[1], sparse[1], data_range=255)
-    assert psnr_frame_mean(dense, sparse) == pytest.approx((100 + second) / 2)
+    assert psnr_frame_mean(dense, sparse) == pytest.approx(second)
+    assert psnr_frame_mean(dense, dense) == 100.0
     assert psnr(dense, sparse) == pytest.approx(second + 10 * np.log10(2))
 
 

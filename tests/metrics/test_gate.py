@@ -1,9 +1,10 @@
 import math
 
+import numpy as np
 import pytest
 
 from sparsetune.errors import MetricError
-from sparsetune.metrics import Gate
+from sparsetune.metrics import Gate, pooled_psnr, psnr
 
 GOOD = {"frame_cosine": 0.99, "psnr": 38.0, "psnr_frame_min": 33.0}
 POOR = {"frame_cosine": 0.96, "psnr": 30.0, "psnr_frame_min": 21.0}
@@ -15,13 +16,49 @@ def test_good_prompts_pass():
     assert [str(condition) for condition in result.conditions] == [
         "mean frame_cosine 0.9900 > 0.95",
         "mean psnr 38.00 dB > 35 dB",
+        "pooled psnr 38.00 dB > 35 dB",
+        "worst prompt's psnr 38.00 dB > 28 dB",
     ]
 
 
 def test_a_failure_names_the_condition_with_its_figures():
     result = Gate().check([GOOD, POOR])
     assert not result.passed
-    assert result.failures == ("mean psnr 34.00 dB <= 35 dB",)
+    assert result.failures == ("mean psnr 34.00 dB <= 35 dB", "pooled psnr 32.37 dB <= 35 dB")
+
+
+LOSSY = {"frame_cosine": 0.97, "psnr": 29.75, "frame_l1": 0.03}
+IDENTICAL = {"frame_cosine": 1.0, "psnr": 100.0, "frame_l1": 0.0}
+
+
+def test_an_identical_pair_does_not_carry_the_gate():
+    result = Gate().check([*[LOSSY] * 5, IDENTICAL])
+    assert result.failures == ("mean psnr 29.75 dB <= 35 dB", "pooled psnr 29.75 dB <= 35 dB")
+    assert result.num_identical == 1
+
+
+@pytest.mark.parametrize("psnr", [60.0, 80.0, 99.9])
+def test_nor_does_one_that_is_nearly_identical(psnr):
+    result = Gate().check([*[LOSSY] * 5, IDENTICAL | {"psnr": psnr}])
+    assert not result.passed and result.num_identical == 0
+    pooled = next(one.measured for one in result.conditions if one.name == "pooled psnr")
+    assert pooled <= 29.75 + 10 * math.log10(6 / 5) + 1e-3
+
+
+def test_where_all_pairs_are_identical_the_gate_is_met():
+    result = Gate().check([IDENTICAL] * 3)
+    assert result.passed and result.num_identical == 3
+    assert {one.measured for one in result.conditions} == {1.0, 100.0}
+
+
+def test_the_pooled_psnr_is_that_of_the_videos_joined():
+    generator = np.random.default_rng(5)
+    dense = [generator.integers(0, 256, (2, 16, 16, 3), np.uint8) for _ in range(3)]
+    sparse = [np.clip(video + generator.integers(-reach, reach + 1, video.shape), 0, 255).astype(np.uint8)
+              for video, reach in zip(dense, (2, 9, 40), strict=True)]  # fmt: skip
+    each = [psnr(*pair) for pair in zip(dense, sparse, strict=True)]
+    assert pooled_psnr(each) == pytest.approx(psnr(np.concatenate(dense), np.concatenate(sparse)), abs=1e-9)
+    assert pooled_psnr([100.0, 100.0]) == 100.0
 
 
 def test_a_value_on_the_bound_fails():
@@ -35,21 +72,29 @@ def test_a_figure_just_under_the_bound_is_not_rounded_onto_it():
     assert [str(condition) for condition in result.conditions] == [
         "mean frame_cosine 0.950000100 > 0.95",
         "mean psnr 35.0001 dB > 35 dB",
+        "pooled psnr 35.0001 dB > 35 dB",
+        "worst prompt's psnr 35.00 dB > 28 dB",
     ]
 
 
 def test_the_worst_prompt_can_be_bounded():
-    rows = [GOOD, GOOD, GOOD, POOR]
+    rows = [*[GOOD] * 3, GOOD | {"psnr": 33.0}]
     assert Gate().check(rows).passed
-    result = Gate(min_psnr_worst=32.0).check(rows)
-    assert result.failures == ("worst prompt's psnr 30.00 dB <= 32 dB",)
+    result = Gate(min_psnr_worst=34.0).check(rows)
+    assert result.failures == ("worst prompt's psnr 33.00 dB <= 34 dB",)
+    assert Gate(30.0 / 100, 20.0, None).check([POOR | {"psnr": 20.5}]).passed
+
+
+def test_by_default_no_prompt_may_fall_under_28_db():
+    assert Gate().check([*[GOOD] * 20, GOOD | {"psnr": 27.0}]).failures == ("worst prompt's psnr 27.00 dB <= 28 dB",)
 
 
 def test_the_worst_frame_can_be_bounded():
     gate = Gate(min_psnr_frame=25.0)
     assert gate.metrics == ("frame_cosine", "psnr", "psnr_frame_min")
     assert gate.check([GOOD]).passed
-    assert gate.check([GOOD, GOOD, POOR, GOOD]).failures == ("worst frame's psnr 21.00 dB <= 25 dB",)
+    poor = GOOD | {"psnr_frame_min": 21.0}
+    assert gate.check([GOOD, GOOD, poor, GOOD]).failures == ("worst frame's psnr 21.00 dB <= 25 dB",)
 
 
 def test_failed_prompts_fail_the_gate():
@@ -74,7 +119,8 @@ def test_bounds_must_be_finite():
 
 def test_the_result_is_json():
     found = Gate().check([POOR]).to_dict()
-    assert found["passed"] is False and found["failures"] == ["mean psnr 30.00 dB <= 35 dB"]
+    assert found["passed"] is False and found["num_identical"] == 0
+    assert found["failures"] == ["mean psnr 30.00 dB <= 35 dB", "pooled psnr 30.00 dB <= 35 dB"]
     assert found["conditions"][0] == {
         "name": "mean frame_cosine",
         "unit": "",

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from sparsetune.errors import MetricError
-from sparsetune.metrics import score, verdict
+from sparsetune.metrics import score, score_prompts, verdict
 
 
 def test_the_worked_example():
@@ -14,6 +14,15 @@ def test_the_worked_example():
 def test_identical_videos_score_100():
     assert score(1.0, 100.0, 0.0) == 100
     assert verdict(100) == "excellent"
+    assert score_prompts([{"frame_cosine": 1.0, "psnr": 100.0, "frame_l1": 0.0}] * 2) == 100
+
+
+@pytest.mark.parametrize("psnr", [60.0, 99.9, 100.0])
+def test_one_lucky_prompt_does_not_carry_the_score(psnr):
+    lossy = [{"frame_cosine": 0.99, "psnr": 29.75, "frame_l1": 0.03}] * 5
+    assert score_prompts(lossy) == 55
+    # pooled, a prompt without any error lifts the other five by 0.8 dB, here over the step at 30 dB
+    assert score_prompts([*lossy, {"frame_cosine": 1.0, "psnr": psnr, "frame_l1": 0.0}]) == (75 if psnr < 100 else 55)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from sqlalchemy import event
 from sparsetune.errors import GenerationError, TuningError
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.executor import Executor
-from sparsetune.metrics import Gate
+from sparsetune.metrics import Gate, pooled_psnr
 from sparsetune.tuning.events import TrialResult, TuningListener
 from sparsetune.tuning.search import run as searches
 from sparsetune.tuning.search import study as studies
@@ -411,5 +411,13 @@ def test_time_that_is_up_cuts_off_all_trials_in_hand_and_all_are_tried_again(tmp
 def test_shortfalls_measure_every_bound_of_the_gate() -> None:
     gate = dataclasses.replace(GATE, min_psnr_frame=20.0)
     missing = shortfalls([judged(0.1, 40.0, 25.0), judged(0.1, 28.0, 18.0)], gate)
-    assert missing == pytest.approx({"psnr": 1.0, "frame_cosine": -0.04, "psnr_worst": 2.0, "psnr_frame": 2.0})
+    assert missing == pytest.approx(
+        {
+            "mean frame_cosine": -0.04,
+            "mean psnr": 1.0,
+            "pooled psnr": 35.0 - pooled_psnr([40.0, 28.0]),
+            "worst prompt's psnr": 2.0,
+            "worst frame's psnr": 2.0,
+        }
+    )
     assert all(np.isinf(value) for value in shortfalls([], gate).values())

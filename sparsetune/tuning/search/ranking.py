@@ -40,21 +40,13 @@ def values(goal: Goal, trial: TrialResult, penalised: bool = False) -> float | t
 
 
 def shortfalls(results: Sequence[PromptResult], gate: Gate) -> dict[str, float]:
-    """Return by how much results miss each bound of the gate; at most 0 where a bound is met.
+    """Return by how much results miss each condition of the gate, by its name; at most 0 where it is met.
 
     Strict bounds (`above`) become ≤ constraints: a metric exactly at its bound meets it.
     """
     if not results:
-        return {"psnr": math.inf, "frame_cosine": math.inf}
-    missing = {
-        "psnr": gate.min_psnr - mean(results, "psnr"),
-        "frame_cosine": gate.min_frame_cosine - mean(results, "frame_cosine"),
-    }
-    if gate.min_psnr_worst is not None:
-        missing["psnr_worst"] = gate.min_psnr_worst - min(result.metrics["psnr"] for result in results)
-    if gate.min_psnr_frame is not None:
-        missing["psnr_frame"] = gate.min_psnr_frame - min(result.metrics["psnr_frame_min"] for result in results)
-    return missing
+        return {"mean psnr": math.inf}
+    return {one.name: one.bound - one.measured for one in gate.conditions([result.metrics for result in results])}
 
 
 def mean(results: Sequence[PromptResult], metric: str) -> float:
@@ -86,7 +78,7 @@ def closest(trials: Sequence[TrialResult]) -> TrialResult | None:
 
 def largest_shortfall(shortfalls: Mapping[str, float]) -> float:
     """Return the largest shortfall in dB, counting 0.01 of frame_cosine as 1 dB."""
-    return max(missing * (100 if name == "frame_cosine" else 1) for name, missing in shortfalls.items())
+    return max(missing * (100 if "frame_cosine" in name else 1) for name, missing in shortfalls.items())
 
 
 def pareto_front(trials: Sequence[TrialResult]) -> tuple[TrialResult, ...]:
