@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sparsetune.decoding import Video, read_video
 from sparsetune.errors import VideoError
 from sparsetune.metrics import BASE_METRICS, Gate, GateResult, Summary, Verdict, summarize
 from sparsetune.metrics import score as score_of
 from sparsetune.metrics import verdict as verdict_of
 from sparsetune.metrics.registry import compute_available, get, own_names
-from sparsetune.video import Video, read_video
 
 Align = Literal["strict", "shortest"]
 

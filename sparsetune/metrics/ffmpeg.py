@@ -43,7 +43,7 @@ def vmaf(dense: Frames, sparse: Frames) -> float:
     Raises:
         MetricUnavailable: there is no ffmpeg, its build lacks libvmaf, or a side is under 32 pixels.
     """
-    check_min_side("vmaf", dense, VMAF_MIN_SIDE)
+    check_min_side("vmaf", dense.shape[1:3], VMAF_MIN_SIDE)
     with tempfile.TemporaryDirectory(prefix="sparsetune-vmaf-") as name:
         folder = Path(name)
         threads = min(4, os.cpu_count() or 1)

@@ -39,7 +39,7 @@ def lpips(dense: Frames, sparse: Frames, *, weights: Path | None = None) -> floa
         MetricUnavailable: the package or the weights are missing, or a side is under 32 pixels.
         MetricError: the weights' file isn't AlexNet's.
     """
-    check_min_side("lpips", dense, MIN_SIDE)
+    check_min_side("lpips", dense.shape[1:3], MIN_SIDE)
     if importlib.util.find_spec("lpips") is None:
         raise MetricUnavailable("lpips is not installed; pip install sparsetune[lpips]")
     import torch

@@ -5,10 +5,11 @@ import sys
 import numpy as np
 import pytest
 
+from sparsetune.decoding import read_video
 from sparsetune.errors import MetricError, VideoError
 from sparsetune.evaluation.videos import compare_videos
 from sparsetune.metrics import Gate, compute, metric, paired_difference, summarize
-from sparsetune.video import read_video, write_video
+from sparsetune.video import write_video
 
 NAMES = ("psnr", "ssim")
 
