@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ class VideoFile:
     """Properties of a file's first video stream; `unknown` are colour tags that it doesn't have.
 
     Sizes are those of upright frames in pixels: `height` and `width` without the line that `write_video` adds to odd
-    sides, `stored_height` and `stored_width` with it. `rotation` is the display matrix's, in degrees.
+    sides, `stored_height` and `stored_width` with it. `rotation` is the display matrix's, in degrees. `is_variable` is
+    whether its frame rate varies, once a `Decoder` has read it to the end.
     """
 
     path: Path
@@ -66,6 +67,12 @@ class VideoFile:
     primaries: str
     transfer: str
     rotation: float
+    is_variable: bool = False
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether `write_video` added a line to an odd side."""
+        return (self.height, self.width) != (self.stored_height, self.stored_width)
 
 
 def open_video(path: Path | str) -> VideoFile:
@@ -125,11 +132,11 @@ class Decoder(contextlib.AbstractContextManager["Decoder"]):
         file: of `open_video`.
         bit_depth: above 8 gives uint16, whatever the file has; 8 gives uint8.
         slab: number of frames that `read` is best called with, about 16 MiB.
-        num_frames: read so far.
+        num_frames: decoded so far.
     """
 
     def __init__(self, file: VideoFile, bit_depth: int = 8) -> None:
-        self.file, self.num_frames = file, 0
+        self.file, self.bit_depth, self.num_frames = file, bit_depth, 0
         self._dtype = np.dtype("u1" if bit_depth <= 8 else "<u2")
         self._channels = 4 if file.has_alpha else 3
         self.slab = max(1, _SLAB_BYTES // (file.stored_height * file.stored_width * self._channels))
@@ -137,10 +144,11 @@ class Decoder(contextlib.AbstractContextManager["Decoder"]):
         pixel_format = form[self._channels, self._dtype.itemsize]
         self._rest = contextlib.ExitStack()
         opened = self._rest.enter_context(_opened(file.path))
-        # -xerror: a truncated file must fail instead of decoding partly. showinfo logs the time of each frame.
+        # -xerror: a truncated file must fail instead of decoding partly. showinfo logs the time of each frame; the new
+        # times after it never coincide, which the output would refuse.
         arguments = (
             *("-xerror", "-err_detect", "explode", *ffmpeg.source(opened), "-map", "0:V:0"),
-            *("-vf", "showinfo=checksum=0", "-fps_mode", "passthrough", "-sws_flags", FLAGS),
+            *("-vf", "showinfo=checksum=0,setpts=1000*N/TB", "-fps_mode", "passthrough", "-sws_flags", FLAGS),
             *("-pix_fmt", pixel_format, "-f", "rawvideo", "-"),
         )
         self._process = self._rest.enter_context(ffmpeg.Process(binary(), arguments, files=(opened,)))
@@ -155,7 +163,7 @@ class Decoder(contextlib.AbstractContextManager["Decoder"]):
         """
         file = self.file
         frames = np.empty((count, file.stored_height, file.stored_width, self._channels), self._dtype)
-        filled = self._process.read_into(memoryview(frames).cast("B"))
+        filled = self._process.read_into(frames.data.cast("B"))
         num_frames, rest = divmod(filled, frames[0].nbytes)
         if rest:
             raise _undecodable(file.path, self._process.wait())
@@ -163,14 +171,16 @@ class Decoder(contextlib.AbstractContextManager["Decoder"]):
         cropped = frames[:num_frames, : file.height, : file.width]
         return over_checkerboard(cropped) if file.has_alpha else cropped
 
-    def finish(self) -> bool:
-        """Check that the file was decoded without an error, and return whether its frame rate varies."""
+    def finish(self) -> VideoFile:
+        """Check that the file was decoded to its end without an error, and return its completed properties."""
+        while self.read(self.slab).size:
+            pass
         done = self._process.wait()
         if done.status != 0 or self.num_frames == 0 or _ERROR.search(done.log):
             raise _undecodable(self.file.path, done)
         gaps = np.diff([int(time) for time in _TIME.findall(done.log)])
         # A time base that is no multiple of the frame time rounds it up and down, by one tick each.
-        return bool(gaps.size and gaps.max() - gaps.min() > 2)
+        return replace(self.file, is_variable=bool(gaps.size and gaps.max() - gaps.min() > 2))
 
 
 def over_checkerboard(frames: DeepFrames) -> DeepFrames:

@@ -242,6 +242,17 @@ def build_config(ctx: click.Context) -> "Config":
         raise error from None
 
 
+def given_bounds(ctx: click.Context, config: "Config") -> dict[str, float]:
+    """Return the gate's bounds that were given: all of a --config's, or those of options, --set and environment."""
+    from sparsetune.config import explicit_keys
+
+    explicit: dict[str, Any] = dict(ctx.meta.get(_EXPLICIT, {}))
+    has_file = explicit.pop("config_file", None) is not None
+    given = explicit_keys(explicit.pop("sets", ()), explicit)
+    bounds = config.gate.model_dump(exclude_none=True)
+    return {name: bound for name, bound in bounds.items() if has_file or f"gate.{name}" in given}
+
+
 def _naming_option(error: ConfigError, key: str, option: str) -> ConfigError:
     found = re.fullmatch(rf"{re.escape(key)}(:? .*) \(given as an option\)(.*)", str(error), re.DOTALL)
     return ConfigError(f"{option}{found[1]}{found[2]}") if found else error

@@ -147,7 +147,8 @@ def evaluation_text(result: "EvaluationResult") -> str:
 def comparison_text(comparison: "VideoComparison") -> str:
     lines = [table_text(statistics_table(comparison.statistics)), ""]
     lines.append(f"score {comparison.score}/100, {coloured_status(comparison.verdict)}")
-    lines.append(gate_line(comparison.gate.failures))
+    if comparison.gate is not None:
+        lines.append(gate_line(comparison.gate.failures))
     lines += unavailable_lines(pair.unavailable for pair in comparison.pairs)
     lines += caveat_lines(len(comparison.pairs))
     lines += [
@@ -156,6 +157,7 @@ def comparison_text(comparison: "VideoComparison") -> str:
         for pair in comparison.pairs
         if pair.num_frames_dense != pair.num_frames_sparse
     ]
+    lines += [f"warning: {pair.name}: {note}" for pair in comparison.pairs for note in pair.notes]
     return "\n".join([*lines, f"note: {comparison.note}"])
 
 

@@ -21,8 +21,10 @@ from sparsetune.metrics.gate import Condition, Gate, GateResult
 from sparsetune.metrics.perceptual import lpips
 from sparsetune.metrics.registry import (
     Frames,
+    Measuring,
     Metric,
     MetricUnavailable,
+    Pooled,
     check_pair,
     compute,
     compute_available,
@@ -31,6 +33,7 @@ from sparsetune.metrics.registry import (
     metric,
     names,
     own_names,
+    pooled,
 )
 from sparsetune.metrics.score import Verdict, score, verdict
 from sparsetune.metrics.statistics import (
@@ -54,9 +57,11 @@ __all__ = [
     "Frames",
     "Gate",
     "GateResult",
+    "Measuring",
     "Metric",
     "MetricUnavailable",
     "PairedDifference",
+    "Pooled",
     "Summary",
     "Verdict",
     "bootstrap_mean",
@@ -75,6 +80,7 @@ __all__ = [
     "names",
     "own_names",
     "paired_difference",
+    "pooled",
     "psnr",
     "psnr_frame_mean",
     "psnr_frame_min",

@@ -87,7 +87,8 @@ def frame_cosine(sums: Sequence[tuple[int, int, int]]) -> float:
     dot, norm_dense, norm_sparse = (sum(column) for column in zip(*sums, strict=True))
     if norm_dense == 0 or norm_sparse == 0:
         return 1.0 if norm_dense == norm_sparse else 0.0
-    return min(1.0, dot / math.sqrt(norm_dense * norm_sparse))
+    cosine: float = dot / math.sqrt(norm_dense * norm_sparse)
+    return min(1.0, cosine)
 
 
 @metric(

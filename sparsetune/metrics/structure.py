@@ -92,7 +92,8 @@ def ms_ssim(slabs: Sequence[Similarity]) -> float:
 
 def _multi_scale(scales: Scales) -> float:
     terms = [*(contrast for _, contrast in scales[:-1]), scales[-1][0]]
-    return math.prod(max(0.0, term) ** weight for term, weight in zip(terms, MS_SSIM_WEIGHTS, strict=True))
+    product: float = math.prod(max(0.0, term) ** weight for term, weight in zip(terms, MS_SSIM_WEIGHTS, strict=True))
+    return product
 
 
 def _scales(dense: Frames, sparse: Frames, num_scales: int) -> Scales:
@@ -113,13 +114,14 @@ def _scales(dense: Frames, sparse: Frames, num_scales: int) -> Scales:
 def _similarity(total: Plane, difference: Plane) -> npt.NDArray[np.float64]:
     """Mean SSIM and mean contrast-structure term over all windows of a plane."""
     rows, columns = total.shape[0] - WINDOW + 1, total.shape[1] - WINDOW + 1
-    sums = np.zeros(2)
+    sums: npt.NDArray[np.float64] = np.zeros(2)
     for start in range(0, rows, _TILE):
         band = slice(start, min(start + _TILE, rows) + WINDOW - 1)
         maps = np.stack((total[band], difference[band], total[band], difference[band]))
         maps[2:] *= maps[:2]
         sums += _terms(*_blur(maps))
-    return sums / (rows * columns)
+    sums /= rows * columns
+    return sums
 
 
 def _terms(mean_p: Plane, mean_m: Plane, squares_p: Plane, squares_m: Plane) -> tuple[float, float]:

@@ -146,6 +146,26 @@ def test_metrics_compares_two_files(evaluated: Evaluated) -> None:
     assert "ssim" in as_json["statistics"]
 
 
+def test_metrics_checks_only_the_bounds_that_are_given(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
+    videos = str(evaluated.folder / "videos")
+    printed = run("metrics", videos, "--metrics", "psnr", "--json")
+    found = json.loads(printed.stdout)
+    assert [pair["name"] for pair in found["pairs"]] == ["prompt_0.mp4", "prompt_1.mp4"] and found["gate"] is None
+    assert "gate" not in run("metrics", videos, "--metrics", "psnr").stdout
+    told = ("metrics", videos, "--metrics", "psnr", "--min-psnr-worst", "99", "--require-gate")
+    failed = run(*told, status=3)
+    assert "gate to deploy: not met: worst prompt's psnr" in failed.stdout and "mean" not in failed.stderr
+    monkeypatch.setenv("SPARSETUNE_GATE__MIN_PSNR", "1")
+    assert "gate to deploy: passed" in run("metrics", videos, "--metrics", "psnr", "--require-gate").stdout
+
+
+def test_metrics_names_what_is_missing(evaluated: Evaluated) -> None:
+    video = str(evaluated.folder / "videos" / "prompt_0_dense.mp4")
+    assert "has nothing to be compared with; pass a second file" in run("metrics", video, status=2).stderr
+    required = run("metrics", video, video, "--require-gate", status=2)
+    assert "--require-gate needs a bound, such as --min-psnr 35" in required.stderr
+
+
 def test_metrics_of_a_missing_file_is_one_line(tmp_path: Path) -> None:
     printed = run("metrics", str(tmp_path / "no.mp4"), str(tmp_path / "no.mp4"), status=1)
     assert re.fullmatch(r"sparsetune: no video file or folder at .*\n", printed.stderr)
