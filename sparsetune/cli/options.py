@@ -203,6 +203,12 @@ def registry_options(alias_help: str) -> Callable[[Decorated], Decorated]:
     )
 
 
+def language_option(of: str) -> Callable[[Decorated], Decorated]:
+    return click.option(
+        "--lang", type=click.Choice(["en", "zh"]), default="en", help=f"Language of {of}.  [default: en]"
+    )
+
+
 def json_option(content: str) -> Callable[[Decorated], Decorated]:
     return click.option("--json", "as_json", is_flag=True, help=f"Print {content} as JSON.  [default: off]")
 

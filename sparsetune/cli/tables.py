@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from sparsetune.evaluation.prompt import PromptResult
     from sparsetune.evaluation.result import EvaluationResult, MetricStatistics
     from sparsetune.evaluation.videos import VideoComparison
-    from sparsetune.metrics import Summary
+    from sparsetune.metrics import Summary as MetricSummary
+    from sparsetune.report.summary import Summary
     from sparsetune.tuning.events import TrialResult
 
 
@@ -25,6 +26,10 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 def print_table(table: Table) -> None:
     click.echo(table_text(table))
+
+
+def summary_text(parts: "Summary") -> str:
+    return "\n".join(part if isinstance(part, str) else table_text(part) for part in parts)
 
 
 def table_text(table: Table) -> str:
@@ -102,7 +107,7 @@ def prompt_text(result: "PromptResult") -> str:
     return ", ".join(parts)
 
 
-def statistics_table(statistics: "Mapping[str, MetricStatistics] | Mapping[str, Summary]") -> Table:
+def statistics_table(statistics: "Mapping[str, MetricStatistics] | Mapping[str, MetricSummary]") -> Table:
     rows = []
     for name, one in statistics.items():
         unit = unit_of(name)

@@ -92,6 +92,7 @@ class FakeRenderer:
         scheduler = SimpleNamespace(config={"num_train_timesteps": 1000, "_class_name": "FakeScheduler"})
         identity = SimpleNamespace(
             name="fake",
+            published_name="fake/fake",
             source="fake/fake",
             random_weights="no",
             revision=None,
