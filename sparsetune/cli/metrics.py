@@ -55,7 +55,7 @@ def command(
     from sparsetune.cli.tables import comparison_text, metric_text
     from sparsetune.errors import GateError, UsageError
     from sparsetune.evaluation.videos import NO_BOUNDS, Align, VideoPair, compare_videos
-    from sparsetune.metrics import import_metrics
+    from sparsetune.metrics import load_metrics
 
     def on_pair(number: int, count: int, pair: VideoPair) -> None:
         if count > 1:
@@ -65,7 +65,7 @@ def command(
     if sparse is None and dense.is_file():
         raise UsageError(f"{dense} has nothing to be compared with; pass a second file, or one folder with both kinds")
     config = options.build_config(ctx)
-    import_metrics(config.eval.metric_modules)
+    load_metrics(config.eval.metric_modules, config.eval.lpips_weights)
     bounds = options.given_bounds(ctx, config)
     if require_gate and not bounds:
         raise UsageError("--require-gate needs a bound, such as --min-psnr 35, or --config")

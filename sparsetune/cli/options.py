@@ -162,6 +162,7 @@ generation_options = settings(
 gate_options = settings("gate.min_frame_cosine", "gate.min_psnr", "gate.min_psnr_worst", "gate.min_psnr_frame")
 metric_options = _together(
     setting("eval.metrics", help="Metrics to compute, by name, separated by commas"),
+    setting("eval.lpips_weights", metavar="FILE"),
     setting(
         "eval.metric_modules",
         "--metric-module",

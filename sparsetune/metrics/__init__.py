@@ -7,6 +7,9 @@
 Importing this imports only numpy; torch and ffmpeg are loaded by the metrics that need them.
 """
 
+from collections.abc import Iterable
+from pathlib import Path
+
 from sparsetune.metrics.ffmpeg import vmaf, xpsnr
 from sparsetune.metrics.frames import (
     frame_cosine,
@@ -18,7 +21,7 @@ from sparsetune.metrics.frames import (
     psnr_per_frame,
 )
 from sparsetune.metrics.gate import Condition, Gate, GateResult
-from sparsetune.metrics.perceptual import lpips
+from sparsetune.metrics.perceptual import lpips, use_weights
 from sparsetune.metrics.registry import (
     Frames,
     Measuring,
@@ -47,6 +50,13 @@ from sparsetune.metrics.statistics import (
 )
 from sparsetune.metrics.structure import ms_ssim, ssim
 
+
+def load_metrics(modules: Iterable[str] = (), lpips_weights: Path | None = None) -> None:
+    """Import modules of custom metrics (see `import_metrics`), and set the file of LPIPS's weights in this process."""
+    use_weights(lpips_weights)
+    import_metrics(modules)
+
+
 BASE_METRICS = ("frame_cosine", "psnr", "frame_l1", "frame_diff")
 """Always computed: the score uses the first three, the gate the first two."""
 
@@ -74,6 +84,7 @@ __all__ = [
     "get",
     "import_metrics",
     "interval_caveat",
+    "load_metrics",
     "lpips",
     "metric",
     "ms_ssim",
@@ -88,6 +99,7 @@ __all__ = [
     "score",
     "ssim",
     "summarize",
+    "use_weights",
     "verdict",
     "vmaf",
     "xpsnr",
