@@ -12,7 +12,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sparsetune.cli.main import main
+from sparsetune.cli.tables import summary_text
+from sparsetune.evaluation.result import load_result
 from sparsetune.metrics import registry
+from sparsetune.report.summary import evaluation_summary
+from sparsetune.report.words import words
 
 PROMPTS = ("a red circle moving right over a blue background", "a green star growing over a white background")
 OWN_METRIC = """
@@ -129,6 +133,16 @@ def test_compare_sets_two_folders_side_by_side(evaluated: Evaluated, tmp_path: P
     assert (tmp_path / "comparison.md").read_text() == run("compare", folder, folder, "--markdown").stdout
     as_json = json.loads(run("compare", folder, folder, "--json").stdout)
     assert as_json["num_pairs"] == 2
+
+
+def test_summaries_are_printed_in_chinese(evaluated: Evaluated) -> None:
+    folder = str(evaluated.folder)
+    printed = run("compare", folder, folder, "--lang", "zh").stdout
+    assert "按提示词与随机种子配对，共 2 对。" in printed and "frame_cosine" in printed
+    result = load_result(evaluated.folder)
+    lines = summary_text(evaluation_summary(result, words("zh"))).splitlines()
+    assert lines[0] == "统计摘要" and any(line.startswith("帧相似度 (Cosine)") for line in lines)
+    assert any(line.startswith("平均稀疏度：") for line in lines)
 
 
 def test_compare_writes_markdown_or_json_only(evaluated: Evaluated, tmp_path: Path) -> None:
