@@ -1,56 +1,39 @@
-"""Video files and images for viewing: write, read, side by side.
-
-Metrics are computed on frames before encoding; an mp4 is lossy (`sparsetune metrics` on files says so).
-"""
+"""Video files and images for viewing: encoded, and side by side."""
 
 import math
-import re
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
-import numpy.typing as npt
 
 from sparsetune import ffmpeg
+from sparsetune.decoding import Frames, binary
 from sparsetune.errors import VideoError
 from sparsetune.files import atomic_path
-
-Frames = npt.NDArray[np.uint8]
 
 # x264's constant rate factor, which keeps small differences between dense and sparse; lower is finer and larger
 QUALITY = 16
 DIFFERENCE_GAIN = 4  # on |sparse - dense| in the difference pane
 MIN_PANE_WIDTH = 256
 
-_TRUE_SIZE = re.compile(r"sparsetune-size=(\d+)x(\d+)")
-_Y4M_HEADER = re.compile(rb"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) ")
-_TO_RGB = ("-sws_flags", "accurate_rnd+full_chroma_int+full_chroma_inp+bicubic", "-pix_fmt", "rgb24")
 _ENCODE = (
-    "-vf scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int,format=yuv420p "
+    "-vf scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int,format=yuv420p,"
+    "setparams=color_primaries=bt709:color_trc=bt709 "
     f"-c:v libx264 -preset medium -crf {QUALITY} -movflags +faststart "
-    "-colorspace bt709 -color_primaries bt709 -color_trc bt709 -color_range tv"
+    "-colorspace bt709 -color_range tv"
 ).split()
 _GAP = 4
 _STRIP = 24
 _FONT_SIZE = 15
 
 
-@dataclass(frozen=True)
-class Video:
-    """A decoded video: uint8 RGB (frames, height, width, 3), read-only, and its frame rate in frames a second."""
-
-    frames: Frames
-    fps: float
-
-
 def write_video(path: Path | str, frames: Frames, fps: float) -> None:
     """Write uint8 RGB frames (frames, height, width, 3) atomically as an mp4: H.264, yuv420p, BT.709, faststart.
 
     yuv420p stores colour for 2 x 2 pixels, so it has no odd sizes. An odd side's last row or column is repeated, and
-    the true size is stored in the file's comment, to which `read_video` crops; nothing is scaled. Other players show
-    the repeated line.
+    the true size is stored in the file's comment, to which `sparsetune.decoding` crops; nothing is scaled. Other
+    players show the repeated line.
     """
     path = Path(path)
     _check_writable(path, frames, fps)
@@ -62,7 +45,7 @@ def write_video(path: Path | str, frames: Frames, fps: float) -> None:
     padding = ((0, odd[0]), (0, odd[1]), (0, 0))
     with atomic_path(path) as temporary:
         done = ffmpeg.run(
-            _binary(),
+            binary(),
             ("-y", *source, *_ENCODE, *note, "-f", "mp4", str(temporary.absolute())),
             feed=(np.ascontiguousarray(np.pad(frame, padding, mode="edge")).data for frame in frames),
         )
@@ -71,34 +54,6 @@ def write_video(path: Path | str, frames: Frames, fps: float) -> None:
                 f"cannot encode {path}: {done.reason}; "
                 "free some space, or use an ffmpeg with libx264 (pip install --upgrade imageio-ffmpeg)"
             )
-
-
-def read_video(path: Path | str) -> Video:
-    """Decode a whole video file into memory, every stored frame once; VideoError where it is damaged or truncated."""
-    path = Path(path)
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "doesn't exist"
-        raise VideoError(f"{path} {found}; use the path of an mp4")
-    _check_whole(path)
-    binary = _binary()
-    source = ("-i", str(path.absolute()), "-map", "0:v:0")
-    head = ffmpeg.run(binary, (*source, "-frames:v", "1", "-pix_fmt", "yuv444p", "-f", "yuv4mpegpipe", "-"))
-    header = _Y4M_HEADER.match(head.output)
-    if head.status != 0 or header is None:
-        _raise_undecodable(path, head)
-    width, height, rate, per = (int(number) for number in header.groups())
-    # -xerror: a truncated file must fail instead of decoding partly.
-    body = ffmpeg.run(
-        binary,
-        ("-xerror", "-err_detect", "explode", *source, "-fps_mode", "passthrough", *_TO_RGB, "-f", "rawvideo", "-"),
-    )
-    size = height * width * 3
-    if body.status != 0 or not body.output or len(body.output) % size or "[error]" in body.log:
-        _raise_undecodable(path, body)
-    frames = np.frombuffer(body.output, dtype=np.uint8).reshape(-1, height, width, 3)
-    if true_size := _TRUE_SIZE.search(head.log):
-        frames = frames[:, : int(true_size[2]), : int(true_size[1])]
-    return Video(frames, rate / per)
 
 
 def _check_writable(path: Path, frames: Frames, fps: float) -> None:
@@ -111,38 +66,6 @@ def _check_writable(path: Path, frames: Frames, fps: float) -> None:
         raise VideoError(f"fps must be above 0 and finite, got {fps}")
     if path.suffix.lower() != ".mp4":
         raise VideoError(f"a video's path must end in .mp4, got {path}")
-
-
-def _check_whole(path: Path) -> None:
-    """Raise VideoError for an mp4 whose boxes reach past its end: cut between frames, it decodes without error."""
-    try:
-        end, position = path.stat().st_size, 0
-        with path.open("rb") as file:
-            is_mp4 = file.read(8)[4:] == b"ftyp"
-            while is_mp4 and position < end:
-                file.seek(position)
-                header = file.read(16)
-                size = int.from_bytes(header[:4], "big")
-                if size == 1:
-                    size = int.from_bytes(header[8:16], "big")
-                elif size == 0:  # a last box that lasts to the end, wherever that is
-                    size = end - position
-                position += max(size, 8)
-    except OSError as error:
-        raise VideoError(f"cannot read {path}: {error.strerror}") from error
-    if position > end:
-        raise VideoError(f"{path} is truncated: it has {end} of at least {position} bytes; copy or write it again")
-
-
-def _raise_undecodable(path: Path, done: ffmpeg.CompletedRun) -> NoReturn:
-    raise VideoError(f"ffmpeg can't decode {path}: {done.reason}; check that it is a complete video file")
-
-
-def _binary() -> str:
-    binary = ffmpeg.executable()
-    if binary is None:
-        raise VideoError("no ffmpeg found; run: pip install imageio-ffmpeg, or point IMAGEIO_FFMPEG_EXE to a binary")
-    return binary
 
 
 @dataclass(frozen=True)

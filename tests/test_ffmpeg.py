@@ -1,6 +1,7 @@
 import itertools
 import os
 import stat
+import time
 
 import pytest
 
@@ -29,16 +30,18 @@ def test_a_long_log_does_not_block(tmp_path):
 
 
 def test_a_process_does_not_outlive_a_failing_feed(tmp_path):
+    pid = tmp_path / "pid"
+
     def feed():
         yield b"first"
+        while not (pid.exists() and pid.read_text().endswith("\n")):
+            time.sleep(0.01)
         raise KeyboardInterrupt("from the user")
 
     with pytest.raises(KeyboardInterrupt, match="from the user"):
         ffmpeg.run(script(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 60"), [], feed=feed())
-    pid = tmp_path / "pid"
-    if pid.exists():
-        with pytest.raises(ProcessLookupError, match="No such process"):
-            os.kill(int(pid.read_text()), 0)
+    with pytest.raises(ProcessLookupError, match="No such process"):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_a_binary_that_cannot_be_started_has_a_reason(tmp_path):

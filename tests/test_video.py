@@ -3,8 +3,9 @@ import pytest
 from PIL import Image
 
 from sparsetune import ffmpeg
+from sparsetune.decoding import read_video
 from sparsetune.errors import SparsetuneError, VideoError
-from sparsetune.video import read_video, save_png, side_by_side, write_video
+from sparsetune.video import save_png, side_by_side, write_video
 
 
 @pytest.fixture
@@ -90,7 +91,9 @@ def test_a_cut_that_leaves_whole_boxes_cannot_be_decoded(frames, tmp_path):
     cut = tmp_path / "cut.mp4"
     for size in [0, 5, data.index(b"mdat") - 4]:
         cut.write_bytes(data[:size])
-        with pytest.raises(VideoError, match=r"ffmpeg can't decode .*cut.mp4: (moov atom|.*partial file)") as caught:
+        with pytest.raises(
+            VideoError, match=r"ffmpeg can't decode .*cut.mp4: (moov atom|.*partial file|.*Invalid data)"
+        ) as caught:
             read_video(cut)
         assert "\n" not in str(caught.value)
 

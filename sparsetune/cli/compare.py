@@ -7,7 +7,15 @@ import click
 
 from sparsetune.cli.console import print_json
 from sparsetune.cli.main import Command
-from sparsetune.cli.options import build_config, json_option, model_name_option, open_store, short_name, store_options
+from sparsetune.cli.options import (
+    build_config,
+    json_option,
+    language_option,
+    model_name_option,
+    open_store,
+    short_name,
+    store_options,
+)
 
 if TYPE_CHECKING:
     from sparsetune.evaluation.compare import Comparison
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
     help="Also write the comparison to this .md or .json file.  [default: none]",
 )
 @click.option("--markdown", is_flag=True, help="Print Markdown.  [default: off]")
+@language_option("the printed comparison; zh is shorter")
 @json_option("the comparison")
 @store_options
 @click.pass_context
@@ -44,6 +53,7 @@ def command(
     force: bool,
     output: Path | None,
     markdown: bool,
+    lang: str,
     as_json: bool,
 ) -> None:
     """Compare the evaluations BEFORE and AFTER, paired by prompt and seed.
@@ -58,7 +68,7 @@ def command(
       sparsetune compare models:/demo-sparse@champion 3f2a9c1b
       sparsetune compare --before-after latest
     """
-    from sparsetune.cli.tables import before_after_text
+    from sparsetune.cli.tables import before_after_text, summary_text
     from sparsetune.evaluation.compare import compare
 
     comparison = compare(*_sides(ctx, before, after, before_after, model), force=force)
@@ -68,6 +78,11 @@ def command(
         print_json(comparison.to_dict())
     elif markdown:
         click.echo(comparison.to_markdown(), nl=False)
+    elif lang == "zh":
+        from sparsetune.report.summary import comparison_summary
+        from sparsetune.report.words import words
+
+        click.echo(summary_text(comparison_summary(comparison, words("zh"))))
     else:
         click.echo(before_after_text(comparison))
 

@@ -31,6 +31,7 @@ from sparsetune.cli.main import Command
 @options.settings("break_even")
 @click.option("--difference", is_flag=True, help="Add the amplified difference to side-by-side videos.  [default: off]")
 @options.require_gate_option
+@options.language_option("the printed summary; zh is shorter")
 @options.json_option("the result")
 @click.pass_context
 def command(
@@ -39,6 +40,7 @@ def command(
     checkpoint: str | None,
     difference: bool,
     require_gate: bool,
+    lang: str,
     as_json: bool,
 ) -> None:
     """Render prompts dense and sparse from the same seed, and measure how sparsity changes the videos.
@@ -55,7 +57,7 @@ def command(
     """
     from sparsetune.cli.evaluation_progress import EvaluationProgress
     from sparsetune.cli.progress import ProgressDisplay
-    from sparsetune.cli.tables import evaluation_text
+    from sparsetune.cli.tables import evaluation_text, summary_text
     from sparsetune.errors import GateError, GenerationError
     from sparsetune.evaluation.evaluate import evaluate_config
 
@@ -69,6 +71,13 @@ def command(
         result = evaluate_config(config, checkpoint, output_dir, listeners, difference=difference)
     if as_json:
         print_json(result.to_dict())
+    elif lang == "zh":
+        from sparsetune.report.summary import evaluation_summary
+        from sparsetune.report.words import words
+
+        click.echo(
+            summary_text((*evaluation_summary(result, words("zh")), words("zh")("summary.files", path=output_dir)))
+        )
     else:
         click.echo(evaluation_text(result))
         click.echo(f"result, report and videos: {output_dir}")

@@ -13,6 +13,7 @@ from sparsetune import __version__
 from sparsetune.cli.console import GlobalOptions, colour_wanted, global_options, quiet_libraries
 from sparsetune.cli.log_schema import SCHEMA_VERSION
 from sparsetune.cli.options import output_options, set_global
+from sparsetune.cli.script_options import translated
 from sparsetune.errors import SparsetuneError
 
 INTERRUPTED = 130
@@ -40,7 +41,7 @@ COMMANDS = {
 
 
 class Command(click.Command):
-    """A subcommand that accepts underscores in option names (as SpargeAttn's scripts do), and the global options.
+    """A subcommand that accepts the options of SpargeAttn-style scripts, and the global options.
 
     The help lists --quiet and --log-format only where it `shows_progress`.
     """
@@ -54,7 +55,7 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         known = {option for param in self.params for option in (*param.opts, *param.secondary_opts)}
         end = args.index("--") if "--" in args else len(args)
-        return super().parse_args(ctx, [*(_dashed(arg, known) for arg in args[:end]), *args[end:]])
+        return super().parse_args(ctx, [*translated(self.name, args[:end], known), *args[end:]])
 
     def invoke(self, ctx: click.Context) -> Any:
         options = global_options(ctx)
@@ -127,12 +128,6 @@ def _log_error(error: BaseException, message: str, status: int, options: GlobalO
     line = " ".join(message.split())
     options.log.event("error", line, "error", error_type=type(error).__name__, exit_code=status)
     return status
-
-
-def _dashed(arg: str, known: set[str]) -> str:
-    name, separator, value = arg.partition("=")
-    dashed = name.replace("_", "-")
-    return dashed + separator + value if name.startswith("--") and dashed in known else arg
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

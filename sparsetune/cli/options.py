@@ -162,6 +162,7 @@ generation_options = settings(
 gate_options = settings("gate.min_frame_cosine", "gate.min_psnr", "gate.min_psnr_worst", "gate.min_psnr_frame")
 metric_options = _together(
     setting("eval.metrics", help="Metrics to compute, by name, separated by commas"),
+    setting("eval.lpips_weights", metavar="FILE"),
     setting(
         "eval.metric_modules",
         "--metric-module",
@@ -203,6 +204,12 @@ def registry_options(alias_help: str) -> Callable[[Decorated], Decorated]:
     )
 
 
+def language_option(of: str) -> Callable[[Decorated], Decorated]:
+    return click.option(
+        "--lang", type=click.Choice(["en", "zh"]), default="en", help=f"Language of {of}.  [default: en]"
+    )
+
+
 def json_option(content: str) -> Callable[[Decorated], Decorated]:
     return click.option("--json", "as_json", is_flag=True, help=f"Print {content} as JSON.  [default: off]")
 
@@ -240,6 +247,17 @@ def build_config(ctx: click.Context) -> "Config":
             if _key(param) in explicit:
                 error = _naming_option(error, _key(param), param.opts[0])
         raise error from None
+
+
+def given_bounds(ctx: click.Context, config: "Config") -> dict[str, float]:
+    """Return the gate's bounds that were given: all of a --config's, or those of options, --set and environment."""
+    from sparsetune.config import explicit_keys
+
+    explicit: dict[str, Any] = dict(ctx.meta.get(_EXPLICIT, {}))
+    has_file = explicit.pop("config_file", None) is not None
+    given = explicit_keys(explicit.pop("sets", ()), explicit)
+    bounds = config.gate.model_dump(exclude_none=True)
+    return {name: bound for name, bound in bounds.items() if has_file or f"gate.{name}" in given}
 
 
 def _naming_option(error: ConfigError, key: str, option: str) -> ConfigError:

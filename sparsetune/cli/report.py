@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 import click
 
 from sparsetune.cli.main import Command
-from sparsetune.cli.options import build_config, model_name_option, open_store, output_option, short_name, store_options
+from sparsetune.cli.options import (
+    build_config,
+    language_option,
+    model_name_option,
+    open_store,
+    output_option,
+    short_name,
+    store_options,
+)
 
 if TYPE_CHECKING:
     from sparsetune.report.source import Source
@@ -15,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command, name="report")
 @click.argument("run", metavar="RUN|FOLDER")
-@click.option("--lang", type=click.Choice(["en", "zh"]), default="en", help="Language of the report.  [default: en]")
+@language_option("the report")
 @click.option(
     "--videos",
     type=click.Choice(["embed", "beside"]),

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from sparsetune.evaluation.prompt import PromptResult
     from sparsetune.evaluation.result import EvaluationResult, MetricStatistics
     from sparsetune.evaluation.videos import VideoComparison
-    from sparsetune.metrics import Summary
+    from sparsetune.metrics import Summary as MetricSummary
+    from sparsetune.report.summary import Summary
     from sparsetune.tuning.events import TrialResult
 
 
@@ -25,6 +26,10 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 def print_table(table: Table) -> None:
     click.echo(table_text(table))
+
+
+def summary_text(parts: "Summary") -> str:
+    return "\n".join(part if isinstance(part, str) else table_text(part) for part in parts)
 
 
 def table_text(table: Table) -> str:
@@ -102,7 +107,7 @@ def prompt_text(result: "PromptResult") -> str:
     return ", ".join(parts)
 
 
-def statistics_table(statistics: "Mapping[str, MetricStatistics] | Mapping[str, Summary]") -> Table:
+def statistics_table(statistics: "Mapping[str, MetricStatistics] | Mapping[str, MetricSummary]") -> Table:
     rows = []
     for name, one in statistics.items():
         unit = unit_of(name)
@@ -159,7 +164,8 @@ def evaluation_text(result: "EvaluationResult") -> str:
 def comparison_text(comparison: "VideoComparison") -> str:
     lines = [table_text(statistics_table(comparison.statistics)), ""]
     lines.append(f"score {comparison.score}/100, {coloured_status(comparison.verdict)}")
-    lines.append(gate_line(comparison.gate.failures))
+    if comparison.gate is not None:
+        lines.append(gate_line(comparison.gate.failures))
     lines += unavailable_lines(pair.unavailable for pair in comparison.pairs)
     lines += caveat_lines(len(comparison.pairs))
     lines += [
@@ -168,6 +174,7 @@ def comparison_text(comparison: "VideoComparison") -> str:
         for pair in comparison.pairs
         if pair.num_frames_dense != pair.num_frames_sparse
     ]
+    lines += [f"warning: {pair.name}: {note}" for pair in comparison.pairs for note in pair.notes]
     return "\n".join([*lines, f"note: {comparison.note}"])
 
 

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     metavar="CHECKPOINT",
     help="Repeat the search that produced a checkpoint, with its settings.  [default: none]",
 )
+@options.language_option("the printed summary; zh is shorter")
 @options.json_option("the outcome")
 @click.pass_context
 def command(
@@ -63,6 +64,7 @@ def command(
     require_gate: bool,
     dry_run: bool,
     from_manifest: Path | None,
+    lang: str,
     as_json: bool,
 ) -> None:
     """Search for the fastest thresholds and dense steps whose videos pass the gate, and evaluate the winner.
@@ -100,7 +102,8 @@ def command(
     with console.only_results_on_stdout(), contextlib.closing(progress.display):
         console.log_loading(config.model.source)
         result = tune(config, output_dir=folder, listeners=(progress, *options.tracking_listeners(config)))
-    click.echo(json_text(outcome_dict(result)) if as_json else tuning_text(result))
+    text = tuning_text if lang == "en" else chinese_text
+    click.echo(json_text(outcome_dict(result)) if as_json else text(result))
     if result.interrupted:
         raise click.Abort(f"{len(result.trials)} trials saved, run the same command to resume")
     _check_gate(result, require_gate)
@@ -175,6 +178,25 @@ def tuning_text(result: "TuningResult") -> str:
         lines += ["", "SpargeAttn's default thresholds (before) and the winner (after) on the eval prompts:"]
         lines.append(before_after_text(result.comparison))
     return "\n".join([*lines, "", study, result.left_to or f"checkpoint: {result.checkpoint_path}"])
+
+
+def chinese_text(result: "TuningResult") -> str:
+    from sparsetune.cli.tables import summary_text
+    from sparsetune.report.summary import comparison_summary, evaluation_summary
+    from sparsetune.report.words import words
+
+    chinese = words("zh")
+    if result.best is None:
+        return chinese("summary.no_winner", trials=len(result.trials))
+    parts = [chinese("summary.winner", number=result.best.number)]
+    if result.evaluation is not None:
+        parts += ["", summary_text(evaluation_summary(result.evaluation, chinese))]
+    if result.comparison is not None:
+        parts += ["", chinese("compare.outcome"), summary_text(comparison_summary(result.comparison, chinese))]
+    parts += ["", chinese("summary.study", study=result.study_name, seconds=round(result.seconds))]
+    if result.checkpoint_path is not None:
+        parts.append(chinese("summary.checkpoint", path=result.checkpoint_path))
+    return "\n".join(parts)
 
 
 def _insight_lines(result: "TuningResult") -> list[str]:

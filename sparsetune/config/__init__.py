@@ -12,7 +12,7 @@ from sparsetune.config.models import (
     TrackingConfig,
     TuneConfig,
 )
-from sparsetune.config.resolver import resolve
+from sparsetune.config.resolver import explicit_keys, resolve
 
 __all__ = [
     "DEFAULT_METRICS",
@@ -25,5 +25,6 @@ __all__ = [
     "ModelConfig",
     "TrackingConfig",
     "TuneConfig",
+    "explicit_keys",
     "resolve",
 ]

@@ -219,6 +219,9 @@ class EvalConfig(_Section):
     yardstick_steps: int | None = Field(
         None, gt=0, description="Also compare both with a dense video of this many steps, for models with few steps."
     )
+    lpips_weights: LocalPath | None = Field(
+        None, description="File of AlexNet's weights for the metric lpips; null is the one in torch's cache."
+    )
     ladder: bool = Field(
         False, description="Also measure noise and kernel rounding error: two more renderings per prompt."
     )

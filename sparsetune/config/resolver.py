@@ -93,6 +93,11 @@ def _random_weights(given: _Layer, upper: _Layer) -> _Layer:
     return given
 
 
+def explicit_keys(sets: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> frozenset[str]:
+    """Return the settings given by option, `--set` or environment, not by a file or a default."""
+    return frozenset(_environment(os.environ) | _sets(sets) | dict.fromkeys(flags or {}))
+
+
 def config_fields() -> dict[str, FieldInfo]:
     """Return every setting's field by its dotted key, e.g. `gate.min_psnr`."""
     found: dict[str, FieldInfo] = {}

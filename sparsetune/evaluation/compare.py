@@ -175,7 +175,7 @@ def change_rows(comparison: Comparison, decimals: int = 4) -> list[ChangeRow]:
 
 
 _DECIDING = (
-    "model_name",
+    "short_name",
     "model.fingerprint",
     "model.revision",
     "model.pipeline_class",

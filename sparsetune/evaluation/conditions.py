@@ -93,7 +93,8 @@ def config_section(
     tuned_on = set(tune_prompts) if tuned else set()
     identity = runtime.identity
     return ConfigSection(
-        model_name=identity.name,
+        model_name=identity.published_name,
+        short_name=identity.name,
         use_tuned=tuned,
         num_prompts=len(prompts),
         seed=seed,

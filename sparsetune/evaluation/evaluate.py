@@ -46,7 +46,7 @@ from sparsetune.executor import (
 )
 from sparsetune.executor.session import DescribeSession
 from sparsetune.files import write_text
-from sparsetune.metrics import BASE_METRICS, Gate, import_metrics, score_prompts, verdict
+from sparsetune.metrics import BASE_METRICS, Gate, load_metrics, score_prompts, verdict
 from sparsetune.models.generation import Renderer
 from sparsetune.models.prompts import AnyPrompt, as_prompt, load_prompts, texts
 from sparsetune.models.runtime import RuntimeDescription
@@ -78,7 +78,7 @@ def evaluate_config(
     Raises:
         ModelError: the model can't be loaded; further errors as `evaluate` raises them.
     """
-    import_metrics(config.eval.metric_modules)
+    load_metrics(config.eval.metric_modules, config.eval.lpips_weights)
     gate = Gate(**config.gate.model_dump())
     _metric_names(config.eval.metrics, gate)  # fails before a large model is loaded
     prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)

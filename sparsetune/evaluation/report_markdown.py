@@ -86,13 +86,14 @@ def report_markdown(
 
 def _configuration(result: EvaluationResult) -> str:
     config, policy = result.config, result.config.policy
-    model = " @ ".join(filter(None, (config.model.source, config.model.revision)))
+    also = [name for name in dict.fromkeys((config.short_name, config.model.source)) if name != config.model_name]
+    also += [f"revision {config.model.revision}"] if config.model.revision else []
     scales = (config.guidance_scale, config.guidance_scale_2)
     guidance = ", then ".join(f"{scale:g}" for scale in scales if scale is not None)
     tuned = f"yes ({config.tuned_path or 'a policy in memory'})" if config.use_tuned else "no (SpargeAttn's defaults)"
     thresholds = {"simthreshd1": policy.simthreshd1, "cdfthreshd": policy.cdfthreshd, "topk": policy.topk}
     rows = [
-        ("Model", f"{config.model_name} ({model}), {config.model.transformer_class}"),
+        ("Model", ", ".join((config.model_name, *also, config.model.transformer_class))),
         ("Tuned", tuned + (f", by {config.tuner}" if config.tuner else "")),
         (
             "Policy",

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparsetune.errors import ResultError
 from sparsetune.files import write_json
@@ -77,7 +77,8 @@ class PolicySection(_Part):
 class ConfigSection(_Part):
     """Everything that decides the numbers, and so which results are comparable."""
 
-    model_name: str
+    model_name: str = Field(description="The hub's id, or the short name of another model.")
+    short_name: str = Field("", description="Short name; that of its results folder and its runs.")
     use_tuned: bool = Field(description="False tests SpargeAttn's default thresholds.")
     num_prompts: int
     seed: int = Field(description="Of all renderings.")
@@ -106,6 +107,14 @@ class ConfigSection(_Part):
     prompt_file: str | None
     prompts_hash: str = Field(description="SHA-256 of the list of prompts.")
     prompts_in_tune_set: tuple[str, ...] = Field(description="Also in the tune set, which inflates scores.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_short_name(cls, value: Any) -> Any:
+        """An earlier version's `model_name` is the short name."""
+        return (
+            {"short_name": value["model_name"], **value} if isinstance(value, dict) and "model_name" in value else value
+        )
 
 
 class MetricStatistics(_Part):

@@ -1,24 +1,41 @@
 """Metrics of video files, dense against sparse, without a model."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sparsetune import ffmpeg
+from sparsetune.decoding import FLAGS, Decoder, VideoFile, binary, open_video
 from sparsetune.errors import VideoError
-from sparsetune.metrics import BASE_METRICS, Gate, GateResult, Summary, Verdict, score_prompts, summarize
+from sparsetune.evaluation.pairing import pairs, shown
+from sparsetune.metrics import BASE_METRICS, Gate, GateResult, Measuring, Summary, Verdict, score_prompts, summarize
 from sparsetune.metrics import verdict as verdict_of
-from sparsetune.metrics.registry import compute_available, get, own_names
-from sparsetune.video import Video, read_video
+from sparsetune.metrics.ffmpeg import FILTERS, compute_on_files
+from sparsetune.metrics.registry import get, own_names
 
 Align = Literal["strict", "shortest"]
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
+NO_BOUNDS = Gate(min_frame_cosine=-1.0, min_psnr=-1.0, min_psnr_worst=None, min_psnr_frame=None)
+"""The gate that every video meets, to be given bounds."""
+
 LOSSY_NOTE = (
-    "computed on decoded video files, so lossy encoding of either side counts as error; "
+    "computed on decoded files: lossy encoding counts, and can raise the values as well as lower them; "
     "`sparsetune eval` computes the same metrics before any encoding"
 )
+_PROPERTIES = {
+    "matrix": "colour matrix",
+    "primaries": "colour primaries",
+    "transfer": "transfer function",
+    "range": "colour range",
+    "fps": "frame rate",
+    "is_variable": "variable frame rate",
+    "rotation": "rotation",
+    "has_alpha": "alpha channel",
+    "bit_depth": "bit depth",
+    "pixel_format": "pixel format",
+}
+"""What two files should have in common, by its name in `conversion`."""
 
 
 @dataclass(frozen=True)
@@ -29,23 +46,25 @@ class VideoPair:
     dense: str
     sparse: str
     size: tuple[int, int]  # (height, width) in pixels
-    fps: float
+    fps: float  # of the dense file
     num_frames: int  # compared
     num_frames_dense: int
     num_frames_sparse: int
     metrics: dict[str, float]
     unavailable: dict[str, str]  # reason for each metric without a value
+    conversion: dict[str, Any]  # how the files are stored, and how they were decoded
+    notes: tuple[str, ...]  # what differs between the files besides their pixels
 
 
 @dataclass(frozen=True)
 class VideoComparison:
-    """All pairs with score, gate and statistics, which are over the pairs that have the metric."""
+    """All pairs with score and statistics, over the pairs that have the metric; `gate` is None without one."""
 
     pairs: tuple[VideoPair, ...]
     statistics: dict[str, Summary]
     score: int
     verdict: Verdict
-    gate: GateResult
+    gate: GateResult | None
     align: Align
     note: str = LOSSY_NOTE
 
@@ -54,11 +73,11 @@ class VideoComparison:
             "schema_version": 1,
             "align": self.align,
             "note": self.note,
-            "pairs": [{**asdict(pair), "size": list(pair.size)} for pair in self.pairs],
+            "pairs": [{**asdict(pair), "size": list(pair.size), "notes": list(pair.notes)} for pair in self.pairs],
             "statistics": {name: asdict(summary) for name, summary in self.statistics.items()},
             "overall_score": self.score,
             "verdict": self.verdict,
-            "gate": self.gate.to_dict(),
+            "gate": None if self.gate is None else self.gate.to_dict(),
         }
 
 
@@ -67,83 +86,125 @@ def compare_videos(
     sparse: Path,
     *,
     names: Sequence[str],
-    gate: Gate,
+    gate: Gate | None = None,
     align: Align = "strict",
+    strict: bool = False,
     on_pair: Callable[[int, int, VideoPair], None] | None = None,
 ) -> VideoComparison:
-    """Compare two video files, or all equally named ones of two folders.
+    """Compare two video files, or all pairs of two folders (see `pairing.pairs`).
 
-    Metrics that score and gate need and those that a user registered are always computed, besides `names`. `align`
-    `shortest` compares as many frames as the shorter video has. `on_pair` is called after each pair with its number
-    from 1, the number of pairs and the pair.
+    Frames are decoded and measured some at a time. A metric of yours that isn't `pooled` needs whole videos in memory.
+
+    Args:
+        dense: a file or a folder.
+        sparse: a file or a folder, which may be the same.
+        names: metrics, besides those that the score and the gate need and those that a user registered.
+        gate: bounds to check.
+        align: `shortest` compares as many frames as the shorter video has; `strict` raises where they differ.
+        strict: raise where colour tags, frame rate, rotation, alpha or bit depth differ, instead of a note.
+        on_pair: called after each pair with its number from 1, the number of pairs and the pair.
     """
     wanted = known_metrics(names, gate)
-    found = _pairs(dense, sparse)
+    found = pairs(dense, sparse)
     compared: list[VideoPair] = []
-    for number, (left, right) in enumerate(found, start=1):
-        compared.append(_compare(left, right, wanted, align))
+    for number, (name, left, right) in enumerate(found, start=1):
+        compared.append(_compare(name, left, right, wanted, align, strict))
         if on_pair is not None:
             on_pair(number, len(found), compared[-1])
     rows = [pair.metrics for pair in compared]
     values = {name: [row[name] for row in rows if name in row] for name in wanted}
     statistics = {name: summarize(column) for name, column in values.items() if column}
     total = score_prompts(rows)
-    return VideoComparison(tuple(compared), statistics, total, verdict_of(total), gate.check(rows), align)
+    checked = None if gate is None else gate.check(rows)
+    return VideoComparison(tuple(compared), statistics, total, verdict_of(total), checked, align)
 
 
-def known_metrics(names: Sequence[str], gate: Gate) -> tuple[str, ...]:
+def known_metrics(names: Sequence[str], gate: Gate | None) -> tuple[str, ...]:
     """Add those that score and gate need and a user's own; an unknown one fails before anything is computed."""
-    wanted = (*BASE_METRICS, *gate.metrics, *names, *own_names())
+    wanted = (*BASE_METRICS, *(gate.metrics if gate else ()), *names, *own_names())
     return tuple(dict.fromkeys(get(name).name for name in wanted))
 
 
-def _compare(dense: Path, sparse: Path, names: Sequence[str], align: Align) -> VideoPair:
-    left, right = read_video(dense), read_video(sparse)
-    _check_match(dense, left, sparse, right, align)
-    count = min(len(left.frames), len(right.frames))
-    values, unavailable = compute_available(left.frames[:count], right.frames[:count], names)
-    _, height, width, _ = left.frames.shape
-    counts = (count, len(left.frames), len(right.frames))
-    return VideoPair(dense.name, str(dense), str(sparse), (height, width), left.fps, *counts, values, unavailable)
+def _compare(name: str, dense: Path, sparse: Path, names: Sequence[str], align: Align, strict: bool) -> VideoPair:
+    left, right = open_video(dense), open_video(sparse)
+    _check_equal("size", [f"{file.width}x{file.height} pixels" for file in (left, right)], dense, sparse)
+    _differences(left, right, strict)
+    with Decoder(left, max(left.bit_depth, right.bit_depth)) as first, Decoder(right, first.bit_depth) as second:
+        measuring, num_frames = _measure(first, second, [one for one in names if one not in FILTERS])
+        left, right = first.finish(), second.finish()
+    counts = first.num_frames, second.num_frames
+    if align == "strict":
+        texts = [f"{count} frames" for count in counts]
+        _check_equal("number of frames (or use --align shortest)", texts, dense, sparse)
+    notes = _differences(left, right, strict)
+    if dense.samefile(sparse):
+        notes = (*notes, "dense and sparse are the same file")
+    values, unavailable = measuring.values()
+    of_files = compute_on_files(left, right, [one for one in names if one in FILTERS], num_frames)
+    values |= of_files[0]
+    unavailable |= of_files[1]
+    return VideoPair(
+        name,
+        shown(dense),
+        shown(sparse),
+        (left.height, left.width),
+        left.fps,
+        num_frames,
+        *counts,
+        metrics={one: values[one] for one in names if one in values},
+        unavailable={one: unavailable[one] for one in names if one in unavailable},
+        conversion={
+            "dense": _stored(left),
+            "sparse": _stored(right),
+            "to": "rgb24" if first.bit_depth <= 8 else "rgb48",
+            "flags": FLAGS,
+            "ffmpeg": ffmpeg.version(binary()),
+        },
+        notes=notes,
+    )
 
 
-def _check_match(dense: Path, left: Video, sparse: Path, right: Video, align: Align) -> None:
-    sizes = [f"{video.frames.shape[2]}x{video.frames.shape[1]} pixels" for video in (left, right)]
-    rates = [f"{video.fps:g} fps" for video in (left, right)]
-    counts = [f"{len(video.frames)} frames" for video in (left, right)]
-    if sizes[0] != sizes[1]:
-        what, values = "size", sizes
-    elif not math.isclose(left.fps, right.fps, rel_tol=1e-3):
-        what, values = "frame rate", rates
-    elif align == "strict" and counts[0] != counts[1]:
-        what, values = "number of frames (or use --align shortest)", counts
-    else:
-        return
-    raise VideoError(f"videos must have the same {what}, got {values[0]} in {dense} and {values[1]} in {sparse}")
+def _measure(dense: Decoder, sparse: Decoder, names: Sequence[str]) -> tuple[Measuring, int]:
+    """Measure the frames that both have, and return how many there were."""
+    measuring, num_frames, step = Measuring(names), 0, min(dense.slab, sparse.slab)
+    while True:
+        left, right = dense.read(step), sparse.read(step)
+        count = min(len(left), len(right))
+        if count:
+            measuring.add(left[:count], right[:count])
+            num_frames += count
+        if count < step:
+            return measuring, num_frames
 
 
-def _pairs(dense: Path, sparse: Path) -> tuple[tuple[Path, Path], ...]:
-    for path in (dense, sparse):
-        if not path.exists():
-            raise VideoError(f"no video file or folder at {path}")
-    if dense.is_dir() != sparse.is_dir():
-        kinds = ["a folder" if path.is_dir() else "a file" for path in (dense, sparse)]
-        raise VideoError(f"pass two files or two folders; {dense} is {kinds[0]} and {sparse} {kinds[1]}")
-    if not dense.is_dir():
-        return ((dense, sparse),)
-    left, right = _videos(dense), _videos(sparse)
-    if not left and not right:
-        raise VideoError(f"no videos in {dense} and {sparse}")
-    if left.keys() != right.keys():
-        lacks = [
-            f"{folder} lacks {', '.join(sorted(names)[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            for folder, names in ((sparse, left.keys() - right.keys()), (dense, right.keys() - left.keys()))
-            if names
-        ]
-        raise VideoError(f"the folders must hold videos of the same names; {' and '.join(lacks)}")
-    return tuple((left[name], right[name]) for name in left)
+def _check_equal(what: str, values: Sequence[str], dense: Path, sparse: Path) -> None:
+    if values[0] != values[1]:
+        raise VideoError(
+            f"videos must have the same {what}, got {values[0]} in {shown(dense)} and {values[1]} in {shown(sparse)}"
+        )
 
 
-def _videos(folder: Path) -> dict[str, Path]:
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
-    return {path.name: path for path in files if not path.name.startswith(".")}
+def _stored(file: VideoFile) -> dict[str, Any]:
+    return {name: getattr(file, name) for name in (*_PROPERTIES, "chroma_location")}
+
+
+def _differences(dense: VideoFile, sparse: VideoFile, strict: bool) -> tuple[str, ...]:
+    """Name the properties that differ between two files; VideoError with `strict`."""
+    left, right = _stored(dense), _stored(sparse)
+    differing = [
+        f"{what} ({_text(left[name])} and {_text(right[name])})"
+        for name, what in _PROPERTIES.items()
+        if left[name] != right[name]
+    ]
+    if differing and strict:
+        raise VideoError(
+            f"{shown(dense.path)} and {shown(sparse.path)} differ in {', '.join(differing)}; "
+            "encode both in one way, or omit --strict"
+        )
+    return (f"dense and sparse differ in {', '.join(differing)}",) if differing else ()
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -21,7 +21,7 @@ from sparsetune.executor.base import Task
 from sparsetune.executor.events import Started, Worker
 from sparsetune.executor.session import ModelSession
 from sparsetune.executor.worker_plan import WorkerInfo, package_versions
-from sparsetune.metrics import import_metrics
+from sparsetune.metrics import load_metrics
 from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import DEMO, load_pipeline
 from sparsetune.models.runtime import device_kind
@@ -63,7 +63,7 @@ class RayWorker:
     def load(self) -> SparsetuneError | None:
         """Return the error if that fails."""
         try:
-            import_metrics(self._config.eval.metric_modules)
+            load_metrics(self._config.eval.metric_modules, self._config.eval.lpips_weights)
             renderer = Renderer(load_pipeline(self._config.model), self._config.generation)
         except SparsetuneError as error:
             return _without_traceback(error)
@@ -122,11 +122,12 @@ def worker_config(config: Config, device: str) -> Config:
         path = os.path.abspath(os.path.expanduser(text))
         return path if os.path.exists(path) and text != DEMO else text  # else it is a hub id or a module
 
-    modules = tuple(map(absolute, config.eval.metric_modules))
+    modules, weights = tuple(map(absolute, config.eval.metric_modules)), config.eval.lpips_weights
+    files = {"metric_modules": modules, "lpips_weights": weights and weights.absolute()}
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"source": absolute(config.model.source), "device": device}),
-            "eval": config.eval.model_copy(update={"metric_modules": modules}),
+            "eval": config.eval.model_copy(update=files),
             "cache": config.cache.model_copy(update={"dir": config.cache.folder.absolute()}),
         }
     )

@@ -7,6 +7,9 @@
 Importing this imports only numpy; torch and ffmpeg are loaded by the metrics that need them.
 """
 
+from collections.abc import Iterable
+from pathlib import Path
+
 from sparsetune.metrics.ffmpeg import vmaf, xpsnr
 from sparsetune.metrics.frames import (
     frame_cosine,
@@ -19,11 +22,13 @@ from sparsetune.metrics.frames import (
     psnr_per_frame,
 )
 from sparsetune.metrics.gate import Condition, Gate, GateResult
-from sparsetune.metrics.perceptual import lpips
+from sparsetune.metrics.perceptual import lpips, use_weights
 from sparsetune.metrics.registry import (
     Frames,
+    Measuring,
     Metric,
     MetricUnavailable,
+    Pooled,
     check_pair,
     compute,
     compute_available,
@@ -32,6 +37,7 @@ from sparsetune.metrics.registry import (
     metric,
     names,
     own_names,
+    pooled,
 )
 from sparsetune.metrics.score import Verdict, score, score_prompts, verdict
 from sparsetune.metrics.statistics import (
@@ -49,6 +55,13 @@ from sparsetune.metrics.statistics import (
 )
 from sparsetune.metrics.structure import ms_ssim, ssim
 
+
+def load_metrics(modules: Iterable[str] = (), lpips_weights: Path | None = None) -> None:
+    """Import modules of custom metrics (see `import_metrics`), and set the file of LPIPS's weights in this process."""
+    use_weights(lpips_weights)
+    import_metrics(modules)
+
+
 BASE_METRICS = ("frame_cosine", "psnr", "frame_l1", "frame_diff")
 """Always computed: the score uses the first three, the gate the first two."""
 
@@ -59,9 +72,11 @@ __all__ = [
     "Gate",
     "GateResult",
     "Inferiority",
+    "Measuring",
     "Metric",
     "MetricUnavailable",
     "PairedDifference",
+    "Pooled",
     "Summary",
     "Verdict",
     "chance_of_none",
@@ -76,6 +91,7 @@ __all__ = [
     "import_metrics",
     "inferiority",
     "interval_caveat",
+    "load_metrics",
     "lpips",
     "mean_interval",
     "metric",
@@ -84,6 +100,7 @@ __all__ = [
     "needed_pairs",
     "own_names",
     "paired_difference",
+    "pooled",
     "pooled_psnr",
     "psnr",
     "psnr_frame_mean",
@@ -93,6 +110,7 @@ __all__ = [
     "score_prompts",
     "ssim",
     "summarize",
+    "use_weights",
     "verdict",
     "vmaf",
     "xpsnr",

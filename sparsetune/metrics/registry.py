@@ -8,18 +8,23 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from sparsetune.errors import MetricError, SparsetuneError
 
-Frames = npt.NDArray[np.uint8]
-"""A video: uint8 RGB, (frames, height, width, 3), before any video encoding."""
+Frames = npt.NDArray[np.unsignedinteger[Any]]
+"""A video: uint8 RGB, (frames, height, width, 3); uint16, with 65535 as white, only of files with more than 8 bits."""
+
+Part = TypeVar("Part")
+Value = TypeVar("Value")
+
+_SLAB_BYTES = 1 << 24
 
 
 class MetricUnavailable(MetricError):
@@ -32,13 +37,12 @@ class Metric:
 
     Args:
         name: its key in tables and JSON.
-        function: of the dense and the sparse frames, each uint8 (frames, height, width, 3).
+        function: of the dense and the sparse frames (frames, height, width, 3): of the whole videos, or `Pooled`.
         unit: of its value, e.g. `dB`; empty when it has none.
         range: the lowest and highest value that it can take.
         higher_is_better: the direction.
         definition: what exactly is computed.
         source: where the formula comes from.
-        prepare: function of both videos, called once per pair; its value is the third argument of `function`.
     """
 
     name: str
@@ -48,7 +52,6 @@ class Metric:
     higher_is_better: bool
     definition: str
     source: str
-    prepare: Callable[[Frames, Frames], Any] | None = None
 
 
 _REGISTRY: dict[str, Metric] = {}
@@ -64,7 +67,6 @@ def metric(
     range: tuple[float, float] = (-math.inf, math.inf),
     definition: str | None = None,
     source: str = "user-defined",
-    prepare: Callable[[Frames, Frames], Any] | None = None,
 ) -> Callable[[_Function], _Function]:
     """Register the decorated function of two frame arrays as a metric; the function is returned unchanged.
 
@@ -91,7 +93,7 @@ def metric(
         if known is not None and qualified(known.function) != qualified(function):
             raise MetricError(f"metric name {key!r} is already taken; pass another one as name=")
         described = definition or (inspect.getdoc(function) or key).splitlines()[0]
-        _REGISTRY[key] = Metric(key, function, unit, range, higher_is_better, described, source, prepare)
+        _REGISTRY[key] = Metric(key, function, unit, range, higher_is_better, described, source)
         return function
 
     return register
@@ -106,6 +108,52 @@ def checked(function: _Function) -> _Function:
         return function(dense, sparse, *rest, **options)
 
     return cast(_Function, call)
+
+
+class Pooled(Generic[Part, Value]):
+    """A function of two videos, measured some frames at a time: neither has to be in memory as a whole.
+
+    Args:
+        measure: of some consecutive frames of both videos; videos measured by one function are measured once.
+        pool: of the values of `measure` over a video, in order.
+        overlap: whether each call of `measure` but the first begins with the last frame of the one before.
+    """
+
+    def __init__(
+        self, measure: Callable[..., Part], pool: Callable[[Sequence[Part]], Value], *, overlap: bool = False
+    ) -> None:
+        self.measure, self.pool, self.overlap = measure, pool, overlap
+        functools.update_wrapper(self, pool)
+
+    def __call__(self, dense: Frames, sparse: Frames, **options: Any) -> Value:
+        """Measure two whole videos; options are those of `measure`."""
+        check_pair(dense, sparse)
+        slabs = slabs_of(dense, sparse, overlap=int(self.overlap))
+        return self.pool([self.measure(*slab, **options) for slab in slabs])
+
+
+def pooled(
+    measure: Callable[..., Part], *, overlap: bool = False
+) -> Callable[[Callable[[Sequence[Part]], Value]], Pooled[Part, Value]]:
+    """Make a function that pools the values of `measure` a function of two videos."""
+    return lambda pool: Pooled(measure, pool, overlap=overlap)
+
+
+Slab = tuple[Frames, Frames]
+"""The same consecutive frames of the dense and the sparse video."""
+
+
+def slab_length(height: int, width: int) -> int:
+    """Return the number of frames of a slab, about 16 MiB of 8-bit RGB."""
+    return max(1, _SLAB_BYTES // (3 * height * width))
+
+
+def slabs_of(dense: Frames, sparse: Frames, overlap: int = 0) -> Iterator[Slab]:
+    """Cut two videos in memory into slabs, each with that many frames of the one before."""
+    step = slab_length(*dense.shape[1:3])
+    for start in range(0, len(dense), step):
+        part = slice(max(0, start - overlap), start + step)
+        yield dense[part], sparse[part]
 
 
 def names() -> tuple[str, ...]:
@@ -141,27 +189,78 @@ def compute(dense: Frames, sparse: Frames, names: Iterable[str]) -> dict[str, fl
 
 def compute_available(dense: Frames, sparse: Frames, names: Iterable[str]) -> tuple[dict[str, float], dict[str, str]]:
     """As `compute`, but return the values by name, and the reason, in one line, of each that can't be computed here."""
-    chosen = [get(name) for name in names]
     check_pair(dense, sparse)
-    prepared = {prepare: prepare(dense, sparse) for prepare in {one.prepare for one in chosen if one.prepare}}
-    values: dict[str, float] = {}
-    unavailable: dict[str, str] = {}
-    for one in chosen:
-        try:
-            values[one.name] = _value(one, dense, sparse, *([prepared[one.prepare]] if one.prepare else []))
-        except MetricUnavailable as error:
-            unavailable[one.name] = str(error)
-    return values, unavailable
+    measuring = Measuring(names, is_whole=True)
+    for slab in slabs_of(dense, sparse):
+        measuring.add(*slab)
+    return measuring.values(dense, sparse)
+
+
+class Measuring:
+    """Computes metrics of a pair of videos from slab after slab.
+
+    Args:
+        names: of registered metrics.
+        is_whole: whether `values` will be given the whole videos; else they are kept for metrics that need them.
+    """
+
+    def __init__(self, names: Iterable[str], *, is_whole: bool = False) -> None:
+        self._chosen = [get(name) for name in names]
+        functions = [one.function for one in self._chosen]
+        pooled_ones = [function for function in functions if isinstance(function, Pooled)]
+        self._parts: dict[Callable[..., Any], list[Any]] = {one.measure: [] for one in pooled_ones}
+        self._overlapping = {one.measure for one in pooled_ones if one.overlap}
+        self._unavailable: dict[Callable[..., Any], str] = {}
+        self._kept: list[Slab] | None = None if is_whole or len(pooled_ones) == len(functions) else []
+        self._last: Slab | None = None
+
+    def add(self, dense: Frames, sparse: Frames) -> None:
+        """Measure the next frames of both videos."""
+        check_pair(dense, sparse)
+        extended = dense, sparse
+        if self._overlapping and self._last is not None:
+            extended = np.concatenate((self._last[0], dense)), np.concatenate((self._last[1], sparse))
+        self._last = dense[-1:].copy(), sparse[-1:].copy()
+        for measure, parts in self._parts.items():
+            if measure not in self._unavailable:
+                try:
+                    parts.append(measure(*(extended if measure in self._overlapping else (dense, sparse))))
+                except MetricUnavailable as error:
+                    self._unavailable[measure] = str(error)
+        if self._kept is not None:
+            self._kept.append((dense, sparse))
+
+    def values(self, *whole: Frames) -> tuple[dict[str, float], dict[str, str]]:
+        """Return the values by name, and the reason of each metric that can't be computed here."""
+        if self._kept is not None:
+            whole = tuple(np.concatenate(side) for side in zip(*self._kept, strict=True))
+        values: dict[str, float] = {}
+        unavailable: dict[str, str] = {}
+        for one in self._chosen:
+            try:
+                values[one.name] = _value(one, self._call(one.function, whole))
+            except MetricUnavailable as error:
+                unavailable[one.name] = str(error)
+        return values, unavailable
+
+    def _call(self, function: Callable[..., float], whole: tuple[Frames, ...]) -> Callable[[], float]:
+        if not isinstance(function, Pooled):
+            return functools.partial(function, *whole)
+        if function.measure in self._unavailable:
+            raise MetricUnavailable(self._unavailable[function.measure])
+        return functools.partial(function.pool, self._parts[function.measure])
 
 
 def check_pair(dense: Frames, sparse: Frames) -> None:
-    """Raise MetricError unless both are uint8 arrays of the same non-empty shape (frames, height, width, 3)."""
+    """Raise MetricError unless both are uint8 or uint16 of the same non-empty shape (frames, height, width, 3)."""
     for side, frames in (("dense", dense), ("sparse", sparse)):
-        if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8:
+        if not isinstance(frames, np.ndarray) or frames.dtype not in (np.uint8, np.uint16):
             kind = getattr(frames, "dtype", type(frames).__name__)
             raise MetricError(f"{side} frames must be a uint8 array of values 0..255, got {kind}")
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0:
             raise MetricError(f"{side} frames must have shape (frames, height, width, 3), got {frames.shape}")
+    if dense.dtype != sparse.dtype:
+        raise MetricError(f"dense and sparse frames must have the same type, got {dense.dtype} and {sparse.dtype}")
     if dense.shape != sparse.shape:
         raise MetricError(
             f"dense and sparse frames must have the same shape, got {dense.shape} and {sparse.shape}; "
@@ -169,16 +268,16 @@ def check_pair(dense: Frames, sparse: Frames) -> None:
         )
 
 
-def check_min_side(name: str, frames: Frames, side: int) -> None:
-    """Raise MetricUnavailable where a side of the frames is under `side` pixels."""
-    height, width = frames.shape[1:3]
+def check_min_side(name: str, size: tuple[int, int], side: int) -> None:
+    """Raise MetricUnavailable where height or width of the frames is under `side` pixels."""
+    height, width = size
     if min(height, width) < side:
         raise MetricUnavailable(f"{name} needs frames of at least {side}x{side} pixels, got {height}x{width}")
 
 
-def _value(one: Metric, *arguments: Any) -> float:
+def _value(one: Metric, call: Callable[[], float]) -> float:
     try:
-        value = float(one.function(*arguments))
+        value = float(call())
     except SparsetuneError:
         raise
     except Exception as error:  # a user's function may raise anything

@@ -46,6 +46,12 @@ class ModelIdentity:
     lora: str | None = None  # file, folder or hub id of a LoRA that is fused into the weights; in the fingerprint too
     lora_scale: float | None = None  # its weight
 
+    @property
+    def published_name(self) -> str:
+        """The hub's id, e.g. `THUDM/CogVideoX-2b`; the short name of a model that the hub doesn't have."""
+        is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", self.source) and not Path(self.source).is_dir()
+        return self.source if is_hub_id and self.random_weights == "no" else self.name
+
 
 def is_commit(revision: str | None) -> bool:
     """Whether a revision is a commit, which pins the files; branches and tags can move."""

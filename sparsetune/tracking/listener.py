@@ -282,7 +282,7 @@ class TrackingListener(EvaluationListener, TuningListener):
 
     def _begin_evaluation(self, event: EvaluationStarted) -> None:
         kind = "tuned" if event.config.get("use_tuned") else "default"
-        tags = {"policy": kind, "tuner": event.config.get("tuner"), MODEL: event.config.get("model_name")}
+        tags = {"policy": kind, "tuner": event.config.get("tuner"), MODEL: event.config.get("short_name")}
         self._evaluation = self.recorder.begin(f"eval {kind}", "evaluation", self._study, tags)
         self.run_id = (self._study or self._evaluation).run_id
         if self._study is None:

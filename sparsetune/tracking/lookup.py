@@ -83,7 +83,8 @@ def kind_of(run: "Run") -> str:
 
 
 def model_of(run: "Run") -> str | None:
-    return run.data.tags.get(MODEL) or run.data.params.get("model_name") or run.data.params.get("model.name")
+    params = run.data.params
+    return run.data.tags.get(MODEL) or params.get("short_name") or params.get("model_name") or params.get("model.name")
 
 
 def parent_of(run: "Run") -> str | None:

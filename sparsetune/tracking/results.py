@@ -150,7 +150,7 @@ def find_candidate(client: "MlflowClient", reference: str, model: str | None = N
     evaluation_id = str(evaluation.info.run_id)
     result = read_result(client, evaluation_id)
     return Candidate(
-        parent_of(evaluation) or evaluation_id, evaluation_id, model_of(evaluation) or result.config.model_name, result
+        parent_of(evaluation) or evaluation_id, evaluation_id, model_of(evaluation) or result.config.short_name, result
     )
 
 

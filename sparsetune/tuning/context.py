@@ -21,7 +21,7 @@ from sparsetune.evaluation.conditions import baseline_key
 from sparsetune.evaluation.tasks import ScorePrompt
 from sparsetune.executor import Executor, LocalExecutor, open_executor, run_one
 from sparsetune.executor.session import DescribeSession
-from sparsetune.metrics import Gate, import_metrics
+from sparsetune.metrics import Gate, load_metrics
 from sparsetune.models.generation import Frames, Renderer
 from sparsetune.models.prompts import AnyPrompt, load_prompts, texts
 from sparsetune.models.runtime import RuntimeDescription
@@ -203,7 +203,7 @@ def open_context(config: Config, output_dir: Path, listeners: Sequence[TuningLis
             "--tuner builtin must have the model in this process, but --engine is ray; use --engine local, and "
             "--parallel-tune for the GPUs of this host"
         )
-    import_metrics(config.eval.metric_modules)
+    load_metrics(config.eval.metric_modules, config.eval.lpips_weights)
     prompts = load_prompts(config.tune.prompt_file, config.tune.num_prompts)
     eval_prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
     cache, gate = BaselineCache(config.cache.folder.absolute(), config.cache.max_gb), Gate(**config.gate.model_dump())

@@ -38,6 +38,8 @@ def recorded(config: Config) -> dict[str, JsonValue]:
         content[section]["prompt_file"] = _portable(getattr(config, section).prompt_file)
     if config.model.source != DEMO:
         content["model"]["source"] = _absolute(config.model.source)
+    if config.eval.lpips_weights is not None:
+        content["eval"]["lpips_weights"] = str(config.eval.lpips_weights.absolute())
     content["eval"]["metric_modules"] = [_absolute(module) for module in config.eval.metric_modules]
     return content
 

@@ -103,7 +103,6 @@ def films(working_folder: Path) -> Path:
     [
         ("short.mp4", "got 5 frames in whole.mp4 and 4 frames in short.mp4"),
         ("small.mp4", "got 48x32 pixels in whole.mp4 and 48x16 pixels in small.mp4"),
-        ("slow.mp4", "got 8 fps in whole.mp4 and 4 fps in slow.mp4"),
         ("cut.mp4", "cut.mp4 is truncated"),
         ("empty.mp4", "ffmpeg can't decode empty.mp4"),
         ("text.mp4", "ffmpeg can't decode text.mp4"),
@@ -113,6 +112,19 @@ def films(working_folder: Path) -> Path:
 )
 def test_metrics_says_in_one_line_what_cant_be_compared(films: Path, name: str, message: str) -> None:
     fails(message, "metrics", "whole.mp4", name, status=1)
+
+
+def test_another_frame_rate_is_said_and_refused_when_strict(films: Path) -> None:
+    printed = run("metrics", "whole.mp4", "slow.mp4", "--metrics", "psnr", status=0).stdout
+    assert "warning: whole.mp4: dense and sparse differ in frame rate (8 and 4)\n" in printed
+    fails(
+        "whole.mp4 and slow.mp4 differ in frame rate (8 and 4)",
+        "metrics",
+        "whole.mp4",
+        "slow.mp4",
+        "--strict",
+        status=1,
+    )
 
 
 def test_frames_that_only_one_has_are_left_out_on_request_and_that_is_said(films: Path) -> None:

@@ -12,7 +12,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sparsetune.cli.main import main
+from sparsetune.cli.tables import summary_text
+from sparsetune.evaluation.result import load_result
 from sparsetune.metrics import registry
+from sparsetune.report.summary import evaluation_summary
+from sparsetune.report.words import words
 
 PROMPTS = ("a red circle moving right over a blue background", "a green star growing over a white background")
 OWN_METRIC = """
@@ -131,6 +135,16 @@ def test_compare_sets_two_folders_side_by_side(evaluated: Evaluated, tmp_path: P
     assert as_json["num_pairs"] == 2
 
 
+def test_summaries_are_printed_in_chinese(evaluated: Evaluated) -> None:
+    folder = str(evaluated.folder)
+    printed = run("compare", folder, folder, "--lang", "zh").stdout
+    assert "按提示词与随机种子配对" in printed and "frame_cosine" in printed
+    result = load_result(evaluated.folder)
+    lines = summary_text(evaluation_summary(result, words("zh"))).splitlines()
+    assert lines[0] == "统计摘要" and any(line.startswith("帧相似度 (Cosine)") for line in lines)
+    assert any(line.startswith("平均稀疏度") for line in lines)
+
+
 def test_compare_writes_markdown_or_json_only(evaluated: Evaluated, tmp_path: Path) -> None:
     folder = str(evaluated.folder)
     printed = run("compare", folder, folder, "--output", str(tmp_path / "comparison.txt"), status=2)
@@ -144,6 +158,26 @@ def test_metrics_compares_two_files(evaluated: Evaluated) -> None:
     as_json = json.loads(run("metrics", dense, dense, "--json", "--metrics", "psnr,ssim").stdout)
     assert as_json["statistics"]["psnr"]["mean"] == 100.0
     assert "ssim" in as_json["statistics"]
+
+
+def test_metrics_checks_only_the_bounds_that_are_given(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
+    videos = str(evaluated.folder / "videos")
+    printed = run("metrics", videos, "--metrics", "psnr", "--json")
+    found = json.loads(printed.stdout)
+    assert [pair["name"] for pair in found["pairs"]] == ["prompt_0.mp4", "prompt_1.mp4"] and found["gate"] is None
+    assert "gate" not in run("metrics", videos, "--metrics", "psnr").stdout
+    told = ("metrics", videos, "--metrics", "psnr", "--min-psnr-worst", "99", "--require-gate")
+    failed = run(*told, status=3)
+    assert "gate to deploy: not met: worst prompt's psnr" in failed.stdout and "mean" not in failed.stderr
+    monkeypatch.setenv("SPARSETUNE_GATE__MIN_PSNR", "1")
+    assert "gate to deploy: passed" in run("metrics", videos, "--metrics", "psnr", "--require-gate").stdout
+
+
+def test_metrics_names_what_is_missing(evaluated: Evaluated) -> None:
+    video = str(evaluated.folder / "videos" / "prompt_0_dense.mp4")
+    assert "has nothing to be compared with; pass a second file" in run("metrics", video, status=2).stderr
+    required = run("metrics", video, video, "--require-gate", status=2)
+    assert "--require-gate needs a bound, such as --min-psnr 35" in required.stderr
 
 
 def test_metrics_of_a_missing_file_is_one_line(tmp_path: Path) -> None:

@@ -92,8 +92,11 @@ class FakeRenderer:
         scheduler = SimpleNamespace(config={"num_train_timesteps": 1000, "_class_name": "FakeScheduler"})
         identity = SimpleNamespace(
             name="fake",
+            published_name="fake/fake",
             source="fake/fake",
             random_weights="no",
+            lora=None,
+            lora_scale=None,
             revision=None,
             fingerprint="f" * 64,
             pipeline_class="FakePipeline",

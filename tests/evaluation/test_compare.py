@@ -68,7 +68,7 @@ def test_a_prompt_listed_twice_is_paired_twice(after: EvaluationResult) -> None:
         ({"num_inference_steps": 50}, r"num_inference_steps \(50 and 4\)"),
         ({"seed": 1}, r"seed \(1 and 42\)"),
         ({"prompts_hash": "x"}, r"prompts_hash \('x' and"),
-        ({"model_name": "other"}, r"model_name \('other' and 'fake'\)"),
+        ({"short_name": "other"}, r"short_name \('other' and 'fake'\)"),
         ({"guidance_scale": 6.0, "num_frames": 9}, r"num_frames \(9 and 5\); guidance_scale \(6.0 and 2.5\)"),
     ],
 )

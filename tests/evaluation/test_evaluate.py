@@ -15,6 +15,7 @@ import pytest
 from sparsetune import metrics
 from sparsetune.attention import backends
 from sparsetune.bench.step_time import StepTime, StepTimes
+from sparsetune.decoding import read_video
 from sparsetune.errors import GenerationError, MetricError, OutOfMemoryError, PromptError, SparsetuneError
 from sparsetune.evaluation import evaluate as run
 from sparsetune.evaluation.events import Listeners
@@ -22,7 +23,6 @@ from sparsetune.evaluation.report_markdown import yardstick_text
 from sparsetune.evaluation.result import SCHEMA_PATH, load_result
 from sparsetune.evaluation.tasks import TimeStep
 from sparsetune.metrics import Gate
-from sparsetune.video import read_video
 from tests.evaluation.conftest import POLICY, PROMPTS, Evaluate, FakeRenderer, Recorder
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sparsetune.config import Config, resolve
+from sparsetune.decoding import read_video
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.compare import compare
 from sparsetune.evaluation.evaluate import evaluate, evaluate_config
@@ -16,7 +17,6 @@ from sparsetune.evaluation.result import SCHEMA_PATH, EvaluationResult
 from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import load_pipeline
 from sparsetune.models.sparsify import default_policy, sparsify
-from sparsetune.video import read_video
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sparsetune import ffmpeg
-from sparsetune.video import read_video
+from sparsetune.decoding import read_video
 
 
 @pytest.fixture(scope="session")

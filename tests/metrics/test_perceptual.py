@@ -1,3 +1,4 @@
+import hashlib
 import sys
 import types
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 from sparsetune.errors import MetricError
-from sparsetune.metrics import MetricUnavailable, compute_available, lpips, perceptual
+from sparsetune.metrics import MetricUnavailable, compute_available, load_metrics, lpips, perceptual
 
 SLICES = {"slice1.0": "features.0", "slice2.3": "features.3"}
 
@@ -47,11 +48,12 @@ def package(monkeypatch):
 
 
 @pytest.fixture
-def weights(tmp_path):
+def weights(tmp_path, monkeypatch):
     state = SmallNet().state_dict()
     named = {SLICES[key.rpartition(".")[0]] + "." + key.rpartition(".")[2]: value for key, value in state.items()}
     path = tmp_path / "alexnet.pth"
     torch.save({**named, "classifier.1.weight": torch.zeros(1)}, path)
+    monkeypatch.setattr(perceptual, "WEIGHTS_HASH", hashlib.sha256(path.read_bytes()).hexdigest())
     return path
 
 
@@ -62,12 +64,11 @@ def test_a_missing_package_is_said(noise, monkeypatch):
 
 
 def test_missing_weights_are_said_and_not_downloaded(noise, package, monkeypatch, tmp_path):
-    monkeypatch.delenv("SPARSETUNE_LPIPS_WEIGHTS", raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", pytest.fail)
     _, unavailable = compute_available(*noise(1, 40, 40), ["lpips"])
     assert f"no AlexNet weights at {tmp_path}/hub/checkpoints/alexnet-owt-7be5be79.pth" in unavailable["lpips"]
-    assert "SPARSETUNE_LPIPS_WEIGHTS" in unavailable["lpips"] and "\n" not in unavailable["lpips"]
+    assert "--lpips-weights" in unavailable["lpips"] and "\n" not in unavailable["lpips"]
 
 
 def test_frames_are_scaled_to_minus_one_and_one_and_averaged(noise, package, weights):
@@ -85,9 +86,20 @@ def test_the_backbone_is_filled_from_the_file(noise, package, weights):
         assert torch.equal(state[f"{inner}.weight"], loaded[f"{outer}.weight"])
 
 
-def test_the_environment_names_the_weights(noise, package, weights, monkeypatch):
-    monkeypatch.setenv("SPARSETUNE_LPIPS_WEIGHTS", str(weights))
-    assert lpips(*noise(1, 40, 40)) > 0
+def test_the_process_s_weights_are_used(noise, package, weights):
+    load_metrics(lpips_weights=weights)
+    try:
+        assert lpips(*noise(1, 40, 40)) > 0
+    finally:
+        load_metrics()
+
+
+def test_a_file_that_was_changed_is_refused_by_its_hash(noise, package, weights):
+    weights.write_bytes(weights.read_bytes() + b"x")
+    with pytest.raises(
+        MetricError, match=r"alexnet.pth is not a whole copy of alexnet-owt-.*: its SHA-256 begins with"
+    ):
+        lpips(*noise(1, 40, 40), weights=weights)
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", None])

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from sparsetune.config import ModelConfig
 from sparsetune.errors import ModelError
 from sparsetune.models.demo import WEIGHTS
-from sparsetune.models.loading import LoadedModel, load_pipeline
+from sparsetune.models.loading import LoadedModel, ModelIdentity, load_pipeline
 
 
 def test_the_demo_is_cogvideox_with_its_own_classes(demo: LoadedModel) -> None:
@@ -128,3 +128,20 @@ def test_sigmas_are_shifted_where_a_scheduler_can(demo: LoadedModel) -> None:
     for pipe in (plain, shifted):
         pipe.scheduler.set_timesteps(4)
     assert shifted.scheduler.sigmas[1] > plain.scheduler.sigmas[1]
+
+
+@pytest.mark.parametrize(
+    ("source", "random_weights", "published"),
+    [
+        ("THUDM/CogVideoX-2b", "no", "THUDM/CogVideoX-2b"),
+        ("THUDM/CogVideoX-2b", "tiny", "short"),
+        ("demo", "no", "short"),
+        ("/models/CogVideoX-2b", "no", "short"),
+        ("models/mine", "no", "short"),
+    ],
+)
+def test_only_a_hub_model_is_published_under_its_id(source, random_weights, published, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    identity = ModelIdentity("short", source, None, "f" * 64, "Pipeline", "Transformer", (), random_weights)
+    assert identity.published_name == published

@@ -85,6 +85,7 @@ def make_result(psnrs: tuple[float, ...] = (36.0, 40.0), **changes: Any) -> Eval
     value: dict[str, Any] = {
         "config": {
             "model_name": "demo",
+            "short_name": "demo",
             "use_tuned": True,
             "num_prompts": len(psnrs),
             "seed": 42,

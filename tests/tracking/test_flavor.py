@@ -108,10 +108,10 @@ def test_pyfunc_renders_prompts_of_every_form_to_videos(tmp_path: Path) -> None:
     import pandas as pd
 
     from sparsetune.checkpoint import Checkpoint
+    from sparsetune.decoding import read_video
     from sparsetune.models.loading import load_pipeline
     from sparsetune.models.pipelines import create_pipelines, demo_config
     from sparsetune.models.sparsify import default_policy
-    from sparsetune.video import read_video
 
     policy = default_policy(load_pipeline(demo_config().model).pipe)
     manifest = checkpoint_of(0.9, layers=()).manifest
