@@ -64,14 +64,10 @@ def sparsify(
         UsageError, TrackingError: as `resolve_checkpoint` raises them.
     """
     from sparsetune.models.sparsify import sparsify as install
-    from sparsetune.models.sparsify import warn_at_first_call
 
     if isinstance(policy, str | Path):
         policy = load_checkpoint(policy)
-    handle = install(pipe, policy, backend, break_even)
-    if isinstance(policy, Checkpoint):
-        warn_at_first_call(pipe, policy.manifest)
-    return handle
+    return install(pipe, policy, backend, break_even)
 
 
 def create_pipelines(

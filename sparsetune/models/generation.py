@@ -16,9 +16,8 @@ import torch
 from sparsetune.attention.breakeven import dtype_name
 from sparsetune.config import GenerationConfig
 from sparsetune.errors import GenerationError, OutOfMemoryError
-from sparsetune.models.calls import patch_of
 from sparsetune.models.clock import DenoisingClock
-from sparsetune.models.families import family_of, main_transformer
+from sparsetune.models.families import family_of, main_transformer, token_side
 from sparsetune.models.loading import LoadedModel
 from sparsetune.models.prompts import AnyPrompt, Prompt, as_prompt, open_image
 
@@ -34,12 +33,6 @@ _MEMORY_ADVICE = (
 )
 
 _MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
-_SCALES = (
-    "vae_scale_factor_spatial", "vae_spatial_scale_factor", "vae_spatial_compression_ratio", "vae_scale_factor",
-)  # fmt: skip
-"""Attributes of diffusers' pipelines with the pixels in a side of a latent pixel."""
-
-
 TIMED_STEPS = 4
 """Dense steps timed beside each sparse rendering, after one that warms up."""
 
@@ -236,7 +229,5 @@ def check_guidance(pipe: Any, settings: GenerationConfig) -> None:
 
 def size_unit(pipe: Any) -> int:
     """Return the number of pixels that must divide a frame's sides: those in a side of a token."""
-    scale = next(int(getattr(pipe, name)) for name in _SCALES if hasattr(pipe, name))
-    side = patch_of(main_transformer(pipe))[-1]
     # diffusers' pipelines require multiples of 8, even where the model doesn't.
-    return math.lcm(8, scale * side * family_of(pipe).packing)
+    return math.lcm(8, token_side(pipe))

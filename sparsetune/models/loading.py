@@ -18,7 +18,8 @@ from sparsetune.attention.sites import TransformerSite
 from sparsetune.config import ModelConfig
 from sparsetune.errors import ModelError
 from sparsetune.models.demo import WEIGHTS
-from sparsetune.models.families import Family, attention_sites, family_of, main_transformer
+from sparsetune.models.families import attention_sites, family_of, main_transformer
+from sparsetune.models.family import Family
 from sparsetune.models.random_weights import blueprint, build_pipeline
 
 logger = logging.getLogger(__name__)
