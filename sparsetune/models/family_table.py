@@ -112,6 +112,14 @@ _PUBLISHED: tuple[Family, ...] = (
         from_image="Cosmos2VideoToWorldPipeline",
     ),
     Family(
+        name="anima",
+        transformer_class="CosmosTransformer3DModel",
+        layers=_TRANSFORMER_BLOCKS_ATTN1,
+        frame_unit=0,
+        steps=None,
+        pipelines="Anima.*",
+    ),
+    Family(
         name="cosmos",
         transformer_class="CosmosTransformer3DModel",
         layers=_TRANSFORMER_BLOCKS_ATTN1,

@@ -16,6 +16,7 @@ import torch
 from sparsetune.attention.breakeven import dtype_name
 from sparsetune.config import GenerationConfig
 from sparsetune.errors import GenerationError, OutOfMemoryError
+from sparsetune.models import modular
 from sparsetune.models.clock import DenoisingClock
 from sparsetune.models.families import family_of, main_transformer, token_side
 from sparsetune.models.loading import LoadedModel
@@ -63,7 +64,7 @@ class Renderer:
         check_guidance(loaded.pipe, settings)
         self.loaded = loaded
         self.settings = settings
-        self._takes = inspect.signature(loaded.pipe.__call__).parameters
+        self._takes = modular.parameters(loaded.pipe)
 
     def with_steps(self, num_inference_steps: int) -> "Renderer":
         """Return a renderer with as many denoising steps, and the other settings the same."""
@@ -85,7 +86,7 @@ class Renderer:
         started = time.perf_counter()
         with self._denoising() as clock:
             output = self.loaded.pipe(**arguments)
-            frames = np.asarray(output.frames[0] if hasattr(output, "frames") else output.images[:1])
+            frames = np.asarray(modular.rendered(output))
         return Rendering(to_uint8(frames), time.perf_counter() - started, clock.seconds)
 
     def step_seconds(self, prompt: AnyPrompt, seed: int, num_steps: int = TIMED_STEPS) -> float | None:
@@ -105,7 +106,7 @@ class Renderer:
     def _denoising(self) -> Iterator[DenoisingClock]:
         """Explain errors, and time the transformers' calls."""
         pipe, family = self.loaded.pipe, self.loaded.family
-        if family.guidance == "guider":
+        if family.guidance == "guider" or ("guidance_scale" not in self._takes and hasattr(pipe, "guider")):
             pipe.guider.guidance_scale = self.settings.guidance_scale
         transformers = [module for name in family.transformers if (module := getattr(pipe, name, None)) is not None]
         with (

@@ -119,10 +119,9 @@ class HashTokenizer(PreTrainedTokenizer):
 
     def __init__(self, model_max_length: int = 512, **rest: Any) -> None:
         pad, bos, unk, eos = _SPECIAL
-        rest = {"chat_template": _CHAT, "padding_side": "right"} | rest
-        super().__init__(  # type: ignore[no-untyped-call]
-            pad_token=pad, bos_token=bos, unk_token=unk, eos_token=eos, model_max_length=model_max_length, **rest
-        )
+        special = {"pad_token": pad, "bos_token": bos, "unk_token": unk, "eos_token": eos}
+        rest = {"chat_template": _CHAT, "padding_side": "right"} | special | rest
+        super().__init__(model_max_length=model_max_length, **rest)  # type: ignore[no-untyped-call]
 
     @property
     def vocab_size(self) -> int:
