@@ -160,6 +160,7 @@ _VISUAL = "visual_" + _BLOCKS
 
 # Name, transformer class, path of its self-attention, position of text in it, how its calls are read. Their steps are
 # counted by the scheduler; images have latents of which the pipeline packs 2 × 2 to a token where they are positioned.
+_PACKED = (calls.positioned_call, calls.all_positioned_call, calls.listed_call)
 _Row = tuple[str, str, str, TextPlace | None, ReadCall]
 _ROWS: tuple[_Row, ...] = (
     ("auraflow", "AuraFlowTransformer2DModel", "(joint|single)_" + _BLOCKS + "attn", "start", calls.latents_call),
@@ -204,7 +205,7 @@ FAMILIES = (
     *(
         Family(
             name, kind, (LayerRule(path, text),), read, frame_unit=0, steps=None,
-            packing=2 if read in (calls.positioned_call, calls.all_positioned_call) else 1,
+            packing=2 if read in _PACKED else 1,
         )
         for name, kind, path, text, read in _ROWS
     ),

@@ -20,7 +20,10 @@ def load_modular(source: str, revision: str | None, dtype: torch.dtype) -> Any:
     """Load a modular pipeline with all its components, in a manager of its own, which can offload them."""
     from diffusers import ComponentsManager, ModularPipeline
 
-    pipe = ModularPipeline.from_pretrained(source, components_manager=ComponentsManager(), revision=revision)
+    manager = ComponentsManager()  # type: ignore[no-untyped-call]
+    pipe: Any = ModularPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+        source, components_manager=manager, revision=revision
+    )
     pipe.load_components(dtype=dtype)
     missing = [name for name in pipe.pretrained_component_names if getattr(pipe, name, None) is None]
     if missing:

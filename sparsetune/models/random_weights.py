@@ -202,5 +202,6 @@ _ENCODERS: dict[str, Any] = {
     "Llama": _DECODER,
     "Qwen2_5_VLText": _qwen_text,
     "Qwen2": _qwen_vl,
+    "Qwen3": _DECODER | {"head_dim": 8},
     "Gemma3": _gemma,
 }
