@@ -71,6 +71,8 @@ def unmasked_call(call: "AttentionCall", backend: Backend | None = None) -> Unma
     if call.k.shape[1] != call.q.shape[1]:
         return Refusal("key heads are shared between query heads")
     num_tokens, num_keys = call.q.shape[-2], call.k.shape[-2]
+    if num_keys > num_tokens:
+        return Refusal("there are more keys than queries, as with a cache of earlier chunks' or references' keys")
     layout = call.layout
     if layout is None or num_keys != num_tokens:
         grid, tail = call.transformer.grid_and_tail(num_tokens)

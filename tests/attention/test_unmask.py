@@ -87,6 +87,14 @@ def test_a_mask_that_hides_nothing_is_dropped(mask: Tensor | None) -> None:
     assert plain.with_padding(output) is output
 
 
+def test_keys_of_an_earlier_chunk_run_dense_with_the_reason() -> None:
+    made = call(None)
+    k, v = (torch.cat([x, x], dim=-2) for x in (made.k, made.v))
+    assert unmasked_call(replace(made, k=k, v=v)) == Refusal(
+        "there are more keys than queries, as with a cache of earlier chunks' or references' keys"
+    )
+
+
 def different_lengths() -> Tensor:
     mask = keys(torch.bool).clone()
     mask[1, ..., 140:] = False

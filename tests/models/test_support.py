@@ -35,7 +35,6 @@ def table() -> Iterator[Table]:
 @pytest.mark.parametrize("case", ALL)
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers on its scheduler's tensors
 @pytest.mark.filterwarnings("ignore:In CPU autocast")  # of Mochi, which asks for float32
-@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated")  # of diffusers' own ControlNet
 def test_sparsify_does_what_the_table_says(case: Case, table: Table) -> None:
     pipe = support.build(case)
     found = support.examine(pipe, lambda: support.rendered(pipe, case))
