@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from sparsetune.attention.breakeven import BreakEvenTable
     from sparsetune.attention.handle import SparseHandle
+    from sparsetune.attention.ordering import TokenLayout
     from sparsetune.attention.policy import Policy
     from sparsetune.config import Config
     from sparsetune.evaluation.events import EvaluationListener
@@ -39,6 +40,7 @@ def sparsify(
     policy: "Policy | Checkpoint | str | Path",
     backend: str = "auto",
     break_even: "BreakEvenTable | str | Path | None" = None,
+    layout: "TokenLayout | None" = None,
 ) -> "SparseHandle":
     """Install a policy on a pipeline; use it as a context manager, or call `remove()` on what it returns.
 
@@ -48,30 +50,28 @@ def sparsify(
     A checkpoint that was tuned for another resolution, number of frames or steps warns when the pipeline first runs.
 
     Args:
-        pipe: a diffusers pipeline of a supported family, loaded and placed as you like.
+        pipe: a diffusers pipeline, modular or not, loaded and placed as you like.
         policy: the policy, a checkpoint, or anything that `load_checkpoint` takes.
         backend: `auto`, `sparge`, `flex`, `reference` or `dense`.
         break_even: table that `sparsetune bench` measured on this machine, or its file: layers that would be slower
             sparse run dense. None runs every layer as the policy says.
+        layout: where the video's and the text's tokens lie in each self-attention call, for a model whose family isn't
+            known; its tokens then count as one row where this is None, and a warning is logged.
 
     Returns:
         The handle, with statistics of what ran (`handle.stats()`); `handle.remove()` restores the pipeline exactly.
 
     Raises:
-        ModelError: the family is unknown or the pipeline is sparse already.
+        ModelError: the model is known not to work, or the pipeline is sparse already.
         CheckpointError: the checkpoint can't be read, or is another model's; the message lists the differences.
         BackendError: the backend can't run here, or the table is missing or another machine's.
         UsageError, TrackingError: as `resolve_checkpoint` raises them.
     """
     from sparsetune.models.sparsify import sparsify as install
-    from sparsetune.models.sparsify import warn_at_first_call
 
     if isinstance(policy, str | Path):
         policy = load_checkpoint(policy)
-    handle = install(pipe, policy, backend, break_even)
-    if isinstance(policy, Checkpoint):
-        warn_at_first_call(pipe, policy.manifest)
-    return handle
+    return install(pipe, policy, backend, break_even, layout)
 
 
 def create_pipelines(

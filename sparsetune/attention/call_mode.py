@@ -80,20 +80,21 @@ class AttentionCallMode(TorchFunctionMode):
         options = {"dropout": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
         running = self.running
         if torch.compiler.is_compiling():
-            timestep, grid, tail, positions = (None, None, 0, None) if running is None else running
+            timestep, grid, tail, positions, last = (None, None, 0, None, False) if running is None else running
             output: Tensor = attend(
-                query, key, value, attn_mask, timestep, positions, list(grid or ()), tail, self._key, **options
+                query, key, value, attn_mask, timestep, positions, list(grid or ()), tail, last, self._key, **options
             )
             return output
         self.called = True
         return self._redirect(running, self._dense or sdpa, q=query, k=key, v=value, mask=attn_mask, **options)
 
     def _from_graph(
-        self, timestep: Tensor | None, positions: Tensor | None, grid: list[int], tail: int, **call: Any
+        self, timestep: Tensor | None, positions: Tensor | None, grid: list[int], tail: int, last: bool, **call: Any
     ) -> Tensor:
         running = None
         if timestep is not None:
-            running = TransformerCall(timestep, (grid[0], grid[1], grid[2]) if grid else None, tail, positions)
+            known = (grid[0], grid[1], grid[2]) if grid else None
+            running = TransformerCall(timestep, known, tail, positions, last)
         dense = None if self._switch is None else self._switch.dense()
         return self._redirect(running, dense or sdpa, **call)
 
@@ -112,6 +113,7 @@ def attend(
     positions: Tensor | None,
     grid: list[int],
     tail: int,
+    last: bool,
     key: Tensor,
     dropout: float,
     is_causal: bool,
@@ -120,7 +122,7 @@ def attend(
 ) -> Tensor:
     """Run the call registered under `key`, a tensor of one number; the others are those of `DenseCall`."""
     given = {"mask": mask, "dropout": dropout, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-    output = _COMPILED_CALLS[int(key)](timestep, positions, grid, tail, q=q, k=k, v=v, **given).contiguous()
+    output = _COMPILED_CALLS[int(key)](timestep, positions, grid, tail, last, q=q, k=k, v=v, **given).contiguous()
     return output.clone() if output is q or output is v else output  # an operator may not return its input
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -38,6 +38,7 @@ class SparseHandle:
         backend: the kernel for sparse calls.
         break_even: break-evens of this machine; layers that are slower sparse run dense (see `BreakEvenCheck`).
         chosen_because: why this backend was chosen, in a few words.
+        at_first_call: called with the first attention call, outside of any compiled graph.
 
     Raises:
         ModelError: the pipeline is sparse already, or refuses the policy's cache.
@@ -51,11 +52,13 @@ class SparseHandle:
         backend: Backend,
         break_even: BreakEvenTable | None = None,
         chosen_because: str = "asked for",
+        at_first_call: Callable[[AttentionCall], None] | None = None,
     ) -> None:
         self.backend = backend
         self.chosen_because = chosen_because
         self.break_even = break_even
         self._sites = sites
+        self._at_first_call = at_first_call
         self._warned: set[str] = set()
         self.warm: Policy | None = None  # the last policy whose kernels ran before they were timed
         self._cache: InstalledCache | None = None
@@ -159,6 +162,9 @@ class SparseHandle:
                 self._add((layer.name, step, "skipped", "none", None, layer.num_heads), self._pairs[layer.name])
 
     def _attend(self, call: AttentionCall) -> Tensor:
+        if self._at_first_call is not None:
+            at_first_call, self._at_first_call = self._at_first_call, None
+            at_first_call(call)
         layer, thresholds = call.layer.name, self._thresholds[call.layer.name]
         drop_scale = self._policy.schedule.scale(call.step, call.num_steps)
         if not thresholds.is_sparse or drop_scale == 0.0:

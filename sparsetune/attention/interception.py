@@ -4,6 +4,7 @@ While a self-attention module's forward runs, an `AttentionCallMode` redirects e
 processor makes that call. Nothing of a model's own code is copied or replaced.
 """
 
+import copy
 import functools
 import logging
 import types
@@ -66,9 +67,11 @@ class AttentionCall:
         """Positions of video and text tokens; None where they don't add up to the number of queries."""
         if self.transformer is None:
             return None
-        grid, tail = self.transformer.grid_and_tail()
+        grid, tail = self.transformer.grid_and_tail(self.q.shape[-2])
         frames, height, width = grid
         num_text = self.q.shape[-2] - frames * height * width - tail
+        if self.layer.text is None and num_text == -tail:
+            return TokenLayout(grid, range(0))  # of a layer for the grid's tokens alone
         if num_text < 0 or (num_text and self.layer.text is None):
             return None
         first = 0 if self.layer.text == "start" else self.q.shape[-2] - num_text
@@ -95,12 +98,17 @@ class Interception:
         self._running: dict[str, TransformerCall] = {}
         self._last: tuple[Tensor, int | None, int] | None = None
         self._without_calls: set[str] = set()
+        self._copied = False
         self._replaced: list[tuple[nn.Module, Forward | None, Forward]] = []  # module, its own forward, ours
         self._modes: list[AttentionCallMode] = []
-        for transformer in sites.transformers:
-            self._replace(transformer.module, functools.partial(self._transformer_wrapper, transformer))
-            for layer in transformer.layers:
-                self._replace(layer.module, functools.partial(self._layer_wrapper, transformer, layer))
+        try:
+            for transformer in sites.transformers:
+                self._replace(transformer.module, functools.partial(self._transformer_wrapper, transformer))
+                for layer in transformer.layers:
+                    self._replace(layer.module, functools.partial(self._layer_wrapper, transformer, layer))
+        except BaseException:
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """Restore the pipeline's modules exactly; does nothing the second time."""
@@ -118,12 +126,16 @@ class Interception:
         self._replaced.clear()
         self._modes.clear()
 
+    def warn_of_copy(self) -> None:
+        if self.active and not self._copied:
+            self._copied = True
+            logger.warning("a copy of a sparse transformer is dense; call sparsify on a pipeline with the copy")
+
     def _replace(self, module: nn.Module, wrap: Callable[[Forward], Forward]) -> None:
-        owner, attribute = _places(module)[-1]
+        owner, attribute = _innermost(module)
         own_forward = owner.__dict__.get(attribute)
         original = getattr(owner, attribute)
-        forward = functools.wraps(original)(wrap(original))
-        forward.sparsetune_interception = self  # type: ignore[attr-defined]
+        forward = _Intercepted(self, original, wrap(original)).forward
         owner.__dict__[attribute] = forward
         self._replaced.append((module, own_forward, forward))
 
@@ -131,8 +143,6 @@ class Interception:
         """Wrap a transformer's forward so that its timestep and grid are known below it."""
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if not self.active:
-                return original(*args, **kwargs)
             given = dict(zip(transformer.arguments, args, strict=False)) | kwargs
             call = transformer.read_call(transformer.module, given)
             # Copying from a GPU waits for it: once a call, not once a layer.
@@ -164,8 +174,6 @@ class Interception:
         self._modes.append(mode)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if not self.active:
-                return original(*args, **kwargs)
             mode.running = self._running.get(transformer.name)
             try:
                 output = mode.run(original, args, kwargs)
@@ -189,6 +197,9 @@ class Interception:
         observer.after_call(site, step)
 
     def _step(self, timestep: Tensor) -> tuple[int | None, int]:
+        if self._sites.counts_steps:
+            step, num_steps = self._sites.step_index(), len(self._sites.timesteps())
+            return (step if step is None or step < num_steps else None), num_steps
         if self._last is None or self._last[0] is not timestep:
             timesteps = self._sites.timesteps()
             rounding = torch.finfo(timestep.dtype).eps if timestep.is_floating_point() else 0.0
@@ -208,15 +219,60 @@ class Interception:
         mode.called = False
 
 
+class _Intercepted:
+    """Holds a module's forward under an interception, as its own `forward`.
+
+    A bound method, which torch.compile sees through, unlike a callable object. A copy of the module, or one that is
+    pickled, gets the forward below it: that of the copy, which is dense.
+    """
+
+    def __init__(self, interception: Interception, original: Forward, run: Forward) -> None:
+        self.interception = interception
+        self.original = original
+        self._run = run
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return (self._run if self.interception.active else self.original)(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        self.interception.warn_of_copy()
+        original = copy.deepcopy(self.original, memo)
+        return _Intercepted(_NONE, original, original)
+
+    def __reduce__(self) -> Any:
+        self.interception.warn_of_copy()
+        return types.SimpleNamespace, (), {"forward": self.original}
+
+
+class _NoInterception:
+    active = False
+
+    def warn_of_copy(self) -> None: ...
+
+
+_NONE: Any = _NoInterception()
+
+
 def _places(module: nn.Module) -> list[tuple[Any, str]]:
-    """Return the objects and attributes that hold a module's forward, the innermost last."""
+    """Return the objects and attributes that may hold a module's forward."""
     places: list[tuple[Any, str]] = [(module, "forward")]
-    if (registry := module.__dict__.get(_DIFFUSERS_HOOKS)) is not None and registry._fn_refs:
-        hooked = registry._fn_refs[0]
-        places.append((hooked, "forward" if hooked.original_forward is None else "original_forward"))
+    if (registry := module.__dict__.get(_DIFFUSERS_HOOKS)) is not None:
+        places += [(hooked, name) for hooked in registry._fn_refs for name in ("forward", "original_forward")]
     if _UNHOOKED in module.__dict__:
         places.append((module, _UNHOOKED))
     return places
+
+
+def _innermost(module: nn.Module) -> tuple[Any, str]:
+    """Return the object and attribute that hold a module's forward below all hooks."""
+    registry = module.__dict__.get(_DIFFUSERS_HOOKS)
+    if registry is None or not registry._fn_refs:
+        return (module, _UNHOOKED if _UNHOOKED in module.__dict__ else "forward")
+    hooked = registry._fn_refs[0]
+    attribute = "forward" if hooked.original_forward is None else "original_forward"
+    below = getattr(hooked, attribute)
+    offloaded = isinstance(below, functools.partial) and below.func.__module__ == "accelerate.hooks"
+    return (module, _UNHOOKED) if offloaded and _UNHOOKED in module.__dict__ else (hooked, attribute)
 
 
 def _check_free(sites: AttentionSites) -> None:
@@ -224,6 +280,6 @@ def _check_free(sites: AttentionSites) -> None:
         places: tuple[TransformerSite | LayerSite, ...] = (transformer, *transformer.layers)
         for site in places:
             for owner, attribute in _places(site.module):
-                interception = getattr(owner.__dict__.get(attribute), "sparsetune_interception", None)
-                if interception is not None and interception.active:
+                holder = getattr(owner.__dict__.get(attribute), "__self__", None)
+                if isinstance(holder, _Intercepted) and holder.interception.active:
                     raise ModelError(f"{site.name} is sparse already; call remove() on its handle first")

@@ -41,23 +41,47 @@ class LayerSite:
 
 
 class TransformerCall(NamedTuple):
-    """Timestep and token grid of one call of a transformer, by `grid` or else by `positions`."""
+    """Timestep and token grid of one call of a transformer, by `grid` or by `positions`; by neither, it is one row."""
 
     timestep: Tensor  # one element
     grid: Grid | None
     tail: int = 0  # tokens after those of the grid, e.g. of a conditioning image
-    positions: Tensor | None = None  # (tokens, 3), frame, row and column of every token but text
+    positions: Tensor | None = None  # (tokens, 3 or more), frame, row and column of every token but text
+    grid_last: bool = False  # whether `positions` are those of all tokens, and the grid's the last
 
-    def grid_and_tail(self) -> tuple[Grid, int]:
-        """Return the grid and the number of tokens beyond it; of several images by positions, the first is the grid."""
+    def grid_and_tail(self, num_tokens: int = 0) -> tuple[Grid, int]:
+        """Return the grid and the number of tokens beyond it; of several images by positions, the first is the grid.
+
+        `num_tokens` is the length of a sequence of which nothing is known.
+        """
         if self.grid is not None:
             return self.grid, self.tail
-        assert self.positions is not None
-        first = self.positions[self.positions[:, 0] == self.positions[0, 0]].long()
-        grid = (1, int(first[:, 1].max()) + 1, int(first[:, 2].max()) + 1)
-        if grid[1] * grid[2] != len(first):
-            grid = (1, 1, len(first))
+        if self.positions is None:
+            return (1, 1, num_tokens), 0
+        if self.grid_last:
+            return _last_grid(self.positions), 0
+        first = self.positions[self.positions[:, 0] == self.positions[0, 0], 1:3]
+        height, width = (int(side) + 1 for side in (first.amax(0) - first.amin(0)).tolist())
+        grid = (1, height, width) if height * width == len(first) else (1, 1, len(first))
         return grid, len(self.positions) - len(first)
+
+
+def _last_grid(positions: Tensor) -> Grid:
+    """Find the frames, rows and columns that the last positions go through in raster order."""
+    row = (positions[:, :2] == positions[-1, :2]).all(1)
+    width = _trailing(row)
+    rows = positions[len(positions) % width :, :3].view(-1, width, 3)
+    whole = (rows[:, :, :2] == rows[:, :1, :2]).all(2).all(1) & (rows[:, :, 2] == rows[-1, :, 2]).all(1)
+    rows = rows[len(rows) - _trailing(whole) :, 0]
+    height = _trailing(rows[:, 0] == rows[-1, 0])
+    frames = rows[len(rows) % height :].view(-1, height, 3)
+    alike = (frames[:, :, 0] == frames[:, :1, 0]).all(1) & (frames[:, :, 1] == frames[-1, :, 1]).all(1)
+    return (_trailing(alike), height, width)
+
+
+def _trailing(holds: Tensor) -> int:
+    """Count the elements at the end that are all true."""
+    return int(holds.flip(0).long().cumprod(0).sum())
 
 
 ReadCall = Callable[[nn.Module, Mapping[str, Any]], TransformerCall]  # of the transformer's arguments by name
@@ -84,6 +108,7 @@ class AttentionSites:
     # The scheduler's own; it decides between steps whose timesteps a low-precision dtype rounds to the same value
     step_index: Callable[[], int | None] = lambda: None
     caching: StepCaching | None = None  # None where no step cache can be installed
+    counts_steps: bool = False  # whether `step_index` says which step runs, rather than the timestep
 
     @property
     def layers(self) -> tuple[LayerSite, ...]:

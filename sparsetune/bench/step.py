@@ -95,10 +95,7 @@ def capture_step(renderer: Renderer, prompt: AnyPrompt, seed: int = 0) -> Step:
         for hook in hooks:
             hook.remove()
     if not calls:
-        raise ModelError(
-            f"cannot time {type(loaded.pipe).__name__}: it didn't call its transformer; "
-            "use a model of a supported family"
-        )
+        raise ModelError(f"cannot time {type(loaded.pipe).__name__}: it didn't call its transformer; use another model")
     return Step(sites, tuple(calls))
 
 

@@ -73,7 +73,7 @@ def _render(config: "Config", prompt: "Prompt", checkpoint: str | None) -> "tupl
     from sparsetune.cli.progress import ProgressDisplay
     from sparsetune.models.generation import Renderer
     from sparsetune.models.loading import load_pipeline
-    from sparsetune.models.sparsify import sparsify, warn_of_other_settings
+    from sparsetune.models.sparsify import sparsify
 
     with only_results_on_stdout(), contextlib.ExitStack() as stack:
         log_loading(config.model.source)
@@ -81,7 +81,6 @@ def _render(config: "Config", prompt: "Prompt", checkpoint: str | None) -> "tupl
         handle = None
         if checkpoint is not None:
             loaded = load_checkpoint(checkpoint)
-            warn_of_other_settings(loaded.manifest, config.generation)
             handle = stack.enter_context(sparsify(renderer.loaded.pipe, loaded, config.backend, config.break_even))
         progress = ProgressDisplay(current_log(), f"generate {config.model.name}", {"render": ""})
         stack.enter_context(contextlib.closing(progress))

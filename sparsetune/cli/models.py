@@ -13,7 +13,7 @@ from sparsetune.cli.options import json_option
 @json_option("the list")
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
-    """List the models with a packaged configuration; others of a supported family work by their hub id.
+    """List the models with a packaged configuration; others work by their hub id.
 
     \b
     Examples:

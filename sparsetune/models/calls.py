@@ -11,11 +11,9 @@ from sparsetune.attention.ordering import Grid
 from sparsetune.attention.sites import TransformerCall
 
 
-def video_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
-    """Read latents (batch, channels, frames, height, width)."""
-    frames, height, width = arguments["hidden_states"].shape[-3:]
-    patch = patch_of(module)
-    return TransformerCall(_last(arguments["timestep"]), (frames // patch[0], height // patch[1], width // patch[2]))
+def latents_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
+    """Read latents (batch, channels, height, width) or (batch, channels, frames, height, width)."""
+    return TransformerCall(_time(arguments), _grid(module, arguments["hidden_states"].shape[2:]))
 
 
 def frames_first_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
@@ -23,14 +21,57 @@ def frames_first_call(module: nn.Module, arguments: Mapping[str, Any]) -> Transf
     _, frames, _, height, width = arguments["hidden_states"].shape
     patch = patch_of(module)
     grid = (-(-frames // patch[0]), height // patch[1], width // patch[2])
-    return TransformerCall(_last(arguments["timestep"]), grid)
+    return TransformerCall(_time(arguments), grid)
 
 
-def image_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
-    """Read latents (batch, channels, height, width)."""
-    height, width = arguments["hidden_states"].shape[-2:]
-    patch = patch_of(module)
-    return TransformerCall(_last(arguments["timestep"]), (1, height // patch[1], width // patch[2]))
+def frames_rows_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
+    """Read latents (batch, frames, height, width, channels)."""
+    return TransformerCall(_time(arguments), _grid(module, arguments["hidden_states"].shape[1:4]))
+
+
+def context_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
+    """Read latents (batch, channels, height, width), followed by a list of those of condition images."""
+    grids = [_grid(module, latents.shape[2:]) for latents in arguments.get("context_latents") or ()]
+    return latents_call(module, arguments)._replace(tail=sum(map(math.prod, grids)))
+
+
+def items_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
+    """Read latents (batch, items, channels, frames, height, width), or of one item without that dimension."""
+    shape = arguments["hidden_states"].shape
+    items = shape[1] if len(shape) == 6 else 1
+    return TransformerCall(_time(arguments), _grid(module, (items * shape[-3], *shape[-2:])))
+
+
+def patches_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
+    """Read latents (batch, tokens, ...) with the shapes of the images in them, the one that is rendered first."""
+    grid: Grid = tuple(arguments["shape_list"][0][0])
+    tail = arguments["hidden_states"].shape[1] - math.prod(grid)
+    return TransformerCall(_time(arguments), grid, tail)
+
+
+def listed_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
+    """Read a list of latents (channels, frames, height, width), each padded to whole blocks of 32 tokens.
+
+    With condition images in the list, a list of latents for each, text comes between them: the tokens count as one row.
+    """
+    first = arguments["x"][0]
+    if not isinstance(first, Tensor):
+        return TransformerCall(_time(arguments), None)
+    side, frames = arguments.get("patch_size", 2), arguments.get("f_patch_size", 1)
+    grid = (first.shape[1] // frames, first.shape[2] // side, first.shape[3] // side)
+    return TransformerCall(_time(arguments), grid, -math.prod(grid) % 32)
+
+
+def sequence_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
+    """Read nothing but the timestep: the tokens count as one row."""
+    return TransformerCall(_time(arguments), None)
+
+
+def all_positioned_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
+    """Read packed tokens with a position for each, text and others first, the rendered image or video last."""
+    ids = arguments["position_ids"]
+    positions = ids[0] if ids.dim() == 3 else ids
+    return TransformerCall(_time(arguments), None, positions=positions, grid_last=True)
 
 
 def packed_video_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
@@ -47,9 +88,10 @@ def packed_video_call(module: nn.Module, arguments: Mapping[str, Any]) -> Transf
 
 
 def positioned_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
-    """Read latents (batch, tokens, channels) with a position for each."""
-    ids = arguments["img_ids"]
-    return TransformerCall(_last(arguments["timestep"]), None, positions=ids[0] if ids.dim() == 3 else ids)
+    """Read latents (batch, tokens, channels) with a position for each, perhaps condition images in another argument."""
+    given = [arguments[name] for name in ("img_ids", "image_cond_ids") if arguments.get(name) is not None]
+    ids = [each[0] if each.dim() == 3 else each for each in given]
+    return TransformerCall(_time(arguments), None, positions=ids[0] if len(ids) == 1 else torch.cat(ids))
 
 
 def shaped_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
@@ -58,7 +100,7 @@ def shaped_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerC
     while not isinstance(grid[0], int):
         grid = grid[0]
     tail = arguments["hidden_states"].shape[1] - math.prod(grid)
-    return TransformerCall(_last(arguments["timestep"]), tuple(grid), tail)
+    return TransformerCall(_time(arguments), tuple(grid), tail)
 
 
 def timesteps(scheduler: Any) -> Sequence[float]:
@@ -82,15 +124,23 @@ def sigma_ratios(scheduler: Any) -> Sequence[float]:
 def patch_of(module: nn.Module) -> Grid:
     """Return (frames, rows, columns)."""
     config: Any = module.config
-    size = config.patch_size
+    size = getattr(config, "patch_size", None) or 1
     if not isinstance(size, int):
-        return (size[0], size[1], size[2])
+        return (1, size[0], size[1]) if len(size) == 2 else (size[0], size[1], size[2])
     return (getattr(config, "patch_size_t", None) or 1, size, size)
 
 
-def _last(value: Any) -> Tensor:
-    """Return the timestep of the last token: conditioning frames, which come first, have another."""
-    return _tensor(value)[-1]
+def _grid(module: nn.Module, shape: Sequence[int]) -> Grid:
+    """Return the tokens of latents of shape ([frames,] height, width)."""
+    frames, height, width = (1, *shape)[-3:]
+    patch = patch_of(module)
+    return (frames // patch[0], height // patch[1], width // patch[2])
+
+
+def _time(arguments: Mapping[str, Any]) -> Tensor:
+    """Return the timestep of the last token: conditioning frames, which come first, have another; 0 without any."""
+    given = (arguments[name] for name in ("timestep", "timesteps", "t") if arguments.get(name) is not None)
+    return _tensor(next(given, 0.0))[-1]
 
 
 def _tensor(value: Any) -> Tensor:

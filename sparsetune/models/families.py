@@ -1,201 +1,68 @@
-"""Supported families of diffusers models, as data, and their self-attention modules."""
+"""The family of a pipeline, and its self-attention modules."""
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from sparsetune.attention.sites import AttentionSites, LayerSite, ReadCall, TextPlace, TransformerSite
+from sparsetune.attention.ordering import TokenLayout
+from sparsetune.attention.sites import AttentionSites, LayerSite, TextPlace, TransformerCall, TransformerSite
 from sparsetune.errors import ModelError
 from sparsetune.models import calls
 from sparsetune.models.dense_kernel import dense_kernel
+from sparsetune.models.family import Family, LayerRule
+from sparsetune.models.family_table import FAMILIES, REFUSED
 from sparsetune.models.step_caching import DiffusersCaching
 
+_registered: list[Family] = []
 
-@dataclass(frozen=True)
-class LayerRule:
-    path: str  # full match of the modules' paths within the transformer
-    text: TextPlace | None = None  # position of text tokens in q, k and v (joint attention)
-
-
-@dataclass(frozen=True)
-class Family:
-    name: str  # its result files start with it
-    transformer_class: str  # in diffusers
-    layers: tuple[LayerRule, ...]  # its self-attention modules
-    read_call: ReadCall = calls.video_call
-    frame_unit: int = 4  # the number of frames is a multiple of this plus `first_frames`; 0 for images
-    first_frames: int = 1
-    transformers: tuple[str, ...] = ("transformer",)  # the pipeline's attributes, in the order in which they run
-    steps: Callable[[Any], Sequence[float]] = calls.timesteps  # the transformer's timestep argument at each step
-    pipelines: str = ".*"  # full match of the class, where families share a transformer class
-    packing: int = 1  # latent pixels in a token's side where the pipeline packs them rather than the transformer
-    # The pipeline's argument for the guidance scale; `guider` where a component has it.
-    guidance: Literal["guidance_scale", "true_cfg_scale", "guider"] = "guidance_scale"
-    no_negative: str | None = None  # the default negative prompt; None leaves that to the pipeline
-    from_image: str = ""  # full match of a class that needs an image, unlike its signature
-    tiled_vae: bool = False  # the VAE only works in tiles
-    # Module paths in the model's own code, which SpargeAttn's checkpoints are saved from, and diffusers' path for each.
-    upstream: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def is_image(self) -> bool:
-        return self.frame_unit == 0
+_ATTENTION = re.compile("Attention|Attn")
+_NOT_SELF = re.compile(r"attn2|cross|text|txt|caption|context|audio|refiner|embed|pool|vision_model")
 
 
-_BLOCKS_ATTN1 = (LayerRule(r"blocks\.\d+\.attn1"),)
-_TRANSFORMER_BLOCKS_ATTN1 = (LayerRule(r"transformer_blocks\.\d+\.attn1"),)
-_DOUBLE_AND_SINGLE = r"(single_)?transformer_blocks\.\d+\.attn"
-
-_WAN_UPSTREAM = ((r"blocks\.(\d+)\.self_attn", r"blocks.\1.attn1"),)
-
-FAMILIES: tuple[Family, ...] = (
-    Family(
-        name="cogvideo",
-        transformer_class="CogVideoXTransformer3DModel",
-        layers=(LayerRule(r"transformer_blocks\.\d+\.attn1", "start"),),
-        read_call=calls.frames_first_call,
-        # Its VAE decodes a latent frame to 4 frames, and drops one of the first only where their number is odd.
-        frame_unit=8,
-    ),
-    Family(
-        name="wan",
-        transformer_class="WanTransformer3DModel",
-        layers=_BLOCKS_ATTN1,
-        transformers=("transformer", "transformer_2"),
-        upstream=_WAN_UPSTREAM,
-    ),
-    Family(
-        name="wan-vace",
-        transformer_class="WanVACETransformer3DModel",
-        layers=(LayerRule(r"(vace_)?blocks\.\d+\.attn1"),),
-        transformers=("transformer", "transformer_2"),
-    ),
-    Family(
-        name="hunyuan-video",
-        transformer_class="HunyuanVideoTransformer3DModel",
-        layers=(LayerRule(_DOUBLE_AND_SINGLE, "end"),),
-    ),
-    Family(
-        name="hunyuan-video-1.5",
-        transformer_class="HunyuanVideo15Transformer3DModel",
-        layers=(LayerRule(r"transformer_blocks\.\d+\.attn", "end"),),
-        guidance="guider",
-    ),
-    Family(
-        name="ltx",
-        transformer_class="LTXVideoTransformer3DModel",
-        layers=_TRANSFORMER_BLOCKS_ATTN1,
-        read_call=calls.packed_video_call,
-        frame_unit=8,
-    ),
-    Family(  # the audio's own attention has too few tokens for sparsity to help
-        name="ltx2",
-        transformer_class="LTX2VideoTransformer3DModel",
-        layers=_TRANSFORMER_BLOCKS_ATTN1,
-        read_call=calls.packed_video_call,
-        frame_unit=8,
-    ),
-    Family(
-        name="mochi",
-        transformer_class="MochiTransformer3DModel",
-        layers=(LayerRule(r"transformer_blocks\.\d+\.attn1", "end"),),
-        frame_unit=6,
-    ),
-    Family(
-        name="allegro",
-        transformer_class="AllegroTransformer3DModel",
-        layers=_TRANSFORMER_BLOCKS_ATTN1,
-        first_frames=0,
-        tiled_vae=True,
-    ),
-    Family(
-        name="easyanimate",
-        transformer_class="EasyAnimateTransformer3DModel",
-        layers=(LayerRule(r"transformer_blocks\.\d+\.attn1", "start"),),
-        no_negative="",
-    ),
-    Family(
-        name="skyreels-v2",
-        transformer_class="SkyReelsV2Transformer3DModel",
-        layers=_BLOCKS_ATTN1,
-        upstream=_WAN_UPSTREAM,
-    ),
-    Family(
-        name="cosmos-2.5",
-        transformer_class="CosmosTransformer3DModel",
-        layers=_TRANSFORMER_BLOCKS_ATTN1,
-        steps=calls.sigmas,
-        pipelines="Cosmos2_5_.*",
-    ),
-    Family(
-        name="cosmos-2-image",
-        transformer_class="CosmosTransformer3DModel",
-        layers=_TRANSFORMER_BLOCKS_ATTN1,
-        frame_unit=0,
-        steps=calls.sigma_ratios,
-        pipelines="Cosmos2TextToImagePipeline",
-    ),
-    Family(
-        name="cosmos-2",
-        transformer_class="CosmosTransformer3DModel",
-        layers=_TRANSFORMER_BLOCKS_ATTN1,
-        steps=calls.sigma_ratios,
-        pipelines="Cosmos2.*",
-        from_image="Cosmos2VideoToWorldPipeline",
-    ),
-    Family(
-        name="cosmos",
-        transformer_class="CosmosTransformer3DModel",
-        layers=_TRANSFORMER_BLOCKS_ATTN1,
-        frame_unit=8,
-        from_image="CosmosVideoToWorldPipeline",
-    ),
-    Family(
-        name="flux",
-        transformer_class="FluxTransformer2DModel",
-        layers=(LayerRule(_DOUBLE_AND_SINGLE, "start"),),
-        read_call=calls.positioned_call,
-        frame_unit=0,
-        steps=calls.flow_times,
-        packing=2,
-    ),
-    Family(
-        name="sd3",
-        transformer_class="SD3Transformer2DModel",
-        layers=(LayerRule(r"transformer_blocks\.\d+\.attn", "end"), LayerRule(r"transformer_blocks\.\d+\.attn2")),
-        read_call=calls.image_call,
-        frame_unit=0,
-    ),
-    Family(
-        name="qwen-image",
-        transformer_class="QwenImageTransformer2DModel",
-        layers=(LayerRule(r"transformer_blocks\.\d+\.attn", "start"),),
-        read_call=calls.shaped_call,
-        frame_unit=0,
-        steps=calls.flow_times,
-        guidance="true_cfg_scale",
-        no_negative=" ",  # its authors' default: without one there is no guidance
-    ),
-)
+def register_family(family: Family) -> None:
+    """Have `sparsify` use a family for its transformer class, before any other of that class."""
+    _registered.insert(0, family)
 
 
 def family_of(pipe: Any) -> Family:
-    """Find a pipeline's family; ModelError where it isn't known here."""
-    return family_named(type(pipe).__name__, type(main_transformer(pipe)).__name__)
+    """Find a pipeline's family, a generic one where it isn't known; ModelError where it is known not to work."""
+    transformer = main_transformer(pipe)
+    if transformer is None:
+        raise ModelError(f"{type(pipe).__name__} has no transformer; sparse attention needs one, a UNet won't do")
+    return family_named(type(pipe).__name__, type(transformer).__name__)
 
 
 def family_named(pipeline: str, transformer: str) -> Family:
-    """Find a family by the classes of a pipeline and of its transformer; ModelError where it isn't known here."""
-    for family in FAMILIES:
+    """Find a family by the classes of a pipeline and of its transformer, as `family_of`."""
+    for family in (*_registered, *FAMILIES):
         if family.transformer_class == transformer and re.fullmatch(family.pipelines, pipeline):
             return family
-    known = ", ".join(dict.fromkeys(family.transformer_class for family in FAMILIES))
-    raise ModelError(f"{pipeline} with transformer {transformer} is not supported; supported transformers are {known}")
+    if transformer in REFUSED:
+        raise ModelError(f"{pipeline} with transformer {transformer} is not supported: {REFUSED[transformer]}")
+    return Family(transformer, transformer, (), calls.sequence_call, frame_unit=1, first_frames=0, steps=None)
+
+
+def is_known(family: Family) -> bool:
+    """Whether a family's self-attention and token layout are known, rather than guessed."""
+    return bool(family.layers)
+
+
+def with_layout(family: Family, layout: TokenLayout) -> Family:
+    """Return a family whose layers all have one layout of tokens."""
+    text: TextPlace | None = None
+    if layout.text:
+        text = "start" if layout.text.start == 0 else "end"
+
+    def read_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerCall:
+        return calls.sequence_call(module, arguments)._replace(grid=layout.grid, tail=layout.tail)
+
+    layers = tuple(replace(rule, text=text) for rule in family.layers or (LayerRule(""),))
+    return replace(family, layers=layers, read_call=read_call)
 
 
 def main_transformer(pipe: Any) -> Any:
@@ -207,9 +74,21 @@ def main_transformer(pipe: Any) -> Any:
     return None
 
 
-def attention_sites(pipe: Any) -> AttentionSites:
-    """Find a pipeline's self-attention modules; ModelError where the family is unknown, or no module matches."""
-    family = family_of(pipe)
+_SCALES = (
+    "vae_scale_factor_spatial", "vae_spatial_scale_factor", "vae_spatial_compression_ratio", "vae_scale_factor",
+)  # fmt: skip
+"""Attributes of diffusers' pipelines with the pixels in a side of a latent pixel."""
+
+
+def token_side(pipe: Any) -> int:
+    """Return the number of pixels in a side of a token."""
+    scale = next(int(getattr(pipe, name)) for name in _SCALES if hasattr(pipe, name))
+    return scale * calls.patch_of(main_transformer(pipe))[-1] * family_of(pipe).packing
+
+
+def attention_sites(pipe: Any, family: Family | None = None) -> AttentionSites:
+    """Find a pipeline's self-attention modules; ModelError where its family doesn't work, or no module matches."""
+    family = family or family_of(pipe)
     transformers = tuple(
         transformer_site(family, name, getattr(module, "_orig_mod", module))
         for name in family.transformers
@@ -221,10 +100,19 @@ def attention_sites(pipe: Any) -> AttentionSites:
         )
     return AttentionSites(
         transformers,
-        _Steps(pipe, family.steps),
-        lambda: getattr(pipe.scheduler, "step_index", None),
+        _Steps(pipe, family.steps or calls.timesteps),
+        lambda: _step_index(pipe.scheduler),
         DiffusersCaching([getattr(pipe, transformer.name) for transformer in transformers]),
+        counts_steps=family.steps is None and hasattr(pipe.scheduler, "step_index"),
     )
+
+
+def _step_index(scheduler: Any) -> int | None:
+    """Return a scheduler's count of steps; None where it keeps none."""
+    if not hasattr(scheduler, "step_index"):
+        return None
+    begin = getattr(scheduler, "begin_index", None) or 0  # of a generation that starts in the middle
+    return begin if scheduler.step_index is None else int(scheduler.step_index)
 
 
 class _Steps:
@@ -248,9 +136,31 @@ class _Steps:
 def transformer_site(family: Family, name: str, module: nn.Module) -> TransformerSite:
     layers = []
     for path, layer in module.named_modules():
-        rule = next((rule for rule in family.layers if re.fullmatch(rule.path, path)), None)
-        heads, width = getattr(layer, "heads", None), getattr(layer, "inner_dim", None)
-        if rule is not None and isinstance(heads, int) and isinstance(width, int):
-            layers.append(LayerSite(f"{name}.{path}", layer, heads, width // heads, rule.text, dense_kernel(layer)))
+        rule = _rule_of(family, path, layer)
+        if rule is not None and (shape := _heads_of(layer)) is not None:
+            layers.append(LayerSite(f"{name}.{path}", layer, *shape, rule.text, dense_kernel(layer)))
     arguments = tuple(inspect.signature(type(module).forward).parameters)[1:]
     return TransformerSite(name, module, tuple(layers), family.read_call, arguments)
+
+
+def _rule_of(family: Family, path: str, layer: nn.Module) -> LayerRule | None:
+    """Return the rule for a module; None where it isn't self-attention of the video, as far as its name says."""
+    if family.layers and family.layers[0].path:
+        return next((rule for rule in family.layers if re.fullmatch(rule.path, path)), None)
+    named = _ATTENTION.search(type(layer).__name__) is not None and _NOT_SELF.search(path.lower()) is None
+    if not named or getattr(layer, "is_cross_attention", False):
+        return None
+    return family.layers[0] if family.layers else LayerRule("")
+
+
+def _heads_of(layer: nn.Module) -> tuple[int, int] | None:
+    """Return the number of heads and their width; None for a module that has none."""
+    held = vars(layer)
+    heads = next((held[name] for name in ("heads", "num_heads", "num_attention_heads") if name in held), None)
+    if not isinstance(heads, int):
+        return None
+    if "inner_dim" in held:
+        return heads, held["inner_dim"] // heads
+    query: Any = getattr(layer, "to_q", None) or getattr(layer, "to_query", None)
+    width = held.get("head_dim") or (None if query is None else query.out_features // heads)
+    return None if width is None else (heads, width)

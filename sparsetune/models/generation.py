@@ -16,9 +16,9 @@ import torch
 from sparsetune.attention.breakeven import dtype_name
 from sparsetune.config import GenerationConfig
 from sparsetune.errors import GenerationError, OutOfMemoryError
-from sparsetune.models.calls import patch_of
+from sparsetune.models import modular
 from sparsetune.models.clock import DenoisingClock
-from sparsetune.models.families import family_of, main_transformer
+from sparsetune.models.families import family_of, main_transformer, token_side
 from sparsetune.models.loading import LoadedModel
 from sparsetune.models.prompts import AnyPrompt, Prompt, as_prompt, open_image
 
@@ -34,12 +34,6 @@ _MEMORY_ADVICE = (
 )
 
 _MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
-_SCALES = (
-    "vae_scale_factor_spatial", "vae_spatial_scale_factor", "vae_spatial_compression_ratio", "vae_scale_factor",
-)  # fmt: skip
-"""Attributes of diffusers' pipelines with the pixels in a side of a latent pixel."""
-
-
 TIMED_STEPS = 4
 """Dense steps timed beside each sparse rendering, after one that warms up."""
 
@@ -70,7 +64,7 @@ class Renderer:
         check_guidance(loaded.pipe, settings)
         self.loaded = loaded
         self.settings = settings
-        self._takes = inspect.signature(loaded.pipe.__call__).parameters
+        self._takes = modular.parameters(loaded.pipe)
 
     def with_steps(self, num_inference_steps: int) -> "Renderer":
         """Return a renderer with as many denoising steps, and the other settings the same."""
@@ -92,7 +86,7 @@ class Renderer:
         started = time.perf_counter()
         with self._denoising() as clock:
             output = self.loaded.pipe(**arguments)
-            frames = np.asarray(output.frames[0] if hasattr(output, "frames") else output.images[:1])
+            frames = np.asarray(modular.rendered(output))
         return Rendering(to_uint8(frames), time.perf_counter() - started, clock.seconds)
 
     def step_seconds(self, prompt: AnyPrompt, seed: int, num_steps: int = TIMED_STEPS) -> float | None:
@@ -112,7 +106,7 @@ class Renderer:
     def _denoising(self) -> Iterator[DenoisingClock]:
         """Explain errors, and time the transformers' calls."""
         pipe, family = self.loaded.pipe, self.loaded.family
-        if family.guidance == "guider":
+        if family.guidance == "guider" or ("guidance_scale" not in self._takes and hasattr(pipe, "guider")):
             pipe.guider.guidance_scale = self.settings.guidance_scale
         transformers = [module for name in family.transformers if (module := getattr(pipe, name, None)) is not None]
         with (
@@ -236,7 +230,5 @@ def check_guidance(pipe: Any, settings: GenerationConfig) -> None:
 
 def size_unit(pipe: Any) -> int:
     """Return the number of pixels that must divide a frame's sides: those in a side of a token."""
-    scale = next(int(getattr(pipe, name)) for name in _SCALES if hasattr(pipe, name))
-    side = patch_of(main_transformer(pipe))[-1]
     # diffusers' pipelines require multiples of 8, even where the model doesn't.
-    return math.lcm(8, scale * side * family_of(pipe).packing)
+    return math.lcm(8, token_side(pipe))

@@ -17,8 +17,10 @@ from sparsetune.attention.device import device_of
 from sparsetune.attention.sites import TransformerSite
 from sparsetune.config import ModelConfig
 from sparsetune.errors import ModelError
+from sparsetune.models import modular
 from sparsetune.models.demo import WEIGHTS
-from sparsetune.models.families import Family, attention_sites, family_of, main_transformer
+from sparsetune.models.families import attention_sites, family_of, main_transformer
+from sparsetune.models.family import Family
 from sparsetune.models.random_weights import blueprint, build_pipeline
 
 logger = logging.getLogger(__name__)
@@ -175,6 +177,8 @@ def _from_pretrained(source: str, config: ModelConfig, dtype: torch.dtype) -> An
     from diffusers import DiffusionPipeline
 
     try:
+        if modular.has_index(source):
+            return modular.load_modular(source, config.revision, dtype)
         return DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
             source, revision=config.revision, dtype=dtype
         )
@@ -230,7 +234,9 @@ def _place(pipe: Any, config: ModelConfig, device: torch.device) -> None:
         logger.info("offload auto chose %s", offload)
     if offload != "none" and device.type != "cuda":
         raise ModelError(f"--offload {offload} needs a CUDA GPU, but the device is {device}; use --offload none")
-    if offload == "model":
+    if offload == "model" and modular.is_modular(pipe):
+        modular.enable_offload(pipe, device)
+    elif offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif offload == "sequential":
         pipe.enable_sequential_cpu_offload(device=device)

@@ -119,10 +119,9 @@ class HashTokenizer(PreTrainedTokenizer):
 
     def __init__(self, model_max_length: int = 512, **rest: Any) -> None:
         pad, bos, unk, eos = _SPECIAL
-        rest = {"chat_template": _CHAT, "padding_side": "right"} | rest
-        super().__init__(  # type: ignore[no-untyped-call]
-            pad_token=pad, bos_token=bos, unk_token=unk, eos_token=eos, model_max_length=model_max_length, **rest
-        )
+        special = {"pad_token": pad, "bos_token": bos, "unk_token": unk, "eos_token": eos}
+        rest = {"chat_template": _CHAT, "padding_side": "right"} | special | rest
+        super().__init__(model_max_length=model_max_length, **rest)  # type: ignore[no-untyped-call]
 
     @property
     def vocab_size(self) -> int:
@@ -203,5 +202,6 @@ _ENCODERS: dict[str, Any] = {
     "Llama": _DECODER,
     "Qwen2_5_VLText": _qwen_text,
     "Qwen2": _qwen_vl,
+    "Qwen3": _DECODER | {"head_dim": 8},
     "Gemma3": _gemma,
 }

@@ -10,7 +10,8 @@ import torch
 from sparsetune.attention.ordering import Grid
 from sparsetune.config import GenerationConfig
 from sparsetune.models.calls import patch_of
-from sparsetune.models.families import Family, family_named, transformer_site
+from sparsetune.models.families import family_named, transformer_site
+from sparsetune.models.family import Family
 from sparsetune.models.random_weights import Blueprint, build_component
 
 _ATTENTION_FLOPS_PER_MS = 4.1e11

@@ -3,22 +3,35 @@
 import logging
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from sparsetune.attention.backends import backend_choice
 from sparsetune.attention.breakeven import BreakEvenTable, load_table
 from sparsetune.attention.device import device_name
 from sparsetune.attention.handle import SparseHandle
+from sparsetune.attention.interception import AttentionCall
+from sparsetune.attention.ordering import Grid, TokenLayout
 from sparsetune.attention.policy import Policy, check_fits
 from sparsetune.attention.sites import AttentionSites
 from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint
 from sparsetune.config import GenerationConfig
 from sparsetune.errors import CheckpointError, ModelError
-from sparsetune.models.families import Family, attention_sites, family_of, main_transformer
+from sparsetune.models.calls import patch_of
+from sparsetune.models.families import (
+    attention_sites,
+    family_of,
+    is_known,
+    main_transformer,
+    token_side,
+    with_layout,
+)
+from sparsetune.models.family import Family
+
+_LOG = logging.getLogger(__name__)
 
 
 def sparsify(
@@ -26,32 +39,48 @@ def sparsify(
     policy: Policy | Checkpoint | str | Path,
     backend: str = "auto",
     break_even: BreakEvenTable | str | Path | None = None,
+    layout: TokenLayout | None = None,
 ) -> SparseHandle:
     """Install a policy on a pipeline; use it as a context manager, or call `remove()` on what it returns.
 
+    A checkpoint that was tuned for another size, number of frames or steps warns when the pipeline first runs.
+
     Args:
-        pipe: a diffusers pipeline of a supported family, loaded and placed as you like.
+        pipe: a diffusers pipeline, loaded and placed as you like.
         policy: the policy, a checkpoint, or a checkpoint's folder or file.
         backend: `auto`, `sparge`, `flex`, `reference` or `dense`.
         break_even: table that `sparsetune bench` measured on this machine, or its file: layers that would be slower
             sparse then run dense. None runs every layer as the policy says.
+        layout: where the video's and the text's tokens lie in the sequence of each self-attention call. None is the
+            family's; of an unknown family the tokens are one row, and the first key block is kept.
 
     Returns:
         The handle, with statistics of what ran (`handle.stats()`); `handle.remove()` restores the pipeline exactly.
 
     Raises:
-        ModelError: the family is unknown, or the pipeline is sparse already or context-parallel.
+        ModelError: the model is known not to work, or the pipeline is sparse already or context-parallel.
         CheckpointError: it can't be read, or is another model's; the message lists the differences.
         BackendError: the backend can't run here, or the table is missing or another machine's.
     """
-    sites = attention_sites(pipe)
+    family = family_of(pipe)
+    if not is_known(family) and layout is None:
+        _LOG.warning(
+            "%s is of no known family: its tokens count as one row, so token orders and keep_text have no effect; "
+            "pass layout=, or register a family",
+            family.transformer_class,
+        )
+    sites = attention_sites(pipe, family if layout is None else with_layout(family, layout))
     _check_not_parallel(sites)
     # With offloading the weights lie on the CPU until they are needed; _execution_device is where they will run.
     device = torch.device(pipe._execution_device)
     if isinstance(break_even, str | Path):
         break_even = load_table(Path(break_even), device_name(device))
     choice = backend_choice(backend, device)
-    return SparseHandle(sites, _matching_policy(pipe, sites, policy), choice.backend, break_even, choice.reason)
+    if isinstance(policy, str | Path):
+        policy = load_checkpoint(policy)
+    check = partial(_warn_of_other_call, pipe, policy.manifest) if isinstance(policy, Checkpoint) else None
+    matching = _matching_policy(pipe, sites, policy)
+    return SparseHandle(sites, matching, choice.backend, break_even, choice.reason, check)
 
 
 def policy_for(pipe: Any, policy: Policy | Checkpoint | str | Path) -> Policy:
@@ -124,46 +153,30 @@ def default_policy(pipe: Any) -> Policy:
     return Policy.uniform([(layer.name, layer.num_heads) for layer in attention_sites(pipe).layers])
 
 
-_LOG = logging.getLogger(__name__)
-
-
 def warn_of_other_settings(manifest: Manifest, settings: GenerationConfig) -> None:
     """Warn where a checkpoint was tuned for another size, or number of frames or steps."""
     _warn(manifest, settings.model_dump(include={"num_frames", "height", "width", "num_inference_steps"}))
 
 
-def warn_at_first_call(pipe: Any, manifest: Manifest) -> None:
-    """Warn as `warn_of_other_settings` at the first call of a pipeline's transformer.
-
-    Size and frames are computed from the latent video, so packed latents (a sequence of tokens) go unchecked.
-    """
-
-    def check(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hook.remove()
-        latents = kwargs.get("hidden_states", args[0] if args else None)
-        found = {"num_inference_steps": getattr(pipe.scheduler, "num_inference_steps", None)}
-        if isinstance(latents, Tensor) and latents.ndim == 5:
-            found |= _pixels(pipe, module, latents, manifest)
-        _warn(manifest, found)
-
-    hook = pipe.transformer.register_forward_pre_hook(check, with_kwargs=True)
+def _warn_of_other_call(pipe: Any, manifest: Manifest, call: AttentionCall) -> None:
+    """Warn as `warn_of_other_settings` of what a pipeline renders, read from an attention call of its transformer."""
+    found: dict[str, int | None] = {"num_inference_steps": getattr(pipe.scheduler, "num_inference_steps", None)}
+    if call.transformer is not None:
+        found |= _pixels(pipe, call.transformer.grid_and_tail()[0], manifest)
+    _warn(manifest, found)
 
 
-def _pixels(pipe: Any, transformer: nn.Module, latents: Tensor, manifest: Manifest) -> dict[str, int | None]:
-    """Compute a video's size from its latents, (batch, frames, channels, h, w) or (batch, channels, frames, h, w)."""
-    spatial = getattr(pipe, "vae_scale_factor_spatial", None)
-    temporal = getattr(pipe, "vae_scale_factor_temporal", None)
-    config: Any = transformer.config
-    found: dict[str, int | None] = {}
-    if spatial is not None:
-        found |= {"height": latents.shape[-2] * spatial, "width": latents.shape[-1] * spatial}
-    if temporal is not None and config.in_channels in latents.shape[1:3]:
-        frames = latents.shape[1] if latents.shape[2] == config.in_channels else latents.shape[2]
-        unit = getattr(config, "patch_size_t", None) or 1
-        tuned = None if manifest.num_frames is None else (manifest.num_frames - 1) // temporal + 1
+def _pixels(pipe: Any, grid: Grid, manifest: Manifest) -> dict[str, int | None]:
+    """Compute a video's size from its grid of tokens; empty where that isn't known."""
+    if grid[:2] == (1, 1):
+        return {}
+    side, temporal = token_side(pipe), getattr(pipe, "vae_scale_factor_temporal", None)
+    found: dict[str, int | None] = {"height": grid[1] * side, "width": grid[2] * side}
+    if temporal is not None and manifest.num_frames is not None:
+        unit = patch_of(main_transformer(pipe))[0]
         # Pipelines pad latent frames to whole patches, and crop the video afterwards.
-        if tuned is not None and -(-tuned // unit) * unit != frames:
-            found["num_frames"] = (frames - 1) * temporal + 1
+        if -(-((manifest.num_frames - 1) // temporal + 1) // unit) != grid[0]:
+            found["num_frames"] = (grid[0] * unit - 1) * temporal + 1
     return found
 
 

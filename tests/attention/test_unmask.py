@@ -61,6 +61,19 @@ def test_padding_at_the_end_is_cut_off_and_the_output_is_the_masked_one(mask: Te
     torch.testing.assert_close(output, made.original(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_padding_between_text_and_video_is_cut_out(exact: bool) -> None:
+    """As in Chroma: text first, padded to the longest prompt that the model takes."""
+    shown = torch.ones(TOKENS, dtype=torch.bool)
+    shown[10:32] = False
+    made = call(shown[:, None] & shown if exact else shown[None], text="start")
+    plain = unmasked_call(made)
+    assert isinstance(plain, UnmaskedCall)
+    assert plain.layout.text == range(10) and plain.layout.num_tokens == plain.q.shape[-2] == TOKENS - 22
+    output = plain.with_padding(F.scaled_dot_product_attention(plain.q, plain.k, plain.v, scale=plain.scale))
+    torch.testing.assert_close(output, made.original(), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "mask",
     [None, torch.ones(2, 1, 1, TOKENS, dtype=torch.bool), torch.zeros(TOKENS, TOKENS)],
@@ -74,6 +87,14 @@ def test_a_mask_that_hides_nothing_is_dropped(mask: Tensor | None) -> None:
     assert plain.with_padding(output) is output
 
 
+def test_keys_of_an_earlier_chunk_run_dense_with_the_reason() -> None:
+    made = call(None)
+    k, v = (torch.cat([x, x], dim=-2) for x in (made.k, made.v))
+    assert unmasked_call(replace(made, k=k, v=v)) == Refusal(
+        "there are more keys than queries, as with a cache of earlier chunks' or references' keys"
+    )
+
+
 def different_lengths() -> Tensor:
     mask = keys(torch.bool).clone()
     mask[1, ..., 140:] = False
@@ -84,7 +105,7 @@ def different_lengths() -> Tensor:
     ("mask", "text", "reason"),
     [
         (different_lengths(), "end", "the mask pads the batch's sequences to different lengths"),
-        (keys(torch.bool).flip(-1), "end", "the call has an attention mask"),
+        (keys(torch.bool).flip(-1), "end", "the mask hides tokens of the video"),
         (torch.full((TOKENS, TOKENS), -1.0), "end", "the call has an attention mask"),
         (torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril(), "end", "the call has an attention mask"),
         (torch.zeros(1, 1, 1, TOKENS, dtype=torch.bool), "end", "the call has an attention mask"),

@@ -8,7 +8,7 @@ import warnings
 import diffusers
 from diffusers import DiffusionPipeline
 
-from sparsetune.models.families import FAMILIES
+from sparsetune.models.family_table import FAMILIES, REFUSED
 
 _ABOVE = "its transformer is one of those above"
 _CONTROL = f"takes a ControlNet in addition to the prompt; {_ABOVE}"
@@ -16,6 +16,8 @@ _UNSEEDED = f"its control image uses noise that ignores the generator, so two de
 _LTX2 = f"a stage or variant of LTX-2 with different inputs; {_ABOVE}"
 _CHUNKS = f"renders in chunks that attend to each other; {_ABOVE}"
 _EDIT = f"edits images that its text encoder also reads, each upscaled to a megapixel; {_ABOVE}"
+_VARIANT = f"takes other inputs (an image, a mask or guidance of another kind); {_ABOVE}"
+_ADDED_MASK = f"adds its mask of zeros and ones to the scores, so that its calls run dense; {_ABOVE}"
 _VISUAL_CLOZE = f"arranges several images in a grid; {_ABOVE}"
 UNTRIED = {
     "LTXI2VLongMultiPromptPipeline": f"renders windows of a long video, each with its own prompt; {_ABOVE}",
@@ -34,13 +36,35 @@ UNTRIED = {
     "StableDiffusion3PAGImg2ImgPipeline": f"as StableDiffusion3PAGPipeline; {_ABOVE}",
     "VisualClozePipeline": _VISUAL_CLOZE,
     "VisualClozeGenerationPipeline": _VISUAL_CLOZE,
+    "BriaFiboEditPipeline": _VARIANT,
+    "ChromaImg2ImgPipeline": _ADDED_MASK,
+    "ChromaInpaintPipeline": _ADDED_MASK,
+    "CogView4ControlPipeline": _VARIANT,
+    "Flux2KleinInpaintPipeline": _VARIANT,
+    "Flux2KleinKVPipeline": (
+        "keeps the reference images' keys in a cache, which its queries don't have: such calls run dense and are "
+        f"counted; {_ABOVE}"
+    ),
+    "HeliosPyramidPipeline": _VARIANT,
+    "HunyuanDiTControlNetPipeline": _CONTROL,
+    "HunyuanDiTPAGPipeline": _VARIANT,
+    "HunyuanImageRefinerPipeline": _VARIANT,
+    "Kandinsky5I2IPipeline": _VARIANT,
+    "Kandinsky5I2VPipeline": _VARIANT,
+    "Kandinsky5T2IPipeline": _VARIANT,
+    "LongCatImageEditPipeline": _VARIANT,
+    "MotifVideoImage2VideoPipeline": _VARIANT,
+    "PixArtSigmaPAGPipeline": _VARIANT,
+    "ZImageControlNetInpaintPipeline": _CONTROL,
+    "ZImageControlNetPipeline": _CONTROL,
+    "ZImageInpaintPipeline": _VARIANT,
+    "ZImageOmniPipeline": f"puts text between images, so that its tokens count as one row; {_ABOVE}",
 }
 """Those whose transformer is one of a supported family: `sparsify` takes them, but no test shows what it does."""
 
 _AUDIO = "generates audio"
 _LINEAR = "its self-attention is linear and has no blocks to skip"
 _FEW = "its sequences are too short to benefit"
-_NO_FAMILY = "its transformer belongs to no supported family; `sparsify` rejects it"
 _UNET = "denoises with a UNet, which is not supported"
 _OTHER = "outputs embeddings, text, shapes, molecules or other latents instead of images or videos"
 _BY_TRANSFORMER = {
@@ -89,7 +113,8 @@ def others() -> dict[str, list[str]]:
 def _reason(name: str) -> str:
     transformers = _transformers(name)
     if transformers:
-        return next((_BY_TRANSFORMER[kind] for kind in transformers if kind in _BY_TRANSFORMER), _NO_FAMILY)
+        reasons = _BY_TRANSFORMER | {kind: f"{reason}; `sparsify` rejects it" for kind, reason in REFUSED.items()}
+        return next(reasons[kind] for kind in transformers if kind in reasons)
     if "Audio" in name or "Music" in name:
         return _AUDIO
     return _UNET if _UNETS & inspect.signature(getattr(diffusers, name).__init__).parameters.keys() else _OTHER

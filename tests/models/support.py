@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,13 +12,17 @@ import diffusers
 import numpy as np
 import torch
 
+from sparsetune.attention.interception import AttentionCall, Interception
+from sparsetune.attention.ordering import permutation
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
+from sparsetune.attention.sites import AttentionSites
 from sparsetune.attention.stats import SparsityStats
 from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.models.families import attention_sites
-from sparsetune.models.random_weights import blueprint, build_pipeline
+from sparsetune.models.random_weights import _ready, blueprint, build_pipeline
 from sparsetune.models.sparsify import sparsify
+from tests.models.bare_cases import BareCase
 from tests.models.cases import Case
 
 DENSE = HeadThresholds(1.0, cdfthreshd=1.0)
@@ -27,6 +32,8 @@ STEPS = 2
 
 def build(case: Case) -> Any:
     """Build a case's pipeline: the blueprint's class, or another class with the same components."""
+    if isinstance(case, BareCase):
+        return _bare(case)
     plan = blueprint(case.blueprint)
     if case.transformer:
         components = {name: dict(part) for name, part in plan.components.items()}
@@ -41,6 +48,41 @@ def build(case: Case) -> Any:
         made = wanted(**{name: part for name, part in parts.items() if name in takes}, **options)
     made.set_progress_bar_config(disable=True)
     return made
+
+
+def _bare(case: BareCase) -> Any:
+    """Build a pipeline of a transformer and a scheduler, without other components than `parts` gives."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformer = _ready(getattr(diffusers, case.kind)(**case.transformer))
+    parts = {"transformer": transformer, "scheduler": getattr(diffusers, case.scheduler)(**case.schedule)}
+    if case.inputs:
+        return type(case.pipeline, (Alone,), {})(**parts, inputs=case.inputs, time=case.time)
+    parts |= case.parts(transformer)
+    wanted = getattr(diffusers, case.pipeline)
+    takes = inspect.signature(wanted.__init__).parameters
+    required = [name for name, one in takes.items() if name != "self" and one.default is inspect.Parameter.empty]
+    made = wanted(**dict.fromkeys(required) | parts)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+class Alone:
+    """Stands in for a pipeline: calls the transformer with the same inputs in each step."""
+
+    _execution_device = torch.device("cpu")
+
+    def __init__(self, transformer: Any, scheduler: Any, inputs: dict[str, Any], time: str) -> None:
+        self.transformer, self.scheduler, self._inputs, self._time = transformer, scheduler, inputs, time
+
+    def __call__(self, num_inference_steps: int) -> tuple[torch.Tensor]:
+        self.scheduler.set_timesteps(num_inference_steps)
+        found = []
+        for time in self.scheduler.timesteps:
+            inputs = self._inputs | {self._time: time[None] / 1000}
+            found.append(self.transformer(**inputs, return_dict=False)[0])
+            self.scheduler.step(found[-1], time, found[-1])
+        return (torch.stack(found),)
 
 
 def rendered(pipe: Any, case: Case) -> torch.Tensor:
@@ -80,6 +122,7 @@ class Findings:
     num_layers: int
     head_dims: tuple[int, ...]
     text: str
+    layout: str  # text tokens, grid and further tokens of each kind of layer
     difference: float  # at full density, largest over the latents' largest
     sparsity: float
     changed: bool
@@ -115,6 +158,7 @@ def examine(pipe: Any, render: Callable[[], torch.Tensor]) -> Findings:
         with sparsify(pipe, policy(pipe, **rest), "reference") as handle:
             return render(), handle.stats()
 
+    layout = layouts(sites, render)
     full, _ = under(head=DENSE)
     half, stats = under(head=HALF)
     _, scheduled = under(head=HALF, schedule=DenseSchedule(0.5))
@@ -123,6 +167,7 @@ def examine(pipe: Any, render: Callable[[], torch.Tensor]) -> Findings:
         num_layers=len(sites.layers),
         head_dims=tuple(sorted({layer.head_dim for layer in sites.layers})),
         text=", ".join(sorted({layer.text or "none" for layer in sites.layers})),
+        layout=layout,
         difference=float((full - dense).abs().max() / dense.abs().max()),
         sparsity=stats.sparsity,
         changed=not torch.equal(half, dense),
@@ -131,6 +176,36 @@ def examine(pipe: Any, render: Callable[[], torch.Tensor]) -> Findings:
         fallbacks=stats.fallbacks,
         share=calls["sparse"] / max(1, sum(calls.values())),
     )
+
+
+def layouts(sites: AttentionSites, render: Callable[[], torch.Tensor]) -> str:
+    """Return the layouts of a pipeline's calls; those that have none are refused, and left out.
+
+    Tokens of each call are put in an order and back, which must restore them all and leave others than the video's in
+    their places.
+    """
+    found: dict[str, None] = {}
+
+    def attend(call: AttentionCall) -> torch.Tensor:
+        if (layout := call.layout) is not None and call.k.shape == call.q.shape:
+            order = permutation("hilbert3d", layout)
+            assert order is not None and layout.num_tokens == call.q.shape[-2]
+            moved = order.order(call.q)
+            assert torch.equal(order.undo(moved), call.q)
+            first = len(layout.text) if layout.text.start == 0 else 0
+            video = slice(first, first + math.prod(layout.grid))
+            assert sorted(order.forward[video].tolist()) == list(range(video.start, video.stop))
+            parts = {"text": len(layout.text), "grid": "×".join(map(str, layout.grid)), "more": layout.tail}
+            sides = ["grid", "more", "text"] if first == 0 else ["text", "grid", "more"]
+            found[" + ".join(f"{parts[one]}{'' if one == 'grid' else ' ' + one}" for one in sides if parts[one])] = None
+        return call.original()
+
+    interception = Interception(sites, attend)
+    try:
+        render()
+    finally:
+        interception.remove()
+    return ", ".join(found)
 
 
 def graph_breaks(pipe: Any, render: Callable[[], torch.Tensor]) -> tuple[set[str], set[str], float]:

@@ -10,8 +10,7 @@ from sparsetune.models.loading import is_commit
 from sparsetune.models.random_weights import blueprint
 from tests.models.other_pipelines import UNTRIED, others
 
-COLUMNS = ("verdict", "text", "exactness", "compiled", "reason")
-_UNSAID = {"compiled": "as above"}
+COLUMNS = ("verdict", "text", "tokens", "exactness", "compiled", "reason")
 _HEAD = """# Models
 
 What `sparsify` does on each pipeline class of diffusers. The tests that check this table also generate it
@@ -23,9 +22,12 @@ CPU's reference backend, and compile it with `torch.compile`.
   exactly. *partly* lists the calls that run dense, with the reason.
 - **text**: the position of text tokens in joint attention, which `keep_text` and the token orders respect; `none` if
   text is used in cross-attention, which stays dense.
+- **tokens**: what lies in a sequence of the tiny model, in order: text (and others that aren't the video's, such as
+  audio or earlier frames), the grid of frames, rows and columns, and more, such as the tokens of reference images. A
+  test orders the tokens of each call along a curve and puts them back.
 - **full density**: how close the latents are to the dense ones. Not bit for bit if a padding mask is cut off.
-- **torch.compile**: whether sparse attention breaks the compiled graph. Some models break it themselves. *as above* is
-  another pipeline whose transformer was already compiled.
+- **torch.compile**: whether sparse attention breaks the compiled graph. Some models break it themselves. *not compiled*
+  was not tried; most of these have a transformer that was compiled in another pipeline.
 
 Heads of a width other than 64 or 128 are padded with zeros for kernels that support only these widths: block map and
 output are the same except for the rounding of one factor on q.
@@ -46,8 +48,38 @@ not; `tests/models/test_offload_gpu.py` tests it on a GPU. Context parallelism i
 
 A ControlNet's own attention stays dense and isn't counted.
 
-| pipeline | built as | works | text | full density | torch.compile | runs dense |
-| --- | --- | --- | --- | --- | --- | --- |
+## Other models
+
+A model of no known family runs too, with a warning: whatever its class names call attention of the video is taken for
+self-attention, its tokens count as one row, and the first key block is kept. Tell what you know of its tokens with
+`layout`, for all its layers alike, here 77 text tokens before a video of 13 × 30 × 45 tokens:
+
+<!-- not run: names a model that doesn't exist -->
+```python
+from sparsetune.attention.ordering import TokenLayout
+
+handle = sparsify(pipe, policy, layout=TokenLayout(grid=(13, 30, 45), text=range(77)))
+```
+
+Or register a family, which works for all sizes. `sparsetune.models.calls` has functions that read a call's timestep and
+grid, here of latents (batch, channels, frames, height, width):
+
+<!-- not run: names a model that doesn't exist -->
+```python
+from sparsetune.models import calls
+from sparsetune.models.families import register_family
+from sparsetune.models.family import Family, LayerRule
+
+layers = (LayerRule(r"blocks\\.\\d+\\.attn", text="start"),)
+register_family(Family("mine", "MyTransformer3DModel", layers, calls.latents_call))
+```
+
+## Tested models
+
+*transformer* is a tiny transformer with a scheduler, without text encoder and VAE.
+
+| pipeline | built as | works | text | tokens | full density | torch.compile | runs dense |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 """
 _TAIL = """
 ## Not tested
@@ -108,7 +140,7 @@ class Table:
         for case in order:
             pipeline, _, blueprint = case.partition("-")
             row = self.rows.get(case, {})
-            cells = (pipeline, blueprint, *(row.get(column) or _UNSAID.get(column, "") for column in COLUMNS))
+            cells = (pipeline, blueprint, *(row.get(column, "") for column in COLUMNS))
             lines.append(f"| {' | '.join(cells)} |")
         untried = [f"| {name} | {why} |" for name, why in UNTRIED.items()]
         rest = [f"| {why} | {', '.join(names)} |" for why, names in others().items()]

@@ -46,7 +46,17 @@ def test_tiny_models_render_the_same_twice_and_run_sparse(name: str, frames: int
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "frames"),
-    [("allegro", 8), ("cosmos-2.5-2b", 9), ("easyanimate", 9), ("ltx-2", 9), ("qwen-image", 1), ("sd3-medium", 1)],
+    [
+        ("chroma1-hd", 1),
+        ("flux-schnell", 1),
+        ("z-image-turbo", 1),
+        ("allegro", 8),
+        ("cosmos-2.5-2b", 9),
+        ("easyanimate", 9),
+        ("ltx-2", 9),
+        ("qwen-image", 1),
+        ("sd3-medium", 1),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers on its scheduler's tensors
 def test_models_with_ways_of_their_own_render_frames(name: str, frames: int) -> None:

@@ -1,13 +1,14 @@
-import logging
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import torch
 
-from sparsetune.checkpoint import Manifest
+from sparsetune.checkpoint import Checkpoint, Manifest
 from sparsetune.config import GenerationConfig
-from sparsetune.models.sparsify import warn_at_first_call, warn_of_other_settings
+from sparsetune.models import sparsify as sparsify_module
+from sparsetune.models.generation import Renderer
+from sparsetune.models.loading import LoadedModel
+from sparsetune.models.sparsify import default_policy, sparsify, warn_of_other_settings
+from tests.models.conftest import PROMPT
 
 TUNED = Manifest(tuner="manual", num_frames=17, height=64, width=96, num_inference_steps=10)
 
@@ -27,44 +28,38 @@ def test_other_settings_are_told_beside_the_tuned_ones(caplog: pytest.LogCapture
     )
 
 
-class _Transformer(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.config = SimpleNamespace(in_channels=16, patch_size_t=2)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return hidden_states
-
-
-def pipeline(steps: int) -> Any:
-    return SimpleNamespace(
-        transformer=_Transformer(),
-        scheduler=SimpleNamespace(num_inference_steps=steps),
-        vae_scale_factor_spatial=8,
-        vae_scale_factor_temporal=4,
-    )
-
-
 @pytest.mark.parametrize(
-    ("shape", "steps", "difference"),
+    ("tuned", "difference"),
     [
-        ((1, 6, 16, 8, 12), 10, None),  # 5 latent frames, padded to whole patches of 2
-        ((1, 16, 6, 8, 12), 10, None),  # channels before frames
-        ((1, 6, 16, 8, 8), 10, "width 96 and renders 64"),
-        ((1, 4, 16, 8, 12), 10, "num_frames 17 and renders 13"),
-        ((1, 6, 16, 8, 12), 30, "num_inference_steps 10 and renders 30"),
-        ((1, 480, 16), 10, None),  # packed latents don't have a size
+        ({"num_inference_steps": 4, "num_frames": 9, "height": 64, "width": 64}, None),
+        ({"num_inference_steps": 4, "num_frames": 7, "height": 64, "width": 64}, "num_frames 7 and renders 9"),
+        ({"num_inference_steps": 30, "width": 96}, "num_inference_steps 30 and renders 4, width 96 and renders 64"),
     ],
 )
-def test_first_call_logs_what_is_rendered_and_leaves_nothing_behind(
-    caplog: pytest.LogCaptureFixture, shape: tuple[int, ...], steps: int, difference: str | None
+def test_the_first_call_warns_of_what_is_rendered(
+    demo: LoadedModel, renderer: Renderer, caplog: pytest.LogCaptureFixture, tuned: dict[str, int], difference: str
 ) -> None:
-    pipe = pipeline(steps)
-    warn_at_first_call(pipe, TUNED)
-    for _ in range(2):
-        pipe.transformer(hidden_states=torch.zeros(shape))
+    checkpoint = Checkpoint(default_policy(demo.pipe), Manifest(tuner="manual", **tuned))
+    with sparsify(demo.pipe, checkpoint, "reference"):
+        renderer.render(PROMPT, 0)
     assert [message.partition(":")[0] for message in caplog.messages] == (
         [] if difference is None else [f"the checkpoint was tuned for {difference}"]
     )
-    assert not pipe.transformer._forward_pre_hooks
-    assert all(record.levelno == logging.WARNING for record in caplog.records)
+
+
+@pytest.mark.parametrize(("tuned", "found"), [(17, {}), (25, {"num_frames": 21})])
+def test_frames_padded_to_whole_patches_are_those_tuned_for(
+    monkeypatch: pytest.MonkeyPatch, tuned: int, found: dict[str, int]
+) -> None:
+    """CogVideoX 1.5 has patches of two latent frames: 17 frames are 5 latent ones, padded to 6."""
+    pipe = SimpleNamespace(
+        transformer=SimpleNamespace(config=SimpleNamespace(patch_size=2, patch_size_t=2)),
+        vae_scale_factor_temporal=4,
+    )
+    monkeypatch.setattr(sparsify_module, "token_side", lambda pipe: 16)
+    pixels = sparsify_module._pixels(pipe, (3, 4, 6), Manifest(tuner="manual", num_frames=tuned))
+    assert pixels == {"height": 64, "width": 96} | found
+
+
+def test_packed_tokens_of_an_unknown_grid_have_no_size() -> None:
+    assert sparsify_module._pixels(None, (1, 1, 480), TUNED) == {}
