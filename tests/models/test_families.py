@@ -141,8 +141,7 @@ def test_a_registered_family_is_used(
 def test_families_and_refusals_name_classes_of_diffusers() -> None:
     known = {family.transformer_class for family in FAMILIES}
     assert not known & REFUSED.keys()
-    transformers = diffusers.models.transformers
-    assert [name for name in (*known, *REFUSED) if not hasattr(transformers, name)] == []
+    assert [name for name in (*known, *REFUSED) if not hasattr(diffusers, name)] == []
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
 
 
