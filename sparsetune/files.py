@@ -34,6 +34,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def is_replaceable(path: Path, mark: str) -> bool:
+    """Return whether nothing of the user's own is at `path`: nothing, or a file with `mark` in its first 64 kB."""
+    if not path.exists():
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return mark.encode() in file.read(1 << 16)
+
+
+def check_replaceable(path: Path, mark: str) -> None:
+    """Raise SparsetuneError unless `is_replaceable`."""
+    if not is_replaceable(path, mark):
+        raise SparsetuneError(f"{path} was not written by sparsetune, so it is not replaced; choose another folder")
+
+
 def write_text(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

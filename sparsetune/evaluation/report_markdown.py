@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.evaluation.ladder import Attribution, attribute
+from sparsetune.evaluation.outputs import REPORT_TITLE
 from sparsetune.evaluation.result import EvaluationResult, SecondsSection, Spread
 from sparsetune.metrics import interval_caveat
 from sparsetune.metrics.gate import POOLED
@@ -68,7 +69,7 @@ def report_markdown(
 ) -> str:
     """Format the report in `folder`; videos by prompt index and kind, stills by prompt index, the worst one first."""
     parts = (
-        f"# Sparse attention on {result.config.model_name}: accuracy report",
+        f"{REPORT_TITLE}{result.config.model_name}: accuracy report",
         _configuration(result),
         _seconds(result),
         _objective(result),

@@ -164,7 +164,9 @@ def resolve_checkpoint(checkpoint: Path | str, config: Config | None = None) -> 
     for output in run.outputs.model_outputs if run.outputs else ():
         if path and client.get_logged_model(output.model_id).name == path.rstrip("/"):
             return _download_model(client, store, f"models:/{output.model_id}", cache)
-    return download_run_checkpoint(client, run, cache / f"run-{run.info.run_id}", path.rstrip("/") or FOLDER)
+    return download_run_checkpoint(
+        client, run, cache / _file_name(f"run-{run.info.run_id}"), path.rstrip("/") or FOLDER
+    )
 
 
 def find_version(client: "MlflowClient", reference: ModelReference) -> "ModelVersion":
@@ -207,16 +209,21 @@ def download_run_checkpoint(client: "MlflowClient", run: "Run", target: Path, pa
     return checkpoint_folder(target / path)
 
 
+def _file_name(text: str) -> str:
+    """Return a name from a server as one of a file or folder, which can't lead out of its folder."""
+    return re.sub(r"[^-.\w ]", "_", text).strip(".") or "_"
+
+
 def _download_model(client: "MlflowClient", store: Store, text: str, cache: Path) -> Path:
     import mlflow.artifacts
 
     model_id, home = text.removeprefix("models:").strip("/"), store.uri
     if _MODEL_ID.fullmatch(model_id):
         with store_errors(f"read the logged model {model_id}"):
-            target, source = cache / model_id, client.get_logged_model(model_id).artifact_location
+            target, source = cache / _file_name(model_id), client.get_logged_model(model_id).artifact_location
     else:
         version = find_version(client, ModelReference.parse(text))
-        target = cache / version.name / str(version.version)
+        target = cache / _file_name(version.name) / _file_name(str(version.version))
         with store_errors(f"read {text}"):
             source = client.get_model_version_download_uri(version.name, str(version.version))
         home = store.registry_uri if store.copies_models else store.uri

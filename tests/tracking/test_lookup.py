@@ -9,7 +9,7 @@ from sparsetune.errors import CheckpointError, TrackingError, UsageError
 from sparsetune.models.loading import load_pipeline
 from sparsetune.models.pipelines import demo_config
 from sparsetune.models.sparsify import default_policy
-from sparsetune.tracking.lookup import find_run, is_reference, resolve_checkpoint
+from sparsetune.tracking.lookup import _file_name, find_run, is_reference, resolve_checkpoint
 from sparsetune.tracking.promotion import judge, promote
 from sparsetune.tracking.results import find_candidate
 from sparsetune.tracking.store import MissingError
@@ -35,6 +35,11 @@ def test_what_is_no_run_and_no_model_is_a_path(working_folder: Path, text: str, 
 def test_path_that_exists_is_a_path_even_where_it_could_be_a_run_id(working_folder: Path) -> None:
     (working_folder / "deadbeef").mkdir()
     assert resolve_checkpoint("deadbeef") == Path("deadbeef")
+
+
+@pytest.mark.parametrize("name", ["..", "../../../home/ada", "/etc", "a/b", "m-1\\..", "\0", ""])
+def test_a_servers_names_cannot_lead_out_of_the_cache(tmp_path: Path, name: str) -> None:
+    assert (tmp_path / _file_name(name)).resolve().parent == tmp_path
 
 
 def test_path_is_given_back_whether_it_exists_or_not() -> None:
