@@ -170,7 +170,8 @@ def _ffmpeg() -> Finding:
 
 
 def _tracking(config: TrackingConfig) -> Finding:
-    from sparsetune.tracking.store import connect, resolve_store, sqlite_path
+    from sparsetune.tracking.store import connect, resolve_store
+    from sparsetune.urls import sqlite_path
 
     store = resolve_store(config)
     facts: dict[str, Any] = {"uri": store.shown, "enabled": config.enabled}

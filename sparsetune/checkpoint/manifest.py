@@ -48,6 +48,11 @@ def _in_utc(text: str) -> str:
     return moment.astimezone(UTC).isoformat(timespec="seconds")
 
 
+def _without_storage(settings: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Drop the study's storage, which earlier versions recorded with its password."""
+    return {name: value for name, value in settings.items() if name != "storage"}
+
+
 class LayerShape(BaseModel):
     """One self-attention layer of the base model: its module path, heads and head dimension."""
 
@@ -71,7 +76,7 @@ class Manifest(BaseModel):
         num_frames, height, width, num_inference_steps, guidance_scale, guidance_scale_2, dtype, scheduler, flow_shift,
             compile: as tuned on.
         kernel, device: the attention kernel and the GPU or CPU tuned with.
-        tuner_settings: the tuner's own settings.
+        tuner_settings: the tuner's own settings, without the study's storage.
         search: the whole configuration of the search, for `tune --from-manifest`.
         prompts_hash, seeds: `hash_prompts` of the tune prompts and the seeds rendered.
         eval_prompts_hash: `hash_prompts` of the prompts that judged the search's winner.
@@ -108,7 +113,7 @@ class Manifest(BaseModel):
 
     kernel: str | None = None
     device: str | None = None
-    tuner_settings: dict[str, JsonValue] = Field(default_factory=dict)
+    tuner_settings: Annotated[dict[str, JsonValue], AfterValidator(_without_storage)] = Field(default_factory=dict)
     search: dict[str, JsonValue] = Field(default_factory=dict)
     prompts_hash: str | None = None
     eval_prompts_hash: str | None = None

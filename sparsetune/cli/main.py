@@ -13,7 +13,7 @@ from sparsetune import __version__
 from sparsetune.cli.console import GlobalOptions, colour_wanted, global_options, quiet_libraries
 from sparsetune.cli.log_schema import SCHEMA_VERSION
 from sparsetune.cli.options import output_options, set_global
-from sparsetune.errors import SparsetuneError
+from sparsetune.errors import SparsetuneError, message_line
 
 INTERRUPTED = 130
 
@@ -106,6 +106,7 @@ class LazyGroup(click.Group):
 def exit_status(error: BaseException, options: GlobalOptions) -> int:
     """Log an error on stderr, in one line unless debugging, and return the exit status."""
     if isinstance(error, click.ClickException):
+        error.message = message_line(error.message)
         if options.log.format == "json":
             return _log_error(error, error.format_message(), error.exit_code, options)
         error.show()
@@ -124,7 +125,7 @@ def exit_status(error: BaseException, options: GlobalOptions) -> int:
 
 
 def _log_error(error: BaseException, message: str, status: int, options: GlobalOptions) -> int:
-    line = " ".join(message.split())
+    line = message_line(message)
     options.log.event("error", line, "error", error_type=type(error).__name__, exit_code=status)
     return status
 

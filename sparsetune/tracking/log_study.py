@@ -20,7 +20,6 @@ from sparsetune.tracking.log_evaluation import (
     threshold_tables,
 )
 from sparsetune.tracking.run_logger import RunLogger, Status, metric_entries, prompt_set, text
-from sparsetune.tracking.store import without_password
 from sparsetune.tuning.events import SearchStatistics, StudyStarted, TrialResult, TuningResult
 
 
@@ -96,7 +95,7 @@ def log_study_start(run: RunLogger, event: StudyStarted, *, resumed: bool) -> No
     run.log(
         params={name: value for name, value in params.items() if name not in known},
         tags={
-            "storage": without_password(event.storage),
+            "storage": event.storage,
             "n_trials": event.n_trials,
             "device": device_name(device_of(event.config["model"]["device"])),
             "resumed_at": event.num_done or None,

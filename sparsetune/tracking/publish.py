@@ -36,9 +36,9 @@ from sparsetune.tracking.store import (
     is_store_error,
     local_store,
     resolve_store,
-    sqlite_path,
     store_errors,
 )
+from sparsetune.urls import sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

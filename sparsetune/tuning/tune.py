@@ -355,7 +355,7 @@ def _save(context: TuningContext, study_name: str, best: TrialResult) -> Path:
         compile=runtime.compiled,
         kernel=runtime.kernel,
         device=runtime.device_name,
-        tuner_settings=config.tune.model_dump(mode="json")
+        tuner_settings=config.tune.model_dump(mode="json", exclude={"storage"})
         | {"study_name": study_name, "trial": best.number, "params": dict(best.params)},
         search=recorded(config),
         prompts_hash=hash_prompts(context.prompts),
