@@ -106,7 +106,7 @@ class LazyGroup(click.Group):
 def exit_status(error: BaseException, options: GlobalOptions) -> int:
     """Log an error on stderr, in one line unless debugging, and return the exit status."""
     if isinstance(error, click.ClickException):
-        error.message = message_line(error.message)
+        object.__setattr__(error, "message", message_line(error.message))  # Final, but it may echo 100,000 characters
         if options.log.format == "json":
             return _log_error(error, error.format_message(), error.exit_code, options)
         error.show()

@@ -154,15 +154,18 @@ class Registry:
 
         MLflow has no compare-and-set for aliases. So each process first writes a tag of its own to the registered
         model and then reads the others': of two at once at least one sees the other, and fails. The tag of a killed
-        process expires after `CLAIM_SECONDS`.
+        process expires after `CLAIM_SECONDS`: by its time, or where that is of a clock ahead, by waiting so long.
         """
         mine = f"{CLAIM}{uuid.uuid4().hex}"
         with store_errors(f"write to {self.name}"):
             self.client.set_registered_model_tag(self.name, mine, f"{time.time():.0f}")
         try:
-            model = self.model()
-            others = {key: value for key, value in (model.tags if model else {}).items() if key.startswith(CLAIM)}
-            if any(key != mine and _age(value) < CLAIM_SECONDS for key, value in others.items()):
+            others = self._claims()
+            end = time.monotonic() + CLAIM_SECONDS
+            while any(_age(value) < -CLAIM_SECONDS for value in others.values()) and time.monotonic() < end:
+                time.sleep(1.0)
+                others = self._claims()
+            if any(key != mine and abs(_age(value)) < CLAIM_SECONDS for key, value in others.items()):
                 raise RegistryError(
                     f"another promotion or rollback of {self.name} is in progress; try again later (one that was "
                     f"killed expires after {CLAIM_SECONDS:g} s)"
@@ -172,6 +175,10 @@ class Registry:
                 self._release(key)
         finally:
             self._release(mine)
+
+    def _claims(self) -> dict[str, str]:
+        model = self.model()
+        return {key: value for key, value in (model.tags if model else {}).items() if key.startswith(CLAIM)}
 
     def _release(self, claim: str) -> None:
         try:

@@ -164,6 +164,18 @@ def test_claim_of_another_promotion_turns_away_and_that_of_a_dead_one_lapses(pla
     assert model is not None and not [tag for tag in model.tags if tag.startswith(CLAIM)]
 
 
+def test_claim_from_a_clock_ahead_turns_nobody_away_for_longer_than_any_other(
+    place: Place, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparsetune.tracking.registry.CLAIM_SECONDS", 2.0)
+    place.client.set_registered_model_tag("demo-sparse", f"{CLAIM}other", f"{time.time() + 86_400:.0f}")
+    started = time.monotonic()
+    with place.registry().claimed():
+        assert 2.0 <= time.monotonic() - started < 60.0
+    model = place.registry().model()
+    assert model is not None and not [tag for tag in model.tags if tag.startswith(CLAIM)]
+
+
 def _promote_in_a_process(database: Path, folder: Path, run: str, start: Any, outcomes: Any) -> None:
     place = Place(database, folder)
     verdict = judge(place.registry(), find_candidate(place.client, run))
