@@ -20,7 +20,7 @@ from sparsetune.tracking.log_study import (
     trial_runs,
     trial_started_ms,
 )
-from sparsetune.tracking.publish import Publisher
+from sparsetune.tracking.publisher import Publisher
 from sparsetune.tracking.run_logger import RunLogger, Status, find_study, start_run, study_tag
 from sparsetune.tracking.store import (
     KEY,
