@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 
 from sparsetune import __version__
 from sparsetune.attention.policy import Policy
+from sparsetune.documents import read_json, read_text
 from sparsetune.errors import CheckpointError
 
 SCHEMA_VERSION: Final = 2  # of the manifest and the policy's metadata; increment when a field changes its meaning
@@ -81,6 +82,7 @@ class Manifest(BaseModel):
         prompts_hash, seeds: `hash_prompts` of the tune prompts and the seeds rendered.
         eval_prompts_hash: `hash_prompts` of the prompts that judged the search's winner.
         versions, git_commit: from `versions()` and `git_commit()`.
+        policy_sha256: SHA-256 of the file policy.safetensors beside it, which loading verifies; None in memory.
         metrics: measured, e.g. `psnr` in dB and `sparsity` in [0, 1].
     """
 
@@ -120,6 +122,7 @@ class Manifest(BaseModel):
     seeds: tuple[int, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
     git_commit: str | None = None
+    policy_sha256: str | None = None
     metrics: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
 
 
@@ -134,7 +137,7 @@ class Checkpoint:
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest.json; CheckpointError where it can't be read, is none, or is from a newer sparsetune."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(read_text(path))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"cannot read the manifest {path}: {reason}; save the checkpoint again") from error

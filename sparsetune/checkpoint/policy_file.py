@@ -16,6 +16,7 @@ from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.step_cache import StepCache
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds, Rule
 from sparsetune.checkpoint.manifest import SCHEMA_VERSION, check_schema_version
+from sparsetune.documents import read_json
 from sparsetune.errors import CheckpointError, ThresholdError
 from sparsetune.files import atomic_path
 
@@ -117,7 +118,7 @@ def read_policy(path: Path) -> Policy:
         return _build(described, tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, ThresholdError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, ThresholdError) as error:
         raise CheckpointError(f"{path} is no complete policy: {error!r}; save the checkpoint again") from error
 
 
@@ -153,7 +154,7 @@ def _described(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
             "is it a model's weights?"
         )
     try:
-        described = json.loads(metadata[METADATA_KEY])
+        described = read_json(metadata[METADATA_KEY])
     except ValueError as error:
         raise CheckpointError(f"the metadata of {path} is no JSON: {error}; save the checkpoint again") from error
     check_schema_version(path, described.get("schema_version") if isinstance(described, dict) else None)

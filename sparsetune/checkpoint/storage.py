@@ -1,5 +1,6 @@
 """Saving, loading and converting checkpoints."""
 
+import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path | str) -> Path:
     check_folder(folder)
     with atomic_folder(folder) as temporary:
         write_policy(checkpoint.policy, temporary / POLICY_FILE)
-        write_text(temporary / MANIFEST_FILE, checkpoint.manifest.model_dump_json(indent=2) + "\n")
+        manifest = checkpoint.manifest.model_copy(update={"policy_sha256": _sha256(temporary / POLICY_FILE)})
+        write_text(temporary / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
         _check_same(checkpoint.policy, _load_folder(temporary).policy, folder)
     return folder
 
@@ -120,7 +122,18 @@ def _load_folder(folder: Path) -> Checkpoint:
             f"{folder} is no checkpoint folder: it lacks {' and '.join(missing)}; use another folder, or make a "
             "checkpoint with `sparsetune tune`"
         )
-    return Checkpoint(read_policy(folder / POLICY_FILE), read_manifest(folder / MANIFEST_FILE))
+    manifest = read_manifest(folder / MANIFEST_FILE)
+    policy = read_policy(folder / POLICY_FILE)
+    if manifest.policy_sha256 not in (None, _sha256(folder / POLICY_FILE)):
+        raise CheckpointError(
+            f"{folder / POLICY_FILE} is not the file that was saved: its SHA-256 is not the manifest's; restore it, or "
+            "remove policy_sha256 from the manifest if you changed it on purpose"
+        )
+    return Checkpoint(policy, manifest.model_copy(update={"policy_sha256": None}))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def check_folder(folder: Path) -> None:

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from sparsetune.documents import DocumentError, read_text, read_yaml
 from sparsetune.errors import ConfigError
 
 # Keys whose relative paths in a file are relative to the file's folder
@@ -46,14 +45,11 @@ def find_config(config: str | Path) -> Path:
 def read_config(path: Path) -> dict[str, Any]:
     """Read a YAML file of sections into a flat mapping of dotted keys, e.g. `generation.num_frames`."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(read_text(path))
+    except DocumentError as error:
+        raise ConfigError(f"{path} is {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "not parsable"
-        raise ConfigError(f"{path} is not valid YAML{where}: {reason}") from error
     if content is None:
         return {}
     if not isinstance(content, Mapping):

@@ -2,16 +2,15 @@
 
 import functools
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sparsetune.documents import DocumentError, read_json, read_text, read_yaml
 from sparsetune.errors import PromptError
 
 
@@ -88,7 +87,7 @@ def load_prompts(path: str | Path, limit: int | None = None) -> tuple[AnyPrompt,
     """
     file = Path(path).expanduser()
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise PromptError(f"cannot read the prompt file {file}: {reason}") from error
@@ -115,11 +114,9 @@ def _parse(file: Path, text: str) -> tuple[AnyPrompt, ...]:
 
 def _yaml(file: Path, text: str) -> list[Any]:
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise PromptError(f"{file} is not valid YAML{where}") from error
+        content = read_yaml(text)
+    except DocumentError as error:
+        raise PromptError(f"{file} is {error}") from error
     if content is None:
         return []
     if not isinstance(content, list):
@@ -129,9 +126,9 @@ def _yaml(file: Path, text: str) -> list[Any]:
 
 def _json(file: Path, number: int, line: str) -> Any:
     try:
-        return json.loads(line)
-    except ValueError as error:
-        raise PromptError(f"line {number} of {file} is not valid JSON: {error}") from error
+        return read_json(line)
+    except DocumentError as error:
+        raise PromptError(f"line {number} of {file} is {error}") from error
 
 
 class _Entry(BaseModel):

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint, save_checkpoint, versions
+from sparsetune.documents import check_yaml, read_text
 from sparsetune.errors import CheckpointError
 from sparsetune.files import write_text
 from sparsetune.tracking.pyfunc import ENGINE_DEFAULTS, SparseVideoModel, call_parameters
@@ -119,12 +120,23 @@ def checkpoint_folder(model: Path) -> Path:
 
     if not (model / "MLmodel").is_file():
         return model
-    flavors = Model.load(str(model / "MLmodel")).flavors
+    file = model / "MLmodel"
+    try:
+        check_yaml(read_text(file))
+        flavors = Model.load(str(file)).flavors
+        named = flavors.get(FLAVOR_NAME, {}).get("checkpoint")
+    except Exception as error:  # MLflow reads it without checks, so damage raises nearly anything
+        raise CheckpointError(f"{file} is damaged ({type(error).__name__}); log or save the model again") from error
     if FLAVOR_NAME not in flavors:
         raise CheckpointError(
-            f"the model was not logged by sparsetune: it has the flavours {', '.join(sorted(flavors))}"
+            f"the model was not logged by sparsetune: it has the flavours {', '.join(sorted(map(str, flavors)))}"
         )
-    return model / str(flavors[FLAVOR_NAME]["checkpoint"])
+    checkpoint = model / str(named)
+    if not named or not checkpoint.resolve().is_relative_to(model.resolve()):
+        raise CheckpointError(
+            f"{file} names the checkpoint {named!r}, which is not in its folder; save the model again"
+        )
+    return checkpoint
 
 
 def default_signature(manifest: Manifest) -> "ModelSignature":

@@ -174,6 +174,16 @@ def test_weights_are_not_replaced_by_a_converted_policy(tmp_path: Path, suffix: 
         convert(source, target, allow_loss=True)
 
 
+def test_a_flipped_bit_within_a_thresholds_range_is_found(tmp_path: Path) -> None:
+    saved = save_checkpoint(make_checkpoint(), tmp_path / "tuned")
+    content = bytearray((saved / "policy.safetensors").read_bytes())
+    content[-2] ^= 1  # in the last threshold's mantissa
+    (saved / "policy.safetensors").write_bytes(content)
+    assert read_policy(saved / "policy.safetensors") != make_checkpoint().policy
+    with pytest.raises(CheckpointError, match="is not the file that was saved"):
+        load_checkpoint(saved)
+
+
 def test_a_damaged_checkpoint_is_replaced(tmp_path: Path) -> None:
     saved = save_checkpoint(make_checkpoint(), tmp_path / "tuned")
     for name in ("policy.safetensors", "manifest.json"):
