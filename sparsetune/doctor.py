@@ -170,7 +170,7 @@ def _ffmpeg() -> Finding:
 
 
 def _tracking(config: TrackingConfig) -> Finding:
-    from sparsetune.tracking.store import connect, resolve_store
+    from sparsetune.tracking.store import cause_of, connect, resolve_store
     from sparsetune.urls import sqlite_path
 
     store = resolve_store(config)
@@ -193,7 +193,7 @@ def _tracking(config: TrackingConfig) -> Finding:
     except SparsetuneError as error:
         return Finding("tracking", failed, " ".join(str(error).split()), facts)
     except Exception as error:  # MLflow's stores may raise anything
-        return Finding("tracking", failed, f"cannot write to {store.shown}: {_line(error)}", facts)
+        return Finding("tracking", failed, f"cannot write to {store.shown}: {cause_of(error)}", facts)
     return Finding("tracking", "ok", f"{store.shown} is readable and writable", facts)
 
 

@@ -67,7 +67,7 @@ def check_yaml(text: str) -> None:
     for event in yaml.parse(text, Loader=_loader(text)):
         nodes += 1
         if isinstance(event, yaml.AliasEvent):
-            nodes += sizes.get(event.anchor, 0)
+            nodes += sizes.get(str(event.anchor), 0)
         elif isinstance(event, yaml.CollectionStartEvent):
             open_nodes.append((event.anchor, nodes))
         elif isinstance(event, yaml.CollectionEndEvent):

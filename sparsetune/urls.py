@@ -36,10 +36,12 @@ def scheme(url: str) -> str:
 
 
 def sqlite_url(path: Path) -> str:
-    """Return the URL of a SQLite file, with `?`, `%` and the like in its path quoted."""
-    from sqlalchemy import URL  # takes half a second
+    """Return the URL of a SQLite file.
 
-    return URL.create("sqlite", database=path.as_posix()).render_as_string(hide_password=False)
+    Only `%` and `?` are quoted, which is all that SQLAlchemy needs to read the path back: MLflow takes the rest of the
+    URL for a path, and makes a folder of that name.
+    """
+    return f"sqlite:///{path.as_posix().replace('%', '%25').replace('?', '%3F')}"
 
 
 def sqlite_path(url: str) -> Path | None:

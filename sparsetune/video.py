@@ -25,6 +25,9 @@ DIFFERENCE_GAIN = 4  # on |sparse - dense| in the difference pane
 MIN_PANE_WIDTH = 256
 
 _TRUE_SIZE = re.compile(r"sparsetune-size=(\d+)x(\d+)")
+_MAX_BYTES = 4 * 10**9
+"""Of a video's frames in memory: a file of some kilobytes may ask for far more."""
+
 _Y4M_HEADER = re.compile(rb"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) ")
 _TO_RGB = ("-sws_flags", "accurate_rnd+full_chroma_int+full_chroma_inp+bicubic", "-pix_fmt", "rgb24")
 _ENCODE = (
@@ -88,11 +91,14 @@ def read_video(path: Path | str) -> Video:
         _raise_undecodable(path, head)
     width, height, rate, per = (int(number) for number in header.groups())
     # -xerror: a truncated file must fail instead of decoding partly.
-    body = ffmpeg.run(
-        binary,
-        ("-xerror", "-err_detect", "explode", *source, "-fps_mode", "passthrough", *_TO_RGB, "-f", "rawvideo", "-"),
-    )
     size = height * width * 3
+    most = max(1, _MAX_BYTES // size)
+    strictly = ("-xerror", "-err_detect", "explode", *source, "-fps_mode", "passthrough", "-frames:v", str(most + 1))
+    body = ffmpeg.run(binary, (*strictly, *_TO_RGB, "-f", "rawvideo", "-"))
+    if len(body.output) > most * size:
+        raise VideoError(
+            f"{path} has more than {most} frames of {width} x {height}, over {_MAX_BYTES / 1e9:g} GB; cut it"
+        )
     if body.status != 0 or not body.output or len(body.output) % size or "[error]" in body.log:
         _raise_undecodable(path, body)
     frames = np.frombuffer(body.output, dtype=np.uint8).reshape(-1, height, width, 3)

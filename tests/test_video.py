@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -217,3 +219,12 @@ def test_a_picture_of_another_form_is_refused(frames, tmp_path):
         save_png(tmp_path / "a.png", frames)
     with pytest.raises(VideoError, match=r"must end in .png"):
         save_png(tmp_path / "a.jpg", frames[0])
+
+
+def test_a_small_file_that_decodes_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "black.mp4", np.zeros((20, 64, 64, 3), np.uint8), 8)
+    monkeypatch.setattr("sparsetune.video._MAX_BYTES", 10 * 64 * 64 * 3)
+    with pytest.raises(VideoError, match="more than 10 frames of 64 x 64"):
+        read_video(tmp_path / "black.mp4")
+    monkeypatch.setattr("sparsetune.video._MAX_BYTES", 20 * 64 * 64 * 3)
+    assert len(read_video(tmp_path / "black.mp4").frames) == 20

@@ -73,7 +73,7 @@ def _check_shapes(name: str, columns: Mapping[str, Tensor]) -> None:
     shapes = {column: tuple(tensor.shape) for column, tensor in columns.items()}
     plain = all(tensor.layout == torch.strided and not tensor.is_complex() for tensor in columns.values())
     shape = next(iter(shapes.values()))
-    if not plain or len(shape) != 1 or shape[0] == 0 or set(shapes.values()) != {shape}:
+    if not plain or len(shape) != 1 or not 0 < shape[0] <= _MAX_HEADS or set(shapes.values()) != {shape}:
         listed = ", ".join(f"{column} {found}" for column, found in shapes.items())
         raise CheckpointError(f"the tensors of {name} must be real and of one shape (heads,), got {listed}")
 
@@ -84,6 +84,7 @@ def _values(column: Tensor) -> list[float]:
     return [float(str(value)) for value in column.detach().to("cpu", torch.float32).numpy()]
 
 
+_MAX_HEADS = 4096  # a tensor may claim far more than its file holds
 METADATA_KEY = "sparsetune.policy"  # the safetensors metadata entry with the rest of the policy, as JSON
 
 

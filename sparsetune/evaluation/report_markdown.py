@@ -1,6 +1,7 @@
 """The Markdown report of an evaluation, report.md."""
 
 import os
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,8 +23,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def cell(text: str) -> str:
     """Escape any text for a cell of a Markdown table."""
-    escaped = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
-    return escaped.replace("<", "&lt;").replace("*", "\\*").replace("`", "\\`")
+    escaped = re.sub(r"([\\|*`\[\]_~])", r"\\\1", " ".join(text.split()))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def number(value: float | None, scale: float | None = None) -> str:
@@ -108,7 +109,7 @@ def _configuration(result: EvaluationResult) -> str:
         (
             "Prompts",
             f"{config.num_prompts}, all with seed {config.seed}"
-            + (f", from {config.prompt_file}" if config.prompt_file else ""),
+            + (f", from {cell(config.prompt_file)}" if config.prompt_file else ""),
         ),
         (
             "Computed with",

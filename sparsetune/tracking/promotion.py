@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sparsetune.config.models import PromotionConfig
 from sparsetune.errors import GateError, RegistryError, TrackingError, UsageError
 from sparsetune.evaluation.prompt import saves_seconds
+from sparsetune.evaluation.report_markdown import cell, seconds_text
 from sparsetune.tracking.criteria import (
     Condition,
     bounds_of,
@@ -247,7 +248,7 @@ def _description(verdict: Verdict) -> str:
         f"Sparse attention thresholds for {verdict.candidate.model}, {speed}"
         f"sparsity {'unknown' if sparsity is None else f'{sparsity:.3f}'}, score {result.overall_score}/100.",
         "",
-        *(f"- {'met' if one.met else '**not met**'}: {one.name}: {one.says}" for one in verdict.conditions),
+        *(f"- {'met' if one.met else '**not met**'}: {one.name}: {cell(one.says)}" for one in verdict.conditions),
     ]
     return "\n".join(lines)
 

@@ -189,7 +189,14 @@ class Registry:
 
 
 def open_registry(client: "MlflowClient", store: Store, model: str, name: str | None = None) -> Registry:
-    return Registry(client, store, name or f"{model}-sparse")
+    """Open the registered model of a name; UsageError where a filter or a `models:/` URI can't hold the name."""
+    name = name or f"{model}-sparse"
+    if not re.fullmatch(r"\w[\w .()+-]{0,199}", name):
+        raise UsageError(
+            f"--name must begin with a letter or digit and have only letters, digits, spaces and -_.()+, got {name!r}; "
+            "choose another"
+        )
+    return Registry(client, store, name)
 
 
 def previous_alias(alias: str) -> str:

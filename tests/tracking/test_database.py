@@ -17,6 +17,7 @@ from sqlalchemy import event
 from sparsetune.errors import TrackingError, TuningError
 from sparsetune.tracking import connect, database, resolve_store
 from sparsetune.tracking.database import prepare_database
+from sparsetune.tracking.store import experiment_id
 from sparsetune.tuning.search.study import open_study, quiet
 from sparsetune.urls import sqlite_url
 from tests.tracking.conftest import tracking
@@ -156,3 +157,22 @@ def test_mlflows_database_is_refused_as_a_studys_storage(tmp_path: Path, migrate
     ):
         open_study(sqlite_url(path), "a", {}, seed=0, n_trials=1)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["what?", "50%20off", "c#", "a b", 'it\'s "x"', "é中文"])
+def test_runs_artifacts_and_studies_are_kept_in_a_folder_of_any_name(
+    tmp_path: Path, migrated_database: Path, name: str
+) -> None:
+    root = tmp_path / name
+    root.mkdir()
+    shutil.copy(migrated_database, root / "mlflow.db")
+    store = resolve_store(tracking(root=root), {})
+    client = connect(store)
+    run = client.create_run(experiment_id(client, store, "sparsetune/demo")).info.run_id
+    client.log_text(run, "hello", "notes/a.txt")
+    assert Path(client.download_artifacts(run, "notes/a.txt")).read_text() == "hello"
+    assert [path.read_text() for path in (root / "artifacts").rglob("a.txt")] == ["hello"]
+    with quiet():
+        open_study(sqlite_url(root / "optuna.db"), "a", {}, seed=0, n_trials=1)
+    assert all(path.is_relative_to(root) for path in tmp_path.rglob("*") if path.is_file())
+    assert {"mlflow.db", "optuna.db", "artifacts"} == {path.name for path in root.iterdir()}

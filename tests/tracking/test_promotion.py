@@ -10,7 +10,7 @@ import pytest
 
 from sparsetune.errors import GateError, RegistryError, TrackingError, UsageError
 from sparsetune.tracking.promotion import Move, Verdict, judge, promote, rollback
-from sparsetune.tracking.registry import CLAIM, EVALUATION, GATE, OVERRIDE, RUN, Registry, first_tag
+from sparsetune.tracking.registry import CLAIM, EVALUATION, GATE, OVERRIDE, RUN, Registry, first_tag, open_registry
 from sparsetune.tracking.results import find_candidate
 from tests.tracking.recorded import PSNRS, Place, Recorded, World
 
@@ -150,6 +150,13 @@ def test_second_of_two_who_promote_at_once_is_asked_to_compare_again(place: Plac
         promote(place.registry(), other)
     assert aliases(place) == {"champion": "2", "previous": "1"}
     assert len(versions(place)) == 2  # nothing half-registered
+
+
+@pytest.mark.parametrize("name", ["Ada's model", 'a"b', "a/b", "a:b", "a@b", " a", "..", "", "x" * 300])
+def test_a_name_that_a_filter_or_uri_cannot_hold_is_refused_before_anything_is_made(place: Place, name: str) -> None:
+    with pytest.raises(UsageError, match="--name must begin with a letter or digit"):
+        open_registry(place.client, place.registry().store, "demo", name or " ")
+    assert [one.name for one in place.client.search_registered_models()] == ["demo-sparse"]
 
 
 def test_claim_of_another_promotion_turns_away_and_that_of_a_dead_one_lapses(place: Place, world: World) -> None:
