@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from sparsetune.config import Config, resolve
 from sparsetune.errors import TrackingError, UsageError
@@ -59,7 +60,23 @@ def find_run(client: "MlflowClient", reference: str, model: str | None = None) -
         ids = ", ".join(str(run.info.run_id)[: len(reference) + 4] for run in found[:4])
         raise UsageError(f"{len(found)} run ids start with {reference}: {ids}; give more characters")
     kind_of(found[0])
+    check_files_host(found[0].info.artifact_uri, client.tracking_uri)
     return found[0]
+
+
+def check_files_host(artifact_uri: str, store_uri: str) -> None:
+    """Raise TrackingError where files are on a server other than the store's: it would get the user's credentials.
+
+    Whoever may create an experiment chooses where its artifacts are.
+    """
+    files, store = urlsplit(artifact_uri), urlsplit(store_uri)
+    if files.scheme not in ("http", "https", "mlflow-artifacts") or not files.hostname:
+        return
+    if files.hostname != store.hostname or files.port not in (None, store.port):
+        raise TrackingError(
+            f"the files are on {files.hostname}, not on the configured server, and aren't read, since your credentials "
+            "would be sent there; set MLFLOW_TRACKING_URI to that server if it is yours"
+        )
 
 
 def search(client: "MlflowClient", filter_string: str) -> "Iterator[Run]":
@@ -96,6 +113,7 @@ def evaluations_of(client: "MlflowClient", tuning_id: str) -> "dict[str, Run]":
     found: dict[str, Run] = {}
     for run in search(client, f"tags.`{PARENT}` = '{tuning_id}' and tags.`{KIND}` = 'evaluation'"):
         if run.info.status == "FINISHED":
+            check_files_host(run.info.artifact_uri, client.tracking_uri)
             found.setdefault(run.data.tags.get("policy", "tuned"), run)
     return found
 
@@ -196,6 +214,7 @@ def download_run_checkpoint(client: "MlflowClient", run: "Run", target: Path, pa
     """Download a run's checkpoint, the artifact folder `path`, in place of an earlier download; return its folder."""
     run_id = str(run.info.run_id)
     kind = kind_of(run)
+    check_files_host(run.info.artifact_uri, client.tracking_uri)
     with store_errors(f"read the artifacts of run {run_id}"):
         there = [one.path for one in client.list_artifacts(run_id, path)]
         if not there:
@@ -227,6 +246,7 @@ def _download_model(client: "MlflowClient", store: Store, text: str, cache: Path
         with store_errors(f"read {text}"):
             source = client.get_model_version_download_uri(version.name, str(version.version))
         home = store.registry_uri if store.copies_models else store.uri
+    check_files_host(source, home)
     with store_errors(f"read the files of {text}"), atomic_folder(target) as temporary:
         # Not by its models:/ name, which MLflow would look up in its global stores.
         downloaded = mlflow.artifacts.download_artifacts(

@@ -17,6 +17,7 @@ from sparsetune.evaluation.result import EvaluationResult, load_result
 from sparsetune.tracking.lookup import (
     LATEST,
     ModelReference,
+    check_files_host,
     evaluations_of,
     find_run,
     find_version,
@@ -113,6 +114,7 @@ def _aliases(client: "MlflowClient") -> dict[str, tuple[str, ...]]:
 def read_result(client: "MlflowClient", run_id: str) -> EvaluationResult:
     """Read an evaluation run's result; raises TrackingError where it has none, ResultError where it can't be read."""
     with store_errors(f"read the artifacts of run {run_id}"):
+        check_files_host(client.get_run(run_id).info.artifact_uri, client.tracking_uri)
         if RESULT not in [one.path for one in client.list_artifacts(run_id)]:
             raise TrackingError(f"run {run_id} has no {RESULT}: its evaluation didn't finish; evaluate again")
         with tempfile.TemporaryDirectory() as folder:

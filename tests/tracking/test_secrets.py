@@ -3,9 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -95,28 +92,3 @@ def test_a_manifest_of_an_earlier_version_loses_its_storage() -> None:
     written = Manifest(tuner="optuna").model_dump(mode="json")
     written["tuner_settings"] = {"seed": 1, "storage": "postgresql://u:s3cret@h/db"}
     assert Manifest.model_validate(written).tuner_settings == {"seed": 1}
-
-
-class _Counting(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.server.seen.append(dict(self.headers))  # type: ignore[attr-defined]
-        self.send_response(401)
-        self.end_headers()
-
-    do_POST = do_GET
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def listening() -> Iterator[ThreadingHTTPServer]:
-    """A server that notes the headers of every request, and permits none."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Counting)
-    server.seen = []  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
