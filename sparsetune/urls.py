@@ -2,8 +2,7 @@
 
 import re
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote, urlsplit
 
 _URL = re.compile(r"(?!models:|runs:)\b([A-Za-z][A-Za-z0-9+.-]*:/{1,3})([^\s'\"<>]+)")
 _SPACED_USER = re.compile(r"^((?!models:|runs:)[A-Za-z][A-Za-z0-9+.-]*:/{1,3})[^/?#'\"]*@")
@@ -52,5 +51,5 @@ def sqlite_path(url: str) -> Path | None:
 
     database = make_url(url).database
     if database and database.startswith("file:"):  # SQLite's own URI
-        database = url2pathname(urlsplit(database).path)
+        database = unquote(urlsplit(database).path)
     return Path(database).absolute() if database and database != ":memory:" else None
