@@ -22,7 +22,7 @@ def _without_user(found: re.Match[str]) -> str:
     if at:
         return scheme + rest[len(user) + 1 :]
     # An unquoted password may hold any of / ? # and @: then what seems to be a port isn't a number.
-    is_port = re.fullmatch(r"[^:]*(:\d*)?|\[[^\]]*\](:\d*)?", host)
+    is_port = re.fullmatch(r"([^:]*|\[[^\]]*\])(:(\d*|\*{3}))?[,;:.)]*", host)
     if not is_port and "@" not in rest:
         return f"{scheme}{host.partition(':')[0]}:***{rest[len(host) :]}"
     return found[0] if is_port else scheme + rest.rpartition("@")[2]

@@ -24,6 +24,11 @@ from sparsetune.urls import sqlite_path, sqlite_url, without_credentials
         ("http://ada:s3 cret@h:9", "http://h:9"),
         ("http://h:5000/@x", "http://h:5000/@x"),
         ("http://[::1]:5000/@x", "http://[::1]:5000/@x"),
+        ("cannot reach http://h:5000: refused", "cannot reach http://h:5000: refused"),
+        (
+            "the server http://h:***, is away (http://[::1]:5000).",
+            "the server http://h:***, is away (http://[::1]:5000).",
+        ),
         ("models:/demo-sparse@champion", "models:/demo-sparse@champion"),
         ("sqlite:////data/a@b/mlflow.db", "sqlite:////data/a@b/mlflow.db"),
         ("journal:/shared/study.log", "journal:/shared/study.log"),
