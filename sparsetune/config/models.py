@@ -114,7 +114,7 @@ class TuneConfig(_Section):
     num_prompts: int = Field(4, description="Prompts per trial, from the top of the file.")
     prompt_file: LocalPath = Field(
         default_factory=lambda: configs_folder() / "prompts" / "tune.txt",
-        description="Prompts to tune on: one a line, or YAML or JSONL with images.",
+        description="Prompts to tune on: one a line, or YAML, JSON or CSV with images.",
     )
     seed: int = Field(42, ge=0, le=2**31, description="Seed of the videos and of the search.")
     sampler: Sampler = Field("tpe", description="Optuna's sampler.")
@@ -203,7 +203,7 @@ class EvalConfig(_Section):
     num_prompts: int = Field(5, description="Prompts to render, from the top of the file.")
     prompt_file: LocalPath = Field(
         default_factory=lambda: configs_folder() / "prompts" / "eval.txt",
-        description="Prompts to evaluate on: one a line, or YAML or JSONL with images.",
+        description="Prompts to evaluate on: one a line, or YAML, JSON or CSV with images.",
     )
     seed: int = Field(42, ge=0, le=2**31, description="Seed of every video.")
     output_dir: LocalPath | None = Field(
