@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders."""
+"""Paths that a user gave, and atomic writes of files and folders."""
 
 import contextlib
 import ctypes
@@ -10,7 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sparsetune.errors import SparsetuneError
+from sparsetune.errors import SparsetuneError, UsageError
+
+
+def expand(path: str | Path) -> Path:
+    """Return a path with `~` expanded; UsageError where that user is unknown, or no path can be called so."""
+    try:
+        os.fsencode(path)
+        expanded = Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"no user has the home folder that {str(path)!r} begins with; write the whole path") from error
+    except UnicodeEncodeError as error:
+        raise UsageError(f"a path can't hold half a surrogate pair, got {str(path)!a}") from error
+    if "\0" in str(path):
+        raise UsageError(f"a path can't hold a NUL character, got {str(path)!r}")
+    return expanded
 
 
 @contextlib.contextmanager

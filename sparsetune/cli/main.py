@@ -1,6 +1,7 @@
 """The command `sparsetune`: subcommands imported on use, errors as one line with an exit status."""
 
 import contextlib
+import errno
 import sys
 import traceback
 from importlib import import_module
@@ -16,6 +17,14 @@ from sparsetune.cli.options import output_options, set_global
 from sparsetune.errors import SparsetuneError
 
 INTERRUPTED = 130
+
+_SURROUNDINGS = frozenset(
+    (
+        errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENFILE,
+        errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS,
+    )
+)  # fmt: skip
+"""Errors of the file system that no code of ours can cause; others are unexpected."""
 
 # The short helps are listed here so that `sparsetune --help` imports no command.
 COMMANDS = {
@@ -119,6 +128,11 @@ def exit_status(error: BaseException, options: GlobalOptions) -> int:
         options.log.event("output", "".join(traceback.format_exception(error)).rstrip(), "error")
     if isinstance(error, SparsetuneError):
         return _log_error(error, str(error), error.exit_code, options)
+    if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
+        place = f"cannot use {error.filename}: " if error.filename else ""
+        return _log_error(
+            error, f"{place}{error.strerror}; check the path, its permissions and the free space", 1, options
+        )
     advice = "" if options.debug else "; run it again as `sparsetune --debug ...` for the traceback"
     return _log_error(error, f"unexpected {type(error).__name__}: {error}{advice}", 1, options)
 

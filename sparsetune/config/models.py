@@ -5,8 +5,10 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 import platformdirs
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from sparsetune.config.files import configs_folder
+from sparsetune.files import expand
 
 Backend = Literal["auto", "reference", "sparge", "flex", "dense"]
 Offload = Literal["none", "model", "sequential", "auto"]
@@ -28,8 +30,11 @@ def _yaml_no(value: Any) -> Any:
     return "no" if value is False else value  # YAML reads a bare `no` as False
 
 
+# Of any setting: a clock, a wait and a kernel's integers overflow far beyond what is of use.
+_MAX_NUMBER = 2**31
+
 RandomWeights = Annotated[Literal["no", "full", "tiny"], BeforeValidator(_yaml_no)]
-LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]  # with `~` expanded
+LocalPath = Annotated[Path, AfterValidator(expand)]  # with `~` expanded
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Workers = Annotated[str, BeforeValidator(str), Field(pattern=r"^(auto|[1-9]\d*)$")]
@@ -45,6 +50,15 @@ DEFAULT_METRICS = (
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    @field_validator("*")
+    @classmethod
+    def _is_usable(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and abs(value) > _MAX_NUMBER:
+            raise PydanticCustomError("too_large", "Number should be at most 2147483648")
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            raise PydanticCustomError("no_text", "Text should be UTF-8")
+        return value
 
 
 class ModelConfig(_Section):

@@ -17,6 +17,7 @@ from sparsetune.attention.device import device_of
 from sparsetune.attention.sites import TransformerSite
 from sparsetune.config import ModelConfig
 from sparsetune.errors import ModelError
+from sparsetune.files import expand
 from sparsetune.models.demo import WEIGHTS
 from sparsetune.models.families import Family, attention_sites, family_of, main_transformer
 from sparsetune.models.random_weights import blueprint, build_pipeline
@@ -154,7 +155,7 @@ def _device(name: str) -> torch.device:
 def _resolve(source: str) -> str:
     if source == DEMO:
         return str(WEIGHTS)
-    folder = Path(source).expanduser()
+    folder = expand(source)
     if folder.is_dir():
         return str(folder)
     if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from sparsetune.errors import PromptError
+from sparsetune.files import expand
 
 _LOG = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def load_prompts(path: str | Path, limit: int | None = None) -> tuple[AnyPrompt,
     Raises:
         PromptError: the file can't be read, holds no or invalid prompts or images, or `limit` is out of range.
     """
-    file = Path(path).expanduser()
+    file = expand(path)
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -265,7 +266,7 @@ def _entry(file: Path, number: int, entry: Any) -> AnyPrompt:
             f"{file}: prompt {number}: {where}: {first['msg']}; write a text, or a mapping with prompt, image, seed "
             "and negative_prompt"
         ) from error
-    image = None if parsed.image is None else file.absolute().parent / Path(parsed.image).expanduser()
+    image = None if parsed.image is None else file.absolute().parent / expand(parsed.image)
     if image is not None:
         image_digest(image)  # fails before a model is loaded where it can't be read
     try:

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -122,6 +123,16 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (CheckpointError("no checkpoint"), 1, "sparsetune: no checkpoint\n"),
         (ConfigError("no such key"), 2, "sparsetune: no such key\n"),
         (GateError("not met"), 3, "sparsetune: not met\n"),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "a" * 9),
+            1,
+            "sparsetune: cannot use aaaaaaaaa: File name too long; check the path, its permissions and the free space\n",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            1,
+            "sparsetune: No space left on device; check the path, its permissions and the free space\n",
+        ),
         (KeyboardInterrupt(), 130, "sparsetune: interrupted; no incomplete files were left\n"),
         (
             ValueError("odd"),
