@@ -10,6 +10,7 @@ from sparsetune.config import Config
 from sparsetune.errors import SparsetuneError, TrackingError
 from sparsetune.evaluation.events import EvaluationEnded, EvaluationListener, EvaluationStarted, PromptDone
 from sparsetune.executor import StepDone
+from sparsetune.signals import deferring_interrupts
 from sparsetune.tracking.log_evaluation import log_end, log_prompt, log_start
 from sparsetune.tracking.log_report import ReportLogger
 from sparsetune.tracking.log_study import (
@@ -87,8 +88,9 @@ class RunRecorder:
         """Begin a run; should the process exit before its end, it ends as KILLED."""
         client = self._connected()
         tags = {**(tags or {}), SERVER: self.server.shown if self.server else None}
-        run = start_run(client, self._experiment_id, name, kind=kind, parent=parent, tags=tags, start_ms=start_ms)
-        self._open.append(run)
+        with deferring_interrupts():
+            run = start_run(client, self._experiment_id, name, kind=kind, parent=parent, tags=tags, start_ms=start_ms)
+            self._open.append(run)
         if parent is None:
             self.publish()
         return run
@@ -97,9 +99,10 @@ class RunRecorder:
         """Reopen the run of a study with a key, or its newest one."""
         run = find_study(self._connected(), self._experiment_id, study, key)
         if run is not None:
-            run.reopen()
+            with deferring_interrupts():
+                run.reopen()
+                self._open.append(run)
             run.log(tags={SERVER: self.server.shown if self.server else None})
-            self._open.append(run)
             self.publish()
         return run
 
@@ -109,13 +112,15 @@ class RunRecorder:
         self.publish(run)
 
     def end(self, run: RunLogger, status: Status = "FINISHED") -> None:
-        self._open.remove(run)
-        run.finish(status)
+        with deferring_interrupts():
+            run.finish(status)
+            self._open.remove(run)
         self.publish(run)
 
     def fail(self, run: RunLogger, error: BaseException) -> None:
-        self._open.remove(run)
-        run.fail(error)
+        with deferring_interrupts():
+            self._open.remove(run)
+            run.fail(error)
         self.publish(run)
 
     def abandon(self) -> None:
@@ -123,8 +128,9 @@ class RunRecorder:
         status: Status = "KILLED" if self.problem is None else "FAILED"
         left, self._open = self._open, []
         try:
-            for run in left:
-                run.finish(status)
+            with deferring_interrupts():
+                for run in left:
+                    run.finish(status)
         except (SparsetuneError, OSError) as error:
             _LOG.warning("runs stay open in MLflow: %s", error)
         if left:
