@@ -36,6 +36,7 @@ _ENCODE = (
     f"-c:v libx264 -preset medium -crf {QUALITY} -movflags +faststart "
     "-colorspace bt709 -color_primaries bt709 -color_trc bt709 -color_range tv"
 ).split()
+_ABOUT_OUTPUT = re.compile(r"^\[(?:rawvideo|out#|vost#)[^\]]*\] \[error\]", re.MULTILINE)
 _GAP = 4
 _STRIP = 24
 _FONT_SIZE = 15
@@ -147,8 +148,10 @@ def _check_whole(path: Path) -> None:
 
 
 def _check_count(path: Path, num_frames: int, done: ffmpeg.CompletedRun) -> None:
-    """Raise VideoError where frames are missing; what ffmpeg complains of with all frames there is only logged."""
+    """Raise VideoError where frames are missing or damaged; a complaint about their times alone is only logged."""
     stored, complains = num_frames, "[error]" in done.log
+    if complains and len(_ABOUT_OUTPUT.findall(done.log)) != done.log.count("[error]"):
+        _raise_undecodable(path, done)
     with path.open("rb") as file:
         is_gif = file.read(4) == b"GIF8"
     if is_gif:  # ffmpeg takes frames without a delay of their own for one

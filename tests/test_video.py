@@ -149,6 +149,15 @@ def test_a_gif_whose_timestamps_repeat_is_read_with_a_warning(frames, tmp_path, 
     assert "non monotonically increasing dts" in message and "all 5 frames were read" in message
 
 
+def test_a_gif_with_a_damaged_frame_is_refused(frames, tmp_path):
+    gif(tmp_path / "a.gif", frames[:5], [b"\12\0"] * 5)
+    data = bytearray((tmp_path / "a.gif").read_bytes())
+    data[-400:-200] = b"\xff" * 200
+    (tmp_path / "a.gif").write_bytes(data)
+    with pytest.raises(VideoError, match=r"ffmpeg can't decode .*a.gif: LZW decode failed"):
+        read_video(tmp_path / "a.gif")
+
+
 def test_a_gif_of_which_frames_would_be_missing_is_refused(frames, tmp_path):
     gif(tmp_path / "a.gif", frames[:5], [None] * 5)
     with pytest.raises(VideoError, match=r"ffmpeg decodes 1 of the 5 frames of .*a.gif; convert it"):

@@ -117,7 +117,7 @@ def read_policy(path: Path) -> Policy:
         return _build(described, tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, ThresholdError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, ThresholdError) as error:
         raise CheckpointError(f"{path} is no complete policy: {error!r}; save the checkpoint again") from error
 
 

@@ -1,6 +1,7 @@
 """Cache of dense baseline videos, addressed by a hash of everything that decides their pixels."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -285,6 +286,10 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, NotImplementedError) as error:
         # ValidationError is a ValueError; KeyError is a missing member; NotImplementedError an odd zip version
         raise DamagedEntryError(" ".join(str(error).split())[:200]) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a seek to before the file, where a damaged directory points
+            raise
+        raise DamagedEntryError("its zip directory points outside of it") from error
 
 
 def _sha256(frames: NDArray[np.uint8]) -> str:

@@ -84,11 +84,11 @@ class ConfigSection(_Part):
     tuned_path: str | None = Field(description="Path of the checkpoint, as given.")
     tuner: str | None = Field(description="Tuner that produced the checkpoint.")
     model: ModelSection
-    height: int
-    width: int
-    num_frames: int
-    fps: int
-    num_inference_steps: int
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    num_frames: int = Field(gt=0)
+    fps: int = Field(gt=0)
+    num_inference_steps: int = Field(gt=0)
     guidance_scale: float
     guidance_scale_2: float | None = Field(None, description="Of a second transformer; null is the first's.")
     negative_prompt: str
@@ -307,6 +307,7 @@ def read_versioned(path: Path, model: type[Model], version: int, kind: Literal["
     again = f"run `sparsetune {'eval' if kind == 'evaluation' else 'tune'}` again"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair can be neither printed nor written
     except (OSError, ValueError) as error:
         raise ResultError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}; {again}") from error
     found = value.get("schema_version") if isinstance(value, dict) else None

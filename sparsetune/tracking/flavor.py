@@ -115,16 +115,34 @@ def load_model(model_uri: str, dst_path: str | None = None) -> Checkpoint:
 
 def checkpoint_folder(model: Path) -> Path:
     """Find the checkpoint in a model's folder; one without an MLmodel file is taken for the checkpoint itself."""
-    from mlflow.models import Model
-
     if not (model / "MLmodel").is_file():
         return model
-    flavors = Model.load(str(model / "MLmodel")).flavors
+    flavors = _flavors(model / "MLmodel")
     if FLAVOR_NAME not in flavors:
         raise CheckpointError(
-            f"the model was not logged by sparsetune: it has the flavours {', '.join(sorted(flavors))}"
+            f"the model was not logged by sparsetune: it has the flavours {', '.join(sorted(map(str, flavors)))}"
         )
-    return model / str(flavors[FLAVOR_NAME]["checkpoint"])
+    folder = flavors[FLAVOR_NAME].get("checkpoint") if isinstance(flavors[FLAVOR_NAME], Mapping) else None
+    if not isinstance(folder, str):
+        raise CheckpointError(f"{model / 'MLmodel'} doesn't name its checkpoint; {_AGAIN}")
+    return model / folder
+
+
+_AGAIN = "download the model again"
+
+
+def _flavors(path: Path) -> Mapping[Any, Any]:
+    """Read an MLmodel file's flavours; of a damaged one MLflow's own reader raises anything."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path} is damaged: {' '.join(str(error).split())[:160]}; {_AGAIN}") from error
+    flavors = content.get("flavors") if isinstance(content, Mapping) else None
+    if not isinstance(flavors, Mapping):
+        raise CheckpointError(f"{path} has no flavours; {_AGAIN}")
+    return flavors
 
 
 def default_signature(manifest: Manifest) -> "ModelSignature":
