@@ -21,6 +21,7 @@ from sparsetune.tracking.log_study import (
     trial_runs,
     trial_started_ms,
 )
+from sparsetune.tracking.processes import PROCESS, end_left_runs, hold_process_lock, lock_folder
 from sparsetune.tracking.publish import Publisher
 from sparsetune.tracking.run_logger import RunLogger, Status, find_study, start_run, study_tag
 from sparsetune.tracking.store import (
@@ -68,6 +69,7 @@ class RunRecorder:
         self.publisher: Publisher | None = None
         self._client: MlflowClient | None = None
         self._experiment_id = ""
+        self._root, self._process = config.tracking.root, ""
         self._open: list[RunLogger] = []
         if self.server is not None:
             self._check_server(self.server)
@@ -88,6 +90,7 @@ class RunRecorder:
         """Begin a run; should the process exit before its end, it ends as KILLED."""
         client = self._connected()
         tags = {**(tags or {}), SERVER: self.server.shown if self.server else None}
+        tags[PROCESS] = self._process
         with deferring_interrupts():
             run = start_run(client, self._experiment_id, name, kind=kind, parent=parent, tags=tags, start_ms=start_ms)
             self._open.append(run)
@@ -102,7 +105,7 @@ class RunRecorder:
             with deferring_interrupts():
                 run.reopen()
                 self._open.append(run)
-            run.log(tags={SERVER: self.server.shown if self.server else None})
+            run.log(tags={SERVER: self.server.shown if self.server else None, PROCESS: self._process})
             self.publish()
         return run
 
@@ -162,6 +165,9 @@ class RunRecorder:
             if self.server is not None:
                 self.publisher = Publisher(client, self.server)
             self._client = client
+            folder = lock_folder(self.store, self._root)
+            end_left_runs(client, folder)
+            self._process = hold_process_lock(folder)
             atexit.register(self.abandon)
         return self._client
 

@@ -1,7 +1,6 @@
 """Promotion: judging a run's checkpoint, moving a registered model's alias to it, and rolling back."""
 
 import logging
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from sparsetune.evaluation.compare import Change, Comparison, compare
 from sparsetune.evaluation.prompt import saves_seconds
 from sparsetune.evaluation.report_markdown import seconds_text
 from sparsetune.evaluation.result import EvaluationResult
+from sparsetune.files import scratch_folder
 from sparsetune.metrics import MIN_FOR_INTERVAL
 from sparsetune.tracking.logged_model import DIGEST, log_checkpoint_model
 from sparsetune.tracking.lookup import download_run_checkpoint
@@ -263,8 +263,8 @@ def promote(registry: Registry, verdict: Verdict, override: str | None = None) -
         raise GateError(
             f"conditions are not met: {', '.join(verdict.unmet)}; meet them, or give a reason with --override"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        made_of = _logged_model(registry, verdict.candidate, Path(folder))
+    with scratch_folder() as folder:
+        made_of = _logged_model(registry, verdict.candidate, folder)
     digest = verdict.candidate.result.config.policy.digest
     registry.register()
     with registry.claimed():

@@ -1,12 +1,13 @@
 """A registered model: its versions and aliases, which one process changes at a time."""
 
 import json
-import math
+import os
 import re
+import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,15 +152,16 @@ class Registry:
 
         MLflow has no compare-and-set for aliases. So each process first writes a tag of its own to the registered
         model and then reads the others': of two at once at least one sees the other, and fails. The tag of a killed
-        process expires after `CLAIM_SECONDS`.
+        process expires at once on its own host, and elsewhere after `CLAIM_SECONDS`.
         """
         mine = f"{CLAIM}{uuid.uuid4().hex}"
         with store_errors(f"write to {self.name}"):
-            self.client.set_registered_model_tag(self.name, mine, f"{time.time():.0f}")
+            claim = f"{time.time():.0f} {socket.gethostname()}:{os.getpid()}"
+            self.client.set_registered_model_tag(self.name, mine, claim)
         try:
             model = self.model()
             others = {key: value for key, value in (model.tags if model else {}).items() if key.startswith(CLAIM)}
-            if any(key != mine and _age(value) < CLAIM_SECONDS for key, value in others.items()):
+            if any(key != mine and not _is_over(value) for key, value in others.items()):
                 raise RegistryError(
                     f"another promotion or rollback of {self.name} is in progress; try again later (one that was "
                     f"killed expires after {CLAIM_SECONDS:g} s)"
@@ -186,11 +188,17 @@ def previous_alias(alias: str) -> str:
     return PREVIOUS if alias == CHAMPION else f"{PREVIOUS}-{alias}"
 
 
-def _age(claim: str) -> float:
+def _is_over(claim: str) -> bool:
+    """Whether a claim has expired, or its process died on this host."""
+    made, _, process = claim.partition(" ")
+    host, _, number = process.rpartition(":")
     try:
-        return time.time() - float(claim)
-    except ValueError:
-        return math.inf
+        if host == socket.gethostname():
+            with suppress(PermissionError):  # another user's, which lives
+                os.kill(int(number), 0)
+        return time.time() - float(made) >= CLAIM_SECONDS
+    except (ValueError, OverflowError, ProcessLookupError):
+        return True
 
 
 def _refused_name(error: BaseException, option: str, name: str) -> UsageError | None:

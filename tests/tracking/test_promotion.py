@@ -1,6 +1,8 @@
 import json
 import multiprocessing
 import os
+import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from sparsetune.tracking.promotion import (
     rollback,
     speed_condition,
 )
-from sparsetune.tracking.registry import CLAIM, EVALUATION, OVERRIDE, RUN, Registry
+from sparsetune.tracking.registry import CLAIM, EVALUATION, OVERRIDE, RUN, Registry, _is_over
 from sparsetune.tracking.results import find_candidate
 from tests.tracking.recorded import PSNRS, Place, Recorded, World, result_of
 
@@ -167,6 +169,15 @@ def test_claim_of_another_promotion_turns_away_and_that_of_a_dead_one_lapses(pla
     promote(registry, verdict)
     model = registry.model()
     assert model is not None and not [tag for tag in model.tags if tag.startswith(CLAIM)]
+
+
+@pytest.mark.parametrize(("lives", "host", "is_over"), [(False, "", True), (True, "", False), (False, "other", False)])
+def test_a_claim_of_this_host_ends_with_its_process(lives: bool, host: str, is_over: bool) -> None:
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait()
+    process = os.getpid() if lives else dead.pid
+    assert _is_over(f"{time.time():.0f} {host or socket.gethostname()}:{process}") is is_over
+    assert _is_over(f"{time.time() - 500:.0f} {host or socket.gethostname()}:{process}")
 
 
 def _promote_in_a_process(database: Path, folder: Path, run: str, start: Any, outcomes: Any) -> None:
