@@ -10,7 +10,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help tune eval report runs compare review promote rollback ui test check lint options docs docs-serve format clean
+.PHONY: help tune eval report runs compare review promote rollback ui test torture check lint options docs docs-serve format clean
 
 help: ## list the targets
 	@echo 'make TARGET [MODEL=demo] [RUN=latest]'
@@ -52,6 +52,10 @@ test: $(INSTALLED) ## run the tests that need no GPU (CI=true: slow ones too)
 ifeq ($(CI),true)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "(slow or browser) and not gpu"
 endif
+
+SEED ?= 0
+torture: $(INSTALLED) ## damage 2,000 inputs and kill 100 commands by SEED; takes hours, writes only to a temporary folder
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture --seed $(SEED)
 
 check: lint docs test ## run everything that CI checks: lint, docs, tests
 

@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def _damage(folder: Path, chosen: argparse.Namespace) -> int:
-    num_faults, readers = 0, [reader for reader in READERS if chosen.only in reader.name]
+    num_faults, readers = 0, [reader for reader in READERS if chosen.only in reader.name and chosen.inputs]
     for index, reader in enumerate(readers):
         count, start = len(range(index, chosen.inputs, len(readers))), time.monotonic()
         found = list(faults(reader, folder, chosen.seed, range(count)))

@@ -261,13 +261,17 @@ READERS = (
 
 
 def faults(reader: Reader, folder: Path, seed: int, numbers: Iterable[int]) -> Iterator[Fault]:
-    """Damage the reader's file anew for each number, read it in an empty current folder, and yield what is wrong."""
+    """Damage the reader's file anew for each number but 0, read it, and yield what is wrong.
+
+    The current folder must be empty: `EXECUTED` is looked for there.
+    """
     for number in numbers:
         draw = random.Random(f"{seed}/{reader.name}/{number}")
         place = folder / f"{number}"
         place.mkdir(parents=True)
         path = reader.write(place)
-        path.write_bytes(reader.damage(path.read_bytes(), draw))
+        if number:
+            path.write_bytes(reader.damage(path.read_bytes(), draw))
         if text := _fault(reader, path):
             yield Fault(reader.name, number, text)
         shutil.rmtree(place)

@@ -6,6 +6,7 @@ import pytest
 
 from tests.torture.inputs import READERS, Reader, faults
 
+pytestmark = pytest.mark.slow
 SEED, INPUTS = 7, 4
 
 
@@ -17,6 +18,6 @@ def test_a_damaged_file_is_read_or_refused_in_a_sentence(reader: Reader, working
 def test_code_in_a_checkpoint_would_be_noticed(working_folder: Path) -> None:
     import torch
 
-    unsafe = Reader("unsafe", READERS[3].write, lambda path: torch.load(path, weights_only=False))
-    found = [fault.text for fault in faults(unsafe, working_folder / "files", SEED, range(20))]
-    assert "ran the file's code" in found
+    (reader,) = (reader for reader in READERS if reader.name == ".pt with code")
+    unsafe = Reader("unsafe", reader.write, lambda path: torch.load(path, weights_only=False))
+    assert [fault.text for fault in faults(unsafe, working_folder / "files", SEED, [0])] == ["ran the file's code"]
