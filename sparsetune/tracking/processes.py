@@ -52,7 +52,7 @@ def end_left_runs(client: "MlflowClient", folder: Path) -> int:
                     client.set_terminated(run.info.run_id, "KILLED")
                 num_ended += 1
     if num_ended:
-        _LOG.info("%d runs of processes that died are ended as KILLED", num_ended)
+        _LOG.info("%d run(s) of processes that died end as KILLED", num_ended)
     return num_ended
 
 
