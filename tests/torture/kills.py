@@ -79,7 +79,7 @@ class Place:
         running = client.search_runs(experiments, "attributes.status = 'RUNNING'")
         found += [f"{run.info.run_name} is RUNNING" for run in running]
         left = [path for path in self.folder.rglob(".*") if not path.name.endswith(".lock")]
-        left += [*(self.folder / "tmp").iterdir()]
+        left += [path for path in (self.folder / "tmp").iterdir() if not path.name.startswith("torchinductor_")]
         return found + [f"{path.relative_to(self.folder)} is left" for path in left]
 
 
