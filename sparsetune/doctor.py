@@ -49,6 +49,7 @@ def examine(config: Config) -> Iterator[Finding]:
         ("ffmpeg", lambda: [_ffmpeg()]),
         ("tracking", lambda: [_tracking(config.tracking)]),
         ("cache", lambda: [_cache(config.cache)]),
+        ("leftovers", lambda: _leftovers(config.tracking)),
     )
     for name, check in checks:
         try:
@@ -167,6 +168,23 @@ def _ffmpeg() -> Finding:
     if missing:
         return Finding("ffmpeg", "note", f"{version} with {has}, without {', '.join(missing)}", facts)
     return Finding("ffmpeg", "ok", f"{version} with {has}", facts)
+
+
+def _leftovers(config: TrackingConfig) -> list[Finding]:
+    """Tell what killed processes left: nothing where nothing is left."""
+    from sparsetune.files import left_scratch
+    from sparsetune.tracking.processes import lock_folder, num_dead_processes
+    from sparsetune.tracking.store import resolve_store
+
+    folders = len(left_scratch())
+    processes = num_dead_processes(lock_folder(resolve_store(config), config.root))
+    if not folders and not processes:
+        return []
+    text = (
+        f"{processes} processes died while they recorded runs, and {folders} temporary folders are left; "
+        "run: sparsetune sync"
+    )
+    return [Finding("leftovers", "note", text, {"dead_processes": processes, "folders": folders})]
 
 
 def _tracking(config: TrackingConfig) -> Finding:

@@ -28,6 +28,8 @@ def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
 def read_json(text: str) -> Any:
     try:
         value = json.loads(text)
+        if "\\ud" in text.lower():  # half a surrogate pair can be neither printed nor written
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise DocumentError(f"not valid JSON: {_reason(error)}") from error
     level = [value]

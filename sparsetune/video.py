@@ -3,6 +3,7 @@
 Metrics are computed on frames before encoding; an mp4 is lossy (`sparsetune metrics` on files says so).
 """
 
+import logging
 import math
 import re
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from sparsetune import ffmpeg
 from sparsetune.errors import VideoError
 from sparsetune.files import atomic_path
 
+_LOG = logging.getLogger(__name__)
+
 Frames = npt.NDArray[np.uint8]
 
 # x264's constant rate factor, which keeps small differences between dense and sparse; lower is finer and larger
@@ -29,12 +32,14 @@ _MAX_BYTES = 4 * 10**9
 """Of a video's frames in memory: a file of some kilobytes may ask for far more."""
 
 _Y4M_HEADER = re.compile(rb"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) ")
+_MP4_BOXES = b"ftyp moov mdat moof mfra free skip wide udta meta uuid styp sidx ssix emsg prft pdin".split()
 _TO_RGB = ("-sws_flags", "accurate_rnd+full_chroma_int+full_chroma_inp+bicubic", "-pix_fmt", "rgb24")
 _ENCODE = (
     "-vf scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int,format=yuv420p "
     f"-c:v libx264 -preset medium -crf {QUALITY} -movflags +faststart "
     "-colorspace bt709 -color_primaries bt709 -color_trc bt709 -color_range tv"
 ).split()
+_ABOUT_OUTPUT = re.compile(r"^\[(?:rawvideo|out#|vost#)[^\]]*\] \[error\]", re.MULTILINE)
 _GAP = 4
 _STRIP = 24
 _FONT_SIZE = 15
@@ -99,8 +104,9 @@ def read_video(path: Path | str) -> Video:
         raise VideoError(
             f"{path} has more than {most} frames of {width} x {height}, over {_MAX_BYTES / 1e9:g} GB; cut it"
         )
-    if body.status != 0 or not body.output or len(body.output) % size or "[error]" in body.log:
+    if body.status != 0 or not body.output or len(body.output) % size:
         _raise_undecodable(path, body)
+    _check_count(path, len(body.output) // size, body)
     frames = np.frombuffer(body.output, dtype=np.uint8).reshape(-1, height, width, 3)
     if true_size := _TRUE_SIZE.search(head.log):
         frames = frames[:, : int(true_size[2]), : int(true_size[1])]
@@ -120,7 +126,10 @@ def _check_writable(path: Path, frames: Frames, fps: float) -> None:
 
 
 def _check_whole(path: Path) -> None:
-    """Raise VideoError for an mp4 whose boxes reach past its end: cut between frames, it decodes without error."""
+    """Raise VideoError for an mp4 with a box that reaches past its end: cut between frames, it decodes without error.
+
+    What follows the last box is no reason: players ignore it.
+    """
     try:
         end, position = path.stat().st_size, 0
         with path.open("rb") as file:
@@ -128,16 +137,41 @@ def _check_whole(path: Path) -> None:
             while is_mp4 and position < end:
                 file.seek(position)
                 header = file.read(16)
-                size = int.from_bytes(header[:4], "big")
+                size, kind = int.from_bytes(header[:4], "big"), header[4:8]
+                is_known = bool(kind) and any(box.startswith(kind) for box in _MP4_BOXES)
                 if size == 1:
                     size = int.from_bytes(header[8:16], "big")
-                elif size == 0:  # a last box that lasts to the end, wherever that is
+                elif size == 0 and is_known:  # a last box that lasts to the end, wherever that is
                     size = end - position
+                if not is_known and not 8 <= size <= end - position:
+                    _LOG.warning("%s has %d bytes after its last box, which are ignored", path, end - position)
+                    return
                 position += max(size, 8)
     except OSError as error:
         raise VideoError(f"cannot read {path}: {error.strerror}") from error
     if position > end:
         raise VideoError(f"{path} is truncated: it has {end} of at least {position} bytes; copy or write it again")
+
+
+def _check_count(path: Path, num_frames: int, done: ffmpeg.CompletedRun) -> None:
+    """Raise VideoError where frames are missing or damaged; a complaint about their times alone is only logged."""
+    stored, complains = num_frames, "[error]" in done.log
+    if complains and len(_ABOUT_OUTPUT.findall(done.log)) != done.log.count("[error]"):
+        _raise_undecodable(path, done)
+    with path.open("rb") as file:
+        is_gif = file.read(4) == b"GIF8"
+    if is_gif:  # ffmpeg takes frames without a delay of their own for one
+        from PIL import Image
+
+        with Image.open(path) as image:
+            stored = getattr(image, "n_frames", 1)
+    elif complains:
+        copy = ("-i", str(path.absolute()), "-map", "0:v:0", "-c", "copy", "-f", "framecrc", "-")
+        stored = sum(not line.startswith(b"#") for line in ffmpeg.run(_binary(), copy).output.splitlines())
+    if stored != num_frames:
+        raise VideoError(f"ffmpeg decodes {num_frames} of the {stored} frames of {path}; convert it to an mp4")
+    if complains:
+        _LOG.warning("%s: ffmpeg reports %r; all %d frames were read", path, done.reason, num_frames)
 
 
 def _raise_undecodable(path: Path, done: ffmpeg.CompletedRun) -> NoReturn:

@@ -12,7 +12,7 @@ from sparsetune.checkpoint.manifest import Checkpoint, Manifest, read_manifest
 from sparsetune.checkpoint.policy_file import METADATA_KEY, read_policy, write_policy
 from sparsetune.checkpoint.sparge_pt import check_expressible, read_sparge_pt, write_sparge_pt
 from sparsetune.errors import CheckpointError
-from sparsetune.files import atomic_folder, atomic_path, is_replaceable, write_text
+from sparsetune.files import atomic_folder, atomic_path, expand, is_replaceable, write_text
 
 POLICY_FILE = "policy.safetensors"
 MANIFEST_FILE = "manifest.json"
@@ -31,7 +31,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path | str) -> Path:
         CheckpointError: see `check_folder`.
         SparsetuneError: the folder can't be written.
     """
-    folder = Path(folder).expanduser()
+    folder = expand(folder)
     check_folder(folder)
     with atomic_folder(folder) as temporary:
         write_policy(checkpoint.policy, temporary / POLICY_FILE)
@@ -50,7 +50,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     Raises:
         CheckpointError: there is no such path, it is no checkpoint, or its values are invalid.
     """
-    path = Path(path).expanduser()
+    path = expand(path)
     if path.is_dir():
         return _load_folder(path)
     if not path.is_file():
@@ -77,7 +77,7 @@ def convert(source: Path | str, target: Path | str, *, allow_loss: bool = False)
     Raises:
         CheckpointError: the source is no checkpoint, or the target's form can't hold it.
     """
-    checkpoint, target = load_checkpoint(source), Path(target).expanduser()
+    checkpoint, target = load_checkpoint(source), expand(target)
     if target.suffix not in (".pt", ".safetensors"):
         return save_checkpoint(checkpoint, target)
     if target.is_dir():

@@ -27,7 +27,7 @@ from sparsetune.files import json_text
 @options.json_option("the result")
 @click.pass_context
 def command(ctx: click.Context, dense: Path, sparse: Path, align: str, require_gate: bool, as_json: bool) -> None:
-    """Compare the videos DENSE and SPARSE: two files, or two folders with files of the same names.
+    """Compare the videos or images DENSE and SPARSE: two files, or two folders with files of the same names.
 
     \b
     Examples:

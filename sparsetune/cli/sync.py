@@ -17,7 +17,8 @@ def command(ctx: click.Context, as_json: bool) -> None:
     """Publish the runs of the local store that their tracking server lacks, or lacks a part of.
 
     Runs go to the server that MLFLOW_TRACKING_URI or --tracking-uri names, if they were recorded for it; others are
-    listed. The command may be interrupted and repeated: no run is published twice.
+    listed. The command may be interrupted and repeated: no run is published twice. It also ends the runs that killed
+    processes left open, and removes their temporary folders.
 
     \b
     Examples:
@@ -25,8 +26,10 @@ def command(ctx: click.Context, as_json: bool) -> None:
       sparsetune sync --tracking-uri http://mlflow.example.org:5000 --json
     """
     from sparsetune.errors import TrackingError
+    from sparsetune.files import remove_left_scratch
     from sparsetune.tracking.publish import sync
 
+    remove_left_scratch()
     done = sync(build_config(ctx).tracking)
     if as_json:
         print_json([asdict(result) for result in done])

@@ -7,6 +7,7 @@ from typing import Any
 
 from sparsetune.documents import DocumentError, read_text, read_yaml
 from sparsetune.errors import ConfigError
+from sparsetune.files import expand
 
 # Keys whose relative paths in a file are relative to the file's folder
 INPUT_PATHS = ("tune.prompt_file", "eval.prompt_file", "model.source")
@@ -30,7 +31,7 @@ def published_models() -> list[str]:
 
 def find_config(config: str | Path) -> Path:
     """Return the file of a configuration given by its path or by a packaged one's name."""
-    text, path, named = str(config), Path(config).expanduser(), named_configs()
+    text, path, named = str(config), expand(config), named_configs()
     if text in named:
         return named[text]
     if path.is_file():
@@ -68,7 +69,7 @@ def _from_file(path: Path, key: str, value: Any) -> Any:
         return value
     if key == "model.source" and not value.startswith((".", "~")):
         return value  # a hub id, `demo`, or an absolute path
-    return str(path.resolve().parent / Path(value).expanduser())
+    return str(path.resolve().parent / expand(value))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Cache of dense baseline videos, addressed by a hash of everything that decides their pixels."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -22,11 +23,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from sparsetune.errors import CacheError, SparsetuneError
-from sparsetune.files import atomic_path
+from sparsetune.files import atomic_path, remove_if_left
 from sparsetune.locks import exclusive, exclusive_if_free
 
 _LOG = logging.getLogger(__name__)
-_STALE_SECONDS = 3600.0  # a temporary file older than this was left by a process that died
 _ENTRY = re.compile(r"[0-9a-f]{64}\.npz")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{64}-[0-9a-f]{8}\.npz")  # as `atomic_path` names them
 _ZIP_HEADER_BYTES = 30
@@ -193,7 +193,7 @@ class BaselineCache:
                 removed_bytes += entry.size_bytes
             else:
                 in_use += 1
-        self._remove_stale()
+        self._remove_temporaries()
         return Cleared(removed, removed_bytes, in_use)
 
     def _evict(self, keep: str) -> None:
@@ -212,7 +212,7 @@ class BaselineCache:
                     self.max_bytes / 1e9,
                 )
                 self._used.clear()
-        self._remove_stale()
+        self._remove_temporaries()
 
     def _remove(self, path: Path) -> bool:
         with exclusive_if_free(self._lock(path.stem)) as free:
@@ -220,10 +220,9 @@ class BaselineCache:
                 path.unlink(missing_ok=True)
             return free
 
-    def _remove_stale(self) -> None:
-        for path, status in _regular_files(self.folder, _TEMPORARY):
-            if time.time() - status.st_mtime > _STALE_SECONDS:
-                path.unlink(missing_ok=True)
+    def _remove_temporaries(self) -> None:
+        for path, _ in _regular_files(self.folder, _TEMPORARY):
+            remove_if_left(path)
 
     def _entries(self) -> Iterator[CacheEntry]:
         for path, status in _regular_files(self.folder, _ENTRY):
@@ -316,6 +315,10 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, NotImplementedError) as error:
         # ValidationError is a ValueError; KeyError is a missing member; NotImplementedError an odd zip version
         raise DamagedEntryError(" ".join(str(error).split())[:200]) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a seek to before the file, where a damaged directory points
+            raise
+        raise DamagedEntryError("its zip directory points outside of it") from error
 
 
 def _sha256(frames: NDArray[np.uint8]) -> str:

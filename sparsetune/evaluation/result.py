@@ -84,11 +84,11 @@ class ConfigSection(_Part):
     tuned_path: str | None = Field(description="Path of the checkpoint, as given.")
     tuner: str | None = Field(description="Tuner that produced the checkpoint.")
     model: ModelSection
-    height: int
-    width: int
-    num_frames: int
-    fps: int
-    num_inference_steps: int
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    num_frames: int = Field(gt=0)
+    fps: int = Field(gt=0)
+    num_inference_steps: int = Field(gt=0)
     guidance_scale: float
     guidance_scale_2: float | None = Field(None, description="Of a second transformer; null is the first's.")
     negative_prompt: str

@@ -15,6 +15,7 @@ from sparsetune.video import Video, read_video
 Align = Literal["strict", "shortest"]
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # of one frame each
 LOSSY_NOTE = (
     "computed on decoded video files, so lossy encoding of either side counts as error; "
     "`sparsetune eval` computes the same metrics before any encoding"
@@ -71,7 +72,7 @@ def compare_videos(
     align: Align = "strict",
     on_pair: Callable[[int, int, VideoPair], None] | None = None,
 ) -> VideoComparison:
-    """Compare two video files, or all equally named ones of two folders.
+    """Compare two video or image files, or all equally named videos, or else images, of two folders.
 
     Metrics that score and gate need and those that a user registered are always computed, besides `names`. `align`
     `shortest` compares as many frames as the shorter video has. `on_pair` is called after each pair with its number
@@ -131,9 +132,12 @@ def _pairs(dense: Path, sparse: Path) -> tuple[tuple[Path, Path], ...]:
         raise VideoError(f"pass two files or two folders; {dense} is {kinds[0]} and {sparse} {kinds[1]}")
     if not dense.is_dir():
         return ((dense, sparse),)
-    left, right = _videos(dense), _videos(sparse)
-    if not left and not right:
-        raise VideoError(f"no videos in {dense} and {sparse}")
+    for suffixes in (VIDEO_SUFFIXES, IMAGE_SUFFIXES):
+        left, right = _files(dense, suffixes), _files(sparse, suffixes)
+        if left or right:
+            break
+    else:
+        raise VideoError(f"no videos or images in {dense} and {sparse}")
     if left.keys() != right.keys():
         lacks = [
             f"{folder} lacks {', '.join(sorted(names)[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
@@ -144,6 +148,6 @@ def _pairs(dense: Path, sparse: Path) -> tuple[tuple[Path, Path], ...]:
     return tuple((left[name], right[name]) for name in left)
 
 
-def _videos(folder: Path) -> dict[str, Path]:
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file())
     return {path.name: path for path in files if not path.name.startswith(".")}

@@ -9,13 +9,13 @@ import json
 import math
 import os
 import re
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from sparsetune import ffmpeg
 from sparsetune.errors import MetricError
+from sparsetune.files import scratch_folder
 from sparsetune.metrics.registry import Frames, MetricUnavailable, check_min_side, checked, metric
 
 VMAF_MODEL = "vmaf_v0.6.1"  # the default, built into libvmaf; trained for viewing 1080p at three picture heights
@@ -44,8 +44,7 @@ def vmaf(dense: Frames, sparse: Frames) -> float:
         MetricUnavailable: there is no ffmpeg, its build lacks libvmaf, or a side is under 32 pixels.
     """
     check_min_side("vmaf", dense, VMAF_MIN_SIDE)
-    with tempfile.TemporaryDirectory(prefix="sparsetune-vmaf-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         threads = min(4, os.cpu_count() or 1)
         options = f"model=version={VMAF_MODEL}:n_threads={threads}:log_fmt=json:log_path=vmaf.json"
         _run(f"libvmaf={options}", dense, sparse, folder)

@@ -53,12 +53,12 @@ def _is_missing(path: Path) -> bool:
 
 
 def _make(path: Path) -> None:
-    """Make a database under a temporary name, after removing what killed processes left of theirs."""
+    """Make a database under a temporary name; the journal that a killed process left of its own is removed."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    temporaries = re.compile(rf"\.{re.escape(path.stem)}-[0-9a-f]{{8}}{re.escape(path.suffix)}(-journal)?")
+    journals = re.compile(rf"\.{re.escape(path.stem)}-[0-9a-f]{{8}}{re.escape(path.suffix)}-journal")
     for left in path.parent.iterdir():
-        if temporaries.fullmatch(left.name) and left.is_file() and not left.is_symlink():
+        if journals.fullmatch(left.name) and left.is_file() and not left.is_symlink():
             left.unlink(missing_ok=True)
     with atomic_path(path) as temporary:
         try:

@@ -1,7 +1,6 @@
 """Promotion: judging a run's checkpoint, moving a registered model's alias to it, and rolling back."""
 
 import logging
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +8,8 @@ from typing import TYPE_CHECKING
 from sparsetune.config.models import PromotionConfig
 from sparsetune.errors import GateError, RegistryError, TrackingError, UsageError
 from sparsetune.evaluation.prompt import saves_seconds
-from sparsetune.evaluation.report_markdown import cell, seconds_text
+from sparsetune.evaluation.report_markdown import cell
+from sparsetune.files import scratch_folder
 from sparsetune.tracking.criteria import (
     Condition,
     bounds_of,
@@ -167,8 +167,8 @@ def promote(registry: Registry, verdict: Verdict, override: str | None = None) -
         raise GateError(
             f"conditions are not met: {', '.join(verdict.unmet)}; meet them, or give a reason with --override"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        made_of = _logged_model(registry, verdict.candidate, Path(folder))
+    with scratch_folder() as folder:
+        made_of = _logged_model(registry, verdict.candidate, folder)
     digest = verdict.candidate.result.config.policy.digest
     registry.register()
     with registry.claimed():

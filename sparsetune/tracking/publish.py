@@ -25,6 +25,7 @@ from sparsetune.tracking.flavor import FOLDER
 from sparsetune.tracking.log_study import trial_runs
 from sparsetune.tracking.logged_model import log_checkpoint_model
 from sparsetune.tracking.lookup import parent_of, search
+from sparsetune.tracking.processes import end_left_runs, lock_folder
 from sparsetune.tracking.run_logger import RunLogger, table_names
 from sparsetune.tracking.store import (
     KEY,
@@ -254,6 +255,7 @@ def sync(config: TrackingConfig) -> list[SyncResult]:
     if not Path(sqlite_path(store.uri) or "").is_file():
         return []
     client = connect(store)
+    end_left_runs(client, lock_folder(store, config.root))
     by_server: dict[str, list[str]] = {}
     for run in unpublished_runs(client):
         by_server.setdefault(run.data.tags[SERVER], []).append(str(run.info.run_id))

@@ -2,11 +2,13 @@
 
 import json
 import math
+import os
 import re
+import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,11 +156,13 @@ class Registry:
 
         MLflow has no compare-and-set for aliases. So each process first writes a tag of its own to the registered
         model and then reads the others': of two at once at least one sees the other, and fails. The tag of a killed
-        process expires after `CLAIM_SECONDS`: by its time, or where that is of a clock ahead, by waiting so long.
+        process expires at once on its own host, and elsewhere after `CLAIM_SECONDS`: by its time, or where that is of
+        a clock ahead, by waiting so long.
         """
         mine = f"{CLAIM}{uuid.uuid4().hex}"
         with store_errors(f"write to {self.name}"):
-            self.client.set_registered_model_tag(self.name, mine, f"{time.time():.0f}")
+            claim = f"{time.time():.0f} {socket.gethostname()}:{os.getpid()}"
+            self.client.set_registered_model_tag(self.name, mine, claim)
         try:
             others = self._claims()
             end = time.monotonic() + CLAIM_SECONDS
@@ -209,9 +213,15 @@ def first_tag(alias: str) -> str:
 
 
 def _age(claim: str) -> float:
+    """Return a claim's age in seconds; infinite where its process died on this host, or it can't be read."""
+    made, _, process = claim.partition(" ")
+    host, _, number = process.rpartition(":")
     try:
-        return time.time() - float(claim)
-    except ValueError:
+        if host == socket.gethostname():
+            with suppress(PermissionError):  # another user's, which lives
+                os.kill(int(number), 0)
+        return time.time() - float(made)
+    except (ValueError, OverflowError, ProcessLookupError):
         return math.inf
 
 

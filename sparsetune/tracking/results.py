@@ -4,7 +4,6 @@ import itertools
 import logging
 import math
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sparsetune.errors import ResultError, TrackingError
 from sparsetune.evaluation.result import EvaluationResult, load_result
+from sparsetune.files import scratch_folder
 from sparsetune.tracking.lookup import (
     LATEST,
     ModelReference,
@@ -117,8 +117,8 @@ def read_result(client: "MlflowClient", run_id: str) -> EvaluationResult:
         check_files_host(client.get_run(run_id).info.artifact_uri, client.tracking_uri)
         if RESULT not in [one.path for one in client.list_artifacts(run_id)]:
             raise TrackingError(f"run {run_id} has no {RESULT}: its evaluation didn't finish; evaluate again")
-        with tempfile.TemporaryDirectory() as folder:
-            return load_result(Path(client.download_artifacts(run_id, RESULT, folder)))
+        with scratch_folder() as folder:
+            return load_result(Path(client.download_artifacts(run_id, RESULT, str(folder))))
 
 
 def evaluation_of(client: "MlflowClient", run: "Run", policy: str = "tuned") -> "Run":

@@ -1,7 +1,6 @@
 """Human reviews of a checkpoint's videos, stored with the evaluation's run."""
 
 import re
-import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparsetune.errors import TrackingError, UsageError
-from sparsetune.files import write_text
+from sparsetune.files import scratch_folder, write_text
 from sparsetune.tracking.store import store_errors
 
 if TYPE_CHECKING:
@@ -127,9 +126,9 @@ def record_review(
         review = review.model_copy(update={"takes_back": taken})
     name = f"{re.sub('[^0-9T]', '', review.at)[:15]}-{uuid.uuid4().hex}.json"
     for run_id in run_ids:
-        with store_errors(f"write the review to run {run_id}"), tempfile.TemporaryDirectory() as folder:
-            write_text(Path(folder) / name, review.model_dump_json(indent=2) + "\n")
-            client.log_artifact(run_id, str(Path(folder) / name), FOLDER)
+        with store_errors(f"write the review to run {run_id}"), scratch_folder() as folder:
+            write_text(folder / name, review.model_dump_json(indent=2) + "\n")
+            client.log_artifact(run_id, str(folder / name), FOLDER)
     for run_id in run_ids:
         _tag(client, run_id)
     return review
@@ -139,11 +138,12 @@ def read_reviews(client: "MlflowClient", run_id: str) -> dict[str, Review]:
     """Read the reviews of a run by artifact name, in the order of the reviewers' clocks."""
     with (
         store_errors(f"read the artifacts of run {run_id}"),
-        tempfile.TemporaryDirectory() as folder,
+        scratch_folder() as folder,
     ):
         names = [one.path for one in client.list_artifacts(run_id, FOLDER)]
         texts = {
-            name: Path(client.download_artifacts(run_id, name, folder)).read_text(encoding="utf-8") for name in names
+            name: Path(client.download_artifacts(run_id, name, str(folder))).read_text(encoding="utf-8")
+            for name in names
         }
     reviews = {name: _parsed(run_id, name, text) for name, text in texts.items()}
     return dict(sorted(reviews.items(), key=lambda item: (item[1].at, not item[1].ok)))

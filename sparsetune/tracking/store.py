@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsetune.config import TrackingConfig
 from sparsetune.errors import SparsetuneError, TrackingError
+from sparsetune.files import expand
 from sparsetune.tracking.database import ARTIFACTS, prepare_database
 from sparsetune.urls import scheme, sqlite_path, sqlite_url, without_credentials
 
@@ -117,7 +118,7 @@ def resolve_store(config: TrackingConfig, environ: Mapping[str, str] | None = No
     registry is MLFLOW_REGISTRY_URI's, else the same store.
     """
     environ = os.environ if environ is None else environ
-    root = config.root.expanduser().absolute()
+    root = expand(config.root).absolute()
     uri = config.uri or environ.get("MLFLOW_TRACKING_URI") or sqlite_url(root / DATABASE)
     database = sqlite_path(uri)
     if database is not None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -72,7 +71,7 @@ def measure_step(context: TuningContext) -> StepSeconds | None:
     with _locked(context, "preparation", path):
         if path.is_file():
             with reading(path, "seconds of a step", "measure again"):
-                return StepSeconds(**json.loads(path.read_text()))
+                return StepSeconds(**read_json(read_text(path)))
         task = TimeStep(context.prompts[0], context.config.tune.seed, context.config.backend, _TOPK, _REPEATS)
         times = run_one(context.executor, task)
         if not any(row.sparsity for row in times.sparse):

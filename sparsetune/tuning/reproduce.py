@@ -14,6 +14,7 @@ from sparsetune.checkpoint import Manifest, hash_prompts, load_checkpoint, versi
 from sparsetune.config import Config
 from sparsetune.config.files import configs_folder
 from sparsetune.errors import PromptError, TuningError
+from sparsetune.files import expand
 from sparsetune.models.loading import DEMO
 from sparsetune.models.prompts import load_prompts
 
@@ -106,12 +107,12 @@ def _keep_to_the_given(settings: dict[str, Any], base: Config) -> None:
         packaged = (configs_folder() / recorded_file).resolve()
         is_packaged = packaged.is_relative_to(configs_folder().resolve())
         settings[section]["prompt_file"] = packaged if is_packaged else given
-        if not is_packaged and packaged != given.expanduser().resolve():
+        if not is_packaged and packaged != expand(given).resolve():
             dropped.append(f"the prompt file {recorded_file} (give it with {option})")
     if dropped:
         logger.warning("not read, because only the manifest names it: %s", "; ".join(dropped))
     source = str(settings["model"]["source"])
-    is_folder = source != DEMO and (Path(source).expanduser().exists() or source.startswith((".", "~", "/")))
+    is_folder = source != DEMO and (expand(source).exists() or source.startswith((".", "~", "/")))
     if is_folder and _absolute(base.model.source) != source:
         raise TuningError(f"the search's model is the folder {source}; if you trust it, give it with --model")
 
@@ -148,11 +149,11 @@ def _device_name(device: torch.device) -> str:
 
 
 def _portable(path: Path) -> str:
-    resolved, configs = path.expanduser().resolve(), configs_folder().resolve()
+    resolved, configs = expand(path).resolve(), configs_folder().resolve()
     return resolved.relative_to(configs).as_posix() if resolved.is_relative_to(configs) else str(resolved)
 
 
 def _absolute(text: str) -> str:
     """Return the absolute path if `text` is an existing file or folder, otherwise (a hub id, a module) `text`."""
-    path = Path(text).expanduser()
+    path = expand(text)
     return str(path.resolve()) if path.exists() else text

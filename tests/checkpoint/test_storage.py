@@ -286,6 +286,7 @@ def test_damaged_and_foreign_safetensors_are_refused(tmp_path: Path) -> None:
         ({"layers": [{"name": "a", "rule": "cdf", "order": ["raster"]}]}, "one for each of its 2 heads, got 1"),
         ({"layers": []}, "unexpected tensors"),
         ({"cache": "mag"}, "is no complete policy"),
+        ({"drop_scale": [10**400]}, "is no complete policy: OverflowError"),
         ({"cache": {"kind": "mag", "threshold": 0.1, "max_skips": 1, "ratios": []}}, "mag has calibrated ratios"),
         ({"cache": {"kind": "pab", "ratios": []}}, "a cache must be one of first_block"),
         ({"layers": [{"name": "a", "rule": "magic"}]}, "a rule must be cdf or topk"),

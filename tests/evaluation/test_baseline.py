@@ -108,9 +108,17 @@ def damage_by_emptying(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def damage_by_a_directory_before_the_file(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[300:])
+
+
 @pytest.mark.parametrize(
-    "damage", [damage_by_truncation, damage_by_a_flipped_byte, damage_by_other_frames, damage_by_emptying]
-)
+    "damage",
+    [
+        damage_by_truncation, damage_by_a_flipped_byte, damage_by_other_frames, damage_by_emptying,
+        damage_by_a_directory_before_the_file,
+    ],
+)  # fmt: skip
 def test_a_damaged_entry_is_rendered_again_with_a_warning(
     cache: BaselineCache, key: BaselineKey, caplog: pytest.LogCaptureFixture, damage: Any
 ) -> None:

@@ -51,6 +51,26 @@ def test_native_model_is_the_checkpoint(model: Path) -> None:
     assert flavor.load_model(str(model)).policy == policy_of(0.9)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "MLmodel has no flavours; download the model again"),
+        ("[]", "has no flavours"),
+        ("flavors: []", "has no flavours"),
+        ("flavors: {sparsetune: 3}", "doesn't name its checkpoint"),
+        ("flavors: {sparsetune: {checkpoint: 3}}", "doesn't name its checkpoint"),
+        ("flavors: {3: {}, sklearn: {}}", "was not logged by sparsetune: it has the flavours 3, sklearn"),
+        ("flavors: {", "MLmodel is damaged: while parsing"),
+        ("a: \x01", "MLmodel is damaged: unacceptable character"),
+        ("a: 2026-13-45", "MLmodel is damaged: month must be in 1..12"),
+    ],
+)
+def test_damaged_mlmodel_is_told(model: Path, text: str, message: str) -> None:
+    (model / "MLmodel").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        flavor.load_model(str(model))
+
+
 def test_folder_that_holds_something_is_left_alone(model: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model is not empty"):
         flavor.save_model(checkpoint_of(0.8), model)

@@ -1,6 +1,8 @@
 import json
 import multiprocessing
 import os
+import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,18 @@ import pytest
 
 from sparsetune.errors import GateError, RegistryError, TrackingError, UsageError
 from sparsetune.tracking.promotion import Move, Verdict, judge, promote, rollback
-from sparsetune.tracking.registry import CLAIM, EVALUATION, GATE, OVERRIDE, RUN, Registry, first_tag, open_registry
+from sparsetune.tracking.registry import (
+    CLAIM,
+    CLAIM_SECONDS,
+    EVALUATION,
+    GATE,
+    OVERRIDE,
+    RUN,
+    Registry,
+    _age,
+    first_tag,
+    open_registry,
+)
 from sparsetune.tracking.results import find_candidate
 from tests.tracking.recorded import PSNRS, Place, Recorded, World
 
@@ -181,6 +194,15 @@ def test_claim_from_a_clock_ahead_turns_nobody_away_for_longer_than_any_other(
         assert 2.0 <= time.monotonic() - started < 60.0
     model = place.registry().model()
     assert model is not None and not [tag for tag in model.tags if tag.startswith(CLAIM)]
+
+
+@pytest.mark.parametrize(("lives", "host", "is_over"), [(False, "", True), (True, "", False), (False, "other", False)])
+def test_a_claim_of_this_host_ends_with_its_process(lives: bool, host: str, is_over: bool) -> None:
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait()
+    process = os.getpid() if lives else dead.pid
+    assert (_age(f"{time.time():.0f} {host or socket.gethostname()}:{process}") >= CLAIM_SECONDS) is is_over
+    assert _age(f"{time.time() - 500:.0f} {host or socket.gethostname()}:{process}") >= CLAIM_SECONDS
 
 
 def _promote_in_a_process(database: Path, folder: Path, run: str, start: Any, outcomes: Any) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.thresholds import HeadThresholds, Rule
+from sparsetune.documents import read_json
 from sparsetune.errors import ThresholdError, TuningError
 from sparsetune.files import atomic_path
 
@@ -45,7 +46,7 @@ def write_table(path: Path, schema_version: int, about: Mapping[str, Any], **arr
 
 def read_table(path: Path, schema_version: int, *names: str) -> tuple[dict[str, Any], list[Array]]:
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-        about = json.loads(str(file["about"]))
+        about = read_json(str(file["about"]))
         if about.pop("schema_version") != schema_version:
             raise ValueError("another version's schema")
         return about, [file[name] for name in names]
