@@ -11,7 +11,7 @@ INSTALLED := .venv/.installed
 TESTS := not gpu$(if $(filter true,$(CI)),, and not slow and not browser)
 
 .DEFAULT_GOAL := help
-.PHONY: help tune eval report runs compare review promote rollback ui test check lint options docs docs-serve format clean
+.PHONY: help tune eval report runs compare review promote rollback ui test torture check lint options docs docs-serve format clean
 
 help: ## list the targets
 	@echo 'make TARGET [MODEL=demo] [RUN=latest]'
@@ -50,6 +50,10 @@ ui: $(INSTALLED) ## open the MLflow UI
 
 test: $(INSTALLED) ## run the tests that need no GPU (CI=true: slow ones too)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "$(TESTS)"
+
+SEED ?= 0
+torture: $(INSTALLED) ## damage 2,000 inputs and kill 100 commands by SEED; takes hours, writes only to a temporary folder
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture --seed $(SEED)
 
 check: lint docs test ## run everything that CI checks: lint, docs, tests
 

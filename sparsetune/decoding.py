@@ -1,6 +1,7 @@
 """Video and picture files as they are stored: their properties, and their frames decoded some at a time."""
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ import numpy.typing as npt
 from sparsetune import ffmpeg
 from sparsetune.errors import VideoError
 
+_LOG = logging.getLogger(__name__)
+
 Frames = npt.NDArray[np.uint8]
 DeepFrames = npt.NDArray[np.unsignedinteger[Any]]
 """uint8, or uint16 of files with more than 8 bits: 65535 is white."""
@@ -24,6 +27,10 @@ CHECKERBOARD = 8
 """Side in pixels of the black and white squares behind transparent pixels."""
 
 _SLAB_BYTES = 1 << 24
+_MAX_BYTES = 4 * 10**9
+"""Of a video's frames in memory: a file of some kilobytes may ask for far more."""
+
+_MP4_BOXES = b"ftyp moov mdat moof mfra free skip wide udta meta uuid styp sidx ssix emsg prft pdin".split()
 _FIRST_FRAME = re.compile(
     r"frame_rate: (?P<rate>\d+)/(?P<per>\d+)[\s\S]*?"
     r"fmt:(?P<pixel_format>\S+) (?:cl:(?P<chroma_location>\S+) )?sar:\S+ s:(?P<width>\d+)x(?P<height>\d+)[\s\S]*?"
@@ -113,12 +120,18 @@ def open_video(path: Path | str) -> VideoFile:
 
 
 def read_video(path: Path | str) -> Video:
-    """Decode a whole video file to 8 bits, every stored frame once; VideoError where it is damaged or truncated."""
+    """Decode a whole video file to 8 bits, every stored frame once.
+
+    VideoError where it is damaged or truncated, or its frames take over 4 GB.
+    """
     file = open_video(path)
     with Decoder(file) as decoder:
-        slabs = []
+        slabs, size = [], 0
         while (slab := decoder.read(decoder.slab)).size:
             slabs.append(slab)
+            size += slab.nbytes
+            if size > _MAX_BYTES:
+                raise VideoError(f"{path}: its frames of {file.width} x {file.height} take over 4 GB; cut it")
         decoder.finish()
     frames = np.concatenate(slabs)
     frames.setflags(write=False)
@@ -178,6 +191,7 @@ class Decoder(contextlib.AbstractContextManager["Decoder"]):
         done = self._process.wait()
         if done.status != 0 or self.num_frames == 0 or _ERROR.search(done.log):
             raise _undecodable(self.file.path, done)
+        _check_gif(self.file.path, self.num_frames)
         gaps = np.diff([int(time) for time in _TIME.findall(done.log)])
         # A time base that is no multiple of the frame time rounds it up and down, by one tick each.
         return replace(self.file, is_variable=bool(gaps.size and gaps.max() - gaps.min() > 2))
@@ -217,21 +231,41 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _check_whole(path: Path) -> None:
-    """Raise VideoError for an mp4 whose boxes reach past its end: cut between frames, it decodes without error."""
+    """Raise VideoError for an mp4 with a box that reaches past its end: cut between frames, it decodes without error.
+
+    What follows the last box is no reason: players ignore it.
+    """
     with _opened(path) as file:
         end, position = path.stat().st_size, 0
         is_mp4 = file.read(8)[4:] == b"ftyp"
         while is_mp4 and position < end:
             file.seek(position)
             header = file.read(16)
-            size = int.from_bytes(header[:4], "big")
+            size, kind = int.from_bytes(header[:4], "big"), header[4:8]
+            is_known = bool(kind) and any(box.startswith(kind) for box in _MP4_BOXES)
             if size == 1:
                 size = int.from_bytes(header[8:16], "big")
-            elif size == 0:  # a last box that lasts to the end, wherever that is
+            elif size == 0 and is_known:  # a last box that lasts to the end, wherever that is
                 size = end - position
+            if not is_known and not 8 <= size <= end - position:
+                _LOG.warning("%s has %d bytes after its last box, which are ignored", path, end - position)
+                return
             position += max(size, 8)
     if position > end:
         raise VideoError(f"{path} is truncated: it has {end} of at least {position} bytes; copy or write it again")
+
+
+def _check_gif(path: Path, num_frames: int) -> None:
+    """Raise VideoError where ffmpeg took frames of a GIF without a delay of their own for one."""
+    with _opened(path) as file:
+        if file.read(4) != b"GIF8":
+            return
+    from PIL import Image
+
+    with Image.open(path) as image:
+        stored = getattr(image, "n_frames", 1)
+    if stored != num_frames:
+        raise VideoError(f"ffmpeg decodes {num_frames} of the {stored} frames of {path}; convert it to an mp4")
 
 
 def _undecodable(path: Path, done: ffmpeg.CompletedRun) -> VideoError:

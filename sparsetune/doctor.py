@@ -49,6 +49,7 @@ def examine(config: Config) -> Iterator[Finding]:
         ("ffmpeg", lambda: [_ffmpeg()]),
         ("tracking", lambda: [_tracking(config.tracking)]),
         ("cache", lambda: [_cache(config.cache)]),
+        ("leftovers", lambda: _leftovers(config.tracking)),
     )
     for name, check in checks:
         try:
@@ -169,8 +170,26 @@ def _ffmpeg() -> Finding:
     return Finding("ffmpeg", "ok", f"{version} with {has}", facts)
 
 
+def _leftovers(config: TrackingConfig) -> list[Finding]:
+    """Tell what killed processes left: nothing where nothing is left."""
+    from sparsetune.files import left_scratch
+    from sparsetune.tracking.processes import lock_folder, num_dead_processes
+    from sparsetune.tracking.store import resolve_store
+
+    folders = len(left_scratch())
+    processes = num_dead_processes(lock_folder(resolve_store(config), config.root))
+    if not folders and not processes:
+        return []
+    text = (
+        f"{processes} processes died while they recorded runs, and {folders} temporary folders are left; "
+        "run: sparsetune sync"
+    )
+    return [Finding("leftovers", "note", text, {"dead_processes": processes, "folders": folders})]
+
+
 def _tracking(config: TrackingConfig) -> Finding:
-    from sparsetune.tracking.store import connect, resolve_store, sqlite_path
+    from sparsetune.tracking.store import cause_of, connect, resolve_store
+    from sparsetune.urls import sqlite_path
 
     store = resolve_store(config)
     facts: dict[str, Any] = {"uri": store.shown, "enabled": config.enabled}
@@ -192,7 +211,7 @@ def _tracking(config: TrackingConfig) -> Finding:
     except SparsetuneError as error:
         return Finding("tracking", failed, " ".join(str(error).split()), facts)
     except Exception as error:  # MLflow's stores may raise anything
-        return Finding("tracking", failed, f"cannot write to {store.shown}: {_line(error)}", facts)
+        return Finding("tracking", failed, f"cannot write to {store.shown}: {cause_of(error)}", facts)
     return Finding("tracking", "ok", f"{store.shown} is readable and writable", facts)
 
 

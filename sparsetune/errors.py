@@ -4,13 +4,33 @@ A message says in one line what went wrong, with the value, and what to do: the 
 the class's `exit_code`.
 """
 
+import re
 from typing import ClassVar
+
+from sparsetune.urls import without_credentials
+
+MAX_VALUE, MAX_MESSAGE = 200, 1000
+"""Characters that are shown of a value, and of a whole message."""
+
+_LONG_VALUE = re.compile(rf"(?<!\w)'[^']{{{MAX_VALUE},}}'|\"[^\"]{{{MAX_VALUE},}}\"|\S{{{MAX_VALUE},}}")
+
+
+def message_line(text: str) -> str:
+    """Return a message as one line without credentials; long values are cut, and a long message in its middle."""
+    text = text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate can't be printed
+    line = _LONG_VALUE.sub(lambda value: f"{value[0][:MAX_VALUE]}…", " ".join(text[: 10**6].split()))
+    line = without_credentials(line)
+    end = MAX_MESSAGE // 4
+    return line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE - end]} … {line[-end:]}"
 
 
 class SparsetuneError(Exception):
     """Base of all errors that a user can fix; `exit_code` is the command line's exit status."""
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message_line(message))
 
 
 class UsageError(SparsetuneError):

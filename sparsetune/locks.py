@@ -27,6 +27,17 @@ def exclusive(path: Path, *, what: str, setting: str = "cache.dir") -> Iterator[
         yield
 
 
+def is_held(path: Path) -> bool:
+    """Return whether a process holds a lock file that exists; the file stays."""
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False
+
+
 @contextlib.contextmanager
 def exclusive_if_free(path: Path, *, setting: str = "cache.dir", blocking: bool = False) -> Iterator[bool]:
     """As `exclusive`, but yield False at once where another process or thread holds the lock."""

@@ -1,3 +1,4 @@
+import contextlib
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from sparsetune.config import Config, GenerationConfig, resolve
 from sparsetune.config.files import configs_folder, named_configs, read_config
 from sparsetune.config.models import GateConfig
 from sparsetune.config.resolver import config_fields
-from sparsetune.errors import ConfigError
+from sparsetune.errors import ConfigError, UsageError
 from sparsetune.metrics import Gate
 from sparsetune.models.prompts import as_prompt, load_prompts
 
@@ -110,6 +111,32 @@ def test_model_flag_leaves_out_what_the_file_says_of_its_own_model(tmp_path: Pat
     path.write_text("model:\n  name: own\n  source: owner/own\n  revision: v7\n  dtype: float16\n")
     model = resolve(path, environ={}, flags={"model.source": "owner/other"}).model
     assert (model.name, model.source, model.revision, model.dtype) == ("other", "owner/other", None, "float16")
+
+
+ODD = ("~nosuchuser/x", "1e308", "-1e308", "nan", "inf", "9" * 400, "a\0b", "\udcff", "", "null", "[", "{a: 1}", "-1")
+
+
+@pytest.mark.parametrize("key", config_fields())
+def test_odd_values_are_accepted_or_refused_in_a_sentence(key: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("")
+    for value in ODD:
+        with contextlib.suppress(UsageError):
+            assert resolve(tmp_path / "empty.yaml", environ={}, flags={key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("cache.dir", "~nosuchuser/x", "no user has the home folder that '~nosuchuser/x' begins with; write the whole"),
+        ("cache.dir", "a\0b", r"a path can't hold a NUL character, got 'a\\x00b'"),
+        ("eval.prompt_file", "\ud800", "a path can't hold half a surrogate pair"),
+        ("cache.max_gb", "1e308", r"cache.max_gb must be at most 2147483648, got '1e308'"),
+        ("generation.negative_prompt", "\udcff", "generation.negative_prompt must be UTF-8"),
+    ],
+)
+def test_a_value_that_nothing_can_use_is_refused(key: str, value: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve(environ={}, flags={key: value})
 
 
 def test_prompt_file_of_a_file_is_found_beside_it(tmp_path: Path) -> None:

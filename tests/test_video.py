@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -110,6 +112,63 @@ def test_a_cut_between_two_frames_is_refused(frames, tmp_path):
         read_video(tmp_path / "cut.mp4")
 
 
+@pytest.mark.parametrize("tail", [bytes(1), bytes(7), bytes(8), b"hello", b"and a text", b"\xff" * 16])
+def test_bytes_after_the_last_box_are_ignored(frames, tmp_path, caplog, tail):
+    write_video(tmp_path / "a.mp4", frames, 8)
+    whole = read_video(tmp_path / "a.mp4").frames
+    with (tmp_path / "a.mp4").open("ab") as file:
+        file.write(tail)
+    assert np.array_equal(read_video(tmp_path / "a.mp4").frames, whole)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'a.mp4'} has {len(tail)} bytes after its last box, which are ignored"
+    ]
+
+
+def test_a_fragment_cut_in_its_header_is_refused(frames, tmp_path):
+    write_video(tmp_path / "a.mp4", frames, 8)
+    split = ["-i", "a.mp4", "-c", "copy", "-movflags", "frag_every_frame+empty_moov", "b.mp4"]
+    assert ffmpeg.run(ffmpeg.executable(), split, folder=tmp_path).status == 0
+    assert len(read_video(tmp_path / "b.mp4").frames) == 6
+    data = (tmp_path / "b.mp4").read_bytes()
+    (tmp_path / "b.mp4").write_bytes(data[: data.rindex(b"moof") + 2])
+    with pytest.raises(VideoError, match="is truncated"):
+        read_video(tmp_path / "b.mp4")
+
+
+def gif(path, frames, delays):
+    """Write a GIF with these delays; None leaves out the block that would hold one, as for still images."""
+    first, *rest = [Image.fromarray(frame) for frame in frames]
+    first.save(path, save_all=True, append_images=rest, duration=100)
+    data, position = bytearray(path.read_bytes()), 0
+    for delay in delays:
+        position = data.index(b"\x21\xf9\x04", position)
+        data[position : position + 8] = b"" if delay is None else data[position : position + 4] + delay + b"\0\0"
+        position += 0 if delay is None else 8
+    path.write_bytes(data)
+
+
+def test_a_gif_whose_timestamps_repeat_is_read_with_a_warning(frames, tmp_path, caplog):
+    gif(tmp_path / "a.gif", frames[:5], [None, b"\1\0", b"\12\0", b"\0\0", b"\2\0"])
+    assert len(read_video(tmp_path / "a.gif").frames) == 5
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "non monotonically increasing dts" in message and "all 5 frames were read" in message
+
+
+def test_a_gif_with_a_damaged_frame_is_refused(frames, tmp_path):
+    gif(tmp_path / "a.gif", frames[:5], [b"\12\0"] * 5)
+    data = bytearray((tmp_path / "a.gif").read_bytes())
+    data[-400:-200] = b"\xff" * 200
+    (tmp_path / "a.gif").write_bytes(data)
+    with pytest.raises(VideoError, match=r"ffmpeg can't decode .*a.gif: LZW decode failed"):
+        read_video(tmp_path / "a.gif")
+
+
+def test_a_gif_of_which_frames_would_be_missing_is_refused(frames, tmp_path):
+    gif(tmp_path / "a.gif", frames[:5], [None] * 5)
+    with pytest.raises(VideoError, match=r"ffmpeg decodes 1 of the 5 frames of .*a.gif; convert it"):
+        read_video(tmp_path / "a.gif")
+
+
 def test_damage_in_the_middle_is_refused(frames, tmp_path):
     write_video(tmp_path / "a.mp4", frames, 8)
     data = bytearray((tmp_path / "a.mp4").read_bytes())
@@ -220,3 +279,12 @@ def test_a_picture_of_another_form_is_refused(frames, tmp_path):
         save_png(tmp_path / "a.png", frames)
     with pytest.raises(VideoError, match=r"must end in .png"):
         save_png(tmp_path / "a.jpg", frames[0])
+
+
+def test_a_small_file_that_decodes_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "black.mp4", np.zeros((20, 64, 64, 3), np.uint8), 8)
+    monkeypatch.setattr("sparsetune.video._MAX_BYTES", 10 * 64 * 64 * 3)
+    with pytest.raises(VideoError, match="more than 10 frames of 64 x 64"):
+        read_video(tmp_path / "black.mp4")
+    monkeypatch.setattr("sparsetune.video._MAX_BYTES", 20 * 64 * 64 * 3)
+    assert len(read_video(tmp_path / "black.mp4").frames) == 20

@@ -1,6 +1,5 @@
 """Break-even sparsity, from which on a sparse kernel is faster than dense attention, by measured latencies."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -9,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from sparsetune.documents import read_json, read_text
 from sparsetune.errors import BackendError
 from sparsetune.files import write_json
 
@@ -112,7 +112,7 @@ def load_table(path: Path, device: str) -> BreakEvenTable:
     """Read a table; BackendError where there is none, it can't be read, or it wasn't measured on `device`."""
     remedy = "run `sparsetune bench` here"
     try:
-        table = BreakEvenTable.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        table = BreakEvenTable.model_validate(read_json(read_text(path)))
     except OSError as error:
         raise BackendError(f"cannot read the break-even table {path}: {error.strerror or error}; {remedy}") from error
     except (ValidationError, ValueError) as error:

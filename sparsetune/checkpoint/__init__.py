@@ -3,7 +3,7 @@
 from sparsetune.checkpoint.difference import LayerSummary, PolicyDifference, difference, summarize
 from sparsetune.checkpoint.manifest import Checkpoint, LayerShape, Manifest, git_commit, hash_prompts, versions
 from sparsetune.checkpoint.sparge_pt import read_sparge_pt, write_sparge_pt
-from sparsetune.checkpoint.storage import convert, load_checkpoint, save_checkpoint
+from sparsetune.checkpoint.storage import check_folder, convert, load_checkpoint, save_checkpoint
 
 __all__ = [
     "Checkpoint",
@@ -11,6 +11,7 @@ __all__ = [
     "LayerSummary",
     "Manifest",
     "PolicyDifference",
+    "check_folder",
     "convert",
     "difference",
     "git_commit",

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 
 from sparsetune import __version__
 from sparsetune.attention.policy import Policy
+from sparsetune.documents import read_json, read_text
 from sparsetune.errors import CheckpointError
 
 SCHEMA_VERSION: Final = 2  # of the manifest and the policy's metadata; increment when a field changes its meaning
@@ -48,6 +49,11 @@ def _in_utc(text: str) -> str:
     return moment.astimezone(UTC).isoformat(timespec="seconds")
 
 
+def _without_storage(settings: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Drop the study's storage, which earlier versions recorded with its password."""
+    return {name: value for name, value in settings.items() if name != "storage"}
+
+
 class LayerShape(BaseModel):
     """One self-attention layer of the base model: its module path, heads and head dimension."""
 
@@ -71,11 +77,12 @@ class Manifest(BaseModel):
         num_frames, height, width, num_inference_steps, guidance_scale, guidance_scale_2, dtype, scheduler, flow_shift,
             compile: as tuned on.
         kernel, device: the attention kernel and the GPU or CPU tuned with.
-        tuner_settings: the tuner's own settings.
+        tuner_settings: the tuner's own settings, without the study's storage.
         search: the whole configuration of the search, for `tune --from-manifest`.
         prompts_hash, seeds: `hash_prompts` of the tune prompts and the seeds rendered.
         eval_prompts_hash: `hash_prompts` of the prompts that judged the search's winner.
         versions, git_commit: from `versions()` and `git_commit()`.
+        policy_sha256: SHA-256 of the file policy.safetensors beside it, which loading verifies; None in memory.
         metrics: measured, e.g. `psnr` in dB and `sparsity` in [0, 1].
     """
 
@@ -108,13 +115,14 @@ class Manifest(BaseModel):
 
     kernel: str | None = None
     device: str | None = None
-    tuner_settings: dict[str, JsonValue] = Field(default_factory=dict)
+    tuner_settings: Annotated[dict[str, JsonValue], AfterValidator(_without_storage)] = Field(default_factory=dict)
     search: dict[str, JsonValue] = Field(default_factory=dict)
     prompts_hash: str | None = None
     eval_prompts_hash: str | None = None
     seeds: tuple[int, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
     git_commit: str | None = None
+    policy_sha256: str | None = None
     metrics: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
 
 
@@ -129,7 +137,7 @@ class Checkpoint:
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest.json; CheckpointError where it can't be read, is none, or is from a newer sparsetune."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(read_text(path))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"cannot read the manifest {path}: {reason}; save the checkpoint again") from error

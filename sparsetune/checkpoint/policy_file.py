@@ -16,6 +16,7 @@ from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.step_cache import StepCache
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds, Rule
 from sparsetune.checkpoint.manifest import SCHEMA_VERSION, check_schema_version
+from sparsetune.documents import read_json
 from sparsetune.errors import CheckpointError, ThresholdError
 from sparsetune.files import atomic_path
 
@@ -72,7 +73,7 @@ def _check_shapes(name: str, columns: Mapping[str, Tensor]) -> None:
     shapes = {column: tuple(tensor.shape) for column, tensor in columns.items()}
     plain = all(tensor.layout == torch.strided and not tensor.is_complex() for tensor in columns.values())
     shape = next(iter(shapes.values()))
-    if not plain or len(shape) != 1 or shape[0] == 0 or set(shapes.values()) != {shape}:
+    if not plain or len(shape) != 1 or not 0 < shape[0] <= _MAX_HEADS or set(shapes.values()) != {shape}:
         listed = ", ".join(f"{column} {found}" for column, found in shapes.items())
         raise CheckpointError(f"the tensors of {name} must be real and of one shape (heads,), got {listed}")
 
@@ -83,6 +84,7 @@ def _values(column: Tensor) -> list[float]:
     return [float(str(value)) for value in column.detach().to("cpu", torch.float32).numpy()]
 
 
+_MAX_HEADS = 4096  # a tensor may claim far more than its file holds
 METADATA_KEY = "sparsetune.policy"  # the safetensors metadata entry with the rest of the policy, as JSON
 
 
@@ -117,7 +119,7 @@ def read_policy(path: Path) -> Policy:
         return _build(described, tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, ThresholdError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, ThresholdError) as error:
         raise CheckpointError(f"{path} is no complete policy: {error!r}; save the checkpoint again") from error
 
 
@@ -153,7 +155,7 @@ def _described(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
             "is it a model's weights?"
         )
     try:
-        described = json.loads(metadata[METADATA_KEY])
+        described = read_json(metadata[METADATA_KEY])
     except ValueError as error:
         raise CheckpointError(f"the metadata of {path} is no JSON: {error}; save the checkpoint again") from error
     check_schema_version(path, described.get("schema_version") if isinstance(described, dict) else None)

@@ -1,6 +1,7 @@
 """SpargeAttn's checkpoint format: a `torch.save`d dict of one tensor per threshold and layer."""
 
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sparsetune.checkpoint.policy_file import from_columns, to_columns
 from sparsetune.errors import CheckpointError
 from sparsetune.files import atomic_path
 
+_MAX_BYTES = 64 * 10**6
 _KEY = re.compile(r"(.+)\.inner_attention\.(is_sparse|cdfthreshd|simthreshd1|simthreshd2|pvthreshd)")
 
 
@@ -116,7 +118,21 @@ def _sparge_columns(layer: LayerThresholds) -> dict[str, Tensor]:
     }
 
 
+def _check_size(path: Path) -> None:
+    """Raise CheckpointError where a file, or what is packed in it, is far larger than thresholds are."""
+    try:
+        size = path.stat().st_size
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                size = max(size, sum(member.file_size for member in archive.infolist()))
+    except (OSError, zipfile.BadZipFile, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if size > _MAX_BYTES:
+        raise CheckpointError(f"{path} holds {size / 1e6:.0f} MB, more than thresholds need; is it a model's weights?")
+
+
 def _tensors(path: Path) -> Mapping[str, Tensor]:
+    _check_size(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

@@ -1,5 +1,6 @@
 """Saving, loading and converting checkpoints."""
 
+import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,13 +9,16 @@ import torch
 from sparsetune.attention.policy import Policy
 from sparsetune.checkpoint.difference import difference
 from sparsetune.checkpoint.manifest import Checkpoint, Manifest, read_manifest
-from sparsetune.checkpoint.policy_file import read_policy, write_policy
+from sparsetune.checkpoint.policy_file import METADATA_KEY, read_policy, write_policy
 from sparsetune.checkpoint.sparge_pt import check_expressible, read_sparge_pt, write_sparge_pt
 from sparsetune.errors import CheckpointError
-from sparsetune.files import atomic_folder, atomic_path, write_text
+from sparsetune.files import atomic_folder, atomic_path, expand, is_replaceable, write_text
 
 POLICY_FILE = "policy.safetensors"
 MANIFEST_FILE = "manifest.json"
+
+_MARKS = {".safetensors": METADATA_KEY, ".json": '"tuner"', ".pt": "inner_attention"}
+"""What the head of a file of a checkpoint has, by suffix; a file without it is somebody's own."""
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path | str) -> Path:
@@ -24,14 +28,15 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path | str) -> Path:
     rounded to float32, as kernels take them.
 
     Raises:
-        CheckpointError: FOLDER is a file, or holds anything but a checkpoint.
+        CheckpointError: see `check_folder`.
         SparsetuneError: the folder can't be written.
     """
-    folder = Path(folder).expanduser()
-    _check_replaceable(folder)
+    folder = expand(folder)
+    check_folder(folder)
     with atomic_folder(folder) as temporary:
         write_policy(checkpoint.policy, temporary / POLICY_FILE)
-        write_text(temporary / MANIFEST_FILE, checkpoint.manifest.model_dump_json(indent=2) + "\n")
+        manifest = checkpoint.manifest.model_copy(update={"policy_sha256": _sha256(temporary / POLICY_FILE)})
+        write_text(temporary / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
         _check_same(checkpoint.policy, _load_folder(temporary).policy, folder)
     return folder
 
@@ -45,7 +50,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     Raises:
         CheckpointError: there is no such path, it is no checkpoint, or its values are invalid.
     """
-    path = Path(path).expanduser()
+    path = expand(path)
     if path.is_dir():
         return _load_folder(path)
     if not path.is_file():
@@ -72,11 +77,13 @@ def convert(source: Path | str, target: Path | str, *, allow_loss: bool = False)
     Raises:
         CheckpointError: the source is no checkpoint, or the target's form can't hold it.
     """
-    checkpoint, target = load_checkpoint(source), Path(target).expanduser()
+    checkpoint, target = load_checkpoint(source), expand(target)
     if target.suffix not in (".pt", ".safetensors"):
         return save_checkpoint(checkpoint, target)
     if target.is_dir():
         raise CheckpointError(f"{target} is a folder, but its suffix names a file; choose another path")
+    if not is_replaceable(target, _MARKS[target.suffix]):
+        raise CheckpointError(f"{target} exists and is no checkpoint, so it is not replaced; choose another path")
     if target.name == POLICY_FILE and (target.parent / MANIFEST_FILE).is_file():
         save_checkpoint(checkpoint, target.parent)
         return target
@@ -115,18 +122,33 @@ def _load_folder(folder: Path) -> Checkpoint:
             f"{folder} is no checkpoint folder: it lacks {' and '.join(missing)}; use another folder, or make a "
             "checkpoint with `sparsetune tune`"
         )
-    return Checkpoint(read_policy(folder / POLICY_FILE), read_manifest(folder / MANIFEST_FILE))
+    manifest = read_manifest(folder / MANIFEST_FILE)
+    policy = read_policy(folder / POLICY_FILE)
+    if manifest.policy_sha256 not in (None, _sha256(folder / POLICY_FILE)):
+        raise CheckpointError(
+            f"{folder / POLICY_FILE} is not the file that was saved: its SHA-256 is not the manifest's; restore it, or "
+            "remove policy_sha256 from the manifest if you changed it on purpose"
+        )
+    return Checkpoint(policy, manifest.model_copy(update={"policy_sha256": None}))
 
 
-def _check_replaceable(folder: Path) -> None:
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def check_folder(folder: Path) -> None:
+    """Raise CheckpointError where a checkpoint can't be saved: FOLDER is a file, or holds anything but a checkpoint."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise CheckpointError(f"cannot save a checkpoint folder at {folder}: it is a file; choose another path")
-    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in (POLICY_FILE, MANIFEST_FILE))
+    names = {entry.name for entry in folder.iterdir()}
+    others = names - {POLICY_FILE, MANIFEST_FILE}
+    if not others and not any(is_replaceable(folder / name, _MARKS[Path(name).suffix]) for name in names):
+        others = names
     if others:
         raise CheckpointError(
-            f"{folder} holds other files than a checkpoint's: {', '.join(others[:3])}"
+            f"{folder} holds other files than a checkpoint's: {', '.join(sorted(others)[:3])}"
             f"{' and more' if len(others) > 3 else ''}; choose another folder"
         )
 

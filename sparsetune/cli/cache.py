@@ -80,7 +80,7 @@ def _size(num_bytes: int) -> str:
 
 
 def _as_dict(entry: "CacheEntry") -> dict[str, str | int | None]:
-    key = entry.info.key if entry.info is not None else {"prompt": "(damaged, will be rendered again)"}
+    key = entry.info.key
     return {
         "digest": entry.digest,
         "source": key.get("source"),

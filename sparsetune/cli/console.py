@@ -20,6 +20,7 @@ import click
 
 from sparsetune.cli.log_schema import EVENTS, JSON_ONLY, Level
 from sparsetune.files import json_text
+from sparsetune.urls import without_credentials
 
 LogFormat = Literal["text", "json"]
 
@@ -75,6 +76,7 @@ class Log:
         assert fields.keys() == EVENTS[event].keys(), f"{event} must have {sorted(EVENTS[event])}, got {sorted(fields)}"
         if self.quiet and level != "error":
             return
+        message = without_credentials(message)
         if self.format == "json":
             self._write_json({"level": level, "event": event, "message": message.strip(), **fields})
         elif event not in JSON_ONLY:

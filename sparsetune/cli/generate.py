@@ -52,16 +52,14 @@ def command(
       sparsetune generate "a panda eats bamboo" --checkpoint models:/cogvideox-2b-sparse@champion --dense
     """
     from sparsetune.cli.tables import clock_text
-    from sparsetune.errors import PromptError
     from sparsetune.models.prompts import Prompt
     from sparsetune.video import write_video
 
-    if not prompt.strip():
-        raise PromptError("the prompt is empty; describe the video")
+    described = Prompt(prompt, image)
     config = options.build_config(ctx)
     target = output or config.model.results_folder / "generated.mp4"
     checkpoint = None if dense else options.local_checkpoint(checkpoint, config, use_tuned)
-    frames, seconds, sparsity = _render(config, Prompt(prompt, image), checkpoint)
+    frames, seconds, sparsity = _render(config, described, checkpoint)
     write_video(target, frames, config.generation.fps)
     how = "dense" if sparsity is None else f"at sparsity {sparsity:.3f}"
     log_note(f"rendered {how} in {clock_text(seconds)}")

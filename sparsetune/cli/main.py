@@ -1,6 +1,7 @@
 """The command `sparsetune`: subcommands imported on use, errors as one line with an exit status."""
 
 import contextlib
+import errno
 import sys
 import traceback
 from importlib import import_module
@@ -9,14 +10,20 @@ from typing import Any
 import click
 from click.exceptions import NoSuchCommand
 
-from sparsetune import __version__
+from sparsetune import __version__, signals
 from sparsetune.cli.console import GlobalOptions, colour_wanted, global_options, quiet_libraries
 from sparsetune.cli.log_schema import SCHEMA_VERSION
 from sparsetune.cli.options import output_options, set_global
 from sparsetune.cli.script_options import translated
-from sparsetune.errors import SparsetuneError
+from sparsetune.errors import SparsetuneError, message_line
 
-INTERRUPTED = 130
+_SURROUNDINGS = frozenset(
+    (
+        errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENFILE,
+        errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS,
+    )
+)  # fmt: skip
+"""Errors of the file system that no code of ours can cause; others are unexpected."""
 
 # The short helps are listed here so that `sparsetune --help` imports no command.
 COMMANDS = {
@@ -87,13 +94,17 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the command line and exit with its status: 0, 1 failure, 2 usage, 3 gate not met, 130 Ctrl-C."""
+        """Run the command line and exit with its status: 0, 1 failure, 2 usage, 3 gate not met, 130 Ctrl-C.
+
+        SIGTERM and SIGHUP end it as Ctrl-C does, with 143 and 129.
+        """
         options = GlobalOptions()
-        try:
-            status = super().main(*args, **kwargs | {"standalone_mode": False, "obj": options})
-        except (Exception, KeyboardInterrupt) as error:
-            sys.exit(exit_status(error, options))
-        sys.exit(status if isinstance(status, int) else 0)
+        with signals.raising_interrupts():
+            try:
+                status = super().main(*args, **kwargs | {"standalone_mode": False, "obj": options})
+            except (Exception, KeyboardInterrupt) as error:
+                sys.exit(exit_status(error, options))
+            sys.exit(status if isinstance(status, int) else 0)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -107,12 +118,14 @@ class LazyGroup(click.Group):
 def exit_status(error: BaseException, options: GlobalOptions) -> int:
     """Log an error on stderr, in one line unless debugging, and return the exit status."""
     if isinstance(error, click.ClickException):
+        object.__setattr__(error, "message", message_line(error.message))  # Final, but it may echo 100,000 characters
         if options.log.format == "json":
             return _log_error(error, error.format_message(), error.exit_code, options)
         error.show()
         return error.exit_code
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        return _log_error(error, f"interrupted; {str(error) or 'no incomplete files were left'}", INTERRUPTED, options)
+        about = str(error) or "no incomplete files were left"
+        return _log_error(error, f"interrupted; {about}", signals.exit_status(), options)
     if isinstance(error, BrokenPipeError):
         sys.stderr.close()  # the reader of our output is gone
         return 1
@@ -120,12 +133,17 @@ def exit_status(error: BaseException, options: GlobalOptions) -> int:
         options.log.event("output", "".join(traceback.format_exception(error)).rstrip(), "error")
     if isinstance(error, SparsetuneError):
         return _log_error(error, str(error), error.exit_code, options)
+    if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
+        place = f"cannot use {error.filename}: " if error.filename else ""
+        return _log_error(
+            error, f"{place}{error.strerror}; check the path, its permissions and the free space", 1, options
+        )
     advice = "" if options.debug else "; run it again as `sparsetune --debug ...` for the traceback"
     return _log_error(error, f"unexpected {type(error).__name__}: {error}{advice}", 1, options)
 
 
 def _log_error(error: BaseException, message: str, status: int, options: GlobalOptions) -> int:
-    line = " ".join(message.split())
+    line = message_line(message)
     options.log.event("error", line, "error", error_type=type(error).__name__, exit_code=status)
     return status
 

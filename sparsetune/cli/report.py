@@ -1,6 +1,5 @@
 """`sparsetune report`: an evaluation or a tuning as one HTML file."""
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from sparsetune.cli.options import (
     short_name,
     store_options,
 )
+from sparsetune.files import scratch_folder
 
 if TYPE_CHECKING:
     from sparsetune.report.source import Source
@@ -68,10 +68,10 @@ def command(
     from sparsetune.report.build import build_report, check_extra
 
     check_extra()
-    with tempfile.TemporaryDirectory() as folder:
-        source, path = _source(ctx, run, model, Path(folder) / "after")
+    with scratch_folder() as folder:
+        source, path = _source(ctx, run, model, folder / "after")
         if before is not None:
-            source = source.beside(_source(ctx, before, model, Path(folder) / "before")[0])
+            source = source.beside(_source(ctx, before, model, folder / "before")[0])
         path = output or (path if lang == "en" else path.with_suffix(f".{lang}.html"))
         report = build_report(source, path, "zh" if lang == "zh" else "en", "beside" if videos == "beside" else "embed")
         if figures is not None:

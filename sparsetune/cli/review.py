@@ -24,14 +24,29 @@ if TYPE_CHECKING:
 )
 @click.option("--reviewer", metavar="NAME", help="Name of the reviewer.  [default: asked for]")
 @click.option("--note", default="", metavar="TEXT", help="A remark to record.  [default: none]")
+@click.option(
+    "--take-back",
+    metavar="NAME",
+    multiple=True,
+    help="Another reviewer whose rejection this approval takes back; may be repeated.  [default: only your own]",
+)
 @click.option("--open/--no-open", "opens", default=True, help="Open the videos, at a terminal.  [default: open]")
 @model_name_option("any; matters for `latest` only")
 @store_options
 @click.pass_context
 def command(
-    ctx: click.Context, run: str, ok: bool | None, reviewer: str | None, note: str, opens: bool, model: str | None
+    ctx: click.Context,
+    run: str,
+    ok: bool | None,
+    reviewer: str | None,
+    note: str,
+    take_back: tuple[str, ...],
+    opens: bool,
+    model: str | None,
 ) -> None:
     """Review the side-by-side videos of RUN and record the answers; `sparsetune promote` requires it.
+
+    A rejection stands until its reviewer approves, or another one does with --take-back NAME.
 
     For each video: whether content, motion, detail, artifacts and colour match the dense one. RUN is the id of a
     tuning or evaluation run, its first characters, or `latest`.
@@ -43,7 +58,15 @@ def command(
     """
     from sparsetune.errors import UsageError
     from sparsetune.tracking.results import find_candidate
-    from sparsetune.tracking.review import Review, answer_all, check_reviewer, record_review, video_names
+    from sparsetune.tracking.review import (
+        Review,
+        answer_all,
+        check_reviewer,
+        read_reviews,
+        record_review,
+        standing_rejections,
+        video_names,
+    )
     from sparsetune.tracking.run_logger import user_name
 
     terminal = _is_terminal()
@@ -63,10 +86,13 @@ def command(
         note=note,
         videos=answers,
     )
-    record_review(client, review, list(dict.fromkeys((candidate.evaluation_id, candidate.run_id))))
+    record_review(client, review, list(dict.fromkeys((candidate.evaluation_id, candidate.run_id))), take_back)
     click.echo(f"review of run {candidate.run_id}: {review.verdict} by {review.reviewer}, {len(answers)} videos")
     for rejected in review.rejected:
         click.echo(f"  {rejected}")
+    for rejection in standing_rejections(read_reviews(client, candidate.evaluation_id)).values():
+        if rejection.reviewer != review.reviewer:
+            click.echo(f"the rejection by {rejection.reviewer} still stands; use --take-back to take it back")
     if review.ok:
         click.echo(f"next: sparsetune promote {candidate.run_id[:8]}")
 

@@ -16,17 +16,20 @@ from sparsetune.cli.options import build_config, json_option, store_options
 def command(ctx: click.Context, as_json: bool) -> None:
     """Publish the runs of the local store that their tracking server lacks, or lacks a part of.
 
-    Each run goes to the server that it was recorded for. The command may be interrupted and repeated: no run is
-    published twice.
+    Runs go to the server that MLFLOW_TRACKING_URI or --tracking-uri names, if they were recorded for it; others are
+    listed. The command may be interrupted and repeated: no run is published twice. It also ends the runs that killed
+    processes left open, and removes their temporary folders.
 
     \b
     Examples:
       sparsetune sync
-      sparsetune sync --json
+      sparsetune sync --tracking-uri http://mlflow.example.org:5000 --json
     """
     from sparsetune.errors import TrackingError
+    from sparsetune.files import remove_left_scratch
     from sparsetune.tracking.publish import sync
 
+    remove_left_scratch()
     done = sync(build_config(ctx).tracking)
     if as_json:
         print_json([asdict(result) for result in done])
@@ -39,6 +42,6 @@ def command(ctx: click.Context, as_json: bool) -> None:
     failed = [result for result in done if result.left]
     if failed:
         raise TrackingError(
-            f"{sum(result.left for result in failed)} runs could not be published: {failed[0].reason}; run "
+            f"{sum(result.left for result in failed)} runs could not be published: {failed[0].reason}; then run "
             "`sparsetune sync` again"
         )

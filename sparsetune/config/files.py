@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from sparsetune.documents import DocumentError, read_text, read_yaml
 from sparsetune.errors import ConfigError
+from sparsetune.files import expand
 
 # Keys whose relative paths in a file are relative to the file's folder
 INPUT_PATHS = ("tune.prompt_file", "eval.prompt_file", "model.source")
@@ -31,7 +31,7 @@ def published_models() -> list[str]:
 
 def find_config(config: str | Path) -> Path:
     """Return the file of a configuration given by its path or by a packaged one's name."""
-    text, path, named = str(config), Path(config).expanduser(), named_configs()
+    text, path, named = str(config), expand(config), named_configs()
     if text in named:
         return named[text]
     if path.is_file():
@@ -46,14 +46,11 @@ def find_config(config: str | Path) -> Path:
 def read_config(path: Path) -> dict[str, Any]:
     """Read a YAML file of sections into a flat mapping of dotted keys, e.g. `generation.num_frames`."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(read_text(path))
+    except DocumentError as error:
+        raise ConfigError(f"{path} is {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "not parsable"
-        raise ConfigError(f"{path} is not valid YAML{where}: {reason}") from error
     if content is None:
         return {}
     if not isinstance(content, Mapping):
@@ -72,7 +69,7 @@ def _from_file(path: Path, key: str, value: Any) -> Any:
         return value
     if key == "model.source" and not value.startswith((".", "~")):
         return value  # a hub id, `demo`, or an absolute path
-    return str(path.resolve().parent / Path(value).expanduser())
+    return str(path.resolve().parent / expand(value))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,8 +5,10 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 import platformdirs
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from sparsetune.config.files import configs_folder
+from sparsetune.files import expand
 
 Backend = Literal["auto", "reference", "sparge", "flex", "dense"]
 Offload = Literal["none", "model", "sequential", "auto"]
@@ -28,8 +30,11 @@ def _yaml_no(value: Any) -> Any:
     return "no" if value is False else value  # YAML reads a bare `no` as False
 
 
+# Of any setting: a clock, a wait and a kernel's integers overflow far beyond what is of use.
+_MAX_NUMBER = 2**31
+
 RandomWeights = Annotated[Literal["no", "full", "tiny"], BeforeValidator(_yaml_no)]
-LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]  # with `~` expanded
+LocalPath = Annotated[Path, AfterValidator(expand)]  # with `~` expanded
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Workers = Annotated[str, BeforeValidator(str), Field(pattern=r"^(auto|[1-9]\d*)$")]
@@ -45,6 +50,15 @@ DEFAULT_METRICS = (
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    @field_validator("*")
+    @classmethod
+    def _is_usable(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and abs(value) > _MAX_NUMBER:
+            raise PydanticCustomError("too_large", "Number should be at most 2147483648")
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            raise PydanticCustomError("no_text", "Text should be UTF-8")
+        return value
 
 
 class ModelConfig(_Section):
@@ -114,7 +128,7 @@ class TuneConfig(_Section):
     num_prompts: int = Field(4, description="Prompts per trial, from the top of the file.")
     prompt_file: LocalPath = Field(
         default_factory=lambda: configs_folder() / "prompts" / "tune.txt",
-        description="Prompts to tune on: one a line, or YAML or JSONL with images.",
+        description="Prompts to tune on: one a line, or YAML, JSON or CSV with images.",
     )
     seed: int = Field(42, ge=0, le=2**31, description="Seed of the videos and of the search.")
     sampler: Sampler = Field("tpe", description="Optuna's sampler.")
@@ -203,7 +217,7 @@ class EvalConfig(_Section):
     num_prompts: int = Field(5, description="Prompts to render, from the top of the file.")
     prompt_file: LocalPath = Field(
         default_factory=lambda: configs_folder() / "prompts" / "eval.txt",
-        description="Prompts to evaluate on: one a line, or YAML or JSONL with images.",
+        description="Prompts to evaluate on: one a line, or YAML, JSON or CSV with images.",
     )
     seed: int = Field(42, ge=0, le=2**31, description="Seed of every video.")
     output_dir: LocalPath | None = Field(

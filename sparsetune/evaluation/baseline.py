@@ -1,10 +1,15 @@
 """Cache of dense baseline videos, addressed by a hash of everything that decides their pixels."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
+import math
 import os
+import re
+import stat
+import struct
 import time
 import zipfile
 import zlib
@@ -18,11 +23,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from sparsetune.errors import CacheError, SparsetuneError
-from sparsetune.files import atomic_path
+from sparsetune.files import atomic_path, remove_if_left
 from sparsetune.locks import exclusive, exclusive_if_free
 
 _LOG = logging.getLogger(__name__)
-_STALE_SECONDS = 3600.0  # a temporary file older than this was left by a process that died
+_ENTRY = re.compile(r"[0-9a-f]{64}\.npz")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{64}-[0-9a-f]{8}\.npz")  # as `atomic_path` names them
+_ZIP_HEADER_BYTES = 30
+_MAX_INFO_BYTES = 1 << 20
 _FRAMES = "frames.npy"
 _INFO = "entry.json"
 _FORMAT = 1
@@ -90,10 +98,10 @@ class Baseline:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """An entry as `BaselineCache.ls` lists it; `info` is None where it is damaged, `last_used` is a Unix time."""
+    """An entry as `BaselineCache.ls` lists it; `last_used` is a Unix time."""
 
     digest: str
-    info: EntryInfo | None
+    info: EntryInfo
     size_bytes: int
     last_used: float
     path: Path
@@ -115,7 +123,8 @@ class DamagedEntryError(Exception):
 class BaselineCache:
     """Dense videos on disk, one file per entry, safe for several processes at once.
 
-    Beyond `max_gb` (10^9 bytes; 0 stores nothing) the least recently used entries that aren't in use are removed.
+    Beyond `max_gb` (10^9 bytes; 0 stores nothing) the least recently used entries that aren't in use are removed. The
+    folder may hold other files: only an entry whose header names its own digest is listed, counted or removed.
     """
 
     def __init__(self, folder: Path, max_gb: float) -> None:
@@ -128,6 +137,8 @@ class BaselineCache:
     def get(self, key: BaselineKey) -> Baseline | None:
         """Read the video of `key` and mark it as just used; None where there is none or a damaged one (removed)."""
         path = self._path(key.digest)
+        if path.exists() and not path.is_file():  # a FIFO would never answer
+            raise CacheError(f"{path} is not a file; remove it, or choose another folder with --cache-dir")
         try:
             frames, info = read_entry(path, key)
         except FileNotFoundError:
@@ -171,42 +182,37 @@ class BaselineCache:
             return Baseline(frames, seconds, cached=False)
 
     def ls(self) -> tuple[CacheEntry, ...]:
-        entries = []
-        for path, status in self._files():
-            with contextlib.suppress(FileNotFoundError):  # removed by another process meanwhile
-                info = read_info(path)
-                entries.append(CacheEntry(path.stem, info, status.st_size, status.st_mtime, path))
-        return tuple(sorted(entries, key=lambda entry: entry.last_used, reverse=True))
+        return tuple(sorted(self._entries(), key=lambda entry: entry.last_used, reverse=True))
 
     def clear(self) -> Cleared:
         """Remove every entry that no other process is using, and temporary files of dead processes."""
         removed = removed_bytes = in_use = 0
-        for path, status in self._files():
-            if self._remove(path):
+        for entry in self._entries():
+            if self._remove(entry.path):
                 removed += 1
-                removed_bytes += status.st_size
+                removed_bytes += entry.size_bytes
             else:
                 in_use += 1
-        self._remove_stale()
+        self._remove_temporaries()
         return Cleared(removed, removed_bytes, in_use)
 
     def _evict(self, keep: str) -> None:
-        files = sorted(self._files(), key=lambda item: item[1].st_mtime)
-        total = sum(status.st_size for _, status in files)
-        for path, status in files:
+        entries = sorted(self._entries(), key=lambda entry: entry.last_used)
+        total = sum(entry.size_bytes for entry in entries)
+        for entry in entries:
             if total <= self.max_bytes:
                 break
-            if path.stem == keep or not self._remove(path):
+            if entry.digest == keep or not self._remove(entry.path):
                 continue
-            total -= status.st_size
-            if path.stem in self._used:
+            total -= entry.size_bytes
+            if entry.digest in self._used:
                 _LOG.warning(
                     "cache.max_gb of %.3g GB is too small for this run's dense videos, so they will be rendered "
                     "again; raise it",
                     self.max_bytes / 1e9,
                 )
                 self._used.clear()
-        self._remove_stale()
+        self._remove_temporaries()
 
     def _remove(self, path: Path) -> bool:
         with exclusive_if_free(self._lock(path.stem)) as free:
@@ -214,22 +220,32 @@ class BaselineCache:
                 path.unlink(missing_ok=True)
             return free
 
-    def _remove_stale(self) -> None:
-        for path in self.folder.glob(".*.npz"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                    path.unlink()
+    def _remove_temporaries(self) -> None:
+        for path, _ in _regular_files(self.folder, _TEMPORARY):
+            remove_if_left(path)
 
-    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        for path in self.folder.glob("[0-9a-f]*.npz"):
+    def _entries(self) -> Iterator[CacheEntry]:
+        for path, status in _regular_files(self.folder, _ENTRY):
             with contextlib.suppress(FileNotFoundError):  # removed by another process meanwhile
-                yield path, path.stat()
+                info = read_info(path)
+                if info is not None and info.digest == path.stem:
+                    yield CacheEntry(info.digest, info, status.st_size, status.st_mtime, path)
 
     def _path(self, digest: str) -> Path:
         return self.folder / f"{digest}.npz"
 
     def _lock(self, digest: str) -> Path:
         return self.folder / "locks" / f"{digest}.lock"
+
+
+def _regular_files(folder: Path, name: re.Pattern[str]) -> Iterator[tuple[Path, os.stat_result]]:
+    """Find the files of exactly this name in a folder; neither folders nor links, even to files."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if name.fullmatch(path.name):
+            with contextlib.suppress(FileNotFoundError):  # removed by another process meanwhile
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode):
+                    yield path, status
 
 
 def canonical_hash(value: Any) -> str:
@@ -257,24 +273,38 @@ def write_entry(path: Path, key: BaselineKey, frames: NDArray[np.uint8], seconds
 
 
 def read_info(path: Path) -> EntryInfo | None:
-    """Read an entry's metadata; None where it is damaged."""
-    with contextlib.suppress(DamagedEntryError), _opened(path) as archive:
-        return EntryInfo.model_validate_json(archive.read(_INFO))
-    return None
+    """Read an entry's metadata from the head of its file, also of one that was cut off; None for any other file."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_MAX_INFO_BYTES)
+        signature, method, packed, name_bytes, extra_bytes = struct.unpack_from("<4s4xH8xI4xHH", head)
+        start = _ZIP_HEADER_BYTES + name_bytes + extra_bytes
+        is_ours = signature == b"PK\x03\x04" and method == zipfile.ZIP_DEFLATED
+        if not is_ours or head[_ZIP_HEADER_BYTES:][:name_bytes] != _INFO.encode():
+            return None
+        text = zlib.decompressobj(-zlib.MAX_WBITS).decompress(head[start : start + packed], _MAX_INFO_BYTES)
+        return EntryInfo.model_validate_json(text)
+    except (struct.error, zlib.error, ValueError, PermissionError):
+        return None
 
 
 def read_entry(path: Path, key: BaselineKey) -> tuple[NDArray[np.uint8], EntryInfo]:
     """Read an entry's frames, read-only, and metadata; its checksum and key are verified."""
-    with _opened(path) as archive:
-        info = EntryInfo.model_validate_json(archive.read(_INFO))
-        with archive.open(_FRAMES) as member:
-            frames: NDArray[np.uint8] = np.lib.format.read_array(member, allow_pickle=False)
+    info = read_info(path)
+    if info is None:
+        raise DamagedEntryError("its header is not an entry's")
     if info.digest != key.digest:
         raise DamagedEntryError("it belongs to another key")
-    if frames.dtype != np.uint8 or frames.shape != info.shape or _sha256(frames) != info.sha256:
+    with _opened(path) as archive, archive.open(_FRAMES) as member:
+        np.lib.format.read_magic(member)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+        if dtype != np.uint8 or shape != info.shape:
+            raise DamagedEntryError("its frames have another shape")
+        content = member.read(math.prod(shape))
+    frames = np.frombuffer(content, np.uint8)
+    if frames.size != math.prod(info.shape) or _sha256(frames) != info.sha256:
         raise DamagedEntryError("its checksum does not match")
-    frames.setflags(write=False)
-    return frames, info
+    return frames.reshape(info.shape), info
 
 
 @contextlib.contextmanager
@@ -285,6 +315,10 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, NotImplementedError) as error:
         # ValidationError is a ValueError; KeyError is a missing member; NotImplementedError an odd zip version
         raise DamagedEntryError(" ".join(str(error).split())[:200]) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a seek to before the file, where a damaged directory points
+            raise
+        raise DamagedEntryError("its zip directory points outside of it") from error
 
 
 def _sha256(frames: NDArray[np.uint8]) -> str:

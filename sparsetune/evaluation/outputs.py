@@ -8,10 +8,11 @@ from pathlib import Path
 
 from sparsetune.evaluation.prompt import Pair
 from sparsetune.evaluation.result import PromptRow
-from sparsetune.files import atomic_path
+from sparsetune.files import atomic_path, check_replaceable
 from sparsetune.models.runtime import RuntimeDescription
 from sparsetune.video import save_png, side_by_side, write_video
 
+REPORT_TITLE = "# Sparse attention on "
 _OURS = re.compile(r"prompt_\d+_((dense|sparse|compare)\.mp4|frame_\d+\.png)")
 
 
@@ -26,14 +27,17 @@ class OutputFolder:
 
     @classmethod
     def of(cls, folder: Path | None, runtime: RuntimeDescription, tuned: bool) -> "OutputFolder | None":
-        """Check that files can be written, before anything is rendered; None without a folder."""
+        """Check that files can be written and replaced, before anything is rendered; None without a folder."""
         if folder is None:
             return None
+        outputs = cls(folder, runtime.family, tuned, runtime.settings.fps)
+        check_replaceable(outputs.report_path, REPORT_TITLE)
+        check_replaceable(outputs.result_path, '"schema_version"')
         probe = folder / ".sparsetune-writable"
         with atomic_path(probe):
             pass
         probe.unlink(missing_ok=True)
-        return cls(folder, runtime.family, tuned, runtime.settings.fps)
+        return outputs
 
     @property
     def result_path(self) -> Path:

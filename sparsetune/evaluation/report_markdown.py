@@ -1,6 +1,7 @@
 """The Markdown report of an evaluation, report.md."""
 
 import os
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from urllib.parse import quote
 
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.evaluation.ladder import Attribution, attribute
+from sparsetune.evaluation.outputs import REPORT_TITLE
 from sparsetune.evaluation.result import EvaluationResult, SecondsSection, Spread
 from sparsetune.metrics import interval_caveat
 from sparsetune.metrics.gate import POOLED
@@ -21,8 +23,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def cell(text: str) -> str:
     """Escape any text for a cell of a Markdown table."""
-    escaped = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
-    return escaped.replace("<", "&lt;").replace("*", "\\*").replace("`", "\\`")
+    escaped = re.sub(r"([\\|*`\[\]_~])", r"\\\1", " ".join(text.split()))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def number(value: float | None, scale: float | None = None) -> str:
@@ -68,7 +70,7 @@ def report_markdown(
 ) -> str:
     """Format the report in `folder`; videos by prompt index and kind, stills by prompt index, the worst one first."""
     parts = (
-        f"# Sparse attention on {result.config.model_name}: accuracy report",
+        f"{REPORT_TITLE}{result.config.model_name}: accuracy report",
         _configuration(result),
         _seconds(result),
         _objective(result),
@@ -108,7 +110,7 @@ def _configuration(result: EvaluationResult) -> str:
         (
             "Prompts",
             f"{config.num_prompts}, all with seed {config.seed}"
-            + (f", from {config.prompt_file}" if config.prompt_file else ""),
+            + (f", from {cell(config.prompt_file)}" if config.prompt_file else ""),
         ),
         (
             "Computed with",

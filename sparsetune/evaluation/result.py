@@ -1,11 +1,11 @@
 """Result of an evaluation: its JSON schema, read and written."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from sparsetune.documents import read_json, read_text
 from sparsetune.errors import ResultError
 from sparsetune.files import write_json
 from sparsetune.metrics import BASE_METRICS, Verdict
@@ -85,11 +85,11 @@ class ConfigSection(_Part):
     tuned_path: str | None = Field(description="Path of the checkpoint, as given.")
     tuner: str | None = Field(description="Tuner that produced the checkpoint.")
     model: ModelSection
-    height: int
-    width: int
-    num_frames: int
-    fps: int
-    num_inference_steps: int
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    num_frames: int = Field(gt=0)
+    fps: int = Field(gt=0)
+    num_inference_steps: int = Field(gt=0)
     guidance_scale: float
     guidance_scale_2: float | None = Field(None, description="Of a second transformer; null is the first's.")
     negative_prompt: str
@@ -324,7 +324,7 @@ def read_versioned(path: Path, model: type[Model], version: int, kind: Literal["
     """Read a JSON file as a pydantic model, after a check of its `schema_version`; ResultError says what to do."""
     again = f"run `sparsetune {'eval' if kind == 'evaluation' else 'tune'}` again"
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(read_text(path))
     except (OSError, ValueError) as error:
         raise ResultError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}; {again}") from error
     found = value.get("schema_version") if isinstance(value, dict) else None

@@ -1,7 +1,6 @@
 """Executor tasks that render and measure one prompt."""
 
 import logging
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from sparsetune.evaluation.outputs import OutputFolder
 from sparsetune.evaluation.prompt import Pair, PromptResult, StepCallback, dense_baseline, evaluate_prompt
 from sparsetune.evaluation.result import PromptRow, Rung
 from sparsetune.executor import Emit, ModelSession, Phase, Side, StepDone
+from sparsetune.files import scratch_folder
 from sparsetune.metrics import compute_available, get, psnr_per_frame
 from sparsetune.models.prompts import AnyPrompt
 
@@ -153,7 +153,7 @@ class JudgePrompt:
             return {}
         if shares_files:
             return self.outputs.write_videos(self.index, pair, difference=self.difference)
-        with tempfile.TemporaryDirectory() as folder:
-            outputs = replace(self.outputs, folder=Path(folder))
+        with scratch_folder() as folder:
+            outputs = replace(self.outputs, folder=folder)
             written = outputs.write_videos(self.index, pair, difference=self.difference)
             return {kind: path.read_bytes() for kind, path in written.items()}

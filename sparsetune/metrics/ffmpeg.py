@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
@@ -20,6 +19,7 @@ import numpy as np
 from sparsetune import ffmpeg
 from sparsetune.decoding import VideoFile
 from sparsetune.errors import MetricError
+from sparsetune.files import scratch_folder
 from sparsetune.metrics.registry import Frames, MetricUnavailable, check_min_side, checked, metric
 
 VMAF_MODEL = "vmaf_v0.6.1"  # the default, built into libvmaf; trained for viewing 1080p at three picture heights
@@ -146,8 +146,8 @@ def _run(
     files: Sequence[IO[bytes]] = (),
 ) -> dict[str, float]:
     """Run ffmpeg with the filters of these metrics, and return their values."""
-    with tempfile.TemporaryDirectory(prefix="sparsetune-metrics-") as folder:
-        done = ffmpeg.run(ffmpeg.executable() or "ffmpeg", arguments, feed=feed, folder=Path(folder), files=files)
+    with scratch_folder() as folder:
+        done = ffmpeg.run(ffmpeg.executable() or "ffmpeg", arguments, feed=feed, folder=folder, files=files)
         if done.status != 0:
             filters = " and ".join(FILTERS[name].partition("=")[0] for name in names)
             raise MetricError(f"ffmpeg's {filters} failed on {what}: {done.reason}")

@@ -178,7 +178,7 @@ class Renderer:
             if needed:
                 raise GenerationError(
                     f"{name} needs an image with each prompt, but {prompt.text!r} has none; "
-                    "use --image, or a YAML or JSONL prompt file with `image`"
+                    "use --image, or a prompt file in YAML, JSON or CSV with `image`"
                 )
             return None
         if "image" not in self._takes:

@@ -17,6 +17,7 @@ from sparsetune.attention.device import device_of
 from sparsetune.attention.sites import TransformerSite
 from sparsetune.config import ModelConfig
 from sparsetune.errors import ModelError
+from sparsetune.files import expand
 from sparsetune.models import modular
 from sparsetune.models.demo import WEIGHTS
 from sparsetune.models.families import attention_sites, family_of, main_transformer
@@ -162,7 +163,7 @@ def _device(name: str) -> torch.device:
 def _resolve(source: str) -> str:
     if source == DEMO:
         return str(WEIGHTS)
-    folder = Path(source).expanduser()
+    folder = expand(source)
     if folder.is_dir():
         return str(folder)
     if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
@@ -193,7 +194,7 @@ def _from_pretrained(source: str, config: ModelConfig, dtype: torch.dtype) -> An
 
 def _fuse_lora(pipe: Any, source: str, scale: float) -> str:
     """Fuse a LoRA into a pipeline's weights; returns the SHA-256 of its tensors."""
-    path = Path(source).expanduser()
+    path = expand(source)
     source = str(path) if path.exists() else source
     if not hasattr(pipe, "load_lora_weights"):
         raise ModelError(f"{type(pipe).__name__} loads no LoRA; leave out --lora")

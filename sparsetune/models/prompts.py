@@ -1,18 +1,24 @@
 """Prompts and prompt files."""
 
+import csv
 import functools
 import hashlib
-import json
-from collections.abc import Sequence
+import io
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
-from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import numpy as np
+from PIL import Image, ImageOps
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from sparsetune.documents import DocumentError, read_json, read_text, read_yaml
 from sparsetune.errors import PromptError
+from sparsetune.files import expand
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,13 @@ class Prompt:
     image: Path | None = None
     seed: int | None = None
     negative_prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise PromptError("the prompt is empty; describe the video")
+        for text in (self.text, self.negative_prompt or ""):
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise PromptError(f"a prompt holds half a surrogate pair, which is no character, got {text[:60]!a}")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -56,28 +69,52 @@ def texts(prompts: Sequence[AnyPrompt]) -> tuple[str, ...]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Read an image in RGB; PromptError where there is no such file, or it is no image."""
+    """Read an image in RGB, turned by its EXIF orientation as diffusers' `load_image` does.
+
+    Of 16-bit grey the upper byte is taken. PromptError where there is no such file, or it is no image, or its grey has
+    more bits, whose range is unknown.
+    """
     try:
         with Image.open(path) as opened:
-            return opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or "it is no image"
+            upright, of_16_bits = ImageOps.exif_transpose(opened), opened.format == "PPM"
+    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
+        reason = getattr(error, "strerror", None) or "it is no image, or a damaged one"
         raise PromptError(f"cannot read the prompt's image {path}: {reason}") from error
+    if upright.mode.startswith("I;16") or (upright.mode == "I" and of_16_bits):  # `convert` would clip it to 255
+        return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
+    if upright.mode in ("I", "F"):
+        raise PromptError(f"the prompt's image {path} has 32 bits a channel; save it with 8 or 16")
+    return upright.convert("RGB")
+
+
+def image_digest(path: Path) -> str:
+    """Return the SHA-256 of an image's pixels and size, in hexadecimal."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PromptError(f"cannot read the prompt's image {path}: {reason}") from error
+    return _digest_of(path, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
 
 
 @functools.lru_cache(maxsize=1024)
-def image_digest(path: Path) -> str:
-    """Return the SHA-256 of an image's pixels and size, in hexadecimal."""
+def _digest_of(path: Path, state: tuple[int, ...]) -> str:
+    """`state` of the file makes an image that was written again another one."""
     image = open_image(path)
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
 def load_prompts(path: str | Path, limit: int | None = None) -> tuple[AnyPrompt, ...]:
-    """Read a prompt file, UTF-8.
+    """Read a prompt file, UTF-8, in the format of its ending, in upper or lower case.
 
-    A text file has one prompt a line; blank lines and lines that begin with `#` are skipped. A `.yaml`, `.yml`
-    or `.jsonl` file has a list (JSONL: one a line) of texts and of mappings with `prompt`, and optionally `image` (a
-    path, relative to the file), `seed` and `negative_prompt`. A text alone is returned as a plain `str`.
+    - `.txt` or no ending: one prompt a line; blank lines and lines that begin with `#` are skipped.
+    - `.yaml`, `.yml`, `.json`: a list of texts and of mappings with `prompt`, and optionally `image` (a path, relative
+      to the file), `seed` and `negative_prompt`.
+    - `.jsonl`, `.ndjson`: one such text or mapping a line.
+    - `.csv`, `.tsv`: a table with these names in its first line.
+
+    Where a mapping has VBench's `prompt_en` in place of `prompt`, fields that aren't listed here are left out, and
+    the log says which. A text alone is returned as a plain `str`.
 
     Args:
         path: the file.
@@ -86,9 +123,9 @@ def load_prompts(path: str | Path, limit: int | None = None) -> tuple[AnyPrompt,
     Raises:
         PromptError: the file can't be read, holds no or invalid prompts or images, or `limit` is out of range.
     """
-    file = Path(path).expanduser()
+    file = expand(path)
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise PromptError(f"cannot read the prompt file {file}: {reason}") from error
@@ -103,47 +140,118 @@ def load_prompts(path: str | Path, limit: int | None = None) -> tuple[AnyPrompt,
 
 
 def _parse(file: Path, text: str) -> tuple[AnyPrompt, ...]:
-    if file.suffix in (".yaml", ".yml"):
-        return tuple(_entry(file, number, entry) for number, entry in enumerate(_yaml(file, text), 1))
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
-    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
-    if file.suffix == ".jsonl":
-        parsed = [_json(file, number, line) for number, line in lines]
-        return tuple(_entry(file, number, entry) for number, entry in enumerate(parsed, 1))
-    return tuple(line for _, line in lines)
+    reader = _READERS.get(file.suffix.lower())
+    if reader is None:
+        known = ", ".join(ending for ending in _READERS if ending)
+        raise PromptError(
+            f"{file} ends in {file.suffix}, but a prompt file ends in one of {known}; rename or convert it"
+        )
+    entries = list(reader(file, text))
+    named = {str(name) for entry in entries if _is_vbench(entry) for name in entry}
+    if unused := sorted(named - {*_Entry.model_fields, "prompt_en"}):
+        _LOG.warning("these fields of %s are not used: %s", file, ", ".join(unused))
+    return tuple(_entry(file, number, entry) for number, entry in enumerate(entries, 1))
+
+
+def _text_lines(file: Path, text: str) -> Iterator[str]:
+    lines = [line.strip() for line in text.split("\n")]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if lines and any(_is_json(one) for one in (text, lines[0])):
+        raise PromptError(f"{file} holds JSON rather than one prompt a line; let its name end in .json or .jsonl")
+    yield from lines
+
+
+def _is_json(text: str) -> bool:
+    """Whether it is a list or mapping in JSON, or the first line of one that is indented."""
+    if text.strip() in ("[", "{"):
+        return True
+    try:
+        return isinstance(read_json(text), list | dict)
+    except DocumentError:
+        return False
 
 
 def _yaml(file: Path, text: str) -> list[Any]:
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise PromptError(f"{file} is not valid YAML{where}") from error
+        return _listed(file, read_yaml(text))
+    except DocumentError as error:
+        raise PromptError(f"{file} is {error}") from error
+
+
+def _json(file: Path, text: str) -> list[Any]:
+    try:
+        return _listed(file, read_json(text) if text.strip() else None)
+    except DocumentError as error:
+        raise PromptError(f"{file} is {error}") from error
+
+
+def _listed(file: Path, content: Any) -> list[Any]:
     if content is None:
         return []
     if not isinstance(content, list):
-        raise PromptError(f"{file} must hold a list of prompts (`- ` before each), got a {type(content).__name__}")
+        raise PromptError(f"{file} must hold a list of prompts, got a {type(content).__name__}")
     return content
 
 
-def _json(file: Path, number: int, line: str) -> Any:
+def _json_lines(file: Path, text: str) -> Iterator[Any]:
+    for number, line in enumerate(text.split("\n"), 1):  # `splitlines` would also split at U+2028 inside a string
+        if line.strip() and not line.startswith("#"):
+            try:
+                yield read_json(line)
+            except DocumentError as error:
+                raise PromptError(f"line {number} of {file} is {error}") from error
+
+
+def _table(file: Path, text: str, delimiter: str) -> Iterator[dict[str, Any]]:
+    """Read the rows by the names in the first line; empty cells are left out, and blank lines skipped."""
     try:
-        return json.loads(line)
-    except ValueError as error:
-        raise PromptError(f"line {number} of {file} is not valid JSON: {error}") from error
+        rows = list(csv.reader(io.StringIO(text), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise PromptError(f"{file} is not a valid table: {error}") from error
+    names = [name.strip() for name in rows[0]] if rows else []
+    if rows and not {"prompt", "prompt_en"} & set(names):
+        raise PromptError(f"the first line of {file} must name its columns, `prompt` among them, got {names}")
+    for row in filter(any, rows[1:]):
+        if len(row) > len(names):
+            raise PromptError(
+                f"{file}: the row {row} has {len(row)} cells, but there are {len(names)} columns; quote a cell that "
+                f"contains {delimiter!r}"
+            )
+        cells: dict[str, Any] = {name: cell for name, cell in zip(names, row, strict=False) if cell}
+        if cells.get("seed", "").strip().isdecimal():
+            cells["seed"] = int(cells["seed"])
+        yield cells
+
+
+_READERS: dict[str, Callable[[Path, str], Iterable[Any]]] = {
+    "": _text_lines,
+    ".txt": _text_lines,
+    ".yaml": _yaml,
+    ".yml": _yaml,
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".csv": functools.partial(_table, delimiter=","),
+    ".tsv": functools.partial(_table, delimiter="\t"),
+}
 
 
 class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    prompt: str = Field(min_length=1)
+    prompt: Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
     image: str | None = None
     seed: int | None = Field(default=None, ge=0, le=2**31)
     negative_prompt: str | None = None
 
 
+def _is_vbench(entry: Any) -> bool:
+    return isinstance(entry, dict) and "prompt_en" in entry and "prompt" not in entry
+
+
 def _entry(file: Path, number: int, entry: Any) -> AnyPrompt:
+    if _is_vbench(entry):
+        entry = {"prompt": entry["prompt_en"]} | {name: entry[name] for name in _Entry.model_fields if name in entry}
     try:
         parsed = _Entry.model_validate({"prompt": entry} if isinstance(entry, str) else entry)
     except ValidationError as error:
@@ -153,8 +261,11 @@ def _entry(file: Path, number: int, entry: Any) -> AnyPrompt:
             f"{file}: prompt {number}: {where}: {first['msg']}; write a text, or a mapping with prompt, image, seed "
             "and negative_prompt"
         ) from error
-    image = None if parsed.image is None else file.absolute().parent / Path(parsed.image).expanduser()
+    image = None if parsed.image is None else file.absolute().parent / expand(parsed.image)
     if image is not None:
         image_digest(image)  # fails before a model is loaded where it can't be read
-    prompt = Prompt(parsed.prompt.strip(), image, parsed.seed, parsed.negative_prompt)
+    try:
+        prompt = Prompt(parsed.prompt, image, parsed.seed, parsed.negative_prompt)
+    except PromptError as error:
+        raise PromptError(f"{file}: prompt {number}: {error}") from error
     return prompt.text if prompt == Prompt(prompt.text) else prompt

@@ -7,6 +7,7 @@ from typing import Any
 
 from sparsetune.config import GenerationConfig, resolve
 from sparsetune.config.files import configs_folder, flatten
+from sparsetune.config.resolver import config_fields
 from sparsetune.errors import ConfigError
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.tuning.record import TuningRecord
@@ -21,7 +22,7 @@ _BOUNDS = {
 
 
 def tune_command(record: TuningRecord) -> str:
-    given = flatten(record.config)
+    given = {name: value for name, value in flatten(record.config).items() if name in config_fields()}
     return _command("tune", given, str(given.get("model.source", "demo")))
 
 

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint, save_checkpoint, versions
+from sparsetune.documents import read_text, read_yaml
 from sparsetune.errors import CheckpointError
 from sparsetune.files import write_text
 from sparsetune.tracking.pyfunc import ENGINE_DEFAULTS, SparseVideoModel, call_parameters
@@ -115,16 +116,34 @@ def load_model(model_uri: str, dst_path: str | None = None) -> Checkpoint:
 
 def checkpoint_folder(model: Path) -> Path:
     """Find the checkpoint in a model's folder; one without an MLmodel file is taken for the checkpoint itself."""
-    from mlflow.models import Model
-
     if not (model / "MLmodel").is_file():
         return model
-    flavors = Model.load(str(model / "MLmodel")).flavors
+    file = model / "MLmodel"
+    flavors = _flavors(file)
     if FLAVOR_NAME not in flavors:
         raise CheckpointError(
-            f"the model was not logged by sparsetune: it has the flavours {', '.join(sorted(flavors))}"
+            f"the model was not logged by sparsetune: it has the flavours {', '.join(sorted(map(str, flavors)))}"
         )
-    return model / str(flavors[FLAVOR_NAME]["checkpoint"])
+    described = flavors[FLAVOR_NAME]
+    named = described.get("checkpoint") if isinstance(described, Mapping) else None
+    if not isinstance(named, str) or not (model / named).resolve().is_relative_to(model.resolve()):
+        raise CheckpointError(f"{file} names the checkpoint {named!r}, which is not in its folder; {_AGAIN}")
+    return model / named
+
+
+_AGAIN = "download or save the model again"
+
+
+def _flavors(path: Path) -> Mapping[Any, Any]:
+    """Read an MLmodel file's flavours; of a damaged one MLflow's own reader raises anything."""
+    try:
+        content = read_yaml(read_text(path))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {getattr(error, 'strerror', None) or error}; {_AGAIN}") from error
+    flavors = content.get("flavors") if isinstance(content, Mapping) else None
+    if not isinstance(flavors, Mapping):
+        raise CheckpointError(f"{path} has no flavours; {_AGAIN}")
+    return flavors
 
 
 def default_signature(manifest: Manifest) -> "ModelSignature":

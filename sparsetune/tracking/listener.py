@@ -10,6 +10,7 @@ from sparsetune.config import Config
 from sparsetune.errors import SparsetuneError, TrackingError
 from sparsetune.evaluation.events import EvaluationEnded, EvaluationListener, EvaluationStarted, PromptDone
 from sparsetune.executor import StepDone
+from sparsetune.signals import deferring_interrupts
 from sparsetune.tracking.log_evaluation import log_end, log_prompt, log_start
 from sparsetune.tracking.log_report import ReportLogger
 from sparsetune.tracking.log_study import (
@@ -20,7 +21,8 @@ from sparsetune.tracking.log_study import (
     trial_runs,
     trial_started_ms,
 )
-from sparsetune.tracking.publish import Publisher
+from sparsetune.tracking.processes import PROCESS, end_left_runs, hold_process_lock, lock_folder
+from sparsetune.tracking.publisher import Publisher
 from sparsetune.tracking.run_logger import RunLogger, Status, find_study, start_run, study_tag
 from sparsetune.tracking.store import (
     KEY,
@@ -67,6 +69,7 @@ class RunRecorder:
         self.publisher: Publisher | None = None
         self._client: MlflowClient | None = None
         self._experiment_id = ""
+        self._root, self._process = config.tracking.root, ""
         self._open: list[RunLogger] = []
         if self.server is not None:
             self._check_server(self.server)
@@ -87,8 +90,10 @@ class RunRecorder:
         """Begin a run; should the process exit before its end, it ends as KILLED."""
         client = self._connected()
         tags = {**(tags or {}), SERVER: self.server.shown if self.server else None}
-        run = start_run(client, self._experiment_id, name, kind=kind, parent=parent, tags=tags, start_ms=start_ms)
-        self._open.append(run)
+        tags[PROCESS] = self._process
+        with deferring_interrupts():
+            run = start_run(client, self._experiment_id, name, kind=kind, parent=parent, tags=tags, start_ms=start_ms)
+            self._open.append(run)
         if parent is None:
             self.publish()
         return run
@@ -97,9 +102,10 @@ class RunRecorder:
         """Reopen the run of a study with a key, or its newest one."""
         run = find_study(self._connected(), self._experiment_id, study, key)
         if run is not None:
-            run.reopen()
-            run.log(tags={SERVER: self.server.shown if self.server else None})
-            self._open.append(run)
+            with deferring_interrupts():
+                run.reopen()
+                self._open.append(run)
+            run.log(tags={SERVER: self.server.shown if self.server else None, PROCESS: self._process})
             self.publish()
         return run
 
@@ -109,13 +115,15 @@ class RunRecorder:
         self.publish(run)
 
     def end(self, run: RunLogger, status: Status = "FINISHED") -> None:
-        self._open.remove(run)
-        run.finish(status)
+        with deferring_interrupts():
+            run.finish(status)
+            self._open.remove(run)
         self.publish(run)
 
     def fail(self, run: RunLogger, error: BaseException) -> None:
-        self._open.remove(run)
-        run.fail(error)
+        with deferring_interrupts():
+            self._open.remove(run)
+            run.fail(error)
         self.publish(run)
 
     def abandon(self) -> None:
@@ -123,8 +131,9 @@ class RunRecorder:
         status: Status = "KILLED" if self.problem is None else "FAILED"
         left, self._open = self._open, []
         try:
-            for run in left:
-                run.finish(status)
+            with deferring_interrupts():
+                for run in left:
+                    run.finish(status)
         except (SparsetuneError, OSError) as error:
             _LOG.warning("runs stay open in MLflow: %s", error)
         if left:
@@ -156,6 +165,9 @@ class RunRecorder:
             if self.server is not None:
                 self.publisher = Publisher(client, self.server)
             self._client = client
+            folder = lock_folder(self.store, self._root)
+            end_left_runs(client, folder)
+            self._process = hold_process_lock(folder)
             atexit.register(self.abandon)
         return self._client
 

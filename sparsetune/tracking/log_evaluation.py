@@ -1,6 +1,5 @@
 """An evaluation as one MLflow run."""
 
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from sparsetune.config.files import flatten
 from sparsetune.evaluation.events import EvaluationEnded, EvaluationStarted, PromptDone
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
+from sparsetune.files import scratch_folder
 from sparsetune.metrics.gate import POOLED
 from sparsetune.tracking.logged_model import log_checkpoint_model
 from sparsetune.tracking.run_logger import RunLogger, metric_entries, prompt_set
@@ -69,8 +69,8 @@ def log_end(run: RunLogger, event: EvaluationEnded) -> None:
 def log_checkpoint(run: RunLogger, path: Path, *, with_model: bool) -> None:
     """Log a checkpoint of any form as the folder `checkpoint`; `with_model` logs it as one of MLflow's models too."""
     checkpoint = load_checkpoint(path)
-    with tempfile.TemporaryDirectory() as folder:
-        saved = save_checkpoint(checkpoint, Path(folder) / "checkpoint")
+    with scratch_folder() as folder:
+        saved = save_checkpoint(checkpoint, folder / "checkpoint")
         run.log_file(saved, "checkpoint")
         if with_model:
             log_checkpoint_model(run.client, run.run_id, saved)

@@ -1,7 +1,6 @@
 """HTML reports of runs: logged when a run ends, and built from a recorded run."""
 
 import logging
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 from sparsetune.config import Config
 from sparsetune.errors import ReportError, TrackingError
 from sparsetune.evaluation.events import EvaluationEnded
+from sparsetune.files import scratch_folder
 from sparsetune.report.build import build_report, check_extra
 from sparsetune.report.figures import figures
 from sparsetune.report.pictures import save_pictures
@@ -69,12 +69,12 @@ class ReportLogger:
 def log_report(run: RunLogger, source: Source, *, linked: bool = False) -> None:
     """Log `report.html` and `figures/`; if `linked`, videos that don't fit in link to the run's `videos/`."""
     links = {path: f"videos/{path.name}" for path in source.files.videos.values()} if linked else None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / REPORT
+    with scratch_folder() as folder:
+        path = folder / REPORT
         build_report(source, path, links=links)
-        save_pictures(figures(source, words("en")), Path(folder) / FIGURES)
+        save_pictures(figures(source, words("en")), folder / FIGURES)
         run.log_file(path)
-        for beside in sorted(one for one in Path(folder).iterdir() if one.is_dir()):
+        for beside in sorted(one for one in folder.iterdir() if one.is_dir()):
             run.log_file(beside, beside.name)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from sparsetune.attention.device import device_name, device_of
 from sparsetune.config.files import flatten
 from sparsetune.evaluation.prompt import PromptResult
+from sparsetune.evaluation.report_markdown import cell
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.tracking.log_evaluation import (
     by_layer,
@@ -20,8 +21,8 @@ from sparsetune.tracking.log_evaluation import (
     threshold_tables,
 )
 from sparsetune.tracking.run_logger import RunLogger, Status, metric_entries, prompt_set, text
-from sparsetune.tracking.store import without_password
 from sparsetune.tuning.events import SearchStatistics, StudyStarted, TrialResult, TuningResult
+from sparsetune.urls import without_credentials
 
 
 def study_text(result: TuningResult, runs: Mapping[int, str], page: str) -> str:
@@ -59,7 +60,7 @@ def _verdict(evaluation: EvaluationResult) -> str:
 def _row(trial: TrialResult, runs: Mapping[int, str], page: str) -> str:
     state = "meets the gate" if trial.feasible else trial.state
     figures = (_number(value) for value in (trial.sparsity, trial.psnr, trial.psnr_worst))
-    note = (trial.reason or _parameters(trial)).replace("|", "/")
+    note = cell(trial.reason or _parameters(trial))
     return f"| {_link(trial, runs, page)} | {state} | {' | '.join(figures)} | {note} |"
 
 
@@ -96,7 +97,7 @@ def log_study_start(run: RunLogger, event: StudyStarted, *, resumed: bool) -> No
     run.log(
         params={name: value for name, value in params.items() if name not in known},
         tags={
-            "storage": without_password(event.storage),
+            "storage": without_credentials(event.storage),
             "n_trials": event.n_trials,
             "device": device_name(device_of(event.config["model"]["device"])),
             "resumed_at": event.num_done or None,

@@ -1,12 +1,12 @@
 """The checkpoint of a run as one of MLflow's logged models."""
 
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint
 from sparsetune.evaluation.conditions import policy_digest
+from sparsetune.files import scratch_folder
 from sparsetune.tracking.flavor import FLAVOR_NAME, MODEL_NAME, MODEL_TYPE, base_reference, save_model
 from sparsetune.tracking.run_logger import text
 from sparsetune.tracking.store import store_errors
@@ -71,12 +71,12 @@ def _fill(client: "MlflowClient", run_id: str, checkpoint: Checkpoint, created: 
 
     model_id = str(created.model_id)
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             model = Model(
                 artifact_path=created.artifact_location, run_id=run_id, model_uuid=model_id, model_id=model_id
             )
-            save_model(checkpoint, Path(folder) / "model", mlflow_model=model)
-            client.log_model_artifacts(model_id, str(Path(folder) / "model"))
+            save_model(checkpoint, folder / "model", mlflow_model=model)
+            client.log_model_artifacts(model_id, str(folder / "model"))
         if model_id not in _outputs(client, run_id):
             client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
         client.finalize_logged_model(model_id, "READY")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from sparsetune.config import Config, resolve
 from sparsetune.errors import TrackingError, UsageError
@@ -59,7 +60,23 @@ def find_run(client: "MlflowClient", reference: str, model: str | None = None) -
         ids = ", ".join(str(run.info.run_id)[: len(reference) + 4] for run in found[:4])
         raise UsageError(f"{len(found)} run ids start with {reference}: {ids}; give more characters")
     kind_of(found[0])
+    check_files_host(found[0].info.artifact_uri, client.tracking_uri)
     return found[0]
+
+
+def check_files_host(artifact_uri: str, store_uri: str) -> None:
+    """Raise TrackingError where files are on a server other than the store's: it would get the user's credentials.
+
+    Whoever may create an experiment chooses where its artifacts are.
+    """
+    files, store = urlsplit(artifact_uri), urlsplit(store_uri)
+    if files.scheme not in ("http", "https", "mlflow-artifacts") or not files.hostname:
+        return
+    if files.hostname != store.hostname or files.port not in (None, store.port):
+        raise TrackingError(
+            f"the files are on {files.hostname}, not on the configured server, and aren't read, since your credentials "
+            "would be sent there; set MLFLOW_TRACKING_URI to that server if it is yours"
+        )
 
 
 def search(client: "MlflowClient", filter_string: str) -> "Iterator[Run]":
@@ -97,6 +114,7 @@ def evaluations_of(client: "MlflowClient", tuning_id: str) -> "dict[str, Run]":
     found: dict[str, Run] = {}
     for run in search(client, f"tags.`{PARENT}` = '{tuning_id}' and tags.`{KIND}` = 'evaluation'"):
         if run.info.status == "FINISHED":
+            check_files_host(run.info.artifact_uri, client.tracking_uri)
             found.setdefault(run.data.tags.get("policy", "tuned"), run)
     return found
 
@@ -165,7 +183,9 @@ def resolve_checkpoint(checkpoint: Path | str, config: Config | None = None) -> 
     for output in run.outputs.model_outputs if run.outputs else ():
         if path and client.get_logged_model(output.model_id).name == path.rstrip("/"):
             return _download_model(client, store, f"models:/{output.model_id}", cache)
-    return download_run_checkpoint(client, run, cache / f"run-{run.info.run_id}", path.rstrip("/") or FOLDER)
+    return download_run_checkpoint(
+        client, run, cache / _file_name(f"run-{run.info.run_id}"), path.rstrip("/") or FOLDER
+    )
 
 
 def find_version(client: "MlflowClient", reference: ModelReference) -> "ModelVersion":
@@ -195,6 +215,7 @@ def download_run_checkpoint(client: "MlflowClient", run: "Run", target: Path, pa
     """Download a run's checkpoint, the artifact folder `path`, in place of an earlier download; return its folder."""
     run_id = str(run.info.run_id)
     kind = kind_of(run)
+    check_files_host(run.info.artifact_uri, client.tracking_uri)
     with store_errors(f"read the artifacts of run {run_id}"):
         there = [one.path for one in client.list_artifacts(run_id, path)]
         if not there:
@@ -208,19 +229,25 @@ def download_run_checkpoint(client: "MlflowClient", run: "Run", target: Path, pa
     return checkpoint_folder(target / path)
 
 
+def _file_name(text: str) -> str:
+    """Return a name from a server as one of a file or folder, which can't lead out of its folder."""
+    return re.sub(r"[^-.\w ]", "_", text).strip(".") or "_"
+
+
 def _download_model(client: "MlflowClient", store: Store, text: str, cache: Path) -> Path:
     import mlflow.artifacts
 
     model_id, home = text.removeprefix("models:").strip("/"), store.uri
     if _MODEL_ID.fullmatch(model_id):
         with store_errors(f"read the logged model {model_id}"):
-            target, source = cache / model_id, client.get_logged_model(model_id).artifact_location
+            target, source = cache / _file_name(model_id), client.get_logged_model(model_id).artifact_location
     else:
         version = find_version(client, ModelReference.parse(text))
-        target = cache / version.name / str(version.version)
+        target = cache / _file_name(version.name) / _file_name(str(version.version))
         with store_errors(f"read {text}"):
             source = client.get_model_version_download_uri(version.name, str(version.version))
         home = store.registry_uri if store.copies_models else store.uri
+    check_files_host(source, home)
     with store_errors(f"read the files of {text}"), atomic_folder(target) as temporary:
         # Not by its models:/ name, which MLflow would look up in its global stores.
         downloaded = mlflow.artifacts.download_artifacts(

@@ -1,7 +1,6 @@
 """Promotion: judging a run's checkpoint, moving a registered model's alias to it, and rolling back."""
 
 import logging
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,8 @@ from typing import TYPE_CHECKING
 from sparsetune.config.models import PromotionConfig
 from sparsetune.errors import GateError, RegistryError, TrackingError, UsageError
 from sparsetune.evaluation.prompt import saves_seconds
+from sparsetune.evaluation.report_markdown import cell
+from sparsetune.files import scratch_folder
 from sparsetune.tracking.criteria import (
     Condition,
     bounds_of,
@@ -32,7 +33,7 @@ from sparsetune.tracking.registry import (
     previous_alias,
 )
 from sparsetune.tracking.results import Candidate, results_of_policy
-from sparsetune.tracking.review import read_reviews
+from sparsetune.tracking.review import deciding_review, read_reviews
 from sparsetune.tracking.run_logger import user_name
 from sparsetune.tracking.store import MissingError, store_errors
 
@@ -112,11 +113,11 @@ def _first(registry: Registry, candidate: Candidate, alias: str, champion: str) 
 
 def _review_condition(client: "MlflowClient", candidate: Candidate) -> Condition:
     name, digest = "human review", candidate.result.config.policy.digest
-    reviews = [one for one in read_reviews(client, candidate.evaluation_id) if one.policy_digest == digest]
-    if not reviews:
+    reviews = read_reviews(client, candidate.evaluation_id)
+    last = deciding_review({name: one for name, one in reviews.items() if one.policy_digest == digest})
+    if last is None:
         run = candidate.run_id[:8]
         return Condition(name, False, f"none is recorded; run: sparsetune review {run} --ok --reviewer NAME")
-    last = reviews[-1]
     says = f"{last.verdict} by {last.reviewer} at {last.at}, {len(last.videos)} videos"
     says += f"; {'; '.join(last.rejected)}" if last.rejected else ""
     return Condition(name, last.ok, f"{says}; {last.note}" if last.note else says)
@@ -166,8 +167,8 @@ def promote(registry: Registry, verdict: Verdict, override: str | None = None) -
         raise GateError(
             f"conditions are not met: {', '.join(verdict.unmet)}; meet them, or give a reason with --override"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        made_of = _logged_model(registry, verdict.candidate, Path(folder))
+    with scratch_folder() as folder:
+        made_of = _logged_model(registry, verdict.candidate, folder)
     digest = verdict.candidate.result.config.policy.digest
     registry.register()
     with registry.claimed():
@@ -247,7 +248,7 @@ def _description(verdict: Verdict) -> str:
         f"Sparse attention thresholds for {verdict.candidate.model}, {speed}"
         f"sparsity {'unknown' if sparsity is None else f'{sparsity:.3f}'}, score {result.overall_score}/100.",
         "",
-        *(f"- {'met' if one.met else '**not met**'}: {one.name}: {one.says}" for one in verdict.conditions),
+        *(f"- {'met' if one.met else '**not met**'}: {one.name}: {cell(one.says)}" for one in verdict.conditions),
     ]
     return "\n".join(lines)
 

@@ -7,10 +7,12 @@ found by its key, the id of the local run. Local tags hold the run's server and 
 import hashlib
 import json
 import logging
+import os
 import re
-import threading
+import stat
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,17 +20,18 @@ from typing import TYPE_CHECKING
 from sparsetune.config import TrackingConfig
 from sparsetune.errors import SparsetuneError, TrackingError
 from sparsetune.locks import exclusive
+from sparsetune.tracking.database import ARTIFACTS
 from sparsetune.tracking.flavor import FOLDER
 from sparsetune.tracking.log_study import trial_runs
 from sparsetune.tracking.logged_model import log_checkpoint_model
 from sparsetune.tracking.lookup import parent_of, search
+from sparsetune.tracking.processes import end_left_runs, lock_folder
 from sparsetune.tracking.run_logger import RunLogger, table_names
 from sparsetune.tracking.store import (
     KEY,
     PUBLISHED,
     SERVER,
     Store,
-    cause_of,
     check_answers,
     connect,
     experiment_id,
@@ -36,9 +39,9 @@ from sparsetune.tracking.store import (
     is_store_error,
     local_store,
     resolve_store,
-    sqlite_path,
     store_errors,
 )
+from sparsetune.urls import sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,11 +49,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-RETRY_SECONDS = 15.0
-"""Pause after the server failed."""
-
-END_SECONDS = 15.0
-"""How long a command waits at its end for its runs to be published."""
+_MAX_FAILED = 3
+"""Artifacts in a row that may fail before the rest waits for the next pass: each may take a minute."""
 
 
 class ServerDownError(TrackingError):
@@ -64,7 +64,8 @@ class ServerCopies:
         from mlflow import MlflowClient
 
         self.server, self._local, self._live = server, local, live
-        self._lock = Path(sqlite_path(local.tracking_uri) or "").with_name(".publish.lock")
+        database = sqlite_path(local.tracking_uri) or Path()
+        self._lock, self._artifacts = database.with_name(".publish.lock"), database.with_name(ARTIFACTS)
         self._remote = MlflowClient(server.uri, server.registry_uri)
         self._ids: dict[str, str] = {}
         """Ids of experiments and runs on the server, by those in the local store."""
@@ -115,18 +116,35 @@ class ServerCopies:
             self._ids |= {child.data.tags.get(KEY, ""): str(child.info.run_id) for child in logger.children()}
         kept = {name: value for name, value in run.data.tags.items() if name not in (KEY, SERVER, PUBLISHED)}
         tags = {name: self._translated(value, run) for name, value in kept.items()}
-        logger.log(
-            self._new_metrics(run, copy),
-            params={name: value for name, value in run.data.params.items() if name not in copy.data.params},
-            tags={name: value for name, value in tags.items() if copy.data.tags.get(name) != value},
-        )
-        self._upload(run_id, run)
-        if run.inputs and not (copy.inputs and copy.inputs.dataset_inputs):
-            server.log_inputs(run_id, run.inputs.dataset_inputs)
-        if _ended(run):
-            server.set_terminated(run_id, run.info.status, run.info.end_time)
-        elif run.info.end_time is not None and copy.info.status != "RUNNING":  # it ended before and was resumed
-            server.update_run(run_id, status="RUNNING")
+        problems: list[str] = []
+        with self._kept_going(problems):
+            logger.log(
+                self._new_metrics(run, copy),
+                params={name: value for name, value in run.data.params.items() if name not in copy.data.params},
+                tags={name: value for name, value in tags.items() if copy.data.tags.get(name) != value},
+            )
+        with self._kept_going(problems):
+            if run.inputs and not (copy.inputs and copy.inputs.dataset_inputs):
+                server.log_inputs(run_id, run.inputs.dataset_inputs)
+        with self._kept_going(problems):
+            if _ended(run):
+                server.set_terminated(run_id, run.info.status, run.info.end_time)
+            elif run.info.end_time is not None and copy.info.status != "RUNNING":  # it ended before and was resumed
+                server.update_run(run_id, status="RUNNING")
+        self._upload(run_id, run, problems)
+        if problems:
+            raise TrackingError("; ".join(problems[:3]))
+
+    @contextmanager
+    def _kept_going(self, problems: list[str]) -> Iterator[None]:
+        """Note what the server refuses, so that it holds back nothing else; raises TrackingError where it is down."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, SparsetuneError) and not is_store_error(error):
+                raise
+            check_answers(self.server.uri)
+            problems.append(first_line(error))
 
     def _copy(self, run: "Run") -> "Run":
         """Find the copy of a run, or create it.
@@ -173,102 +191,48 @@ class ServerCopies:
         text = text.replace(f"#/experiments/{local}/", f"#/experiments/{self._ids[local]}/")
         return re.sub(r"\b[0-9a-f]{32}\b", lambda found: self._ids.get(found[0], found[0]), text)
 
-    def _upload(self, run_id: str, run: "Run") -> None:
+    def _upload(self, run_id: str, run: "Run", problems: list[str]) -> None:
+        """Upload what changed of a run's artifacts, small files first: proxies refuse large ones.
+
+        Nothing is uploaded from outside the local store's artifacts, wherever a run's record says that its files are.
+        """
         server, written, tables = self._remote, self._written[run_id], table_names(run.data.tags)
-        for name, state in _artifacts(run).items():
-            if written.get(name) != state:
-                path = _artifact_folder(run) / name
+        folder, there = _artifact_folder(run), _artifacts(run)
+        own = self._artifacts.resolve() / folder.parent.parent.name / run.info.run_id / "artifacts"
+        if there and folder.resolve() != own:
+            problems.append(f"its artifacts are in {folder}, outside {self._artifacts}; they are not uploaded")
+            return
+        failed = 0
+        for name, state in sorted(there.items(), key=lambda item: item[1]):
+            if written.get(name) == state or failed == _MAX_FAILED:
+                continue
+            failed += 1
+            with self._kept_going(problems):
                 if name in tables:
-                    server.log_text(run_id, self._translated(path.read_text(encoding="utf-8"), run), name)
+                    server.log_text(run_id, self._translated((folder / name).read_text(encoding="utf-8"), run), name)
                 else:
-                    server.log_artifact(run_id, str(path), name.rpartition("/")[0] or None)
-                written[name] = state
-        if run.outputs and run.outputs.model_outputs and "model" not in written:
-            log_checkpoint_model(server, run_id, _artifact_folder(run) / FOLDER)
-            written["model"] = (0, 0)
+                    server.log_artifact(run_id, str(folder / name), name.rpartition("/")[0] or None)
+                written[name], failed = state, failed - 1
+        has_model = run.outputs and run.outputs.model_outputs and f"{FOLDER}/manifest.json" in there
+        if has_model and "model" not in written:
+            with self._kept_going(problems):
+                log_checkpoint_model(server, run_id, folder / FOLDER)
+                written["model"] = (0, 0)
+        if _ended(run) and there:
+            with self._kept_going(problems):
+                self._check_arrived(run_id, there.keys() & written.keys())
 
-
-class Publisher:
-    """Publishes runs in a background thread, so that recording never waits for the server.
-
-    Failures are logged by the thread that calls, which may be drawing a progress display.
-    """
-
-    def __init__(self, local: "MlflowClient", server: Store) -> None:
-        self.copies = ServerCopies(local, server, live=True)
-        self._changed = threading.Condition()
-        self._waiting: dict[str, int] = {}
-        """Number of calls of `publish` for each run that isn't published yet, in the order of the last calls."""
-        self._failures: dict[str, str] = {}
-        self._down: str | None = None
-        self._logged_down = False
-        self._attempts = 0
-        self._hurry = False
-        threading.Thread(target=self._work, args=(local,), name="sparsetune-publish", daemon=True).start()
-
-    def publish(self, run_ids: Iterable[str]) -> None:
-        """Have runs published soon, in this order: a study after its trials, whose ids it names."""
-        with self._changed:
-            for run_id in run_ids:
-                self._waiting[run_id] = self._waiting.pop(run_id, 0) + 1
-            self._changed.notify_all()
-        self._log_changes()
-
-    def flush(self) -> None:
-        """Wait a bounded time until all is published, and log how many runs are not."""
-        self.publish(self._failures)
-        with self._changed:
-            before, self._hurry = self._attempts, True
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._waiting or self._attempts > before, END_SECONDS)
-            self._hurry = False
-            left = len(self._waiting.keys() | self._failures.keys())
-            reason = self._down or next(iter(self._failures.values()), f"not done within {END_SECONDS:g} s")
-        self._log_changes()
-        if left:
-            _LOG.warning(
-                "%d run(s) are not on the tracking server %s yet (%s); publish them with `sparsetune sync`",
-                *(left, self.copies.server.shown, reason),
-            )
-
-    def _work(self, local: "MlflowClient") -> None:
-        try:
-            self.publish([str(run.info.run_id) for run in unpublished_runs(local, self.copies.server.shown)])
-        except Exception as problem:  # e.g. an artifact that another process removes meanwhile: `sync` publishes it
-            _LOG.debug("runs of earlier commands are not published now: %s", cause_of(problem), exc_info=True)
-        while True:
-            with self._changed:
-                if self._down is not None:
-                    self._changed.wait_for(lambda: self._hurry, RETRY_SECONDS)
-                self._changed.wait_for(lambda: self._waiting)
-                run_id, count = next(iter(self._waiting.items()))
-            error: Exception | None = None
-            try:
-                self.copies.publish(run_id)
-            except TrackingError as caught:
-                error = caught
-            except Exception as bug:  # it must not end the thread, for which the other runs wait
-                error = bug
-                _LOG.debug("run %s is not published: %s", run_id, cause_of(bug), exc_info=True)
-            with self._changed:
-                self._down = str(error) if isinstance(error, ServerDownError) else None
-                if self._down is not None:
-                    self._attempts += 1
-                elif self._waiting[run_id] == count:
-                    del self._waiting[run_id]
-                self._failures.pop(run_id, None)
-                if error is not None:
-                    self._failures[run_id] = cause_of(error)
-                self._changed.notify_all()
-
-    def _log_changes(self) -> None:
-        with self._changed:
-            down, logged = self._down, self._logged_down
-            self._logged_down = down is not None
-        if down is not None and not logged:
-            _LOG.warning("%s; runs are kept in the local store meanwhile", down)
-        elif down is None and logged:
-            _LOG.warning("the tracking server %s answers again", self.copies.server.shown)
+    def _check_arrived(self, run_id: str, names: Iterable[str]) -> None:
+        """Raise TrackingError where the server lacks an upload: a proxy's login page answers it with success, too."""
+        by_folder: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            by_folder[name.rpartition("/")[0]].append(name)
+        for folder, expected in sorted(by_folder.items()):
+            found = {one.path for one in self._remote.list_artifacts(run_id, folder or None)}
+            if missing := [name for name in expected if name not in found]:
+                for name in missing:
+                    del self._written[run_id][name]
+                raise TrackingError(f"the server lacks {', '.join(sorted(missing)[:3])} although the upload succeeded")
 
 
 @dataclass(frozen=True)
@@ -282,18 +246,25 @@ class SyncResult:
 
 
 def sync(config: TrackingConfig) -> list[SyncResult]:
-    """Publish the runs of the local store that their servers lack; raises TrackingError where it can't be read."""
+    """Publish the runs of the local store that the configured server lacks, and list those of other servers.
+
+    Nothing goes to a server that only a run's record names: it would get the user's credentials. Raises TrackingError
+    where the local store can't be read.
+    """
     store = local_store(config)
     if not Path(sqlite_path(store.uri) or "").is_file():
         return []
     client = connect(store)
+    end_left_runs(client, lock_folder(store, config.root))
     by_server: dict[str, list[str]] = {}
     for run in unpublished_runs(client):
         by_server.setdefault(run.data.tags[SERVER], []).append(str(run.info.run_id))
-    configured = resolve_store(config)  # with user and password; MLflow's own variables serve for other servers
+    configured = resolve_store(config)
     return [
-        _sync(ServerCopies(client, configured if uri == configured.shown else Store(uri, uri, None)), run_ids)
-        for uri, run_ids in by_server.items()
+        _sync(ServerCopies(client, configured), run_ids)
+        if shown == configured.shown and configured.is_server
+        else SyncResult(shown, 0, len(run_ids), "not the configured server; give it with --tracking-uri")
+        for shown, run_ids in by_server.items()
     ]
 
 
@@ -341,10 +312,15 @@ def _state(run: "Run") -> str:
 
 
 def _artifacts(run: "Run") -> dict[str, tuple[int, int]]:
-    """Read size and time of each artifact."""
-    folder = _artifact_folder(run)
-    found = {path.relative_to(folder).as_posix(): path.stat() for path in folder.rglob("*") if path.is_file()}
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in sorted(found.items())}
+    """Read size and time of each artifact: regular files in the run's own folder, no links to others."""
+    found, folder = {}, _artifact_folder(run)
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode):
+                found[path.relative_to(folder).as_posix()] = (status.st_size, status.st_mtime_ns)
+    return dict(sorted(found.items()))
 
 
 def _artifact_folder(run: "Run") -> Path:

@@ -35,7 +35,7 @@ class SparseVideoModel:
     Args:
         checkpoint: its manifest names the base model and the generation it was tuned for.
         model_config: any of `ENGINE_DEFAULTS`; `base_source` is for a base model that has moved, `output_dir` for
-            videos of calls that name no folder (None makes a temporary one).
+            the videos (None makes a temporary one).
 
     Raises ConfigError where `model_config` has another key or a value out of range.
     """
@@ -54,7 +54,7 @@ class SparseVideoModel:
 
         Args:
             model_input: prompts, as text, a list of texts, or a table with a column of them.
-            params: `seed`, `output_dir`, and generation settings; left out they are as tuned.
+            params: `seed` and generation settings; left out they are as tuned. Who serves the model chooses the folder.
 
         Raises PromptError where there is no prompt or an empty one, and what loading and rendering raise.
         """
@@ -62,7 +62,9 @@ class SparseVideoModel:
 
         prompts = _prompts(model_input)
         given = {name: value for name, value in (params or {}).items() if value is not None}
-        seed, folder = given.pop("seed", None), given.pop("output_dir", None) or self._output_dir
+        seed, folder = given.pop("seed", None), self._output_dir
+        if given.pop("output_dir", None):  # a parameter of models of earlier versions
+            raise ConfigError("output_dir is set where the model is loaded, by model_config, not by callers")
         fps = int(given.pop("fps", self._config.generation.fps))
         pipeline = self._loaded()
         target = Path(folder) if folder else Path(tempfile.mkdtemp(prefix="sparsetune-videos-"))
@@ -113,11 +115,11 @@ def base_config(manifest: Manifest, model_config: Mapping[str, Any]) -> Config:
 
 def call_parameters(manifest: Manifest) -> dict[str, int | float | str]:
     if manifest.base_source is None:
-        return {"seed": Config().eval.seed, "output_dir": ""}
+        return {"seed": Config().eval.seed}
     config = base_config(manifest, {})
     generation = {name: getattr(config.generation, name) for name in _GENERATION}
     known = {name: value for name, value in generation.items() if value is not None}
-    return {"seed": config.eval.seed, "output_dir": "", **known}
+    return {"seed": config.eval.seed, **known}
 
 
 def _prompts(model_input: Any) -> list[str]:

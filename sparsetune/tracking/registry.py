@@ -2,11 +2,13 @@
 
 import json
 import math
+import os
 import re
+import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,15 +156,20 @@ class Registry:
 
         MLflow has no compare-and-set for aliases. So each process first writes a tag of its own to the registered
         model and then reads the others': of two at once at least one sees the other, and fails. The tag of a killed
-        process expires after `CLAIM_SECONDS`.
+        process expires at once on its own host, and elsewhere after `CLAIM_SECONDS`: by its time, or where that is of
+        a clock ahead, by waiting so long.
         """
         mine = f"{CLAIM}{uuid.uuid4().hex}"
         with store_errors(f"write to {self.name}"):
-            self.client.set_registered_model_tag(self.name, mine, f"{time.time():.0f}")
+            claim = f"{time.time():.0f} {socket.gethostname()}:{os.getpid()}"
+            self.client.set_registered_model_tag(self.name, mine, claim)
         try:
-            model = self.model()
-            others = {key: value for key, value in (model.tags if model else {}).items() if key.startswith(CLAIM)}
-            if any(key != mine and _age(value) < CLAIM_SECONDS for key, value in others.items()):
+            others = self._claims()
+            end = time.monotonic() + CLAIM_SECONDS
+            while any(_age(value) < -CLAIM_SECONDS for value in others.values()) and time.monotonic() < end:
+                time.sleep(1.0)
+                others = self._claims()
+            if any(key != mine and abs(_age(value)) < CLAIM_SECONDS for key, value in others.items()):
                 raise RegistryError(
                     f"another promotion or rollback of {self.name} is in progress; try again later (one that was "
                     f"killed expires after {CLAIM_SECONDS:g} s)"
@@ -173,6 +180,10 @@ class Registry:
         finally:
             self._release(mine)
 
+    def _claims(self) -> dict[str, str]:
+        model = self.model()
+        return {key: value for key, value in (model.tags if model else {}).items() if key.startswith(CLAIM)}
+
     def _release(self, claim: str) -> None:
         try:
             with store_errors(f"write to {self.name}"):
@@ -182,7 +193,14 @@ class Registry:
 
 
 def open_registry(client: "MlflowClient", store: Store, model: str, name: str | None = None) -> Registry:
-    return Registry(client, store, name or f"{model}-sparse")
+    """Open the registered model of a name; UsageError where a filter or a `models:/` URI can't hold the name."""
+    name = name or f"{model}-sparse"
+    if not re.fullmatch(r"\w[\w .()+-]{0,199}", name):
+        raise UsageError(
+            f"--name must begin with a letter or digit and have only letters, digits, spaces and -_.()+, got {name!r}; "
+            "choose another"
+        )
+    return Registry(client, store, name)
 
 
 def previous_alias(alias: str) -> str:
@@ -195,9 +213,15 @@ def first_tag(alias: str) -> str:
 
 
 def _age(claim: str) -> float:
+    """Return a claim's age in seconds; infinite where its process died on this host, or it can't be read."""
+    made, _, process = claim.partition(" ")
+    host, _, number = process.rpartition(":")
     try:
-        return time.time() - float(claim)
-    except ValueError:
+        if host == socket.gethostname():
+            with suppress(PermissionError):  # another user's, which lives
+                os.kill(int(number), 0)
+        return time.time() - float(made)
+    except (ValueError, OverflowError, ProcessLookupError):
         return math.inf
 
 

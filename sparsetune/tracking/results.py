@@ -4,7 +4,6 @@ import itertools
 import logging
 import math
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +13,11 @@ from typing import TYPE_CHECKING
 
 from sparsetune.errors import ResultError, TrackingError
 from sparsetune.evaluation.result import EvaluationResult, load_result
+from sparsetune.files import scratch_folder
 from sparsetune.tracking.lookup import (
     LATEST,
     ModelReference,
+    check_files_host,
     evaluations_of,
     find_run,
     find_version,
@@ -113,10 +114,11 @@ def _aliases(client: "MlflowClient") -> dict[str, tuple[str, ...]]:
 def read_result(client: "MlflowClient", run_id: str) -> EvaluationResult:
     """Read an evaluation run's result; raises TrackingError where it has none, ResultError where it can't be read."""
     with store_errors(f"read the artifacts of run {run_id}"):
+        check_files_host(client.get_run(run_id).info.artifact_uri, client.tracking_uri)
         if RESULT not in [one.path for one in client.list_artifacts(run_id)]:
             raise TrackingError(f"run {run_id} has no {RESULT}: its evaluation didn't finish; evaluate again")
-        with tempfile.TemporaryDirectory() as folder:
-            return load_result(Path(client.download_artifacts(run_id, RESULT, folder)))
+        with scratch_folder() as folder:
+            return load_result(Path(client.download_artifacts(run_id, RESULT, str(folder))))
 
 
 def evaluation_of(client: "MlflowClient", run: "Run", policy: str = "tuned") -> "Run":

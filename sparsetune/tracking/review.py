@@ -1,7 +1,6 @@
 """Human reviews of a checkpoint's videos, stored with the evaluation's run."""
 
 import re
-import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparsetune.errors import TrackingError, UsageError
-from sparsetune.files import write_text
+from sparsetune.files import scratch_folder, write_text
 from sparsetune.tracking.store import store_errors
 
 if TYPE_CHECKING:
@@ -51,7 +50,11 @@ class VideoReview(BaseModel):
 
 
 class Review(BaseModel):
-    """A human review of an evaluation's videos; `at` is UTC in ISO 8601."""
+    """A human review of an evaluation's videos.
+
+    `at` is UTC in ISO 8601 by the reviewer's clock, which nothing is ordered by but lists. `takes_back` has the
+    artifact names of the rejections that an approval takes back.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,6 +64,7 @@ class Review(BaseModel):
     at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="microseconds"))
     note: str = ""
     videos: tuple[VideoReview, ...] = Field(min_length=1)
+    takes_back: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -102,29 +106,59 @@ def video_names(client: "MlflowClient", evaluation_id: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def record_review(client: "MlflowClient", review: Review, run_ids: Sequence[str]) -> None:
-    """Store a review as a file of its own on each run, so that none is lost, and the last review as the run's tags."""
+def record_review(
+    client: "MlflowClient", review: Review, run_ids: Sequence[str], take_back: Sequence[str] = ()
+) -> Review:
+    """Store a review as a file of its own on each run, so that none is lost, and tag the runs with what holds now.
+
+    An approval takes back the reviewer's own standing rejections, and those of the reviewers named in `take_back`;
+    UsageError where one of them has none. Returns the review with what it took back.
+    """
+    rejections = standing_rejections(read_reviews(client, run_ids[0]))
+    by = {rejection.reviewer for rejection in rejections.values()}
+    missing = [name for name in take_back if name not in by]
+    if missing or (take_back and not review.ok):
+        there = ", ".join(sorted(by)) or "nobody"
+        raise UsageError(f"--take-back needs --ok and a reviewer who rejected ({there}), got {', '.join(take_back)}")
+    if review.ok:
+        ours = {review.reviewer, *take_back}
+        taken = tuple(name for name, rejection in rejections.items() if rejection.reviewer in ours)
+        review = review.model_copy(update={"takes_back": taken})
     name = f"{re.sub('[^0-9T]', '', review.at)[:15]}-{uuid.uuid4().hex}.json"
     for run_id in run_ids:
-        with store_errors(f"write the review to run {run_id}"), tempfile.TemporaryDirectory() as folder:
-            write_text(Path(folder) / name, review.model_dump_json(indent=2) + "\n")
-            client.log_artifact(run_id, str(Path(folder) / name), FOLDER)
+        with store_errors(f"write the review to run {run_id}"), scratch_folder() as folder:
+            write_text(folder / name, review.model_dump_json(indent=2) + "\n")
+            client.log_artifact(run_id, str(folder / name), FOLDER)
     for run_id in run_ids:
         _tag(client, run_id)
+    return review
 
 
-def read_reviews(client: "MlflowClient", run_id: str) -> tuple[Review, ...]:
-    """Read the reviews of a run, oldest first; of several at one moment a rejection is the last."""
+def read_reviews(client: "MlflowClient", run_id: str) -> dict[str, Review]:
+    """Read the reviews of a run by artifact name, in the order of the reviewers' clocks."""
     with (
         store_errors(f"read the artifacts of run {run_id}"),
-        tempfile.TemporaryDirectory() as folder,
+        scratch_folder() as folder,
     ):
         names = [one.path for one in client.list_artifacts(run_id, FOLDER)]
         texts = {
-            name: Path(client.download_artifacts(run_id, name, folder)).read_text(encoding="utf-8") for name in names
+            name: Path(client.download_artifacts(run_id, name, str(folder))).read_text(encoding="utf-8")
+            for name in names
         }
-    reviews = [_parsed(run_id, name, text) for name, text in texts.items()]
-    return tuple(sorted(reviews, key=lambda review: (review.at, not review.ok)))
+    reviews = {name: _parsed(run_id, name, text) for name, text in texts.items()}
+    return dict(sorted(reviews.items(), key=lambda item: (item[1].at, not item[1].ok)))
+
+
+def standing_rejections(reviews: Mapping[str, Review]) -> dict[str, Review]:
+    """Return the rejections that no approval takes back, whatever clock said when."""
+    taken = {name for review in reviews.values() if review.ok for name in review.takes_back}
+    return {name: review for name, review in reviews.items() if not review.ok and name not in taken}
+
+
+def deciding_review(reviews: Mapping[str, Review]) -> Review | None:
+    """Return the review that decides: a rejection that stands, else the last approval; None where there is none."""
+    rejections = standing_rejections(reviews)
+    return [*(review for review in reviews.values() if review.ok), *rejections.values()][-1] if reviews else None
 
 
 def _parsed(run_id: str, name: str, text: str) -> Review:
@@ -136,14 +170,16 @@ def _parsed(run_id: str, name: str, text: str) -> Review:
 
 
 def _tag(client: "MlflowClient", run_id: str) -> None:
-    """Write the last review as the run's tags, again if another was recorded meanwhile."""
+    """Write the review that decides as the run's tags, again if another was recorded meanwhile."""
     from mlflow.entities import RunTag
 
     for _ in range(_TRIES):
-        last = read_reviews(client, run_id)[-1]
+        decides = deciding_review(read_reviews(client, run_id))
+        if decides is None:
+            return
         with store_errors(f"write the review to run {run_id}"):
-            client.log_batch(run_id, tags=[RunTag(name, value) for name, value in _tags(last).items()])
-        if read_reviews(client, run_id)[-1] == last:
+            client.log_batch(run_id, tags=[RunTag(name, value) for name, value in _tags(decides).items()])
+        if deciding_review(read_reviews(client, run_id)) == decides:
             return
     raise TrackingError(
         f"the review of run {run_id} is kept, but its tags are not up to date: it was reviewed {_TRIES} more times "

@@ -3,7 +3,6 @@
 import http.client
 import logging
 import os
-import re
 import threading
 import urllib.error
 import urllib.parse
@@ -18,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from sparsetune.config import TrackingConfig
 from sparsetune.errors import SparsetuneError, TrackingError
+from sparsetune.files import expand
+from sparsetune.tracking.database import ARTIFACTS, prepare_database
+from sparsetune.urls import scheme, sqlite_path, sqlite_url, without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DATABASE = "mlflow.db"
-ARTIFACTS = "artifacts"
 
 KIND = "sparsetune.kind"
 MODEL = "sparsetune.model"
@@ -62,6 +63,9 @@ _STORE_PACKAGES = {
 }  # fmt: skip
 """Packages that MLflow's stores are made of: MLflow passes on the errors that they define."""
 
+_ANY_QUESTION = "/api/2.0/mlflow/experiments/get?experiment_id=0"
+"""What a server is asked; not its /health, which also answers where the database behind it hangs."""
+
 _GATEWAY_ERRORS = (502, 503, 504)
 """What a proxy answers when the server behind it is down."""
 
@@ -82,12 +86,12 @@ class Store:
     @property
     def shown(self) -> str:
         """The URI without user and password, for messages."""
-        return without_password(self.uri)
+        return without_credentials(self.uri)
 
     @property
     def is_database(self) -> bool:
         """Whether the store is a database that this process opens itself."""
-        return urllib.parse.urlsplit(self.uri).scheme.partition("+")[0] in _DATABASES
+        return scheme(self.uri) in _DATABASES
 
     @property
     def is_server(self) -> bool:
@@ -114,16 +118,16 @@ def resolve_store(config: TrackingConfig, environ: Mapping[str, str] | None = No
     registry is MLFLOW_REGISTRY_URI's, else the same store.
     """
     environ = os.environ if environ is None else environ
-    root = config.root.expanduser().absolute()
-    uri = config.uri or environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / DATABASE).as_posix()}"
+    root = expand(config.root).absolute()
+    uri = config.uri or environ.get("MLFLOW_TRACKING_URI") or sqlite_url(root / DATABASE)
     database = sqlite_path(uri)
     if database is not None:
-        uri, artifacts = f"sqlite:///{database.as_posix()}", database.parent / ARTIFACTS
+        uri, artifacts = sqlite_url(database), database.parent / ARTIFACTS
     else:
         artifacts = root / ARTIFACTS
     registry = environ.get("MLFLOW_REGISTRY_URI") or uri
     registered = sqlite_path(registry)
-    store = Store(uri, registry if registered is None else f"sqlite:///{registered.as_posix()}", artifacts)
+    store = Store(uri, registry if registered is None else sqlite_url(registered), artifacts)
     return store if store.is_database else replace(store, artifact_root=None)
 
 
@@ -133,17 +137,7 @@ def local_store(config: TrackingConfig) -> Store:
 
 
 def _is_server(uri: str) -> bool:
-    return urllib.parse.urlsplit(uri).scheme in ("http", "https")
-
-
-def without_password(uri: str) -> str:
-    return re.sub(r"://[^/]*@", "://", uri)
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """Return the absolute path of a SQLite URI's file; None for any other URI."""
-    prefix = "sqlite:///"
-    return Path(uri.removeprefix(prefix)).absolute() if uri.startswith(prefix) else None
+    return scheme(uri) in ("http", "https")
 
 
 def connect(store: Store) -> "MlflowClient":
@@ -154,31 +148,18 @@ def connect(store: Store) -> "MlflowClient":
         check_answers(store.uri)
     if store.copies_models:
         check_answers(store.registry_uri, "registry", "MLFLOW_REGISTRY_URI")
-    with store_errors(f"use the tracking store {store.shown}"):
-        for database in filter(None, (sqlite_path(store.uri), sqlite_path(store.registry_uri))):
-            database.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of the libraries under MLflow, by one another
-            from mlflow import MlflowClient
+    with store_errors(f"use the tracking store {store.shown}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the libraries under MLflow, by one another
+        from mlflow import MlflowClient
 
-            if store.is_database:
-                _check_opens(store.uri)
-            if not _RETRIES.level:  # urllib3 logs each in three lines; we log failures only
-                _RETRIES.setLevel(logging.ERROR)
-            client = MlflowClient(tracking_uri=store.uri, registry_uri=store.registry_uri)
-            client.search_experiments(max_results=1)
+        for uri in dict.fromkeys((store.uri, store.registry_uri)):
+            if scheme(uri) in _DATABASES:
+                prepare_database(uri)
+        if not _RETRIES.level:  # urllib3 logs each in three lines; we log failures only
+            _RETRIES.setLevel(logging.ERROR)
+        client = MlflowClient(tracking_uri=store.uri, registry_uri=store.registry_uri)
+        client.search_experiments(max_results=1)
     return client
-
-
-def _check_opens(uri: str) -> None:
-    """Open a database once, before MLflow tries for minutes to open one that is damaged or away."""
-    import sqlalchemy
-
-    try:
-        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
-    except ValueError as error:  # a port that is no number
-        raise TrackingError(f"cannot use the tracking store {without_password(uri)}: {error}; correct it") from error
-    sqlalchemy.inspect(engine)
 
 
 def experiment_id(client: "MlflowClient", store: Store, name: str) -> str:
@@ -249,7 +230,8 @@ def store_errors(action: str, *, missing: str = "check its name or id") -> Itera
 
 
 def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+    lines = (line.strip() for line in str(error).splitlines())
+    return without_credentials(next(filter(None, lines), type(error).__name__))[:300]
 
 
 def _create_experiment(client: "MlflowClient", store: Store, name: str) -> str:
@@ -278,19 +260,27 @@ def paged(ask: Any, **arguments: Any) -> Iterator[Any]:
 
 
 def check_answers(uri: str, kind: str = "tracking", variable: str = _URI_VARIABLE, seconds: float = 10.0) -> None:
-    """Ask a server's health endpoint within `seconds`, because MLflow itself retries for minutes.
+    """Ask a server's API, without credentials, for an answer within `seconds`: MLflow itself retries for minutes.
 
     Raises TrackingError, caused by a TimeoutError where the server accepts the connection but doesn't answer.
     """
+    shown = without_credentials(uri)
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=seconds):
+        parts = urllib.parse.urlsplit(uri)
+        address = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=parts.path.rstrip("/") + _ANY_QUESTION)
+        with urllib.request.urlopen(address.geturl(), timeout=seconds):
             pass
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except (http.client.InvalidURL, ValueError):  # its message may hold a part of the password
+        raise TrackingError(
+            f"the address of the {kind} server, {shown}, is not valid; correct {variable} (in a password write %2F for "
+            "/, %40 for @ and %23 for #)"
+        ) from None
+    except (OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError) and error.code not in _GATEWAY_ERRORS:
             return  # it answers; MLflow asks with the user's credentials
         reason = getattr(error, "reason", None) or error
         raise TrackingError(
-            f"the {kind} server {without_password(uri)} does not answer: {reason}; start it, correct {variable}, or "
+            f"the {kind} server {shown} does not answer: {reason}; start it, correct {variable}, or "
             "set tracking.enabled off"
         ) from error
 

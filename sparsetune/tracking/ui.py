@@ -16,7 +16,9 @@ from typing import IO, TYPE_CHECKING
 
 from sparsetune.config import TrackingConfig
 from sparsetune.errors import TrackingError
-from sparsetune.tracking.store import ARTIFACTS, KIND, Store, connect, sqlite_path, store_errors, without_password
+from sparsetune.tracking.database import ARTIFACTS, prepare_database
+from sparsetune.tracking.store import KIND, Store, connect, store_errors
+from sparsetune.urls import sqlite_path, without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,7 +44,7 @@ def serve(
     TrackingError where the port is taken or the UI doesn't start.
     """
     if uri.startswith(("http://", "https://")):
-        say(f"the tracking server has its own UI: {without_password(uri).rstrip('/')}/{page(uri)}")
+        say(f"the tracking server has its own UI: {without_credentials(uri).rstrip('/')}/{page(uri)}")
         return
     with running_ui(uri, host, port, registry_uri) as (link, process):
         say(f"MLflow's UI is at {link}{page(link)} (Ctrl-C stops it)")
@@ -59,6 +61,10 @@ def running_ui(
     Ctrl-C ends the block quietly. Raises TrackingError where the port is taken or the UI doesn't start.
     """
     _check_free(host, port)
+    for database in dict.fromkeys((uri, registry_uri or uri)):
+        if sqlite_path(database) is not None:
+            with store_errors(f"use the tracking store {without_credentials(database)}"):
+                prepare_database(database)
     with tempfile.TemporaryFile() as log:
         # A session of its own keeps Ctrl-C from reaching the workers before us, and lets all of them be stopped.
         process = subprocess.Popen(
@@ -70,7 +76,8 @@ def running_ui(
         )
         previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
-            link = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/"
+            shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+            link = f"http://{shown}:{port}/"
             _wait_until_up(link, process, log)
             yield link, process
         except KeyboardInterrupt:

@@ -28,6 +28,7 @@ from sparsetune.models.runtime import RuntimeDescription
 from sparsetune.tuning.calibration.curves import Arrangement, grid
 from sparsetune.tuning.calibration.step_caches import FindCaches
 from sparsetune.tuning.events import StudyStarted, StudyState, TuningListener, notify
+from sparsetune.urls import without_credentials
 
 
 class TimeIsUp(Exception):
@@ -116,10 +117,13 @@ class TuningContext:
     def start(self, study_name: str, storage: str, n_trials: int, study: StudyState | None = None) -> None:
         """Notify the listeners that a study begins or is resumed; None is one that isn't shared."""
         study = study or StudyState()
+        config = self.config.model_dump(mode="json")
+        for section, key in (("tune", "storage"), ("tracking", "uri"), ("engine", "ray_address")):
+            config[section][key] = without_credentials(config[section][key] or "") or None
         event = StudyStarted(
             study_name=study_name,
-            storage=storage,
-            config=self.config.model_dump(mode="json"),
+            storage=without_credentials(storage),
+            config=config,
             n_trials=n_trials,
             num_done=study.num_done(),
             prompts=texts(self.prompts),

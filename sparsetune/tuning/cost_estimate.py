@@ -103,7 +103,7 @@ def estimate(config: Config) -> Cost:
 def workload(context: TuningContext) -> Workload:
     """Count the work that is left; only the headers of cached videos are read."""
     config = context.config
-    cached = {entry.digest for entry in context.cache.ls() if entry.info is not None}
+    cached = {entry.digest for entry in context.cache.ls()}
     keys = [baseline_key(context.renderer, prompt, config.eval.seed) for prompt in context.eval_prompts]
     curves = curves_path(context)
     start = refinement_start(context, Curves.load(curves)) if curves.is_file() else None

@@ -46,7 +46,7 @@ class StudyStarted:
 
     Args:
         study_name: its name in the storage.
-        storage: the storage's URL.
+        storage: the storage's URL, without credentials; `config` has none either.
         config: the whole configuration as JSON values.
         n_trials: trials it will have in the end.
         num_done: trials of earlier runs.

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +13,7 @@ from sparsetune.attention.backends import skips_work
 from sparsetune.attention.policy import Policy
 from sparsetune.bench.step_time import StepSeconds
 from sparsetune.checkpoint import versions
+from sparsetune.documents import read_json, read_text
 from sparsetune.errors import TuningError
 from sparsetune.evaluation.tasks import TimeStep
 from sparsetune.executor import Event, Incident, Phase, StepDone, Task, run_all, run_one
@@ -70,7 +71,7 @@ def measure_step(context: TuningContext) -> StepSeconds | None:
     with _locked(context, "preparation", path):
         if path.is_file():
             with reading(path, "seconds of a step", "measure again"):
-                return StepSeconds(**json.loads(path.read_text()))
+                return StepSeconds(**read_json(read_text(path)))
         task = TimeStep(context.prompts[0], context.config.tune.seed, context.config.backend, _TOPK, _REPEATS)
         times = run_one(context.executor, task)
         if not any(row.sparsity for row in times.sparse):
@@ -190,7 +191,10 @@ def _read_probes(path: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
     with reading(path, "probes", "probe again"):
-        return {key: float(value) for key, value in dict(json.loads(path.read_text())).items()}
+        known = {key: float(value) for key, value in dict(read_json(read_text(path))).items()}
+        if damaged := [key for key, value in known.items() if not math.isfinite(value)]:
+            raise ValueError(f"{damaged[0]} is not finite")
+        return known
 
 
 Table = TypeVar("Table", Curves, RefinedThresholds)

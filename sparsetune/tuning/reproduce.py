@@ -14,6 +14,7 @@ from sparsetune.checkpoint import Manifest, hash_prompts, load_checkpoint, versi
 from sparsetune.config import Config
 from sparsetune.config.files import configs_folder
 from sparsetune.errors import PromptError, TuningError
+from sparsetune.files import expand
 from sparsetune.models.loading import DEMO
 from sparsetune.models.prompts import load_prompts
 
@@ -47,16 +48,19 @@ def recorded(config: Config) -> dict[str, JsonValue]:
 def config_from_manifest(path: Path | str, base: Config) -> Config:
     """Read the configuration of the search that made a checkpoint, to run that search again.
 
-    A warning lists differences in device, kernel and packages, with which the outcome may differ.
+    A warning lists differences in device, kernel and packages, with which the outcome may differ. A checkpoint may be
+    anybody's: no module, file or folder that only its manifest names is imported or read.
 
     Args:
         path: the checkpoint's folder.
-        base: the caller's configuration, which determines tracking, cache, engine, storage and name of the study, and
-            the results' folder. An unnamed study is named as the first one with `-rerun`, to have trials of its own.
+        base: the caller's configuration, which determines tracking, cache, engine, storage and name of the study, the
+            results' folder, modules of metrics, prompt files other than packaged ones, and a model in a folder. An
+            unnamed study is named as the first one with `-rerun`, to have trials of its own.
 
     Raises:
         CheckpointError: there is no checkpoint.
-        TuningError: the manifest has no search or one that this version can't read, or the prompts have changed.
+        TuningError: the manifest has no search or one that this version can't read, its model is a folder that `base`
+            doesn't name, or the prompts are others.
     """
     manifest = load_checkpoint(path).manifest
     if not manifest.search:
@@ -77,8 +81,7 @@ def _config(path: Path | str, manifest: Manifest, base: Config) -> Config:
         settings: dict[str, Any] = {name: content[name] for name in _SECTIONS}
         for section, names in _LOCATIONS.items():
             settings[section] |= {name: getattr(getattr(base, section), name) for name in names}
-        for section in ("tune", "eval"):
-            settings[section]["prompt_file"] = configs_folder() / settings[section]["prompt_file"]
+        _keep_to_the_given(settings, base)
         if manifest.base_revision is not None and not Path(settings["model"]["source"]).exists():
             settings["model"]["revision"] = manifest.base_revision  # the branch may have moved since
         if settings["tune"]["study_name"] is None:
@@ -94,6 +97,28 @@ def _config(path: Path | str, manifest: Manifest, base: Config) -> Config:
         ) from error
 
 
+def _keep_to_the_given(settings: dict[str, Any], base: Config) -> None:
+    """Replace the modules and files that only the manifest names by those of `base`, with a warning."""
+    dropped = []
+    modules = settings["eval"]["metric_modules"]
+    settings["eval"]["metric_modules"] = base.eval.metric_modules
+    if unknown := [str(one) for one in modules if str(one) not in map(_absolute, base.eval.metric_modules)]:
+        dropped.append(f"the modules {', '.join(unknown)} (give them with --metric-module)")
+    for section, option in (("tune", "--prompt-file"), ("eval", "--eval-prompt-file")):
+        recorded_file, given = settings[section]["prompt_file"], getattr(base, section).prompt_file
+        packaged = (configs_folder() / recorded_file).resolve()
+        is_packaged = packaged.is_relative_to(configs_folder().resolve())
+        settings[section]["prompt_file"] = packaged if is_packaged else given
+        if not is_packaged and packaged != expand(given).resolve():
+            dropped.append(f"the prompt file {recorded_file} (give it with {option})")
+    if dropped:
+        logger.warning("not read, because only the manifest names it: %s", "; ".join(dropped))
+    source = str(settings["model"]["source"])
+    is_folder = source != DEMO and (expand(source).exists() or source.startswith((".", "~", "/")))
+    if is_folder and _absolute(base.model.source) != source:
+        raise TuningError(f"the search's model is the folder {source}; if you trust it, give it with --model")
+
+
 def _check_prompts(kind: str, file: Path, num_prompts: int, expected: str | None) -> None:
     if expected is None:
         return
@@ -103,8 +128,8 @@ def _check_prompts(kind: str, file: Path, num_prompts: int, expected: str | None
         raise TuningError(f"the {kind} prompts must be those of the search, but {error}") from error
     if found != expected:
         raise TuningError(
-            f"the {kind} prompts must be those of the search, but the first {num_prompts} of {file} are others; "
-            "restore that file"
+            f"the {kind} prompts must be those of the search, but the first {num_prompts} of {file} are others; give "
+            f"those of the search with --{'eval-' if kind == 'eval' else ''}prompt-file"
         )
 
 
@@ -126,11 +151,11 @@ def _device_name(device: torch.device) -> str:
 
 
 def _portable(path: Path) -> str:
-    resolved, configs = path.expanduser().resolve(), configs_folder().resolve()
+    resolved, configs = expand(path).resolve(), configs_folder().resolve()
     return resolved.relative_to(configs).as_posix() if resolved.is_relative_to(configs) else str(resolved)
 
 
 def _absolute(text: str) -> str:
     """Return the absolute path if `text` is an existing file or folder, otherwise (a hub id, a module) `text`."""
-    path = Path(text).expanduser()
+    path = expand(text)
     return str(path.resolve()) if path.exists() else text

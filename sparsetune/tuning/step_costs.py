@@ -1,11 +1,9 @@
 """Seconds and memory of the parts of a tuning, measured on a few steps of the model."""
 
 import statistics
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +20,7 @@ from sparsetune.config import Config
 from sparsetune.errors import TuningError
 from sparsetune.evaluation.outputs import OutputFolder
 from sparsetune.evaluation.prompt import Pair
+from sparsetune.files import scratch_folder
 from sparsetune.metrics import Frames, compute_available
 from sparsetune.models.families import attention_sites
 from sparsetune.models.generation import Renderer
@@ -136,8 +135,8 @@ def _judging_seconds(config: Config, pair: Pair) -> float:
     started = time.perf_counter()
     compute_available(pair.dense, pair.sparse, config.eval.metrics)
     if config.eval.save_videos:
-        with tempfile.TemporaryDirectory() as folder:
-            OutputFolder(Path(folder), "", False, config.generation.fps).write_videos(0, pair, difference=False)
+        with scratch_folder() as folder:
+            OutputFolder(folder, "", False, config.generation.fps).write_videos(0, pair, difference=False)
     return time.perf_counter() - started
 
 

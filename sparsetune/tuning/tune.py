@@ -16,6 +16,7 @@ from sparsetune.checkpoint import (
     Checkpoint,
     LayerShape,
     Manifest,
+    check_folder,
     git_commit,
     hash_prompts,
     load_checkpoint,
@@ -29,6 +30,7 @@ from sparsetune.evaluation.evaluate import evaluate
 from sparsetune.evaluation.events import Listeners
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.executor import run_one
+from sparsetune.files import check_replaceable
 from sparsetune.locks import exclusive_if_free
 from sparsetune.tuning.calibration.sensitivity import Sensitivity
 from sparsetune.tuning.calibration.step_caches import ProbeCaches
@@ -238,6 +240,8 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
     """
     if config.tune.tuner == "builtin":
         check_builtin(parallel=config.tune.parallel_tune)
+    check_folder(output_dir / _CHECKPOINT)
+    check_replaceable(output_dir / RECORD_NAME, '"study_name"')
     clock = PhaseClock()
     lock = WinnerLock(output_dir)
     context = open_context(config, output_dir, (clock, *listeners))
@@ -351,7 +355,7 @@ def _save(context: TuningContext, study_name: str, best: TrialResult) -> Path:
         compile=runtime.compiled,
         kernel=runtime.kernel,
         device=runtime.device_name,
-        tuner_settings=config.tune.model_dump(mode="json")
+        tuner_settings=config.tune.model_dump(mode="json", exclude={"storage"})
         | {"study_name": study_name, "trial": best.number, "params": dict(best.params)},
         search=recorded(config),
         prompts_hash=hash_prompts(context.prompts),

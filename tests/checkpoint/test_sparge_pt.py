@@ -1,4 +1,5 @@
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,16 @@ def test_what_the_format_would_lose_is_refused_unless_allowed(tmp_path: Path, po
 def test_layers_outside_the_root_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not under 'transformer'"):
         write_sparge_pt(Policy.uniform([("transformer_2.a", 2)]), tmp_path / "a.pt")
+
+
+def test_a_packed_or_strided_bomb_is_refused_at_once(tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**8))
+    with pytest.raises(CheckpointError, match="holds 100 MB, more than thresholds need"):
+        read_sparge_pt(bomb)
+    claims = torch.zeros(1).expand(10**12)
+    names = ("is_sparse", "cdfthreshd", "simthreshd1", "pvthreshd")
+    torch.save({f"blocks.0.inner_attention.{name}": claims for name in names}, tmp_path / "strided.pt")
+    with pytest.raises(CheckpointError, match="must be real and of one shape"):
+        read_sparge_pt(tmp_path / "strided.pt")

@@ -142,6 +142,55 @@ def test_saving_replaces_the_whole_checkpoint_and_leaves_nothing_else(tmp_path: 
     assert sorted(os.listdir(tmp_path)) == ["other", "tuned"]
 
 
+@pytest.mark.parametrize("name", ["policy.safetensors", "manifest.json"])
+def test_a_users_own_file_of_the_same_name_is_not_replaced(tmp_path: Path, name: str) -> None:
+    own = tmp_path / "robot" / name
+    own.parent.mkdir()
+    if name == "manifest.json":
+        own.write_text('{"name": "my web app", "schema_version": 2}')
+    else:
+        save_file({"actor.weight": torch.zeros(4)}, own)
+    before = own.read_bytes()
+    with pytest.raises(CheckpointError, match=f"holds other files than a checkpoint's: {name}"):
+        save_checkpoint(make_checkpoint(), own.parent)
+    assert [path.read_bytes() for path in own.parent.iterdir()] == [before]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_weights_are_not_replaced_by_a_converted_policy(tmp_path: Path, suffix: str) -> None:
+    source = save_checkpoint(
+        Checkpoint(Policy.uniform([(NAME.format(0), 2)], select_partial=False), Manifest(tuner="manual")),
+        tmp_path / "tuned",
+    )
+    target = tmp_path / f"weights{suffix}"
+    weights = {"blocks.0.weight": torch.zeros(4)}
+    save_file(weights, target) if suffix == ".safetensors" else torch.save(weights, target)
+    before = target.read_bytes()
+    with pytest.raises(CheckpointError, match="exists and is no checkpoint, so it is not replaced"):
+        convert(source, target, allow_loss=True)
+    assert target.read_bytes() == before
+    target.unlink()
+    for _ in range(2):  # one of its own is replaced
+        convert(source, target, allow_loss=True)
+
+
+def test_a_flipped_bit_within_a_thresholds_range_is_found(tmp_path: Path) -> None:
+    saved = save_checkpoint(make_checkpoint(), tmp_path / "tuned")
+    content = bytearray((saved / "policy.safetensors").read_bytes())
+    content[-2] ^= 1  # in the last threshold's mantissa
+    (saved / "policy.safetensors").write_bytes(content)
+    assert read_policy(saved / "policy.safetensors") != make_checkpoint().policy
+    with pytest.raises(CheckpointError, match="is not the file that was saved"):
+        load_checkpoint(saved)
+
+
+def test_a_damaged_checkpoint_is_replaced(tmp_path: Path) -> None:
+    saved = save_checkpoint(make_checkpoint(), tmp_path / "tuned")
+    for name in ("policy.safetensors", "manifest.json"):
+        (saved / name).write_bytes((saved / name).read_bytes()[:-100])
+    assert load_checkpoint(save_checkpoint(make_checkpoint(seed=1), saved)).policy.order == "hilbert"
+
+
 def test_a_reader_never_finds_the_folder_missing_while_it_is_replaced(tmp_path: Path) -> None:
     folder = save_checkpoint(make_checkpoint(), tmp_path / "tuned")
     if not folders.exchange(folder, folder):
@@ -237,6 +286,7 @@ def test_damaged_and_foreign_safetensors_are_refused(tmp_path: Path) -> None:
         ({"layers": [{"name": "a", "rule": "cdf", "order": ["raster"]}]}, "one for each of its 2 heads, got 1"),
         ({"layers": []}, "unexpected tensors"),
         ({"cache": "mag"}, "is no complete policy"),
+        ({"drop_scale": [10**400]}, "is no complete policy: OverflowError"),
         ({"cache": {"kind": "mag", "threshold": 0.1, "max_skips": 1, "ratios": []}}, "mag has calibrated ratios"),
         ({"cache": {"kind": "pab", "ratios": []}}, "a cache must be one of first_block"),
         ({"layers": [{"name": "a", "rule": "magic"}]}, "a rule must be cdf or topk"),

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -122,6 +123,16 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (CheckpointError("no checkpoint"), 1, "sparsetune: no checkpoint\n"),
         (ConfigError("no such key"), 2, "sparsetune: no such key\n"),
         (GateError("not met"), 3, "sparsetune: not met\n"),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "x"),
+            1,
+            "sparsetune: cannot use x: File name too long; check the path, its permissions and the free space\n",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            1,
+            "sparsetune: No space left on device; check the path, its permissions and the free space\n",
+        ),
         (KeyboardInterrupt(), 130, "sparsetune: interrupted; no incomplete files were left\n"),
         (
             ValueError("odd"),
@@ -200,7 +211,8 @@ def test_unknown_setting_is_a_usage_error_that_names_the_nearest() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_ctrl_c_ends_a_running_command_with_130(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_running_command_as_ctrl_c_does(tmp_path: Path, number: str) -> None:
     code = (
         "import sys, time\nfrom sparsetune.cli import cache\nfrom sparsetune.cli.main import main\n"
         "def wait(ctx):\n    print('ready', flush=True)\n    time.sleep(30)\n"
@@ -216,7 +228,7 @@ def test_ctrl_c_ends_a_running_command_with_130(tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(getattr(signal, number))
     _, err = process.communicate(timeout=20)
-    assert process.returncode == 130
+    assert process.returncode == 128 + getattr(signal, number)
     assert err.strip() == "sparsetune: interrupted; no incomplete files were left"

@@ -124,7 +124,10 @@ def test_review_at_a_terminal_asks_for_every_item_and_opens_every_video(
         f"review of run {recorded.tuning}: rejected by Ada, 2 videos",
         "  prompt_1_compare.mp4: motion",
     ]
-    run("review", "latest", "--no-open", status=0, answers="y\n" * 10 + "Bo\n")
+    result = run("review", "latest", "--no-open", status=0, answers="y\n" * 10 + "Cy\n")
+    assert "the rejection by Ada still stands; use --take-back" in result.stdout
+    assert place.tags(recorded.evaluation)["review"] == "rejected"
+    run("review", "latest", "--no-open", "--take-back", "Ada", status=0, answers="y\n" * 10 + "Bo\n")
     assert len(opened) == 2
     assert place.tags(recorded.evaluation)["review"] == "ok"
 

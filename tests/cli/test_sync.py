@@ -35,23 +35,22 @@ def test_a_run_recorded_without_a_server_is_not_published(client: MlflowClient) 
     assert CliRunner().invoke(main, ["sync", "--tracking-uri", "http://127.0.0.1:9"]).exit_code == 0
 
 
-def test_a_server_that_is_down_leaves_its_runs_and_no_other_servers(client: MlflowClient) -> None:
+def test_runs_go_to_the_configured_server_only(client: MlflowClient) -> None:
     servers = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
     for server in (*servers, servers[0]):
         record(client, server)
-    result = CliRunner().invoke(main, ["sync", "--json"])
+    result = CliRunner().invoke(main, ["sync", "--json", "--tracking-uri", servers[0]])
     assert result.exit_code == 1
     rows = {row["server"]: row for row in json.loads(result.stdout)}
     assert {server: (row["sent"], row["left"]) for server, row in rows.items()} == {
         servers[0]: (0, 2),
         servers[1]: (0, 1),
     }
-    assert all(
-        row["reason"].startswith(f"the tracking server {server} does not answer") for server, row in rows.items()
-    )
-    assert "3 runs could not be published: the tracking server" in result.stderr
+    assert rows[servers[0]]["reason"].startswith(f"the tracking server {servers[0]} does not answer")
+    assert rows[servers[1]]["reason"] == "not the configured server; give it with --tracking-uri"
+    assert "3 runs could not be published: " in result.stderr
     assert "run `sparsetune sync` again" in result.stderr
-    assert f"{servers[0]}: 0 runs published, 2 left" in CliRunner().invoke(main, ["sync"]).stdout
+    assert f"{servers[0]}: 0 runs published, 2 left (not the configured" in CliRunner().invoke(main, ["sync"]).stdout
 
 
 def test_a_damaged_store_is_an_error_of_one_line(own_store: Path) -> None:

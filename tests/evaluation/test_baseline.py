@@ -108,9 +108,17 @@ def damage_by_emptying(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def damage_by_a_directory_before_the_file(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[300:])
+
+
 @pytest.mark.parametrize(
-    "damage", [damage_by_truncation, damage_by_a_flipped_byte, damage_by_other_frames, damage_by_emptying]
-)
+    "damage",
+    [
+        damage_by_truncation, damage_by_a_flipped_byte, damage_by_other_frames, damage_by_emptying,
+        damage_by_a_directory_before_the_file,
+    ],
+)  # fmt: skip
 def test_a_damaged_entry_is_rendered_again_with_a_warning(
     cache: BaselineCache, key: BaselineKey, caplog: pytest.LogCaptureFixture, damage: Any
 ) -> None:
@@ -133,11 +141,55 @@ def test_an_entry_under_another_keys_name_is_damaged(
     assert "belongs to another key" in caplog.text
 
 
-def test_a_damaged_entry_is_listed_without_its_key(cache: BaselineCache, key: BaselineKey) -> None:
+def test_an_entry_that_was_cut_off_is_still_listed_and_cleared(cache: BaselineCache, key: BaselineKey) -> None:
     cache.put(key, FRAMES, 3.5)
-    damage_by_emptying(cache.ls()[0].path)
-    (entry,) = cache.ls()
-    assert (entry.info, entry.digest) == (None, key.digest)
+    damage_by_truncation(cache.ls()[0].path)
+    assert [entry.digest for entry in cache.ls()] == [key.digest]
+    assert cache.clear().num_entries == 1
+
+
+def others_files(folder: Path, key: BaselineKey) -> dict[Path, bytes]:
+    """Files of a user's own, whose names and contents are as near to an entry's as they can be by chance."""
+    cache = BaselineCache(folder / "elsewhere", 1.0)
+    cache.put(key, FRAMES, 1.0)
+    entry = cache.ls()[0].path
+    digest = replace(key, prompt="another").digest
+    names = (
+        "embeddings_of_my_thesis.npz", "2025_results.npz", "0a.npz", ".draft.npz", f".{digest}.npz",
+        f"{digest.upper()}.npz", f"{digest}0.npz", f"{digest}.npz",
+    )  # fmt: skip
+    for name in names:
+        np.savez(folder / name, vectors=np.arange(4000))
+        os.utime(folder / name, (0, 0))
+    entry.rename(folder / f"{digest[::-1]}.npz")  # renamed: perhaps kept on purpose
+    os.utime(folder / f"{digest[::-1]}.npz", (0, 0))
+    (folder / "elsewhere").rmdir()
+    return {path: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_only_files_that_are_certainly_ours_are_counted_evicted_or_cleared(tmp_path: Path, key: BaselineKey) -> None:
+    theirs = others_files(tmp_path, key)
+    cache = BaselineCache(tmp_path, ENTRY_GB / 10)
+    cache.put(key, FRAMES, 1.0)
+    cache.put(replace(key, prompt="b"), FRAMES, 1.0)
+    assert [entry.digest for entry in cache.ls()] == [replace(key, prompt="b").digest]
+    assert cache.clear().num_entries == 1
+    assert {path: path.read_bytes() for path in theirs} == theirs
+
+
+def test_links_folders_and_pipes_are_not_entries(tmp_path: Path, key: BaselineKey) -> None:
+    kept = BaselineCache(tmp_path / "kept", 1.0)
+    kept.put(key, FRAMES, 1.0)
+    cache = BaselineCache(tmp_path / "cache", 1.0)
+    cache.folder.mkdir()
+    (cache.folder / f"{key.digest}.npz").symlink_to(kept.ls()[0].path)
+    (cache.folder / f"{replace(key, seed=1).digest}.npz").mkdir()
+    os.mkfifo(cache.folder / f"{replace(key, seed=2).digest}.npz")
+    assert (cache.ls(), cache.clear().num_entries) == ((), 0)
+    assert len(list(cache.folder.iterdir())) == 3
+    for seed in (1, 2):
+        with pytest.raises(CacheError, match="is not a file; remove it"):
+            cache.get_or_render(replace(key, seed=seed), never)
 
 
 def put_at(cache: BaselineCache, key: BaselineKey, prompt: str, moment: float) -> BaselineKey:
@@ -206,7 +258,7 @@ def test_clear_removes_everything_but_what_is_in_use(cache: BaselineCache, key: 
     used = replace(key, prompt="b")
     cache.put(key, FRAMES, 1.0)
     cache.put(used, FRAMES, 1.0)
-    stale = cache.folder / ".dead-process.npz"
+    stale = cache.folder / f".{key.digest}-0123abcd.npz"
     stale.write_bytes(b"half")
     os.utime(stale, (0, 0))
     size = (cache.folder / f"{key.digest}.npz").stat().st_size

@@ -48,6 +48,14 @@ def test_the_result_has_the_known_sections(evaluate: Evaluate) -> None:
     assert [row["prompt"] for row in value["detailed_results"]] == list(PROMPTS)
 
 
+@pytest.mark.parametrize("name", ["report.md", "cogvideo_accuracy_tuned.json"])
+def test_a_users_own_file_of_the_same_name_is_not_replaced(evaluate: Evaluate, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("# My thesis\n")
+    with pytest.raises(SparsetuneError, match=rf"{name} was not written by sparsetune, so it is not replaced"):
+        evaluate(output_dir=tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["# My thesis\n"]
+
+
 def test_statistics_are_those_of_the_prompts(evaluate: Evaluate) -> None:
     result = evaluate()
     values = [row.psnr for row in result.detailed_results]

@@ -7,7 +7,7 @@ import pytest
 
 from sparsetune.evaluation.ladder import attribute
 from sparsetune.evaluation.outputs import worst_and_median
-from sparsetune.evaluation.report_markdown import CHECKLIST, verdict_text
+from sparsetune.evaluation.report_markdown import CHECKLIST, cell, verdict_text
 from sparsetune.evaluation.result import PromptRow
 from sparsetune.metrics import Gate
 from tests.evaluation.conftest import PROMPTS, Evaluate
@@ -94,3 +94,10 @@ def test_no_error_has_no_shares() -> None:
     assert found is not None
     assert found.shares is None
     assert attribute([row(0, None)]) is None
+
+
+def test_nothing_in_a_cell_is_live_markdown() -> None:
+    text = "[x](javascript:alert) ![i](http://h/i.png) *b* _e_ ~~s~~ `c` <b> &lt; | \\\nnext"
+    assert cell(text) == (
+        r"\[x\](javascript:alert) !\[i\](http://h/i.png) \*b\* \_e\_ \~\~s\~\~ \`c\` &lt;b> &amp;lt; \| \\ next"
+    )

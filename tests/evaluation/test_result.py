@@ -99,6 +99,25 @@ def test_a_folder_with_two_results_names_them(evaluate: Evaluate, tmp_path: Path
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("width", 0, "config.width: Input should be greater than 0"),
+        ("fps", -1, "config.fps: Input should be greater than 0"),
+        ("tuned_path", "\ud800", r"cannot read .*surrogates not allowed"),
+    ],
+)
+def test_values_that_no_report_can_show_are_refused(
+    evaluate: Evaluate, tmp_path: Path, name: str, value: object, message: str
+) -> None:
+    save_result(evaluate(), tmp_path / NAME)
+    content = json.loads((tmp_path / NAME).read_text())
+    content["config"][name] = value
+    (tmp_path / NAME).write_text(json.dumps(content))
+    with pytest.raises(ResultError, match=message):
+        load_result(tmp_path / NAME)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "cannot read .*: Expecting"),

@@ -64,6 +64,17 @@ def test_two_folders_are_paired_by_name(films):
     assert not result.gate.passed and "worst prompt's psnr" in result.gate.failures[0]
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.WEBP", "a.jpg", "a.tif"])
+def test_folders_of_images_are_compared(tmp_path, name):
+    noise = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    for folder, shift in (("dense", 0), ("sparse", 40)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(noise // 2 + np.uint8(shift)).save(tmp_path / folder / name)
+    result = compare_videos(tmp_path / "dense", tmp_path / "sparse", names=(), gate=Gate())
+    assert [(pair.name, pair.num_frames, pair.size) for pair in result.pairs] == [(name, 1, (16, 24))]
+    assert result.statistics["frame_l1"].mean == pytest.approx(40 / 255, abs=0.03)
+
+
 def test_a_users_metric_is_taken(films):
     metric(higher_is_better=False, name="mine")(lambda dense, sparse: 7.0)
     result = compare_videos(films / "dense", films / "sparse", names=NAMES, gate=Gate())
@@ -122,7 +133,7 @@ def test_paths_that_cannot_be_compared_are_refused(films, tmp_path):
         compare_videos(films / "dense", tmp_path / "none", names=NAMES, gate=Gate())
     with pytest.raises(VideoError, match=r"is a folder and .*a.mp4 a file"):
         compare_videos(films / "dense", films / "dense" / "a.mp4", names=NAMES, gate=Gate())
-    with pytest.raises(VideoError, match="no videos in"):
+    with pytest.raises(VideoError, match="no videos or images in"):
         compare_videos(tmp_path, tmp_path, names=NAMES, gate=Gate())
 
 

@@ -41,7 +41,7 @@ def test_signature_takes_prompts_and_gives_the_tuned_generation_as_defaults(mode
     signature = Model.load(str(model / "MLmodel")).signature
     defaults = {param["name"]: param["default"] for param in json.loads(signature.to_dict()["params"])}
     assert defaults == {
-        "seed": 42, "output_dir": "", "num_frames": 17, "height": 64, "width": 64, "num_inference_steps": 10,
+        "seed": 42, "num_frames": 17, "height": 64, "width": 64, "num_inference_steps": 10,
         "guidance_scale": 1.0, "fps": 8,
     }  # fmt: skip
     assert signature.inputs.input_types() == [mlflow.types.DataType.string]
@@ -49,6 +49,26 @@ def test_signature_takes_prompts_and_gives_the_tuned_generation_as_defaults(mode
 
 def test_native_model_is_the_checkpoint(model: Path) -> None:
     assert flavor.load_model(str(model)).policy == policy_of(0.9)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "MLmodel has no flavours; download the model again"),
+        ("[]", "has no flavours"),
+        ("flavors: []", "has no flavours"),
+        ("flavors: {sparsetune: 3}", "doesn't name its checkpoint"),
+        ("flavors: {sparsetune: {checkpoint: 3}}", "doesn't name its checkpoint"),
+        ("flavors: {3: {}, sklearn: {}}", "was not logged by sparsetune: it has the flavours 3, sklearn"),
+        ("flavors: {", "MLmodel is damaged: while parsing"),
+        ("a: \x01", "MLmodel is damaged: unacceptable character"),
+        ("a: 2026-13-45", "MLmodel is damaged: month must be in 1..12"),
+    ],
+)
+def test_damaged_mlmodel_is_told(model: Path, text: str, message: str) -> None:
+    (model / "MLmodel").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        flavor.load_model(str(model))
 
 
 def test_folder_that_holds_something_is_left_alone(model: Path) -> None:
@@ -79,7 +99,7 @@ def test_base_model_is_loaded_as_it_was_tuned_unless_it_moved() -> None:
 
 def test_checkpoint_of_an_unknown_base_must_be_told_one() -> None:
     manifest = Manifest(tuner="manual")
-    assert call_parameters(manifest) == {"seed": 42, "output_dir": ""}
+    assert call_parameters(manifest) == {"seed": 42}
     with pytest.raises(ConfigError, match=r"does not name its base model.*set base_source in model_config"):
         base_config(manifest, {})
 
@@ -103,6 +123,37 @@ def test_prompts_that_say_nothing_are_refused_before_a_model_is_loaded(given: ob
         SparseVideoModel(checkpoint_of(0.9), {}).predict(given)
 
 
+def test_a_caller_of_a_served_model_chooses_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="output_dir is set where the model is loaded"):
+        SparseVideoModel(checkpoint_of(0.9), {}).predict(["a"], {"output_dir": str(tmp_path / "x")})
+    assert list(tmp_path.iterdir()) == []
+    model = SparseVideoModel(checkpoint_of(0.9), {})
+    with pytest.raises(PromptError):  # models of earlier versions have it as a parameter, empty by default
+        model.predict([""], {"output_dir": ""})
+
+
+@pytest.mark.parametrize("named", ["../../any/path", "/etc", "..", "", None, 7, ["checkpoint"], "link"])
+def test_a_model_names_no_checkpoint_outside_its_folder(model: Path, tmp_path: Path, named: object) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (model / "link").symlink_to(tmp_path / "elsewhere")
+    described = yaml.safe_load((model / "MLmodel").read_text())
+    described["flavors"]["sparsetune"]["checkpoint"] = named
+    (model / "MLmodel").write_text(yaml.safe_dump(described))
+    with pytest.raises(CheckpointError):
+        flavor.load_model(str(model))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "null", "[]", "7", "flavors: 3", "flavors: [a]", "flavors: {1: 2}", "flavors: {sparsetune: 3}", "a: b: c",
+     "flavors: {sparsetune: {checkpoint: {}}}", "utc_time_created: {}", "[" * 1000, "signature: x", "\x00"],
+)  # fmt: skip
+def test_a_damaged_mlmodel_is_an_error_of_one_line(model: Path, text: str) -> None:
+    (model / "MLmodel").write_text(text)
+    with pytest.raises(CheckpointError, match=r"MLmodel is damaged|not logged by sparsetune|not in its folder"):
+        flavor.checkpoint_folder(model)
+
+
 @pytest.mark.slow  # loads the demo model and renders three videos
 def test_pyfunc_renders_prompts_of_every_form_to_videos(tmp_path: Path) -> None:
     import pandas as pd
@@ -120,8 +171,8 @@ def test_pyfunc_renders_prompts_of_every_form_to_videos(tmp_path: Path) -> None:
     steps = {"num_inference_steps": 2}
     prompts = ["a red circle", "a blue star"]
     first, second = loaded.predict(prompts, params=steps)
-    (table,) = loaded.predict(pd.DataFrame({"prompt": prompts[:1]}), params=steps | {"output_dir": str(tmp_path / "b")})
-    assert Path(first).parent == tmp_path / "out" and Path(table).parent == tmp_path / "b"
+    (table,) = loaded.predict(pd.DataFrame({"prompt": prompts[:1]}), params=steps)
+    assert Path(first).parent == Path(table).parent == tmp_path / "out"
     assert Path(first).read_bytes() != Path(second).read_bytes()
     assert Path(first).read_bytes() == Path(table).read_bytes()
     _, sparse = create_pipelines("demo", policy)

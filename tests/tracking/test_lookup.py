@@ -1,4 +1,5 @@
 import collections
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from sparsetune.errors import CheckpointError, TrackingError, UsageError
 from sparsetune.models.loading import load_pipeline
 from sparsetune.models.pipelines import demo_config
 from sparsetune.models.sparsify import default_policy
-from sparsetune.tracking.lookup import find_run, is_reference, resolve_checkpoint
+from sparsetune.tracking.lookup import _file_name, check_files_host, find_run, is_reference, resolve_checkpoint
 from sparsetune.tracking.promotion import judge, promote
 from sparsetune.tracking.results import find_candidate
 from sparsetune.tracking.store import MissingError
@@ -35,6 +36,31 @@ def test_what_is_no_run_and_no_model_is_a_path(working_folder: Path, text: str, 
 def test_path_that_exists_is_a_path_even_where_it_could_be_a_run_id(working_folder: Path) -> None:
     (working_folder / "deadbeef").mkdir()
     assert resolve_checkpoint("deadbeef") == Path("deadbeef")
+
+
+@pytest.mark.parametrize(
+    ("files", "store", "refused"),
+    [
+        ("http://evil.example/a", "http://h:5000", True),
+        ("mlflow-artifacts://evil.example/a", "http://h:5000", True),
+        ("http://h:666/a", "http://h:5000", True),
+        ("https://evil.example/a", "sqlite:///mlflow.db", True),
+        ("mlflow-artifacts:/1/a", "http://h:5000", False),
+        ("mlflow-artifacts://h/a", "http://ada:pw@h:5000", False),
+        ("http://h:5000/a", "http://h:5000/", False),
+        ("s3://bucket/a", "http://h:5000", False),
+        ("file:///data/a", "sqlite:///mlflow.db", False),
+        ("/data/a", "sqlite:///mlflow.db", False),
+    ],
+)
+def test_files_on_another_server_are_not_read_with_the_users_credentials(files: str, store: str, refused: bool) -> None:
+    with pytest.raises(TrackingError, match="would be sent there") if refused else contextlib.nullcontext():
+        check_files_host(files, store)
+
+
+@pytest.mark.parametrize("name", ["..", "../../../home/ada", "/etc", "a/b", "m-1\\..", "\0", ""])
+def test_a_servers_names_cannot_lead_out_of_the_cache(tmp_path: Path, name: str) -> None:
+    assert (tmp_path / _file_name(name)).resolve().parent == tmp_path
 
 
 def test_path_is_given_back_whether_it_exists_or_not() -> None:

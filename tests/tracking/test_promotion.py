@@ -1,6 +1,8 @@
 import json
 import multiprocessing
 import os
+import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,18 @@ import pytest
 
 from sparsetune.errors import GateError, RegistryError, TrackingError, UsageError
 from sparsetune.tracking.promotion import Move, Verdict, judge, promote, rollback
-from sparsetune.tracking.registry import CLAIM, EVALUATION, GATE, OVERRIDE, RUN, Registry, first_tag
+from sparsetune.tracking.registry import (
+    CLAIM,
+    CLAIM_SECONDS,
+    EVALUATION,
+    GATE,
+    OVERRIDE,
+    RUN,
+    Registry,
+    _age,
+    first_tag,
+    open_registry,
+)
 from sparsetune.tracking.results import find_candidate
 from tests.tracking.recorded import PSNRS, Place, Recorded, World
 
@@ -152,6 +165,13 @@ def test_second_of_two_who_promote_at_once_is_asked_to_compare_again(place: Plac
     assert len(versions(place)) == 2  # nothing half-registered
 
 
+@pytest.mark.parametrize("name", ["Ada's model", 'a"b', "a/b", "a:b", "a@b", " a", "..", "", "x" * 300])
+def test_a_name_that_a_filter_or_uri_cannot_hold_is_refused_before_anything_is_made(place: Place, name: str) -> None:
+    with pytest.raises(UsageError, match="--name must begin with a letter or digit"):
+        open_registry(place.client, place.registry().store, "demo", name or " ")
+    assert [one.name for one in place.client.search_registered_models()] == ["demo-sparse"]
+
+
 def test_claim_of_another_promotion_turns_away_and_that_of_a_dead_one_lapses(place: Place, world: World) -> None:
     verdict, registry = verdict_of(place, world.sparser), place.registry()
     place.client.set_registered_model_tag("demo-sparse", f"{CLAIM}other", f"{time.time():.0f}")
@@ -162,6 +182,27 @@ def test_claim_of_another_promotion_turns_away_and_that_of_a_dead_one_lapses(pla
     promote(registry, verdict)
     model = registry.model()
     assert model is not None and not [tag for tag in model.tags if tag.startswith(CLAIM)]
+
+
+def test_claim_from_a_clock_ahead_turns_nobody_away_for_longer_than_any_other(
+    place: Place, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparsetune.tracking.registry.CLAIM_SECONDS", 2.0)
+    place.client.set_registered_model_tag("demo-sparse", f"{CLAIM}other", f"{time.time() + 86_400:.0f}")
+    started = time.monotonic()
+    with place.registry().claimed():
+        assert 2.0 <= time.monotonic() - started < 60.0
+    model = place.registry().model()
+    assert model is not None and not [tag for tag in model.tags if tag.startswith(CLAIM)]
+
+
+@pytest.mark.parametrize(("lives", "host", "is_over"), [(False, "", True), (True, "", False), (False, "other", False)])
+def test_a_claim_of_this_host_ends_with_its_process(lives: bool, host: str, is_over: bool) -> None:
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait()
+    process = os.getpid() if lives else dead.pid
+    assert (_age(f"{time.time():.0f} {host or socket.gethostname()}:{process}") >= CLAIM_SECONDS) is is_over
+    assert _age(f"{time.time() - 500:.0f} {host or socket.gethostname()}:{process}") >= CLAIM_SECONDS
 
 
 def _promote_in_a_process(database: Path, folder: Path, run: str, start: Any, outcomes: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import socket
 import subprocess
@@ -15,10 +16,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from sparsetune.config import Config, resolve
-from sparsetune.tracking import Store, TrackingListener, connect, publish, resolve_store
-from sparsetune.tracking.publish import Publisher, ServerCopies, unpublished_runs
+from sparsetune.tracking import Store, TrackingListener, connect, publish, publisher, resolve_store
+from sparsetune.tracking.publish import ServerCopies, unpublished_runs
+from sparsetune.tracking.publisher import Publisher
 from sparsetune.tracking.run_logger import RunLogger, start_run
 from sparsetune.tracking.store import KEY, PUBLISHED, SERVER, experiment_id, local_store
 from tests.tracking.conftest import artifacts_of, runs_of, tracking
@@ -150,6 +153,76 @@ def test_an_artifact_that_cannot_be_read_fails_only_its_own_run(
         copies.publish(local.run_id)
 
 
+class BehindAProxy(LateClient):
+    """A client whose proxy refuses files above 1 kB, and answers an upload of `lost` with a login page."""
+
+    def log_artifact(self, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
+        if Path(local_path).stat().st_size > 1000:
+            raise MlflowException("API request failed with error code 413 != 200. Response body: 'too large'")
+        if not Path(local_path).name.startswith("lost"):
+            super().log_artifact(run_id, local_path, artifact_path)
+
+
+@pytest.fixture
+def proxied(copies: ServerCopies, server: LateClient) -> LateClient:
+    behind = BehindAProxy(server.tracking_uri, server._registry_uri)
+    behind.missed = ()
+    copies._remote = behind
+    return behind
+
+
+def test_a_refused_upload_holds_back_neither_metrics_nor_status_nor_other_files(
+    copies: ServerCopies, proxied: LateClient, local: RunLogger, experiment: str
+) -> None:
+    for name, size in (("a-report.html", 5000), ("b-video.mp4", 2000), ("z-result.json", 10)):
+        local.client.log_text(local.run_id, "x" * size, name)
+    with pytest.raises(publish.TrackingError, match="413"):
+        copies.publish(local.run_id)
+    (run,) = runs_of(proxied, experiment)
+    assert (run.info.status, run.data.metrics["score"], run.data.params) == ("FINISHED", 1.0, {"seed": "1"})
+    assert set(artifacts_of(proxied, run.info.run_id)) == {"rows.json", "z-result.json"}
+    with pytest.raises(publish.TrackingError, match="413"):  # and is tried again
+        copies.publish(local.run_id)
+
+
+def test_an_upload_that_a_login_page_answered_is_found_missing(
+    copies: ServerCopies, proxied: LateClient, local: RunLogger
+) -> None:
+    local.client.log_text(local.run_id, "x", "lost.txt")
+    for _ in range(2):
+        with pytest.raises(publish.TrackingError, match=r"the server lacks lost\.txt although the upload succeeded"):
+            copies.publish(local.run_id)
+
+
+def test_only_regular_files_of_the_runs_own_folder_are_uploaded(
+    copies: ServerCopies, local: RunLogger, server: LateClient, experiment: str, tmp_path: Path
+) -> None:
+    server.missed = ()
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "passwd").write_text("root")
+    folder = Path(local.client.download_artifacts(local.run_id, ""))
+    (folder / "link.txt").symlink_to(tmp_path / "secrets" / "passwd")
+    (folder / "links").symlink_to(tmp_path / "secrets")
+    os.mkfifo(folder / "pipe")
+    copies.publish(local.run_id)
+    (run,) = runs_of(server, experiment)
+    assert artifacts_of(server, run.info.run_id) == ["rows.json"]
+
+
+def test_a_planted_artifact_folder_is_not_uploaded(
+    copies: ServerCopies, local: RunLogger, server: LateClient, experiment: str, tmp_path: Path
+) -> None:
+    server.missed = ()
+    (tmp_path / "passwd").write_text("root")
+    run = local.client.get_run(local.run_id)
+    planted = Run(run.info, run.data)
+    planted.info._artifact_uri = tmp_path.as_uri()
+    with pytest.raises(publish.TrackingError, match=r"outside .*; they are not uploaded"):
+        copies._publish(planted)
+    (copied,) = runs_of(server, experiment)
+    assert artifacts_of(server, copied.info.run_id) == []
+
+
 def test_a_bug_is_not_the_servers_failure(
     copies: ServerCopies, local: RunLogger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,15 +246,15 @@ def test_a_bug_with_one_run_holds_up_no_other(
         return True
 
     monkeypatch.setattr(ServerCopies, "publish", publish_one)
-    monkeypatch.setattr(publish, "unpublished_runs", lambda *_: ())
-    publisher = Publisher(client, Store(URI, URI, None))
-    publisher.publish(["first", "second"])
+    monkeypatch.setattr(publisher, "unpublished_runs", lambda *_: ())
+    background = Publisher(client, Store(URI, URI, None))
+    background.publish(["first", "second"])
     with caplog.at_level(logging.WARNING, "sparsetune"):
-        publisher.flush()
+        background.flush()
     assert published == ["second"]
     assert caplog.messages == [
         f"1 run(s) are not on the tracking server {URI} yet (unexpected KeyError: 'sparsetune'); publish them with "
-        "`sparsetune sync`"
+        f"`sparsetune sync --tracking-uri {URI}`"
     ]
 
 
@@ -217,7 +290,7 @@ def test_a_server_that_never_answers_slows_no_trial_and_ends_no_search(
     hung: Config, experiment: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("sparsetune.tracking.listener.START_SECONDS", 0.1)
-    monkeypatch.setattr(publish, "END_SECONDS", 0.2)
+    monkeypatch.setattr(publisher, "END_SECONDS", 0.2)
     with caplog.at_level(logging.WARNING, "sparsetune"):
         listener = TrackingListener(hung)
         assert "does not answer: timed out" in caplog.messages[-1]
@@ -239,9 +312,9 @@ def test_a_server_that_never_answers_slows_no_trial_and_ends_no_search(
 def test_a_process_whose_server_hangs_exits(hung: Config) -> None:
     program = (
         "import sys\nfrom sparsetune.config import resolve\n"
-        "from sparsetune.tracking import TrackingListener, listener, publish\n"
+        "from sparsetune.tracking import TrackingListener, listener, publisher\n"
         "from tests.tracking.test_log_study import make_trial, started\n"
-        "listener.START_SECONDS = 0.1; publish.END_SECONDS = 0.2\n"
+        "listener.START_SECONDS = 0.1; publisher.END_SECONDS = 0.2\n"
         "config = resolve(None, (), {}, dict(pair.split('=', 1) for pair in sys.argv[1:]))\n"
         "tracking = TrackingListener(config)\ntracking.on_study_start(started(config))\n"
         "tracking.on_trial(make_trial(0))\nprint('at its end', flush=True)\n"

@@ -20,7 +20,7 @@ from sparsetune.attention.policy import Policy
 from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint, save_checkpoint
 from sparsetune.config import Config, resolve
 from sparsetune.errors import TrackingError
-from sparsetune.tracking import TrackingListener, connect, publish
+from sparsetune.tracking import TrackingListener, connect, publisher
 from sparsetune.tracking.publish import unpublished_runs
 from sparsetune.tracking.store import PUBLISHED, local_store
 from tests.tracking.conftest import LAYERS, artifacts_of, make_evaluation, make_result, runs_of
@@ -76,7 +76,7 @@ def reader(server: MlflowServer) -> MlflowClient:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(publisher, "RETRY_SECONDS", 0.2)
 
 
 def unpublished(config: Config) -> list[str]:
@@ -147,7 +147,7 @@ def test_a_tuning_whose_server_is_killed_and_comes_back_is_recorded_whole(
     server.start()
     listener.on_trial(trials[3])
     published(reader, experiment, 5)
-    monkeypatch.setattr(publish, "RETRY_SECONDS", 3600.0)  # `sync` uploads the rest
+    monkeypatch.setattr(publisher, "RETRY_SECONDS", 3600.0)  # `sync` uploads the rest
     server.kill()
     listener.on_start(judged.start)
     for prompt in judged.prompts:
@@ -157,7 +157,7 @@ def test_a_tuning_whose_server_is_killed_and_comes_back_is_recorded_whole(
     with caplog.at_level(logging.WARNING, "sparsetune"):
         listener.on_study_end(ended(trials, trials[0], checkpoint_path=checkpoint, evaluation=make_result()))
     assert listener.recorder.problem is None
-    assert "publish them with `sparsetune sync`" in caplog.messages[-1]
+    assert "publish them with `sparsetune sync --tracking-uri" in caplog.messages[-1]
 
     status, _, error = finished(sync(remote))
     assert status == 1 and "could not be published: the tracking server" in error
@@ -293,7 +293,7 @@ def test_a_sync_that_is_killed_and_two_at_once_send_everything_once(
 ) -> None:
     listener = TrackingListener(remote)
     listener.on_study_start(started(remote))
-    monkeypatch.setattr(publish, "RETRY_SECONDS", 3600.0)  # `sync` uploads everything
+    monkeypatch.setattr(publisher, "RETRY_SECONDS", 3600.0)  # `sync` uploads everything
     server.kill()
     for number in range(15):
         listener.on_trial(make_trial(number))

@@ -44,10 +44,13 @@ def test_a_tuning_goes_on_without_its_server_and_sync_sends_the_rest(tmp_path: P
         error = tuning.communicate(timeout=600)[1]
         assert tuning.returncode == 0, error
         assert "runs are kept in the local store meanwhile" in error
-        assert "publish them with `sparsetune sync`" in error
+        assert "publish them with `sparsetune sync --tracking-uri" in error
         server.start()
         synced = subprocess.run(
-            [sys.executable, "-m", "sparsetune", "sync", "--json"], cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, "-m", "sparsetune", "sync", "--json", "--tracking-uri", server.uri],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
         )
         assert synced.returncode == 0, synced.stderr
         assert [session["left"] for session in json.loads(synced.stdout)] == [0]

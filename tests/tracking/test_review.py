@@ -37,7 +37,7 @@ def test_review_is_kept_as_tags_and_behind_earlier_ones_on_both_runs(place: Plac
         tags = place.tags(run_id)
         assert (tags["review"], tags["review.by"], tags["review.rejected"]) == ("ok", "Ada", "")
         assert tags["review.run_id"] == recorded.evaluation
-        first, second = read_reviews(place.client, run_id)
+        first, second = read_reviews(place.client, run_id).values()
         assert (first.verdict, second.verdict) == ("rejected", "ok")
         assert second.policy_digest == recorded.result.config.policy.digest
 
@@ -76,7 +76,7 @@ def test_of_two_reviews_in_one_second_the_rejection_is_the_last(place: Place) ->
     recorded, now = place.tuned(0.5), "2026-11-25T12:00:00+00:00"
     for reviewer, ok in (("Ada", False), ("Bo", True)):
         record_review(place.client, review_of(recorded, reviewer, ok=ok, at=now), [recorded.evaluation])
-    assert [one.reviewer for one in read_reviews(place.client, recorded.evaluation)] == ["Bo", "Ada"]
+    assert [one.reviewer for one in read_reviews(place.client, recorded.evaluation).values()] == ["Bo", "Ada"]
     assert place.tags(recorded.evaluation)["review"] == "rejected"
 
 
@@ -95,9 +95,36 @@ def test_a_review_that_another_one_overtakes_while_it_is_tagged_leaves_the_last_
     monkeypatch.setattr(place.client, "log_batch", overtaken)
     first = review_of(recorded, "Ada", at="2026-11-25T12:00:00+00:00")
     record_review(place.client, first, [recorded.evaluation])
-    assert read_reviews(place.client, recorded.evaluation) == (first, overtaking)
+    assert tuple(read_reviews(place.client, recorded.evaluation).values()) == (first, overtaking)
     tags = place.tags(recorded.evaluation)
     assert (tags["review"], tags["review.by"]) == ("rejected", "Bo")
+
+
+def test_a_rejection_stands_whatever_an_approvals_clock_says(place: Place) -> None:
+    recorded = place.tuned(0.5)
+    ahead = review_of(recorded, "Ada", at="2126-11-25T12:00:00+00:00")
+    record_review(place.client, ahead, [recorded.evaluation])
+    record_review(place.client, review_of(recorded, "Ada", ok=False), [recorded.evaluation])
+    assert place.tags(recorded.evaluation)["review"] == "rejected"
+    record_review(place.client, review_of(recorded, "Bo", at="2127-11-25T12:00:00+00:00"), [recorded.evaluation])
+    assert place.tags(recorded.evaluation)["review"] == "rejected"
+    taken = record_review(place.client, review_of(recorded, "Ada"), [recorded.evaluation])
+    assert len(taken.takes_back) == 1
+    assert place.tags(recorded.evaluation)["review"] == "ok"
+
+
+def test_another_reviewer_takes_a_rejection_back_by_its_reviewers_name(place: Place) -> None:
+    recorded = place.tuned(0.5)
+    runs = [recorded.evaluation]
+    record_review(place.client, review_of(recorded, "Ada", ok=False), runs)
+    with pytest.raises(UsageError, match=r"a reviewer who rejected \(Ada\), got Bo"):
+        record_review(place.client, review_of(recorded, "Cy"), runs, ["Bo"])
+    with pytest.raises(UsageError, match="--take-back needs --ok"):
+        record_review(place.client, review_of(recorded, "Cy", ok=False), runs, ["Ada"])
+    record_review(place.client, review_of(recorded, "Cy"), runs, ["Ada"])
+    assert place.tags(recorded.evaluation)["review"] == "ok"
+    record_review(place.client, review_of(recorded, "Ada", ok=False), runs)  # a new one stands again
+    assert place.tags(recorded.evaluation)["review"] == "rejected"
 
 
 def _review_in_a_process(database: Path, folder: Path, review: Review, run_ids: list[str], start: Any) -> None:
@@ -123,7 +150,7 @@ def test_of_two_processes_that_review_at_the_same_moment_both_are_kept(place: Pl
         worker.join(120)
         assert worker.exitcode == 0
     for run_id in run_ids:
-        kept = read_reviews(place.client, run_id)
+        kept = tuple(read_reviews(place.client, run_id).values())
         assert sorted(one.reviewer for one in kept) == ["Ada", "Bo"]
         tags = place.tags(run_id)
         assert (tags["review"], tags["review.by"]) == (kept[-1].verdict, kept[-1].reviewer)

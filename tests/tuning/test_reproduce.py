@@ -103,13 +103,50 @@ def test_other_prompts_are_refused(tmp_path: Path, kind: str) -> None:
     file.write_text("a red ball\na blue box\na green cone\na white cube\n")
     path = saved(searched(**{f"{kind}__prompt_file": file, f"{kind}__num_prompts": 3}), tmp_path)
     file.write_text("a red ball\na blue box\na green cone\nanother one\n")
-    config_from_manifest(path, Config())
+    base = demo_config({f"{kind}.prompt_file": file})
+    config_from_manifest(path, base)
+    with pytest.raises(TuningError, match=rf"the {kind} prompts must be those .* with --.*prompt-file"):
+        config_from_manifest(path, demo_config({}))  # a file that only the manifest names isn't read
     file.write_text("a red ball\na blue box\na cone\na white cube\n")
     with pytest.raises(TuningError, match=f"the {kind} prompts must be those .* the first 3 of {file} are others"):
-        config_from_manifest(path, Config())
+        config_from_manifest(path, base)
     file.unlink()
     with pytest.raises(TuningError, match=rf"the {kind} prompts must be .*{file}: No such file"):
-        config_from_manifest(path, Config())
+        config_from_manifest(path, base)
+
+
+def test_a_module_that_only_the_manifest_names_is_never_imported(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (working_folder / "evil.py").write_text("open('it-ran', 'w')")
+    monkeypatch.syspath_prepend(working_folder)
+    modules = (str(working_folder / "evil.py"), "evil")
+    path = saved(searched(eval__metric_modules=modules), working_folder)
+    with caplog.at_level(logging.WARNING):
+        config = config_from_manifest(path, demo_config({}))
+    assert config.eval.metric_modules == ()
+    (message,) = caplog.messages
+    assert f"the modules {modules[0]}, evil (give them with --metric-module)" in message
+    given = demo_config({"eval.metric_modules": modules})
+    assert config_from_manifest(path, given).eval.metric_modules == modules
+    assert not (working_folder / "it-ran").exists()
+
+
+def test_a_model_folder_must_be_given_by_the_caller(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    folder = str(tmp_path / "model")
+    path = saved(searched(model__source=folder), tmp_path)
+    with pytest.raises(TuningError, match=rf"model is the folder {folder}; if you trust it, give it with --model"):
+        config_from_manifest(path, demo_config({}))
+    assert config_from_manifest(path, demo_config({"model.source": folder})).model.source == folder
+
+
+def test_a_prompt_file_cannot_lead_out_of_the_packaged_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recorded_search = recorded(searched())
+    recorded_search["tune"]["prompt_file"] = "../../../../etc/passwd"
+    config = config_from_manifest(saved(searched(), tmp_path, search=recorded_search), demo_config({}))
+    assert config.tune.prompt_file == demo_config({}).tune.prompt_file
+    assert "the prompt file ../../../../etc/passwd (give it with --prompt-file)" in caplog.text
 
 
 def test_another_machine_is_a_warning_that_names_what_differs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

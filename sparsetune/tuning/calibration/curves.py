@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.thresholds import HeadThresholds, Rule
+from sparsetune.documents import read_json
 from sparsetune.errors import ThresholdError, TuningError
 from sparsetune.files import atomic_path
 
@@ -45,7 +46,7 @@ def write_table(path: Path, schema_version: int, about: Mapping[str, Any], **arr
 
 def read_table(path: Path, schema_version: int, *names: str) -> tuple[dict[str, Any], list[Array]]:
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-        about = json.loads(str(file["about"]))
+        about = read_json(str(file["about"]))
         if about.pop("schema_version") != schema_version:
             raise ValueError("another version's schema")
         return about, [file[name] for name in names]
@@ -156,4 +157,19 @@ class Curves:
                 "steps": tuple(about["steps"]),
                 "points": tuple(HeadThresholds(**point) for point in about["points"]),
             }
-            return cls(**about)
+            curves = cls(**about)
+            curves._check_shapes()
+            return curves
+
+    def _check_shapes(self) -> None:
+        """Raise ValueError where an array hasn't the shape that the rest describes, or a value is infinite."""
+        heads = max(heads for _, heads in self.layers)
+        of_head = (len(self.layers), len(self.steps), heads)
+        expected = (len(self.arrangements), *of_head, len(self.points))
+        for name in _ARRAYS:
+            array, wanted = getattr(self, name), of_head if name == "size" else expected
+            if array.shape != wanted or array.dtype != np.float32:
+                raise ValueError(f"{name} must be float32 of shape {wanted}, got {array.dtype} {array.shape}")
+        there = np.arange(heads) < np.array([number for _, number in self.layers])[:, None]
+        if np.isnan(np.moveaxis(self.size, 1, 0)[:, there]).any():
+            raise ValueError("size is NaN for a head that its layer has")

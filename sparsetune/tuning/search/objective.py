@@ -283,7 +283,7 @@ class Objective:
         if result.state == "pruned":
             raise optuna.TrialPruned(result.reason)
         if result.state == "failed":
-            raise GenerationError(result.reason)
+            raise GenerationError(result.reason or "the trial failed")
         return values(self.goal, result, self.penalised)
 
     def _prune(self, trial: optuna.Trial, results: Sequence[PromptResult]) -> str | None:

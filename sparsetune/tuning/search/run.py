@@ -19,6 +19,7 @@ from sparsetune.tuning.search.ranking import closest, search_statistics, winner
 from sparsetune.tuning.search.space import SearchSpace
 from sparsetune.tuning.search.study import OUTCOME, NoTrialLeft, SharedStudy, count, open_study
 from sparsetune.tuning.search.warm_start import enqueue_next
+from sparsetune.urls import sqlite_url
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def open_search(context: TuningContext) -> SharedStudy:
     config, tune = context.config, context.config.tune
     shared = signature(context)
     name = tune.study_name or f"{config.model.name}-{digest(shared)[:8]}"  # the same command resumes it
-    storage = tune.storage or f"sqlite:///{config.tracking.root / 'optuna.db'}"
+    storage = tune.storage or sqlite_url(config.tracking.root / "optuna.db")
     config.tracking.root.mkdir(parents=True, exist_ok=True)
     study = open_study(storage, name, shared, tune.seed, tune.n_trials, tune.sampler, context.goal)
     context.start(name, storage, tune.n_trials, study)

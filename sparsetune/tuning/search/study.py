@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import re
 import threading
 import uuid
 import warnings
@@ -33,6 +32,7 @@ from sparsetune.locks import exclusive, exclusive_if_free
 from sparsetune.tuning.events import StudyState
 from sparsetune.tuning.search.ranking import directions
 from sparsetune.tuning.search.samplers import make_sampler
+from sparsetune.urls import sqlite_path, without_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -268,7 +268,8 @@ def _running(trials: list[FrozenTrial]) -> list[FrozenTrial]:
 def _open_storage(url: str) -> BaseStorage:
     if not url.startswith(_JOURNAL) and "://" not in url:
         raise TuningError(
-            f"--storage must be a database's URL, e.g. sqlite:///optuna.db, or journal:PATH of a file, got {url}"
+            f"--storage must be a database's URL, e.g. sqlite:///optuna.db, or journal:PATH of a file, "
+            f"got {without_credentials(url)}"
         )
     try:
         with study_lock(url, "tables"):  # processes that create the tables at the same time fail
@@ -276,6 +277,7 @@ def _open_storage(url: str) -> BaseStorage:
             if path is not None and url.startswith(_JOURNAL):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 return JournalStorage(JournalFileBackend(str(path)))
+            _check_tables(url)
             if url.startswith("sqlite"):  # lock files tell which processes live, also one that was suspended
                 return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _SQLITE_TIMEOUT_SECONDS}})
             # A connection to a server may be cut off while a trial runs for an hour.
@@ -289,9 +291,24 @@ def _open_storage(url: str) -> BaseStorage:
         raise _unreachable(url, error) from error
 
 
+def _check_tables(url: str) -> None:
+    """Raise TuningError where Optuna would put its tables into MLflow's database, or another that alembic migrates.
+
+    Both tools keep the version of their tables in the table `alembic_version`.
+    """
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    tables = set(sqlalchemy.inspect(engine).get_table_names())
+    if "experiments" in tables or ("alembic_version" in tables and "studies" not in tables):
+        raise TuningError(
+            f"--storage {without_credentials(url)} is another tool's database: it has the tables "
+            f"{', '.join(sorted(tables - {'alembic_version'})[:3])} ...; give Optuna one of its own, e.g. "
+            "sqlite:///optuna.db"
+        )
+
+
 def _unreachable(url: str, error: BaseException) -> TuningError:
-    shown = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
-    return TuningError(f"cannot open study storage {shown}: {' '.join(str(error).split())[:200]}")
+    reason = without_credentials(" ".join(str(error).split()))[:200]
+    return TuningError(f"cannot open study storage {without_credentials(url)}: {reason}")
 
 
 @contextlib.contextmanager
@@ -336,12 +353,9 @@ def _file_of(url: str) -> Path | None:
     if url.startswith(_JOURNAL):
         return Path(url.removeprefix(_JOURNAL).removeprefix("//"))
     try:
-        database = sqlalchemy.make_url(url)
-    except SQLAlchemyError as error:
+        return sqlite_path(url)
+    except (SQLAlchemyError, ValueError) as error:  # ValueError: a port that is no number
         raise _unreachable(url, error) from error
-    if database.get_backend_name() != "sqlite" or database.database in (None, "", ":memory:"):
-        return None
-    return Path(str(database.database))
 
 
 @functools.cache

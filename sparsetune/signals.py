@@ -1,0 +1,79 @@
+"""Signals that end a command: Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+_ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+REPEAT_SECONDS = 5.0
+"""Further signals within this time of one that interrupted are those of an impatient user, and don't stop the work of
+ending: runs are closed, children are stopped."""
+
+
+class _Interruption:
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._since = 0.0
+        self._num_deferring, self._is_pending = 0, False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        is_repeated = self.number is not None and time.monotonic() - self._since < REPEAT_SECONDS
+        self.number = number
+        if is_repeated:
+            return
+        self._since = time.monotonic()
+        if self._num_deferring:
+            self._is_pending = True
+        else:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        self._num_deferring += 1
+        try:
+            yield
+        finally:
+            self._num_deferring -= 1
+            if self._is_pending and not self._num_deferring:
+                self._is_pending = False
+                raise KeyboardInterrupt
+
+
+_interruption = _Interruption()
+
+
+@contextlib.contextmanager
+def raising_interrupts() -> Iterator[None]:
+    """Let the signals that end a command raise KeyboardInterrupt; those that are ignored (nohup, `&`) stay ignored.
+
+    Does nothing in another thread than the main one, where no handler can be set.
+    """
+    global _interruption
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _interruption = _Interruption()
+    taken = {number: signal.getsignal(number) for number in _ENDING}
+    taken = {number: before for number, before in taken.items() if before not in (signal.SIG_IGN, None)}
+    for number in taken:
+        signal.signal(number, _interruption.handle)
+    try:
+        yield
+    finally:
+        for number, before in taken.items():
+            signal.signal(number, before)
+
+
+def deferring_interrupts() -> contextlib.AbstractContextManager[None]:
+    """Keep the block whole: a signal in it interrupts after it. For the main thread, within `raising_interrupts`."""
+    is_main = threading.current_thread() is threading.main_thread()
+    return _interruption.deferred() if is_main else contextlib.nullcontext()
+
+
+def exit_status() -> int:
+    """Return a shell's status of a command that a signal ended: 130 for Ctrl-C."""
+    return 128 + int(_interruption.number or signal.SIGINT)

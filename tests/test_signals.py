@@ -1,0 +1,59 @@
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from sparsetune import signals
+from sparsetune.signals import deferring_interrupts, raising_interrupts
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="POSIX signals")
+ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Catch a signal that nobody takes, which would end the tests."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in ENDING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_interrupts_and_tells_the_exit_status(number: signal.Signals) -> None:
+    with raising_interrupts(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+    assert signals.exit_status() == 128 + number
+    assert signal.getsignal(number) is signal.default_int_handler
+
+
+def test_further_signals_dont_interrupt_the_work_of_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    with raising_interrupts():
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        monkeypatch.setattr(signals, "REPEAT_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_deferred_signal_interrupts_after_the_block() -> None:
+    done = []
+    with raising_interrupts():
+        with pytest.raises(KeyboardInterrupt), deferring_interrupts():
+            with deferring_interrupts():
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append("inner")
+            done.append("outer")
+        with deferring_interrupts():
+            done.append("later")
+    assert done == ["inner", "outer", "later"]
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with raising_interrupts():
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
