@@ -54,15 +54,15 @@ def test_native_model_is_the_checkpoint(model: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "MLmodel has no flavours; download the model again"),
+        ("", "MLmodel has no flavours; download or save the model again"),
         ("[]", "has no flavours"),
         ("flavors: []", "has no flavours"),
-        ("flavors: {sparsetune: 3}", "doesn't name its checkpoint"),
-        ("flavors: {sparsetune: {checkpoint: 3}}", "doesn't name its checkpoint"),
+        ("flavors: {sparsetune: 3}", "which is not in its folder"),
+        ("flavors: {sparsetune: {checkpoint: 3}}", "which is not in its folder"),
         ("flavors: {3: {}, sklearn: {}}", "was not logged by sparsetune: it has the flavours 3, sklearn"),
-        ("flavors: {", "MLmodel is damaged: while parsing"),
-        ("a: \x01", "MLmodel is damaged: unacceptable character"),
-        ("a: 2026-13-45", "MLmodel is damaged: month must be in 1..12"),
+        ("flavors: {", "MLmodel is damaged: not valid YAML in line 1"),
+        ("a: \x01", "MLmodel is damaged: not valid YAML"),
+        ("a: 2026-13-45", "MLmodel is damaged: not valid YAML: month must be in 1..12"),
     ],
 )
 def test_damaged_mlmodel_is_told(model: Path, text: str, message: str) -> None:
@@ -150,7 +150,9 @@ def test_a_model_names_no_checkpoint_outside_its_folder(model: Path, tmp_path: P
 )  # fmt: skip
 def test_a_damaged_mlmodel_is_an_error_of_one_line(model: Path, text: str) -> None:
     (model / "MLmodel").write_text(text)
-    with pytest.raises(CheckpointError, match=r"MLmodel is damaged|not logged by sparsetune|not in its folder"):
+    with pytest.raises(
+        CheckpointError, match=r"MLmodel is damaged|has no flavours|not logged by sparsetune|not in its folder"
+    ):
         flavor.checkpoint_folder(model)
 
 
