@@ -131,11 +131,13 @@ def read_video(path: Path | str) -> Video:
             slabs.append(slab)
             size += slab.nbytes
             if size > _MAX_BYTES:
-                raise VideoError(f"{path}: its frames of {file.width} x {file.height} take over 4 GB; cut it")
+                raise VideoError(
+                    f"{path} has frames of {file.width} x {file.height} that take over {_MAX_BYTES / 1e9:g} GB; cut it"
+                )
         decoder.finish()
-    frames = np.concatenate(slabs)
-    frames.setflags(write=False)
-    return Video(frames, file.fps)
+    whole = np.concatenate(slabs)
+    whole.setflags(write=False)
+    return Video(whole, file.fps)
 
 
 class Decoder(contextlib.AbstractContextManager["Decoder"]):

@@ -31,7 +31,7 @@ def pairs(dense: Path, sparse: Path) -> tuple[tuple[str, Path, Path], ...]:
     if not (left and right):
         left, right = _named(dense), _named(sparse)
     if not left and not right:
-        raise VideoError(f"no videos in {dense} and {sparse}")
+        raise VideoError(f"no videos or pictures in {dense} and {sparse}")
     if left.keys() != right.keys():
         raise VideoError(f"the folders must hold videos of the same names; {_lacking(dense, sparse, left, right)}")
     return tuple((shown(name), left[name], right[name]) for name in left)

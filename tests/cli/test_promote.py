@@ -83,7 +83,7 @@ def test_margins_are_options(shared_place: Place, world: World) -> None:
     ("args", "status", "message"),
     [
         (("promote", "xyz"), 2, "'xyz' is not a run: give its id"),
-        (("promote", "latest", "--name", "a:b"), 2, "MLflow rejects --name 'a:b'"),
+        (("promote", "latest", "--name", "a:b"), 2, "-_.()+, got 'a:b'; choose another"),
         (("promote", "latest", "--model", "cogvideox-2b"), 1, "no tuning run of the model cogvideox-2b"),
         (("rollback", "--model", "cogvideox-2b"), 1, "there is no registered model cogvideox-2b-sparse"),
         (("rollback",), 1, "cannot roll back demo-sparse@champion: there is no alias previous"),

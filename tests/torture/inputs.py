@@ -29,6 +29,7 @@ from sparsetune.checkpoint.sparge_pt import write_sparge_pt
 from sparsetune.cli.main import main
 from sparsetune.config import TrackingConfig, resolve
 from sparsetune.config.files import configs_folder, read_config
+from sparsetune.decoding import read_video
 from sparsetune.errors import SparsetuneError
 from sparsetune.evaluation.baseline import BaselineCache, BaselineKey
 from sparsetune.evaluation.result import save_result
@@ -37,7 +38,7 @@ from sparsetune.tracking import connect, resolve_store
 from sparsetune.tracking.flavor import load_model, save_model
 from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.record import RECORD_NAME, save_record
-from sparsetune.video import read_video, write_video
+from sparsetune.video import write_video
 from tests.report.synthetic import record_of, result_of
 from tests.torture.mutations import damaged_bytes, damaged_json, damaged_metadata
 from tests.tracking.recorded import checkpoint_of

@@ -304,7 +304,7 @@ def test_a_server_that_never_answers_slows_no_trial_and_ends_no_search(
         assert time.perf_counter() - began < 5
     assert listener.recorder.problem is None
     assert "4 run(s) are not on the tracking server" in caplog.messages[-1]
-    assert "publish them with `sparsetune sync`" in caplog.messages[-1]
+    assert "publish them with `sparsetune sync --tracking-uri " in caplog.messages[-1]
     runs = runs_of(connect(local_store(hung.tracking)), experiment)
     assert [run.info.status for run in runs] == ["FINISHED"] * 4
 

@@ -79,7 +79,7 @@ def test_a_study_in_memory_needs_no_lock() -> None:
 
 def test_a_storage_that_is_away_and_a_folder_that_isnt_one_are_said(tmp_path: Path) -> None:
     away = "postgresql+psycopg2://ada:secret@127.0.0.1:1/optuna"
-    with pytest.raises(TuningError, match=r"cannot open study storage .*ada:\*\*\*@127.0.0.1:1/optuna: "):
+    with pytest.raises(TuningError, match=r"cannot open study storage postgresql\+psycopg2://127.0.0.1:1/optuna: "):
         study_lock(away, "one").__enter__()
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match=r"cannot lock .*file.*: .*tune\.storage"):
