@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 N_TRIALS = 3
 TUNE = (
     "tune", "--model", "demo", "--n-trials", str(N_TRIALS), "--num-prompts", "1", "--num-inference-steps", "2",
-    "--num-frames", "9", "--orders", "raster", "--probe-prompts", "0", "--calibration-steps", "1",
+    "--caches", "none", "--num-frames", "9", "--orders", "raster", "--probe-prompts", "0", "--calibration-steps", "1",
     "--min-psnr", "0", "--min-frame-cosine", "-1", "--margin-db", "0", "--set", "eval.num_prompts=1",
     "--set", "eval.metrics=psnr", "--set", "tracking.report=false",
 )  # fmt: skip

@@ -13,7 +13,7 @@ from tests.tracking.servers import MlflowServer
 TUNE = [
     *("tune", "--model", "demo", "--device", "cpu", "--n-trials", "1", "--num-prompts", "1", "--num-eval-prompts", "1"),
     *("--num-inference-steps", "2", "--probe-prompts", "0", "--calibration-steps", "1", "--min-psnr", "1"),
-    *("--min-frame-cosine", "0.1", "--margin-db", "0", "--orders", "raster", "--rules", "cdf"),
+    *("--min-frame-cosine", "0.1", "--margin-db", "0", "--orders", "raster", "--rules", "cdf", "--caches", "none"),
 ]
 
 

@@ -69,7 +69,7 @@ def test_server_s_refusals_are_one_line_and_nothing_is_registered(remote: Place)
     recorded = remote.tuned(0.9)
     run("review", recorded.tuning, "--ok", "--reviewer", "Ada")
     for args, status, message in (
-        (("--name", "a/b"), 2, "MLflow rejects --name 'a/b'"),
+        (("--name", "a/b"), 2, "-_.()+, got 'a/b'; choose another"),
         (
             ("--alias", "no spaces", "--name", "refused"),
             2,
