@@ -37,7 +37,7 @@ from sparsetune.tuning.events import TrialResult, TuningListener
 from sparsetune.tuning.prepare import Prepared, prepare
 from sparsetune.tuning.search.allocation import allocate, best_order
 from sparsetune.tuning.search.candidates import CandidateTable
-from sparsetune.tuning.search.objective import METRICS, TrialRunner
+from sparsetune.tuning.search.objective import METRICS, Prune, TrialRunner
 from sparsetune.tuning.search.ranking import shortfalls
 from sparsetune.tuning.search.space import NUM_GROUPS, STEEPNESS
 from sparsetune.tuning.tune import search_policy
@@ -101,9 +101,9 @@ class Setup:
         context = replace(self.context, gate=replace(self.context.gate, min_psnr=gate, min_psnr_worst=worst))
         return replace(self, context=context)
 
-    def on_tune(self, policy: Policy) -> tuple[Policy, TrialResult]:
+    def on_tune(self, policy: Policy, prune: Prune | None = None) -> tuple[Policy, TrialResult]:
         if policy not in self.tuned:
-            self.tuned[policy] = self.tune_runner.run(len(self.tuned), {}, policy)
+            self.tuned[policy] = self.tune_runner.run(len(self.tuned), {}, policy, prune)
         return policy, self.tuned[policy]
 
     def passes(self, result: TrialResult) -> bool:
@@ -156,12 +156,15 @@ def open_setup(options: argparse.Namespace, seed: int, changes: Mapping[str, obj
     return Setup(context, runner(context.prompts), runner(context.eval_prompts))
 
 
-def bisected(setup: Setup, policy_of: Callable[[float], Policy], low: float, high: float) -> Tries:
+def bisected(
+    setup: Setup, policy_of: Callable[[float], Policy], low: float, high: float, count: int = BISECTIONS,
+    prune: Prune | None = None,
+) -> Tries:  # fmt: skip
     """Bisect the logarithm of a number; larger values mean more sparsity and lower quality."""
     tried = []
-    for _ in range(BISECTIONS):
+    for _ in range(count):
         middle = float(np.sqrt(low * high))
-        tried.append(setup.on_tune(policy_of(middle)))
+        tried.append(setup.on_tune(policy_of(middle), prune))
         low, high = (middle, high) if setup.passes(tried[-1][1]) else (low, middle)
     return Tries(tuple(tried))
 

@@ -14,15 +14,16 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
-from frontier import NEAR_DB, Setup, open_setup
+from frontier import NEAR_DB, Setup, bisected, open_setup
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.step_cache import StepCache
+from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.executor import run_one
 from sparsetune.files import write_json
 from sparsetune.tuning.calibration.bounded_policy import DENSE
@@ -48,16 +49,6 @@ def pairs(result: TrialResult) -> float:
     return mean(prompt.attention_computed or 0.0 for prompt in result.prompts)
 
 
-def on_tune(setup: Setup, policy: Policy) -> tuple[Policy, TrialResult]:
-    """Render a policy on the tune prompts, no further than to a first one far below the gate."""
-    lowest = setup.context.search_gate.min_psnr - PRUNE_BELOW_GATE_DB
-
-    def hopeless(results: list) -> str | None:  # type: ignore[type-arg]
-        return "far below the gate" if results[-1].metrics["psnr"] < lowest else None
-
-    return policy, setup.tune_runner.run(0, {}, policy, hopeless)
-
-
 def caches(setup: Setup) -> Iterator[StepCache]:
     context = setup.context
     task = ProbeCaches(context.prompts[0], context.config.tune.seed, context.supported_caches, context.config.backend)
@@ -68,19 +59,6 @@ def caches(setup: Setup) -> Iterator[StepCache]:
             cache = space.cache(space.rung(kind, rung) | {"cache_first": first})
             assert cache is not None
             yield cache
-
-
-def bisected(setup: Setup, policy_of: Callable[[float], Policy]) -> Tried:
-    tried, (low, high) = [], BUDGETS
-    for _ in range(BISECTIONS):
-        middle = (low * high) ** 0.5
-        tried.append(on_tune(setup, policy_of(middle)))
-        low, high = (middle, high) if passes(setup, tried[-1][1]) else (low, middle)
-    return tried
-
-
-def passes(setup: Setup, result: TrialResult) -> bool:
-    return result.state == "complete" and setup.passes(result)
 
 
 def best(setup: Setup, tried: Tried) -> dict[str, object]:
@@ -97,7 +75,8 @@ def best(setup: Setup, tried: Tried) -> dict[str, object]:
 
 
 def part(options: argparse.Namespace, seed: int, steps: int) -> None:
-    setup = open_setup(options, seed, {"generation.num_inference_steps": steps}).at(options, options.gates[0])
+    changes = {"generation.num_inference_steps": steps, "tune.caches": "auto"}
+    setup = open_setup(options, seed, changes).at(options, options.gates[0])
     started, rows = time.perf_counter(), []
 
     def add(way: str, tried: Tried) -> None:
@@ -111,17 +90,25 @@ def part(options: argparse.Namespace, seed: int, steps: int) -> None:
     def allocated(cache: StepCache | None) -> Callable[[float], Policy]:
         return lambda budget: replace(allocate(candidates, budget, steepness=STEEPNESS), cache=cache)
 
-    sparse = bisected(setup, allocated(None))
+    lowest = setup.context.search_gate.min_psnr - PRUNE_BELOW_GATE_DB
+
+    def hopeless(results: Sequence[PromptResult]) -> str | None:
+        return "far below the gate" if results[-1].metrics["psnr"] < lowest else None
+
+    def bisected_under(cache: StepCache | None) -> Tried:
+        return [*bisected(setup, allocated(cache), *BUDGETS, BISECTIONS, hopeless).tried]
+
+    sparse = bisected_under(None)
     add("sparsity", sparse)
     dense = Policy.uniform(setup.layers, DENSE["cdf"])
-    cached = [on_tune(setup, replace(dense, cache=cache)) for cache in caches(setup)]
+    cached = [setup.on_tune(replace(dense, cache=cache), hopeless) for cache in caches(setup)]
     for kind in LADDERS:
         if of_kind := [each for each in cached if each[0].cache is not None and each[0].cache.kind == kind]:
             add(kind, of_kind)
-    cheap = sorted((each for each in cached if passes(setup, each[1])), key=lambda each: pairs(each[1]))
+    cheap = sorted((each for each in cached if setup.passes(each[1])), key=lambda each: pairs(each[1]))
     both: Tried = []
     for policy, _ in cheap[:NUM_UNDER_CACHES]:
-        both += bisected(setup, allocated(policy.cache))
+        both += bisected_under(policy.cache)
     add("both", [*both, *sparse, *cached])
 
 
