@@ -152,7 +152,7 @@ class TuningContext:
         return max(0.0, self.config.tune.max_minutes * 60.0 - (time.perf_counter() - self.started))
 
 
-_LAYOUT = 4
+_LAYOUT = 5
 """Increment when the format or meaning of stored trials changes; older studies can't be resumed."""
 
 
