@@ -194,7 +194,7 @@ class Decoder(contextlib.AbstractContextManager["Decoder"]):
         if done.status != 0 or self.num_frames == 0 or _ERROR.search(done.log):
             raise _undecodable(self.file.path, done)
         _check_gif(self.file.path, self.num_frames)
-        gaps = np.diff([int(time) for time in _TIME.findall(done.log)])
+        gaps = np.diff(np.fromiter((int(found[1]) for found in _TIME.finditer(done.log)), np.int64))
         # A time base that is no multiple of the frame time rounds it up and down, by one tick each.
         return replace(self.file, is_variable=bool(gaps.size and gaps.max() - gaps.min() > 2))
 

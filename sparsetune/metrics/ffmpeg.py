@@ -151,7 +151,7 @@ def _run(
         if done.status != 0:
             filters = " and ".join(FILTERS[name].partition("=")[0] for name in names)
             raise MetricError(f"ffmpeg's {filters} failed on {what}: {done.reason}")
-        readers = {"vmaf": lambda: _vmaf(Path(folder) / "vmaf.json"), "xpsnr": lambda: _xpsnr(done.log)}
+        readers = {"vmaf": lambda: _vmaf(folder / "vmaf.json"), "xpsnr": lambda: _xpsnr(done.log)}
         return {name: readers[name]() for name in names}
 
 

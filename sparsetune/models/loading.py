@@ -212,7 +212,7 @@ def _fuse_lora(pipe: Any, source: str, scale: float) -> str:
     tensors = state[0] if isinstance(state, tuple) else state
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
