@@ -111,6 +111,7 @@ def config_section(
             random_weights=identity.random_weights,
             lora=identity.lora,
             lora_scale=identity.lora_scale,
+            flow_shift=identity.flow_shift,
         ),
         **runtime.settings.model_dump(),
         scheduler=runtime.scheduler,

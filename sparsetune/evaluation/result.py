@@ -44,6 +44,7 @@ class ModelSection(_Part):
     random_weights: str = Field("no", description="full or tiny where its weights are random, else no.")
     lora: str | None = Field(None, description="LoRA fused into its weights: file, folder or hub id.")
     lora_scale: float | None = Field(None, description="Weight of the LoRA.")
+    flow_shift: float | None = Field(None, description="Shift of the scheduler's sigmas; null is the model's own.")
 
 
 class Spread(_Part):

@@ -48,6 +48,7 @@ class ModelIdentity:
     random_weights: Literal["no", "full", "tiny"] = "no"
     lora: str | None = None  # file, folder or hub id of a LoRA that is fused into the weights; in the fingerprint too
     lora_scale: float | None = None  # its weight
+    flow_shift: float | None = None  # of the scheduler's sigmas, where it isn't the model's own
 
     @property
     def published_name(self) -> str:
@@ -135,6 +136,7 @@ def load_pipeline(config: ModelConfig) -> LoadedModel:
         together = f"{identity.fingerprint} {lora_digest} {config.lora_scale}"
         fingerprint = hashlib.sha256(together.encode()).hexdigest()
         identity = replace(identity, fingerprint=fingerprint, lora=config.lora, lora_scale=config.lora_scale)
+    identity = replace(identity, flow_shift=config.flow_shift)
     return LoadedModel(pipe, identity, family, device, dtype, config.compile)
 
 

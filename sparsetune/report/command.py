@@ -37,6 +37,7 @@ def eval_command(result: EvaluationResult) -> str:
         "model.vae_tiling": config.vae_tiling,
         "model.lora": config.model.lora,
         "model.lora_scale": 1.0 if config.model.lora_scale is None else config.model.lora_scale,
+        "model.flow_shift": config.model.flow_shift,
         "model.compile": config.compile,
         "eval.num_prompts": config.num_prompts,
         "eval.seed": config.seed,

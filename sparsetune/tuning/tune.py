@@ -351,7 +351,7 @@ def _save(context: TuningContext, study_name: str, best: TrialResult) -> Path:
         guidance_scale_2=config.generation.guidance_scale_2,
         dtype=runtime.dtype,
         scheduler=runtime.scheduler,
-        flow_shift=config.model.flow_shift,
+        flow_shift=identity.flow_shift,
         compile=runtime.compiled,
         kernel=runtime.kernel,
         device=runtime.device_name,

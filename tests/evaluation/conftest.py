@@ -97,6 +97,7 @@ class FakeRenderer:
             random_weights="no",
             lora=None,
             lora_scale=None,
+            flow_shift=None,
             revision=None,
             fingerprint="f" * 64,
             pipeline_class="FakePipeline",

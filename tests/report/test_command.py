@@ -75,6 +75,17 @@ def test_an_evaluation_is_repeated_with_the_guidance_of_its_second_transformer()
     assert config.generation.guidance_scale_2 == 2.5
 
 
+def test_an_evaluation_of_a_model_with_few_steps_is_repeated_with_its_lora_and_shift() -> None:
+    result = result_of(2, yardstick_steps=50)
+    changes = {"lora": "owner/few-steps", "lora_scale": 0.8, "flow_shift": 3.0}
+    model = result.config.model.model_copy(update=changes)
+    _, config = understood(
+        eval_command(result.model_copy(update={"config": result.config.model_copy(update={"model": model})}))
+    )
+    assert {name: getattr(config.model, name) for name in changes} == changes
+    assert config.eval.yardstick_steps == 50
+
+
 def test_an_evaluation_of_random_weights_says_so() -> None:
     result = result_of(2)
     random = result.config.model.model_copy(update={"source": "zai-org/CogVideoX-2b", "random_weights": "tiny"})
