@@ -14,7 +14,7 @@ from sparsetune.evaluation.result import (
     SecondsSection,
     SparsitySection,
 )
-from sparsetune.metrics import Gate, get, summarize
+from sparsetune.metrics import Gate, get, relative_error, summarize
 
 _COUNTERS = ("by_layer", "by_layer_and_step", "by_head", "kernels", "num_calls", "fallbacks")
 
@@ -97,7 +97,8 @@ def seconds_section(results: Sequence[PromptResult], step: StepTimes | None) -> 
     if not pairs or step is None:
         return None
     dense, sparse = (summarize(column) for column in zip(*pairs, strict=True))
-    speedup = summarize([one / other for one, other in pairs])
+    speedups = [one / other for one, other in pairs]
+    speedup = summarize(speedups)
     return SecondsSection(
         dense=dense.mean,
         sparse=sparse.mean,
@@ -105,7 +106,7 @@ def seconds_section(results: Sequence[PromptResult], step: StepTimes | None) -> 
         ci95_low=speedup.ci95_low,
         ci95_high=speedup.ci95_high,
         lowest=speedup.min,
-        noise=(dense.std or 0.0) / dense.mean,
+        noise=relative_error(speedups) or 0.0,
         attention_share=min(max(step.attention_share, 0.0), 1.0),
         ceiling=step.ceiling,
     )

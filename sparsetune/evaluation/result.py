@@ -219,7 +219,7 @@ MIN_NOISE = 0.005
 
 
 def is_faster(speedup: float, noise: float | None) -> bool:
-    """Whether a speed-up is more than twice the noise, a relative standard deviation."""
+    """Whether a speed-up is more than twice the noise, its relative standard error over the prompts."""
     return speedup > 1.0 + 2.0 * max(noise or 0.0, MIN_NOISE)
 
 
@@ -234,7 +234,7 @@ class SecondsSection(_Part):
     )
     ci95_high: float | None = Field(description="Upper end of that interval; null for one prompt.")
     lowest: float | None = Field(None, description="The lowest speed-up of a prompt.")
-    noise: float = Field(description="Standard deviation of the dense times over their mean.")
+    noise: float = Field(description="Relative standard error of the prompts' mean speed-up.")
     attention_share: Fraction = Field(description="Fraction of a dense step that self-attention takes.")
     ceiling: float = Field(description="Upper bound of the speed-up by any attention method: 1 / (1 - share).")
 

@@ -51,6 +51,7 @@ from sparsetune.metrics.statistics import (
     mean_interval,
     needed_pairs,
     paired_difference,
+    relative_error,
     summarize,
 )
 from sparsetune.metrics.structure import ms_ssim, ssim
@@ -106,6 +107,7 @@ __all__ = [
     "psnr_frame_mean",
     "psnr_frame_min",
     "psnr_per_frame",
+    "relative_error",
     "score",
     "score_prompts",
     "ssim",

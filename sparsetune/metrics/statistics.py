@@ -147,6 +147,12 @@ def mean_interval(
     return mean - half, mean + half
 
 
+def relative_error(values: Sequence[float]) -> float | None:
+    """Standard error of the mean over the mean; None below two values."""
+    data = _checked(values) if len(values) >= MIN_FOR_INTERVAL else None
+    return None if data is None else _standard_error(data) / float(data.mean())
+
+
 def paired_difference(
     before: Sequence[float], after: Sequence[float], *, higher_is_better: bool = True
 ) -> PairedDifference:

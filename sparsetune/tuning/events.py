@@ -125,7 +125,7 @@ class TrialResult:
             there is none.
         seconds_dense: mean of a dense denoising, by dense steps timed before each rendering; None where the kernel
             computes every pair.
-        seconds_noise: standard deviation of those dense times over their mean; None below two prompts.
+        seconds_noise: relative standard error of its prompts' mean speed-up; None below two prompts.
         predicted_error, predicted_seconds: see `Prediction`.
         blocks_run: fraction of the blocks' forwards that ran, mean; below 1 where a cache skipped some.
         worker: worker of its last prompt; None for a trial of an earlier run.

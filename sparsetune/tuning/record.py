@@ -51,7 +51,7 @@ class TrialSection(_Part):
         description="Mean of its renderings; of their denoising alone where `seconds_dense` is known."
     )
     seconds_dense: Seconds | None = Field(None, description="Mean of a dense denoising, timed beside; null on a CPU.")
-    seconds_noise: float | None = Field(None, description="Relative standard deviation of the dense times.")
+    seconds_noise: float | None = Field(None, description="Relative standard error of the prompts' mean speed-up.")
     blocks_run: float | None = Field(None, description="Of the blocks' forwards, mean; below 1 where a cache skipped.")
     predicted_error: float | None = Field(description="What calibration says of its policy's error.")
     predicted_seconds: Seconds | None = Field(None, description="Of its denoising, before it was rendered.")

@@ -84,7 +84,7 @@ def search_policy(context: TuningContext) -> TuningResult:
         else:
             result = search(context, study, prepared.curves, prepared.sensitivity, step, caches)
             result = replace(result, calibration_path=prepared.path)
-    reason = None if step is None or result.best else slower_at_the_gate(step, result.trials, context)
+    reason = None if result.best else slower_at_the_gate(step, result.trials, context)
     return replace(result, step=step, dense_because=reason)
 
 
@@ -146,12 +146,18 @@ def never_faster(step: StepSeconds, context: TuningContext) -> str | None:
     )
 
 
-def slower_at_the_gate(step: StepSeconds, trials: Sequence[TrialResult], context: TuningContext) -> str | None:
+def slower_at_the_gate(step: StepSeconds | None, trials: Sequence[TrialResult], context: TuningContext) -> str | None:
     """Return why the dense model is recommended after trials, in numbers; None where quality is what lacks."""
-    passed = [trial for trial in trials if trial.feasible and trial.speedup and trial.sparsity]
+    passed = [trial for trial in trials if trial.feasible and trial.speedup and trial.saves]
     if not passed:
         return None
-    return _slower(step, max(passed, key=lambda trial: trial.speedup or 0.0), context)
+    fastest = max(passed, key=lambda trial: trial.speedup or 0.0)
+    if step is not None:
+        return _slower(step, fastest, context)
+    return (
+        f"the fastest, trial {fastest.number}, is {fastest.speedup or 0.0:.2f} times as fast as dense, within twice "
+        f"the timing's noise of {fastest.seconds_noise or 0.0:.0%}; if other work ran here, run it again without"
+    )
 
 
 def _slower(step: StepSeconds, trial: TrialResult, context: TuningContext) -> str:

@@ -110,4 +110,5 @@ def _environment(folder: Path) -> dict[str, str]:
         "PATH": f"{folder / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "SPARSETUNE_CACHE__DIR": str(folder / "cache"),
+        "SPARSETUNE_TUNE__CACHES": "none",  # seconds, by which caches win, mean nothing beside other tests
     }

@@ -97,7 +97,7 @@ def test_where_the_kernel_skips_work_dense_and_sparse_denoising_is_timed(
         assert (seconds.dense, seconds.sparse) == (pytest.approx(4.84 / 3), pytest.approx(0.8))
         assert seconds.speedup == result.sparsity.measured_speedup == pytest.approx(4.84 / 2.4)
         assert seconds.ci95_low <= seconds.speedup <= seconds.ci95_high
-        assert seconds.noise == pytest.approx(np.std([1.56, 1.64, 1.64], ddof=1) / (4.84 / 3))
+        assert seconds.noise == pytest.approx(np.std([1.56, 1.64, 1.64], ddof=1) / np.sqrt(3) / (4.84 / 3))
         assert (seconds.attention_share, seconds.ceiling) == (pytest.approx(0.6), pytest.approx(2.5))
     # Each evaluation installs the policy anew: its kernels are warmed up once, before dense steps are timed.
     assert renderer.timed == 2 * ["sparse", "dense", "dense", "dense"]

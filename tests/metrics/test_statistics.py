@@ -12,6 +12,7 @@ from sparsetune.metrics import (
     mean_interval,
     needed_pairs,
     paired_difference,
+    relative_error,
     summarize,
 )
 
@@ -131,3 +132,11 @@ def test_no_values_are_refused():
 def test_pairs_of_different_length_are_refused():
     with pytest.raises(MetricError, match="2 before and 1 after"):
         paired_difference([1.0, 2.0], [1.0])
+
+
+def test_the_relative_error_is_the_mean_s_own():
+    """A drift that hits both sides of a ratio isn't in it."""
+    values = [1.8, 2.2, 1.8, 2.2]
+    assert relative_error(values) == pytest.approx(np.std(values, ddof=1) / 2.0 / 2.0)
+    assert relative_error([2.0, 2.0]) == 0.0
+    assert relative_error([2.0]) is None

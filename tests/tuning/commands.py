@@ -5,6 +5,7 @@ process ids first and their exit statuses at the end, each as a line of JSON. Pr
 FOLDER/N.err.
 """
 
+import atexit
 import json
 import os
 import sys
@@ -33,6 +34,7 @@ def run(folder: Path, number: int, arguments: list[str]) -> None:
     try:
         main(arguments)
     except SystemExit as left:
+        atexit._run_exitfuncs()  # as an interpreter that ends does: they release the process's lock
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(left.code if isinstance(left.code, int) else 0)

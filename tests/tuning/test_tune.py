@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from sparsetune.attention import backends
+from sparsetune.attention.policy import Policy
+from sparsetune.attention.step_cache import StepCache
 from sparsetune.bench.step_time import StepTime, StepTimes
 from sparsetune.checkpoint import load_checkpoint
 from sparsetune.config import Config
@@ -18,9 +20,11 @@ from sparsetune.models.generation import Renderer
 from sparsetune.models.pipelines import demo_config
 from sparsetune.tuning import tune
 from sparsetune.tuning.calibration.attention_tap import sample_steps
+from sparsetune.tuning.calibration.bounded_policy import DENSE
 from sparsetune.tuning.context import open_context
-from sparsetune.tuning.events import StudyStarted, TrialPrompt, TuningListener, TuningResult
+from sparsetune.tuning.events import StudyStarted, TrialPrompt, TrialResult, TuningListener, TuningResult
 from sparsetune.tuning.record import load_record
+from sparsetune.tuning.tune import slower_at_the_gate
 
 
 def config(tmp_path: Path, **overrides) -> Config:
@@ -268,6 +272,23 @@ def test_a_model_whose_calls_all_fall_back_is_refused_by_its_reason(
     monkeypatch.setattr(TimeStep, "run", lambda *_: dataclasses.replace(dense, sparse=rows))
     with pytest.raises(TuningError, match="none of its attention calls can run sparse: fewer than 128 tokens"):
         tune(config(tmp_path), output_dir=tmp_path / "results")
+
+
+def test_caches_that_are_not_shown_to_be_faster_are_told_with_the_noise() -> None:
+    """Two prompts timed while the machine did other work; their videos meet the gate."""
+    cached = dataclasses.replace(
+        Policy.uniform([("layer", 1)], DENSE["cdf"]), cache=StepCache("taylorseer", max_skips=1)
+    )
+    timed = TrialResult(
+        3, {}, "complete", None, cached, (), 0.0, 40.0, 39.0, 0.99, True, 1.0, seconds_sparse=2.0, seconds_dense=3.0,
+        seconds_noise=0.4, blocks_run=0.6,
+    )  # fmt: skip
+    assert not timed.is_faster
+    assert slower_at_the_gate(None, (timed,), None) == (
+        "the fastest, trial 3, is 1.50 times as fast as dense, within twice the timing's noise of 40%; if other work "
+        "ran here, run it again without"
+    )
+    assert slower_at_the_gate(None, (dataclasses.replace(timed, feasible=False),), None) is None
 
 
 @pytest.mark.slow

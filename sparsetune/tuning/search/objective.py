@@ -19,7 +19,7 @@ from sparsetune.config.models import Goal
 from sparsetune.errors import GenerationError, TuningError
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.executor import Event, Executor, Incident, Started, StepDone, Task, Worker, run_all
-from sparsetune.metrics import Gate
+from sparsetune.metrics import Gate, relative_error
 from sparsetune.models.prompts import AnyPrompt
 from sparsetune.tuning.context import TimeIsUp, TuningContext
 from sparsetune.tuning.events import (
@@ -196,6 +196,11 @@ class TrialRunner:
         missing = shortfalls(results, self.gate) if measured else {}
         dense = [result.denoising_dense for result in results if result.denoising_dense is not None]
         sparse = [result.denoising_sparse if dense else result.seconds_sparse for result in results]
+        speedups = [
+            one.denoising_dense / one.denoising_sparse
+            for one in results
+            if one.denoising_dense and one.denoising_sparse
+        ]
         predicted = self.predict(trial.policy)
         return TrialResult(
             number=trial.number,
@@ -213,7 +218,7 @@ class TrialRunner:
             shortfalls=missing,
             seconds_sparse=statistics.mean(each or 0.0 for each in sparse) if measured else None,
             seconds_dense=statistics.mean(dense) if dense else None,
-            seconds_noise=statistics.stdev(dense) / statistics.mean(dense) if len(dense) > 1 else None,
+            seconds_noise=relative_error(speedups),
             predicted_error=predicted.error,
             predicted_seconds=predicted.seconds,
             blocks_run=statistics.mean(one.blocks_run or 0.0 for one in results) if measured else None,
