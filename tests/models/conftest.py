@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from sparsetune.config import GenerationConfig, ModelConfig
 from sparsetune.models.generation import Renderer
@@ -8,6 +9,12 @@ from sparsetune.models.loading import LoadedModel, load_pipeline
 
 SMALL = GenerationConfig(num_frames=9, height=64, width=64, num_inference_steps=4, guidance_scale=1.0)
 PROMPT = "a red circle moving right over a grey background"
+
+
+@pytest.fixture(autouse=True)
+def attention_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore diffusers' kernel for all models of the process, which `set_attention_backend` of any one changes."""
+    monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", _AttentionBackendRegistry._active_backend)
 
 
 @pytest.fixture(scope="session")

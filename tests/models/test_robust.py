@@ -13,7 +13,6 @@ import accelerate
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.attention_processor import AttnProcessor2_0
 from peft import LoraConfig
 
@@ -27,12 +26,6 @@ from tests.models.support import HALF, policy
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated")
 STEPS = 2
-
-
-@pytest.fixture(autouse=True)
-def attention_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Restore diffusers' kernel for all models of the process, which `set_attention_backend` of any one changes."""
-    monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", _AttentionBackendRegistry._active_backend)
 
 
 def flux() -> Any:
