@@ -46,11 +46,11 @@ def test_a_tracking_server_has_only_its_link_told() -> None:
     assert printed == ["the tracking server has its own UI: http://runs.example:5000/#/experiments/1"]
 
 
-def test_a_ui_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+def test_a_ui_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch, store: Store, port: int) -> None:
     failing = [sys.executable, "-c", "import sys; sys.exit('no such store')"]
     monkeypatch.setattr(ui_module, "_command", lambda *_: failing)
     with pytest.raises(TrackingError, match=r"does not answer at .* ended with status 1: no such store"):
-        serve("sqlite:///a.db", port=port)
+        serve(store.uri, port=port)
 
 
 @pytest.mark.slow
