@@ -186,8 +186,10 @@ def chinese_text(result: "TuningResult") -> str:
     from sparsetune.report.words import words
 
     chinese = words("zh")
+    if result.left_to is not None:
+        return chinese("summary.left")
     if result.best is None:
-        return chinese("summary.no_winner", trials=len(result.trials))
+        return chinese("summary.no_faster" if result.dense_because else "summary.no_winner", trials=len(result.trials))
     parts = [chinese("summary.winner", number=result.best.number)]
     if result.evaluation is not None:
         parts += ["", summary_text(evaluation_summary(result.evaluation, chinese))]

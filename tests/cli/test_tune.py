@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from sparsetune.cli.main import main
 from sparsetune.config import Config
 from sparsetune.tracking import TrackingListener
 from sparsetune.tuning.events import TrialResult, TuningListener, TuningResult
+from tests.tracking.conftest import make_result
 
 TRIAL = TrialResult(
     number=3, params={"l1_all": 0.1}, state="complete", reason=None, policy=Policy.uniform([("transformer.a", 2)]),
@@ -97,6 +99,22 @@ def test_winner_is_printed_on_stdout(tune: Tune) -> None:
     assert result.exit_code == 0
     assert "winner: trial 3, sparsity 0.300" in result.stdout
     assert "checkpoint: out/checkpoint" in result.stdout
+
+
+def test_the_summary_is_chinese_where_asked(tune: Tune) -> None:
+    result = dataclasses.replace(WON, evaluation=make_result())
+    lines = tune("--no-track", "--lang", "zh", result=result).stdout.splitlines()
+    assert lines[0] == "最优试验：3，以下在评估提示词上测得"
+    assert any(line.startswith("统计摘要") for line in lines) and any(line.startswith("质量评估") for line in lines)
+    assert any("out/checkpoint" in line for line in lines)
+    for words in lines:
+        assert not re.search(r"[a-z]{2,} [a-z]{2,} [a-z]{2,}", words), words
+    for lost, words in (
+        (LOST, "无最优试验：1 次试验均未达到门槛"),
+        (dataclasses.replace(LOST, dense_because="attention is 31% of a step"), "无最优试验：达到门槛的策略均不比稠密快"),
+        (dataclasses.replace(WON, left_to="another process"), "最优试验由另一进程评估"),
+    ):
+        assert tune("--no-track", "--lang", "zh", result=lost).stdout == f"{words}\n"
 
 
 def test_json_is_alone_on_stdout(tune: Tune) -> None:
