@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from sparsetune.attention.policy import Policy
 from sparsetune.cli.main import main
 from sparsetune.config import Config
+from sparsetune.report.words import words
 from sparsetune.tracking import TrackingListener
 from sparsetune.tuning.events import TrialResult, TuningListener, TuningResult
 from tests.tracking.conftest import make_result
@@ -104,17 +105,18 @@ def test_winner_is_printed_on_stdout(tune: Tune) -> None:
 def test_the_summary_is_chinese_where_asked(tune: Tune) -> None:
     result = dataclasses.replace(WON, evaluation=make_result())
     lines = tune("--no-track", "--lang", "zh", result=result).stdout.splitlines()
-    assert lines[0] == "最优试验：3，以下在评估提示词上测得"
+    chinese = words("zh")
+    assert lines[0] == chinese("summary.winner", number=3)
     assert any(line.startswith("统计摘要") for line in lines) and any(line.startswith("质量评估") for line in lines)
     assert any("out/checkpoint" in line for line in lines)
-    for words in lines:
-        assert not re.search(r"[a-z]{2,} [a-z]{2,} [a-z]{2,}", words), words
-    for lost, words in (
-        (LOST, "无最优试验：1 次试验均未达到门槛"),
-        (dataclasses.replace(LOST, dense_because="attention is 31% of a step"), "无最优试验：达到门槛的策略均不比稠密快"),
-        (dataclasses.replace(WON, left_to="another process"), "最优试验由另一进程评估"),
+    for line in lines:
+        assert not re.search(r"[a-z]{2,} [a-z]{2,} [a-z]{2,}", line), line
+    for lost, text in (
+        (LOST, chinese("summary.no_winner", trials=1)),
+        (dataclasses.replace(LOST, dense_because="attention is 31% of a step"), chinese("summary.no_faster")),
+        (dataclasses.replace(WON, left_to="another process"), chinese("summary.left")),
     ):
-        assert tune("--no-track", "--lang", "zh", result=lost).stdout == f"{words}\n"
+        assert tune("--no-track", "--lang", "zh", result=lost).stdout == f"{text}\n"
 
 
 def test_json_is_alone_on_stdout(tune: Tune) -> None:
