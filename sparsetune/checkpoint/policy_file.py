@@ -1,6 +1,7 @@
 """Policies as safetensors files: thresholds as tensors, the rest as metadata."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +20,13 @@ from sparsetune.checkpoint.manifest import SCHEMA_VERSION, check_schema_version
 from sparsetune.documents import read_json
 from sparsetune.errors import CheckpointError, ThresholdError
 from sparsetune.files import atomic_path
+
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+def unwrapped(name: str) -> str:
+    """Return a module's path without the parts that torch.compile, data parallelism and checkpointing add."""
+    return _WRAPPERS.sub("", name)
 
 
 def threshold_columns(rule: Rule) -> tuple[str, str, str]:
@@ -133,7 +141,7 @@ def _build(described: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
         columns = {column: tensors.pop(key) for column in wanted if (key := f"{name}.{column}") in tensors}
         order = entry.get("order")
         order = tuple(order) if isinstance(order, list) else order
-        layers.append(replace(from_columns(name, rule, columns), order=order))
+        layers.append(replace(from_columns(unwrapped(name), rule, columns), order=order))
     if tensors:
         raise CheckpointError(f"unexpected tensors {', '.join(tensors)}")
     drop_scale = tuple(float(factor) for factor in described.get("drop_scale", ()))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import LayerThresholds
-from sparsetune.checkpoint.policy_file import from_columns, to_columns
+from sparsetune.checkpoint.policy_file import from_columns, to_columns, unwrapped
 from sparsetune.errors import CheckpointError
 from sparsetune.files import atomic_path
 
@@ -23,8 +23,8 @@ def read_sparge_pt(path: Path | str, *, root: str = "transformer") -> Policy:
 
     Keys are matched whole, where SpargeAttn's loader compares substrings and so mixes up `transformer_blocks` and
     `single_transformer_blocks`. Any dtype does (SpargeAttn casts to the model's). `simthreshd2`, which none of its
-    kernels reads, is dropped. The policy has no dense steps and raster order, and keeps the first key block, as
-    SpargeAttn's `attention_sink` does.
+    kernels reads, is dropped, as are prefixes of compiled and wrapped models. The policy has no dense steps and raster
+    order, and keeps the first key block, as SpargeAttn's `attention_sink` does.
 
     Deviation: SpargeAttn's kernels ignore `is_sparse`, so a head tuned to be dense (both thresholds 1) still skips P·V
     by its pvthreshd there; here it runs fully dense. `write_sparge_pt` writes the stored value again.
@@ -45,7 +45,7 @@ def read_sparge_pt(path: Path | str, *, root: str = "transformer") -> Policy:
                 f"{path}: key {key!r} is not MODULE.inner_attention.THRESHOLD; "
                 "use a file of SpargeAttn's extract_sparse_attention_state_dict"
             )
-        layers.setdefault(match[1], {})[match[2]] = tensor
+        layers.setdefault(unwrapped(match[1]), {})[match[2]] = tensor
     if not layers:
         raise CheckpointError(f"{path} holds no thresholds; tune first")
     try:

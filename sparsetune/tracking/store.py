@@ -3,6 +3,7 @@
 import http.client
 import logging
 import os
+import re
 import threading
 import urllib.error
 import urllib.parse
@@ -71,6 +72,7 @@ _GATEWAY_ERRORS = (502, 503, 504)
 
 _NOT_PERMITTED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
+_HOST_AND_PORT = re.compile(r"[\w.-]+:\d{1,5}(/.*)?", re.DOTALL)
 _URI_VARIABLE = "MLFLOW_TRACKING_URI"
 _global_uri = threading.Lock()
 
@@ -115,17 +117,18 @@ def resolve_store(config: TrackingConfig, environ: Mapping[str, str] | None = No
     """Find the store: `tracking.uri`, else MLFLOW_TRACKING_URI, else SQLite in `tracking.root`.
 
     Artifacts lie beside a SQLite file, on the server's side of a server, and in `tracking.root` otherwise. The
-    registry is MLFLOW_REGISTRY_URI's, else the same store.
+    registry is MLFLOW_REGISTRY_URI's, else the same store. Raises TrackingError for an address without a scheme and for
+    one of a page.
     """
     environ = os.environ if environ is None else environ
     root = expand(config.root).absolute()
-    uri = config.uri or environ.get("MLFLOW_TRACKING_URI") or sqlite_url(root / DATABASE)
+    uri = _address(config.uri or environ.get("MLFLOW_TRACKING_URI") or sqlite_url(root / DATABASE))
     database = sqlite_path(uri)
     if database is not None:
         uri, artifacts = sqlite_url(database), database.parent / ARTIFACTS
     else:
         artifacts = root / ARTIFACTS
-    registry = environ.get("MLFLOW_REGISTRY_URI") or uri
+    registry = _address(environ.get("MLFLOW_REGISTRY_URI") or uri)
     registered = sqlite_path(registry)
     store = Store(uri, registry if registered is None else sqlite_url(registered), artifacts)
     return store if store.is_database else replace(store, artifact_root=None)
@@ -134,6 +137,15 @@ def resolve_store(config: TrackingConfig, environ: Mapping[str, str] | None = No
 def local_store(config: TrackingConfig) -> Store:
     """Return the SQLite store in `tracking.root`, whatever `tracking.uri` and MLflow's variables say."""
     return resolve_store(config.model_copy(update={"uri": None}), {})
+
+
+def _address(uri: str) -> str:
+    if _HOST_AND_PORT.fullmatch(uri):
+        raise TrackingError(f"the tracking URI {without_credentials(uri)} has no scheme; write http://{uri}")
+    if _is_server(uri) and "#" in uri:
+        server = without_credentials(uri.partition("#")[0].rstrip("/"))
+        raise TrackingError(f"the tracking URI {without_credentials(uri)} is a page of a UI; write {server}")
+    return uri
 
 
 def _is_server(uri: str) -> bool:

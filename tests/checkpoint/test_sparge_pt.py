@@ -50,6 +50,14 @@ def test_a_file_of_spargeattn_is_read_and_written_again_equal(tmp_path: Path) ->
         assert torch.equal(written[key], value)
 
 
+@pytest.mark.parametrize("wrapped", ["_orig_mod.{}", "module.{}", "module._orig_mod.{}"])
+def test_names_of_compiled_and_wrapped_models_are_read(tmp_path: Path, wrapped: str) -> None:
+    of_compiled_blocks = MODULE.format("1._orig_mod")
+    values = sparge_layer(wrapped.format(MODULE.format(0))) | sparge_layer(wrapped.format(of_compiled_blocks))
+    policy = read_sparge_pt(saved(tmp_path / "a.pt", values))
+    assert [layer.name for layer in policy.layers] == [f"transformer.{MODULE.format(i)}" for i in range(2)]
+
+
 def test_dense_heads_are_dense_for_our_kernels(tmp_path: Path) -> None:
     layer = read_sparge_pt(saved(tmp_path / "a.pt", sparge_layer("blocks.0.self_attn"))).layers[0]
     tensors = layer.tensors(torch.device("cpu"))

@@ -40,6 +40,22 @@ def test_mlflows_environment_comes_before_the_default_and_the_setting_before_bot
     assert resolve_store(tracking(uri="http://three:5000"), environ).uri == "http://three:5000"
 
 
+@pytest.mark.parametrize(
+    ("uri", "meant"),
+    [
+        ("127.0.0.1:5000", "has no scheme; write http://127.0.0.1:5000"),
+        ("runs.example:5000/mlflow", "has no scheme; write http://runs.example:5000/mlflow"),
+        ("http://127.0.0.1:5000/#/experiments/1", "is a page of a UI; write http://127.0.0.1:5000"),
+        ("https://ada:pw@runs.example/ml/#/models", "is a page of a UI; write https://runs.example/ml"),
+    ],
+)
+def test_an_address_that_is_not_mlflow_s_is_answered_with_what_to_write(uri: str, meant: str) -> None:
+    for given in ({"MLFLOW_TRACKING_URI": uri}, {"MLFLOW_REGISTRY_URI": uri}):
+        with pytest.raises(TrackingError) as raised:
+            resolve_store(tracking(), given)
+        assert str(raised.value).endswith(meant) and "pw" not in str(raised.value)
+
+
 def test_a_relative_sqlite_uri_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     store = resolve_store(tracking(uri="sqlite:///runs/a.db"), {})
