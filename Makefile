@@ -1,4 +1,5 @@
-# The first target creates .venv with the versions in constraints.txt. `make help` lists the targets.
+# The first target creates .venv with the versions in constraints.txt; test, lint and docs add what they need to it.
+# `make help` lists the targets.
 
 MODEL ?= demo
 # A run id or its first characters; latest is the newest tuning of MODEL that has a winner.
@@ -8,6 +9,7 @@ PYTHON ?= python3
 RESULTS := results/$(MODEL)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DEVELOPED := .venv/.developed
 TESTS := not gpu$(if $(filter true,$(CI)),, and not slow and not browser)
 
 .DEFAULT_GOAL := help
@@ -48,31 +50,31 @@ rollback: $(INSTALLED) ## restore the previously promoted checkpoint
 ui: $(INSTALLED) ## open the MLflow UI
 	$(BIN)/sparsetune ui
 
-test: $(INSTALLED) ## run the tests that need no GPU (CI=true: slow ones too)
+test: $(DEVELOPED) ## run the tests that need no GPU (CI=true: slow ones too)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "$(TESTS)"
 
 SEED ?= 0
-torture: $(INSTALLED) ## damage 2,000 inputs and kill 100 commands by SEED; takes hours, writes only to a temporary folder
+torture: $(DEVELOPED) ## damage 2,000 inputs and kill 100 commands by SEED; takes hours, writes only to a temporary folder
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture --seed $(SEED)
 
 check: lint docs test ## run everything that CI checks: lint, docs, tests
 
-lint: $(INSTALLED) ## ruff, mypy, import-linter
+lint: $(DEVELOPED) ## ruff, mypy, import-linter
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-options: $(INSTALLED) ## write the table of options for --help, after a change to a setting
+options: $(DEVELOPED) ## write the table of options for --help, after a change to a setting
 	$(BIN)/python -m tools.options_table
 
-docs: $(INSTALLED) ## build the documentation site in build/site; a broken link or reference fails
+docs: $(DEVELOPED) ## build the documentation site in build/site; a broken link or reference fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-docs-serve: $(INSTALLED) ## serve the documentation and rebuild it on changes
+docs-serve: $(DEVELOPED) ## serve the documentation and rebuild it on changes
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
-format: $(INSTALLED) ## format the code with ruff
+format: $(DEVELOPED) ## format the code with ruff
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -86,5 +88,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo 'creating .venv (once; takes a few minutes) ...' >&2
 	@$(PYTHON) -m venv .venv || \
 		{ echo '$(PYTHON) -m venv failed; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(call install,report)
 	@touch $@
+
+# What tests, lint and docs need beside.
+$(DEVELOPED): $(INSTALLED)
+	@$(call install,dev)
+	@touch $@
+
+# A PyTorch that is there stays, since SpargeAttn is compiled for it.
+define install
+{ grep -v '^torch==' constraints.txt; \
+	$(BIN)/python -c 'from importlib.metadata import version as of; print("torch==" + of("torch"))' 2>/dev/null || \
+	grep '^torch==' constraints.txt; } >.venv/constraints.txt && \
+$(BIN)/python -m pip install -qq --disable-pip-version-check -c .venv/constraints.txt -e '.[$(1)]'
+endef

@@ -91,9 +91,10 @@ def _link_environment(target: Path) -> None:
     for name in ("bin", "lib"):
         (target / name).symlink_to(Path(sys.prefix) / name)
     shutil.copy(Path(sys.prefix) / "pyvenv.cfg", target)
-    (target / ".installed").touch()
+    for name in (".installed", ".developed"):
+        (target / name).touch()
     for name in ("pyproject.toml", "constraints.txt"):
-        os.utime(target.parent / name, (0, 0))  # older than .installed, so that make installs nothing
+        os.utime(target.parent / name, (0, 0))  # older than both, so that make installs nothing
 
 
 def _command(block: Block) -> list[str]:
