@@ -1,4 +1,4 @@
-"""`python -m tests.torture`: damage inputs and kill commands by a seed, and print what went wrong."""
+"""`python -m tests.torture`: damage inputs, kill commands, fail servers and disks by a seed; print what went wrong."""
 
 import argparse
 import logging
@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from tests.torture.inputs import READERS, faults
-from tests.torture.kills import kill_eval, kill_tune
+from tests.torture.kills import kill_eval, kill_release, kill_tune
+from tests.torture.surroundings import failing_servers, full_disks
 
 SHOWN = 20
 """Faults of one row."""
@@ -21,6 +22,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--inputs", type=int, default=2000, help="number of damaged inputs")
     parser.add_argument("--kills", type=int, default=100, help="number of killed commands, half of them of `tune`")
+    parser.add_argument("--servers", type=int, default=12, help="number of tunings with a failing tracking server")
+    parser.add_argument("--disks", type=int, default=16, help="number of tunings with a full disk; needs root")
     parser.add_argument("--only", default="", help="readers whose names hold this")
     chosen = parser.parse_args()
     logging.disable(logging.ERROR)
@@ -41,11 +44,18 @@ def _damage(folder: Path, chosen: argparse.Namespace) -> int:
 
 
 def _kill(folder: Path, chosen: argparse.Namespace) -> int:
-    num_faults, halves = 0, (chosen.kills - chosen.kills // 2, chosen.kills // 2)
-    for name, kill, count in zip(("kills of tune", "kills of eval"), (kill_tune, kill_eval), halves, strict=True):
+    num_faults, quarter = 0, chosen.kills // 4
+    rows = {
+        "kills of tune": (kill_tune, chosen.kills - 2 * quarter),
+        "kills of eval": (kill_eval, quarter),
+        "kills of review, promote and sync": (kill_release, quarter),
+        "failing tracking servers": (failing_servers, chosen.servers),
+        "full disks": (full_disks, chosen.disks),
+    }
+    for name, (disturb, count) in rows.items():
         if count:
             start = time.monotonic()
-            found = kill(folder, count, random.Random(f"{chosen.seed}/{name}"))
+            found = disturb(folder, count, random.Random(f"{chosen.seed}/{name}"))
             _print(name, count, found, start)
             num_faults += len(found)
     return num_faults

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -25,7 +26,20 @@ EVAL = (
     "eval", "--model", "demo", "--num-prompts", "2", "--num-inference-steps", "2", "--num-frames", "9",
     "--metrics", "psnr", "--set", "tracking.report=false",
 )  # fmt: skip
+RELEASE = (
+    ("review", "latest", "--ok", "--reviewer", "Ada", "--no-open"),
+    ("promote", "latest", "--override", "torture"),
+    ("sync",),
+)
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Duration:
+    """What a whole command takes."""
+
+    seconds: float
+    statements: int
 
 
 @dataclass(frozen=True)
@@ -34,33 +48,50 @@ class Place:
 
     folder: Path
 
-    def start(self, arguments: Sequence[str]) -> "subprocess.Popen[str]":
+    def start(self, arguments: Sequence[str], statement: int | None = None, **more: str) -> "subprocess.Popen[str]":
+        """Start a command, killed at a database statement if one is given, with further environment variables."""
         (self.folder / "tmp").mkdir(parents=True, exist_ok=True)
         environment = os.environ | {
             "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(self.folder / "tmp"), "HF_HUB_OFFLINE": "1",
             "SPARSETUNE_CACHE__DIR": str(self.folder / "cache"), "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
-            "MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet",
+            "MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet", **more,
         }  # fmt: skip
-        command = [sys.executable, "-m", "sparsetune", *arguments]
+        module = ["sparsetune"] if statement is None else ["tests.torture.at_statement", str(statement)]
+        command = [sys.executable, "-m", *module, *arguments]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=pipe, stderr=pipe, text=True)
 
-    def run(self, arguments: Sequence[str]) -> tuple[int, float, str]:
+    def run(self, arguments: Sequence[str], **more: str) -> tuple[int, float, str]:
         """Return a command's status, its seconds and its log."""
         started = time.monotonic()
-        process = self.start(arguments)
+        process = self.start(arguments, **more)
         _, log = process.communicate()
         return process.returncode, time.monotonic() - started, log
 
-    def kill(self, arguments: Sequence[str], seconds: float, number: signal.Signals) -> str:
-        """Run a command and send it a signal after some seconds; return what was wrong with its end."""
-        process = self.start(arguments)
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(number)
+    def measure(self, arguments: Sequence[str]) -> "Duration":
+        """Run a command to its end."""
+        started = time.monotonic()
+        process = self.start(arguments, 0)
         _, log = process.communicate()
-        return "a traceback" if "Traceback" in log or "sparsetune: unexpected" in log else ""
+        assert process.returncode == 0, log
+        statements = self.folder / "statements"
+        found = Duration(time.monotonic() - started, int(statements.read_text()))
+        statements.unlink()
+        return found
+
+    def kill(self, arguments: Sequence[str], whole: "Duration", draw: random.Random) -> str:
+        """Kill a command at a random moment or database statement; return what was wrong with its end."""
+        if draw.random() < 0.5:
+            process = self.start(arguments, draw.randint(1, max(1, whole.statements)))
+        else:
+            process = self.start(arguments)
+            try:
+                process.wait(draw.uniform(0.0, 1.1 * whole.seconds))
+            except subprocess.TimeoutExpired:
+                process.send_signal(draw.choice(SIGNALS))
+        _, log = process.communicate()
+        (self.folder / "statements").unlink(missing_ok=True)
+        return unexpected(log)
 
     def outcomes(self) -> list[tuple[int, dict[str, object]]]:
         """Return the number and the outcome of each trial that has one."""
@@ -83,6 +114,11 @@ class Place:
         return found + [f"{path.relative_to(self.folder)} is left" for path in left]
 
 
+def unexpected(log: str) -> str:
+    """What a command's log must not have."""
+    return "a traceback" if "Traceback" in log or "sparsetune: unexpected" in log else ""
+
+
 def _is_whole(database: Path) -> bool:
     with sqlite3.connect(database) as connection:
         (answer,) = connection.execute("PRAGMA integrity_check").fetchone()
@@ -90,16 +126,15 @@ def _is_whole(database: Path) -> bool:
 
 
 def kill_tune(folder: Path, count: int, draw: random.Random) -> list[str]:
-    """Kill `tune` at random moments until `count` kills are used up; each study is then run to its end."""
+    """Kill `tune` until `count` kills are used up; each study is then run to its end."""
     undisturbed = Place(folder / "undisturbed")
-    status, seconds, log = undisturbed.run(TUNE)
-    assert status == 0, log
-    wanted, faults, number = undisturbed.outcomes(), list[str](), 0
+    whole = undisturbed.measure(TUNE)
+    faults, number = list[str](), 0
     while number < count:
         place = Place(folder / f"tune-{number}")
         known: dict[int, object] = {}
         for _ in range(min(5, count - number)):
-            fault = place.kill(TUNE, draw.uniform(0.0, 1.1 * seconds), draw.choice(SIGNALS))
+            fault = place.kill(TUNE, whole, draw)
             number += 1
             faults += [f"kill {number}: {fault}"] * bool(fault)
             now = dict(place.outcomes())
@@ -108,7 +143,7 @@ def kill_tune(folder: Path, count: int, draw: random.Random) -> list[str]:
         status, _, log = place.run(TUNE)
         faults += [f"after kill {number}: {fault}" for fault in [log] * (status != 0) + place.faults()]
         if sorted(_params(place)) != sorted(_params(undisturbed)):
-            faults.append(f"after kill {number}: other trials than {wanted}: {place.outcomes()}")
+            faults.append(f"after kill {number}: other trials than {undisturbed.outcomes()}: {place.outcomes()}")
     return faults
 
 
@@ -117,12 +152,30 @@ def _params(place: Place) -> list[str]:
 
 
 def kill_eval(folder: Path, count: int, draw: random.Random) -> list[str]:
-    """Kill `eval` in one folder at random moments; then it runs to its end."""
-    place, faults = Place(folder / "eval"), list[str]()
-    status, seconds, log = place.run(EVAL)
-    assert status == 0, log
-    for number in range(count):
-        fault = place.kill(EVAL, draw.uniform(0.0, seconds), draw.choice(SIGNALS))
-        faults += [f"kill {number}: {fault}"] * bool(fault)
+    """Kill `eval` in one folder; then it runs to its end."""
+    place = Place(folder / "eval")
+    whole = place.measure(EVAL)
+    faults = [f"kill {number}: {fault}" for number in range(count) if (fault := place.kill(EVAL, whole, draw))]
     status, _, log = place.run(EVAL)
     return faults + [log] * (status != 0) + place.faults()
+
+
+def kill_release(folder: Path, count: int, draw: random.Random) -> list[str]:
+    """Kill `review`, `promote` and `sync` of one tuning in turn; then each runs to its end."""
+    place = Place(folder / "release")
+    status, _, log = place.run(TUNE)
+    assert status == 0, log
+    shutil.copytree(place.folder, folder / "measured")
+    whole = [Place(folder / "measured").measure(command) for command in RELEASE]
+    faults = list[str]()
+    for number in range(count):
+        fault = place.kill(RELEASE[number % 3], whole[number % 3], draw)
+        faults += [f"kill {number}: {fault}"] * bool(fault)
+    for command in RELEASE:
+        status, _, log = place.run(command)
+        faults += [f"{command[0]}: {log}"] * (status != 0)
+    client = MlflowClient(f"sqlite:///{place.folder}/mlruns/mlflow.db")
+    champion = client.get_model_version_by_alias("demo-sparse", "champion")
+    if champion.version != max(one.version for one in client.search_model_versions("name = 'demo-sparse'")):
+        faults.append(f"version {champion.version} is champion, not the newest")
+    return faults + place.faults()
