@@ -1,8 +1,15 @@
-"""Checks of this machine: Python, libraries, GPU, backends, ffmpeg, tracking store and cache."""
+"""Checks of this machine: Python, libraries, GPU, backends, ffmpeg, tracking store and cache.
 
+PyTorch, which takes seconds to import, is imported only where there is a GPU, and MLflow where the store is no SQLite
+file.
+"""
+
+import ctypes
+import functools
 import importlib.util
 import os
 import platform
+import runpy
 import shutil
 import sqlite3
 import sys
@@ -11,10 +18,11 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sparsetune import ffmpeg
 from sparsetune.config import CacheConfig, Config, TrackingConfig
+from sparsetune.config.models import Backend
 from sparsetune.errors import SparsetuneError
 
 Status = Literal["ok", "note", "fail"]
@@ -23,6 +31,8 @@ _FILTERS = ("libvmaf", "xpsnr", "ssim", "psnr")
 _LIBRARIES = ("diffusers", "transformers", "accelerate", "safetensors", "optuna", "mlflow")
 _LEAST_PYTHON = (3, 11)
 _ENCODER = "libx264"
+_NEED_GPU = ("sparge", "flex")
+_NO_GPU = "there is no GPU"
 _TEST_TAG = "sparsetune.doctor"  # written to test that a tracking server is writable
 
 
@@ -76,20 +86,48 @@ def _library(name: str) -> Finding:
     return Finding(name, "ok", version, {"version": version})
 
 
+@functools.cache
+def _torch_version() -> dict[str, Any]:
+    """Run torch/version.py alone: `__version__`, and `cuda` and `hip` of the build."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise ImportError("not installed; run: pip install torch")
+    return runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+
+
 def _torch() -> Finding:
+    version = _torch_version()
+    cuda, cores = version["cuda"], os.cpu_count()
+    built = f"built for CUDA {cuda}" if cuda else "built without CUDA"
+    facts = {"version": version["__version__"], "cuda": cuda, "cpu_cores": cores}
+    return Finding("torch", "ok", f"{version['__version__']}, {built}, {cores} CPU cores", facts)
+
+
+@functools.cache
+def _has_gpu() -> bool:
+    """Whether PyTorch finds a GPU; it isn't asked where CUDA's driver has no device."""
+    version = _torch_version()
+    if not version.get("hip") and not (version["cuda"] and _num_cuda_devices()):
+        return False
     import torch
 
-    cuda = torch.version.cuda
-    facts = {"version": torch.__version__, "cuda": cuda, "threads": torch.get_num_threads()}
-    built = f"built for CUDA {cuda}" if cuda else "built without CUDA"
-    return Finding("torch", "ok", f"{torch.__version__}, {built}, {torch.get_num_threads()} CPU threads", facts)
+    return torch.cuda.is_available()
+
+
+def _num_cuda_devices() -> int:
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    return count.value if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
 
 
 def _gpus() -> list[Finding]:
+    if not _has_gpu():
+        return [Finding("gpu", "note", "PyTorch finds none; everything runs on the CPU, slowly", {"name": None})]
     import torch
 
-    if not torch.cuda.is_available():
-        return [Finding("gpu", "note", "PyTorch finds none; everything runs on the CPU, slowly", {"name": None})]
     found = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -102,22 +140,33 @@ def _gpus() -> list[Finding]:
 
 
 def _backends() -> list[Finding]:
+    if not _has_gpu():
+        names = [name for name in get_args(Backend) if name != "auto"]
+        found = [_backend(name, _NO_GPU if name in _NEED_GPU else None) for name in names]
+        facts = {"chosen": "reference", "reason": _NO_GPU}
+        return [*found, Finding("backend auto", "ok", f"reference ({_NO_GPU})", facts)]
     from sparsetune.attention.backends import backend_choice, missing_backends
     from sparsetune.attention.device import device_of
 
     device = device_of("auto")
-    found = []
-    for name, missing in missing_backends(device).items():
-        text = "runs here" if missing is None else f"can't run here: {missing}"
-        facts = {"runs": missing is None, "missing": missing}
-        found.append(Finding(f"backend {name}", "ok" if missing is None else "note", text, facts))
+    found = [_backend(name, missing) for name, missing in missing_backends(device).items()]
     choice = backend_choice("auto", device)
     facts = {"chosen": choice.backend.name, "reason": choice.reason}
     return [*found, Finding("backend auto", "ok", f"{choice.backend.name} ({choice.reason})", facts)]
 
 
+def _backend(name: str, missing: str | None) -> Finding:
+    text = "runs here" if missing is None else f"can't run here: {missing}"
+    facts = {"runs": missing is None, "missing": missing}
+    return Finding(f"backend {name}", "ok" if missing is None else "note", text, facts)
+
+
 def _sparge() -> Finding:
     """Run SpargeAttn's kernel on a few tokens: a build for another GPU fails only then."""
+    if not _has_gpu():
+        installed = importlib.util.find_spec("spas_sage_attn") is not None
+        text = f"{'installed, but' if installed else 'not installed, and'} there is no GPU to run it on"
+        return Finding("spas_sage_attn", "note", text, {"runs": False, "missing": text})
     import torch
 
     from sparsetune.attention.backends import SpargeBackend
@@ -126,9 +175,6 @@ def _sparge() -> Finding:
 
     device = device_of("auto")
     if missing := SpargeBackend.missing(device):
-        if device.type == "cpu":
-            installed = importlib.util.find_spec("spas_sage_attn") is not None
-            missing = f"{'installed, but' if installed else 'not installed, and'} there is no GPU to run it on"
         return Finding("spas_sage_attn", "note", missing, {"runs": False, "missing": missing})
     q, k, v = torch.randn(3, 1, 1, 256, 64, dtype=torch.bfloat16, device=device)
     thresholds = LayerThresholds.uniform("doctor", 1, SPARGE_DEFAULTS).tensors(device)
@@ -205,6 +251,9 @@ def _tracking(config: TrackingConfig) -> Finding:
             with closing(sqlite3.connect(database, timeout=5)) as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 connection.rollback()
+                tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+            if {"experiments", "registered_models"} <= tables and not store.registry_is_apart:
+                return Finding("tracking", "ok", f"{store.shown} is readable and writable", facts)
         client = connect(store)
         if store.is_server and (experiments := client.search_experiments(max_results=1)):
             client.set_experiment_tag(experiments[0].experiment_id, _TEST_TAG, "writable")

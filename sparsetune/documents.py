@@ -44,8 +44,12 @@ def read_yaml(text: str) -> Any:
     import yaml
 
     try:
-        check_yaml(text)
-        return yaml.load(text, Loader=_loader(text))
+        try:
+            return _load_yaml(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except yaml.YAMLError:
+            if len(text) >= 100_000:
+                raise
+            return _load_yaml(text, yaml.SafeLoader)  # ten times slower, but it names the right line of an error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
@@ -57,7 +61,14 @@ def read_yaml(text: str) -> Any:
         raise DocumentError(f"not valid YAML: {_reason(error)}") from error  # e.g. the date 2026-13-45
 
 
-def check_yaml(text: str) -> None:
+def _load_yaml(text: str, loader: Any) -> Any:
+    import yaml
+
+    _check_yaml(text, loader)
+    return yaml.load(text, Loader=loader)
+
+
+def _check_yaml(text: str, loader: Any) -> None:
     """Raise DocumentError where a YAML text is too large, also with its aliases written out, or nested too deeply."""
     import yaml
 
@@ -66,7 +77,7 @@ def check_yaml(text: str) -> None:
     sizes: dict[str, int] = {}  # nodes below an anchor, its aliases written out
     open_nodes: list[tuple[str | None, int]] = []  # (anchor, nodes before it)
     nodes = 0
-    for event in yaml.parse(text, Loader=_loader(text)):
+    for event in yaml.parse(text, Loader=loader):
         nodes += 1
         if isinstance(event, yaml.AliasEvent):
             nodes += sizes.get(str(event.anchor), 0)
@@ -80,13 +91,6 @@ def check_yaml(text: str) -> None:
             raise DocumentError(f"not valid YAML: it is nested deeper than {MAX_DEPTH} levels")
         if nodes > MAX_NODES:
             raise DocumentError(f"not valid YAML: it has more than {MAX_NODES} values, its aliases written out")
-
-
-def _loader(text: str) -> Any:
-    import yaml
-
-    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # tells the line of an error less well
-    return yaml.SafeLoader if len(text) < 100_000 else fast
 
 
 def _inner(value: Any) -> Any:

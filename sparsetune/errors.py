@@ -5,7 +5,6 @@ the class's `exit_code`.
 """
 
 import re
-from typing import ClassVar
 
 from sparsetune.urls import without_credentials
 
@@ -25,18 +24,23 @@ def message_line(text: str) -> str:
 
 
 class SparsetuneError(Exception):
-    """Base of all errors that a user can fix; `exit_code` is the command line's exit status."""
+    """Base of all errors that a user can fix; `exit_code` is the command line's exit status.
 
-    exit_code: ClassVar[int] = 1
+    `is_usage` marks one error of a class as invalid usage, e.g. a name that doesn't exist.
+    """
 
-    def __init__(self, message: str = "") -> None:
+    exit_code: int = 1
+
+    def __init__(self, message: str = "", *, is_usage: bool = False) -> None:
         super().__init__(message_line(message))
+        if is_usage:
+            self.exit_code = UsageError.exit_code
 
 
 class UsageError(SparsetuneError):
     """Invalid usage: an option, a configuration key, a prompt file."""
 
-    exit_code: ClassVar[int] = 2
+    exit_code = 2
 
 
 class ConfigError(UsageError):
@@ -110,4 +114,4 @@ class RegistryError(SparsetuneError):
 class GateError(SparsetuneError):
     """A quality gate wasn't met."""
 
-    exit_code: ClassVar[int] = 3
+    exit_code = 3

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import difflib
 import fcntl
 import json
 import os
@@ -28,6 +29,13 @@ def expand(path: str | Path) -> Path:
     if "\0" in str(path):
         raise UsageError(f"a path can't hold a NUL character, got {str(path)!r}")
     return expanded
+
+
+def similar_path(path: Path) -> str:
+    """Return "; did you mean PATH?" where the folder of a missing path has something of nearly its name, else ""."""
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    found = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.with_name(found[0])}?" if found else ""
 
 
 @contextlib.contextmanager

@@ -47,9 +47,8 @@ def sqlite_path(url: str) -> Path | None:
     """Return the absolute path of the file that a SQLite URL names; None for SQLite in memory and any other URL."""
     if scheme(url) != "sqlite":
         return None
-    from sqlalchemy import make_url
-
-    database = make_url(url).database
-    if database and database.startswith("file:"):  # SQLite's own URI
+    found = re.match(r"[^:/]+://[^/]*/([^?]*)", url)  # as SQLAlchemy's make_url, which takes .4 s to import
+    database = unquote(found[1]) if found else ""
+    if database.startswith("file:"):  # SQLite's own URI
         database = unquote(urlsplit(database).path)
     return Path(database).absolute() if database and database != ":memory:" else None

@@ -40,7 +40,7 @@ def test_json_holds_what_programs_need(working_folder: Path) -> None:
 def test_without_a_gpu_the_kernels_are_noted_and_nothing_fails(working_folder: Path) -> None:
     found = findings()
     assert found["gpu"].status == "note"
-    assert found["backend sparge"].text == "can't run here: the model is on cpu"
+    assert found["backend sparge"].text == "can't run here: there is no GPU"
     assert found["backend auto"].facts["chosen"] == "reference"
     assert found["spas_sage_attn"].text == "not installed, and there is no GPU to run it on"
 

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, get_args
 
-from sparsetune.attention.ordering import ORDERS, TokenOrder
 from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.step_cache import StepCache
 from sparsetune.attention.thresholds import SPARGE_DEFAULTS, HeadThresholds, LayerThresholds
+from sparsetune.config.models import Order
 from sparsetune.errors import CheckpointError, ThresholdError
+
+if TYPE_CHECKING:
+    from sparsetune.attention.ordering import TokenOrder
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,8 @@ class Policy:
     Args:
         layers: one entry a self-attention layer of the transformer, in the order of its modules.
         schedule: how sparse each denoising step runs.
-        order: the token order in which blocks are cut, one of `ORDERS`; a layer or its heads may have their own.
+        order: the token order in which blocks are cut, one of the configuration's `Order`; a layer or its heads
+            may have their own.
         keep_text: compute every key block that holds a text token, for every query; without it the first key block,
             which is what SpargeAttn keeps when it renders (`attention_sink`).
         cache: the step cache, which skips whole blocks; None for none.
@@ -40,11 +45,11 @@ class Policy:
         if not names or len(set(names)) != len(names):
             raise ThresholdError(f"a policy must name each layer once, got {names or 'no layers'}")
         for order in (self.order, *(order for of_layer in self.head_orders for order in of_layer)):
-            if order not in ORDERS:
-                raise ThresholdError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
+            if order not in get_args(Order):
+                raise ThresholdError(f"order must be one of {', '.join(get_args(Order))}, got {order!r}")
 
     @property
-    def orders(self) -> tuple[TokenOrder, ...]:
+    def orders(self) -> "tuple[TokenOrder, ...]":
         """The token order of each layer, one for all of its heads or one for each."""
         return tuple(layer.order or self.order for layer in self.layers)
 

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
-from sparsetune.attention.ordering import TokenOrder
 from sparsetune.errors import ThresholdError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sparsetune.attention.ordering import TokenOrder
 
 Rule = Literal["cdf", "topk"]
 
@@ -82,7 +84,7 @@ class LayerThresholds:
 
     name: str
     heads: tuple[HeadThresholds, ...]
-    order: TokenOrder | None = None
+    order: "TokenOrder | None" = None
 
     def __post_init__(self) -> None:
         rules = {head.rule for head in self.heads}
@@ -122,7 +124,7 @@ class LayerThresholds:
         return any(head.is_sparse for head in self.heads)
 
     def tensors(
-        self, device: torch.device, drop_scale: float = 1.0, select_partial: bool = False
+        self, device: "torch.device", drop_scale: float = 1.0, select_partial: bool = False
     ) -> "ThresholdTensors":
         """Return the thresholds as float32 tensors with one value a head.
 
@@ -130,8 +132,9 @@ class LayerThresholds:
         A dense head gets simthreshd1 2, so that no block counts as similar and every one is computed. (SpargeAttn
         writes 1, which float16 rounding lets blocks of equal tokens pass.)
         """
+        import torch
 
-        def column(values: Iterable[float]) -> Tensor:
+        def column(values: Iterable[float]) -> "Tensor":
             return torch.tensor(tuple(values), dtype=torch.float32, device=device)
 
         kept = [(head.cdfthreshd if self.rule == "cdf" else head.topk) or 0.0 for head in self.heads]
@@ -154,7 +157,7 @@ class ThresholdTensors:
     """
 
     rule: Rule
-    simthreshd1: Tensor
-    select: Tensor
-    pvthreshd: Tensor
+    simthreshd1: "Tensor"
+    select: "Tensor"
+    pvthreshd: "Tensor"
     select_partial: bool = False

@@ -1,4 +1,4 @@
-"""Policies as safetensors files: thresholds as tensors, the rest as metadata."""
+"""Policies as safetensors files: thresholds as tensors, the rest as metadata; read and written without torch."""
 
 import json
 import re
@@ -7,10 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.numpy import save_file
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
@@ -20,6 +20,9 @@ from sparsetune.checkpoint.manifest import SCHEMA_VERSION, check_schema_version
 from sparsetune.documents import read_json
 from sparsetune.errors import CheckpointError, ThresholdError
 from sparsetune.files import atomic_path
+
+Column = NDArray[np.bool_] | NDArray[np.floating[Any]]
+"""One value for each head of a layer."""
 
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -34,36 +37,36 @@ def threshold_columns(rule: Rule) -> tuple[str, str, str]:
     return "simthreshd1", "cdfthreshd" if rule == "cdf" else "topk", "pvthreshd"
 
 
-def to_columns(layer: LayerThresholds) -> dict[str, Tensor]:
-    """Return a layer as tensors of shape (heads,): `is_sparse` bool, the thresholds rounded to float32.
+def to_columns(layer: LayerThresholds) -> dict[str, Column]:
+    """Return a layer as arrays of shape (heads,): `is_sparse` bool, the thresholds rounded to float32.
 
     Unlike in `LayerThresholds.tensors`, dense heads keep their thresholds.
     """
-    columns = {"is_sparse": torch.tensor([head.is_sparse for head in layer.heads], dtype=torch.bool)}
+    columns: dict[str, Column] = {"is_sparse": np.array([head.is_sparse for head in layer.heads], dtype=np.bool_)}
     for name in threshold_columns(layer.rule):
-        columns[name] = torch.tensor([getattr(head, name) for head in layer.heads], dtype=torch.float32)
+        columns[name] = np.array([getattr(head, name) for head in layer.heads], dtype=np.float32)
     return columns
 
 
-def from_columns(name: str, rule: Rule, columns: Mapping[str, Tensor]) -> LayerThresholds:
-    """Build a layer from tensors of shape (heads,) in any real dtype; the thresholds are rounded to float32.
+def from_columns(name: str, rule: Rule, columns: Mapping[str, Column]) -> LayerThresholds:
+    """Build a layer from arrays of shape (heads,) in any real dtype; the thresholds are rounded to float32.
 
     Args:
         name: the attention module's path from the pipeline.
-        rule: which of `cdfthreshd` and `topk` the tensors hold.
+        rule: which of `cdfthreshd` and `topk` the arrays hold.
         columns: `simthreshd1`, `pvthreshd`, the rule's threshold and `is_sparse`, which may be stored as numbers, 0 or
             1: SpargeAttn casts it with the model's dtype. Others are ignored.
 
     Raises:
-        CheckpointError: a tensor is missing, shapes differ, or a value is NaN or out of range.
+        CheckpointError: an array is missing, shapes differ, or a value is NaN or out of range.
     """
     wanted = ("is_sparse", *threshold_columns(rule))
     missing = [column for column in wanted if column not in columns]
     if missing:
         raise CheckpointError(f"{name} lacks {', '.join(missing)}; save the checkpoint again")
-    _check_shapes(name, {column: columns[column] for column in wanted})
-    flags = columns["is_sparse"].to(torch.float32)
-    if not bool(((flags == 0) | (flags == 1)).all()):
+    check_shapes(name, {column: columns[column].shape for column in wanted})
+    flags = columns["is_sparse"].astype(np.float32)
+    if not ((flags == 0) | (flags == 1)).all():
         raise CheckpointError(f"{name}.is_sparse must be true or false for each head, got {flags.tolist()}")
     unset: dict[str, Any] = {"cdfthreshd": None, "topk": None}
     thresholds = zip(*(_values(columns[column]) for column in wanted[1:]), strict=True)
@@ -77,19 +80,18 @@ def from_columns(name: str, rule: Rule, columns: Mapping[str, Tensor]) -> LayerT
     return LayerThresholds(name, tuple(heads))
 
 
-def _check_shapes(name: str, columns: Mapping[str, Tensor]) -> None:
-    shapes = {column: tuple(tensor.shape) for column, tensor in columns.items()}
-    plain = all(tensor.layout == torch.strided and not tensor.is_complex() for tensor in columns.values())
+def check_shapes(name: str, shapes: Mapping[str, tuple[int, ...]], *, real: bool = True) -> None:
+    """Raise CheckpointError unless a layer's columns are `real` and of one shape (heads,)."""
     shape = next(iter(shapes.values()))
-    if not plain or len(shape) != 1 or not 0 < shape[0] <= _MAX_HEADS or set(shapes.values()) != {shape}:
+    if not real or len(shape) != 1 or not 0 < shape[0] <= _MAX_HEADS or set(shapes.values()) != {shape}:
         listed = ", ".join(f"{column} {found}" for column, found in shapes.items())
         raise CheckpointError(f"the tensors of {name} must be real and of one shape (heads,), got {listed}")
 
 
-def _values(column: Tensor) -> list[float]:
+def _values(column: Column) -> list[float]:
     # The shortest decimal that rounds to the same float32: 0.98 comes back as 0.98, not 0.9800000190734863,
     # and a kernel gets the same bits from either.
-    return [float(str(value)) for value in column.detach().to("cpu", torch.float32).numpy()]
+    return [float(str(value)) for value in column.astype(np.float32)]
 
 
 _MAX_HEADS = 4096  # a tensor may claim far more than its file holds
@@ -118,7 +120,7 @@ def write_policy(policy: Policy, path: Path) -> None:
 def read_policy(path: Path) -> Policy:
     """Read what `write_policy` wrote; CheckpointError where it can't be read or isn't exactly that."""
     try:
-        with safe_open(path, framework="pt") as opened:
+        with safe_open(path, framework="np") as opened:
             described = _described(path, opened.metadata() or {})
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError) as error:
@@ -131,7 +133,7 @@ def read_policy(path: Path) -> Policy:
         raise CheckpointError(f"{path} is no complete policy: {error!r}; save the checkpoint again") from error
 
 
-def _build(described: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
+def _build(described: dict[str, Any], tensors: dict[str, Column]) -> Policy:
     layers: list[LayerThresholds] = []
     for entry in described["layers"]:
         name, rule = str(entry["name"]), entry["rule"]

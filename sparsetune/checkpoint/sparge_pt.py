@@ -4,15 +4,25 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import LayerThresholds
-from sparsetune.checkpoint.policy_file import from_columns, to_columns, unwrapped
+from sparsetune.checkpoint.policy_file import (
+    Column,
+    check_shapes,
+    from_columns,
+    threshold_columns,
+    to_columns,
+    unwrapped,
+)
 from sparsetune.errors import CheckpointError
 from sparsetune.files import atomic_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MAX_BYTES = 64 * 10**6
 _KEY = re.compile(r"(.+)\.inner_attention\.(is_sparse|cdfthreshd|simthreshd1|simthreshd2|pvthreshd)")
@@ -49,7 +59,7 @@ def read_sparge_pt(path: Path | str, *, root: str = "transformer") -> Policy:
     if not layers:
         raise CheckpointError(f"{path} holds no thresholds; tune first")
     try:
-        return Policy(tuple(from_columns(f"{root}.{module}", "cdf", columns) for module, columns in layers.items()))
+        return Policy(tuple(layer_of_tensors(f"{root}.{module}", columns) for module, columns in layers.items()))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -68,12 +78,14 @@ def write_sparge_pt(policy: Policy, path: Path | str, *, root: str = "transforme
     Raises:
         CheckpointError: the format can't hold the policy.
     """
+    import torch
+
     path = Path(path)
     check_expressible(policy, path, root=root, allow_loss=allow_loss)
     tensors = {
-        f"{layer.name.removeprefix(f'{root}.')}.inner_attention.{name}": tensor
+        f"{layer.name.removeprefix(f'{root}.')}.inner_attention.{name}": torch.from_numpy(column)
         for layer in policy.layers
-        for name, tensor in _sparge_columns(layer).items()
+        for name, column in _sparge_columns(layer).items()
     }
     with atomic_path(path) as temporary:
         torch.save(tensors, temporary)
@@ -105,15 +117,29 @@ def check_expressible(policy: Policy, path: Path, *, root: str = "transformer", 
         )
 
 
-def _sparge_columns(layer: LayerThresholds) -> dict[str, Tensor]:
-    """Return a layer's tensors in the order in which SpargeAttn's module registers its parameters."""
+def layer_of_tensors(name: str, tensors: "Mapping[str, Tensor]") -> LayerThresholds:
+    """Build a layer from SpargeAttn's tensors of shape (heads,), as `from_columns`; others are ignored."""
+    import torch
+
+    wanted = {column: tensors[column] for column in ("is_sparse", *threshold_columns("cdf")) if column in tensors}
+    real = all(tensor.layout == torch.strided and not tensor.is_complex() for tensor in wanted.values())
+    if wanted:  # before they are copied: a tensor may claim far more than its file holds
+        check_shapes(name, {column: tuple(tensor.shape) for column, tensor in wanted.items()}, real=real)
+    arrays: dict[str, Column] = {
+        column: tensor.detach().to("cpu", torch.float32).numpy() for column, tensor in wanted.items()
+    }
+    return from_columns(name, "cdf", arrays)
+
+
+def _sparge_columns(layer: LayerThresholds) -> dict[str, Column]:
+    """Return a layer's columns in the order in which SpargeAttn's module registers its parameters."""
     columns = to_columns(layer)
-    dense = ~columns["is_sparse"]
+    is_sparse = columns["is_sparse"]
     return {
-        "is_sparse": columns["is_sparse"],
-        "cdfthreshd": columns["cdfthreshd"].masked_fill(dense, 1.0),
-        "simthreshd1": columns["simthreshd1"].masked_fill(dense, 1.0),
-        "simthreshd2": torch.zeros(len(layer.heads)),
+        "is_sparse": is_sparse,
+        "cdfthreshd": np.where(is_sparse, columns["cdfthreshd"], np.float32(1.0)),
+        "simthreshd1": np.where(is_sparse, columns["simthreshd1"], np.float32(1.0)),
+        "simthreshd2": np.zeros(len(layer.heads), dtype=np.float32),
         "pvthreshd": columns["pvthreshd"],
     }
 
@@ -131,7 +157,9 @@ def _check_size(path: Path) -> None:
         raise CheckpointError(f"{path} holds {size / 1e6:.0f} MB, more than thresholds need; is it a model's weights?")
 
 
-def _tensors(path: Path) -> Mapping[str, Tensor]:
+def _tensors(path: Path) -> "Mapping[str, Tensor]":
+    import torch
+
     _check_size(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -144,6 +172,6 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} must hold a dict of tensors, got {type(loaded).__name__}")
     for key, value in loaded.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(f"{path} must hold only tensors by name, but {key!r} is a {type(value).__name__}")
     return loaded

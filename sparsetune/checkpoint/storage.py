@@ -4,15 +4,13 @@ import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-
 from sparsetune.attention.policy import Policy
 from sparsetune.checkpoint.difference import difference
 from sparsetune.checkpoint.manifest import Checkpoint, Manifest, read_manifest
 from sparsetune.checkpoint.policy_file import METADATA_KEY, read_policy, write_policy
 from sparsetune.checkpoint.sparge_pt import check_expressible, read_sparge_pt, write_sparge_pt
 from sparsetune.errors import CheckpointError
-from sparsetune.files import atomic_folder, atomic_path, expand, is_replaceable, write_text
+from sparsetune.files import atomic_folder, atomic_path, expand, is_replaceable, similar_path, write_text
 
 POLICY_FILE = "policy.safetensors"
 MANIFEST_FILE = "manifest.json"
@@ -55,7 +53,8 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         return _load_folder(path)
     if not path.is_file():
         raise CheckpointError(
-            f"there is no checkpoint {path}; check the path, or make a checkpoint with `sparsetune tune`"
+            f"there is no checkpoint {path}{similar_path(path) or '; check the path, or run `sparsetune tune`'}",
+            is_usage=True,
         )
     if path.suffix == ".safetensors":
         if path.name == POLICY_FILE and (path.parent / MANIFEST_FILE).is_file():
@@ -101,6 +100,8 @@ def convert(source: Path | str, target: Path | str, *, allow_loss: bool = False)
 
 def _check_same(policy: Policy, written: Policy, target: Path, *, rules: bool = True) -> None:
     """Compare rules, and thresholds as a kernel gets them: in float32, those of dense heads ignored."""
+    import torch
+
     orders = [layer.order for layer in policy.layers] == [layer.order for layer in written.layers]
     if rules and (difference(policy, written).rules or not orders):
         raise CheckpointError(f"{target} was read back with other rules than were written; save it again")

@@ -55,15 +55,16 @@ def command(
       sparsetune eval --checkpoint tuned.pt --metric-module my_metrics.py
       sparsetune eval --checkpoint models:/demo-sparse@champion
     """
+    config = options.build_config(ctx)
+    output_dir = config.eval.output_dir or config.model.results_folder / "eval"
+    checkpoint = options.local_checkpoint(checkpoint, config, use_tuned)
+    options.check_inputs(config, config.eval, checkpoint=checkpoint)
     from sparsetune.cli.evaluation_progress import EvaluationProgress
     from sparsetune.cli.progress import ProgressDisplay
     from sparsetune.cli.tables import evaluation_text, summary_text
     from sparsetune.errors import GateError, GenerationError
     from sparsetune.evaluation.evaluate import evaluate_config
 
-    config = options.build_config(ctx)
-    output_dir = config.eval.output_dir or config.model.results_folder / "eval"
-    checkpoint = options.local_checkpoint(checkpoint, config, use_tuned)
     progress = EvaluationProgress(ProgressDisplay(current_log(), f"eval {config.model.name}"))
     with only_results_on_stdout(), contextlib.closing(progress.display):
         log_loading(config.model.source)

@@ -51,14 +51,16 @@ def command(
       sparsetune generate "a panda eats bamboo" --model cogvideox-2b --use-tuned -o panda.mp4
       sparsetune generate "a panda eats bamboo" --checkpoint models:/cogvideox-2b-sparse@champion --dense
     """
-    from sparsetune.cli.tables import clock_text
     from sparsetune.models.prompts import Prompt
-    from sparsetune.video import write_video
 
     described = Prompt(prompt, image)
     config = options.build_config(ctx)
     target = output or config.model.results_folder / "generated.mp4"
     checkpoint = None if dense else options.local_checkpoint(checkpoint, config, use_tuned)
+    options.check_inputs(config, checkpoint=checkpoint)
+    from sparsetune.cli.tables import clock_text
+    from sparsetune.video import write_video
+
     frames, seconds, sparsity = _render(config, described, checkpoint)
     write_video(target, frames, config.generation.fps)
     how = "dense" if sparsity is None else f"at sparsity {sparsity:.3f}"

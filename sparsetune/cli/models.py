@@ -38,7 +38,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
 def show(name: str, as_json: bool) -> None:
     """Print facts of the model NAME: tokens, attention's share of the work, whether sparsity can save time, weights.
 
-    NAME is one from `sparsetune models`. The model is built without its weights, so nothing is downloaded.
+    NAME is one from `sparsetune models`. Nothing is downloaded.
 
     \b
     Example:
@@ -79,10 +79,9 @@ def _row(name: str) -> dict[str, Any]:
 
 def _shown(name: str) -> dict[str, Any]:
     from sparsetune.config import resolve
-    from sparsetune.config.files import nearest
+    from sparsetune.config.files import find_config, nearest, read_config
     from sparsetune.errors import UsageError
-    from sparsetune.models.random_weights import blueprint
-    from sparsetune.models.shapes import shape_of
+    from sparsetune.models.model_shape import ModelShape
 
     if name not in _names():
         hint = nearest(name, dict.fromkeys(_names()))
@@ -90,14 +89,14 @@ def _shown(name: str) -> dict[str, Any]:
             f"unknown model {name!r}; " + (f"did you mean {hint}?" if hint else f"choose one of {', '.join(_names())}")
         )
     config = resolve(name, (), {})
-    plan, size = blueprint(config.model.source), config.generation
-    shape = shape_of(plan, size)
+    facts, size = read_config(find_config(name)), config.generation
+    shape = ModelShape.of_facts(facts)
     frames, height, width = shape.grid
     return {
         "name": name,
         "source": config.model.source,
         "revision": config.model.revision or "not pinned",
-        "pipeline": plan.pipeline,
+        "pipeline": facts["facts.pipeline"],
         "transformers": shape.num_transformers,
         "layers": shape.num_layers,
         "heads": shape.num_heads,

@@ -16,7 +16,7 @@ from sparsetune.errors import ConfigError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from sparsetune.config import Config
+    from sparsetune.config import Config, EvalConfig, TuneConfig
     from sparsetune.tracking import Store, TrackingListener
 
 OPTIONS_TABLE: Final = Path(__file__).with_name("options.json")
@@ -247,6 +247,23 @@ def build_config(ctx: click.Context) -> "Config":
             if _key(param) in explicit:
                 error = _naming_option(error, _key(param), param.opts[0])
         raise error from None
+
+
+def check_inputs(config: "Config", *prompts: "TuneConfig | EvalConfig", checkpoint: str | None = None) -> None:
+    """Check the names and files that a command was given, before it imports PyTorch, which takes seconds."""
+    from sparsetune.checkpoint import load_checkpoint
+    from sparsetune.config.files import find_model
+    from sparsetune.metrics import get, load_metrics
+    from sparsetune.models.prompts import load_prompts
+
+    find_model(config.model.source)
+    for section in prompts:
+        load_prompts(section.prompt_file, section.num_prompts)
+    load_metrics(config.eval.metric_modules, config.eval.lpips_weights)
+    for name in config.eval.metrics:
+        get(name)
+    if checkpoint is not None:
+        load_checkpoint(checkpoint)
 
 
 def given_bounds(ctx: click.Context, config: "Config") -> dict[str, float]:

@@ -7,7 +7,7 @@ import click
 
 from sparsetune.cli.console import coloured_status, log_note, print_json
 from sparsetune.cli.main import Command
-from sparsetune.cli.options import build_config, json_option, model_name_option, open_store, short_name, store_options
+from sparsetune.cli.options import build_config, json_option, model_name_option, short_name, store_options
 
 if TYPE_CHECKING:
     from sparsetune.tracking.results import RunRow
@@ -31,9 +31,9 @@ def command(ctx: click.Context, model: str | None, limit: int, as_json: bool) ->
     """
     from sparsetune.cli.tables import number_text, print_table
     from sparsetune.tracking.results import list_runs
+    from sparsetune.tracking.store import resolve_store
 
-    _, client = open_store(build_config(ctx))
-    rows = list_runs(client, short_name(model))
+    rows = list_runs(resolve_store(build_config(ctx).tracking), short_name(model))
     if as_json:
         print_json([dataclasses.asdict(row) for row in rows[:limit]])
         return

@@ -86,10 +86,12 @@ def command(
       sparsetune tune --model cogvideox-2b --engine ray --workers 8
       sparsetune tune --model cogvideox-2b --storage journal:/shared/study.log
     """
+    config = options.build_config(ctx)
+    if from_manifest is None:
+        options.check_inputs(config, config.tune, config.eval)
     from sparsetune.cli.tuning_progress import TuningProgress
     from sparsetune.tuning import tune
 
-    config = options.build_config(ctx)
     if from_manifest is not None:
         from sparsetune.tuning.reproduce import config_from_manifest
 

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from sparsetune.documents import DocumentError, read_text, read_yaml
-from sparsetune.errors import ConfigError
-from sparsetune.files import expand
+from sparsetune.errors import ConfigError, ModelError
+from sparsetune.files import expand, similar_path
+
+DEMO = "demo"
+"""The source of the embedded model."""
 
 # Keys whose relative paths in a file are relative to the file's folder
 INPUT_PATHS = ("tune.prompt_file", "eval.prompt_file", "model.source")
@@ -26,7 +29,7 @@ def named_configs() -> dict[str, Path]:
 
 def published_models() -> list[str]:
     """Return the names of packaged configurations of models on the hub: all but the demo model's."""
-    return [name for name, path in named_configs().items() if read_config(path).get("model.source") != "demo"]
+    return [name for name, path in named_configs().items() if read_config(path).get("model.source") != DEMO]
 
 
 def find_config(config: str | Path) -> Path:
@@ -57,6 +60,21 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} must hold sections such as `model:`, got a {type(content).__name__}")
     flat = {key: value for key, value in flatten(content).items() if "." in key or value not in (None, {})}
     return {key: _from_file(path, key, value) for key, value in flat.items()}
+
+
+def find_model(source: str) -> str:
+    """Return a model's source: `demo`, an existing folder with `~` expanded, or what may be a hub id.
+
+    ModelError, of usage, where it is none of these; the nearest packaged model is named.
+    """
+    folder = expand(source)
+    if source == DEMO or (source.count("/") == 1 and not source.startswith((".", "~", "/"))) or folder.is_dir():
+        return str(folder) if folder.is_dir() else source
+    if "/" in source or source.startswith(("~", ".")):
+        raise ModelError(f"there is no folder {folder}{similar_path(folder)}", is_usage=True)
+    hint = nearest(source.lower(), named_configs())
+    advice = f"did you mean {hint}?" if hint else "list them with `sparsetune models`"
+    raise ModelError(f"unknown model {source}; {advice}", is_usage=True)
 
 
 def nearest(word: str, known: Mapping[str, Any]) -> str | None:

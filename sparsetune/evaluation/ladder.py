@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
-from sparsetune.evaluation.prompt import Frames, StepCallback, render, rendering_dense, with_policy
 from sparsetune.evaluation.result import PromptRow, Rung
 from sparsetune.metrics import compute_available
 from sparsetune.metrics.frames import PSNR_CAP_DB
-from sparsetune.models.prompts import AnyPrompt
 
 if TYPE_CHECKING:
     from sparsetune.attention.handle import SparseHandle
+    from sparsetune.evaluation.prompt import Frames, StepCallback
     from sparsetune.models.generation import Renderer, Rendering
+    from sparsetune.models.prompts import AnyPrompt
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,15 @@ class Attribution:
 def render_ladder(
     renderer: "Renderer",
     handle: "SparseHandle",
-    prompt: AnyPrompt,
+    prompt: "AnyPrompt",
     seed: int,
-    dense: Frames,
+    dense: "Frames",
     metrics: Sequence[str],
-    on_step: StepCallback | None = None,
+    on_step: "StepCallback | None" = None,
 ) -> tuple[dict[Rung, dict[str, float]], float]:
     """Render both lower rungs; return their metrics that can be computed against `dense`, and the rendering seconds."""
+    from sparsetune.evaluation.prompt import render, rendering_dense, with_policy  # which loads torch
+
     with rendering_dense(handle):
         again = render(renderer, prompt, seed, "dense_again", on_step)
     with with_policy(handle, _full_density(handle.policy)):

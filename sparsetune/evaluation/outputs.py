@@ -5,12 +5,15 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sparsetune.evaluation.prompt import Pair
 from sparsetune.evaluation.result import PromptRow
 from sparsetune.files import atomic_path, check_replaceable
-from sparsetune.models.runtime import RuntimeDescription
 from sparsetune.video import save_png, side_by_side, write_video
+
+if TYPE_CHECKING:
+    from sparsetune.evaluation.prompt import Pair
+    from sparsetune.models.runtime import RuntimeDescription
 
 REPORT_TITLE = "# Sparse attention on "
 _OURS = re.compile(r"prompt_\d+_((dense|sparse|compare)\.mp4|frame_\d+\.png)")
@@ -26,7 +29,7 @@ class OutputFolder:
     fps: int
 
     @classmethod
-    def of(cls, folder: Path | None, runtime: RuntimeDescription, tuned: bool) -> "OutputFolder | None":
+    def of(cls, folder: Path | None, runtime: "RuntimeDescription", tuned: bool) -> "OutputFolder | None":
         """Check that files can be written and replaced, before anything is rendered; None without a folder."""
         if folder is None:
             return None
@@ -47,7 +50,7 @@ class OutputFolder:
     def report_path(self) -> Path:
         return self.folder / "report.md"
 
-    def write_videos(self, index: int, pair: Pair, *, difference: bool) -> dict[str, Path]:
+    def write_videos(self, index: int, pair: "Pair", *, difference: bool) -> dict[str, Path]:
         """Write a prompt's videos `dense`, `sparse` and, side by side, `compare`."""
         paths = {kind: self._video_path(index, kind) for kind in ("dense", "sparse", "compare")}
         compare = side_by_side(pair.dense, pair.sparse, difference=difference)
@@ -79,7 +82,7 @@ class OutputFolder:
                 if path not in written and _OURS.fullmatch(path.name):
                     path.unlink(missing_ok=True)
 
-    def write_still(self, row: PromptRow, pair: Pair) -> Path:
+    def write_still(self, row: PromptRow, pair: "Pair") -> Path:
         """Write both sides and the difference of a prompt's worst frame, the only one of `pair`, as a PNG."""
         path = self.folder / "stills" / f"prompt_{row.index}_frame_{row.worst_frame}.png"
         save_png(path, side_by_side(pair.dense, pair.sparse, difference=True)[0])

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from sparsetune.errors import VideoError
+from sparsetune.files import similar_path
 
 SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".m2ts", ".wmv", ".flv", ".ogv"}
@@ -21,7 +22,7 @@ def pairs(dense: Path, sparse: Path) -> tuple[tuple[str, Path, Path], ...]:
     """
     for path in (dense, sparse):
         if not path.exists():
-            raise VideoError(f"no video file or folder at {path}")
+            raise VideoError(f"no video file or folder at {path}{similar_path(path)}", is_usage=True)
     if dense.is_dir() != sparse.is_dir():
         kinds = ["a folder" if path.is_dir() else "a file" for path in (dense, sparse)]
         raise VideoError(f"pass two files or two folders; {dense} is {kinds[0]} and {sparse} {kinds[1]}")

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from sparsetune.documents import read_json, read_text
 from sparsetune.errors import ResultError
-from sparsetune.files import write_json
+from sparsetune.files import similar_path, write_json
 from sparsetune.metrics import BASE_METRICS, Verdict
 
 SCHEMA_VERSION: Final = 1
@@ -312,6 +312,11 @@ def load_result(path: Path | str) -> EvaluationResult:
         ResultError: there is none or several, it is not a result, or a newer sparsetune wrote it.
     """
     path = Path(path)
+    if not path.exists():
+        raise ResultError(
+            f"there is no result {path}{similar_path(path) or '; run `sparsetune eval`'}",
+            is_usage=True,
+        )
     if path.is_dir():
         found = sorted(path.glob(RESULT_GLOB))
         if len(found) != 1:

@@ -16,6 +16,7 @@ import torch
 
 from sparsetune.attention.device import device_name, device_of
 from sparsetune.config import Config
+from sparsetune.config.files import DEMO
 from sparsetune.errors import SparsetuneError
 from sparsetune.executor.base import Task
 from sparsetune.executor.events import Started, Worker
@@ -23,7 +24,7 @@ from sparsetune.executor.session import ModelSession
 from sparsetune.executor.worker_plan import WorkerInfo, package_versions
 from sparsetune.metrics import load_metrics
 from sparsetune.models.generation import Renderer
-from sparsetune.models.loading import DEMO, load_pipeline
+from sparsetune.models.loading import load_pipeline
 from sparsetune.models.runtime import device_kind
 
 

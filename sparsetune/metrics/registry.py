@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsetune.errors import MetricError, SparsetuneError
+from sparsetune.files import similar_path
 
 Frames = npt.NDArray[np.unsignedinteger[Any]]
 """A video: uint8 RGB, (frames, height, width, 3); uint16, with 65535 as white, only of files with more than 8 bits."""
@@ -170,7 +171,7 @@ def get(name: str) -> Metric:
     """Look up a metric, or raise MetricError with the names nearest to an unknown one."""
     if name not in _REGISTRY:
         near = difflib.get_close_matches(name, _REGISTRY, n=3) or list(_REGISTRY)
-        raise MetricError(f"unknown metric {name!r}; choose from {', '.join(near)}")
+        raise MetricError(f"unknown metric {name!r}; choose from {', '.join(near)}", is_usage=True)
     return _REGISTRY[name]
 
 
@@ -311,13 +312,13 @@ def import_metrics(modules: Iterable[str]) -> None:
             raise
         except Exception as error:  # whatever a user's module raises
             if isinstance(error, ModuleNotFoundError) and error.name in (module, module.partition(".")[0]):
-                raise MetricError(f"no metric module named {module}") from error
+                raise MetricError(f"no metric module named {module}", is_usage=True) from error
             raise MetricError(f"cannot import metric module {module}: {type(error).__name__}: {error}") from error
 
 
 def _import_file(path: Path) -> None:
     if not path.is_file():
-        raise MetricError(f"no metric module at {path}")
+        raise MetricError(f"no metric module at {path}{similar_path(path)}", is_usage=True)
     name = f"{path.stem}_{abs(hash(path.resolve())):x}"  # unlike any other module's name
     if name in sys.modules:
         return

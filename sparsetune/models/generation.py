@@ -210,13 +210,16 @@ def check_size(pipe: Any, settings: GenerationConfig) -> None:
         nearest = max(1 - first, round((settings.num_frames - first) / unit)) * unit + first
         raise GenerationError(
             f"num_frames must be a multiple of {unit}{f' plus {first}' if first else ''}, got {settings.num_frames}; "
-            f"the nearest is {nearest}"
+            f"the nearest is {nearest}",
+            is_usage=True,
         )
     unit = size_unit(pipe)
     for name, value in (("height", settings.height), ("width", settings.width)):
         if value % unit:
             nearest = max(1, round(value / unit)) * unit
-            raise GenerationError(f"{name} must be a multiple of {unit}, got {value}; the nearest is {nearest}")
+            raise GenerationError(
+                f"{name} must be a multiple of {unit}, got {value}; the nearest is {nearest}", is_usage=True
+            )
 
 
 def check_guidance(pipe: Any, settings: GenerationConfig) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from sparsetune.attention.device import device_of
 from sparsetune.attention.sites import TransformerSite
 from sparsetune.config import ModelConfig
+from sparsetune.config.files import DEMO, find_model
 from sparsetune.errors import ModelError
 from sparsetune.files import expand
 from sparsetune.models import modular
@@ -25,9 +26,6 @@ from sparsetune.models.family import Family
 from sparsetune.models.random_weights import blueprint, build_pipeline
 
 logger = logging.getLogger(__name__)
-
-DEMO = "demo"
-"""The source of the embedded model."""
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -163,17 +161,7 @@ def _device(name: str) -> torch.device:
 
 
 def _resolve(source: str) -> str:
-    if source == DEMO:
-        return str(WEIGHTS)
-    folder = expand(source)
-    if folder.is_dir():
-        return str(folder)
-    if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
-        raise ModelError(
-            f"{source} is neither an existing folder nor a hub id like owner/name; check the path, or use "
-            f"--model {DEMO}, which is embedded"
-        )
-    return source
+    return str(WEIGHTS) if source == DEMO else find_model(source)
 
 
 def _from_pretrained(source: str, config: ModelConfig, dtype: torch.dtype) -> Any:

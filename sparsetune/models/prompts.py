@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from sparsetune.documents import DocumentError, read_json, read_text, read_yaml
 from sparsetune.errors import PromptError
-from sparsetune.files import expand
+from sparsetune.files import expand, similar_path
 
 _LOG = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def load_prompts(path: str | Path, limit: int | None = None) -> tuple[AnyPrompt,
         text = read_text(file)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise PromptError(f"cannot read the prompt file {file}: {reason}") from error
+        raise PromptError(f"cannot read the prompt file {file}: {reason}{similar_path(file)}") from error
     prompts = _parse(file, text)
     if not prompts:
         raise PromptError(f"the prompt file {file} is empty; write one prompt a line")

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint
-from sparsetune.evaluation.conditions import policy_digest
 from sparsetune.files import scratch_folder
 from sparsetune.tracking.flavor import FLAVOR_NAME, MODEL_NAME, MODEL_TYPE, base_reference, save_model
 from sparsetune.tracking.run_logger import text
@@ -26,6 +25,8 @@ def log_checkpoint_model(client: "MlflowClient", run_id: str, checkpoint: Path, 
     A model left unfinished by a killed process or server is completed. Unlike `flavor.log_model` this leaves MLflow's
     global state alone.
     """
+    from sparsetune.evaluation.conditions import policy_digest  # which loads torch
+
     loaded = load_checkpoint(checkpoint)
     digest = policy_digest(loaded.policy)
     with store_errors(f"write to run {run_id}"):

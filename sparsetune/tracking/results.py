@@ -4,8 +4,10 @@ import itertools
 import logging
 import math
 import re
+import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING
 from sparsetune.errors import ResultError, TrackingError
 from sparsetune.evaluation.result import EvaluationResult, load_result
 from sparsetune.files import scratch_folder
+from sparsetune.tracking.local_runs import read_aliases, read_runs
 from sparsetune.tracking.lookup import (
     LATEST,
     ModelReference,
@@ -29,7 +32,8 @@ from sparsetune.tracking.lookup import (
 )
 from sparsetune.tracking.registry import EVALUATION, RUN, TOOL
 from sparsetune.tracking.review import TAG as REVIEW
-from sparsetune.tracking.store import KIND, paged, store_errors
+from sparsetune.tracking.store import KIND, Store, connect, paged, store_errors
+from sparsetune.urls import sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,18 +63,34 @@ class RunRow:
     aliases: tuple[str, ...]  # of its versions, e.g. `demo-sparse@champion`
 
 
-def list_runs(client: "MlflowClient", model: str | None = None) -> tuple[RunRow, ...]:
+def list_runs(store: Store, model: str | None = None) -> tuple[RunRow, ...]:
     """List tunings, and evaluations that are no part of one, the best first.
 
-    Best is: the gate held, then sparser, then higher psnr; runs without a result come last, the newest first.
+    Best is: the gate held, then sparser, then higher psnr; runs without a result come last, the newest first. Nothing
+    is created: a SQLite store that isn't there yet has no runs.
     """
-    aliases = _aliases(client)
+    runs, aliases = _read_runs(store)
     rows = [
         _row(run, aliases.get(str(run.info.run_id), ()))
-        for run in search(client, f"tags.`{KIND}` != 'trial'")
+        for run in runs
         if parent_of(run) is None and model in (None, model_of(run))
     ]
     return tuple(sorted(rows, key=_rank))
+
+
+def _read_runs(store: Store) -> "tuple[list[Run], dict[str, tuple[str, ...]]]":
+    """Read all runs but trials, and aliases by run; SQLite without MLflow, which takes seconds to import."""
+    database = None if store.registry_is_apart else sqlite_path(store.uri)
+    if database is not None:
+        if not database.exists():
+            return [], {}
+        # A damaged file or another tool's database: MLflow's client, below, finds out what is wrong.
+        with suppress(sqlite3.Error):
+            return list(read_runs(database, KIND, "trial")), read_aliases(
+                database, (TOOL, "sparsetune"), (RUN, EVALUATION)
+            )
+    client = connect(store)
+    return list(search(client, f"tags.`{KIND}` != 'trial'")), _aliases(client)
 
 
 def _rank(row: RunRow) -> tuple[bool, bool, float, float]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsetune.config import TrackingConfig
-from sparsetune.errors import SparsetuneError, TrackingError
+from sparsetune.errors import SparsetuneError, TrackingError, UsageError
 from sparsetune.files import expand
 from sparsetune.tracking.database import ARTIFACTS, prepare_database
 from sparsetune.urls import scheme, sqlite_path, sqlite_url, without_credentials
@@ -210,7 +210,7 @@ def cause_of(error: Exception) -> str:
     return f"unexpected {type(error).__name__}: {first_line(error)}"
 
 
-class MissingError(TrackingError):
+class MissingError(TrackingError, UsageError):
     """The store has no such run, model, version or alias."""
 
 

@@ -12,10 +12,9 @@ from sparsetune.attention.backends import choose_backend
 from sparsetune.attention.device import device_name, device_of
 from sparsetune.checkpoint import Manifest, hash_prompts, load_checkpoint, versions
 from sparsetune.config import Config
-from sparsetune.config.files import configs_folder
+from sparsetune.config.files import DEMO, configs_folder
 from sparsetune.errors import PromptError, TuningError
 from sparsetune.files import expand
-from sparsetune.models.loading import DEMO
 from sparsetune.models.prompts import load_prompts
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from sparsetune.attention.thresholds import LayerThresholds
 from sparsetune.attention.unmask import Refusal, UnmaskedCall, unmasked_call
 from sparsetune.bench.latency import device_clock
 from sparsetune.checkpoint import read_sparge_pt
-from sparsetune.checkpoint.policy_file import from_columns
+from sparsetune.checkpoint.sparge_pt import layer_of_tensors
 from sparsetune.errors import TuningError
 from sparsetune.executor import StepDone
 from sparsetune.files import atomic_path
@@ -176,7 +176,7 @@ class _Search:
             with atomic_path(path) as temporary:
                 torch.save({key: tensor.detach().cpu() for key, tensor in tensors.items()}, temporary)
             layers = [
-                from_columns(name, "cdf", {column: getattr(self._modules[name], column) for column in COLUMNS})
+                layer_of_tensors(name, {column: getattr(self._modules[name], column) for column in COLUMNS})
                 for name in (layer.name for layer in transformer.layers)
             ]
             read = read_sparge_pt(path, root=transformer.name)

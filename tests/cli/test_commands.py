@@ -181,7 +181,7 @@ def test_metrics_names_what_is_missing(evaluated: Evaluated) -> None:
 
 
 def test_metrics_of_a_missing_file_is_one_line(tmp_path: Path) -> None:
-    printed = run("metrics", str(tmp_path / "no.mp4"), str(tmp_path / "no.mp4"), status=1)
+    printed = run("metrics", str(tmp_path / "no.mp4"), str(tmp_path / "no.mp4"), status=2)
     assert re.fullmatch(r"sparsetune: no video file or folder at .*\n", printed.stderr)
 
 

@@ -16,7 +16,6 @@ def test_models_are_listed() -> None:
     assert "hunyuanvideo" in CliRunner().invoke(main, ["models"]).stdout
 
 
-@pytest.mark.slow
 def test_one_model_is_shown() -> None:
     shown = json.loads(CliRunner().invoke(main, ["models", "show", "cogvideox-2b", "--json"]).stdout)
     assert (shown["layers"], shown["token_grid"], shown["text_tokens"]) == (30, "13 x 30 x 45", 226)

@@ -84,7 +84,7 @@ def test_a_result_of_before_pooled_psnr_and_seconds_by_prompt_is_read(evaluate: 
 
 
 def test_a_missing_result_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ResultError, match=r"cannot read .*none: No such file"):
+    with pytest.raises(ResultError, match=r"there is no result .*none"):
         load_result(tmp_path / "none")
     with pytest.raises(ResultError, match=r"must hold one \*_accuracy_\*.json file, found none"):
         load_result(tmp_path)

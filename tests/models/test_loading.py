@@ -28,10 +28,19 @@ def test_a_local_folder_loads_as_the_same_model(demo: LoadedModel) -> None:
     assert local.pipe.vae.use_slicing
 
 
-@pytest.mark.parametrize("source", ["./nowhere", "/no/such/folder", "nowhere"])
-def test_a_folder_that_isnt_there_is_said(source: str) -> None:
-    with pytest.raises(ModelError, match=r"neither an existing folder nor a hub id.*--model demo"):
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("./nowhere", "there is no folder nowhere"),
+        ("/no/such/folder", "there is no folder /no/such/folder"),
+        ("nowhere", "unknown model nowhere; list them with `sparsetune models`"),
+        ("cogvideo-2b", r"unknown model cogvideo-2b; did you mean cogvideox-2b\?"),
+    ],
+)
+def test_a_model_that_isnt_there_is_said(source: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as raised:
         load_pipeline(ModelConfig(source=source))
+    assert raised.value.exit_code == 2
 
 
 def test_a_folder_without_a_pipeline_is_said(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 from sparsetune.config import resolve
 from sparsetune.config.files import find_config, published_models, read_config
 from sparsetune.models.families import family_named
+from sparsetune.models.model_shape import ModelShape
 from sparsetune.models.random_weights import blueprint
 from sparsetune.models.shapes import shape_of
 
@@ -15,21 +16,14 @@ NAMES = published_models()
     "name", [name if name == "wan2.1-t2v-1.3b" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 )
 def test_a_configuration_holds_for_the_published_model(name: str) -> None:
-    facts = {
-        key.removeprefix("facts."): value for key, value in read_config(find_config(name)).items() if "facts." in key
-    }
+    configuration = read_config(find_config(name))
     config = resolve(name, (), {})
     plan = blueprint(config.model.source)
     assert plan.name == name
     shape = shape_of(plan, config.generation)
-    found = {
-        "layers": shape.num_layers,
-        "heads": shape.num_heads,
-        "head_dim": shape.head_dim,
-        "tokens": shape.num_tokens,
-        "scheduler": plan.components["scheduler"]["class"],
-    }
-    assert found == facts
+    assert ModelShape.of_facts(configuration) == shape
+    found = (configuration[f"facts.{key}"] for key in ("tokens", "scheduler", "pipeline"))
+    assert tuple(found) == (shape.num_tokens, plan.components["scheduler"]["class"], plan.pipeline)
 
 
 @pytest.mark.parametrize("name", NAMES)

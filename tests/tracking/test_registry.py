@@ -45,7 +45,7 @@ def check_whole_life(place: Place, runs_uri: str, registry_uri: str) -> None:
     assert load_checkpoint(resolve_checkpoint("models:/demo-sparse@champion")).policy == policy_of(0.8)
     assert load_checkpoint(resolve_checkpoint("models:/demo-sparse/1")).policy == policy_of(0.9)
     assert load_checkpoint(resolve_checkpoint(second.tuning)).policy == policy_of(0.8)
-    aliases = {row.run_id: row.aliases for row in list_runs(place.client)}
+    aliases = {row.run_id: row.aliases for row in list_runs(place.store)}
     assert aliases == {second.tuning: ("demo-sparse@champion",), first.tuning: ("demo-sparse@previous",)}
     assert result_of(place.client, "models:/demo-sparse@champion") == second.result
     assert rollback(place.registry()).version == "1"

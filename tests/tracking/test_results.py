@@ -47,7 +47,7 @@ def test_evaluation_that_never_ended_is_said(place: Place) -> None:
 def test_runs_are_listed_best_first_with_figures_and_aliases(place: Place, world: World) -> None:
     failed = place.evaluated(0.5, psnrs=(30.0, 31.0), sparsity=0.9)
     unfinished = place.run("tuning", "tune 99", {})
-    rows = list_runs(place.client)
+    rows = list_runs(place.store)
     best = [world.unreviewed, world.sparsest, world.sparser, world.champion]
     assert [row.run_id for row in rows] == [*(one.tuning for one in best), failed.tuning, unfinished]
     champion = rows[3]
@@ -62,5 +62,5 @@ def test_runs_of_another_model_and_trials_and_other_tools_are_left_out(place: Pl
     place.foreign()
     place.run("trial", "trial 1", {})
     other = place.run("evaluation", "eval", {"sparsetune.model": "other"})
-    assert [row.run_id for row in list_runs(place.client, "other")] == [other]
-    assert len(list_runs(place.client)) == 5
+    assert [row.run_id for row in list_runs(place.store, "other")] == [other]
+    assert len(list_runs(place.store)) == 5
