@@ -24,8 +24,8 @@ from sparsetune.cli.main import Command
     "eval.output_dir",
     "eval.save_videos",
     "eval.ladder",
-    "eval.yardstick_steps",
 )
+@options.setting("eval.yardsticks", metavar="NAMES", bare="all")
 @options.metric_options
 @options.run_options
 @options.settings("break_even")
