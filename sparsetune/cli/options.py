@@ -16,6 +16,7 @@ from sparsetune.errors import ConfigError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from sparsetune.api import TunedCheckpoint
     from sparsetune.config import Config
     from sparsetune.tracking import Store, TrackingListener
 
@@ -210,6 +211,14 @@ def checkpoint_option(purpose: str, default: str) -> Callable[[Decorated], Decor
     return click.option("--checkpoint", "--tuned-path", "checkpoint", metavar="PATH", help=text)
 
 
+sparsity_option = click.option(
+    "--sparsity",
+    type=float,
+    metavar="FRACTION",
+    help="Another sparsity of the checkpoint, in (0, 1), read off its calibration.  [default: as it was tuned]",
+)
+
+
 def registry_options(alias_help: str) -> Callable[[Decorated], Decorated]:
     return _together(
         click.option("--alias", default="champion", help=f"{alias_help}.  [default: champion]"),
@@ -311,6 +320,21 @@ def local_checkpoint(checkpoint: str | None, config: "Config", use_tuned: bool) 
     if checkpoint is None or not is_reference(checkpoint):
         return checkpoint
     return str(resolve_checkpoint(checkpoint, config))
+
+
+def tuned_checkpoint(
+    checkpoint: str | None, config: "Config", use_tuned: bool, sparsity: float | None
+) -> "TunedCheckpoint | str | None":
+    """Return the path of a checkpoint as `local_checkpoint`, or the checkpoint at another sparsity."""
+    from sparsetune.api import load_checkpoint
+    from sparsetune.errors import UsageError
+
+    path = local_checkpoint(checkpoint, config, use_tuned)
+    if sparsity is None:
+        return path
+    if path is None:
+        raise UsageError("--sparsity needs --checkpoint or --use-tuned")
+    return load_checkpoint(path).with_sparsity(sparsity)
 
 
 def set_global(ctx: click.Context, param: click.Parameter, value: Any) -> None:
