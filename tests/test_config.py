@@ -7,7 +7,7 @@ import pytest
 
 from sparsetune.config import Config, GenerationConfig, resolve
 from sparsetune.config.files import configs_folder, named_configs, read_config
-from sparsetune.config.models import GateConfig
+from sparsetune.config.models import GATE_PRESETS, GateConfig
 from sparsetune.config.resolver import config_fields
 from sparsetune.errors import ConfigError, UsageError
 from sparsetune.metrics import Gate
@@ -73,7 +73,24 @@ def test_every_packaged_configuration_bounds_the_worst_prompt(name: str) -> None
 
 
 def test_the_gate_of_the_settings_is_that_of_the_library() -> None:
-    assert Gate(**GateConfig().model_dump()) == Gate()
+    assert Gate(**GateConfig().bounds) == Gate()
+
+
+@pytest.mark.parametrize("preset", GATE_PRESETS)
+def test_a_preset_s_bounds_are_of_registered_metrics(preset: str) -> None:
+    gate = Gate(**resolve(flags={"gate.preset": preset}).gate.bounds)
+    assert gate.min_psnr == {"strict": 35.0, "trajectory": 25.0, "quality": 20.0}[preset]
+    assert gate.metrics[2:] == {"strict": (), "trajectory": ("ssim", "lpips"), "quality": ("vmaf",)}[preset]
+
+
+def test_a_preset_replaces_the_bounds_of_files_and_more_explicit_ones_stay(tmp_path: Path) -> None:
+    flags = {"model.source": "wan2.1-t2v-1.3b", "gate.preset": "trajectory", "gate.min_psnr_worst": 22.0}
+    gate = resolve(flags=flags).gate
+    assert (gate.min_psnr, gate.min_psnr_worst, gate.min_metrics) == (25.0, 22.0, ("ssim=0.85",))
+    own = tmp_path / "own.yaml"
+    own.write_text("model: {source: wan2.1-t2v-1.3b}\ngate: {preset: quality, min_psnr: 24}\n")
+    assert (resolve(own).gate.min_psnr, resolve(own).gate.min_metrics) == (24.0, ("vmaf=80",))
+    assert resolve(own, flags={"gate.preset": "strict"}).gate.min_psnr == 35.0
 
 
 def test_without_a_model_it_is_the_demo() -> None:

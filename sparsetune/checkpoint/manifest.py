@@ -7,7 +7,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -128,10 +128,14 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A policy and its manifest."""
+    """A policy and its manifest, and the calibration that policies of other sparsities are read off, if any.
+
+    `dial` is the content of dial.npz, see `sparsetune.tuning.dial`; None for a checkpoint of another origin.
+    """
 
     policy: Policy
     manifest: Manifest
+    dial: bytes | None = field(default=None, repr=False)
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -14,13 +14,14 @@ from sparsetune.files import atomic_folder, atomic_path, expand, is_replaceable,
 
 POLICY_FILE = "policy.safetensors"
 MANIFEST_FILE = "manifest.json"
+DIAL_FILE = "dial.npz"
 
 _MARKS = {".safetensors": METADATA_KEY, ".json": '"tuner"', ".pt": "inner_attention"}
 """What the head of a file of a checkpoint has, by suffix; a file without it is somebody's own."""
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path | str) -> Path:
-    """Save a checkpoint as FOLDER/policy.safetensors and FOLDER/manifest.json; return the folder.
+    """Save a checkpoint as FOLDER/policy.safetensors, manifest.json and, if it has one, dial.npz; return the folder.
 
     An existing checkpoint there is replaced atomically, after the new one was read back and compared. Thresholds are
     rounded to float32, as kernels take them.
@@ -35,6 +36,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path | str) -> Path:
         write_policy(checkpoint.policy, temporary / POLICY_FILE)
         manifest = checkpoint.manifest.model_copy(update={"policy_sha256": _sha256(temporary / POLICY_FILE)})
         write_text(temporary / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
+        if checkpoint.dial is not None:
+            (temporary / DIAL_FILE).write_bytes(checkpoint.dial)
         _check_same(checkpoint.policy, _load_folder(temporary).policy, folder)
     return folder
 
@@ -130,7 +133,9 @@ def _load_folder(folder: Path) -> Checkpoint:
             f"{folder / POLICY_FILE} is not the file that was saved: its SHA-256 is not the manifest's; restore it, or "
             "remove policy_sha256 from the manifest if you changed it on purpose"
         )
-    return Checkpoint(policy, manifest.model_copy(update={"policy_sha256": None}))
+    dial = folder / DIAL_FILE
+    content = dial.read_bytes() if dial.is_file() else None
+    return Checkpoint(policy, manifest.model_copy(update={"policy_sha256": None}), content)
 
 
 def _sha256(path: Path) -> str:
@@ -144,8 +149,9 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise CheckpointError(f"cannot save a checkpoint folder at {folder}: it is a file; choose another path")
     names = {entry.name for entry in folder.iterdir()}
-    others = names - {POLICY_FILE, MANIFEST_FILE}
-    if not others and not any(is_replaceable(folder / name, _MARKS[Path(name).suffix]) for name in names):
+    others = names - {POLICY_FILE, MANIFEST_FILE, DIAL_FILE}
+    marked = names & {POLICY_FILE, MANIFEST_FILE}
+    if not others and not any(is_replaceable(folder / name, _MARKS[Path(name).suffix]) for name in marked):
         others = names
     if others:
         raise CheckpointError(

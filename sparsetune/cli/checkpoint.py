@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from sparsetune.cli.console import only_results_on_stdout, print_json
+from sparsetune.cli.console import log_note, only_results_on_stdout, print_json
 from sparsetune.cli.main import Command
-from sparsetune.cli.options import build_config, config_options, json_option
+from sparsetune.cli.options import build_config, config_options, json_option, output_option
 from sparsetune.files import json_text
 
 
@@ -20,6 +20,7 @@ def command() -> None:
     Examples:
       sparsetune checkpoint show results/demo/checkpoint
       sparsetune checkpoint convert CogVideoX-2b_0.06_0.07.pt results/upstream
+      sparsetune checkpoint export results/wan2.1-t2v-1.3b/checkpoint --to lightx2v
       sparsetune checkpoint verify tuned.pt --model cogvideox-2b
       sparsetune checkpoint diff results/demo/checkpoint other.pt
     """
@@ -87,6 +88,38 @@ def convert(source: str, target: Path, allow_loss: bool) -> None:
     from sparsetune.tracking.lookup import resolve_checkpoint
 
     click.echo(convert_checkpoint(resolve_checkpoint(source), target, allow_loss=allow_loss))
+
+
+@command.command(cls=Command, name="export")
+@click.argument("path")
+@click.option("--to", "engine", type=click.Choice(["lightx2v"]), required=True, help="The serving engine.")
+@output_option("File to write.  [default: standard output]")
+@click.option(
+    "--allow-loss",
+    is_flag=True,
+    help="Export even if the engine lacks parts of the policy, so that videos differ.  [default: off]",
+)
+def export(path: str, engine: str, output: Path | None, allow_loss: bool) -> None:
+    """Write the checkpoint PATH as the settings of a serving engine, which has fewer of them.
+
+    PATH is anything that `show` accepts. lightx2v: keys for the file of its --config_json.
+
+    \b
+    Example:
+      sparsetune checkpoint export results/wan2.1-t2v-1.3b/checkpoint --to lightx2v -o sparge.json --allow-loss
+    """
+    from sparsetune.api import load_checkpoint
+    from sparsetune.checkpoint.export import export_lightx2v
+    from sparsetune.files import write_json
+
+    exported = export_lightx2v(load_checkpoint(path), allow_loss=allow_loss)
+    if exported.lost:
+        log_note(f"lost: {'; '.join(exported.lost)}; evaluate what {engine} renders")
+    if output is None:
+        click.echo(json_text(dict(exported.settings)))
+    else:
+        write_json(output, dict(exported.settings))
+        click.echo(output)
 
 
 @command.command(cls=Command, name="verify")

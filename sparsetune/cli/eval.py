@@ -17,6 +17,7 @@ from sparsetune.cli.main import Command
     help="Evaluate the checkpoint of `sparsetune tune`.  [default: off, SpargeAttn's default thresholds]",
 )
 @options.checkpoint_option("evaluate", "none; with --use-tuned results/MODEL/checkpoint")
+@options.sparsity_option
 @options.settings(
     "eval.num_prompts",
     "eval.prompt_file",
@@ -24,8 +25,8 @@ from sparsetune.cli.main import Command
     "eval.output_dir",
     "eval.save_videos",
     "eval.ladder",
-    "eval.yardstick_steps",
 )
+@options.setting("eval.yardsticks", metavar="NAMES", bare="all")
 @options.metric_options
 @options.run_options
 @options.settings("break_even")
@@ -38,6 +39,7 @@ def command(
     ctx: click.Context,
     use_tuned: bool,
     checkpoint: str | None,
+    sparsity: float | None,
     difference: bool,
     require_gate: bool,
     lang: str,
@@ -54,6 +56,7 @@ def command(
       sparsetune eval --model demo --use-tuned --num-prompts 4
       sparsetune eval --checkpoint tuned.pt --metric-module my_metrics.py
       sparsetune eval --checkpoint models:/demo-sparse@champion
+      sparsetune eval --use-tuned --sparsity 0.4
     """
     config = options.build_config(ctx)
     output_dir = config.eval.output_dir or config.model.results_folder / "eval"
@@ -65,11 +68,12 @@ def command(
     from sparsetune.errors import GateError, GenerationError
     from sparsetune.evaluation.evaluate import evaluate_config
 
+    tuned = options.at_sparsity(checkpoint, sparsity)
     progress = EvaluationProgress(ProgressDisplay(current_log(), f"eval {config.model.name}"))
     with only_results_on_stdout(), contextlib.closing(progress.display):
         log_loading(config.model.source)
         listeners = (progress, *options.tracking_listeners(config))
-        result = evaluate_config(config, checkpoint, output_dir, listeners, difference=difference)
+        result = evaluate_config(config, tuned, output_dir, listeners, difference=difference)
     if as_json:
         print_json(result.to_dict())
     elif lang == "zh":

@@ -11,7 +11,13 @@ from sparsetune.executor import Incident, Side, StepDone
 
 PHASE = "evaluation"
 POLICIES = {"tuned": "the tuned checkpoint", "default": "SpargeAttn's default thresholds"}
-SIDES = {"dense": "dense", "sparse": "sparse", "dense_again": "dense again", "kernel": "kernel at sparsity 0"}
+SIDES = {
+    "dense": "dense",
+    "sparse": "sparse",
+    "dense_again": "dense again",
+    "kernel": "kernel at sparsity 0",
+    "yardstick": "yardstick",
+}
 
 
 class EvaluationState:
@@ -29,10 +35,11 @@ class EvaluationState:
     def on_step(self, event: StepDone) -> None:
         """Count a step; a rendering that unexpectedly is cached, or isn't, changes the total."""
         if event.cached:
-            self.total -= 0 if event.side in self.cached else event.num_steps
+            self.total -= 0 if event.side in self.cached else self.num_steps
             self.rendering = None
             return
-        self.total += event.num_steps if event.side in self.cached and event.step == 1 else 0
+        if event.step == 1:  # a yardstick may have another number of steps
+            self.total += event.num_steps - (0 if event.side in self.cached else self.num_steps)
         self.done += 1
         self.rendering = event
 

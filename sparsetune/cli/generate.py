@@ -12,6 +12,7 @@ from sparsetune.cli.console import current_log, log_loading, log_note, only_resu
 from sparsetune.cli.main import Command
 
 if TYPE_CHECKING:
+    from sparsetune.checkpoint import Checkpoint
     from sparsetune.config import Config
     from sparsetune.models.generation import Frames
     from sparsetune.models.prompts import Prompt
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 @options.config_options
 @click.option("--use-tuned", is_flag=True, help="Render with results/MODEL/checkpoint.  [default: off, dense]")
 @options.checkpoint_option("render with", "none, dense")
+@options.sparsity_option
 @click.option("--dense", is_flag=True, help="Render dense regardless of a checkpoint, for comparison.  [default: off]")
 @options.output_option("Video file to write.  [default: results/MODEL/generated.mp4]")
 @click.option(
@@ -39,6 +41,7 @@ def command(
     prompt: str,
     use_tuned: bool,
     checkpoint: str | None,
+    sparsity: float | None,
     dense: bool,
     output: Path | None,
     image: Path | None,
@@ -61,14 +64,17 @@ def command(
     from sparsetune.cli.tables import clock_text
     from sparsetune.video import write_video
 
-    frames, seconds, sparsity = _render(config, described, checkpoint)
+    tuned = None if dense else options.at_sparsity(checkpoint, sparsity)
+    frames, seconds, sparsity = _render(config, described, tuned)
     write_video(target, frames, config.generation.fps)
     how = "dense" if sparsity is None else f"at sparsity {sparsity:.3f}"
     log_note(f"rendered {how} in {clock_text(seconds)}")
     click.echo(target)
 
 
-def _render(config: "Config", prompt: "Prompt", checkpoint: str | None) -> "tuple[Frames, float, float | None]":
+def _render(
+    config: "Config", prompt: "Prompt", checkpoint: "Checkpoint | str | None"
+) -> "tuple[Frames, float, float | None]":
     from sparsetune.checkpoint import load_checkpoint
     from sparsetune.cli.progress import ProgressDisplay
     from sparsetune.models.generation import Renderer
@@ -80,7 +86,7 @@ def _render(config: "Config", prompt: "Prompt", checkpoint: str | None) -> "tupl
         renderer = Renderer(load_pipeline(config.model), config.generation)
         handle = None
         if checkpoint is not None:
-            loaded = load_checkpoint(checkpoint)
+            loaded = load_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
             handle = stack.enter_context(sparsify(renderer.loaded.pipe, loaded, config.backend, config.break_even))
         progress = ProgressDisplay(current_log(), f"generate {config.model.name}", {"render": ""})
         stack.enter_context(contextlib.closing(progress))

@@ -16,6 +16,7 @@ from sparsetune.errors import ConfigError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from sparsetune.api import TunedCheckpoint
     from sparsetune.config import Config, EvalConfig, TuneConfig
     from sparsetune.tracking import Store, TrackingListener
 
@@ -29,6 +30,7 @@ _NAMES: Final = {
     "cache.dir": "--cache-dir",
     "cache.max_gb": "--cache-max-gb",
     "engine.name": "--engine",
+    "gate.preset": "--gate",
     "tracking.enabled": "--track/--no-track",
     "tracking.uri": "--tracking-uri",
 }
@@ -47,16 +49,23 @@ def options_table() -> dict[str, dict[str, Any]]:
 
 
 def setting(
-    key: str, *names: str, help: str | None = None, metavar: str | None = None, multiple: bool = False
+    key: str,
+    *names: str,
+    help: str | None = None,
+    metavar: str | None = None,
+    multiple: bool = False,
+    bare: str | None = None,
 ) -> Callable[[Decorated], Decorated]:
     """Add the option of a setting to a command, e.g. `--num-frames` for `generation.num_frames`.
 
-    `help` replaces the setting's description; a `multiple` option adds one value each time it is given.
+    `help` replaces the setting's description; a `multiple` option adds one value each time it is given; `bare` is the
+    value of an option that is given without one.
     """
     entry = options_table()[key]
     flag = key.rpartition(".")[2].replace("_", "-")
     kind = entry["type"]
     is_flag = kind == "bool"
+    with_bare: dict[str, Any] = {} if bare is None else {"is_flag": False, "flag_value": bare}
     default_name = _NAMES.get(key, f"--{flag}/--no-{flag}" if is_flag else f"--{flag}")
     return click.option(
         *(names or (default_name,)),
@@ -66,6 +75,7 @@ def setting(
         metavar=metavar,
         multiple=multiple,
         default=None,
+        **with_bare,
         expose_value=False,
         callback=_store_explicit,
         help=f"{help or entry['help']}.  [default: {entry['default']}]",
@@ -159,7 +169,11 @@ generation_options = settings(
     "generation.guidance_scale_2",
     "generation.fps",
 )
-gate_options = settings("gate.min_frame_cosine", "gate.min_psnr", "gate.min_psnr_worst", "gate.min_psnr_frame")
+gate_options = _together(
+    settings("gate.preset", "gate.min_frame_cosine", "gate.min_psnr", "gate.min_psnr_worst", "gate.min_psnr_frame"),
+    setting("gate.min_metrics", "--gate-min", metavar="NAME=VALUE", multiple=True),
+    setting("gate.max_metrics", "--gate-max", metavar="NAME=VALUE", multiple=True),
+)
 metric_options = _together(
     setting("eval.metrics", help="Metrics to compute, by name, separated by commas"),
     setting("eval.lpips_weights", metavar="FILE"),
@@ -195,6 +209,14 @@ def output_option(help: str) -> Callable[[Decorated], Decorated]:
 def checkpoint_option(purpose: str, default: str) -> Callable[[Decorated], Decorated]:
     text = f"Checkpoint to {purpose}: a folder or file, models:/NAME@ALIAS, runs:/ID or a run id.  [default: {default}]"
     return click.option("--checkpoint", "--tuned-path", "checkpoint", metavar="PATH", help=text)
+
+
+sparsity_option = click.option(
+    "--sparsity",
+    type=float,
+    metavar="FRACTION",
+    help="Another sparsity of the checkpoint, in (0, 1), read off its calibration.  [default: as it was tuned]",
+)
 
 
 def registry_options(alias_help: str) -> Callable[[Decorated], Decorated]:
@@ -266,15 +288,16 @@ def check_inputs(config: "Config", *prompts: "TuneConfig | EvalConfig", checkpoi
         load_checkpoint(checkpoint)
 
 
-def given_bounds(ctx: click.Context, config: "Config") -> dict[str, float]:
-    """Return the gate's bounds that were given: all of a --config's, or those of options, --set and environment."""
+def given_bounds(ctx: click.Context, config: "Config") -> dict[str, Any]:
+    """Return the bounds that were given: all of a --config's or preset's gate, or those of options and environment."""
     from sparsetune.config import explicit_keys
 
     explicit: dict[str, Any] = dict(ctx.meta.get(_EXPLICIT, {}))
     has_file = explicit.pop("config_file", None) is not None
     given = explicit_keys(explicit.pop("sets", ()), explicit)
-    bounds = config.gate.model_dump(exclude_none=True)
-    return {name: bound for name, bound in bounds.items() if has_file or f"gate.{name}" in given}
+    has_all = has_file or "gate.preset" in given
+    bounds = {name: one for name, one in config.gate.bounds.items() if one not in (None, ())}
+    return {name: one for name, one in bounds.items() if has_all or f"gate.{name}" in given}
 
 
 def _naming_option(error: ConfigError, key: str, option: str) -> ConfigError:
@@ -314,6 +337,19 @@ def local_checkpoint(checkpoint: str | None, config: "Config", use_tuned: bool) 
     if checkpoint is None or not is_reference(checkpoint):
         return checkpoint
     return str(resolve_checkpoint(checkpoint, config))
+
+
+def at_sparsity(checkpoint: str | None, sparsity: float | None) -> "TunedCheckpoint | str | None":
+    """Return a checkpoint's path, or the checkpoint at another sparsity."""
+    from sparsetune.errors import UsageError
+
+    if sparsity is None:
+        return checkpoint
+    if checkpoint is None:
+        raise UsageError("--sparsity needs --checkpoint or --use-tuned")
+    from sparsetune.api import load_checkpoint
+
+    return load_checkpoint(checkpoint).with_sparsity(sparsity)
 
 
 def set_global(ctx: click.Context, param: click.Parameter, value: Any) -> None:

@@ -128,7 +128,6 @@ def evaluation_text(result: "EvaluationResult") -> str:
         pooled_text,
         seconds_text,
         verdict_text,
-        yardstick_text,
     )
 
     lines = [table_text(statistics_table(result.statistics)), ""] if result.statistics else []
@@ -149,8 +148,7 @@ def evaluation_text(result: "EvaluationResult") -> str:
         reasons = ", ".join(f"{count} calls, {reason}" for reason, count in sparsity.fallbacks.items())
         lines.append(f"fell back to dense: {reasons}")
     lines += ladder_lines(result)
-    if (yardstick := yardstick_text(result)) is not None:
-        lines.append(yardstick)
+    lines += yardstick_lines(result)
     lines += [f"score {coloured_status(result.verdict, verdict_text(result))}", gate_line(result.gate.failures)]
     lines += [f"failed: prompt {row.index} ({row.prompt}): {row.error}" for row in result.failed]
     lines += unavailable_lines(row.unavailable for row in result.detailed_results)
@@ -190,6 +188,14 @@ def ladder_lines(result: "EvaluationResult") -> list[str]:
         for rung, name in names.items()
     ]
     return [f"error sources: {', '.join(parts)}"]
+
+
+def yardstick_lines(result: "EvaluationResult") -> list[str]:
+    from sparsetune.evaluation.report_markdown import YARDSTICK_HEADS, yardstick_rows
+    from sparsetune.evaluation.yardsticks import place_text, placed
+
+    found = placed(result)
+    return ["", table_text((YARDSTICK_HEADS, yardstick_rows(found))), place_text(found)] if found else []
 
 
 def caveat_lines(num_prompts: int) -> list[str]:

@@ -1,5 +1,6 @@
 """Pydantic models of the configuration: type, range, unit and default of every setting."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -21,6 +22,7 @@ Objective = Literal["auto", "sparsity", "speed", "pareto"]
 KeepText = Literal["always", "never", "search"]
 Caches = Literal["none", "auto", "first_block", "mag", "taylorseer"]
 Space = Literal["budget", "raw"]
+GatePreset = Literal["strict", "trajectory", "quality"]
 Granularity = Literal["global", "group", "layer"]
 Rule = Literal["cdf", "topk"]
 Order = Literal["raster", "fwh", "hfw", "hwf", "wfh", "whf", "tiles", "cubes", "hilbert", "hilbert3d"]
@@ -38,6 +40,8 @@ LocalPath = Annotated[Path, AfterValidator(expand)]  # with `~` expanded
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Workers = Annotated[str, BeforeValidator(str), Field(pattern=r"^(auto|[1-9]\d*)$")]
+Yardstick = Annotated[str, Field(pattern=r"^(kernel|dtype|fp8|seed|steps=[1-9]\d*)$")]
+MetricBounds = tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*\??=[-+.\deE]+$")], ...]
 MetricNames = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -230,8 +234,10 @@ class EvalConfig(_Section):
     metric_modules: tuple[str, ...] = Field(
         (), description="Python files or modules with custom metrics, imported first."
     )
-    yardstick_steps: int | None = Field(
-        None, gt=0, description="Also compare both with a dense video of this many steps, for models with few steps."
+    yardsticks: tuple[Yardstick, ...] = Field(
+        (),
+        description="Harmless changes to measure beside the policy: kernel, dtype, fp8, seed, or all of these; steps=N "
+        "is a dense video of N steps. One more rendering each per prompt.",
     )
     lpips_weights: LocalPath | None = Field(
         None, description="File of AlexNet's weights for the metric lpips; null is the one in torch's cache."
@@ -240,16 +246,60 @@ class EvalConfig(_Section):
         False, description="Also measure noise and kernel rounding error: two more renderings per prompt."
     )
 
+    @field_validator("yardsticks", mode="before")
+    @classmethod
+    def _all_yardsticks(cls, value: Any) -> Any:
+        return ("kernel", "dtype", "fp8", "seed") if value in ("all", ("all",), ["all"]) else value
+
+
+GATE_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "strict": {},
+    "trajectory": {
+        "min_psnr": 25.0, "min_psnr_worst": 20.0, "min_metrics": ("ssim=0.85",), "max_metrics": ("lpips?=0.15",),
+    },
+    "quality": {
+        "min_frame_cosine": 0.9, "min_psnr": 20.0, "min_psnr_worst": None, "min_metrics": ("vmaf=80",),
+    },
+}  # fmt: skip
+"""What each preset sets beyond the defaults.
+
+trajectory is about what sparse attention for servers is published with (SVG2 on Wan2.1-14B: 25.8 dB, SSIM .854, LPIPS
+.138); quality is `good` on VMAF's scale, with bounds that exclude another video altogether.
+"""
+
 
 class GateConfig(_Section):
-    """Quality thresholds for deployment."""
+    """Quality thresholds for deployment; a preset sets those that aren't given."""
 
+    preset: GatePreset = Field(
+        "strict",
+        description="strict: interchangeable videos, by PSNR; trajectory: the same video, by SSIM and LPIPS; quality: "
+        "as good a video, by VMAF. Other gate options change single bounds.",
+    )
     min_frame_cosine: float = Field(0.95, ge=-1.0, le=1.0, description="Mean frame_cosine must be above this.")
     min_psnr: float = Field(35.0, ge=0.0, description="Mean and pooled psnr must be above this, in dB.")
     min_psnr_worst: float | None = Field(
         28.0, ge=0.0, description="psnr of the worst prompt must be above this, in dB; null is no bound."
     )
     min_psnr_frame: float | None = Field(None, ge=0.0, description="PSNR of the worst frame must be above this, in dB.")
+    min_metrics: MetricBounds = Field(
+        (),
+        description="Means of metrics that must be above a bound, e.g. ssim=.9; NAME?=VALUE where it can be computed.",
+    )
+    max_metrics: MetricBounds = Field(
+        (), description="Means of metrics that must be below a bound, where lower is better, e.g. lpips=.1."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_preset(cls, given: Any) -> Any:
+        preset = given.get("preset", "strict") if isinstance(given, dict) else None
+        return {**GATE_PRESETS.get(preset, {}), **given} if isinstance(preset, str) else given
+
+    @property
+    def bounds(self) -> dict[str, Any]:
+        """The bounds by name, as the arguments of `sparsetune.metrics.Gate`."""
+        return self.model_dump(exclude={"preset"})
 
 
 class PromotionConfig(_Section):

@@ -52,8 +52,15 @@ def resolve(
     file = _file(find_config(config)) if config is not None else {}
     if "model.source" in upper:  # the file's name and revision are those of its own model
         file = {key: given for key, given in file.items() if key not in ("model.name", "model.revision")}
-    given = file | upper
-    return _validate(_random_weights(_base(given) | given, upper))
+    given = _over(file, upper)
+    return _validate(_random_weights(_over(_base(given), given), upper))
+
+
+def _over(lower: _Layer, upper: _Layer) -> _Layer:
+    """Lay one layer over another; a gate's preset replaces all bounds below it."""
+    if "gate.preset" in upper:
+        lower = {key: one for key, one in lower.items() if not key.startswith("gate.")}
+    return lower | upper
 
 
 def _base(given: _Layer) -> _Layer:

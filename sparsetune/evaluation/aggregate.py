@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 from sparsetune.bench.step_time import StepTimes
 from sparsetune.evaluation.prompt import PromptResult
@@ -13,6 +13,7 @@ from sparsetune.evaluation.result import (
     Rung,
     SecondsSection,
     SparsitySection,
+    YardstickSection,
 )
 from sparsetune.metrics import Gate, get, relative_error, summarize
 
@@ -24,7 +25,8 @@ def prompt_row(
     result: PromptResult,
     ladder: Mapping[Rung, Mapping[str, float]] | None = None,
     psnr_per_frame: Sequence[float] | None = None,
-    yardstick: Mapping[Literal["dense", "sparse"], Mapping[str, float]] | None = None,
+    yardsticks: Mapping[str, YardstickSection] | None = None,
+    unavailable: Mapping[str, str] | None = None,
 ) -> PromptRow:
     values: dict[str, Any] = {
         "index": index,
@@ -41,9 +43,9 @@ def prompt_row(
         "worst_frame": None if psnr_per_frame is None else psnr_per_frame.index(min(psnr_per_frame)),
         "psnr_per_frame": psnr_per_frame,
         "error": result.error,
-        "unavailable": dict(result.unavailable),
+        "unavailable": {**result.unavailable, **(unavailable or {})},
         "ladder": ladder,
-        "yardstick": yardstick,
+        "yardsticks": yardsticks or {},
     }
     return PromptRow.model_validate(values)
 

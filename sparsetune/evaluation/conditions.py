@@ -88,7 +88,7 @@ def config_section(
     metrics: tuple[str, ...],
     prompt_file: Path | None,
     tune_prompts: Sequence[AnyPrompt],
-    yardstick_steps: int | None,
+    yardsticks: tuple[str, ...],
 ) -> ConfigSection:
     tuned_on = set(tune_prompts) if tuned else set()
     identity = runtime.identity
@@ -123,7 +123,7 @@ def config_section(
         break_even=str(break_even) if break_even is not None else None,
         policy=policy_section(policy),
         metrics=metrics,
-        yardstick_steps=yardstick_steps,
+        yardsticks=yardsticks,
         prompt_file=str(prompt_file) if prompt_file is not None else None,
         prompts_hash=hash_prompts(prompts),
         prompts_in_tune_set=texts([prompt for prompt in dict.fromkeys(prompts) if prompt in tuned_on]),

@@ -79,7 +79,7 @@ def evaluate_config(
         ModelError: the model can't be loaded; further errors as `evaluate` raises them.
     """
     load_metrics(config.eval.metric_modules, config.eval.lpips_weights)
-    gate = Gate(**config.gate.model_dump())
+    gate = Gate(**config.gate.bounds)
     _metric_names(config.eval.metrics, gate)  # fails before a large model is loaded
     prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
     loaded_checkpoint = load_checkpoint(checkpoint) if isinstance(checkpoint, Path | str) else checkpoint
@@ -104,7 +104,7 @@ def evaluate_config(
             checkpoint=str(checkpoint) if isinstance(checkpoint, Path | str) else None,
             tuner=loaded_checkpoint.manifest.tuner if loaded_checkpoint else None,
             ladder=config.eval.ladder,
-            yardstick_steps=config.eval.yardstick_steps,
+            yardsticks=config.eval.yardsticks,
             prompt_file=config.eval.prompt_file,
             tune_prompts=_tune_prompts(config, prompts, loaded_checkpoint),
         )
@@ -129,7 +129,7 @@ def evaluate(
     checkpoint: str | None = None,
     tuner: str | None = None,
     ladder: bool = False,
-    yardstick_steps: int | None = None,
+    yardsticks: Sequence[str] = (),
     prompt_file: Path | None = None,
     tune_prompts: Sequence[AnyPrompt] = (),
 ) -> EvaluationResult:
@@ -155,7 +155,7 @@ def evaluate(
         checkpoint: the policy's source, for the result.
         tuner: of the policy, for the result.
         ladder: also measure noise and kernel rounding: two more renderings per prompt.
-        yardstick_steps: also compare the dense and the sparse video with a dense one of this many steps.
+        yardsticks: harmless changes to measure beside the policy: one more rendering each; see `EvalConfig.yardsticks`.
         prompt_file: the prompts' source, for the result.
         tune_prompts: prompts that the policy may have been tuned on; the result flags an overlap.
 
@@ -179,13 +179,13 @@ def evaluate(
         outputs = OutputFolder.of(output_dir, runtime, tuned)
         config = config_section(
             runtime, policy, prompts, seed, tuned, checkpoint=checkpoint, tuner=tuner, break_even=break_even,
-            metrics=names, prompt_file=prompt_file, tune_prompts=tune_prompts, yardstick_steps=yardstick_steps,
+            metrics=names, prompt_file=prompt_file, tune_prompts=tune_prompts, yardsticks=tuple(yardsticks),
         )  # fmt: skip
         tasks = [
             JudgePrompt(
                 index, prompt, policy, backend, break_even=table, seed=seed, cache=cache, metrics=names,
                 outputs=outputs, save_videos=save_videos, difference=difference, ladder=ladder,
-                yardstick_steps=yardstick_steps,
+                yardsticks=tuple(yardsticks),
             )
             for index, prompt in enumerate(prompts)
         ]  # fmt: skip
@@ -217,11 +217,12 @@ class _Run:
     def result(self) -> EvaluationResult:
         first = self.tasks[0]
         ladder: tuple[Side, ...] = ("dense_again", "kernel") if first.ladder else ()
+        yardsticks: list[Side] = ["yardstick" for _ in first.yardsticks]
         started = EvaluationStarted(
             config=self.config.model_dump(mode="json"),
             prompts=texts([task.prompt for task in self.tasks]),
             num_steps=self.runtime.settings.num_inference_steps,
-            renderings=("dense", "sparse", *ladder),
+            renderings=("dense", "sparse", *ladder, *yardsticks),
             metrics=first.metrics,
             output_dir=first.outputs.folder if first.outputs else None,
         )

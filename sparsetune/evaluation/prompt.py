@@ -141,6 +141,7 @@ def dense_baseline(
     seed: int,
     cache: BaselineCache,
     on_step: StepCallback | None = None,
+    side: "Side" = "dense",
 ) -> Baseline:
     """Read a prompt's dense video from the cache, or render and store it.
 
@@ -150,13 +151,13 @@ def dense_baseline(
 
     def rendered() -> tuple[Frames, float]:
         with rendering_dense(handle):
-            video = render(renderer, prompt, seed, "dense", on_step)
+            video = render(renderer, prompt, seed, side, on_step)
         return video.frames, video.seconds
 
     found = cache.get_or_render(baseline_key(renderer, prompt, seed), rendered)
     if found.cached and on_step is not None:
         num_steps = renderer.settings.num_inference_steps
-        on_step("dense", num_steps, num_steps, True)
+        on_step(side, num_steps, num_steps, True)
     return found
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -11,6 +10,7 @@ from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.evaluation.ladder import Attribution, attribute
 from sparsetune.evaluation.outputs import REPORT_TITLE
 from sparsetune.evaluation.result import EvaluationResult, SecondsSection, Spread
+from sparsetune.evaluation.yardsticks import Placed, label, place_text, placed
 from sparsetune.metrics import interval_caveat
 from sparsetune.metrics.gate import POOLED
 
@@ -77,7 +77,7 @@ def report_markdown(
         _prompts(result, folder, videos or {}),
         _sparsity(result),
         _ladder(result),
-        _yardstick(result),
+        _yardsticks(result),
         _stills(result, folder, stills or {}),
         "## Human review\n\nWatch the side-by-side videos and tick what is true:\n\n"
         + "\n".join(f"- [ ] {name}: {question}" for name, question in CHECKLIST),
@@ -246,21 +246,24 @@ def _sparsity(result: EvaluationResult) -> str:
     return "## Sparsity\n\n" + "\n".join(lines) + f"\n\n<details><summary>By layer</summary>\n\n{layers}\n\n</details>"
 
 
-def yardstick_text(result: EvaluationResult) -> str | None:
-    """Mean PSNR of both videos against the dense one of more steps, as a sentence; None where it wasn't rendered."""
-    found = [row.yardstick for row in result.detailed_results if row.yardstick]
+YARDSTICK_HEADS = ("change", "psnr (dB)", "ssim", "sparse video against it (dB)")
+
+
+def yardstick_rows(found: Sequence[Placed]) -> list[list[str]]:
+    """Cells below `YARDSTICK_HEADS`, the smallest change first."""
+    return [
+        [label(one.name), *(number(value) for value in (one.metrics["psnr"], one.metrics.get("ssim"), one.sparse_psnr))]
+        for one in found
+    ]
+
+
+def _yardsticks(result: EvaluationResult) -> str:
+    found = placed(result)
     if not found:
-        return None
-    dense, sparse = (statistics.mean(each[side]["psnr"] for each in found) for side in ("dense", "sparse"))
-    return (
-        f"against dense videos of {result.config.yardstick_steps} steps the dense ones have {dense:.2f} dB, the sparse "
-        f"ones {sparse:.2f} dB"
-    )
-
-
-def _yardstick(result: EvaluationResult) -> str:
-    text = yardstick_text(result)
-    return f"## More steps\n\nMean psnr {text}." if text else ""
+        return ""
+    rows = [tuple(row) for row in yardstick_rows(found)]
+    place = place_text(found)
+    return f"## Yardsticks\n\n{table(YARDSTICK_HEADS, rows)}\n\n{place[0].upper()}{place[1:]}."
 
 
 def _ladder(result: EvaluationResult) -> str:
@@ -301,8 +304,8 @@ def _stills(result: EvaluationResult, folder: Path, stills: Mapping[int, Path]) 
 
 def _conclusion(result: EvaluationResult) -> str:
     conditions = "\n".join(
-        f"- {'met' if one.met else '**not met**'}: {one.name} {number(one.measured)} (must be above {one.bound:g}"
-        f"{' ' + one.unit if one.unit else ''})"
+        f"- {'met' if one.met else '**not met**'}: {one.name} {number(one.measured)} (must be "
+        f"{'below' if one.is_maximum else 'above'} {one.bound:g}{' ' + one.unit if one.unit else ''})"
         for one in result.gate.conditions
     )
     if result.gate.passed:

@@ -9,6 +9,7 @@ from sparsetune.documents import read_json, read_text
 from sparsetune.errors import ResultError
 from sparsetune.files import similar_path, write_json
 from sparsetune.metrics import BASE_METRICS, Verdict
+from sparsetune.metrics.gate import relation
 
 SCHEMA_VERSION: Final = 1
 """Increment when a field of the JSON changes its meaning or is removed."""
@@ -104,7 +105,7 @@ class ConfigSection(_Part):
     break_even: str | None = Field(None, description="Break-even table; layers that it says wouldn't gain ran dense.")
     policy: PolicySection
     metrics: tuple[str, ...]
-    yardstick_steps: int | None = Field(None, description="Steps of the dense video that both are compared with too.")
+    yardsticks: tuple[str, ...] = Field((), description="Harmless changes that were measured beside the policy.")
     prompt_file: str | None
     prompts_hash: str = Field(description="SHA-256 of the list of prompts.")
     prompts_in_tune_set: tuple[str, ...] = Field(description="Also in the tune set, which inflates scores.")
@@ -129,6 +130,13 @@ class MetricStatistics(_Part):
     ci95_high: float | None = Field(description="Upper end of that interval; null likewise.")
     unit: str = Field(default="", description="Of the values.")
     higher_is_better: bool | None = Field(default=None, description="The metric's direction; null where unknown.")
+
+
+class YardstickSection(_Part):
+    """Metrics of a dense video with one harmless change."""
+
+    dense: dict[str, float] = Field(description="Of the changed video against the dense one.")
+    sparse: dict[str, float] = Field(description="Of the sparse video against the changed one.")
 
 
 class PromptRow(_Part):
@@ -158,8 +166,8 @@ class PromptRow(_Part):
     ladder: dict[Rung, dict[str, float]] | None = Field(
         None, description="Of the dense video again, and at sparsity 0."
     )
-    yardstick: dict[Literal["dense", "sparse"], dict[str, float]] | None = Field(
-        None, description="Metrics of both videos against a dense one of yardstick_steps steps."
+    yardsticks: dict[str, YardstickSection] = Field(
+        default_factory=dict, description="What harmless changes to the dense model do, by their name."
     )
 
     @property
@@ -170,7 +178,7 @@ class PromptRow(_Part):
 
 
 class ConditionSection(_Part):
-    """One bound of the gate; `measured` must be above `bound`.
+    """One bound of the gate; `measured` must be above `bound`, or below it where it is a maximum.
 
     Means are over the prompts whose videos differ. `pooled psnr` is the PSNR of their mean squared error.
     """
@@ -180,6 +188,17 @@ class ConditionSection(_Part):
     measured: float
     bound: float
     met: bool
+    is_maximum: bool = Field(False, description="Whether lower is better, so that the bound is an upper one.")
+
+    @property
+    def relation(self) -> str:
+        """How the measured value relates to the bound, e.g. `>`."""
+        return relation(self.met, self.is_maximum)
+
+    @property
+    def wanted(self) -> str:
+        """The bound as text, e.g. `> 35 dB`."""
+        return f"{relation(True, self.is_maximum)} {self.bound:g} {self.unit}".rstrip()
 
 
 class GateSection(_Part):

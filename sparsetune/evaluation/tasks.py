@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from sparsetune.attention.backends import choose_backend
 from sparsetune.attention.policy import Policy
@@ -15,11 +15,12 @@ from sparsetune.evaluation.aggregate import prompt_row
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.ladder import render_ladder
 from sparsetune.evaluation.outputs import OutputFolder
-from sparsetune.evaluation.prompt import Pair, PromptResult, StepCallback, dense_baseline, evaluate_prompt
+from sparsetune.evaluation.prompt import Pair, PromptResult, StepCallback, evaluate_prompt
 from sparsetune.evaluation.result import PromptRow, Rung
+from sparsetune.evaluation.yardsticks import Yardsticks
 from sparsetune.executor import Emit, ModelSession, Phase, Side, StepDone
 from sparsetune.files import scratch_folder
-from sparsetune.metrics import compute_available, get, psnr_per_frame
+from sparsetune.metrics import get, psnr_per_frame
 from sparsetune.models.prompts import AnyPrompt
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class JudgePrompt:
     save_videos: bool
     difference: bool
     ladder: bool
-    yardstick_steps: int | None = None
+    yardsticks: tuple[str, ...] = ()
 
     def run(self, session: ModelSession, emit: Emit) -> JudgedPrompt:
         for name in self.metrics:  # a worker that lacks a user's metric fails before it renders
@@ -118,8 +119,9 @@ class JudgePrompt:
             return JudgedPrompt(prompt_row(self.index, result), result)
         seconds = (result.seconds_sparse or 0.0) + (0.0 if result.dense_cached else result.seconds_dense or 0.0)
         rungs, spent = self._ladder(renderer, handle, result, pair, on_step) if self.ladder else (None, 0.0)
-        yardstick = self._yardstick(renderer, handle, result.seed, pair, on_step) if self.yardstick_steps else None
-        row = prompt_row(self.index, result, rungs, psnr_per_frame(pair.dense, pair.sparse), yardstick)
+        yardsticks = Yardsticks(renderer, handle, self.cache, self.metrics, on_step)
+        changed, missing = yardsticks.measure(self.yardsticks, self.prompt, result.seed, pair)
+        row = prompt_row(self.index, result, rungs, psnr_per_frame(pair.dense, pair.sparse), changed, missing)
         frame = row.worst_frame or 0
         worst = slice(frame, frame + 1)  # copied, so that the videos can be freed
         kept = Pair(pair.dense[worst].copy(), pair.sparse[worst].copy()) if self.outputs is not None else None
@@ -135,18 +137,6 @@ class JudgePrompt:
         except GenerationError as error:
             _LOG.warning("no attribution ladder for %r: %s", result.prompt, error)
             return None, 0.0
-
-    def _yardstick(
-        self, renderer: "Renderer", handle: "SparseHandle", seed: int, pair: Pair, on_step: StepCallback
-    ) -> dict[Literal["dense", "sparse"], dict[str, float]]:
-        """Metrics of both videos against the dense one of `yardstick_steps` steps, which the cache keeps too."""
-        assert self.yardstick_steps is not None
-        many = renderer.with_steps(self.yardstick_steps)
-        frames = dense_baseline(many, handle, self.prompt, seed, self.cache, on_step).frames
-        return {
-            "dense": compute_available(frames, pair.dense, self.metrics)[0],
-            "sparse": compute_available(frames, pair.sparse, self.metrics)[0],
-        }
 
     def _videos(self, pair: Pair, shares_files: bool) -> Mapping[str, Path | bytes]:
         if self.outputs is None or not self.save_videos:

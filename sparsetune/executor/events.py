@@ -26,8 +26,8 @@ class Worker:
 Emit = Callable[[object], None]
 """What a task emits events with; they reach the `on_event` of its submitter in order."""
 
-Side = Literal["dense", "sparse", "dense_again", "kernel"]
-"""What a rendering is for; the last two are rungs of the attribution ladder."""
+Side = Literal["dense", "sparse", "dense_again", "kernel", "yardstick"]
+"""What a rendering is for; `dense_again` and `kernel` are rungs of the attribution ladder."""
 
 Phase = Literal["preparation", "calibration", "refinement", "sensitivity", "trials", "evaluation"]
 

@@ -1,7 +1,7 @@
 """The command that reproduces the reported numbers."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ from sparsetune.config import GenerationConfig, resolve
 from sparsetune.config.files import configs_folder, flatten
 from sparsetune.config.resolver import config_fields
 from sparsetune.errors import ConfigError
-from sparsetune.evaluation.result import EvaluationResult
+from sparsetune.evaluation.result import ConditionSection, EvaluationResult
+from sparsetune.metrics.gate import POOLED
 from sparsetune.tuning.record import TuningRecord
 from sparsetune.tuning.reproduce import recorded
 
@@ -43,15 +44,26 @@ def eval_command(result: EvaluationResult) -> str:
         "eval.seed": config.seed,
         "eval.metrics": list(config.metrics),
         "eval.ladder": any(row.ladder for row in result.detailed_results),
-        "eval.yardstick_steps": config.yardstick_steps,
+        "eval.yardsticks": list(config.yardsticks),
         "backend": config.backend,
         "break_even": config.break_even,
     }
     if config.prompt_file is not None:
         given["eval.prompt_file"] = config.prompt_file
-    given |= {_BOUNDS[one.name]: one.bound for one in result.gate.conditions if one.name in _BOUNDS}
+    given |= _bounds(result.gate.conditions)
     options = ("--checkpoint", config.tuned_path) if config.tuned_path is not None else ()
     return _command("eval", given, config.model.source, options)
+
+
+def _bounds(conditions: Sequence[ConditionSection]) -> dict[str, Any]:
+    given: dict[str, Any] = {"gate.min_psnr_worst": None, "gate.min_psnr_frame": None}
+    given |= {_BOUNDS[one.name]: one.bound for one in conditions if one.name in _BOUNDS}
+    others = [one for one in conditions if one.name not in (*_BOUNDS, POOLED)]
+    for key, is_maximum in (("gate.min_metrics", False), ("gate.max_metrics", True)):
+        given[key] = [
+            f"{one.name.removeprefix('mean ')}={one.bound:g}" for one in others if one.is_maximum == is_maximum
+        ]
+    return given
 
 
 def _command(verb: str, given: Mapping[str, Any], source: str, options: tuple[str, ...] = ()) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sparsetune.evaluation.compare import ChangeRow, Comparison, change_rows, summary_rows
 from sparsetune.evaluation.report_markdown import number, percent
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
+from sparsetune.evaluation.yardsticks import placed
 from sparsetune.report.figures import front, kind
 from sparsetune.report.words import Words
 from sparsetune.tuning.record import TrialSection, TuningRecord
@@ -101,6 +102,17 @@ def metric_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     return [
         (*row[:4], row.interval(" … ", "–") + (" *" if row.significant else ""), row.worst, _counts(row))
         for row in change_rows(comparison)
+    ]
+
+
+def yardstick_rows(result: EvaluationResult, words: Words) -> list[tuple[str, ...]]:
+    """Name, PSNR, SSIM, and PSNR of the sparse video against it, of the policy and each yardstick; none without any."""
+    return [
+        (
+            words.known(f"yardstick.{one.name}", "") or words("yardstick.steps", steps=one.name.partition("=")[2]),
+            *(number(value) for value in (one.metrics["psnr"], one.metrics.get("ssim"), one.sparse_psnr)),
+        )
+        for one in placed(result)
     ]
 
 

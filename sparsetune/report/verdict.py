@@ -79,7 +79,7 @@ def conditions(result: EvaluationResult, words: Words) -> tuple[Tile, ...]:
 
 def _condition(one: ConditionSection, words: Words) -> Tile:
     unit = f" {one.unit}" if one.unit else ""
-    relation = ">" if one.met else "≤"
+    relation = {">=": "≥", "<=": "≤"}.get(one.relation, one.relation)
     decimals = 4 if abs(one.bound) <= 1 else 2
     return Tile(
         words.known(f"condition.{one.name}", one.name),

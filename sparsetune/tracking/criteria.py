@@ -11,6 +11,7 @@ from sparsetune.evaluation.prompt import saves_seconds
 from sparsetune.evaluation.report_markdown import seconds_text
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
 from sparsetune.metrics import Inferiority, inferiority, needed_pairs
+from sparsetune.metrics.gate import meets
 
 SPEED_CONDITION = "faster than dense by measurement"
 
@@ -35,7 +36,7 @@ class Condition:
 def gate_condition(result: EvaluationResult) -> Condition:
     """Check the gate, on prompts that the policy wasn't tuned on."""
     figures = [
-        f"{one.name} {one.measured:.4g} {'>' if one.met else '<='} {one.bound:g}{f' {one.unit}' if one.unit else ''}"
+        f"{one.name} {one.measured:.4g} {one.relation} {one.bound:g}{f' {one.unit}' if one.unit else ''}"
         for one in result.gate.conditions
     ]
     figures += [failure for failure in result.gate.failures if failure.startswith(("every prompt", "at least"))]
@@ -60,8 +61,7 @@ def speed_condition(result: EvaluationResult) -> Condition:
 
 def bounds_of(result: EvaluationResult) -> str:
     """The bounds of a result's gate as a text, by which gates are told apart."""
-    bounds = [f"{one.name} > {one.bound:g} {one.unit}".rstrip() for one in result.gate.conditions]
-    return "; ".join(sorted(bounds))
+    return "; ".join(sorted(f"{one.name} {one.wanted}" for one in result.gate.conditions))
 
 
 def later_promotions(margins: PromotionConfig) -> str:
@@ -179,9 +179,9 @@ def _unmet_bounds(candidate: EvaluationResult, earlier: EvaluationResult) -> lis
     found = []
     for one in earlier.gate.conditions:
         if one.met and one.name not in measured:
-            found.append(f"its {one.name} wasn't judged, and the earlier one's is > {one.bound:g} {one.unit}".rstrip())
-        elif one.met and measured[one.name] <= one.bound:
-            found.append(f"its {one.name} is {measured[one.name]:.4g}, and the earlier gate asks > {one.bound:g}")
+            found.append(f"its {one.name} wasn't judged, and the earlier one's is {one.wanted}")
+        elif one.met and not meets(measured[one.name], one.bound, one.is_maximum):
+            found.append(f"its {one.name} is {measured[one.name]:.4g}, and the earlier gate asks {one.wanted}")
     return found
 
 

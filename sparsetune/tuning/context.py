@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +83,8 @@ class TuningContext:
 
     @property
     def search_gate(self) -> Gate:
-        """The gate of trials: stricter in PSNR by the margin, since the winner is evaluated on other prompts."""
-
-        def raised(bound: float | None) -> float | None:
-            return None if bound is None else bound + self.config.tune.margin_db
-
-        return replace(
-            self.gate,
-            min_psnr=self.gate.min_psnr + self.config.tune.margin_db,
-            min_psnr_worst=raised(self.gate.min_psnr_worst),
-            min_psnr_frame=raised(self.gate.min_psnr_frame),
-        )
+        """The gate of trials: stricter by the margin, since the winner is evaluated on other prompts."""
+        return self.gate.with_margin(self.config.tune.margin_db)
 
     @property
     def keep_text(self) -> tuple[bool, ...]:
@@ -210,7 +201,7 @@ def open_context(config: Config, output_dir: Path, listeners: Sequence[TuningLis
     load_metrics(config.eval.metric_modules, config.eval.lpips_weights)
     prompts = load_prompts(config.tune.prompt_file, config.tune.num_prompts)
     eval_prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
-    cache, gate = BaselineCache(config.cache.folder.absolute(), config.cache.max_gb), Gate(**config.gate.model_dump())
+    cache, gate = BaselineCache(config.cache.folder.absolute(), config.cache.max_gb), Gate(**config.gate.bounds)
     for_speed = config.tune.objective == "speed" or (
         config.tune.objective == "auto"
         and (config.backend not in ("reference", "dense") or config.tune.searches_caches)

@@ -214,6 +214,7 @@ class TuningResult:
         seconds_by_phase: `seconds` by phase, see `PhaseClock`.
         record_path: this as JSON, see `sparsetune.tuning.record`; None where it isn't written.
         step: what a denoising step costs on this GPU; None where the kernel computes every pair.
+        dial: content of the checkpoint's dial.npz; None without a calibrated winner.
         dense_because: why the dense model is recommended, where no policy is faster; None otherwise.
     """
 
@@ -234,6 +235,7 @@ class TuningResult:
     seconds_by_phase: Mapping[str, float] = field(default_factory=dict)
     record_path: Path | None = None
     step: StepSeconds | None = None
+    dial: bytes | None = None
     dense_because: str | None = None
 
 

@@ -35,6 +35,7 @@ from sparsetune.locks import exclusive_if_free
 from sparsetune.tuning.calibration.sensitivity import Sensitivity
 from sparsetune.tuning.calibration.step_caches import ProbeCaches
 from sparsetune.tuning.context import TimeIsUp, TuningContext, calibration_signature, digest, open_context
+from sparsetune.tuning.dial import dial_of
 from sparsetune.tuning.events import (
     Parameter,
     PhaseClock,
@@ -44,7 +45,7 @@ from sparsetune.tuning.events import (
     TuningResult,
     notify,
 )
-from sparsetune.tuning.prepare import measure_step, prepare, refined_policy
+from sparsetune.tuning.prepare import Prepared, measure_step, prepare, refined_policy
 from sparsetune.tuning.record import RECORD_NAME, TuningRecord, save_record
 from sparsetune.tuning.reproduce import recorded
 from sparsetune.tuning.search.allocation import KernelCost, only_paying_layers
@@ -83,9 +84,23 @@ def search_policy(context: TuningContext) -> TuningResult:
             result = search(context, study, None, Sensitivity(), step, caches)
         else:
             result = search(context, study, prepared.curves, prepared.sensitivity, step, caches)
-            result = replace(result, calibration_path=prepared.path)
+            dial = _dial(context, result, prepared, step)
+            result = replace(result, calibration_path=prepared.path, dial=dial)
     reason = None if result.best else slower_at_the_gate(step, result.trials, context)
     return replace(result, step=step, dense_because=reason)
+
+
+def _dial(context: TuningContext, result: TuningResult, prepared: Prepared, step: StepSeconds | None) -> bytes | None:
+    """Return the calibration that travels in the winner's checkpoint; None without a winner."""
+    if result.best is None:
+        return None
+    measured = [
+        (trial.predicted_error, trial.psnr)
+        for trial in result.trials
+        if trial.state == "complete" and trial.predicted_error and trial.psnr and trial.policy.cache is None
+    ]
+    orders, params = context.config.tune.orders, result.best.params
+    return dial_of(prepared.curves, prepared.sensitivity, step, params, measured, orders).to_bytes()
 
 
 _STEP = "step"
@@ -281,7 +296,7 @@ def _with_evaluation(context: TuningContext, result: TuningResult, lock: "Winner
 
 
 def _evaluated(context: TuningContext, result: TuningResult, best: TrialResult) -> TuningResult:
-    saved = _save(context, result.study_name, best)
+    saved = _save(context, result.study_name, best, result.dial)
     notify(context.listeners, lambda listener: listener.on_winner(best, saved))
     before = _evaluate(context, None, "before")
     after = _evaluate(context, best.policy, _EVALUATION, saved)
@@ -330,7 +345,7 @@ class WinnerLock:
         return frozenset((name, status.st_mtime_ns, status.st_ino) for name, status in found)
 
 
-def _save(context: TuningContext, study_name: str, best: TrialResult) -> Path:
+def _save(context: TuningContext, study_name: str, best: TrialResult, dial: bytes | None) -> Path:
     """Save a trial's policy as a checkpoint and return its folder."""
     config, runtime = context.config, context.runtime
     identity = runtime.identity
@@ -371,7 +386,7 @@ def _save(context: TuningContext, study_name: str, best: TrialResult) -> Path:
         git_commit=git_commit(),
         metrics={name: value for name, value in measured.items() if value is not None},
     )
-    return save_checkpoint(Checkpoint(best.policy, manifest), context.output_dir / _CHECKPOINT)
+    return save_checkpoint(Checkpoint(best.policy, manifest, dial), context.output_dir / _CHECKPOINT)
 
 
 def _evaluate(

@@ -169,6 +169,10 @@ def test_metrics_checks_only_the_bounds_that_are_given(evaluated: Evaluated, mon
     told = ("metrics", videos, "--metrics", "psnr", "--min-psnr-worst", "99", "--require-gate")
     failed = run(*told, status=3)
     assert "gate to deploy: not met: worst prompt's psnr" in failed.stdout and "mean" not in failed.stderr
+    told = ("metrics", videos, "--metrics", "psnr", "--gate-min", "ssim=.999", "--gate-max", "frame_l1=.0001")
+    assert "not met: mean ssim" in run(*told).stdout and "; mean frame_l1" in run(*told).stdout
+    whole = json.loads(run("metrics", videos, "--gate", "quality", "--json").stdout)["gate"]
+    assert [one["bound"] for one in whole["conditions"]] == [0.9, 20.0, 20.0, 80.0]
     monkeypatch.setenv("SPARSETUNE_GATE__MIN_PSNR", "1")
     assert "gate to deploy: passed" in run("metrics", videos, "--metrics", "psnr", "--require-gate").stdout
 

@@ -5,9 +5,13 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from sparsetune.api import TunedCheckpoint
+from sparsetune.checkpoint import save_checkpoint
 from sparsetune.cli import eval as eval_command
 from sparsetune.cli.main import main
 from sparsetune.config import Config
+from tests.tuning.tables import smooth
+from tests.tuning.test_dial import checkpoint
 
 
 class Stop(Exception):
@@ -19,7 +23,7 @@ class Asked:
 
     def __init__(self) -> None:
         self.config = Config()
-        self.checkpoint: str | None = None
+        self.checkpoint: TunedCheckpoint | str | None = None
         self.output_dir = Path()
         self.difference = False
 
@@ -157,3 +161,21 @@ def test_choices_are_the_configuration_s() -> None:
     backend = options["backend"].type
     assert isinstance(backend, click.Choice)
     assert tuple(backend.choices) == ("auto", "reference", "sparge", "flex", "dense")
+
+
+def test_sparsity_is_read_off_the_checkpoint_s_calibration(asked: Asked, tmp_path: Path) -> None:
+    tuned = checkpoint(smooth())
+    save_checkpoint(tuned, tmp_path / "tuned")
+    evaluate("--checkpoint", str(tmp_path / "tuned"), "--sparsity", "0.3", "--gate", "trajectory", "--yardsticks")
+    assert isinstance(asked.checkpoint, TunedCheckpoint)
+    assert asked.checkpoint.policy == tuned.with_sparsity(0.3).policy
+    assert asked.config.gate.preset == "trajectory"
+    assert asked.config.eval.yardsticks == ("kernel", "dtype", "fp8", "seed")
+    evaluate("--yardsticks", "seed,steps=50")
+    assert asked.config.eval.yardsticks == ("seed", "steps=50")
+
+
+def test_sparsity_needs_a_checkpoint() -> None:
+    result = CliRunner().invoke(main, ["eval", "--no-track", "--sparsity", "0.3"])
+    assert result.exit_code == 2
+    assert "--sparsity needs --checkpoint or --use-tuned" in result.stderr

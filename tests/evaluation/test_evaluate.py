@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jsonschema
 import numpy as np
@@ -19,10 +19,11 @@ from sparsetune.decoding import read_video
 from sparsetune.errors import GenerationError, MetricError, OutOfMemoryError, PromptError, SparsetuneError
 from sparsetune.evaluation import evaluate as run
 from sparsetune.evaluation.events import Listeners
-from sparsetune.evaluation.report_markdown import yardstick_text
 from sparsetune.evaluation.result import SCHEMA_PATH, load_result
 from sparsetune.evaluation.tasks import TimeStep
+from sparsetune.evaluation.yardsticks import place_text, placed
 from sparsetune.metrics import Gate
+from sparsetune.models.variants import VARIANTS
 from tests.evaluation.conftest import POLICY, PROMPTS, Evaluate, FakeRenderer, Recorder
 
 
@@ -221,21 +222,37 @@ def test_the_ladder_renders_two_more_and_blames_the_policy(
     assert renderer.handle.policy == POLICY
 
 
-def test_both_are_compared_with_a_dense_video_of_more_steps(evaluate: Evaluate, tmp_path: Path) -> None:
-    """The fake's dense video is the same for any number of steps."""
+def test_yardsticks_place_the_policy(evaluate: Evaluate, tmp_path: Path) -> None:
+    """The fake's dense video is the same for any number of steps, and noise for another seed."""
     recorder = Recorder()
-    result = evaluate(yardstick_steps=9, listener=recorder, output_dir=tmp_path)
-    assert result.config.yardstick_steps == 9
+    result = evaluate(yardsticks=("seed", "steps=9"), listener=recorder, output_dir=tmp_path)
+    assert result.config.yardsticks == ("seed", "steps=9")
     for row in result.detailed_results:
-        assert row.yardstick is not None
-        assert row.yardstick["dense"]["psnr"] == 100.0
-        assert row.yardstick["sparse"]["psnr"] == row.psnr
-    assert {event.num_steps for event in recorder.named("on_step") if event.side == "dense"} == {4, 9}
-    mean = f"{result.statistics['psnr'].mean:.2f} dB"
-    text = f"against dense videos of 9 steps the dense ones have 100.00 dB, the sparse ones {mean}"
-    assert yardstick_text(result) == text
-    assert f"Mean psnr {text}." in (tmp_path / "report.md").read_text()
-    assert yardstick_text(evaluate()) is None
+        assert row.yardsticks["steps=9"].dense["psnr"] == 100.0
+        assert row.yardsticks["steps=9"].sparse["psnr"] == row.psnr
+        assert row.psnr is not None and row.yardsticks["seed"].dense["psnr"] < row.psnr
+    assert {event.num_steps for event in recorder.named("on_step") if event.side == "yardstick"} == {4, 9}
+    found = placed(result)
+    assert [one.name for one in found] == ["steps=9", "policy", "seed"]
+    policy, seed = (f"{one.metrics['psnr']:.2f} dB" for one in found[1:])
+    text = f"the policy changes the dense video ({policy}) less than another seed ({seed})"
+    text += " and more than 9 steps (100.00 dB)"
+    assert place_text(found) == text
+    report = (tmp_path / "report.md").read_text()
+    assert f"T{text[1:]}." in report and "| 9 steps | 100.00 |" in report
+    assert placed(evaluate()) == ()
+
+
+def test_a_yardstick_that_cannot_be_rendered_costs_no_numbers(
+    evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: object) -> NoReturn:
+        raise GenerationError("needs all weights in memory")
+
+    monkeypatch.setitem(VARIANTS, "fp8", failing)
+    row = evaluate(yardsticks=("fp8",)).detailed_results[0]
+    assert row.psnr is not None and row.yardsticks == {}
+    assert row.unavailable["yardstick fp8"] == "needs all weights in memory"
 
 
 def test_a_ladder_that_cannot_be_climbed_costs_no_numbers(

@@ -31,6 +31,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         "tune.prompt_file": str(folder / "prompts.txt"),
         "eval.metrics": ("ssim",),
         "eval.ladder": True,
+        "eval.yardsticks": "all",
         "cache.dir": str(folder / "cache"),
         "backend": "reference",
     }
@@ -70,6 +71,9 @@ def test_its_floors_are_low_and_its_videos_there(result: EvaluationResult, folde
         assert row.ladder is not None
         assert row.ladder["dense_again"]["psnr"] == 100.0
         assert row.ladder["kernel"]["psnr"] > 50.0
+        found = {name: one.dense["psnr"] for name, one in row.yardsticks.items()}
+        assert set(found) == {"kernel", "dtype", "fp8", "seed"}
+        assert found["kernel"] > found["dtype"] > found["fp8"] > found["seed"]
         video = read_video(folder / "videos" / f"prompt_{row.index}_sparse.mp4")
         assert len(video.frames) == config.generation.num_frames
 

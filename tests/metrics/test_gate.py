@@ -107,9 +107,48 @@ def test_nothing_measured_fails_the_gate():
     assert Gate().check([], num_failed=2).failures == ("2 of 2 prompts failed to render",)
 
 
-def test_a_missing_metric_is_said():
+def test_a_missing_metric_fails_the_gate_and_stops_a_search():
+    gate, rows = Gate(min_psnr_frame=25.0), [{"frame_cosine": 1.0, "psnr": 40.0}]
+    assert gate.check(rows).failures == ("psnr_frame_min could not be computed for every prompt",)
     with pytest.raises(MetricError, match="needs psnr_frame_min of every prompt"):
-        Gate(min_psnr_frame=25.0).check([{"frame_cosine": 1.0, "psnr": 40.0}])
+        gate.conditions(rows)
+
+
+def test_any_registered_metric_can_be_bounded():
+    gate = Gate(min_metrics=("ssim=.9", "vmaf=80"), max_metrics=("lpips=.1",))
+    assert gate.metrics == ("frame_cosine", "psnr", "ssim", "vmaf", "lpips")
+    rows = [GOOD | {"ssim": 0.95, "vmaf": 90.0, "lpips": 0.05}, GOOD | {"ssim": 0.83, "vmaf": 95.0, "lpips": 0.15}]
+    result = gate.check(rows)
+    assert result.failures == ("mean ssim 0.8900 <= 0.9", "mean lpips 0.1000 >= 0.1")
+    assert str(result.conditions[-2]) == "mean vmaf 92.50 > 80"
+    assert [one.shortfall for one in result.conditions[-3:]] == pytest.approx([0.01, -12.5, 0.0])
+    assert gate.check(rows[:1]).passed
+
+
+def test_an_optional_bound_holds_only_where_its_metric_was_computed():
+    gate = Gate(max_metrics=("lpips?=.1",))
+    assert gate.check([GOOD]).passed
+    assert gate.check([GOOD | {"lpips": 0.2}]).failures == ("mean lpips 0.2000 >= 0.1",)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ({"min_metrics": ("lpips=.1",)}, "lower values of lpips are better; bound it with --gate-max lpips=.1"),
+        ({"max_metrics": ("ssim=.9",)}, "higher values of ssim are better; bound it with --gate-min ssim=.9"),
+        ({"min_metrics": ("sssim=.9",)}, "unknown metric 'sssim'; choose from ssim"),
+        ({"min_metrics": ("ssim",)}, r"--gate-min must be NAME=VALUE with a finite number, e.g. ssim=.9, got 'ssim'"),
+    ],
+)
+def test_a_wrong_bound_is_said(bounds, message):
+    with pytest.raises(MetricError, match=message):
+        Gate(**bounds)
+
+
+def test_a_margin_counts_a_hundredth_as_a_decibel():
+    gate = Gate(min_psnr_frame=20.0, min_metrics=("ssim=.9", "vmaf=80"), max_metrics=("lpips?=.1",)).with_margin(2.5)
+    assert (gate.min_psnr, gate.min_psnr_worst, gate.min_psnr_frame) == (37.5, 30.5, 22.5)
+    assert gate.min_metrics == ("ssim=0.925", "vmaf=82.5") and gate.max_metrics == ("lpips?=0.075",)
 
 
 def test_bounds_must_be_finite():
@@ -127,4 +166,5 @@ def test_the_result_is_json():
         "measured": 0.96,
         "bound": 0.95,
         "met": True,
+        "is_maximum": False,
     }

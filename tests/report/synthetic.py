@@ -43,6 +43,10 @@ def result_of(
     for row in value["detailed_results"]:
         frames = draw.uniform(row["psnr"] - 3.0, row["psnr"] + 3.0, NUM_FRAMES)
         row |= {"psnr_per_frame": frames.tolist(), "worst_frame": int(frames.argmin()), "seconds_sparse": 2.0}
+        row["yardsticks"] = {
+            name: {"dense": {"psnr": psnr, "ssim": 0.9}, "sparse": {"psnr": psnr - 1.0}}
+            for name, psnr in (("kernel", 27.0), ("steps=50", 20.0))
+        }
         row["ladder"] = {"dense_again": {"psnr": 60.0}, "kernel": {"psnr": 45.0}}
     value["detailed_results"][0]["prompt"] = HOSTILE
     last = value["detailed_results"][-1]

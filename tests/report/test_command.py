@@ -39,6 +39,7 @@ def record_with(**settings: Any) -> tuple[TuningRecord, Config]:
         {"generation.negative_prompt": 'it\'s "dark"; rm -rf $HOME', "tune.schedule": False, "backend": "reference"},
         {"model.source": "cogvideox-2b", "model.random_weights": "tiny", "generation.guidance_scale": 5.5},
         {"model.source": "/models/my own model", "eval.metrics": "ssim,vmaf"},
+        {"gate.preset": "trajectory", "gate.min_metrics": "ssim=.9,vmaf=70"},
     ],
 )
 def test_a_search_is_repeated_with_its_settings(settings: dict[str, Any]) -> None:
@@ -76,14 +77,14 @@ def test_an_evaluation_is_repeated_with_the_guidance_of_its_second_transformer()
 
 
 def test_an_evaluation_of_a_model_with_few_steps_is_repeated_with_its_lora_and_shift() -> None:
-    result = result_of(2, yardstick_steps=50)
+    result = result_of(2, yardsticks=("seed", "steps=50"))
     changes = {"lora": "owner/few-steps", "lora_scale": 0.8, "flow_shift": 3.0}
     model = result.config.model.model_copy(update=changes)
     _, config = understood(
         eval_command(result.model_copy(update={"config": result.config.model_copy(update={"model": model})}))
     )
     assert {name: getattr(config.model, name) for name in changes} == changes
-    assert config.eval.yardstick_steps == 50
+    assert config.eval.yardsticks == ("seed", "steps=50")
 
 
 def test_an_evaluation_of_random_weights_says_so() -> None:

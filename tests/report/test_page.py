@@ -1,6 +1,7 @@
 """The page, as an HTML parser reads it."""
 
 import json
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sparsetune.errors import ReportError
+from sparsetune.evaluation.result import save_result
 from sparsetune.report import build
 from sparsetune.report import build as extra
 from sparsetune.report.build import build_report
@@ -153,10 +155,21 @@ def test_results_of_before_this_report_have_one_too(tmp_path: Path) -> None:
     for row in value["detailed_results"]:
         row.pop("psnr_per_frame", None)
         row.pop("ladder", None)
+        row.pop("yardsticks", None)
     (tmp_path / "demo_accuracy_tuned.json").write_text(json.dumps(value))
     source = from_folder(tmp_path)
     page = Page(render(source, (), words("en")))
     assert json.loads(page.scripts["report-data"])["prompts"] == []
+
+
+def test_yardsticks_stand_beside_the_policy(tmp_path: Path) -> None:
+    save_result(result_of(), tmp_path / "demo_accuracy_tuned.json")
+    rows = {language: re.findall(r"<tr><th scope=\"row\">(.*?)</th><td class=\"number\">(.*?)</td>",
+            render(from_folder(tmp_path), (), words(language)).partition('id="yardsticks"')[2])[:3]
+            for language in LANGUAGES}  # fmt: skip
+    assert [name for name, _ in rows["en"]] == ["the policy", "another dense kernel", "50 steps"]
+    assert [name for name, _ in rows["zh"]] == ["本策略", "另一种稠密内核", "50 步"]
+    assert [psnr for _, psnr in rows["en"]][1:] == ["27.00", "20.00"]
 
 
 def test_a_search_without_a_winner_says_so(tmp_path: Path) -> None:

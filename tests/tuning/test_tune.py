@@ -2,15 +2,17 @@
 
 import dataclasses
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from sparsetune.api import TunedCheckpoint
 from sparsetune.attention import backends
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.step_cache import StepCache
 from sparsetune.bench.step_time import StepTime, StepTimes
-from sparsetune.checkpoint import load_checkpoint
+from sparsetune.checkpoint import load_checkpoint, save_checkpoint
 from sparsetune.config import Config
 from sparsetune.errors import ConfigError, ExecutorError, TuningError
 from sparsetune.evaluation.baseline import BaselineCache
@@ -95,6 +97,17 @@ def test_the_winner_is_a_checkpoint_that_was_judged_on_eval_prompts(first) -> No
     assert result.evaluation.config.prompts_in_tune_set == ()
     assert result.evaluation.config.use_tuned
     assert (folder / "results" / "evaluation" / "cogvideo_accuracy_tuned.json").is_file()
+
+
+def test_the_winner_s_checkpoint_has_a_dial(first) -> None:
+    folder = first[0]
+    saved = TunedCheckpoint.of(load_checkpoint(folder / "results" / "checkpoint"))
+    changed = saved.with_sparsity(0.25)
+    assert changed.prediction.sparsity == pytest.approx(0.25, abs=0.02) and changed.policy != saved.policy
+    moved = load_checkpoint(save_checkpoint(changed, folder / "moved"))
+    assert (moved.policy, moved.dial) == (changed.policy, saved.dial)
+    save_checkpoint(replace(changed, dial=None), folder / "moved")
+    assert load_checkpoint(folder / "moved").dial is None
 
 
 def test_the_defaults_are_judged_beside_the_winner(first) -> None:

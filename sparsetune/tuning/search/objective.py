@@ -39,7 +39,7 @@ from sparsetune.tuning.search.study import OUTCOME, SharedStudy, best_sparsity
 logger = logging.getLogger(__name__)
 
 METRICS = ("frame_cosine", "frame_l1", "psnr", "frame_diff", "psnr_frame_min")
-"""What a trial measures on each prompt."""
+"""What a trial measures on each prompt, besides the gate's metrics."""
 
 PRUNE_BELOW_GATE_DB = 6.0
 """A trial whose mean PSNR over the prompts so far misses the gate by more than this is pruned."""
@@ -102,11 +102,13 @@ class TrialRunner:
 
     @classmethod
     def of(cls, context: TuningContext, predict: Callable[[Policy], Prediction] = lambda _: Prediction()) -> Self:
+        gate = context.search_gate
+        metrics = tuple(dict.fromkeys((*METRICS, *gate.metrics)))
         return cls(
             executor=context.executor,
             prompts=context.prompts,
-            score=lambda prompt, policy: context.score(prompt, policy, METRICS),
-            gate=context.search_gate,
+            score=lambda prompt, policy: context.score(prompt, policy, metrics),
+            gate=gate,
             listeners=context.listeners,
             predict=predict,
         )

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from sparsetune.config.models import Goal
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.metrics import Gate
+from sparsetune.metrics.gate import in_decibels
 from sparsetune.tuning.events import SearchStatistics, TrialResult
 
 _DB_PER_SPARSITY = 20.0
@@ -31,7 +32,7 @@ def values(goal: Goal, trial: TrialResult, penalised: bool = False) -> float | t
     With `penalised`, for samplers without constraints, every dB that misses the gate makes the value worse.
     """
     sparsity, psnr = trial.sparsity or 0.0, trial.psnr or 0.0
-    missing = max((max(0.0, shortfall) for shortfall in trial.shortfalls.values()), default=0.0) if penalised else 0.0
+    missing = max(0.0, largest_shortfall(trial.shortfalls)) if penalised and trial.shortfalls else 0.0
     if goal == "pareto":
         return sparsity, psnr
     if goal == "speed":
@@ -46,7 +47,7 @@ def shortfalls(results: Sequence[PromptResult], gate: Gate) -> dict[str, float]:
     """
     if not results:
         return {"mean psnr": math.inf}
-    return {one.name: one.bound - one.measured for one in gate.conditions([result.metrics for result in results])}
+    return {one.name: one.shortfall for one in gate.conditions([result.metrics for result in results])}
 
 
 def mean(results: Sequence[PromptResult], metric: str) -> float:
@@ -77,8 +78,8 @@ def closest(trials: Sequence[TrialResult]) -> TrialResult | None:
 
 
 def largest_shortfall(shortfalls: Mapping[str, float]) -> float:
-    """Return the largest shortfall in dB, counting 0.01 of frame_cosine as 1 dB."""
-    return max(missing * (100 if "frame_cosine" in name else 1) for name, missing in shortfalls.items())
+    """Return the largest shortfall in dB, by `in_decibels`; the last word of each name is the metric."""
+    return max(in_decibels(name.rpartition(" ")[2], missing) for name, missing in shortfalls.items())
 
 
 def pareto_front(trials: Sequence[TrialResult]) -> tuple[TrialResult, ...]:
