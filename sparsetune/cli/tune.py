@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     help="Folder for the winner's checkpoint/ and evaluation.  [default: results/MODEL]",
 )
 @options.run_options
+@options.settings("tracking.trial_videos")
 @options.setting("engine.mixed_gpus")
 @click.option(
     "--require-gate",

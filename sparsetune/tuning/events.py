@@ -129,6 +129,7 @@ class TrialResult:
         predicted_error, predicted_seconds: see `Prediction`.
         blocks_run: fraction of the blocks' forwards that ran, mean; below 1 where a cache skipped some.
         worker: worker of its last prompt; None for a trial of an earlier run.
+        videos: side-by-side videos to record, mp4, by index of the prompt; see `tracking.trial_videos`.
     """
 
     number: int
@@ -151,6 +152,16 @@ class TrialResult:
     predicted_seconds: float | None = None
     blocks_run: float | None = None
     worker: Worker | None = None
+    videos: Mapping[int, bytes] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def worst_prompt(self) -> int | None:
+        """Index of the prompt with the lowest PSNR of those rendered."""
+        return min(
+            (index for index, prompt in enumerate(self.prompts) if "psnr" in prompt.metrics),
+            key=lambda index: self.prompts[index].metrics["psnr"],
+            default=None,
+        )
 
     @property
     def saves(self) -> bool:
