@@ -9,7 +9,7 @@ from typing import Any
 from sparsetune.attention.device import device_name, device_of
 from sparsetune.config.files import flatten
 from sparsetune.evaluation.prompt import PromptResult
-from sparsetune.evaluation.report_markdown import cell
+from sparsetune.evaluation.report_markdown import cell, gain_section
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.files import scratch_folder
 from sparsetune.tracking.log_evaluation import (
@@ -30,7 +30,7 @@ def study_text(result: TuningResult, runs: Mapping[int, str], page: str) -> str:
     """Describe a tuning in Markdown; `runs` has run ids by trial, `page` is e.g. `#/experiments/1`."""
     lines = [f"# {result.study_name}", "", _headline(result, runs, page), ""]
     if result.evaluation is not None:
-        lines += [_verdict(result.evaluation), ""]
+        lines += [_verdict(result.evaluation), "", gain_section(result.evaluation), ""]
     if result.incidents:
         lines += ["Worker incidents:", "", *(f"- {one.time}: {one.text}" for one in result.incidents), ""]
     lines += ["| trial | state | sparsity | PSNR, dB | worst | parameters or reason |", "| --- " * 6 + "|"]

@@ -11,6 +11,7 @@ from sparsetune.bench.step_time import StepSeconds
 from sparsetune.config.models import Goal
 from sparsetune.evaluation.compare import Comparison
 from sparsetune.evaluation.events import EvaluationListener
+from sparsetune.evaluation.hand_set import Pair
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import EvaluationResult, is_faster
 from sparsetune.executor import PHASES, Incident, Phase, StepDone, Worker
@@ -226,6 +227,7 @@ class TuningResult:
         record_path: this as JSON, see `sparsetune.tuning.record`; None where it isn't written.
         step: what a denoising step costs on this GPU; None where the kernel computes every pair.
         dense_because: why the dense model is recommended, where no policy is faster; None otherwise.
+        hand_set: pairs of thresholds for all heads alike to compare the winner with; empty without calibrated curves.
     """
 
     study_name: str
@@ -246,6 +248,7 @@ class TuningResult:
     record_path: Path | None = None
     step: StepSeconds | None = None
     dense_because: str | None = None
+    hand_set: tuple[Pair, ...] = ()
 
 
 class TuningListener:
