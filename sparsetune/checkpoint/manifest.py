@@ -83,6 +83,8 @@ class Manifest(BaseModel):
         eval_prompts_hash: `hash_prompts` of the prompts that judged the search's winner.
         versions, git_commit: from `versions()` and `git_commit()`.
         policy_sha256: SHA-256 of the file policy.safetensors beside it, which loading verifies; None in memory.
+        hand_set: pairs of thresholds for all heads alike that evaluations compare the policy with: simthreshd1,
+            cdfthreshd and predicted sparsity of each.
         metrics: measured, e.g. `psnr` in dB and `sparsity` in [0, 1].
     """
 
@@ -123,6 +125,7 @@ class Manifest(BaseModel):
     versions: dict[str, str] = Field(default_factory=dict)
     git_commit: str | None = None
     policy_sha256: str | None = None
+    hand_set: tuple[tuple[float, float, float], ...] = ()
     metrics: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
 
 

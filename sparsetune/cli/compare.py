@@ -68,10 +68,11 @@ def command(
       sparsetune compare models:/demo-sparse@champion 3f2a9c1b
       sparsetune compare --before-after latest
     """
-    from sparsetune.cli.tables import before_after_text, summary_text
+    from sparsetune.cli.tables import before_after_text, gain_lines, summary_text
     from sparsetune.evaluation.compare import compare
 
-    comparison = compare(*_sides(ctx, before, after, before_after, model), force=force)
+    first, second = _sides(ctx, before, after, before_after, model)
+    comparison = compare(first, second, force=force)
     if output is not None:
         _write(comparison, output)
     if as_json:
@@ -84,6 +85,8 @@ def command(
 
         click.echo(summary_text(comparison_summary(comparison, words("zh"))))
     else:
+        if not isinstance(second, str) and before_after is not None:
+            click.echo("\n".join([*gain_lines(second), ""]))
         click.echo(before_after_text(comparison))
 
 

@@ -130,7 +130,8 @@ def evaluation_text(result: "EvaluationResult") -> str:
         verdict_text,
     )
 
-    lines = [table_text(statistics_table(result.statistics)), ""] if result.statistics else []
+    lines = [*gain_lines(result), ""] if result.config.use_tuned else []
+    lines += [table_text(statistics_table(result.statistics)), ""] if result.statistics else []
     if (pooled := pooled_text(result)) is not None:
         lines.append(pooled)
     if result.seconds is not None:
@@ -157,6 +158,12 @@ def evaluation_text(result: "EvaluationResult") -> str:
         count = len(result.config.prompts_in_tune_set)
         lines.append(f"warning: {count} of these prompts were used for tuning, which inflates the result")
     return "\n".join(lines)
+
+
+def gain_lines(result: "EvaluationResult") -> list[str]:
+    from sparsetune.evaluation.gain import gain_notes, gain_table
+
+    return [table_text(gain_table(result)), *gain_notes(result)]
 
 
 def comparison_text(comparison: "VideoComparison") -> str:

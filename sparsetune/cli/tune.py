@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     help="Folder for the winner's checkpoint/ and evaluation.  [default: results/MODEL]",
 )
 @options.run_options
+@options.settings("tracking.trial_videos")
 @options.setting("engine.mixed_gpus")
 @click.option(
     "--require-gate",
@@ -154,7 +155,7 @@ def _missed(trial: "TrialResult") -> str:
 
 
 def tuning_text(result: "TuningResult") -> str:
-    from sparsetune.cli.tables import before_after_text, clock_text, evaluation_text, table_text, trial_text
+    from sparsetune.cli.tables import clock_text, evaluation_text, table_text, trial_text
     from sparsetune.tuning.search.ranking import pareto_front
 
     lines = [table_text(_trials_table(result)), ""] if result.trials else []
@@ -176,9 +177,6 @@ def tuning_text(result: "TuningResult") -> str:
     lines += _insight_lines(result)
     if result.evaluation is not None:
         lines += ["", "the winner on the eval prompts:", evaluation_text(result.evaluation)]
-    if result.comparison is not None:
-        lines += ["", "SpargeAttn's default thresholds (before) and the winner (after) on the eval prompts:"]
-        lines.append(before_after_text(result.comparison))
     return "\n".join([*lines, "", study, result.left_to or f"checkpoint: {result.checkpoint_path}"])
 
 

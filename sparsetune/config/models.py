@@ -23,6 +23,7 @@ KeepText = Literal["always", "never", "search"]
 Caches = Literal["none", "auto", "first_block", "mag", "taylorseer"]
 Space = Literal["budget", "raw"]
 GatePreset = Literal["strict", "trajectory", "quality"]
+TrialVideos = Literal["none", "worst", "all"]
 Granularity = Literal["global", "group", "layer"]
 Rule = Literal["cdf", "topk"]
 Order = Literal["raster", "fwh", "hfw", "hwf", "wfh", "whf", "tiles", "cubes", "hilbert", "hilbert3d"]
@@ -321,6 +322,11 @@ class TrackingConfig(_Section):
     uri: str | None = Field(None, description="MLflow tracking URI; null is MLFLOW_TRACKING_URI, then SQLite in root.")
     experiment: str | None = Field(None, description="MLflow experiment; null names it after the model.")
     root: LocalPath = Field(Path("mlruns"), description="Folder of the default tracking store.")
+    trial_videos: TrialVideos = Field(
+        "worst",
+        description="Side-by-side videos of every trial: none, of its worst prompt (of every prompt for the best three "
+        "so far), or of all.",
+    )
     report: bool = Field(True, description="Record an HTML report with its figures for every tuning and evaluation.")
 
 

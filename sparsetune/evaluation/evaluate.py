@@ -25,11 +25,19 @@ from sparsetune.evaluation.events import (
     PromptDone,
     PromptStarted,
 )
+from sparsetune.evaluation.hand_set import Pair, measure_hand_set, nearest_to_mean
 from sparsetune.evaluation.outputs import OutputFolder, worst_and_median
-from sparsetune.evaluation.prompt import saves_seconds
+from sparsetune.evaluation.prompt import PromptResult, saves_seconds
 from sparsetune.evaluation.report_markdown import report_markdown
-from sparsetune.evaluation.result import ConfigSection, EvaluationResult, LayerSection, PromptRow, save_result
-from sparsetune.evaluation.tasks import JudgedPrompt, JudgePrompt, TimeStep
+from sparsetune.evaluation.result import (
+    ConfigSection,
+    EvaluationResult,
+    HandSetSection,
+    LayerSection,
+    PromptRow,
+    save_result,
+)
+from sparsetune.evaluation.tasks import JudgedPrompt, JudgePrompt, ScorePrompt, TimeStep
 from sparsetune.evaluation.videos import known_metrics
 from sparsetune.executor import (
     Event,
@@ -107,6 +115,7 @@ def evaluate_config(
             yardsticks=config.eval.yardsticks,
             prompt_file=config.eval.prompt_file,
             tune_prompts=_tune_prompts(config, prompts, loaded_checkpoint),
+            hand_set=[Pair(*pair) for pair in loaded_checkpoint.manifest.hand_set] if loaded_checkpoint else (),
         )
 
 
@@ -132,6 +141,7 @@ def evaluate(
     yardsticks: Sequence[str] = (),
     prompt_file: Path | None = None,
     tune_prompts: Sequence[AnyPrompt] = (),
+    hand_set: Sequence[Pair] = (),
 ) -> EvaluationResult:
     """Evaluate a policy: render every prompt dense (or read it from the cache) and sparse with the same seed.
 
@@ -158,6 +168,8 @@ def evaluate(
         yardsticks: harmless changes to measure beside the policy: one more rendering each; see `EvalConfig.yardsticks`.
         prompt_file: the prompts' source, for the result.
         tune_prompts: prompts that the policy may have been tuned on; the result flags an overlap.
+        hand_set: pairs of thresholds to compare the policy with, of one simthreshd1 and in order of sparsity: three
+            more renderings of one prompt at most.
 
     Raises:
         PromptError, CheckpointError: there are no prompts, or the policy is for another model.
@@ -192,7 +204,7 @@ def evaluate(
         # First, since it also warms the kernels up; null where they compute every pair, so that seconds say nothing.
         timed = saves_seconds(runtime.kernel, policy)
         step = run_one(executor, TimeStep(prompts[0], seed, backend)) if timed else None
-        return _Run(executor, runtime, tasks, config, gate, listener, started, step).result()
+        return _Run(executor, runtime, tasks, config, gate, listener, started, step, tuple(hand_set)).result()
 
 
 def _as_executor(renderer: Renderer | Executor) -> contextlib.AbstractContextManager[Executor]:
@@ -213,6 +225,7 @@ class _Run:
     listener: EvaluationListener
     started: float
     step: StepTimes | None
+    hand_set: tuple[Pair, ...] = ()
 
     def result(self) -> EvaluationResult:
         first = self.tasks[0]
@@ -266,6 +279,7 @@ class _Run:
         points = score_prompts(measured) if measured else None
         results = [prompt.result for prompt in judged]
         timed = seconds_section(results, self.step)
+        sparsity, hand_set = sparsity_section(results, timed), self._hand_set(rows, results)
         seconds = (time.perf_counter() - self.started, sum(prompt.seconds for prompt in judged))
         return EvaluationResult(
             config=self.config,
@@ -274,11 +288,25 @@ class _Run:
             overall_score=points,
             verdict="failed" if points is None else verdict(points),
             gate=gate_section(self.gate, rows),
-            sparsity=sparsity_section(results, timed),
+            sparsity=sparsity,
             seconds=timed,
+            hand_set=hand_set,
             thresholds=tuple(LayerSection(**asdict(layer)) for layer in summarize(self.tasks[0].policy)),
             environment=environment_section(self.runtime, self.executor, *seconds),
         )
+
+    def _hand_set(self, rows: Sequence[PromptRow], results: Sequence[PromptResult]) -> HandSetSection | None:
+        row, stats = nearest_to_mean(rows), [result.stats for result in results if result.stats is not None]
+        if row is None or not stats or not self.hand_set:
+            return None
+        task = self.tasks[row.index]
+        saved = 1.0 - stats[0].merged(stats[1:]).attention_computed
+
+        def render(policy: Policy) -> PromptResult:
+            scored = ScorePrompt(task.prompt, policy, task.backend, task.seed, task.cache, task.metrics)
+            return run_one(self.executor, scored)
+
+        return measure_hand_set(task.policy, row, saved, self.hand_set, self.gate, render)
 
 
 def _write(outputs: OutputFolder | None, result: EvaluationResult, judged: Sequence[JudgedPrompt]) -> EvaluationEnded:

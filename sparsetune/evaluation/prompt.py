@@ -18,6 +18,8 @@ from sparsetune.metrics import compute_available
 from sparsetune.models.prompts import AnyPrompt, as_prompt
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from sparsetune.attention.handle import SparseHandle
     from sparsetune.attention.stats import SparsityStats
     from sparsetune.evaluation.result import PolicySection
@@ -55,6 +57,8 @@ class PromptResult:
     stats: "SparsityStats | None" = None  # of the sparse rendering
     error: str | None = None
     dense_cached: bool = False
+    # Of a trial, side by side, as mp4: a future where it is encoded beside the next rendering
+    video: "Future[bytes | None] | bytes | None" = field(default=None, repr=False, compare=False)
 
     @property
     def cost(self) -> float | None:

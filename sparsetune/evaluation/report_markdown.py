@@ -7,12 +7,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sparsetune.attention.schedule import DenseSchedule
+from sparsetune.evaluation.gain import gain_notes, gain_table
 from sparsetune.evaluation.ladder import Attribution, attribute
 from sparsetune.evaluation.outputs import REPORT_TITLE
 from sparsetune.evaluation.result import EvaluationResult, SecondsSection, Spread
 from sparsetune.evaluation.yardsticks import Placed, label, place_text, placed
 from sparsetune.metrics import interval_caveat
 from sparsetune.metrics.gate import POOLED
+from sparsetune.metrics.score import psnr_grade
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -57,9 +59,23 @@ _VERDICTS = {
 
 
 def verdict_text(result: EvaluationResult) -> str:
-    """Score and verdict as a sentence, e.g. "85/100. Good: the video keeps its quality."."""
-    score = "no score" if result.overall_score is None else f"{result.overall_score}/100"
-    return f"{score}. {_VERDICTS[result.verdict]}"
+    """Score and verdict as a sentence, e.g. "85/100 (…). Good: the video keeps its quality."."""
+    if result.overall_score is None:
+        return f"no score. {_VERDICTS[result.verdict]}"
+    return f"{result.overall_score}/100{_grade(result)}. {_VERDICTS[result.verdict]}"
+
+
+def _grade(result: EvaluationResult) -> str:
+    """Where psnr lies between the bounds of its grade, e.g. " (pooled psnr 36.34 dB, between 35 and 40)"."""
+    pooled = next((one.measured for one in result.gate.conditions if one.name == POOLED), None)
+    if pooled is None:
+        return ""
+    below, above = psnr_grade(pooled)
+    if below is not None and above is not None:
+        bounds = f"between {below:g} and {above:g}"
+    else:
+        bounds = f"above {below:g}" if above is None else f"up to {above:g}"
+    return f" (pooled psnr {pooled:.2f} dB, {bounds})"
 
 
 def report_markdown(
@@ -72,6 +88,7 @@ def report_markdown(
     parts = (
         f"{REPORT_TITLE}{result.config.model_name}: accuracy report",
         _configuration(result),
+        gain_section(result),
         _seconds(result),
         _objective(result),
         _prompts(result, folder, videos or {}),
@@ -211,6 +228,15 @@ def cache_text(result: EvaluationResult) -> str | None:
         f"cache {cache}: {part.blocks_run:.1%} of the blocks ran, and {part.attention_computed:.1%} of a dense "
         "generation's attention was computed"
     )
+
+
+def gain_section(result: EvaluationResult) -> str:
+    """The gain of a tuned policy as Markdown; empty for default thresholds."""
+    head, rows = gain_table(result)
+    if not rows or not result.config.use_tuned:
+        return ""
+    notes = "".join(f"\n\n{note[:1].upper()}{note[1:]}." for note in gain_notes(result))
+    return f"## Gain\n\n{table(head, [tuple(row) for row in rows])}{notes}"
 
 
 def _seconds(result: EvaluationResult) -> str:

@@ -263,6 +263,38 @@ class SecondsSection(_Part):
         return self.ci95_low is not None and self.ci95_low > 1.0 and is_faster(self.speedup, self.noise)
 
 
+class HandSetPoint(_Part):
+    """One pair of thresholds for all heads, as a user without a tuner sets it, rendered on one prompt."""
+
+    simthreshd1: float
+    cdfthreshd: float
+    sparsity: Fraction
+    psnr: float = Field(description="In dB.")
+    frame_cosine: float
+    speedup: float | None = Field(description="Of the denoising; null where the kernel computes every pair.")
+    meets_gate: bool = Field(description="On this prompt.")
+
+
+class HandSetSection(_Part):
+    """Hand-set thresholds beside a tuned policy, on the prompt whose PSNR is nearest to the tuned policy's mean."""
+
+    prompt: int = Field(description="Its index.")
+    points: tuple[HandSetPoint, ...] = Field(
+        min_length=1, description="First the pair that saves as much attention, then pairs nearer to the gate."
+    )
+
+    @property
+    def at_sparsity(self) -> HandSetPoint:
+        """The pair that saves as much attention as the tuned policy."""
+        return self.points[0]
+
+    @property
+    def at_gate(self) -> HandSetPoint | None:
+        """The sparsest pair that meets the gate; None where none of those rendered did."""
+        met = [point for point in self.points if point.meets_gate]
+        return max(met, key=lambda point: point.sparsity, default=None)
+
+
 class LayerSection(_Part):
     """One layer of the policy; thresholds are means over its sparse heads, null where none has them."""
 
@@ -305,6 +337,7 @@ class EvaluationResult(_Part):
     gate: GateSection
     sparsity: SparsitySection
     seconds: SecondsSection | None = Field(None, description="Null where the kernel computes every pair.")
+    hand_set: HandSetSection | None = Field(None, description="Null where the tuner had no calibrated thresholds.")
     thresholds: tuple[LayerSection, ...] = Field(default=(), description="The policy by layer.")
     environment: EnvironmentSection
 

@@ -10,7 +10,7 @@ from sparsetune.attention.backends import choose_backend
 from sparsetune.attention.policy import Policy
 from sparsetune.bench.step import capture_step
 from sparsetune.bench.step_time import StepTimes, time_step
-from sparsetune.errors import GenerationError, OutOfMemoryError
+from sparsetune.errors import GenerationError, OutOfMemoryError, VideoError
 from sparsetune.evaluation.aggregate import prompt_row
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.ladder import render_ladder
@@ -22,6 +22,7 @@ from sparsetune.executor import Emit, ModelSession, Phase, Side, StepDone
 from sparsetune.files import scratch_folder
 from sparsetune.metrics import get, psnr_per_frame
 from sparsetune.models.prompts import AnyPrompt
+from sparsetune.video import SMALL, side_by_side, write_video
 
 if TYPE_CHECKING:
     from sparsetune.attention.handle import SparseHandle
@@ -39,7 +40,10 @@ def _step_callback(emit: Emit, phase: Phase) -> StepCallback:
 
 @dataclass(frozen=True)
 class ScorePrompt:
-    """Renders a prompt under a policy and computes its metrics; `seed` is for prompts that have none of their own."""
+    """Renders a prompt under a policy and computes its metrics.
+
+    `seed` is for prompts that have none of their own. With `with_video` the result has its side-by-side video.
+    """
 
     prompt: AnyPrompt
     policy: Policy
@@ -47,14 +51,33 @@ class ScorePrompt:
     seed: int
     cache: BaselineCache
     metrics: tuple[str, ...]
+    with_video: bool = False
 
     def run(self, session: ModelSession, emit: Emit) -> PromptResult:
         """Raise GenerationError where out of memory, or where the frames are NaN or black."""
         handle, on_step = session.install(self.policy, self.backend), _step_callback(emit, "trials")
-        result, _ = evaluate_prompt(session.renderer, handle, self.prompt, self.seed, self.cache, self.metrics, on_step)
-        if result.error is not None:
-            raise GenerationError(result.error)
-        return result
+        renderer = session.renderer
+        result, pair = evaluate_prompt(renderer, handle, self.prompt, self.seed, self.cache, self.metrics, on_step)
+        if pair is None:
+            raise GenerationError(result.error or "the prompt failed")
+        if not self.with_video:
+            return result
+        fps = renderer.settings.fps
+        if session.shares_files:
+            return replace(result, video=session.background.submit(_encoded, pair, fps))
+        return replace(result, video=_encoded(pair, fps))  # a future can't be sent to another process
+
+
+def _encoded(pair: Pair, fps: int) -> bytes | None:
+    """Encode a side-by-side video as small mp4; None with a warning where that fails, which must not end a search."""
+    try:
+        with scratch_folder() as folder:
+            path = folder / "compare.mp4"
+            write_video(path, side_by_side(pair.dense, pair.sparse), fps, SMALL)
+            return path.read_bytes()
+    except (VideoError, OSError) as error:
+        _LOG.warning("a trial has no video: %s", error)
+        return None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The model of a worker, with the policy that is installed on it."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ class ModelSession:
     def __init__(self, renderer: Renderer, *, shares_files: bool = True) -> None:
         self.renderer = renderer
         self.shares_files = shares_files  # whether the submitter of tasks sees files that they write
+        self.background = ThreadPoolExecutor(1, "background")  # for work beside the next rendering
         self._handle: SparseHandle | None = None
         self._installed: tuple[str, Path | None] | None = None
 

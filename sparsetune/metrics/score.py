@@ -30,6 +30,13 @@ def score(frame_cosine: float, psnr: float, frame_l1: float) -> int:
     )
 
 
+def psnr_grade(psnr: float) -> tuple[float | None, float | None]:
+    """Bounds in dB of the range in which a psnr earns the same points; None where it has no such bound."""
+    bounds = sorted(bound for bound, _ in PSNR_POINTS)
+    below = max((bound for bound in bounds if psnr > bound), default=None)
+    return below, next((bound for bound in bounds if psnr <= bound), None)
+
+
 def score_prompts(rows: Sequence[Mapping[str, float]]) -> int:
     """Score over prompts, one row of metrics each: as the gate, of the pairs that differ, with their pooled psnr."""
     judged = differing(rows)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sparsetune.evaluation.compare import Comparison
 from sparsetune.evaluation.result import EvaluationResult, MetricStatistics
-from sparsetune.report.tables import comparison_rows, metric_rows
+from sparsetune.report.tables import comparison_rows, gain_notes, gain_table, metric_rows
 from sparsetune.report.verdict import conditions
 from sparsetune.report.words import Words
 
@@ -18,8 +18,10 @@ def evaluation_summary(result: EvaluationResult, words: Words) -> Summary:
     """Statistics of every metric, score, verdict, sparsity and gate."""
     heads = [words(f"summary.{name}") for name in ("metric", "mean", "std", "min", "max")]
     rows = [_statistics_row(name, one, words) for name, one in result.statistics.items()]
-    score = words("verdict.failed") if result.overall_score is None else f"{result.overall_score}/100"
     parts: list[str | TextTable] = []
+    if result.config.use_tuned and (gain := gain_table(result, words))[1]:
+        parts += [words("section.gain"), gain, *gain_notes(result, words), ""]
+    score = words("verdict.failed") if result.overall_score is None else f"{result.overall_score}/100"
     if rows:
         parts += [words("summary.statistics"), ([*heads, words("compare.interval")], rows), ""]
     parts += [words("summary.quality"), words("summary.score", score=score)]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsetune.evaluation.compare import ChangeRow, Comparison, change_rows, summary_rows
+from sparsetune.evaluation.gain import budget_used, cells, gain_rows, hand_set_change
 from sparsetune.evaluation.report_markdown import number, percent
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
 from sparsetune.evaluation.yardsticks import placed
@@ -118,6 +119,32 @@ def yardstick_rows(result: EvaluationResult, words: Words) -> list[tuple[str, ..
 
 def _counts(row: ChangeRow) -> str:
     return "/".join(map(str, row.counts))
+
+
+def gain_table(result: EvaluationResult, words: Words) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Heads and cell texts of the gain; see `sparsetune.evaluation.gain`."""
+    psnr = words("table.psnr") if result.hand_set is None else words("gain.psnr_of", number=result.hand_set.prompt + 1)
+    heads = ("", words("gain.speedup"), words("gain.saved"), psnr, words("outcome.gate"))
+    rows = [
+        (
+            words(f"gain.{row.name}") + (f" ({row.pair})" if row.pair else ""),
+            *(text.replace("x", "×").replace("-", "–") for text in cells(row)),
+            words("gate.met" if row.meets_gate else "gate.missed"),
+        )
+        for row in gain_rows(result)
+    ]
+    return heads, rows
+
+
+def gain_notes(result: EvaluationResult, words: Words) -> list[str]:
+    change = hand_set_change(result)
+    notes = [] if change is None else [words("gain.change", change=f"{change:+.1f}")]
+    used = [
+        f"{words.known(f'condition.{one.name}', one.name)} {share:.0%}"
+        for one in result.gate.conditions
+        if (share := budget_used(one)) is not None
+    ]
+    return [*notes, words("gain.budget", used=", ".join(used))] if used else notes
 
 
 def settings_rows(result: EvaluationResult, words: Words) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.checkpoint import load_checkpoint, save_checkpoint, summarize
 from sparsetune.config.files import flatten
 from sparsetune.evaluation.events import EvaluationEnded, EvaluationStarted, PromptDone
+from sparsetune.evaluation.gain import hand_set_change, saved_attention
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
 from sparsetune.files import scratch_folder
@@ -122,7 +123,7 @@ def result_metrics(result: EvaluationResult) -> dict[str, float | None]:
     }
     pooled = (one.measured for one in result.gate.conditions if one.name == POOLED)
     metrics["psnr/pooled"] = next(pooled, None)
-    sparsity = result.sparsity
+    sparsity, at_gate = result.sparsity, None if result.hand_set is None else result.hand_set.at_gate
     metrics |= sparsity_metrics(sparsity.overall, sparsity.active, sparsity.by_layer)
     return metrics | {
         "blocks_run": sparsity.blocks_run,
@@ -138,6 +139,9 @@ def result_metrics(result: EvaluationResult) -> dict[str, float | None]:
         "seconds/dense": sparsity.seconds_dense,
         "seconds/sparse": sparsity.seconds_sparse,
         "seconds/total": result.environment.seconds_total,
+        "hand_set/psnr_change": hand_set_change(result),
+        "hand_set/attention_saved": None if at_gate is None else at_gate.sparsity,
+        "attention_saved": saved_attention(result),
     }
 
 

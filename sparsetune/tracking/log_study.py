@@ -9,8 +9,9 @@ from typing import Any
 from sparsetune.attention.device import device_name, device_of
 from sparsetune.config.files import flatten
 from sparsetune.evaluation.prompt import PromptResult
-from sparsetune.evaluation.report_markdown import cell
+from sparsetune.evaluation.report_markdown import cell, gain_section
 from sparsetune.evaluation.result import EvaluationResult
+from sparsetune.files import scratch_folder
 from sparsetune.tracking.log_evaluation import (
     by_layer,
     log_checkpoint,
@@ -29,7 +30,7 @@ def study_text(result: TuningResult, runs: Mapping[int, str], page: str) -> str:
     """Describe a tuning in Markdown; `runs` has run ids by trial, `page` is e.g. `#/experiments/1`."""
     lines = [f"# {result.study_name}", "", _headline(result, runs, page), ""]
     if result.evaluation is not None:
-        lines += [_verdict(result.evaluation), ""]
+        lines += [_verdict(result.evaluation), "", gain_section(result.evaluation), ""]
     if result.incidents:
         lines += ["Worker incidents:", "", *(f"- {one.time}: {one.text}" for one in result.incidents), ""]
     lines += ["| trial | state | sparsity | PSNR, dB | worst | parameters or reason |", "| --- " * 6 + "|"]
@@ -125,6 +126,21 @@ def log_trial(run: RunLogger, trial: TrialResult) -> None:
         tags={"state": trial.state, "reason": trial.reason, "feasible": trial.feasible, **_worker_tags(trial)},
         tables=threshold_tables(trial.policy),
     )
+    _log_videos(run, trial)
+
+
+def _log_videos(run: RunLogger, trial: TrialResult) -> None:
+    """Log a trial's videos; the worst prompt's has the same name in every run, so that MLflow compares them."""
+    named = {f"prompt_{index + 1}_compare.mp4": video for index, video in trial.videos.items()}
+    worst = trial.worst_prompt
+    if worst is not None and worst in trial.videos:
+        named = (named if len(named) > 1 else {}) | {"worst_compare.mp4": trial.videos[worst]}
+        run.log(tags={"worst_prompt": f"{worst + 1}: {trial.prompts[worst].prompt}"})
+    if named:
+        with scratch_folder() as folder:
+            for name, video in named.items():
+                (folder / name).write_bytes(video)
+            run.log_file(folder, "videos")
 
 
 def log_study_end(run: RunLogger, result: TuningResult, runs: Mapping[int, str], page: str) -> None:

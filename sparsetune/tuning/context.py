@@ -14,7 +14,7 @@ from sparsetune.attention.step_cache import CACHE_KINDS, CacheKind
 from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.checkpoint import hash_prompts
 from sparsetune.config import Config
-from sparsetune.config.models import Goal
+from sparsetune.config.models import Goal, TrialVideos
 from sparsetune.errors import ExecutorError, TuningError
 from sparsetune.evaluation.baseline import BaselineCache
 from sparsetune.evaluation.conditions import baseline_key
@@ -87,6 +87,11 @@ class TuningContext:
         return self.gate.with_margin(self.config.tune.margin_db)
 
     @property
+    def trial_videos(self) -> TrialVideos:
+        """Videos of trials to encode; `none` too where nothing is recorded."""
+        return self.config.tracking.trial_videos if self.config.tracking.enabled else "none"
+
+    @property
     def keep_text(self) -> tuple[bool, ...]:
         return {"always": (True,), "never": (False,), "search": (True, False)}[self.config.tune.keep_text]
 
@@ -126,8 +131,10 @@ class TuningContext:
         )
         notify(self.listeners, lambda listener: listener.on_study_start(event))
 
-    def score(self, prompt: AnyPrompt, policy: Policy, metrics: tuple[str, ...]) -> ScorePrompt:
-        return ScorePrompt(prompt, policy, self.config.backend, self.config.tune.seed, self.cache, metrics)
+    def score(
+        self, prompt: AnyPrompt, policy: Policy, metrics: tuple[str, ...], *, with_video: bool = False
+    ) -> ScorePrompt:
+        return ScorePrompt(prompt, policy, self.config.backend, self.config.tune.seed, self.cache, metrics, with_video)
 
     def has_time(self) -> bool:
         return self.seconds_left != 0.0

@@ -11,6 +11,7 @@ from sparsetune.bench.step_time import StepSeconds
 from sparsetune.config.models import Goal
 from sparsetune.evaluation.compare import Comparison
 from sparsetune.evaluation.events import EvaluationListener
+from sparsetune.evaluation.hand_set import Pair
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import EvaluationResult, is_faster
 from sparsetune.executor import PHASES, Incident, Phase, StepDone, Worker
@@ -129,6 +130,7 @@ class TrialResult:
         predicted_error, predicted_seconds: see `Prediction`.
         blocks_run: fraction of the blocks' forwards that ran, mean; below 1 where a cache skipped some.
         worker: worker of its last prompt; None for a trial of an earlier run.
+        videos: side-by-side videos to record, mp4, by index of the prompt; see `tracking.trial_videos`.
     """
 
     number: int
@@ -151,6 +153,16 @@ class TrialResult:
     predicted_seconds: float | None = None
     blocks_run: float | None = None
     worker: Worker | None = None
+    videos: Mapping[int, bytes] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def worst_prompt(self) -> int | None:
+        """Index of the prompt with the lowest PSNR of those rendered."""
+        return min(
+            (index for index, prompt in enumerate(self.prompts) if "psnr" in prompt.metrics),
+            key=lambda index: self.prompts[index].metrics["psnr"],
+            default=None,
+        )
 
     @property
     def saves(self) -> bool:
@@ -216,6 +228,7 @@ class TuningResult:
         step: what a denoising step costs on this GPU; None where the kernel computes every pair.
         dial: content of the checkpoint's dial.npz; None without a calibrated winner.
         dense_because: why the dense model is recommended, where no policy is faster; None otherwise.
+        hand_set: pairs of thresholds for all heads alike to compare the winner with; empty without calibrated curves.
     """
 
     study_name: str
@@ -237,6 +250,7 @@ class TuningResult:
     step: StepSeconds | None = None
     dial: bytes | None = None
     dense_because: str | None = None
+    hand_set: tuple[Pair, ...] = ()
 
 
 class TuningListener:

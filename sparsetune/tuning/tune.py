@@ -28,12 +28,15 @@ from sparsetune.errors import CheckpointError, ModelError
 from sparsetune.evaluation.compare import compare
 from sparsetune.evaluation.evaluate import evaluate
 from sparsetune.evaluation.events import Listeners
+from sparsetune.evaluation.hand_set import Pair
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.executor import run_one
 from sparsetune.files import check_replaceable
 from sparsetune.locks import exclusive_if_free
+from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.calibration.sensitivity import Sensitivity
 from sparsetune.tuning.calibration.step_caches import ProbeCaches
+from sparsetune.tuning.calibration.uniform_pairs import uniform_pairs
 from sparsetune.tuning.context import TimeIsUp, TuningContext, calibration_signature, digest, open_context
 from sparsetune.tuning.dial import dial_of
 from sparsetune.tuning.events import (
@@ -85,7 +88,7 @@ def search_policy(context: TuningContext) -> TuningResult:
         else:
             result = search(context, study, prepared.curves, prepared.sensitivity, step, caches)
             dial = _dial(context, result, prepared, step)
-            result = replace(result, calibration_path=prepared.path, dial=dial)
+            result = replace(_with_pairs(result, prepared.curves), calibration_path=prepared.path, dial=dial)
     reason = None if result.best else slower_at_the_gate(step, result.trials, context)
     return replace(result, step=step, dense_because=reason)
 
@@ -101,6 +104,14 @@ def _dial(context: TuningContext, result: TuningResult, prepared: Prepared, step
     ]
     orders, params = context.config.tune.orders, result.best.params
     return dial_of(prepared.curves, prepared.sensitivity, step, params, measured, orders).to_bytes()
+
+
+def _with_pairs(result: TuningResult, curves: Curves) -> TuningResult:
+    """Add the hand-set pairs to compare the winner with, unless it is a cache alone."""
+    best = result.best
+    if best is None or best.policy.is_dense:
+        return result
+    return replace(result, hand_set=uniform_pairs(curves, best.policy.keep_text, best.sparsity or 0.0))
 
 
 _STEP = "step"
@@ -202,7 +213,7 @@ def _calibrate(context: TuningContext) -> TuningResult:
         result = _run_only_trial(context, name, bounds, policy, step)
     except TimeIsUp:
         return TuningResult(name)
-    return replace(result, calibration_path=prepared.path)
+    return replace(_with_pairs(result, prepared.curves), calibration_path=prepared.path)
 
 
 def _run_builtin(context: TuningContext) -> TuningResult:
@@ -296,10 +307,10 @@ def _with_evaluation(context: TuningContext, result: TuningResult, lock: "Winner
 
 
 def _evaluated(context: TuningContext, result: TuningResult, best: TrialResult) -> TuningResult:
-    saved = _save(context, result.study_name, best, result.dial)
+    saved = _save(context, result, best)
     notify(context.listeners, lambda listener: listener.on_winner(best, saved))
     before = _evaluate(context, None, "before")
-    after = _evaluate(context, best.policy, _EVALUATION, saved)
+    after = _evaluate(context, best.policy, _EVALUATION, saved, result.hand_set)
     return replace(
         result,
         checkpoint_path=saved,
@@ -345,7 +356,7 @@ class WinnerLock:
         return frozenset((name, status.st_mtime_ns, status.st_ino) for name, status in found)
 
 
-def _save(context: TuningContext, study_name: str, best: TrialResult, dial: bytes | None) -> Path:
+def _save(context: TuningContext, result: TuningResult, best: TrialResult) -> Path:
     """Save a trial's policy as a checkpoint and return its folder."""
     config, runtime = context.config, context.runtime
     identity = runtime.identity
@@ -377,20 +388,25 @@ def _save(context: TuningContext, study_name: str, best: TrialResult, dial: byte
         kernel=runtime.kernel,
         device=runtime.device_name,
         tuner_settings=config.tune.model_dump(mode="json", exclude={"storage"})
-        | {"study_name": study_name, "trial": best.number, "params": dict(best.params)},
+        | {"study_name": result.study_name, "trial": best.number, "params": dict(best.params)},
         search=recorded(config),
         prompts_hash=hash_prompts(context.prompts),
         eval_prompts_hash=hash_prompts(context.eval_prompts),
         seeds=(config.tune.seed,),
         versions=versions(),
         git_commit=git_commit(),
+        hand_set=tuple(tuple(pair) for pair in result.hand_set),
         metrics={name: value for name, value in measured.items() if value is not None},
     )
-    return save_checkpoint(Checkpoint(best.policy, manifest, dial), context.output_dir / _CHECKPOINT)
+    return save_checkpoint(Checkpoint(best.policy, manifest, result.dial), context.output_dir / _CHECKPOINT)
 
 
 def _evaluate(
-    context: TuningContext, policy: Policy | None, folder: str, checkpoint_path: Path | None = None
+    context: TuningContext,
+    policy: Policy | None,
+    folder: str,
+    checkpoint_path: Path | None = None,
+    hand_set: Sequence[Pair] = (),
 ) -> EvaluationResult:
     """Evaluate a policy, None for SpargeAttn's default thresholds, on the eval prompts, which the search never saw."""
     config = context.config
@@ -410,4 +426,5 @@ def _evaluate(
         tuner=None if checkpoint_path is None else config.tune.tuner,
         prompt_file=config.eval.prompt_file,
         tune_prompts=context.prompts,
+        hand_set=hand_set,
     )

@@ -16,7 +16,16 @@ from tests.evaluation.conftest import PROMPTS, Evaluate
 def test_the_report_has_every_part_of_the_template(evaluate: Evaluate, tmp_path: Path) -> None:
     evaluate(output_dir=tmp_path, save_videos=True)
     text = (tmp_path / "report.md").read_text()
-    parts = ["Configuration", "Objective metrics", "Prompts", "Sparsity", "Stills", "Human review", "Conclusion"]
+    parts = [
+        "Configuration",
+        "Gain",
+        "Objective metrics",
+        "Prompts",
+        "Sparsity",
+        "Stills",
+        "Human review",
+        "Conclusion",
+    ]
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == parts
     for name, _ in CHECKLIST:
         assert f"- [ ] {name}" in text
@@ -54,7 +63,9 @@ def test_the_conclusion_follows_the_gate(evaluate: Evaluate, tmp_path: Path, gat
 
 def test_the_verdict_is_put_into_words(evaluate: Evaluate) -> None:
     result = evaluate().model_copy(update={"overall_score": 85, "verdict": "good"})
-    assert verdict_text(result) == "85/100. Good: the video keeps its quality."
+    assert (
+        verdict_text(result) == "85/100 (pooled psnr 30.95 dB, between 30 and 35). Good: the video keeps its quality."
+    )
 
 
 def row(index: int, psnr: float | None, again: float = 100.0, kernel: float = 100.0) -> PromptRow:

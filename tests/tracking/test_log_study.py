@@ -308,3 +308,23 @@ def test_the_prompts_are_a_data_set_that_the_tuning_used(config: Config, client:
     assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "tuning")]
     assert run.data.tags["sparsetune.model"] == "demo"
     assert run.data.tags["device"]
+
+
+def test_a_trials_videos_lie_in_its_run_with_the_worst_prompts_under_one_name(
+    config: Config, client: MlflowClient, experiment: str
+) -> None:
+    listener = TrackingListener(config)
+    listener.on_study_start(started(config))
+    listener.on_trial(
+        replace(TRIALS[0], prompts=(make_prompt(0, 40.0), make_prompt(1, 36.0)), videos={0: b"a", 1: b"b"})
+    )
+    listener.on_trial(replace(TRIALS[1], videos={0: b"c"}))
+    listener.on_trial(TRIALS[2])
+    runs = {run.info.run_name: run for run in runs_of(client, experiment)}
+    every, pruned, failed = (runs[f"trial {number}"] for number in range(3))
+    names = ["videos/prompt_1_compare.mp4", "videos/prompt_2_compare.mp4", "videos/worst_compare.mp4"]
+    assert artifacts_of(client, every.info.run_id, "videos") == names
+    assert Path(client.download_artifacts(every.info.run_id, names[2])).read_bytes() == b"b"
+    assert every.data.tags["worst_prompt"] == "2: a red circle, number 1"
+    assert artifacts_of(client, pruned.info.run_id, "videos") == ["videos/worst_compare.mp4"]
+    assert artifacts_of(client, failed.info.run_id, "videos") == []

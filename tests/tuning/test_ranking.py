@@ -3,7 +3,15 @@
 import pytest
 
 from sparsetune.tuning.events import TrialResult
-from sparsetune.tuning.search.ranking import closest, directions, pareto_front, rank_correlation, values, winner
+from sparsetune.tuning.search.ranking import (
+    closest,
+    directions,
+    leaders,
+    pareto_front,
+    rank_correlation,
+    values,
+    winner,
+)
 
 
 def trial(
@@ -29,6 +37,12 @@ def test_the_winner_passed_the_gate_and_is_best_at_the_goal() -> None:
 def test_the_closest_misses_by_least() -> None:
     assert closest((trial(0, 0.3, 30.0, False), trial(1, 0.2, 34.0, False))).number == 1
     assert closest((trial(0, 0.3, 34.5, False, state="pruned"), trial(1, 0.2, 34.0, False))).number == 1
+
+
+def test_the_leaders_are_the_winner_then_what_could_win_then_the_closest_to_the_gate() -> None:
+    assert [each.number for each in leaders("sparsity", TRIALS, 3)] == [1, 2, 4]
+    assert [each.number for each in leaders("speed", TRIALS, 9)] == [2, 4, 1, 0, 3]
+    assert leaders("sparsity", (), 3) == ()
 
 
 def test_the_front_holds_what_nothing_beats_in_both() -> None:

@@ -421,3 +421,36 @@ def test_shortfalls_measure_every_bound_of_the_gate() -> None:
         }
     )
     assert all(np.isinf(value) for value in shortfalls([], gate).values())
+
+
+def test_a_trial_has_the_video_of_its_worst_prompt_and_one_of_the_best_three_has_all(tmp_path: Path) -> None:
+    def with_videos(known: Known) -> Known:
+        prompt = iter(range(2))
+        done = Known.run
+
+        class Filmed(Known):
+            def run(self, session: object, emit: object) -> PromptResult:
+                index = next(prompt)
+                result = done(self, session, emit)
+                psnr = result.metrics["psnr"] - index
+                return dataclasses.replace(result, metrics={**result.metrics, "psnr": psnr}, video=b"%d" % index)
+
+        return Filmed(known.params, known.problem)
+
+    recorder = Recorder()
+    study, objective = make(tmp_path, (recorder,))
+    known, filmed = objective.runner.task, {}
+    objective.runner.score = lambda prompt, policy: filmed.setdefault(id(policy), with_videos(known(prompt, policy)))
+    search(study, objective, 8)
+    found = {trial.number: dict(trial.videos) for trial in recorder.trials}
+    complete = [trial.number for trial in recorder.trials if trial.state == "complete"]
+    assert all(found[number] == {0: b"0", 1: b"1"} for number in complete[:3])
+    assert {1: b"1"} in found.values(), "only the worst prompt of a trial that isn't among the best three so far"
+    pruned = [trial.number for trial in recorder.trials if trial.state == "pruned"]
+    assert pruned and all(found[number] == {0: b"0"} for number in pruned if len(found[number]) == 1)
+    best = max((trial for trial in recorder.trials if trial.feasible), key=lambda trial: trial.sparsity)
+    assert len(found[best.number]) == 2
+    assert not any(result.videos for result in objective.results.values()), "videos aren't kept in memory"
+    objective.trial_videos = "all"
+    search(study, objective, 12)
+    assert all(len(trial.videos) == len(trial.prompts) for trial in recorder.trials[8:])

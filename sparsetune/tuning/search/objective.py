@@ -6,7 +6,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -15,7 +15,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial
 
 from sparsetune.attention.policy import Policy
-from sparsetune.config.models import Goal
+from sparsetune.config.models import Goal, TrialVideos
 from sparsetune.errors import GenerationError, TuningError
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.executor import Event, Executor, Incident, Started, StepDone, Task, Worker, run_all
@@ -32,7 +32,7 @@ from sparsetune.tuning.events import (
     TuningListener,
     notify,
 )
-from sparsetune.tuning.search.ranking import mean, mean_sparsity, shortfalls, values
+from sparsetune.tuning.search.ranking import leaders, mean, mean_sparsity, shortfalls, values
 from sparsetune.tuning.search.space import SearchSpace
 from sparsetune.tuning.search.study import OUTCOME, SharedStudy, best_sparsity
 
@@ -49,6 +49,7 @@ PRUNE_BELOW_BEST = 0.95
 from prompt to prompt, so it can't win."""
 
 _MAX_EQUAL_FAILURES = 3
+_NUM_WITH_ALL_VIDEOS = 3  # trials
 _STORED = (
     "params", "state", "reason", "sparsity", "psnr", "psnr_worst", "frame_cosine", "feasible", "seconds", "shortfalls",
     "seconds_sparse", "seconds_dense", "seconds_noise", "predicted_error", "predicted_seconds", "blocks_run",
@@ -77,6 +78,7 @@ class _Trial:
     one_by_one: bool
     results: dict[int, PromptResult] = field(default_factory=dict)
     workers: dict[int, Worker] = field(default_factory=dict)
+    videos: dict[int, Future[bytes | None] | bytes | None] = field(default_factory=dict)
     worker: Worker | None = None
 
     @property
@@ -107,7 +109,9 @@ class TrialRunner:
         return cls(
             executor=context.executor,
             prompts=context.prompts,
-            score=lambda prompt, policy: context.score(prompt, policy, metrics),
+            score=lambda prompt, policy: context.score(
+                prompt, policy, metrics, with_video=context.trial_videos != "none"
+            ),
             gate=gate,
             listeners=context.listeners,
             predict=predict,
@@ -129,8 +133,8 @@ class TrialRunner:
         reason: str | None = None
         try:
             for index, result in self._one_by_one(trial) if prune else self._all_at_once(trial):
-                trial.results[index] = result
-                event = TrialPrompt(number, index, len(self.prompts), result, trial.workers.get(index))
+                trial.results[index], trial.videos[index] = replace(result, video=None), result.video
+                event = TrialPrompt(number, index, len(self.prompts), trial.results[index], trial.workers.get(index))
                 self.notify(lambda listener, event=event: listener.on_prompt(event))  # type: ignore[misc]
                 if prune and (reason := prune(trial.in_order)) is not None:
                     state = "pruned"
@@ -225,7 +229,15 @@ class TrialRunner:
             predicted_seconds=predicted.seconds,
             blocks_run=statistics.mean(one.blocks_run or 0.0 for one in results) if measured else None,
             worker=trial.worker,
+            videos=_encoded(trial),
         )
+
+
+def _encoded(trial: _Trial) -> dict[int, bytes]:
+    """Wait for a trial's videos; their indices are those of `TrialResult.prompts`."""
+    encoded = (trial.videos[index] for index in sorted(trial.videos))
+    found = ((video.result() if isinstance(video, Future) else video) for video in encoded)
+    return {index: video for index, video in enumerate(found) if video is not None}
 
 
 @dataclass
@@ -238,6 +250,7 @@ class Objective:
     penalised: bool = False  # whether the value has a penalty, for samplers without constraints; see `ranking.values`
     aimed: bool = False  # whether trials target a sparsity relative to the best feasible trial's, not an error budget
     adaptive: bool = True  # whether budgets near the gate are tried before the sampler's proposals
+    trial_videos: TrialVideos = "worst"
     results: dict[int, TrialResult] = field(default_factory=dict)  # of this process, in the order in which they ended
     error: BaseException | None = None  # what stopped the search
     has_lost: bool = False  # whether another process just failed a trial of this one
@@ -268,8 +281,10 @@ class Objective:
             TuningError: three trials in a row failed for the same reason.
         """
         result = self.results[trial.number]
+        self.results[trial.number] = replace(result, videos={})
+        shown = replace(result, videos=self._recorded_videos(result))
         try:
-            self.runner.notify(lambda listener: listener.on_trial(result))
+            self.runner.notify(lambda listener: listener.on_trial(shown))
             last = list(self.results.values())[-_MAX_EQUAL_FAILURES:]
             reasons = {each.reason if each.state == "failed" else None for each in last}
             if len(last) == _MAX_EQUAL_FAILURES and len(reasons) == 1 and None not in reasons:
@@ -281,6 +296,13 @@ class Objective:
     def stop(self, error: BaseException) -> None:
         self.error = self.error or error
         self.runner.stop()
+
+    def _recorded_videos(self, result: TrialResult) -> Mapping[int, bytes]:
+        """All videos of a trial that is among the best so far, so that those of the final best are there too."""
+        best = leaders(self.goal, tuple(self.results.values()), _NUM_WITH_ALL_VIDEOS)
+        if self.trial_videos == "all" or result.number in [each.number for each in best]:
+            return result.videos
+        return {index: video for index, video in result.videos.items() if index == result.worst_prompt}
 
     def _run(self, trial: optuna.Trial) -> float | tuple[float, float]:
         params = self.suggest(trial)

@@ -77,6 +77,15 @@ def closest(trials: Sequence[TrialResult]) -> TrialResult | None:
     return min(complete or sparse, key=lambda trial: largest_shortfall(trial.shortfalls), default=None)
 
 
+def leaders(goal: Goal, trials: Sequence[TrialResult], count: int) -> tuple[TrialResult, ...]:
+    """Return the best trials, the winner first, after those that could win the ones closest to the gate."""
+    left, found = list(trials), list[TrialResult]()
+    while len(found) < count and (best := winner(goal, left) or closest(left)) is not None:
+        found.append(best)
+        left = [trial for trial in left if trial.number != best.number]
+    return tuple(found)
+
+
 def largest_shortfall(shortfalls: Mapping[str, float]) -> float:
     """Return the largest shortfall in dB, by `in_decibels`; the last word of each name is the metric."""
     return max(in_decibels(name.rpartition(" ")[2], missing) for name, missing in shortfalls.items())

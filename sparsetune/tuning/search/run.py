@@ -100,6 +100,7 @@ def _run_trials(context: TuningContext, study: SharedStudy, space: SearchSpace) 
         # A Pareto front covers all sparsities, and random sampling must stay random.
         aimed=context.goal != "pareto" and tune.sampler != "random",
         adaptive=tune.sampler != "random",
+        trial_videos=context.trial_videos,
     )
     try:
         optimize(study, objective, context.seconds_left)
