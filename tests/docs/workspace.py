@@ -14,6 +14,15 @@ from tests.docs.blocks import ROOT, Block
 
 TIMEOUT_SECONDS = 1200.0
 _COPIED = ("Makefile", "pyproject.toml", "constraints.txt", "configs", "examples")
+_SHORT = {
+    "SPARSETUNE_GENERATION__NUM_INFERENCE_STEPS": "4",
+    "SPARSETUNE_TUNE__CALIBRATION_STEPS": "2",
+    "SPARSETUNE_TUNE__NUM_PROMPTS": "2",
+    "SPARSETUNE_EVAL__NUM_PROMPTS": "2",
+    "SPARSETUNE_GATE__MIN_PSNR": "20",
+    "SPARSETUNE_GATE__MIN_PSNR_WORST": "15",
+}
+"""Settings of shorter commands, whose blocks are tested here, not their figures."""
 _LINK = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
@@ -112,4 +121,5 @@ def _environment(folder: Path) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "SPARSETUNE_CACHE__DIR": str(folder / "cache"),
         "SPARSETUNE_TUNE__CACHES": "none",  # seconds, by which caches win, mean nothing beside other tests
+        **_SHORT,
     }
