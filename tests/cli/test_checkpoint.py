@@ -58,7 +58,7 @@ def test_convert_refuses_what_the_format_cannot_hold_unless_allowed(folder: Path
 
 def test_missing_checkpoint_is_one_line(tmp_path: Path) -> None:
     printed = run("show", str(tmp_path / "none"))
-    assert printed.exit_code == 1
+    assert printed.exit_code == 2
     assert printed.stderr.startswith("sparsetune: there is no checkpoint ")
     assert printed.stderr.count("\n") == 1
 

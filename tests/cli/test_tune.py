@@ -73,7 +73,10 @@ def tune(monkeypatch: pytest.MonkeyPatch, asked: Asked) -> Tune:
         ("--model", "owner/other", "model.source"),
     ],
 )
-def test_option_arrives_in_the_configuration(tune: Tune, asked: Asked, option: str, value: str, attribute: str) -> None:
+def test_option_arrives_in_the_configuration(
+    tune: Tune, asked: Asked, working_folder: Path, option: str, value: str, attribute: str
+) -> None:
+    (working_folder / "words.txt").write_text("a red circle\n" * 40)
     tune("--no-track", option, value)
     found: Any = asked.config
     for name in attribute.split("."):
