@@ -2,7 +2,8 @@
 
     python benchmarks/carry_over.py CHECKPOINT --sparsity 0.1 0.2 --at 9x64x64x6 17x64x64x6 --prompts 2
 
-Each setting is FRAMESxHEIGHTxWIDTHxSTEPS. The prompts are eval prompts, which the search never saw.
+Each setting is FRAMESxHEIGHTxWIDTHxSTEPS. The predictions are of the tune prompts, as is what is rendered with --tune;
+else eval prompts are rendered, which the search never saw.
 """
 
 import argparse
@@ -26,11 +27,13 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, nargs="+", required=True)
     parser.add_argument("--at", nargs="+", required=True, metavar="FRAMESxHEIGHTxWIDTHxSTEPS")
     parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--tune", action="store_true")
     parser.add_argument("--cache", type=Path, default=Path("results/carry_over/baselines"))
     args = parser.parse_args()
     logging.getLogger("sparsetune").setLevel(logging.ERROR)  # each policy warns that it wasn't rendered
     config, tuned = resolve(flags={"model.source": args.model}), load_checkpoint(args.checkpoint)
-    loaded, prompts = load_pipeline(config.model), load_prompts(config.eval.prompt_file, args.prompts)
+    loaded = load_pipeline(config.model)
+    prompts = load_prompts(config.tune.prompt_file if args.tune else config.eval.prompt_file, args.prompts)
     print("| frames × height × width, steps | sparsity predicted / rendered | PSNR predicted / rendered, dB |")
     print("| --- | --- | --- |")
     for setting in args.at:

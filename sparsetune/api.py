@@ -79,7 +79,8 @@ class TunedCheckpoint(Checkpoint):
         if self.policy.cache is not None:
             prediction = replace(prediction, psnr=None, psnr_error=None, seconds=None)
         _LOG.warning(
-            "this policy was predicted, not rendered: %s; run `sparsetune eval` with the same sparsity", prediction
+            "this policy was not rendered; predicted for the tune prompts and settings: %s; `sparsetune eval` it",
+            prediction,
         )
         settings = self.manifest.tuner_settings | {"predicted": asdict(prediction)}
         manifest = self.manifest.model_copy(update={"tuner_settings": settings, "metrics": {}})

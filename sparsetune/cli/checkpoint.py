@@ -94,7 +94,7 @@ def convert(source: str, target: Path, allow_loss: bool) -> None:
 @command.command(cls=Command, name="export")
 @click.argument("path", shell_complete=completion.checkpoint)
 @click.option(
-    "--to", "engine", type=click.Choice(["lightx2v"]), required=True, help="The serving engine.  [default: none]"
+    "--to", "engine", type=click.Choice(["lightx2v"]), required=True, help="Serving engine.  [default: none, required]"
 )
 @output_option("File to write.  [default: standard output]")
 @click.option(

@@ -75,7 +75,9 @@ def test_a_sparsity_is_met_with_a_warning_and_a_prediction(caplog: pytest.LogCap
         changed = checkpoint(smooth()).with_sparsity(0.4)
     assert changed.prediction is not None
     assert changed.prediction.sparsity == pytest.approx(0.4, abs=0.03)
-    assert "predicted, not rendered: sparsity 0." in caplog.text and "dB" in caplog.text
+    assert (
+        "not rendered; predicted for the tune prompts and settings: sparsity 0." in caplog.text and "dB" in caplog.text
+    )
     assert changed.manifest.metrics == {}
     assert changed.policy.schedule.dense_fraction == 0.1
     sparser = changed.with_sparsity(0.5).prediction
