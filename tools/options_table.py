@@ -6,30 +6,48 @@ configs/demo.yaml; a test fails until then.
 
 import json
 import types
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from sparsetune.cli.options import OPTIONS_TABLE
-from sparsetune.config.files import configs_folder, find_config, read_config
+from sparsetune.config.files import configs_folder, find_config, named_configs, published_models, read_config
 from sparsetune.config.resolver import config_fields
+from sparsetune.metrics import names
 
 
 def options_json() -> str:
     """Return the content of options.json."""
     demo = read_config(find_config("demo"))
-    table = {key: _entry(field, demo.get(key)) for key, field in config_fields().items()}
+    published = [read_config(find_config(name)) for name in published_models()]
+    table = {key: _entry(key, field, demo, published) for key, field in config_fields().items()}
+    table["model.source"]["names"] = list(named_configs())
+    table["eval.metrics"]["names"] = list(names())
     return json.dumps(table, indent=1, ensure_ascii=False) + "\n"
 
 
-def _entry(field: FieldInfo, demo: Any) -> dict[str, Any]:
-    default = _value_text(field.get_default(call_default_factory=True))
-    own = default if demo is None else _value_text(demo)
+_NAMING = ("model.name", "model.source", "model.revision")
+"""Settings that every packaged configuration has its own of."""
+
+
+def _entry(key: str, field: FieldInfo, demo: dict[str, Any], published: list[dict[str, Any]]) -> dict[str, Any]:
+    default = field.get_default(call_default_factory=True)
+    text = _value_text(default)
+    own = _value_text(demo.get(key, default))
+    exceptions = [f"{own} for demo"] if own != text else []
+    if key not in _NAMING:
+        others = Counter(_value_text(config.get(key, default)) for config in published)
+        ((usual, count),) = others.most_common(1)
+        if count < 0.75 * others.total():
+            exceptions.append("its own for a packaged model")
+        elif usual != text:
+            exceptions.append(f"{usual} for {'most' if len(others) > 1 else 'all'} packaged models")
     return {
         "type": _type(field.annotation),
         "help": (field.description or "").rstrip("."),
-        "default": default if own == default else f"{default}; {own} for demo",
+        "default": "; ".join([text, ", ".join(exceptions)] if exceptions else [text]),
     }
 
 

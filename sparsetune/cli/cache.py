@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 import click
 
 from sparsetune.cli.console import log_note, print_json
-from sparsetune.cli.main import Command
+from sparsetune.cli.main import Command, CommandGroup
 from sparsetune.cli.options import build_config, cache_options, file_options, json_option
 
 if TYPE_CHECKING:
     from sparsetune.evaluation.baseline import BaselineCache, CacheEntry
 
 
-@click.group(name="cache")
+@click.group(cls=CommandGroup, name="cache")
 def command() -> None:
     """List or clear the dense baselines, the videos that every evaluation compares with.
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
+from sparsetune.cli import completion
 from sparsetune.cli.console import log_note, only_results_on_stdout, print_json
-from sparsetune.cli.main import Command
+from sparsetune.cli.main import Command, CommandGroup
 from sparsetune.cli.options import build_config, config_options, json_option, output_option
 from sparsetune.files import json_text
 
 
-@click.group(name="checkpoint")
+@click.group(cls=CommandGroup, name="checkpoint")
 def command() -> None:
     """Show a tuned checkpoint, convert it from or to SpargeAttn's format, verify it against a model, compare two.
 
@@ -27,7 +28,7 @@ def command() -> None:
 
 
 @command.command(cls=Command, name="show")
-@click.argument("path")
+@click.argument("path", shell_complete=completion.checkpoint)
 @json_option("manifest and layers")
 def show(path: str, as_json: bool) -> None:
     """Print the manifest of the checkpoint PATH, and each layer's thresholds.
@@ -67,7 +68,7 @@ def show(path: str, as_json: bool) -> None:
 
 
 @command.command(cls=Command, name="convert")
-@click.argument("source")
+@click.argument("source", shell_complete=completion.checkpoint)
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option(
     "--allow-loss",
@@ -91,7 +92,7 @@ def convert(source: str, target: Path, allow_loss: bool) -> None:
 
 
 @command.command(cls=Command, name="export")
-@click.argument("path")
+@click.argument("path", shell_complete=completion.checkpoint)
 @click.option("--to", "engine", type=click.Choice(["lightx2v"]), required=True, help="The serving engine.")
 @output_option("File to write.  [default: standard output]")
 @click.option(
@@ -123,7 +124,7 @@ def export(path: str, engine: str, output: Path | None, allow_loss: bool) -> Non
 
 
 @command.command(cls=Command, name="verify")
-@click.argument("path")
+@click.argument("path", shell_complete=completion.checkpoint)
 @config_options
 @click.pass_context
 def verify(ctx: click.Context, path: str) -> None:
@@ -153,8 +154,8 @@ def verify(ctx: click.Context, path: str) -> None:
 
 
 @command.command(cls=Command, name="diff")
-@click.argument("first")
-@click.argument("second")
+@click.argument("first", shell_complete=completion.checkpoint)
+@click.argument("second", shell_complete=completion.checkpoint)
 @json_option("the differences")
 def diff(first: str, second: str, as_json: bool) -> None:
     """Print the differences between the policies of two checkpoints, layer by layer.

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sparsetune.cli import completion
 from sparsetune.cli.console import print_json
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import (
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, name="compare")
-@click.argument("before", required=False)
-@click.argument("after", required=False)
+@click.argument("before", required=False, shell_complete=completion.run_or_file)
+@click.argument("after", required=False, shell_complete=completion.run_or_file)
 @click.option(
     "--before-after",
     metavar="RUN",

@@ -63,11 +63,13 @@ def coloured_status(word: str, text: str | None = None) -> str:
 class Log:
     """Log of a command's events: plain lines on stderr, or one JSON object a line on `stream` (stderr as it is now).
 
-    `quiet` leaves only errors.
+    `quiet` leaves only errors; `verbose` asks for details of each event.
     """
 
-    def __init__(self, format: LogFormat = "text", quiet: bool = False, stream: TextIO | None = None) -> None:
-        self.format, self.quiet = format, quiet
+    def __init__(
+        self, format: LogFormat = "text", quiet: bool = False, stream: TextIO | None = None, verbose: bool = False
+    ) -> None:
+        self.format, self.quiet, self.verbose = format, quiet, verbose
         self._stream = stream or sys.stderr
         self._lock = threading.Lock()
 
@@ -144,12 +146,13 @@ class GlobalOptions:
 
     debug: bool = False
     quiet: bool = False
+    verbose: bool = False
     log_format: LogFormat = "text"
 
     @cached_property
     def log(self) -> Log:
         """The command's log; to be used only after the options are parsed."""
-        return Log(self.log_format, self.quiet)
+        return Log(self.log_format, self.quiet, verbose=self.verbose)
 
 
 def global_options(ctx: click.Context | None = None) -> GlobalOptions:

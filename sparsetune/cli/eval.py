@@ -8,8 +8,13 @@ from sparsetune.cli import options
 from sparsetune.cli.console import current_log, log_loading, only_results_on_stdout, print_json
 from sparsetune.cli.main import Command
 
+_ESSENTIAL = (
+    "--model", "--set", "--use-tuned", "--checkpoint", "--num-prompts", "--prompt-file", "--metrics", "--min-psnr",
+    "--output-dir", "--json",
+)  # fmt: skip
 
-@click.command(cls=Command, name="eval", shows_progress=True)
+
+@click.command(cls=Command, name="eval", shows_progress=True, essential=_ESSENTIAL)
 @options.config_options
 @click.option(
     "--use-tuned",

@@ -127,7 +127,9 @@ class EvaluationProgress(events.EvaluationListener):
         self.current.on_prompt(event)
         self._update()
         numbers = {"prompt_index": event.index, "num_prompts": event.num_prompts}
-        self.display.log_event("prompt_end", f"  {prompt_text(event.result)}", event.result, **numbers)
+        self.display.log_event(
+            "prompt_end", f"  {prompt_text(event.result, self.display.event_log.verbose)}", event.result, **numbers
+        )
 
     def on_end(self, event: events.EvaluationEnded) -> None:
         if len(self.evaluations) == self.num_evaluations:

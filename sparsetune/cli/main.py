@@ -4,6 +4,7 @@ import contextlib
 import errno
 import sys
 import traceback
+from collections.abc import Collection
 from importlib import import_module
 from typing import Any
 
@@ -13,7 +14,7 @@ from click.exceptions import NoSuchCommand
 from sparsetune import __version__, signals
 from sparsetune.cli.console import GlobalOptions, colour_wanted, global_options, quiet_libraries
 from sparsetune.cli.log_schema import SCHEMA_VERSION
-from sparsetune.cli.options import output_options, set_global
+from sparsetune.cli.options import HELP_ALL, grouped, help_all_option, output_options
 from sparsetune.cli.script_options import translated
 from sparsetune.errors import SparsetuneError, message_line
 
@@ -47,17 +48,42 @@ COMMANDS = {
 }
 
 
+class CommandGroup(click.Group):
+    """A group of subcommands that accepts the global options too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += output_options(hidden=True)
+
+
 class Command(click.Command):
     """A subcommand that accepts the options of SpargeAttn-style scripts, and the global options.
 
-    The help lists --quiet and --log-format only where it `shows_progress`.
+    The help lists the global options only where it `shows_progress`. Where some options are `essential`, given by
+    their names, it lists only these, in groups, and --help-all the others too.
     """
 
-    def __init__(self, *args: Any, shows_progress: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, shows_progress: bool = False, essential: Collection[str] = (), **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.shows_progress = shows_progress
+        self.shows_progress, self.essential = shows_progress, essential
         self.params += output_options(hidden=not shows_progress)
-        self.params += [click.Option(["--debug"], is_flag=True, hidden=True, expose_value=False, callback=set_global)]
+        if essential:
+            self.params.append(help_all_option())
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if not self.essential:
+            super().format_options(ctx, formatter)
+            return
+        known = [param for param in self.get_params(ctx) if param.get_help_record(ctx) is not None]
+        shown = known if HELP_ALL in ctx.meta else [one for one in known if {*one.opts} & {*self.essential, "--help"}]
+        for heading, params in grouped(shown).items():
+            with formatter.section(heading):
+                formatter.write_dl([record for param in params if (record := param.get_help_record(ctx))])
+        if len(shown) < len(known):
+            formatter.write_paragraph()
+            formatter.write_text(f"{len(known) - len(shown)} more options: {ctx.command_path} --help-all")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         known = {option for param in self.params for option in (*param.opts, *param.secondary_opts)}
@@ -149,13 +175,6 @@ def _log_error(error: BaseException, message: str, status: int, options: GlobalO
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "--debug",
-    is_flag=True,
-    expose_value=False,
-    callback=set_global,
-    help="Show tracebacks and messages of other libraries. [default: off]",
-)
 @click.version_option(__version__, message="%(prog)s %(version)s", prog_name="sparsetune", help="Print the version")
 @click.pass_context
 def main(ctx: click.Context) -> None:

@@ -4,12 +4,13 @@ from typing import Any
 
 import click
 
+from sparsetune.cli import completion
 from sparsetune.cli.console import print_json
-from sparsetune.cli.main import Command
-from sparsetune.cli.options import json_option
+from sparsetune.cli.main import Command, CommandGroup
+from sparsetune.cli.options import json_option, options_table
 
 
-@click.group(name="models", invoke_without_command=True)
+@click.group(cls=CommandGroup, name="models", invoke_without_command=True)
 @json_option("the list")
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
@@ -33,7 +34,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
 
 
 @command.command(cls=Command, name="show")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.from_names(options_table()["model.source"]["names"]))
 @json_option("it")
 def show(name: str, as_json: bool) -> None:
     """Print facts of the model NAME: tokens, attention's share of the work, whether sparsity can save time, weights.

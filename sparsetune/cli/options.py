@@ -3,13 +3,15 @@
 import functools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 import click
 from click.core import ParameterSource
 
+from sparsetune.cli import completion
 from sparsetune.cli.console import LogFormat, global_options
 from sparsetune.errors import ConfigError
 
@@ -37,6 +39,9 @@ _NAMES: Final = {
 """Options that aren't called as the last part of their setting."""
 
 _EXPLICIT = "sparsetune.explicit"
+HELP_ALL: Final = "sparsetune.help_all"
+"""Keys of a context's `meta`: options given by setting, and whether the help is to show all of them."""
+
 _TYPES = {"int": int, "float": float, "str": str, "path": click.Path(path_type=Path)}
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -78,8 +83,16 @@ def setting(
         **with_bare,
         expose_value=False,
         callback=_store_explicit,
+        shell_complete=_completion(key),
         help=f"{help or entry['help']}.  [default: {entry['default']}]",
     )
+
+
+def _completion(key: str) -> completion.Complete | None:
+    names = options_table()[key].get("names")
+    if names is None:
+        return None
+    return completion.model_or_folder(names) if key == "model.source" else completion.from_names(names)
 
 
 def _together(*decorators: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
@@ -133,6 +146,7 @@ file_options = _together(
         metavar="KEY=VALUE",
         expose_value=False,
         callback=_store_explicit,
+        shell_complete=completion.from_names(f"{key}=" for key in options_table()),
         help="Any setting, e.g. gate.min_psnr=40; may be repeated.  [default: none]",
     ),
 )
@@ -199,7 +213,12 @@ require_gate_option = click.option(
 
 
 def model_name_option(default: str) -> Callable[[Decorated], Decorated]:
-    return click.option("--model", metavar="MODEL", help=f"Model, as for `sparsetune tune`.  [default: {default}]")
+    return click.option(
+        "--model",
+        metavar="MODEL",
+        shell_complete=_completion("model.source"),
+        help=f"Model, as for `sparsetune tune`.  [default: {default}]",
+    )
 
 
 def output_option(help: str) -> Callable[[Decorated], Decorated]:
@@ -208,7 +227,9 @@ def output_option(help: str) -> Callable[[Decorated], Decorated]:
 
 def checkpoint_option(purpose: str, default: str) -> Callable[[Decorated], Decorated]:
     text = f"Checkpoint to {purpose}: a folder or file, models:/NAME@ALIAS, runs:/ID or a run id.  [default: {default}]"
-    return click.option("--checkpoint", "--tuned-path", "checkpoint", metavar="PATH", help=text)
+    return click.option(
+        "--checkpoint", "--tuned-path", "checkpoint", metavar="PATH", shell_complete=completion.checkpoint, help=text
+    )
 
 
 sparsity_option = click.option(
@@ -237,15 +258,17 @@ def json_option(content: str) -> Callable[[Decorated], Decorated]:
 
 
 def output_options(*, hidden: bool = False) -> list[click.Parameter]:
+    """Return the options of the whole program, which are accepted before and after a command's name."""
+
+    def flag(*names: str, help: str) -> click.Option:
+        return click.Option(
+            names, is_flag=True, hidden=hidden, expose_value=False, callback=set_global, help=f"{help}.  [default: off]"
+        )
+
     return [
-        click.Option(
-            ["-q", "--quiet"],
-            is_flag=True,
-            hidden=hidden,
-            expose_value=False,
-            callback=set_global,
-            help="Print only results and errors.  [default: off]",
-        ),
+        flag("-q", "--quiet", help="Print only results and errors"),
+        flag("-v", "--verbose", help="Log every metric of each prompt"),
+        flag("--debug", help="Show tracebacks and messages of other libraries"),
         click.Option(
             ["--log-format"],
             type=click.Choice(get_args(LogFormat)),
@@ -255,6 +278,44 @@ def output_options(*, hidden: bool = False) -> list[click.Parameter]:
             help="Log progress to stderr as text, or as one JSON object a line.  [default: text]",
         ),
     ]
+
+
+_GROUPS: Final = {
+    "What to tune or evaluate": (
+        "model.source", "config_file", "sets", "use_tuned", "checkpoint", "from_manifest", "random_weights", "tiny",
+        "model.lora", "*.num_prompts", "*.prompt_file", "*.seed",
+    ),
+    "How to search": ("tune.*", "dry_run"),
+    "Generation": ("generation.*",),
+    "Quality": ("gate.*", "eval.*metric*", "eval.l*", "eval.yardstick_steps", "require_gate"),
+    "Where it runs": ("model.*", "backend", "break_even", "engine.*", "cache.*"),
+    "Tracking": ("tracking.*",),
+    "Output": ("*",),
+}  # fmt: skip
+"""Headings of a long help, and the settings and options below each: the first that matches."""
+
+
+def grouped(params: Iterable[click.Parameter]) -> dict[str, list[click.Parameter]]:
+    """Sort options by the headings of `_GROUPS`; those without any are left out."""
+    found: dict[str, list[click.Parameter]] = {heading: [] for heading in _GROUPS}
+    for param in params:
+        heading = next(
+            heading for heading, keys in _GROUPS.items() if any(fnmatchcase(_key(param), key) for key in keys)
+        )
+        found[heading].append(param)
+    return {heading: members for heading, members in found.items() if members}
+
+
+def help_all_option() -> click.Option:
+    """Return the option that prints the help with all options; `Command` says in its short help how many there are."""
+
+    def show(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value:
+            ctx.meta[HELP_ALL] = True
+            click.echo(ctx.get_help(), color=ctx.color)
+            ctx.exit()
+
+    return click.Option(["--help-all"], is_flag=True, is_eager=True, hidden=True, expose_value=False, callback=show)
 
 
 def build_config(ctx: click.Context) -> "Config":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparsetune.cli import options
+from sparsetune.cli import completion, options
 from sparsetune.cli.console import coloured_status, print_json
 from sparsetune.cli.main import Command
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, name="promote")
-@click.argument("run", metavar="RUN")
+@click.argument("run", metavar="RUN", shell_complete=completion.runs)
 @options.registry_options("Alias to set")
 @options.model_name_option("any; matters for `latest` only")
 @click.option("--dry-run", is_flag=True, help="Print the checks and change nothing.  [default: off]")

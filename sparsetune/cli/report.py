@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sparsetune.cli import completion
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import (
     build_config,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, name="report")
-@click.argument("run", metavar="RUN|FOLDER")
+@click.argument("run", metavar="RUN|FOLDER", shell_complete=completion.run_or_file)
 @language_option("the report")
 @click.option(
     "--videos",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sparsetune.cli import completion
 from sparsetune.cli.main import Command
 from sparsetune.cli.options import build_config, model_name_option, open_store, short_name, store_options
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, name="review")
-@click.argument("run", metavar="RUN")
+@click.argument("run", metavar="RUN", shell_complete=completion.runs)
 @click.option(
     "--ok/--reject", "ok", default=None, help="Give every item of every video this answer.  [default: ask for each]"
 )

@@ -23,7 +23,6 @@ SCRIPT_OPTIONS: Final[Mapping[str, Mapping[str, Meaning]]] = {
     },
     "--out-path": {"tune": "--output-dir", "eval": "--output-dir", "generate": "use --output FILE.mp4"},
     "--model-name": {"tune": "--model", "eval": "--model", "generate": "--model"},
-    "--verbose": {"tune": "", "eval": "", "generate": ""},
     "--parallel-tune": {"eval": "it is an option of `sparsetune tune`"},
     "--use-tuned": {"tune": "it is an option of `sparsetune eval`", "compare": "it is an option of `sparsetune eval`"},
 }

@@ -95,10 +95,15 @@ def outcome_text(trial: "TrialResult") -> str:
     return f"{trial_text(trial)}, {'meets the gate' if trial.feasible else 'misses the gate'}"
 
 
-def prompt_text(result: "PromptResult") -> str:
+_SHORT = ("psnr", "frame_cosine")
+
+
+def prompt_text(result: "PromptResult", verbose: bool = False) -> str:
+    """Format a prompt's psnr and frame_cosine, or all its metrics, with sparsity and seconds."""
     if result.error is not None:
         return f"failed: {result.error}"
-    parts = [metric_text(name, value) for name, value in result.metrics.items()]
+    names = result.metrics if verbose else [name for name in _SHORT if name in result.metrics]
+    parts = [metric_text(name, result.metrics[name]) for name in names]
     if result.sparsity is not None:
         parts.append(f"sparsity {result.sparsity:.3f}")
     if result.seconds_dense is not None and result.seconds_sparse is not None:

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from sparsetune.tuning.events import TrialResult, TuningResult
 
 
-@click.command(cls=Command, name="tune", shows_progress=True)
+_ESSENTIAL = (
+    "--model", "--set", "--num-prompts", "--prompt-file", "--n-trials", "--max-minutes", "--dry-run",
+    "--num-inference-steps", "--min-psnr", "--output-dir",
+)  # fmt: skip
+
+
+@click.command(cls=Command, name="tune", shows_progress=True, essential=_ESSENTIAL)
 @options.config_options
 @options.settings(
     "tune.tuner", "tune.n_trials", "tune.max_minutes", "tune.num_prompts", "tune.prompt_file", "tune.seed"

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+_NAMES = "SELECT run_uuid, name FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time DESC"
+
 _RUNS = """
 SELECT runs.run_uuid, runs.name, runs.status, runs.start_time
 FROM runs JOIN experiments USING (experiment_id)
@@ -24,6 +26,13 @@ JOIN model_version_tags AS versions ON versions.name = aliases.name AND versions
 WHERE owner.key = ? AND owner.value = ? AND versions.key IN (?, ?)
 ORDER BY aliases.name, aliases.alias
 """
+
+
+def read_names(database: Path) -> list[tuple[str, str]]:
+    """Return id and name of every run, the newest first; sqlite3.Error where there is no database of MLflow's."""
+    with closing(_open(database)) as connection:
+        rows = connection.execute(_NAMES)
+        return [(run_id, name) for run_id, name in rows]
 
 
 def read_runs(database: Path, tag: str, other_than: str) -> "Iterator[Any]":

@@ -73,7 +73,7 @@ def test_eval_prints_table_score_and_gate_on_stdout_and_progress_on_stderr(evalu
     assert re.search(r"^score \d+/100", out, re.MULTILINE)
     assert re.search(r"^gate to deploy: not met: mean psnr .* <= 100 dB$", out, re.MULTILINE)
     assert re.search(rf"^prompt 1/2: {PROMPTS[0]}$", err, re.MULTILINE)
-    assert len(re.findall(r"^  frame_cosine \d\.\d+, psnr ", err, re.MULTILINE)) == 2
+    assert len(re.findall(r"^  psnr \d+\.\d+ dB, frame_cosine \d\.\d+, sparsity ", err, re.MULTILINE)) == 2
 
 
 @pytest.mark.slow

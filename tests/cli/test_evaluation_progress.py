@@ -44,7 +44,7 @@ def test_plain_lines_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[s
     watch(Log(), judged(38.453))
     assert capsys.readouterr().err.splitlines() == [
         "prompt 1/2: a red circle",
-        "  frame_cosine 0.990000, psnr 38.45 dB, sparsity 0.250, dense cached, sparse 3.0 s",
+        "  psnr 38.45 dB, frame_cosine 0.990000, sparsity 0.250, dense cached, sparse 3.0 s",
         "prompt 2/2: b (0:20 left)",
     ]
 

@@ -158,6 +158,26 @@ def test_quiet_may_stand_before_a_command_and_after_it(shared_place: "Place", ar
     assert run(*args, "--model", "nobody") == (0, "", "")
 
 
+@pytest.mark.parametrize("option", ["-q", "-v", "--debug", "--log-format=json"])
+@pytest.mark.parametrize("path", [*leaves(main), ("models",)], ids=" ".join)
+def test_global_options_may_stand_before_a_command_and_after_it(path: tuple[str, ...], option: str) -> None:
+    for args in ((option, *path, "--help"), (*path, option, "--help")):
+        assert run(*args)[0] == 0
+
+
+def test_help_lists_ten_options_in_groups_and_help_all_the_others_too() -> None:
+    short, whole = run("tune", "--help")[1], run("tune", "--help-all")[1]
+    options = re.compile(r"^  (?:-\w, )?(--[\w-]+)", re.MULTILINE)
+    assert len(options.findall(short)) == 11 and "--help" in options.findall(short)
+    more = re.search(r"^(\d+) more options: \S+ tune --help-all$", short, re.MULTILINE)
+    assert more is not None
+    assert len(options.findall(whole)) == 11 + int(more[1])
+    headings = [line for line in whole.splitlines() if re.fullmatch(r"[A-Z].*:", line)]
+    assert headings == [
+        "What to tune or evaluate:", "How to search:", "Generation:", "Quality:", "Where it runs:", "Tracking:", "Output:",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("args", [("--log-format", "json", "cache", "ls"), ("cache", "ls", "--log-format=json")])
 def test_json_log_tells_failures_too(monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]) -> None:
     fail_with(monkeypatch, GateError("not met"))

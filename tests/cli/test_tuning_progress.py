@@ -72,7 +72,7 @@ def test_plain_lines_tell_trial_best_sparsity_psnr_and_time_left(capsys: pytest.
         "winner: trial 1, sparsity 0.300, psnr 36.00 dB (worst 35.00)",
         "evaluating SpargeAttn's default thresholds, then the winner, on the eval prompts",
         "prompt 1/1: a red circle",
-        "  frame_cosine 0.990000, psnr 38.00 dB, sparsity 0.250, dense cached, sparse 3.0 s",
+        "  psnr 38.00 dB, frame_cosine 0.990000, sparsity 0.250, dense cached, sparse 3.0 s",
     ]
 
 
