@@ -174,7 +174,8 @@ def test_help_lists_ten_options_in_groups_and_help_all_the_others_too() -> None:
     assert len(options.findall(whole)) == 11 + int(more[1])
     headings = [line for line in whole.splitlines() if re.fullmatch(r"[A-Z].*:", line)]
     assert headings == [
-        "What to tune or evaluate:", "How to search:", "Generation:", "Quality:", "Where it runs:", "Tracking:", "Output:",
+        "What to tune or evaluate:", "How to search:", "Generation:", "Quality:", "Where it runs:", "Tracking:",
+        "Output:",
     ]  # fmt: skip
 
 
