@@ -156,7 +156,7 @@ def evaluation_text(result: "EvaluationResult") -> str:
     lines += ladder_lines(result)
     lines += yardstick_lines(result)
     lines += [f"score {coloured_status(result.verdict, verdict_text(result))}", gate_line(result.gate.failures)]
-    lines += [f"failed: prompt {row.index} ({row.prompt}): {row.error}" for row in result.failed]
+    lines += [f"failed: prompt {row.index + 1} ({row.prompt}): {row.error}" for row in result.failed]
     lines += unavailable_lines(row.unavailable for row in result.detailed_results)
     lines += caveat_lines(len(result.detailed_results) - len(result.failed))
     if result.config.prompts_in_tune_set:

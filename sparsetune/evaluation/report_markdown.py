@@ -175,12 +175,12 @@ def _prompts(result: EvaluationResult, folder: Path, videos: Mapping[int, Mappin
     rows = []
     for row in result.detailed_results:
         if row.error is not None:
-            rows.append((str(row.index), f"{cell(row.prompt)} (**failed**: {cell(row.error)})", *[""] * 6))
+            rows.append((str(row.index + 1), f"{cell(row.prompt)} (**failed**: {cell(row.error)})", *[""] * 6))
             continue
         links = ", ".join(f"[{kind}]({relative(path, folder)})" for kind, path in videos.get(row.index, {}).items())
         rows.append(
             (
-                str(row.index),
+                str(row.index + 1),
                 cell(row.prompt),
                 *(number(value) for value in (row.psnr, row.frame_cosine, row.frame_l1, row.frame_diff)),
                 percent(row.sparsity),
@@ -321,7 +321,7 @@ def _stills(result: EvaluationResult, folder: Path, stills: Mapping[int, Path]) 
     for name, (index, path) in zip(("worst", "median"), stills.items(), strict=False):
         row = result.detailed_results[index]
         parts.append(
-            f"The worst frame ({row.worst_frame}) of the {name} prompt ({index}, {number(row.psnr)} dB), "
+            f"The worst frame ({row.worst_frame}) of the {name} prompt ({index + 1}, {number(row.psnr)} dB), "
             f"*{cell(row.prompt)}*: dense, sparse, difference amplified.\n\n"
             f"![{name} prompt]({relative(path, folder)})"
         )

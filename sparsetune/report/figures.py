@@ -128,7 +128,7 @@ def frames(result: EvaluationResult, words: Words) -> Plot | None:
     if not known:
         return None
     worst = min(known, key=lambda row: min(row.psnr_per_frame or (0.0,)))
-    values, name = worst.psnr_per_frame or (), words("frames.prompt", index=worst.index)
+    values, name = worst.psnr_per_frame or (), words("frames.prompt", index=worst.index + 1)
     at = values.index(min(values))
     others = [row for row in known if row is not worst]
     series = [_line(row.psnr_per_frame or (), words("frames.others"), "muted") for row in others]
@@ -137,7 +137,7 @@ def frames(result: EvaluationResult, words: Words) -> Plot | None:
     return Plot(
         "frame_psnr",
         words("frames.title"),
-        words("frames.alt", prompts=len(known), index=worst.index, frame=at, psnr=f"{values[at]:.2f}"),
+        words("frames.alt", prompts=len(known), index=worst.index + 1, frame=at, psnr=f"{values[at]:.2f}"),
         Axis(words("axis.frame"), whole=True),
         Axis(words("axis.psnr_frame")),
         tuple(series),

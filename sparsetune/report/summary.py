@@ -36,7 +36,7 @@ def evaluation_summary(result: EvaluationResult, words: Words) -> Summary:
         parts.append(words("summary.measured", speed=f"{result.seconds.speedup:.2f}×"))
     parts.append(words("summary.gate_met" if result.gate.passed else "summary.gate_missed"))
     parts += [f"  {one.name}: {one.text}" for one in conditions(result, words)]
-    parts += [words("summary.failed", index=row.index, prompt=row.prompt, error=row.error) for row in result.failed]
+    parts += [words("summary.failed", index=row.index + 1, prompt=row.prompt, error=row.error) for row in result.failed]
     return tuple(parts)
 
 

@@ -171,7 +171,7 @@ def settings_rows(result: EvaluationResult, words: Words) -> list[tuple[str, str
 
 
 def _prompt_row(row: PromptRow, metrics: Sequence[str]) -> Row:
-    first = (Cell(str(row.index), row.index), Cell(row.prompt, row.prompt))
+    first = (Cell(str(row.index + 1), row.index), Cell(row.prompt, row.prompt))
     if row.error is not None:
         blank = tuple(Cell("–") for _ in range(len(metrics) + 3))
         return Row(row.index, (*first, *blank), row.error, "failed")

@@ -288,6 +288,7 @@ class TrackingListener(EvaluationListener, TuningListener):
             self.recorder.release(run)
             return
         self.recorder.attempt(self._read_trials, run, result)
+        self.recorder.attempt(self._tag_winner, run, result)
         self.recorder.attempt(log_study_end, run, result, self._trials, self.recorder.page)
         self.recorder.attempt(self._report.tuning, run, result)
         self.recorder.attempt(self.recorder.end, run)
@@ -306,6 +307,17 @@ class TrackingListener(EvaluationListener, TuningListener):
         self._trials[trial.number] = run.run_id
         log_trial(run, trial)
         self.recorder.end(run, STATUS[trial.state])
+
+    def _tag_winner(self, run: RunLogger, result: TuningResult) -> None:
+        """Tag the winning trial's run, and no longer that of an earlier end of a resumed study."""
+        client, winner = run.client, None if result.best is None else self._trials.get(result.best.number)
+        before = client.get_run(run.run_id).data.tags.get("best.run_id")
+        recorded = set(self._trials.values())
+        for run_id, wins in ((before, False), (winner, True)):
+            if run_id in recorded and (wins or run_id != winner):
+                trial = RunLogger(client, str(run_id))
+                trial.amend({"winner": wins})
+                self.recorder.publish(trial)
 
     def _read_trials(self, run: RunLogger, result: TuningResult) -> None:
         """Find the runs of the trials that other processes recorded."""

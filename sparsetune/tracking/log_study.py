@@ -10,16 +10,14 @@ from sparsetune.attention.device import device_name, device_of
 from sparsetune.config.files import flatten
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.report_markdown import cell, gain_section
-from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.files import scratch_folder
+from sparsetune.metrics import score_prompts, verdict
 from sparsetune.tracking.log_evaluation import (
-    by_layer,
     log_checkpoint,
     prompt_metrics,
     result_metrics,
-    sparsity_metrics,
-    threshold_metrics,
     threshold_tables,
+    verdict_line,
 )
 from sparsetune.tracking.run_logger import RunLogger, Status, metric_entries, prompt_set, text
 from sparsetune.tuning.events import SearchStatistics, StudyStarted, TrialResult, TuningResult
@@ -28,9 +26,11 @@ from sparsetune.urls import without_credentials
 
 def study_text(result: TuningResult, runs: Mapping[int, str], page: str) -> str:
     """Describe a tuning in Markdown; `runs` has run ids by trial, `page` is e.g. `#/experiments/1`."""
-    lines = [f"# {result.study_name}", "", _headline(result, runs, page), ""]
-    if result.evaluation is not None:
-        lines += [_verdict(result.evaluation), "", gain_section(result.evaluation), ""]
+    evaluation = result.evaluation
+    lines = [] if evaluation is None else [f"On eval prompts: {verdict_line(evaluation)}", ""]
+    lines += [_headline(result, runs, page), "", f"# {result.study_name}", ""]
+    if evaluation is not None:
+        lines += [gain_section(evaluation), ""]
     if result.incidents:
         lines += ["Worker incidents:", "", *(f"- {one.time}: {one.text}" for one in result.incidents), ""]
     lines += ["| trial | state | sparsity | PSNR, dB | worst | parameters or reason |", "| --- " * 6 + "|"]
@@ -46,16 +46,6 @@ def _headline(result: TuningResult, runs: Mapping[int, str], page: str) -> str:
     if result.closest is not None:
         return f"No trial meets the gate; the closest is {_link(result.closest, runs, page)}."
     return "No trial meets the gate."
-
-
-def _verdict(evaluation: EvaluationResult) -> str:
-    gate = "passed" if evaluation.gate.passed else f"failed ({'; '.join(evaluation.gate.failures)})"
-    psnr = evaluation.statistics.get("psnr")
-    figures = f", PSNR {psnr.mean:.2f} dB, worst {psnr.min:.2f}" if psnr else ""
-    seconds = evaluation.seconds
-    speed = "" if seconds is None else f"{seconds.speedup:.2f} times as fast as dense, "
-    sparsity = _number(evaluation.sparsity.overall)
-    return f"On eval prompts: {speed}{evaluation.verdict}, gate {gate}, sparsity {sparsity}{figures}."
 
 
 def _row(trial: TrialResult, runs: Mapping[int, str], page: str) -> str:
@@ -117,21 +107,46 @@ def trial_runs(study: RunLogger) -> dict[int, str]:
 
 
 def log_trial(run: RunLogger, trial: TrialResult) -> None:
-    metrics = metric_entries(trial_metrics(trial)) + threshold_metrics(trial.policy)
-    for step, prompt in enumerate(trial.prompts):
-        metrics += metric_entries(prompt_metrics(prompt), step)
+    metrics = metric_entries(trial_metrics(trial))
+    for index, prompt in enumerate(trial.prompts):
+        metrics += metric_entries(prompt_metrics(prompt), index + 1)
+    tables = {"prompts.json": [_prompt_row(index, prompt) for index, prompt in enumerate(trial.prompts)]}
+    layers = [
+        {"index": index, "layer": name, "sparsity": value}
+        for index, (name, value) in enumerate(trial_sparsity(trial).items())
+    ]
+    tables |= threshold_tables(trial.policy) | {"policy/sparsity_by_layer.json": layers}
     run.log(
-        metrics + by_layer("sparsity", trial_sparsity(trial).values()),
+        metrics,
         params={"trial": trial.number, **trial.params},
-        tags={"state": trial.state, "reason": trial.reason, "feasible": trial.feasible, **_worker_tags(trial)},
-        tables=threshold_tables(trial.policy),
+        tags={
+            "state": trial.state,
+            "reason": trial.reason,
+            "feasible": trial.feasible,
+            "gate": "passed" if trial.feasible else "failed",
+            "verdict": None if (score := _score(trial)) is None else verdict(score),
+            **_worker_tags(trial),
+        },
+        tables={name: rows for name, rows in tables.items() if rows},
     )
     _log_videos(run, trial)
 
 
+def _score(trial: TrialResult) -> int | None:
+    """Score of a complete trial, over the tune prompts."""
+    rows = [prompt.metrics for prompt in trial.prompts]
+    measured = rows and all({"frame_cosine", "psnr", "frame_l1"} <= row.keys() for row in rows)
+    return score_prompts(rows) if measured and trial.state == "complete" else None
+
+
+def _prompt_row(index: int, prompt: PromptResult) -> dict[str, Any]:
+    times = {"seconds_dense": prompt.seconds_dense, "seconds_sparse": prompt.seconds_sparse}
+    return {"number": index + 1, "prompt": prompt.prompt, **prompt.metrics, "sparsity": prompt.sparsity, **times}
+
+
 def _log_videos(run: RunLogger, trial: TrialResult) -> None:
     """Log a trial's videos; the worst prompt's has the same name in every run, so that MLflow compares them."""
-    named = {f"prompt_{index + 1}_compare.mp4": video for index, video in trial.videos.items()}
+    named = {f"prompt_{index}_compare.mp4": video for index, video in trial.videos.items()}
     worst = trial.worst_prompt
     if worst is not None and worst in trial.videos:
         named = (named if len(named) > 1 else {}) | {"worst_compare.mp4": trial.videos[worst]}
@@ -154,16 +169,12 @@ def log_study_end(run: RunLogger, result: TuningResult, runs: Mapping[int, str],
         tags[f"{word}.run_id"] = "none" if trial is None else runs.get(trial.number, "unknown")
         tags[f"{word}.params"] = [f"{name}={text(value)}" for name, value in trial.params.items()] if trial else "none"
     if result.best is not None:
-        metrics |= trial_metrics(result.best)
+        best = trial_metrics(result.best)
+        metrics |= {f"tune/{name}": best[name] for name in ("psnr/mean", "psnr/min", "sparsity/overall")}
     if result.evaluation is not None:
-        metrics |= {f"eval/{name}": value for name, value in result_metrics(result.evaluation).items()}
-        metrics["score"] = result.evaluation.overall_score
-        # Without the prefix too: MLflow's table has one column for these tags of tunings and evaluations.
-        for prefix in ("", "eval."):
-            tags[f"{prefix}verdict"] = result.evaluation.verdict
-            tags[f"{prefix}gate"] = "passed" if result.evaluation.gate.passed else "failed"
-    if result.before is not None:
-        metrics |= {f"before/{name}": value for name, value in result_metrics(result.before).items()}
+        metrics |= result_metrics(result.evaluation)
+        tags["verdict"] = result.evaluation.verdict
+        tags["gate"] = "passed" if result.evaluation.gate.passed else "failed"
     tables = {"trials.json": [_trial_row(trial, runs.get(trial.number)) for trial in result.trials]}
     if result.incidents:
         tables["incidents.json"] = [asdict(incident) for incident in result.incidents]
@@ -172,7 +183,9 @@ def log_study_end(run: RunLogger, result: TuningResult, runs: Mapping[int, str],
         shares = sorted(result.insight.importances.items(), key=lambda share: -share[1])
         tables |= {"importances.json": [{"parameter": name, "importance": share} for name, share in shares]}
     metrics |= {"seconds/total": result.seconds}
-    metrics |= {f"seconds/phase/{phase}": seconds for phase, seconds in result.seconds_by_phase.items()}
+    if result.seconds_by_phase:
+        phases = result.seconds_by_phase.items()
+        tables["seconds_by_phase.json"] = [{"phase": phase, "seconds": seconds} for phase, seconds in phases]
     run.log(metrics, tags=tags, tables=tables)
     run.describe(study_text(result, runs, page), "trials.json")
     if result.checkpoint_path is not None:
@@ -186,11 +199,10 @@ def log_study_end(run: RunLogger, result: TuningResult, runs: Mapping[int, str],
 
 
 def insight_metrics(insight: SearchStatistics) -> dict[str, float | None]:
-    metrics: dict[str, float | None] = {
+    return {
         "insight/rank_correlation": insight.rank_correlation,
         "insight/seconds_error": insight.seconds_error,
     }
-    return metrics | {f"insight/importance/{name}": share for name, share in insight.importances.items()}
 
 
 def trial_metrics(trial: TrialResult) -> dict[str, float | None]:
@@ -204,11 +216,14 @@ def trial_metrics(trial: TrialResult) -> dict[str, float | None]:
     }
     for name in dict.fromkeys(name for prompt in prompts for name in prompt.metrics):
         values = [prompt.metrics[name] for prompt in prompts if name in prompt.metrics]
-        metrics |= {f"{name}/mean": fmean(values), f"{name}/min": min(values), f"{name}/max": max(values)}
+        metrics |= {f"{name}/mean": fmean(values), f"{name}/min": min(values)}
     stats = [prompt.stats for prompt in prompts if prompt.stats is not None]
     active = stats[0].merged(stats[1:]).sparsity_active if stats else None
-    metrics |= sparsity_metrics(trial.sparsity, active, trial_sparsity(trial))
     metrics |= {
+        "sparsity/overall": trial.sparsity,
+        "sparsity/active": active,
+        "score": _score(trial),
+        "gate_passed": None if trial.psnr is None else float(trial.feasible),
         "predicted_error": trial.predicted_error,
         "seconds/sparse": trial.seconds_sparse,
         "speedup/measured": trial.speedup,

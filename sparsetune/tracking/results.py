@@ -100,7 +100,8 @@ def _rank(row: RunRow) -> tuple[bool, bool, float, float]:
 
 def _row(run: "Run", aliases: tuple[str, ...]) -> RunRow:
     tags, metrics, kind = run.data.tags, run.data.metrics, run.data.tags[KIND]
-    prefix = "eval/" if kind == "tuning" else ""
+    # In the tunings of earlier versions the plain keys are of the tune prompts.
+    prefix = "eval/" if "eval/psnr/mean" in metrics else ""
     started = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
     return RunRow(
         run_id=str(run.info.run_id),
@@ -112,8 +113,8 @@ def _row(run: "Run", aliases: tuple[str, ...]) -> RunRow:
         sparsity=metrics.get(f"{prefix}sparsity/overall"),
         psnr=metrics.get(f"{prefix}psnr/mean"),
         psnr_worst=metrics.get(f"{prefix}psnr/min"),
-        score=metrics.get(f"{prefix}score"),
-        gate=tags.get("eval.gate" if prefix else "gate"),
+        score=metrics.get("score"),
+        gate=tags.get("gate", tags.get("eval.gate")),
         review=tags.get(REVIEW),
         aliases=aliases,
     )

@@ -46,7 +46,7 @@ def test_every_link_leads_to_a_file(evaluate: Evaluate, tmp_path: Path) -> None:
 def test_prompts_cannot_break_the_tables(evaluate: Evaluate, tmp_path: Path) -> None:
     evaluate(output_dir=tmp_path, prompts=("a | b\nc *d* <e>",))
     text = (tmp_path / "report.md").read_text()
-    assert "| 0 | a \\| b c \\*d\\* &lt;e> |" in text
+    assert "| 1 | a \\| b c \\*d\\* &lt;e> |" in text
 
 
 @pytest.mark.parametrize(

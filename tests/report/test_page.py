@@ -186,7 +186,7 @@ def test_without_videos_the_stills_are_shown(tmp_path: Path) -> None:
     (tmp_path / "demo_accuracy_tuned.json").write_text(json.dumps(result_of().to_dict()))
     page = Page(render(from_folder(tmp_path), (), words("en")))
     assert "data:image/png;base64,cGljdHVyZQ==" in page.links
-    assert "Prompt 1, worst frame: dense, sparse, amplified difference" in page.images
+    assert "Prompt 2, worst frame: dense, sparse, amplified difference" in page.images
 
 
 def test_a_folder_with_nothing_to_report_is_refused(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ class Place:
     ) -> Recorded:
         """Record a tuning, its winner and the winner's evaluation; `before` adds that of the default thresholds."""
         winner = checkpoint or checkpoint_of(cdfthreshd)
-        tuning = self.run("tuning", f"tune {self._number}", {"best.trial": "1", "eval.gate": "passed"})
+        tuning = self.run("tuning", f"tune {self._number}", {"best.trial": "1", "gate": "passed"})
         if before:
             value = result_of((60.0,) * 6, 0.01).to_dict()
             value["config"]["use_tuned"] = False
@@ -157,7 +157,7 @@ class Place:
         evaluation = self._evaluation(tuning, judged, folder, videos)
         self.client.log_artifacts(tuning, str(folder), "checkpoint")
         metrics = {"sparsity/overall": judged.sparsity.overall, "psnr/mean": _mean(judged), "score": 85.0}
-        self._metrics(tuning, {f"eval/{name}": value for name, value in metrics.items()})
+        self._metrics(tuning, metrics)
         return Recorded(tuning, evaluation, judged)
 
     def evaluated(self, cdfthreshd: float = 0.9, **result: Any) -> Recorded:

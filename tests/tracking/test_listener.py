@@ -42,7 +42,7 @@ def test_an_evaluation_is_one_finished_run(
     assert run.data.tags["sparsetune.model"] == "demo"
     assert (run.data.tags["verdict"], run.data.tags["gate"]) == ("good", "failed")
     assert run.data.tags["gate.failures"] == "psnr is too low"
-    assert run.data.tags["mlflow.note.content"].startswith("# demo, tuned")
+    assert run.data.tags["mlflow.note.content"].startswith("good, gate failed (psnr is too low), ")
     assert {"version.torch", "version.python", "device", "mlflow.user"} <= run.data.tags.keys()
 
 
@@ -52,16 +52,11 @@ def test_metrics_of_prompts_are_steps_and_statistics_metrics(
     play(TrackingListener(config), evaluation)
     (run,) = runs_of(client, experiment)
     history = client.get_metric_history(run.info.run_id, "prompt/psnr")
-    assert sorted((point.step, point.value) for point in history) == [(0, 36.0), (1, 40.0)]
+    assert sorted((point.step, point.value) for point in history) == [(1, 36.0), (2, 40.0)]
     metrics = run.data.metrics
-    assert (metrics["psnr/mean"], metrics["psnr/min"], metrics["psnr/ci95_high"]) == (38.0, 36.0, 40.0)
+    assert (metrics["psnr/mean"], metrics["psnr/min"], len(metrics) <= 40) == (38.0, 36.0, True)
     assert (metrics["sparsity/overall"], metrics["sparsity/active"]) == (0.25, 0.5)
-    assert [metrics[f"sparsity/layer_0{index}"] for index in range(3)] == pytest.approx([0.0, 0.1, 0.2])
     assert (metrics["score"], metrics["gate_passed"], metrics["failed_prompts"]) == (85, 0, 0)
-    layers = client.get_metric_history(run.info.run_id, "layers/sparsity")
-    assert [(point.step, point.value) for point in layers] == [
-        (index, pytest.approx(0.1 * index)) for index in range(3)
-    ]
     (used,) = run.inputs.dataset_inputs
     assert (used.dataset.name, [tag.value for tag in used.tags]) == ("evaluation prompts", ["evaluation"])
 
@@ -75,11 +70,14 @@ def test_files_are_artifacts_and_tables_can_be_loaded(
     assert {"result.json", "report.md", "prompts.json"} <= set(artifacts_of(client, run_id))
     assert artifacts_of(client, run_id, "videos") == ["videos/prompt_0_compare.mp4", "videos/prompt_1_compare.mp4"]
     assert artifacts_of(client, run_id, "stills") == ["stills/prompt_0_frame_3.png"]
-    table = json.loads(Path(client.download_artifacts(run_id, "sparsity_by_layer.json")).read_text())
+    table = json.loads(Path(client.download_artifacts(run_id, "policy/sparsity_by_layer.json")).read_text())
     assert table["columns"] == ["index", "layer", "sparsity"]
     assert [row[1] for row in table["data"]] == list(LAYERS)
     logged = json.loads(run.data.tags["mlflow.loggedArtifacts"])
-    assert {entry["path"] for entry in logged} == {"prompts.json", "sparsity_by_layer.json"}
+    tables = ["prompts.json", "statistics.json", "policy/sparsity_by_layer.json"]
+    assert [entry["path"] for entry in logged] == tables, "MLflow's compare opens the first"
+    statistics = json.loads(Path(client.download_artifacts(run_id, "statistics.json")).read_text())
+    assert "ci95_high" in statistics["columns"]
 
 
 @pytest.mark.parametrize("form", ["folder", "a.safetensors"])
@@ -94,7 +92,8 @@ def test_the_judged_checkpoint_is_an_artifact_that_loads(
     (run,) = runs_of(client, experiment)
     loaded = load_checkpoint(client.download_artifacts(run.info.run_id, "checkpoint", str(tmp_path)))
     assert loaded.policy == policy
-    assert {"thresholds.json", "thresholds_by_layer.json"} <= set(artifacts_of(client, run.info.run_id))
+    tables = {"policy/thresholds.json", "policy/thresholds_by_layer.json"}
+    assert tables <= {entry["path"] for entry in json.loads(run.data.tags["mlflow.loggedArtifacts"])}
     (output,) = client.get_run(run.info.run_id).outputs.model_outputs
     assert str(client.get_logged_model(output.model_id).status) == "READY"
 

@@ -96,7 +96,6 @@ def test_a_tuning_is_a_run_with_a_child_a_trial(
     assert parent.data.params["model.source"] == "demo"
     assert parent.data.tags["best.params"] == "cdf/layer_00=0.98, dense_fraction=0"
     assert parent.data.tags["best.run_id"] == runs["trial 0"].info.run_id
-    assert (parent.data.tags["eval.gate"], parent.data.tags["eval.verdict"]) == ("failed", "good")
     assert (parent.data.tags["gate"], parent.data.tags["verdict"], parent.data.metrics["score"]) == (
         "failed",
         "good",
@@ -105,7 +104,14 @@ def test_a_tuning_is_a_run_with_a_child_a_trial(
     assert "secret" not in str(parent.to_dictionary())
     metrics = parent.data.metrics
     assert (metrics["trials/complete"], metrics["trials/pruned"], metrics["trials/failed"]) == (1, 1, 1)
-    assert (metrics["psnr/mean"], metrics["sparsity/overall"], metrics["eval/psnr/min"]) == (38.0, 0.25, 36.0)
+    assert (metrics["psnr/mean"], metrics["sparsity/overall"], metrics["psnr/min"]) == (38.0, 0.25, 36.0)
+    assert (metrics["tune/psnr/mean"], metrics["tune/sparsity/overall"]) == (38.0, 0.25)
+    for run in runs.values():
+        assert len(run.data.metrics) <= 40
+    assert [runs[f"trial {number}"].data.tags.get("winner") for number in range(3)] == ["true", None, None]
+    assert [runs[f"trial {number}"].data.tags["gate"] for number in range(3)] == ["passed", "failed", "failed"]
+    winner = runs["trial 0"].data
+    assert (winner.tags["verdict"], winner.metrics["score"], winner.metrics["gate_passed"]) == ("good", 90, 1)
     assert load_checkpoint(client.download_artifacts(parent.info.run_id, "checkpoint", str(tmp_path))).policy == POLICY
     table = json.loads(Path(client.download_artifacts(parent.info.run_id, "trials.json")).read_text())
     assert table["columns"][:3] == ["trial", "run_id", "state"]
@@ -114,7 +120,8 @@ def test_a_tuning_is_a_run_with_a_child_a_trial(
     note = parent.data.tags["mlflow.note.content"]
     link = f"[trial 0](#/experiments/{parent.info.experiment_id}/runs/{runs['trial 0'].info.run_id})"
     assert f"Winner: {link}" in note
-    assert "On eval prompts: good, gate failed (psnr is too low), sparsity 0.25, PSNR 38.00 dB, worst 36.00." in note
+    verdict = "On eval prompts: good, gate failed (psnr is too low), sparsity 0.25, PSNR 38.00 dB, worst 36.00."
+    assert note.startswith(verdict)
     assert f"/runs/{runs['trial 1'].info.run_id}) | pruned | 0.25 | 38 | 36 | prompt 1 at 21.0 dB |" in note
     for trial in TRIALS:
         assert runs[f"trial {trial.number}"].data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -152,10 +159,10 @@ def test_trials_keep_their_state_reason_time_and_prompts(config: Config, client:
     assert first.info.end_time - first.info.start_time == pytest.approx(10_000, abs=3000)
     assert first.data.params == {"trial": "0", "cdf/layer_00": "0.98", "dense_fraction": "0"}
     history = client.get_metric_history(first.info.run_id, "prompt/psnr")
-    assert sorted((point.step, point.value) for point in history) == [(0, 36.0), (1, 40.0)]
+    assert sorted((point.step, point.value) for point in history) == [(1, 36.0), (2, 40.0)]
     assert first.data.metrics["psnr/min"] == 36.0
-    assert artifacts_of(client, first.info.run_id) == ["thresholds.json"]
-    assert {name for name in runs["trial 2"].data.metrics if not name.startswith("layers/")} == {"seconds/total"}
+    assert artifacts_of(client, first.info.run_id) == ["policy", "prompts.json"]
+    assert runs["trial 2"].data.metrics.keys() == {"seconds/total"}
 
 
 def test_an_evaluation_within_a_tuning_is_its_child(
@@ -242,7 +249,7 @@ def test_a_study_that_goes_on_without_its_run_gets_a_new_one(
     assert run.data.tags["best.trial"] == "none"
 
 
-def test_every_threshold_is_in_a_table_and_every_layers_mean_a_metric_with_the_layer_as_step(
+def test_every_threshold_and_every_layers_mean_are_in_tables(
     config: Config, client: MlflowClient, experiment: str, tmp_path: Path
 ) -> None:
     heads = (
@@ -258,19 +265,16 @@ def test_every_threshold_is_in_a_table_and_every_layers_mean_a_metric_with_the_l
     listener.on_study_start(started(config))
     listener.on_trial(make_trial(0, policy=Policy(layers)))
     run = next(run for run in runs_of(client, experiment) if run.info.run_name == "trial 0")
-    table = json.loads(Path(client.download_artifacts(run.info.run_id, "thresholds.json")).read_text())
+    table = json.loads(Path(client.download_artifacts(run.info.run_id, "policy/thresholds.json")).read_text())
     columns = ["index", "head", "simthreshd1", "cdfthreshd", "topk", "pvthreshd", "is_sparse", "order", "layer"]
     assert table["columns"] == columns
     assert table["data"][1] == [0, 1, 0.7, 0.8, None, 50.0, True, "raster", LAYERS[0]]
     assert table["data"][2] == [0, 2, 0.1, 0.1, None, 1, False, "raster", LAYERS[0]]
     assert table["data"][5] == [1, 2, 0.2, None, 0.3, 50.0, True, "whf", LAYERS[1]]
-    means = {
-        name: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, f"layers/{name}")]
-        for name in ("sparse_heads", "simthreshd1", "cdfthreshd", "topk")
-    }
-    assert means["sparse_heads"] == [(0, 2), (1, 3)]
-    assert means["simthreshd1"] == [(0, pytest.approx(0.6)), (1, pytest.approx(0.2))]
-    assert (means["cdfthreshd"], means["topk"]) == ([(0, pytest.approx(0.85))], [(1, pytest.approx(0.3))])
+    layers = json.loads(Path(client.download_artifacts(run.info.run_id, "policy/thresholds_by_layer.json")).read_text())
+    names = ("sparse_heads", "simthreshd1", "cdfthreshd", "topk")
+    means = [[row[layers["columns"].index(name)] for name in names] for row in layers["data"]]
+    assert means == [[2, pytest.approx(0.6), pytest.approx(0.85), None], [3, pytest.approx(0.2), None, 0.3]]
 
 
 def test_what_came_before_and_what_the_trials_say_are_recorded(
@@ -286,8 +290,7 @@ def test_what_came_before_and_what_the_trials_say_are_recorded(
     runs = {run.info.run_name: run for run in runs_of(client, experiment)}
     parent, trial = runs[STUDY_RUN], runs["trial 0"]
     metrics = parent.data.metrics
-    assert (metrics["insight/rank_correlation"], metrics["insight/importance/cdf/layer_00"]) == (-0.8, 0.75)
-    assert (metrics["before/sparsity/overall"], metrics["eval/sparsity/overall"]) == (0.25, 0.25)
+    assert (metrics["insight/rank_correlation"], metrics["sparsity/overall"]) == (-0.8, 0.25)
     assert (trial.data.metrics["predicted_error"], trial.data.metrics["seconds/sparse"]) == (0.03, 1.5)
     table = json.loads(Path(client.download_artifacts(parent.info.run_id, "importances.json")).read_text())
     assert table["data"] == [["cdf/layer_00", 0.75], ["dense_fraction", 0.25]]
@@ -322,7 +325,7 @@ def test_a_trials_videos_lie_in_its_run_with_the_worst_prompts_under_one_name(
     listener.on_trial(TRIALS[2])
     runs = {run.info.run_name: run for run in runs_of(client, experiment)}
     every, pruned, failed = (runs[f"trial {number}"] for number in range(3))
-    names = ["videos/prompt_1_compare.mp4", "videos/prompt_2_compare.mp4", "videos/worst_compare.mp4"]
+    names = ["videos/prompt_0_compare.mp4", "videos/prompt_1_compare.mp4", "videos/worst_compare.mp4"]
     assert artifacts_of(client, every.info.run_id, "videos") == names
     assert Path(client.download_artifacts(every.info.run_id, names[2])).read_bytes() == b"b"
     assert every.data.tags["worst_prompt"] == "2: a red circle, number 1"

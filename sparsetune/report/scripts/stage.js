@@ -58,7 +58,7 @@ function listPrompts() {
     const prompts = report.prompts.filter((prompt) => prompt.side === side);
     const options = prompts.map((prompt) => element("option", {
       value: prompt.key,
-      textContent: `${prompt.index}: ${prompt.prompt}` + (prompt.psnr === null ? "" : ` (${prompt.psnr.toFixed(2)} dB)`),
+      textContent: `${prompt.index + 1}: ${prompt.prompt}` + (prompt.psnr === null ? "" : ` (${prompt.psnr.toFixed(2)} dB)`),
     }));
     if (sides.length > 1) byId("prompt").append(element("optgroup", { label: translate(side) }, ...options));
     else byId("prompt").append(...options);
