@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sparsetune.errors import GenerationError, OutOfMemoryError
-from sparsetune.evaluation.baseline import BaselineCache
-from sparsetune.evaluation.prompt import Frames, Pair, StepCallback, dense_baseline, render, rendering_dense
 from sparsetune.evaluation.result import EvaluationResult, YardstickSection
 from sparsetune.metrics import compute_available
-from sparsetune.models.prompts import AnyPrompt, as_prompt
+from sparsetune.models.prompts import as_prompt
 
 if TYPE_CHECKING:
     from sparsetune.attention.handle import SparseHandle
+    from sparsetune.evaluation.baseline import BaselineCache
+    from sparsetune.evaluation.prompt import Frames, Pair, StepCallback
     from sparsetune.models.generation import Renderer
+    from sparsetune.models.prompts import AnyPrompt
 
 _LOG = logging.getLogger(__name__)
 _STEPS = "steps="
@@ -38,12 +39,12 @@ class Yardsticks:
 
     renderer: "Renderer"
     handle: "SparseHandle"
-    cache: BaselineCache
+    cache: "BaselineCache"
     metrics: Sequence[str]
-    on_step: StepCallback | None = None
+    on_step: "StepCallback | None" = None
 
     def measure(
-        self, names: Sequence[str], prompt: AnyPrompt, seed: int, pair: Pair
+        self, names: Sequence[str], prompt: "AnyPrompt", seed: int, pair: "Pair"
     ) -> tuple[dict[str, YardstickSection], dict[str, str]]:
         """Return the metrics by yardstick, and the reasons of those that can't be rendered here."""
         measured, unavailable = {}, {}
@@ -61,17 +62,20 @@ class Yardsticks:
             measured[name] = YardstickSection(dense=dense, sparse=sparse)
         return measured, unavailable
 
-    def _frames(self, name: str, prompt: AnyPrompt, seed: int) -> Frames:
+    def _frames(self, name: str, prompt: "AnyPrompt", seed: int) -> "Frames":
         if name == "seed":
             return self._baseline(self.renderer, replace(as_prompt(prompt), seed=seed + 1), seed + 1)
         if name.startswith(_STEPS):
             return self._baseline(self.renderer.with_steps(int(name.removeprefix(_STEPS))), prompt, seed)
+        from sparsetune.evaluation.prompt import render, rendering_dense  # which loads torch
         from sparsetune.models.variants import VARIANTS
 
         with rendering_dense(self.handle), VARIANTS[name](self.renderer.loaded):
             return render(self.renderer, prompt, seed, "yardstick", self.on_step).frames
 
-    def _baseline(self, renderer: "Renderer", prompt: AnyPrompt, seed: int) -> Frames:
+    def _baseline(self, renderer: "Renderer", prompt: "AnyPrompt", seed: int) -> "Frames":
+        from sparsetune.evaluation.prompt import dense_baseline  # which loads torch
+
         return dense_baseline(renderer, self.handle, prompt, seed, self.cache, self.on_step, "yardstick").frames
 
 

@@ -84,15 +84,15 @@ def test_margins_are_options(shared_place: Place, world: World) -> None:
     [
         (("promote", "xyz"), 2, "'xyz' is not a run: give its id"),
         (("promote", "latest", "--name", "a:b"), 2, "-_.()+, got 'a:b'; choose another"),
-        (("promote", "latest", "--model", "cogvideox-2b"), 1, "no tuning run of the model cogvideox-2b"),
+        (("promote", "latest", "--model", "cogvideox-2b"), 2, "no tuning run of the model cogvideox-2b"),
         (("rollback", "--model", "cogvideox-2b"), 1, "there is no registered model cogvideox-2b-sparse"),
         (("rollback",), 1, "cannot roll back demo-sparse@champion: there is no alias previous"),
         (("review", "latest"), 2, "a review without a terminal needs --ok or --reject, and --reviewer NAME"),
         (("compare", "--before-after", "latest"), 1, "has no evaluation of SpargeAttn's default thresholds"),
         (("compare", "latest"), 2, "compare needs BEFORE and AFTER, or --before-after RUN"),
         (("compare", "a", "b", "--before-after", "c"), 2, "--before-after cannot be combined with BEFORE"),
-        (("checkpoint", "show", "models:/demo-sparse@none"), 1, "has no alias none, only champion"),
-        (("generate", "a circle", "--checkpoint", "runs:/" + "a" * 32), 1, "cannot find run"),
+        (("checkpoint", "show", "models:/demo-sparse@none"), 2, "has no alias none, only champion"),
+        (("generate", "a circle", "--checkpoint", "runs:/" + "a" * 32), 2, "cannot find run"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(shared_place: Place, args: tuple[str, ...], status: int, message: str) -> None:

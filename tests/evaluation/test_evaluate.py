@@ -39,6 +39,7 @@ def test_the_result_has_the_known_sections(evaluate: Evaluate) -> None:
         "gate",
         "sparsity",
         "seconds",
+        "hand_set",
         "thresholds",
         "environment",
     }
