@@ -234,6 +234,7 @@ def _leftovers(config: TrackingConfig) -> list[Finding]:
 
 
 def _tracking(config: TrackingConfig) -> Finding:
+    from sparsetune.tracking.moved import former_places, moved_text
     from sparsetune.tracking.store import cause_of, connect, resolve_store
     from sparsetune.urls import sqlite_path
 
@@ -252,6 +253,8 @@ def _tracking(config: TrackingConfig) -> Finding:
                 connection.execute("BEGIN IMMEDIATE")
                 connection.rollback()
                 tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+            if "experiments" in tables and (places := former_places(database)):
+                return Finding("tracking", "note", moved_text(places), facts | {"artifacts": places})
             if {"experiments", "registered_models"} <= tables and not store.registry_is_apart:
                 return Finding("tracking", "ok", f"{store.shown} is readable and writable", facts)
         client = connect(store)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from importlib import metadata
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from sparsetune.attention.backends import BACKENDS
 from sparsetune.cli.main import main
 from sparsetune.config import resolve
 from sparsetune.doctor import Finding, examine
+from sparsetune.tracking import connect, resolve_store
+from sparsetune.tracking.store import experiment_id
 
 
 def findings(**settings: str) -> dict[str, Finding]:
@@ -69,6 +72,29 @@ def test_a_store_that_is_there_is_read_and_written_to(own_store: Path) -> None:
     before = own_store.read_bytes()
     assert findings()["tracking"].text == f"sqlite:///{own_store} is readable and writable"
     assert own_store.read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload``")  # from MLflow's use of SQLAlchemy
+def test_a_copied_project_is_noticed_and_repaired(own_store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = resolve("demo", (), {}, {}).tracking
+    client, text = connect(resolve_store(config)), own_store.parent / "note.txt"
+    text.write_text("a note")
+    run = client.create_run(experiment_id(client, resolve_store(config), "one/two"))
+    client.log_artifact(run.info.run_id, str(text))
+    copy = own_store.parent.with_name("copied")
+    shutil.copytree(own_store.parent, copy)
+    settings = {"tracking.root": str(copy)}
+    found = findings(**settings)["tracking"]
+    assert found.status == "note" and f"artifacts in {own_store.parent / 'artifacts'}," in found.text
+    with caplog.at_level("WARNING"):
+        connect(resolve_store(resolve("demo", (), {}, settings).tracking))
+    assert "sparsetune doctor --repair" in caplog.text
+
+    done = CliRunner().invoke(main, ["doctor", "--repair", "--set", f"tracking.root={copy}"])
+    assert done.exit_code == 0 and "was moved or copied" not in done.stdout
+    shutil.rmtree(own_store.parent)
+    reader = connect(resolve_store(resolve("demo", (), {}, settings).tracking))
+    assert Path(reader.download_artifacts(run.info.run_id, "note.txt")).read_text() == "a note"
 
 
 def test_a_damaged_store_fails_and_a_disabled_one_is_noted(working_folder: Path) -> None:

@@ -20,6 +20,7 @@ from sparsetune.config import TrackingConfig
 from sparsetune.errors import SparsetuneError, TrackingError, UsageError
 from sparsetune.files import expand
 from sparsetune.tracking.database import ARTIFACTS, prepare_database
+from sparsetune.tracking.moved import former_places, moved_text
 from sparsetune.urls import scheme, sqlite_path, sqlite_url, without_credentials
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ _ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 
+_LOG = logging.getLogger(__name__)
 _RETRIES = logging.getLogger("urllib3.connectionpool")
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -167,6 +169,9 @@ def connect(store: Store) -> "MlflowClient":
         for uri in dict.fromkeys((store.uri, store.registry_uri)):
             if scheme(uri) in _DATABASES:
                 prepare_database(uri)
+        database = sqlite_path(store.uri)
+        if database is not None and (places := former_places(database)):
+            _LOG.warning(moved_text(places))
         if not _RETRIES.level:  # urllib3 logs each in three lines; we log failures only
             _RETRIES.setLevel(logging.ERROR)
         client = MlflowClient(tracking_uri=store.uri, registry_uri=store.registry_uri)
