@@ -107,6 +107,8 @@ def rollback_command(ctx: click.Context, alias: str, model: str | None, name: st
 
 
 def _move_text(move: "Move") -> str:
+    if not move.changed:
+        return f"{move.uri} is version {move.version} already, with the same policy; nothing was changed"
     before = f", was version {move.replaced}" if move.replaced is not None else ""
     return f"{move.uri} is version {move.version}{before}"
 

@@ -139,12 +139,13 @@ def _no_worse(
 
 @dataclass(frozen=True)
 class Move:
-    """An alias that was moved to a version; `replaced` is the one that it named before, if any."""
+    """An alias that was moved to a version, unless it named that already; `replaced` is the one before it, if any."""
 
     name: str
     alias: str
     version: str
     replaced: str | None
+    changed: bool = True
 
     @property
     def uri(self) -> str:
@@ -153,6 +154,9 @@ class Move:
 
 def promote(registry: Registry, verdict: Verdict, override: str | None = None) -> Move:
     """Register a candidate's checkpoint, unless it is, and move the alias to it.
+
+    Where the alias names the same policy from another run, nothing changes: a second version of it would make a later
+    rollback go back to itself.
 
     A crash between any two steps leaves a state that the next call completes: a version without its alias is found
     again, and `previous` is set before the alias moves. An `override`, the reason to promote although a condition
@@ -167,9 +171,13 @@ def promote(registry: Registry, verdict: Verdict, override: str | None = None) -
         raise GateError(
             f"conditions are not met: {', '.join(verdict.unmet)}; meet them, or give a reason with --override"
         )
+    digest = verdict.candidate.result.config.policy.digest
+    if verdict.champion is not None:
+        tags = registry.version(verdict.champion).tags
+        if tags.get(DIGEST) == digest and tags.get(RUN) != verdict.candidate.run_id:
+            return _moved(registry, verdict, verdict.champion)
     with scratch_folder() as folder:
         made_of = _logged_model(registry, verdict.candidate, folder)
-    digest = verdict.candidate.result.config.policy.digest
     registry.register()
     with registry.claimed():
         registry.expect(verdict.alias, verdict.champion)
@@ -192,8 +200,13 @@ def promote(registry: Registry, verdict: Verdict, override: str | None = None) -
                 "promote the run again, which reuses this version"
             ) from error
     _tag_runs(registry.client, verdict.candidate, f"{registry.name}/{number}")
-    replaced = verdict.champion if verdict.champion != number else registry.aliased(previous_alias(verdict.alias))
-    return Move(registry.name, verdict.alias, number, replaced)
+    return _moved(registry, verdict, number)
+
+
+def _moved(registry: Registry, verdict: Verdict, number: str) -> Move:
+    changed = verdict.champion != number
+    replaced = verdict.champion if changed else registry.aliased(previous_alias(verdict.alias))
+    return Move(registry.name, verdict.alias, number, replaced, changed)
 
 
 def rollback(registry: Registry, alias: str = CHAMPION) -> Move:

@@ -9,7 +9,9 @@ from typing import Any
 
 import mlflow
 import pytest
+from click.testing import CliRunner
 
+from sparsetune.cli.main import main
 from sparsetune.errors import GateError, RegistryError, TrackingError, UsageError
 from sparsetune.tracking.promotion import Move, Verdict, judge, promote, rollback
 from sparsetune.tracking.registry import (
@@ -152,8 +154,17 @@ def test_the_champion_s_policy_is_not_compared_with_itself(place: Place) -> None
 def test_promoting_the_champion_again_changes_nothing(place: Place, world: World) -> None:
     verdict = verdict_of(place, world.champion)
     assert verdict.conditions[2].says == "it is the champion, version 1"
-    assert promote(place.registry(), verdict) == Move("demo-sparse", "champion", "1", None)
+    assert promote(place.registry(), verdict) == Move("demo-sparse", "champion", "1", None, changed=False)
     assert len(versions(place)) == 1 and aliases(place) == {"champion": "1"}
+
+
+@pytest.mark.slow
+def test_promoting_another_run_with_the_champion_s_policy_changes_nothing(place: Place) -> None:
+    again = place.evaluated(0.9, psnrs=(40.0,))
+    assert promoted(place, again, "to see") == Move("demo-sparse", "champion", "1", None, changed=False)
+    assert len(versions(place)) == 1 and aliases(place) == {"champion": "1"}
+    text = CliRunner().invoke(main, ["promote", again.tuning, "--override", "to see"]).stdout
+    assert "is version 1 already, with the same policy; nothing was changed" in text
 
 
 def test_second_of_two_who_promote_at_once_is_asked_to_compare_again(place: Place, world: World) -> None:
