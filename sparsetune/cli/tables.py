@@ -1,10 +1,16 @@
 """Results as text: tables, score, verdict, gate, and figures in a line."""
 
+import re
+import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
-from rich.cells import cell_len
+from rich.box import Box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from sparsetune.cli.console import coloured_status
 from sparsetune.metrics import interval_caveat, registry
@@ -33,22 +39,24 @@ def summary_text(parts: "Summary") -> str:
 
 
 def table_text(table: Table) -> str:
+    """Format a table, text left and numbers right; on a terminal, cells are folded where it is too narrow."""
     head, rows = table
-    lines = [head, *rows]
-    widths = [max(_width(line[column]) for line in lines) for column in range(len(head))]
+    shown = RichTable(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
+    for column, name in enumerate(head):
+        is_text = column == 0 or not all(_NUMBER.match(click.unstyle(row[column])) for row in rows)
+        shown.add_column(name, justify="left" if is_text else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*map(Text.from_ansi, row))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WHOLE
+    console = Console(width=width, force_terminal=True, color_system="standard", no_color=False, legacy_windows=False)
+    with console.capture() as captured:
+        console.print(shown, soft_wrap=False)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
-    def layout(line: Sequence[str]) -> str:
-        blanks = [" " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)]
-        cells = [line[0] + blanks[0], *(blank + cell for blank, cell in zip(blanks[1:], line[1:], strict=True))]
-        return "  ".join(cells).rstrip()
 
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([layout(head), rule, *(layout(row) for row in rows)])
-
-
-def _width(cell: str) -> int:
-    """Terminal columns of a cell: none for colours, two for a Chinese character."""
-    return cell_len(click.unstyle(cell))
+_RULED = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+_NUMBER = re.compile(r"[-+<>~]?\.?\d|-?$")
+_WHOLE = 10_000
 
 
 def unit_of(name: str) -> str:

@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import click
+import pytest
 
 from sparsetune.cli.console import coloured_status
 from sparsetune.cli.tables import caveat_lines, ladder_lines, metric_text, statistics_table, table_text, value_text
@@ -22,11 +23,23 @@ def test_colours_and_wide_characters_leave_columns_where_they_are() -> None:
     text = table_text((("prompt", "gate", "time"), rows))
     assert "\x1b[32mmet\x1b[0m" in text and "\x1b[31mnot met\x1b[0m" in text
     assert click.unstyle(text).splitlines() == [
-        "prompt       gate  time",
+        "prompt    gate     time",
         "-----------------------",
-        "一只熊猫      met     1",
+        "一只熊猫  met         1",
         "panda     not met     2",
     ]
+
+
+def test_a_table_is_folded_to_the_terminal_s_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = ("trial", "cache", "worst psnr (dB)", "times as fast as dense")
+    rows = [[str(trial), "taylorseer, max_skips 3, first 0.3", "33.17", "1.66"] for trial in range(3)]
+    whole = table_text((head, rows))
+    assert len(whole.splitlines()) == 5
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "44")
+    lines = table_text((head, rows)).splitlines()
+    assert max(map(len, lines)) <= 44
+    assert sum("33.17" in line for line in lines) == 3  # numbers stay whole
 
 
 def test_decimals_follow_the_unit() -> None:
