@@ -19,8 +19,8 @@ _SHORT = {
     "SPARSETUNE_TUNE__CALIBRATION_STEPS": "2",
     "SPARSETUNE_TUNE__NUM_PROMPTS": "2",
     "SPARSETUNE_EVAL__NUM_PROMPTS": "3",
-    "SPARSETUNE_GATE__MIN_PSNR": "20",
-    "SPARSETUNE_GATE__MIN_PSNR_WORST": "15",
+    "SPARSETUNE_GATE__MIN_PSNR": "33",
+    "SPARSETUNE_GATE__MIN_PSNR_WORST": "27",
 }
 """Settings of shorter commands, whose blocks are tested here, not their figures."""
 _LINK = re.compile(r"http://127\.0\.0\.1:\d+")
