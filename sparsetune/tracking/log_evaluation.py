@@ -43,7 +43,7 @@ def log_end(run: RunLogger, event: EvaluationEnded) -> None:
         "statistics.json": [{"metric": name, **one.model_dump()} for name, one in result.statistics.items()],
     }
     if result.sparsity.by_layer:
-        tables["policy/sparsity_by_layer.json"] = [
+        tables["layers/sparsity_by_layer.json"] = [
             {"index": index, "layer": name, "sparsity": value}
             for index, (name, value) in enumerate(result.sparsity.by_layer.items())
         ]
@@ -81,6 +81,7 @@ def log_checkpoint(run: RunLogger, path: Path, *, with_model: bool) -> None:
 
 
 def threshold_tables(policy: Policy) -> dict[str, list[dict[str, Any]]]:
+    """Tables of a policy, by artifact name: not under the logged model's, where MLflow looks for the model's files."""
     names = tuple(field.name for field in fields(HeadThresholds))  # asdict copies deeply: 40 ms for 900 heads
     rows = [
         {"index": index, "head": number, **{name: getattr(head, name) for name in names}, "order": order,
@@ -89,7 +90,7 @@ def threshold_tables(policy: Policy) -> dict[str, list[dict[str, Any]]]:
         for number, (head, order) in enumerate(zip(layer.heads, orders, strict=True))
     ]  # fmt: skip
     by_layer = [{"index": index, **asdict(layer)} for index, layer in enumerate(summarize(policy))]
-    return {"policy/thresholds.json": rows, "policy/thresholds_by_layer.json": by_layer}
+    return {"layers/thresholds.json": rows, "layers/thresholds_by_layer.json": by_layer}
 
 
 def prompt_metrics(result: PromptResult) -> dict[str, float | None]:

@@ -115,7 +115,7 @@ def log_trial(run: RunLogger, trial: TrialResult) -> None:
         {"index": index, "layer": name, "sparsity": value}
         for index, (name, value) in enumerate(trial_sparsity(trial).items())
     ]
-    tables |= threshold_tables(trial.policy) | {"policy/sparsity_by_layer.json": layers}
+    tables |= threshold_tables(trial.policy) | {"layers/sparsity_by_layer.json": layers}
     run.log(
         metrics,
         params={"trial": trial.number, **trial.params},

@@ -70,11 +70,11 @@ def test_files_are_artifacts_and_tables_can_be_loaded(
     assert {"result.json", "report.md", "prompts.json"} <= set(artifacts_of(client, run_id))
     assert artifacts_of(client, run_id, "videos") == ["videos/prompt_0_compare.mp4", "videos/prompt_1_compare.mp4"]
     assert artifacts_of(client, run_id, "stills") == ["stills/prompt_0_frame_3.png"]
-    table = json.loads(Path(client.download_artifacts(run_id, "policy/sparsity_by_layer.json")).read_text())
+    table = json.loads(Path(client.download_artifacts(run_id, "layers/sparsity_by_layer.json")).read_text())
     assert table["columns"] == ["index", "layer", "sparsity"]
     assert [row[1] for row in table["data"]] == list(LAYERS)
     logged = json.loads(run.data.tags["mlflow.loggedArtifacts"])
-    tables = ["prompts.json", "statistics.json", "policy/sparsity_by_layer.json"]
+    tables = ["prompts.json", "statistics.json", "layers/sparsity_by_layer.json"]
     assert [entry["path"] for entry in logged] == tables, "MLflow's compare opens the first"
     statistics = json.loads(Path(client.download_artifacts(run_id, "statistics.json")).read_text())
     assert "ci95_high" in statistics["columns"]
@@ -92,7 +92,7 @@ def test_the_judged_checkpoint_is_an_artifact_that_loads(
     (run,) = runs_of(client, experiment)
     loaded = load_checkpoint(client.download_artifacts(run.info.run_id, "checkpoint", str(tmp_path)))
     assert loaded.policy == policy
-    tables = {"policy/thresholds.json", "policy/thresholds_by_layer.json"}
+    tables = {"layers/thresholds.json", "layers/thresholds_by_layer.json"}
     assert tables <= {entry["path"] for entry in json.loads(run.data.tags["mlflow.loggedArtifacts"])}
     (output,) = client.get_run(run.info.run_id).outputs.model_outputs
     assert str(client.get_logged_model(output.model_id).status) == "READY"

@@ -161,7 +161,7 @@ def test_trials_keep_their_state_reason_time_and_prompts(config: Config, client:
     history = client.get_metric_history(first.info.run_id, "prompt/psnr")
     assert sorted((point.step, point.value) for point in history) == [(1, 36.0), (2, 40.0)]
     assert first.data.metrics["psnr/min"] == 36.0
-    assert artifacts_of(client, first.info.run_id) == ["policy", "prompts.json"]
+    assert artifacts_of(client, first.info.run_id) == ["layers", "prompts.json"]
     assert runs["trial 2"].data.metrics.keys() == {"seconds/total"}
 
 
@@ -265,13 +265,13 @@ def test_every_threshold_and_every_layers_mean_are_in_tables(
     listener.on_study_start(started(config))
     listener.on_trial(make_trial(0, policy=Policy(layers)))
     run = next(run for run in runs_of(client, experiment) if run.info.run_name == "trial 0")
-    table = json.loads(Path(client.download_artifacts(run.info.run_id, "policy/thresholds.json")).read_text())
+    table = json.loads(Path(client.download_artifacts(run.info.run_id, "layers/thresholds.json")).read_text())
     columns = ["index", "head", "simthreshd1", "cdfthreshd", "topk", "pvthreshd", "is_sparse", "order", "layer"]
     assert table["columns"] == columns
     assert table["data"][1] == [0, 1, 0.7, 0.8, None, 50.0, True, "raster", LAYERS[0]]
     assert table["data"][2] == [0, 2, 0.1, 0.1, None, 1, False, "raster", LAYERS[0]]
     assert table["data"][5] == [1, 2, 0.2, None, 0.3, 50.0, True, "whf", LAYERS[1]]
-    layers = json.loads(Path(client.download_artifacts(run.info.run_id, "policy/thresholds_by_layer.json")).read_text())
+    layers = json.loads(Path(client.download_artifacts(run.info.run_id, "layers/thresholds_by_layer.json")).read_text())
     names = ("sparse_heads", "simthreshd1", "cdfthreshd", "topk")
     means = [[row[layers["columns"].index(name)] for name in names] for row in layers["data"]]
     assert means == [[2, pytest.approx(0.6), pytest.approx(0.85), None], [3, pytest.approx(0.2), None, 0.3]]

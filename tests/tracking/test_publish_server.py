@@ -162,7 +162,7 @@ def test_a_tuning_whose_server_is_killed_and_comes_back_is_recorded_whole(
     assert status == 1 and "could not be published: the tracking server" in error
     server.start()
     status, report, _ = finished(sync(remote))
-    assert status == 0 and [(result["sent"], result["left"]) for result in report] == [(2, 0)]
+    assert status == 0 and [(result["sent"], result["left"]) for result in report] == [(3, 0)]
     assert unpublished(remote) == []
     before = snapshot(reader, experiment)
     assert finished(sync(remote))[:2] == (0, [])
@@ -181,7 +181,7 @@ def test_a_tuning_whose_server_is_killed_and_comes_back_is_recorded_whole(
     assert f"/runs/{runs['trial 2'].info.run_id})" in parent.data.tags["mlflow.note.content"]
     for number in range(4):
         points = reader.get_metric_history(runs[f"trial {number}"].info.run_id, "prompt/psnr")
-        assert sorted((point.step, point.value) for point in points) == [(0, 36.0), (1, 40.0)]
+        assert sorted((point.step, point.value) for point in points) == [(1, 36.0), (2, 40.0)]
     evaluation = runs["eval tuned"].info.run_id
     assert artifacts_of(reader, evaluation, "videos") == ["videos/prompt_0_compare.mp4", "videos/prompt_1_compare.mp4"]
     video = reader.download_artifacts(evaluation, "videos/prompt_1_compare.mp4", str(tmp_path))
@@ -284,7 +284,7 @@ def test_a_process_killed_while_it_publishes_and_a_sync_leave_each_run_once(
     assert len(runs_of(reader, experiment)) == len(runs)
     for number in range(6):
         points = _history(reader, runs[f"trial {number}"])["prompt/psnr"]
-        assert [(step, value) for step, value, _ in points] == [(0, 36.0), (1, 40.0)]
+        assert [(step, value) for step, value, _ in points] == [(1, 36.0), (2, 40.0)]
 
 
 def test_a_sync_that_is_killed_and_two_at_once_send_everything_once(
