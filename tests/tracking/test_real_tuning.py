@@ -60,7 +60,7 @@ def test_a_tuning_goes_on_without_its_server_and_sync_sends_the_rest(tmp_path: P
         assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
         (parent,) = [run for run in runs if run.data.tags["sparsetune.kind"] == "tuning"]
         assert parent.info.status == "FINISHED"
-        assert {"trials.json", "checkpoint", "policy"} <= set(artifacts_of(reader, parent.info.run_id))
+        assert {"trials.json", "checkpoint", "layers"} <= set(artifacts_of(reader, parent.info.run_id))
         tuned = next(run for run in runs if run.data.tags.get("policy") == "tuned")
         assert artifacts_of(reader, tuned.info.run_id, "videos") == ["videos/prompt_0_compare.mp4"]
     finally:
