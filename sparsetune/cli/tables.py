@@ -44,13 +44,13 @@ def table_text(table: Table) -> str:
     shown = RichTable(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
     for column, name in enumerate(head):
         is_text = column == 0 or not all(_NUMBER.match(click.unstyle(row[column])) for row in rows)
-        shown.add_column(name, justify="left" if is_text else "right", overflow="fold")
+        shown.add_column(Text(name), justify="left" if is_text else "right", overflow="fold")
     for row in rows:
         shown.add_row(*map(Text.from_ansi, row))
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WHOLE
     console = Console(width=width, force_terminal=True, color_system="standard", no_color=False, legacy_windows=False)
     with console.capture() as captured:
-        console.print(shown, soft_wrap=False)
+        console.print(shown)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
