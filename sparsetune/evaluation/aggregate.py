@@ -99,7 +99,7 @@ def seconds_section(results: Sequence[PromptResult], step: StepTimes | None) -> 
     if not pairs or step is None:
         return None
     dense, sparse = (summarize(column) for column in zip(*pairs, strict=True))
-    speedups = [one / other for one, other in pairs]
+    speedups = [result.speedup for result in results if result.speedup is not None]
     speedup = summarize(speedups)
     return SecondsSection(
         dense=dense.mean,

@@ -91,13 +91,12 @@ def _uniform(policy: Policy, pair: HeadThresholds) -> Policy:
 
 
 def _point(pair: HeadThresholds, result: PromptResult, gate: Gate) -> HandSetPoint:
-    timed = result.denoising_dense and result.denoising_sparse
     return HandSetPoint(
         simthreshd1=pair.simthreshd1,
         cdfthreshd=pair.cdfthreshd or 0.0,
         sparsity=min(max(result.sparsity or 0.0, 0.0), 1.0),
         psnr=result.metrics["psnr"],
         frame_cosine=result.metrics["frame_cosine"],
-        speedup=(result.denoising_dense or 0.0) / (result.denoising_sparse or 1.0) if timed else None,
+        speedup=result.speedup,
         meets_gate=gate.check([result.metrics]).passed,
     )

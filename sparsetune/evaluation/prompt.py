@@ -61,6 +61,13 @@ class PromptResult:
     video: "Future[bytes | None] | bytes | None" = field(default=None, repr=False, compare=False)
 
     @property
+    def speedup(self) -> float | None:
+        """Denoising seconds of dense over those of sparse; None where they weren't timed."""
+        if self.denoising_dense and self.denoising_sparse:
+            return self.denoising_dense / self.denoising_sparse
+        return None
+
+    @property
     def cost(self) -> float | None:
         """Seconds of denoising as a share of dense, timed beside; of the rendering where that wasn't timed."""
         if self.denoising_dense and self.denoising_sparse:

@@ -202,11 +202,7 @@ class TrialRunner:
         missing = shortfalls(results, self.gate) if measured else {}
         dense = [result.denoising_dense for result in results if result.denoising_dense is not None]
         sparse = [result.denoising_sparse if dense else result.seconds_sparse for result in results]
-        speedups = [
-            one.denoising_dense / one.denoising_sparse
-            for one in results
-            if one.denoising_dense and one.denoising_sparse
-        ]
+        speedups = [result.speedup for result in results if result.speedup is not None]
         predicted = self.predict(trial.policy)
         return TrialResult(
             number=trial.number,
