@@ -71,7 +71,9 @@ class TuningProgress(events.TuningListener):
         self.display.log_event("trial_start", f"trial {event.number} starts", event)
 
     def on_step(self, event: StepDone) -> None:
-        if event.phase != "trials":
+        if event.phase == "preparation":  # its one event ends it
+            self.display.last_event = self.display.get_time()
+        elif event.phase != "trials":
             done = event.index * event.num_steps + event.step
             self.display.on_progress(event.phase, done, event.num_renderings * event.num_steps)
         elif event.trial in self.running:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-START_SECONDS = 5.0
+START_SECONDS = 3.0
 """Within which a tracking server must answer before the first run."""
 
 Arguments = TypeVarTuple("Arguments")

@@ -205,6 +205,14 @@ def test_phases_follow_one_another_as_their_events_come() -> None:
     assert search.phases["trials"] == "ended" and search.phases["evaluation"] == "running"
 
 
+def test_a_timed_step_belongs_to_no_phase_that_is_shown() -> None:
+    search = Search()
+    search.at(30.0).on_step(StepDone("preparation", "dense", 5, 5))
+    search.at(31.0).on_step(counted("calibration", 1, num=2))
+    assert list(search.phases) == ["calibration", "sensitivity", "trials", "evaluation"]
+    assert search.listener.display.phases["calibration"].start_time == search.start + 30.0
+
+
 def test_phases_that_an_earlier_run_has_measured_never_begin() -> None:
     search = Search(num_done=3)
     search.at(1.0).on_trial_start(start(3))
