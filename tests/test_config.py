@@ -304,3 +304,11 @@ def test_every_setting_is_described() -> None:
 def test_a_rule_over_several_settings_is_told_in_its_own_words() -> None:
     with pytest.raises(ConfigError, match=r"^tune.pv_l1 must exceed tune.l1, .* got 0.065 and 0.2; raise --pv-l1$"):
         resolve(None, ["tune.l1=0.2"], {}, {})
+
+
+def test_what_serving_engines_take_has_other_defaults_which_settings_beat() -> None:
+    tune = resolve(sets=["tune.granularity=served", "tune.rules=cdf"], environ={}).tune
+    assert (tune.orders, tune.rules, tune.keep_text, tune.caches) == (("raster",), ("cdf",), "never", ("none",))
+    assert not tune.select_partial
+    with pytest.raises(ConfigError, match="granularity uniform needs --tuner optuna and --space budget, got calibrate"):
+        resolve(sets=["tune.granularity=uniform", "tune.tuner=calibrate"], environ={})

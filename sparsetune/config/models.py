@@ -24,7 +24,7 @@ Caches = Literal["none", "auto", "first_block", "mag", "taylorseer"]
 Space = Literal["budget", "raw"]
 GatePreset = Literal["strict", "trajectory", "quality"]
 TrialVideos = Literal["none", "worst", "all"]
-Granularity = Literal["global", "group", "layer"]
+Granularity = Literal["global", "group", "layer", "served", "uniform"]
 Rule = Literal["cdf", "topk"]
 Order = Literal["raster", "fwh", "hfw", "hwf", "wfh", "whf", "tiles", "cubes", "hilbert", "hilbert3d"]
 
@@ -121,6 +121,13 @@ class GenerationConfig(_Section):
     )
 
 
+ENGINE_GRANULARITIES = ("served", "uniform")
+_SERVED: Mapping[str, Any] = {
+    "orders": ("raster",), "rules": ("topk",), "keep_text": "never", "select_partial": False, "caches": ("none",),
+}  # fmt: skip
+"""What engines run that call SpargeAttn's kernel as it is; the user's own settings take precedence."""
+
+
 class TuneConfig(_Section):
     """Settings of the threshold search."""
 
@@ -144,9 +151,16 @@ class TuneConfig(_Section):
     )
     space: Space = Field("budget", description="Search calibrated error budgets, or thresholds directly.")
     granularity: Granularity = Field(
-        "group", description="One choice for all layers, for three groups, or for each layer."
+        "group",
+        description="One choice for all layers, for three groups, or for each layer; or what serving engines take: "
+        "one threshold for all heads beside dense layers (served), or for all heads and layers (uniform). These two "
+        "also default to topk in raster order without a cache, and to SpargeAttn's treatment of text and last blocks.",
     )
-    schedule: bool = Field(True, description="Use more sparsity in less sensitive denoising steps.")
+    schedule: bool = Field(
+        True,
+        description="Use more sparsity in less sensitive denoising steps; with granularity served or uniform, "
+        "run first and last steps dense.",
+    )
     orders: Annotated[tuple[Order, ...], Field(min_length=1)] = Field(
         ("raster", "hfw", "wfh", "whf", "hilbert"),
         description="Token orders to choose from for each head; `all` for every one.",
@@ -182,6 +196,12 @@ class TuneConfig(_Section):
         None, gt=0.0, description="Time limit in minutes; ends after the current prompt, with the best so far."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _what_engines_take(cls, data: Any) -> Any:
+        is_served = isinstance(data, dict) and data.get("granularity") in ENGINE_GRANULARITIES
+        return {**_SERVED, **data} if is_served else data
+
     @field_validator("orders", mode="before")
     @classmethod
     def _all_orders(cls, value: Any) -> Any:
@@ -198,6 +218,15 @@ class TuneConfig(_Section):
         if self.objective not in ("auto", "speed"):
             raise ValueError(
                 f"caches save seconds, not block pairs, but tune.objective is {self.objective}; use --objective speed"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _granularity_fits(self) -> Self:
+        if self.granularity in ENGINE_GRANULARITIES and (self.tuner, self.space) != ("optuna", "budget"):
+            raise ValueError(
+                f"granularity {self.granularity} needs --tuner optuna and --space budget, got {self.tuner} and "
+                f"{self.space}"
             )
         return self
 

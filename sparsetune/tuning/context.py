@@ -107,7 +107,7 @@ class TuningContext:
     def probe_prompts(self) -> tuple[AnyPrompt, ...]:
         """Prompts for measuring sensitivity; none if the search treats all steps and layers alike."""
         tune = self.config.tune
-        wanted = tune.schedule or (tune.space == "budget" and tune.granularity != "global")
+        wanted = tune.schedule or (tune.space == "budget" and tune.granularity not in ("global", "uniform"))
         return self.prompts[: tune.probe_prompts] if wanted else ()
 
     def start(self, study_name: str, storage: str, n_trials: int, study: StudyState | None = None) -> None:

@@ -4,7 +4,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,15 @@ from sparsetune.bench.step_time import StepSeconds
 from sparsetune.errors import CheckpointError
 from sparsetune.tuning.calibration.curves import Arrangement, Array, Curves
 from sparsetune.tuning.calibration.sensitivity import Sensitivity
-from sparsetune.tuning.search.allocation import KernelCost, allocate, predict, predict_seconds, predicted_sparsity
+from sparsetune.tuning.events import PerHeadGain
+from sparsetune.tuning.search.allocation import (
+    KernelCost,
+    Sharing,
+    allocate,
+    predict,
+    predict_seconds,
+    predicted_sparsity,
+)
 from sparsetune.tuning.search.candidates import CandidateTable
 
 _VERSION = 1
@@ -60,7 +68,7 @@ class Dial:
         sensitivity: of the parts of the generation and the groups of layers.
         measured: predicted error and mean PSNR in dB of each complete trial without a cache.
         step: what a denoising step costs on the GPU tuned with; None where sparsity saves no seconds.
-        orders, keep_text, rule, dense_fraction, steepness, weights: see `allocate`.
+        orders, keep_text, rule, dense_fraction, steepness, weights, dense_last, sharing: see `allocate`.
     """
 
     curves: Curves
@@ -73,6 +81,8 @@ class Dial:
     dense_fraction: float = 0.0
     steepness: float = 0.5
     weights: tuple[float, ...] = (1.0,)
+    dense_last: float = 0.0
+    sharing: Sharing = "none"
 
     def policy(self, *, budget: float = math.inf, sparsity: float = 1.0) -> Policy:
         """Return the policy that saves most within an error budget and a limit of the sparsity in [0, 1]."""
@@ -87,7 +97,17 @@ class Dial:
             steepness=self.steepness,
             weights=self.weights,
             kernel=KernelCost.of(self.step),
+            dense_last=self.dense_last,
+            sharing=self.sharing,
         )
+
+    def per_head_gain(self, policy: Policy) -> PerHeadGain | None:
+        """Compare a policy of one threshold with thresholds for each head; None for another or an uncalibrated one."""
+        error = None if self.sharing == "none" else predict(self._candidates, policy)
+        if error is None:
+            return None
+        shared, own = self.predict(policy), self.predict(replace(self, sharing="none").policy(budget=error))
+        return PerHeadGain(shared.sparsity, own.sparsity, shared.seconds, own.seconds)
 
     def predict(self, policy: Policy) -> Prediction:
         by_step = predicted_sparsity(self._candidates, policy)
@@ -213,6 +233,7 @@ def dial_of(
     params: Mapping[str, Any],
     measured: Sequence[tuple[float, float]],
     orders: Sequence[str],
+    sharing: Sharing = "none",
 ) -> Dial:
     """Return the dial of a search's winner, which allocates by the winner's parameters, but without `pvthreshd`."""
     weights = [value for name, value in sorted(params.items()) if name.startswith("weight_")]
@@ -228,4 +249,6 @@ def dial_of(
         dense_fraction=float(params.get("dense_fraction", 0.0)),
         steepness=float(params.get("steepness", 0.0)),
         weights=(1.0, *map(float, weights)),
+        dense_last=float(params.get("dense_last", 0.0)),
+        sharing=sharing,
     )

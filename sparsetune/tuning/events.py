@@ -186,6 +186,21 @@ class TrialResult:
 
 
 @dataclass(frozen=True)
+class PerHeadGain:
+    """What thresholds for each head would save beyond the winner's one for all, at the same calibrated error.
+
+    Args:
+        sparsity, per_head_sparsity: of a whole generation, both as calibration predicts them.
+        seconds, per_head_seconds: of the denoising; None where sparsity saves none.
+    """
+
+    sparsity: float
+    per_head_sparsity: float
+    seconds: float | None
+    per_head_seconds: float | None
+
+
+@dataclass(frozen=True)
 class SearchStatistics:
     """Statistics over all trials of a search; `insight` in files.
 
@@ -229,6 +244,7 @@ class TuningResult:
         dial: content of the checkpoint's dial.npz; None without a calibrated winner.
         dense_because: why the dense model is recommended, where no policy is faster; None otherwise.
         hand_set: pairs of thresholds for all heads alike to compare the winner with; empty without calibrated curves.
+        per_head: what thresholds for each head would gain; None where the winner has them or isn't calibrated.
     """
 
     study_name: str
@@ -251,6 +267,7 @@ class TuningResult:
     dial: bytes | None = None
     dense_because: str | None = None
     hand_set: tuple[Pair, ...] = ()
+    per_head: PerHeadGain | None = None
 
 
 class TuningListener:

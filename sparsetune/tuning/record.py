@@ -93,6 +93,15 @@ class StepSection(_Part):
     num_layers: int
 
 
+class PerHeadSection(_Part):
+    """What thresholds for each head would save, as calibration predicts, at the error of the winner's one for all."""
+
+    sparsity: float = Field(description="Of the winner over a whole generation, predicted.")
+    per_head_sparsity: float = Field(description="With thresholds for each head.")
+    seconds: Seconds | None = Field(description="Of the winner's denoising, predicted; null where sparsity saves none.")
+    per_head_seconds: Seconds | None = Field(description="With thresholds for each head.")
+
+
 class TuningRecord(_Part):
     """A whole tuning; its JSON has exactly these fields."""
 
@@ -110,6 +119,7 @@ class TuningRecord(_Part):
     )
     insight: InsightSection | None
     step: StepSection | None = Field(None, description="Null where the kernel computes every pair.")
+    per_head: PerHeadSection | None = Field(None, description="Null where the winner has thresholds for each head.")
     dense_because: str | None = Field(None, description="Why the dense model is recommended; null with a winner.")
     before: EvaluationResult | None = Field(description="SpargeAttn's default thresholds on the eval prompts.")
     evaluation: EvaluationResult | None = Field(description="The winner on the eval prompts.")
@@ -129,6 +139,7 @@ class TuningRecord(_Part):
             seconds_by_phase=dict(result.seconds_by_phase),
             insight=None if result.insight is None else InsightSection.of(result.insight),
             step=None if result.step is None else StepSection(**asdict(result.step)),
+            per_head=None if result.per_head is None else PerHeadSection(**asdict(result.per_head)),
             dense_because=result.dense_because,
             before=result.before,
             evaluation=result.evaluation,

@@ -38,7 +38,7 @@ from sparsetune.tuning.calibration.sensitivity import Sensitivity
 from sparsetune.tuning.calibration.step_caches import ProbeCaches
 from sparsetune.tuning.calibration.uniform_pairs import uniform_pairs
 from sparsetune.tuning.context import TimeIsUp, TuningContext, calibration_signature, digest, open_context
-from sparsetune.tuning.dial import dial_of
+from sparsetune.tuning.dial import Dial, dial_of
 from sparsetune.tuning.events import (
     Parameter,
     PhaseClock,
@@ -56,6 +56,7 @@ from sparsetune.tuning.search.caches import CacheSpace
 from sparsetune.tuning.search.candidates import CandidateTable
 from sparsetune.tuning.search.objective import TrialRunner
 from sparsetune.tuning.search.run import open_search, search
+from sparsetune.tuning.search.space import SHARING
 from sparsetune.tuning.search.study import quiet
 from sparsetune.tuning.sparge_builtin import check_builtin, run_builtin
 
@@ -87,23 +88,26 @@ def search_policy(context: TuningContext) -> TuningResult:
             result = search(context, study, None, Sensitivity(), step, caches)
         else:
             result = search(context, study, prepared.curves, prepared.sensitivity, step, caches)
-            dial = _dial(context, result, prepared, step)
-            result = replace(_with_pairs(result, prepared.curves), calibration_path=prepared.path, dial=dial)
+            result = replace(_with_pairs(result, prepared.curves), calibration_path=prepared.path)
+            if result.best is not None:
+                dial = _dial(context, result, result.best, prepared, step)
+                result = replace(result, dial=dial.to_bytes(), per_head=dial.per_head_gain(result.best.policy))
     reason = None if result.best else slower_at_the_gate(step, result.trials, context)
     return replace(result, step=step, dense_because=reason)
 
 
-def _dial(context: TuningContext, result: TuningResult, prepared: Prepared, step: StepSeconds | None) -> bytes | None:
-    """Return the calibration that travels in the winner's checkpoint; None without a winner."""
-    if result.best is None:
-        return None
+def _dial(
+    context: TuningContext, result: TuningResult, best: TrialResult, prepared: Prepared, step: StepSeconds | None
+) -> Dial:
+    """Return the calibration that travels in the winner's checkpoint."""
     measured = [
         (trial.predicted_error, trial.psnr)
         for trial in result.trials
         if trial.state == "complete" and trial.predicted_error and trial.psnr and trial.policy.cache is None
     ]
-    orders, params = context.config.tune.orders, result.best.params
-    return dial_of(prepared.curves, prepared.sensitivity, step, params, measured, orders).to_bytes()
+    tune = context.config.tune
+    sharing = SHARING.get(tune.granularity, "none")
+    return dial_of(prepared.curves, prepared.sensitivity, step, best.params, measured, tune.orders, sharing)
 
 
 def _with_pairs(result: TuningResult, curves: Curves) -> TuningResult:

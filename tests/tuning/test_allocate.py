@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from sparsetune.attention.policy import Policy
+from sparsetune.attention.thresholds import LayerThresholds
 from sparsetune.tuning.calibration.bounded_policy import DENSE
 from sparsetune.tuning.calibration.curves import Arrangement, Curves
 from sparsetune.tuning.calibration.sensitivity import Sensitivity
-from sparsetune.tuning.search.allocation import allocate, best_order, predict
+from sparsetune.tuning.search.allocation import KernelCost, allocate, best_order, predict, predicted_sparsity
 from sparsetune.tuning.search.candidates import CandidateTable
 from tests.tuning.tables import LAYERS, POINTS, curves, smooth
 
@@ -137,3 +138,44 @@ def test_what_a_step_drops_twice_as_much_of_is_read_off_the_curve() -> None:
     assert predict(CandidateTable(table, Sensitivity()), one) == pytest.approx(
         predict(CandidateTable(table, Sensitivity()), two), rel=1e-6
     )
+
+
+@pytest.mark.parametrize("budget", [0.05, 0.3, 1.0])
+def test_one_threshold_for_the_sparse_layers_is_the_best_of_all_such_policies(budget: float) -> None:
+    for seed in range(4):
+        table = CandidateTable(curves(seed), Sensitivity())
+        shared = allocate(table, budget, rule="topk", orders=["raster"], steepness=0.0, sharing="sparse_layers")
+        error, found = predict(table, shared), sparsity_of(table.curves, shared)
+        assert error is not None and error <= budget
+        assert len({head for layer in shared.layers for head in layer.heads if head.is_sparse}) <= 1
+        for point, chosen in itertools.product(
+            (point for point in POINTS if point.rule == "topk"), itertools.product((False, True), repeat=len(LAYERS))
+        ):
+            layers = tuple(
+                LayerThresholds.uniform(name, heads, point if on else DENSE["topk"])
+                for (name, heads), on in zip(LAYERS, chosen, strict=True)
+            )
+            other = replace(shared, layers=layers)
+            if (predict(table, other) or 0.0) <= budget:
+                assert sparsity_of(table.curves, other) <= found / 0.98 + 1e-9
+
+
+def test_one_threshold_for_all_layers_leaves_none_dense_and_is_within_a_limit() -> None:
+    table = CandidateTable(smooth(), Sensitivity())
+    policy = allocate(table, 0.3, rule="topk", orders=["raster"], steepness=0.0, dense_last=0.2, sharing="all_layers")
+    (head,) = {head for layer in policy.layers for head in layer.heads}
+    assert head.is_sparse and 0.6 < head.topk < 0.8  # the error is what is dropped
+    assert [policy.schedule.is_dense(step, 10) for step in range(10)] == [False] * 8 + [True] * 2
+    limited = allocate(table, sparsity=0.85, rule="topk", orders=["raster"], steepness=0.0, sharing="all_layers")
+    assert sparsity_of(table.curves, limited) == pytest.approx(2 / 3)  # of topk .9, in the table's six heads
+    assert allocate(table, 1e-6, rule="topk", orders=["raster"], steepness=0.0, sharing="all_layers").is_dense
+
+
+def test_one_threshold_runs_dense_the_layers_in_which_it_costs_more_than_it_saves() -> None:
+    table = CandidateTable(curves(1), Sensitivity())
+    kernel = KernelCost(break_even=0.55)
+    policy = allocate(table, 1.0, rule="topk", orders=["raster"], steepness=0.0, kernel=kernel, sharing="sparse_layers")
+    by_step = predicted_sparsity(table, policy)
+    for index, layer in enumerate(policy.layers):
+        assert not layer.is_sparse or np.mean([of_layers[index] for of_layers in by_step]) > 0.55
+    assert any(layer.is_sparse for layer in policy.layers)

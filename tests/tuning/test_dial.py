@@ -128,3 +128,15 @@ def test_what_is_out_of_reach_or_missing_is_said() -> None:
     with pytest.raises(CheckpointError, match="a policy has one sparsity"):
         sparsify(None, checkpoint(smooth()).policy, sparsity=0.4)
     assert len(LAYERS) == len(checkpoint(smooth()).with_sparsity(0.3).policy.layers)
+
+
+def test_thresholds_for_each_head_save_more_than_one_for_all_at_the_same_error() -> None:
+    own = replace(dial(curves()), rule="topk", orders=("raster",))
+    assert own.per_head_gain(own.policy(budget=0.2)) is None
+    shared = replace(own, sharing="sparse_layers", dense_last=0.1)
+    gain = Dial.from_bytes(shared.to_bytes()).per_head_gain(shared.policy(budget=0.2))
+    assert gain is not None and gain.per_head_sparsity > gain.sparsity + 0.05
+    assert gain.seconds is None
+    timed = replace(shared, step=StepSeconds(rest=1.0, dense=0.5, overhead=0.0, pairs=0.5, order=0.0, num_layers=2))
+    gain = timed.per_head_gain(timed.policy(budget=0.2))
+    assert gain.per_head_seconds < gain.seconds

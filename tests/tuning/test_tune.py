@@ -13,6 +13,7 @@ from sparsetune.attention.policy import Policy
 from sparsetune.attention.step_cache import StepCache
 from sparsetune.bench.step_time import StepTime, StepTimes
 from sparsetune.checkpoint import load_checkpoint, save_checkpoint
+from sparsetune.cli.tune import tuning_text
 from sparsetune.config import Config
 from sparsetune.errors import ConfigError, ExecutorError, TuningError
 from sparsetune.evaluation.baseline import BaselineCache
@@ -48,7 +49,8 @@ def config(tmp_path: Path, **overrides) -> Config:
         "tracking.root": tmp_path / "mlruns",
         "cache.dir": tmp_path / "cache",
     }
-    return demo_config(small | {key.replace("__", "."): value for key, value in overrides.items()})
+    given = small | {key.replace("__", "."): value for key, value in overrides.items()}
+    return demo_config({key: value for key, value in given.items() if value is not None or small.get(key) is None})
 
 
 class Recorder(TuningListener):
@@ -158,6 +160,26 @@ def test_the_margin_is_asked_of_trials_and_not_of_the_winner(first) -> None:
     assert result.evaluation.gate.conditions[1].bound == 20.0
     strict = tune(config(folder, tune__margin_db=79.9), output_dir=folder / "margin")
     assert strict.best is None
+
+
+@pytest.mark.parametrize("granularity", ["served", pytest.param("uniform", marks=pytest.mark.slow)])
+def test_what_serving_engines_take_is_searched_and_what_thresholds_for_each_head_gain_is_told(
+    first, tmp_path: Path, granularity: str
+) -> None:
+    shutil.copytree(first[0] / "cache", tmp_path / "cache")
+    served = dict.fromkeys(("tune.orders", "tune.caches")) | {"tune.probe_prompts": 0}
+    settings = config(tmp_path, **{"tune.granularity": granularity, "tune.schedule": granularity == "served"} | served)
+    result = tune(settings, output_dir=tmp_path / "results")
+    best, gain = result.best, result.per_head
+    assert best is not None and gain is not None
+    sparse = {head for layer in best.policy.layers for head in layer.heads if head.is_sparse}
+    assert len(sparse) == 1 and sparse.pop().topk is not None
+    assert best.policy.order_names == ("raster",) and not best.policy.keep_text and not best.policy.select_partial
+    assert best.params.keys() >= ({"dense_last", "dense_fraction"} if granularity == "served" else {"l1"})
+    assert "steepness" not in best.params
+    assert gain.sparsity == pytest.approx(best.sparsity, abs=0.05) and gain.per_head_sparsity > gain.sparsity
+    assert load_record(result.record_path).per_head.per_head_sparsity == gain.per_head_sparsity
+    assert f"instead of {gain.sparsity:.3f}" in tuning_text(result)
 
 
 def test_builtin_says_what_it_needs(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ _ARRAYS = ("error", "error_rms", "sparsity", "size")
 _CDFS = tuple(round(1.0 - 2.0 ** (-index / 2), 6) for index in range(21))
 """The error grows with the probability left out, 1 − cdfthreshd: each point leaves out √2 less than the last."""
 
-_TOPKS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_TOPKS = (0.02, *(index / 40 for index in range(2, 16)), *(index / 20 for index in range(8, 19)))
 _SIMS = (-1.0, 0.3)
 
 

@@ -9,6 +9,7 @@ their cost keeps raster. Where the kernel computes every pair, these costs are 0
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,12 @@ class KernelCost:
         return needed
 
 
+Sharing = Literal["none", "sparse_layers", "all_layers"]
+"""Whether each head has thresholds of its own, or all heads of the sparse layers, or of all layers, have one."""
+
+_NEAR_BEST = 0.98
+"""Of the most that one threshold can save: what saves so much is told apart by its error."""
+
 _BISECTIONS = 40
 _MIN_MULTIPLIER, _MAX_MULTIPLIER = 1e-9, 1e9
 
@@ -63,6 +70,8 @@ def allocate(
     steepness: float = 0.5,
     weights: Sequence[float] = (1.0,),
     kernel: KernelCost = KernelCost(),
+    dense_last: float = 0.0,
+    sharing: Sharing = "none",
 ) -> Policy:
     """Return the policy that saves most within an error budget, or has the least error at a sparsity.
 
@@ -78,15 +87,21 @@ def allocate(
         steepness: see `Sensitivity.drop_scale`.
         weights: factors on the sensitivity of equal groups of consecutive layers.
         kernel: what a sparse call costs beyond its pairs.
+        dense_last: fraction of the generation's last parts that run dense.
+        sharing: which heads have one threshold together, as serving engines take it.
 
     Raises:
         TuningError: an order wasn't calibrated.
     """
-    curves, schedule = candidates.curves, candidates.sensitivity.schedule(dense_fraction, steepness)
+    curves, schedule = candidates.curves, candidates.sensitivity.schedule(dense_fraction, steepness, dense_last)
     places = curves.arrangement_indices(orders, keep_text)
     names = [curves.arrangements[place].order for place in places]
     costs = candidates.costs(places, rule, schedule, weights)
-    taken, order = _best(costs, budget, sparsity, kernel, names.index("raster") if "raster" in names else None)
+    raster = names.index("raster") if "raster" in names else None
+    if sharing == "none":
+        taken, order = _best(costs, budget, sparsity, kernel, raster)
+    else:
+        taken, order = _shared(costs, budget, sparsity, kernel, raster, every_layer=sharing == "all_layers")
     layers = []
     for index, (name, num_heads) in enumerate(curves.layers):
         heads = [costs.points[point] if point >= 0 else DENSE[rule] for point in taken[index, :num_heads]]
@@ -252,6 +267,31 @@ def _best(
             return best
         worst = losing[np.argsort(earned[losing] / price[losing])]
         allowed[:, worst[: -(-losing.size // 4)]] = False
+
+
+def _shared(
+    costs: CandidateCosts, budget: float, sparsity: float, kernel: KernelCost, raster: int | None, every_layer: bool
+) -> _Taken:
+    """Choose one order and point for all heads, and the layers that have them: those that earn most for their error."""
+    gain, cost = costs.gain.sum(axis=2), costs.cost.sum(axis=2)  # (orders, layers, points)
+    ordered = (np.arange(len(gain)) != raster)[:, None]
+    earned = gain - ((kernel.break_even + kernel.order * ordered) * costs.sparse_share * costs.heads)[..., None]
+    pays = (earned > 0) | every_layer
+    ranked = np.where(pays, cost / np.maximum(earned, 1e-12), np.inf).argsort(axis=1, kind="stable")
+    gains, paid, earnings = (
+        np.take_along_axis(np.where(pays, figures, np.inf), ranked, axis=1).cumsum(axis=1)
+        for figures in (gain, cost, earned)
+    )
+    within = (paid <= budget**2 * costs.unit) & (gains <= sparsity * costs.num_heads) & np.isfinite(earnings)
+    count = np.where(within[:, -1], len(costs.heads), 0) if every_layer else within.sum(axis=1)  # (orders, points)
+    last = np.maximum(count - 1, 0)[:, None]
+    most = np.where(count > 0, np.take_along_axis(earnings, last, axis=1)[:, 0], 0.0)
+    error = np.where(most >= _NEAR_BEST * most.max(), np.take_along_axis(paid, last, axis=1)[:, 0], np.inf)
+    order, point = np.unravel_index(int(error.argmin()), error.shape)
+    taken = np.full(costs.gain.shape[1:3], -1)
+    if most.max() > 0:
+        taken[ranked[order, : count[order, point], point]] = point
+    return taken, np.full_like(taken, order)
 
 
 def _values(costs: CandidateCosts, multiplier: float) -> Floats:

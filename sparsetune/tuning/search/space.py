@@ -15,7 +15,7 @@ from sparsetune.config.models import Granularity, Space
 from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.calibration.sensitivity import Sensitivity
 from sparsetune.tuning.events import Parameter, Prediction
-from sparsetune.tuning.search.allocation import KernelCost, allocate, predict, predict_seconds
+from sparsetune.tuning.search.allocation import KernelCost, Sharing, allocate, predict, predict_seconds
 from sparsetune.tuning.search.caches import NO_CACHE, CacheSpace
 from sparsetune.tuning.search.candidates import CandidateTable
 
@@ -34,6 +34,12 @@ WEIGHTS = (0.5, 2.0)
 
 STEEPNESSES = (0.2, 0.8, 0.05)
 """Lowest, highest and step of `Sensitivity.drop_scale`'s steepness."""
+
+DENSE_LAST = (0.0, 0.2, 0.1)
+"""The same of the last steps, where one threshold holds for all heads."""
+
+SHARING: Mapping[str, Sharing] = {"served": "sparse_layers", "uniform": "all_layers"}
+"""What a granularity's heads share; nothing with any other."""
 
 STEEPNESS = 0.6
 """Initial steepness."""
@@ -75,7 +81,7 @@ class SearchSpace:
     curves: Curves | None  # None where only caches are searched
     sensitivity: Sensitivity = field(default_factory=Sensitivity)
     kind: Space = "budget"  # `budget` searches an error budget and its allocation, `raw` the thresholds themselves
-    granularity: Granularity = "group"  # one choice for all layers, for each of three groups, or for each layer
+    granularity: Granularity = "group"  # of the choices, see `TuneConfig`
     orders: tuple[str, ...] = ("raster",)  # all calibrated
     rules: tuple[Rule, ...] = ("cdf",)  # of budgets only
     keep_text: tuple[bool, ...] = (True,)
@@ -117,10 +123,9 @@ class SearchSpace:
                 params[f"simthreshd1_{group}"] = trial.suggest_float(f"simthreshd1_{group}", -1.0, 1.0)
                 params[f"cdfthreshd_{group}"] = trial.suggest_float(f"cdfthreshd_{group}", 0.3, 1.0)
         if self.schedule:
-            low, high, step = STEEPNESSES
-            params["steepness"] = trial.suggest_float("steepness", low, high, step=step)
-            low, high, step = DENSE_FRACTIONS
-            params["dense_fraction"] = trial.suggest_float("dense_fraction", low, high, step=step)
+            steps = {"dense_last": DENSE_LAST} if self.granularity in SHARING else {"steepness": STEEPNESSES}
+            for name, (low, high, step) in (steps | {"dense_fraction": DENSE_FRACTIONS}).items():
+                params[name] = trial.suggest_float(name, low, high, step=step)
         for name, choices in self._choices().items():
             chosen = choices[0] if len(choices) == 1 else trial.suggest_categorical(name, choices)
             params[name] = choices[0] if chosen is None else chosen
@@ -129,6 +134,8 @@ class SearchSpace:
     def warm_start(self) -> list[Start]:
         """Return the first trials: SpargeAttn's defaults, then calibrated policies at three budgets.
 
+        One threshold for all heads needs a larger budget to skip anything.
+
         The sampler sees the defaults at the lowest budget, which is nearest to their error.
         """
         if self.curves is None:
@@ -136,6 +143,8 @@ class SearchSpace:
         if self.kind == "raw":
             default = self._raw(SPARGE_DEFAULTS.simthreshd1, SPARGE_DEFAULTS.cdfthreshd or 1.0)
             return [Start(default, DEFAULT), Start(self._raw(-1.0, 0.98))]
+        if self.granularity in SHARING:  # which SpargeAttn's defaults are no choice of
+            return [self.with_budget(2 * budget) for budget in INITIAL_BUDGETS]
         return [
             Start(self.with_budget(BUDGETS[0]).params, DEFAULT),
             *(self.with_budget(budget) for budget in INITIAL_BUDGETS),
@@ -188,6 +197,8 @@ class SearchSpace:
             steepness=steepness,
             weights=[1.0, *(float(params[f"weight_{group}"]) for group in self._groups()[1:])],
             kernel=KernelCost.of(self.step),
+            dense_last=float(params.get("dense_last", 0.0)),
+            sharing=SHARING.get(self.granularity, "none"),
         )
         return with_pv(policy, PVTHRESHDS[1]) if params.get("pvthreshd") == PVTHRESHDS[1] else policy
 
@@ -212,7 +223,10 @@ class SearchSpace:
         return choices | {"keep_text": self.keep_text}
 
     def _rest(self) -> dict[str, Parameter]:
-        steps: dict[str, Parameter] = {"steepness": STEEPNESS, "dense_fraction": 0.0} if self.schedule else {}
+        steps: dict[str, Parameter] = {}
+        if self.schedule:
+            steps = {"dense_last": 0.0} if self.granularity in SHARING else {"steepness": STEEPNESS}
+            steps["dense_fraction"] = 0.0
         without = {} if self.caches is None else {"cache": NO_CACHE}
         return steps | {name: choices[0] for name, choices in self._choices().items()} | without
 
@@ -237,7 +251,9 @@ class SearchSpace:
 
 
 def num_groups(granularity: Granularity, num_layers: int) -> int:
-    return {"global": 1, "group": min(NUM_GROUPS, num_layers), "layer": num_layers}[granularity]
+    if granularity in ("group", "served"):
+        return min(NUM_GROUPS, num_layers)
+    return num_layers if granularity == "layer" else 1
 
 
 def with_pv(policy: Policy, pvthreshd: float) -> Policy:
