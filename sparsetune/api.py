@@ -112,6 +112,7 @@ def sparsify(
     layout: "TokenLayout | None" = None,
     *,
     sparsity: float | None = None,
+    scheduler: Any = None,
 ) -> "SparseHandle":
     """Install a policy on a pipeline; use it as a context manager, or call `remove()` on what it returns.
 
@@ -121,7 +122,7 @@ def sparsify(
     A checkpoint that was tuned for another resolution, number of frames or steps warns when the pipeline first runs.
 
     Args:
-        pipe: a diffusers pipeline, modular or not, loaded and placed as you like.
+        pipe: a diffusers pipeline, modular or not, loaded and placed as you like; or its transformer alone.
         policy: the policy, a checkpoint, or anything that `load_checkpoint` takes.
         backend: `auto`, `sparge`, `flex`, `reference` or `dense`.
         break_even: table that `sparsetune bench` measured on this machine, or its file: layers that would be slower
@@ -129,6 +130,8 @@ def sparsify(
         layout: where the video's and the text's tokens lie in each self-attention call, for a model whose family isn't
             known; its tokens then count as one row where this is None, and a warning is logged.
         sparsity: another sparsity than the checkpoint's, in (0, 1), as `TunedCheckpoint.with_sparsity`.
+        scheduler: the one that sets the timesteps of a transformer alone; needed by a policy that treats steps
+            differently.
 
     Returns:
         The handle, with statistics of what ran (`handle.stats()`); `handle.remove()` restores the pipeline exactly.
@@ -147,7 +150,7 @@ def sparsify(
         if not isinstance(policy, Checkpoint):
             raise CheckpointError("a policy has one sparsity; load a checkpoint to choose another")
         policy = TunedCheckpoint.of(policy).with_sparsity(sparsity)
-    return install(pipe, policy, backend, break_even, layout)
+    return install(pipe, policy, backend, break_even, layout, scheduler)
 
 
 def create_pipelines(

@@ -3,7 +3,8 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -29,12 +30,35 @@ def register_family(family: Family) -> None:
     _registered.insert(0, family)
 
 
+ONE_STEP = SimpleNamespace(timesteps=torch.zeros(1), step_index=0)
+"""Stands for the scheduler of a transformer whose own isn't known."""
+
+
+@dataclass(frozen=True)
+class LoneTransformer:
+    """A transformer without its pipeline; `scheduler` sets its timesteps, and `ONE_STEP` counts all as one step."""
+
+    transformer: nn.Module
+    scheduler: Any
+
+    def __post_init__(self) -> None:
+        name = type(main_transformer(self)).__name__
+        if len({family.name for family in (*_registered, *FAMILIES) if family.transformer_class == name}) > 1:
+            raise ModelError(f"pipelines use {name} in different ways; pass the pipeline instead of its transformer")
+
+    @property
+    def _execution_device(self) -> torch.device:
+        hook = getattr(self.transformer, "_hf_hook", None)  # of offloading
+        return torch.device(getattr(hook, "execution_device", None) or next(self.transformer.parameters()).device)
+
+
 def family_of(pipe: Any) -> Family:
     """Find a pipeline's family, a generic one where it isn't known; ModelError where it is known not to work."""
     transformer = main_transformer(pipe)
     if transformer is None:
         raise ModelError(f"{type(pipe).__name__} has no transformer; sparse attention needs one, a UNet won't do")
-    return family_named(type(pipe).__name__, type(transformer).__name__)
+    family = family_named(type(pipe).__name__, type(transformer).__name__)
+    return replace(family, steps=None) if getattr(pipe, "scheduler", None) is ONE_STEP else family
 
 
 def family_named(pipeline: str, transformer: str) -> Family:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sparsetune.attention.backends import backend_choice
 from sparsetune.attention.breakeven import BreakEvenTable, load_table
@@ -16,12 +17,15 @@ from sparsetune.attention.handle import SparseHandle
 from sparsetune.attention.interception import AttentionCall
 from sparsetune.attention.ordering import Grid, TokenLayout
 from sparsetune.attention.policy import Policy, check_fits
+from sparsetune.attention.schedule import DenseSchedule
 from sparsetune.attention.sites import AttentionSites
 from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint
 from sparsetune.config import GenerationConfig
 from sparsetune.errors import CheckpointError, ModelError
 from sparsetune.models.calls import patch_of
 from sparsetune.models.families import (
+    ONE_STEP,
+    LoneTransformer,
     attention_sites,
     family_of,
     is_known,
@@ -40,19 +44,21 @@ def sparsify(
     backend: str = "auto",
     break_even: BreakEvenTable | str | Path | None = None,
     layout: TokenLayout | None = None,
+    scheduler: Any = None,
 ) -> SparseHandle:
     """Install a policy on a pipeline; use it as a context manager, or call `remove()` on what it returns.
 
     A checkpoint that was tuned for another size, number of frames or steps warns when the pipeline first runs.
 
     Args:
-        pipe: a diffusers pipeline, loaded and placed as you like.
+        pipe: a diffusers pipeline, loaded and placed as you like, or its transformer alone.
         policy: the policy, a checkpoint, or a checkpoint's folder or file.
         backend: `auto`, `sparge`, `flex`, `reference` or `dense`.
         break_even: table that `sparsetune bench` measured on this machine, or its file: layers that would be slower
             sparse then run dense. None runs every layer as the policy says.
         layout: where the video's and the text's tokens lie in the sequence of each self-attention call. None is the
             family's; of an unknown family the tokens are one row, and the first key block is kept.
+        scheduler: the one that sets the timesteps of a transformer alone, for a policy that treats steps differently.
 
     Returns:
         The handle, with statistics of what ran (`handle.stats()`); `handle.remove()` restores the pipeline exactly.
@@ -62,6 +68,10 @@ def sparsify(
         CheckpointError: it can't be read, or is another model's; the message lists the differences.
         BackendError: the backend can't run here, or the table is missing or another machine's.
     """
+    if isinstance(policy, str | Path):
+        policy = load_checkpoint(policy)
+    if isinstance(pipe, nn.Module):
+        pipe = _lone(pipe, policy.policy if isinstance(policy, Checkpoint) else policy, scheduler)
     family = family_of(pipe)
     if not is_known(family) and layout is None:
         _LOG.warning(
@@ -76,11 +86,21 @@ def sparsify(
     if isinstance(break_even, str | Path):
         break_even = load_table(Path(break_even), device_name(device))
     choice = backend_choice(backend, device)
-    if isinstance(policy, str | Path):
-        policy = load_checkpoint(policy)
     check = partial(_warn_of_other_call, pipe, policy.manifest) if isinstance(policy, Checkpoint) else None
     matching = _matching_policy(pipe, sites, policy)
     return SparseHandle(sites, matching, choice.backend, break_even, choice.reason, check)
+
+
+def _lone(transformer: nn.Module, policy: Policy, scheduler: Any) -> LoneTransformer:
+    """Check that a policy can run on a transformer without its pipeline."""
+    if policy.cache is not None:
+        raise ModelError(f"the policy has a step cache ({policy.cache}), which needs the pipeline; pass that instead")
+    if policy.schedule != DenseSchedule() and scheduler is None:
+        raise ModelError(
+            "the policy treats denoising steps differently, and a transformer alone doesn't know them; pass the "
+            "pipeline, or scheduler=pipe.scheduler"
+        )
+    return LoneTransformer(transformer, ONE_STEP if scheduler is None else scheduler)
 
 
 def policy_for(pipe: Any, policy: Policy | Checkpoint | str | Path) -> Policy:
@@ -168,7 +188,7 @@ def _warn_of_other_call(pipe: Any, manifest: Manifest, call: AttentionCall) -> N
 
 def _pixels(pipe: Any, grid: Grid, manifest: Manifest) -> dict[str, int | None]:
     """Compute a video's size from its grid of tokens; empty where that isn't known."""
-    if grid[:2] == (1, 1):
+    if grid[:2] == (1, 1) or isinstance(pipe, LoneTransformer):
         return {}
     side, temporal = token_side(pipe), getattr(pipe, "vae_scale_factor_temporal", None)
     found: dict[str, int | None] = {"height": grid[1] * side, "width": grid[2] * side}

@@ -1,6 +1,7 @@
 """A policy on a real pipeline: what runs, what is counted, and complete removal."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from sparsetune.attention.ordering import ORDERS
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.schedule import DenseSchedule
+from sparsetune.attention.step_cache import StepCache
 from sparsetune.attention.thresholds import HeadThresholds, LayerThresholds
 from sparsetune.checkpoint import Checkpoint, LayerShape, Manifest, save_checkpoint
 from sparsetune.errors import CheckpointError, ModelError
@@ -154,6 +156,30 @@ def test_a_call_outside_of_its_transformer_runs_dense_and_is_counted(
         attention(torch.randn(1, 512, 192), encoder_hidden_states=torch.randn(1, 32, 192))
         assert handle.stats().fallbacks == {"the attention ran outside of its transformer": 1}
     assert "runs dense: the attention ran outside of its transformer" in caplog.text
+
+
+def test_a_transformer_alone_runs_as_in_its_pipeline(demo: LoadedModel, renderer: Renderer, dense: np.ndarray) -> None:
+    transformer, scheduler = demo.pipe.transformer, demo.pipe.scheduler
+    stepwise = uniform(demo, HALF, schedule=DenseSchedule(0.5))
+    with sparsify(demo.pipe, stepwise, "reference"):
+        expected = renderer.render(PROMPT, 0).frames
+    with sparsify(transformer, stepwise, "reference", scheduler=scheduler) as handle:
+        assert np.array_equal(renderer.render(PROMPT, 0).frames, expected)
+        assert handle.stats().num_calls == {"sparse": 16, "dense": 16, "fallback": 0}
+    assert np.array_equal(renderer.render(PROMPT, 0).frames, dense)
+    with sparsify(transformer, uniform(demo, HALF), "reference") as handle:
+        renderer.render(PROMPT, 0)
+        assert handle.stats().num_calls == {"sparse": 32, "dense": 0, "fallback": 0}
+    with pytest.raises(ModelError, match=r"a transformer alone doesn't know them; pass the pipeline, or scheduler="):
+        sparsify(transformer, stepwise)
+    with pytest.raises(ModelError, match=r"has a step cache .*, which needs the pipeline"):
+        sparsify(transformer, replace(stepwise, cache=StepCache("taylorseer", max_skips=1)))
+
+
+def test_a_transformer_that_pipelines_use_in_different_ways_is_refused_alone(demo: LoadedModel) -> None:
+    ambiguous = type("CosmosTransformer3DModel", (torch.nn.Linear,), {})(1, 1)
+    with pytest.raises(ModelError, match="CosmosTransformer3DModel in different ways; pass the pipeline"):
+        sparsify(ambiguous, uniform(demo, HALF))
 
 
 def test_twice_is_refused_and_leaves_the_first(demo: LoadedModel) -> None:
