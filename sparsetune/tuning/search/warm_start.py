@@ -96,10 +96,11 @@ def enqueue_next(
 
 
 def _enqueue_starts(study: optuna.Study, space: SearchSpace, trials: list[FrozenTrial]) -> bool:
-    """Enqueue the first trials that are missing, some processes may have died here; returns whether there were any."""
+    """Enqueue the next of the first trials, unless an interrupted one waits; returns whether any was missing."""
     known = {trial.user_attrs.get(_START) for trial in trials}
     missing = [(index, start) for index, start in enumerate(space.warm_start()) if index not in known]
-    for index, start in missing:
+    if missing and not any(trial.state == TrialState.WAITING for trial in trials):
+        index, start = missing[0]
         study.enqueue_trial(start.params, user_attrs={THRESHOLDS: start.thresholds, _START: index})
     return bool(missing)
 
