@@ -94,7 +94,11 @@ def convert(source: str, target: Path, allow_loss: bool) -> None:
 @command.command(cls=Command, name="export")
 @click.argument("path", shell_complete=completion.checkpoint)
 @click.option(
-    "--to", "engine", type=click.Choice(["lightx2v"]), required=True, help="Serving engine.  [default: none, required]"
+    "--to",
+    "engine",
+    type=click.Choice(["diffusers", "sglang", "xdit", "lightx2v", "tensorrt-llm", "comfyui"]),
+    required=True,
+    help="Serving engine; those that can't run a policy say why.  [default: none, required]",
 )
 @output_option("File to write.  [default: standard output]")
 @click.option(
@@ -105,23 +109,27 @@ def convert(source: str, target: Path, allow_loss: bool) -> None:
 def export(path: str, engine: str, output: Path | None, allow_loss: bool) -> None:
     """Write the checkpoint PATH as the settings of a serving engine, which has fewer of them.
 
-    PATH is anything that `show` accepts. lightx2v: keys for the file of its --config_json.
+    PATH is anything that `show` accepts. lightx2v: keys for the file of its --config_json. sglang: a file for its
+    --config. xdit: arguments of its command line. Nothing can be exported to the others.
 
     \b
-    Example:
+    Examples:
       sparsetune checkpoint export results/wan2.1-t2v-1.3b/checkpoint --to lightx2v -o sparge.json --allow-loss
+      sparsetune checkpoint export results/wan2.1-t2v-1.3b/checkpoint --to xdit --allow-loss
     """
     from sparsetune.api import load_checkpoint
-    from sparsetune.checkpoint.export import export_lightx2v
-    from sparsetune.files import write_json
+    from sparsetune.checkpoint.export import export as export_to
+    from sparsetune.files import write_text
 
-    exported = export_lightx2v(load_checkpoint(path), allow_loss=allow_loss)
+    exported = export_to(load_checkpoint(path), engine, allow_loss=allow_loss)
+    if exported.differs:
+        log_note(exported.differs)
     if exported.lost:
         log_note(f"lost: {'; '.join(exported.lost)}; evaluate what {engine} renders")
     if output is None:
-        click.echo(json_text(dict(exported.settings)))
+        click.echo(exported.text)
     else:
-        write_json(output, dict(exported.settings))
+        write_text(output, exported.text + "\n")
         click.echo(output)
 
 
