@@ -15,15 +15,16 @@ from sparsetune.files import json_text
 
 @click.group(cls=CommandGroup, name="checkpoint")
 def command() -> None:
-    """Show a tuned checkpoint, convert it from or to SpargeAttn's format, verify it against a model, compare two.
+    """Show a tuned checkpoint, convert it from or to other formats, share it, verify it against a model, compare two.
 
     \b
     Examples:
       sparsetune checkpoint show results/demo/checkpoint
       sparsetune checkpoint convert CogVideoX-2b_0.06_0.07.pt results/upstream
       sparsetune checkpoint export results/wan2.1-t2v-1.3b/checkpoint --to lightx2v
+      sparsetune checkpoint push results/cogvideox-2b/checkpoint OWNER/cogvideox-2b-sparse
       sparsetune checkpoint verify tuned.pt --model cogvideox-2b
-      sparsetune checkpoint diff results/demo/checkpoint other.pt
+      sparsetune checkpoint diff results/demo/checkpoint hf://OWNER/NAME
     """
 
 
@@ -34,7 +35,7 @@ def show(path: str, as_json: bool) -> None:
     """Print the manifest of the checkpoint PATH, and each layer's thresholds.
 
     PATH is a checkpoint folder, a .safetensors file or SpargeAttn's .pt, or one in MLflow: models:/NAME@ALIAS,
-    models:/NAME/VERSION, runs:/ID or a run id.
+    models:/NAME/VERSION, runs:/ID or a run id, or on the Hugging Face Hub: hf://OWNER/NAME, also with @REVISION.
 
     \b
     Examples:
@@ -131,6 +132,67 @@ def export(path: str, engine: str, output: Path | None, allow_loss: bool) -> Non
     else:
         write_text(output, exported.text + "\n")
         click.echo(output)
+
+
+@command.command(cls=Command, name="push")
+@click.argument("path", shell_complete=completion.checkpoint)
+@click.argument("repo", metavar="OWNER/NAME")
+@click.option(
+    "--result",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="FOLDER",
+    help="Evaluation or tuning of the checkpoint, for its card.  [default: the tuning's beside the checkpoint]",
+)
+@click.option("--license", metavar="ID", help="License for the card, in the Hub's spelling.  [default: none]")
+@click.option(
+    "--private",
+    is_flag=True,
+    help="Make a new repository private.  [default: as the Hub does, public unless the owner chose otherwise]",
+)
+def push(path: str, repo: str, result: Path | None, license: str | None, private: bool) -> None:
+    """Push the checkpoint PATH to the Hugging Face Hub, with a model card; print the commit's address.
+
+    PATH is anything that `show` accepts. The card has the base model, GPU, versions, quality with intervals, speed and
+    gate; of videos, those of the worst and the median prompt are pushed. Log in with `hf auth login`, or set HF_TOKEN.
+
+    \b
+    Example:
+      sparsetune checkpoint push results/cogvideox-2b/checkpoint OWNER/cogvideox-2b-sparse --private
+    """
+    from sparsetune.checkpoint import hub, load_checkpoint, save_checkpoint
+    from sparsetune.files import scratch_folder
+    from sparsetune.report.card import model_card, source_of, videos_of
+    from sparsetune.tracking.lookup import resolve_checkpoint
+
+    repo = hub.HubReference.parse(repo).repo
+    local = resolve_checkpoint(path)
+    checkpoint = load_checkpoint(local)
+    source = source_of(checkpoint, local, result)
+    if source is None:
+        log_note("no evaluation of the checkpoint was found, so its card has the search's figures; see --result")
+    videos = {name: file for name, (file, _) in videos_of(source).items()}
+    with scratch_folder() as folder:
+        saved = save_checkpoint(checkpoint, folder / "checkpoint")
+        card = model_card(checkpoint, repo, source, license)
+        click.echo(hub.push(saved, repo, card, videos, private=private or None))
+
+
+@command.command(cls=Command, name="pull")
+@click.argument("repo", metavar="OWNER/NAME[@REVISION]")
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+def pull(repo: str, folder: Path | None) -> None:
+    """Save a checkpoint from the Hugging Face Hub in FOLDER, by default one here that is named as the repository.
+
+    Only a checkpoint's own files are downloaded. Commands also take hf://OWNER/NAME for a checkpoint.
+
+    \b
+    Example:
+      sparsetune checkpoint pull OWNER/cogvideox-2b-sparse results/cogvideox-2b/checkpoint
+    """
+    from sparsetune.checkpoint import hub
+
+    reference = hub.HubReference.parse(repo)
+    click.echo(hub.pull(reference, folder or Path(reference.repo.rpartition("/")[2])))
 
 
 @command.command(cls=Command, name="verify")
