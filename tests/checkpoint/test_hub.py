@@ -17,7 +17,9 @@ from sparsetune.checkpoint import Checkpoint, Manifest, save_checkpoint
 from sparsetune.checkpoint.hub import HubReference
 from sparsetune.cli.main import main
 from sparsetune.errors import UsageError
+from sparsetune.tuning.record import save_record
 from tests.checkpoint.hub_server import OWNER, READER, TOKEN, Hub, running_hub
+from tests.report.synthetic import source_of
 
 REPO = f"{OWNER}/demo-sparse"
 LAYERS = [(f"transformer.transformer_blocks.{index}.attn1", 2) for index in range(2)]
@@ -65,6 +67,27 @@ def test_what_is_pushed_is_pulled_equal(hub: Hub, saved: Path) -> None:
         found = load_checkpoint(path)
         assert (found.policy, found.dial) == (checkpoint().policy, checkpoint().dial)
         assert found.manifest == load_checkpoint(saved).manifest
+
+
+def test_the_results_of_its_tuning_and_videos_are_pushed_along(hub: Hub, working_folder: Path) -> None:
+    source = source_of(working_folder / "results")
+    assert source.tuning is not None
+    settings = {"study_name": source.tuning.study_name, "trial": source.tuning.best}
+    made = checkpoint()
+    made = replace(made, manifest=made.manifest.model_copy(update={"tuner_settings": settings}))
+    save_checkpoint(made, "results/checkpoint")
+    save_record(source.tuning, Path("results/tuning.json"))
+    pushed = run("push", "results/checkpoint", REPO)
+    assert (pushed.exit_code, pushed.stderr) == (0, "")
+    videos = {path for path in hub.repos[REPO].files if path.startswith("videos/")}
+    card = hub.repos[REPO].files["README.md"].decode()
+    assert len(videos) == 2 and all(f"({path})" in card for path in videos)
+    assert "95% interval of the mean" in card and "base_model: maker/tiny-video" in card
+    # A later push without results has none of them.
+    Path("results/tuning.json").unlink()
+    later = run("push", "results/checkpoint", REPO)
+    assert "no evaluation of the checkpoint was found" in later.stderr
+    assert not any(path.startswith("videos/") for path in hub.repos[REPO].files)
 
 
 def test_every_command_takes_a_reference(hub: Hub, saved: Path) -> None:
