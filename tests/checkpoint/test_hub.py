@@ -1,6 +1,9 @@
 """Checkpoints on a local stand-in of the Hugging Face Hub, through the real client."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +19,8 @@ from sparsetune.attention.thresholds import HeadThresholds
 from sparsetune.checkpoint import Checkpoint, Manifest, save_checkpoint
 from sparsetune.checkpoint.hub import HubReference
 from sparsetune.cli.main import main
+from sparsetune.cli.options import local_checkpoint
+from sparsetune.config import resolve
 from sparsetune.errors import UsageError
 from sparsetune.tuning.record import save_record
 from tests.checkpoint.hub_server import OWNER, READER, TOKEN, Hub, running_hub
@@ -95,6 +100,8 @@ def test_every_command_takes_a_reference(hub: Hub, saved: Path) -> None:
     assert "base_source: maker/tiny-video" in run("show", f"hf://{REPO}").stdout
     assert run("diff", f"hf://{REPO}", saved, "--json").stdout == run("diff", saved, saved, "--json").stdout
     assert run("convert", f"hf://{REPO}", "policy.safetensors").exit_code == 0
+    of_eval = local_checkpoint(f"hf://{REPO}", resolve(environ={}), False)  # and of generate
+    assert load_checkpoint(str(of_eval)).policy == checkpoint().policy
     again = run("push", f"hf://{REPO}", f"{OWNER}/copy")
     assert again.exit_code == 0 and f"{OWNER}/copy" in hub.repos
 
@@ -185,6 +192,20 @@ def test_offline_the_clients_cache_is_used_or_its_absence_said(
     assert load_checkpoint(f"hf://{REPO}").policy == checkpoint().policy
     refused(run("pull", f"{OWNER}/absent"), "HF_HUB_OFFLINE is set", "unset it")
     refused(run("push", saved, REPO), "HF_HUB_OFFLINE is set", "unset it")
+
+
+def test_the_clients_environment_variables_count(hub: Hub, saved: Path) -> None:
+    run("push", saved, REPO)
+    command = [sys.executable, "-m", "sparsetune", "checkpoint", "show", f"hf://{REPO}"]
+    environment = dict(os.environ) | {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": "other", "HF_HUB_OFFLINE": "0"}
+    shown = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert shown.returncode == 0 and "base_source: maker/tiny-video" in shown.stdout, shown.stderr
+    environment |= {"HF_HUB_CACHE": "empty", "HF_HUB_OFFLINE": "1"}
+    failed = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert failed.returncode == 1
+    assert failed.stderr == (
+        f"sparsetune: cannot read hf://{REPO}: HF_HUB_OFFLINE is set, and the hub's cache doesn't have it; unset it\n"
+    )
 
 
 def test_no_token_is_written(hub: Hub, saved: Path, working_folder: Path) -> None:
