@@ -14,9 +14,6 @@ from sparsetune.checkpoint.manifest import Checkpoint, Manifest
 from sparsetune.errors import CheckpointError
 from sparsetune.files import json_text
 
-TOPK_SIMTHRESHD1 = -0.1
-"""The default of SpargeAttn's kernel `spas_sage2_attn_meansim_topk_cuda`, which engines call with nothing but topk."""
-
 
 class Export(NamedTuple):
     """An engine's settings as text, what they lack of the policy, and what the engine does otherwise in any case.
@@ -99,7 +96,8 @@ def _lost_by_topk(checkpoint: Checkpoint) -> tuple[str, ...]:
     policy = checkpoint.policy
     sparse = [head for head in _heads(policy) if head.is_sparse]
     found = {
-        "simthreshd1": any(head.simthreshd1 != TOPK_SIMTHRESHD1 for head in sparse),
+        # The kernel's own is -0.1, and a block's mean similarity is never negative: it is a mean's squared length.
+        "simthreshd1": any(head.simthreshd1 >= 0.0 for head in sparse),
         f"dense first steps ({policy.schedule.dense_fraction:g} of all)": policy.schedule.dense_fraction,
         "drop_scale": policy.schedule.drop_scale,
     }

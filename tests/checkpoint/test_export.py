@@ -100,6 +100,8 @@ def test_one_topk_for_all_is_exported_whole(engine: str) -> None:
     assert found.lost == ()
     assert found.differs == f"{ENGINES[engine].name} doesn't always compute the first key block"
     assert TOPK[engine](found.text) == pytest.approx(0.3)
+    calibrated = Policy.uniform(LAYERS, HeadThresholds(-1.0, topk=0.3))  # what a search with topk makes
+    assert export(Checkpoint(calibrated, WAN), engine) == found
 
 
 def test_what_it_was_tuned_for_has_the_engines_names() -> None:
