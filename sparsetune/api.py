@@ -88,13 +88,13 @@ class TunedCheckpoint(Checkpoint):
 
 
 def load_checkpoint(path: Path | str, config: "Config | None" = None) -> TunedCheckpoint:
-    """Load a checkpoint from a folder or file, or from MLflow.
+    """Load a checkpoint from a folder or file, from MLflow or from the Hugging Face Hub.
 
     The calibration of a search travels in it, so that `load_checkpoint(path).with_sparsity(.4)` needs no tuning.
 
     Args:
         path: a checkpoint folder, a .safetensors file or SpargeAttn's .pt; `models:/NAME@ALIAS`,
-            `models:/NAME/VERSION`, `runs:/ID`, or a run id.
+            `models:/NAME/VERSION`, `runs:/ID`, a run id; or `hf://OWNER/NAME`, also with `@REVISION`.
         config: names the tracking store; None is that of environment and defaults.
 
     Raises:

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-_URL = re.compile(r"(?!models:|runs:)\b([A-Za-z][A-Za-z0-9+.-]*:/{1,3})([^\s'\"<>]+)")
-_SPACED_USER = re.compile(r"^((?!models:|runs:)[A-Za-z][A-Za-z0-9+.-]*:/{1,3})[^/?#'\"]*@")
+_URL = re.compile(r"(?!models:|runs:|hf:)\b([A-Za-z][A-Za-z0-9+.-]*:/{1,3})([^\s'\"<>]+)")
+_SPACED_USER = re.compile(r"^((?!models:|runs:|hf:)[A-Za-z][A-Za-z0-9+.-]*:/{1,3})[^/?#'\"]*@")
 _SECRET = re.compile(
     r"(?i)([?&;][^=&;\s]*(?:pass|pwd|secret|token|key|cred|auth|sig|odbc_connect)[^=&;\s]*=)[^&;\s'\"]*"
 )

@@ -30,6 +30,7 @@ from sparsetune.urls import sqlite_path, sqlite_url, without_credentials
             "the server http://h:***, is away (http://[::1]:5000).",
         ),
         ("models:/demo-sparse@champion", "models:/demo-sparse@champion"),
+        ("hf://owner/name@main", "hf://owner/name@main"),
         ("sqlite:////data/a@b/mlflow.db", "sqlite:////data/a@b/mlflow.db"),
         ("journal:/shared/study.log", "journal:/shared/study.log"),
     ],

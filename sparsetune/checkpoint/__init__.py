@@ -1,4 +1,4 @@
-"""Tuned policies on disk: safetensors with a manifest, and import and export of SpargeAttn's `.pt`."""
+"""Tuned policies on disk: safetensors with a manifest, SpargeAttn's `.pt`, engines' settings, the Hub."""
 
 from sparsetune.checkpoint.difference import LayerSummary, PolicyDifference, difference, summarize
 from sparsetune.checkpoint.manifest import Checkpoint, LayerShape, Manifest, git_commit, hash_prompts, versions

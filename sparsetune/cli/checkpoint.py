@@ -15,15 +15,16 @@ from sparsetune.files import json_text
 
 @click.group(cls=CommandGroup, name="checkpoint")
 def command() -> None:
-    """Show a tuned checkpoint, convert it from or to SpargeAttn's format, verify it against a model, compare two.
+    """Show a tuned checkpoint, convert it from or to other formats, share it, verify it against a model, compare two.
 
     \b
     Examples:
       sparsetune checkpoint show results/demo/checkpoint
       sparsetune checkpoint convert CogVideoX-2b_0.06_0.07.pt results/upstream
       sparsetune checkpoint export results/wan2.1-t2v-1.3b/checkpoint --to lightx2v
+      sparsetune checkpoint push results/cogvideox-2b/checkpoint OWNER/cogvideox-2b-sparse
       sparsetune checkpoint verify tuned.pt --model cogvideox-2b
-      sparsetune checkpoint diff results/demo/checkpoint other.pt
+      sparsetune checkpoint diff results/demo/checkpoint hf://OWNER/NAME
     """
 
 
@@ -34,7 +35,7 @@ def show(path: str, as_json: bool) -> None:
     """Print the manifest of the checkpoint PATH, and each layer's thresholds.
 
     PATH is a checkpoint folder, a .safetensors file or SpargeAttn's .pt, or one in MLflow: models:/NAME@ALIAS,
-    models:/NAME/VERSION, runs:/ID or a run id.
+    models:/NAME/VERSION, runs:/ID or a run id, or on the Hugging Face Hub: hf://OWNER/NAME, also with @REVISION.
 
     \b
     Examples:
@@ -94,7 +95,11 @@ def convert(source: str, target: Path, allow_loss: bool) -> None:
 @command.command(cls=Command, name="export")
 @click.argument("path", shell_complete=completion.checkpoint)
 @click.option(
-    "--to", "engine", type=click.Choice(["lightx2v"]), required=True, help="Serving engine.  [default: none, required]"
+    "--to",
+    "engine",
+    type=click.Choice(["diffusers", "sglang", "xdit", "lightx2v", "tensorrt-llm", "comfyui"]),
+    required=True,
+    help="Serving engine; those that can't run a policy say why.  [default: none, required]",
 )
 @output_option("File to write.  [default: standard output]")
 @click.option(
@@ -105,24 +110,89 @@ def convert(source: str, target: Path, allow_loss: bool) -> None:
 def export(path: str, engine: str, output: Path | None, allow_loss: bool) -> None:
     """Write the checkpoint PATH as the settings of a serving engine, which has fewer of them.
 
-    PATH is anything that `show` accepts. lightx2v: keys for the file of its --config_json.
+    PATH is anything that `show` accepts. lightx2v: keys for the file of its --config_json. sglang: a file for its
+    --config. xdit: arguments of its command line. Nothing can be exported to the others.
 
     \b
-    Example:
+    Examples:
       sparsetune checkpoint export results/wan2.1-t2v-1.3b/checkpoint --to lightx2v -o sparge.json --allow-loss
+      sparsetune checkpoint export results/wan2.1-t2v-1.3b/checkpoint --to xdit --allow-loss
     """
     from sparsetune.api import load_checkpoint
-    from sparsetune.checkpoint.export import export_lightx2v
-    from sparsetune.files import write_json
+    from sparsetune.checkpoint.export import export as export_to
+    from sparsetune.files import write_text
 
-    exported = export_lightx2v(load_checkpoint(path), allow_loss=allow_loss)
+    exported = export_to(load_checkpoint(path), engine, allow_loss=allow_loss)
+    if exported.differs:
+        log_note(exported.differs)
     if exported.lost:
         log_note(f"lost: {'; '.join(exported.lost)}; evaluate what {engine} renders")
     if output is None:
-        click.echo(json_text(dict(exported.settings)))
+        click.echo(exported.text)
     else:
-        write_json(output, dict(exported.settings))
+        write_text(output, exported.text + "\n")
         click.echo(output)
+
+
+@command.command(cls=Command, name="push")
+@click.argument("path", shell_complete=completion.checkpoint)
+@click.argument("repo", metavar="OWNER/NAME")
+@click.option(
+    "--result",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="FOLDER",
+    help="Evaluation or tuning of the checkpoint, for its card.  [default: the tuning's beside the checkpoint]",
+)
+@click.option("--license", metavar="ID", help="License for the card, in the Hub's spelling.  [default: none]")
+@click.option(
+    "--private",
+    is_flag=True,
+    help="Make a new repository private.  [default: as the Hub does, public unless the owner chose otherwise]",
+)
+def push(path: str, repo: str, result: Path | None, license: str | None, private: bool) -> None:
+    """Push the checkpoint PATH to the Hugging Face Hub, with a model card; print the commit's address.
+
+    PATH is anything that `show` accepts. The card has the base model, GPU, versions, quality with intervals, speed and
+    gate; of videos, those of the worst and the median prompt are pushed. Log in with `hf auth login`, or set HF_TOKEN.
+
+    \b
+    Example:
+      sparsetune checkpoint push results/cogvideox-2b/checkpoint OWNER/cogvideox-2b-sparse --private
+    """
+    from sparsetune.checkpoint import hub, load_checkpoint, save_checkpoint
+    from sparsetune.files import scratch_folder
+    from sparsetune.report.card import model_card, source_of, videos_of
+    from sparsetune.tracking.lookup import resolve_checkpoint
+
+    repo = hub.HubReference.parse(repo).repo
+    local = resolve_checkpoint(path)
+    checkpoint = load_checkpoint(local)
+    source = source_of(checkpoint, local, result)
+    if source is None:
+        log_note("no evaluation of the checkpoint was found, so its card has the search's figures; see --result")
+    videos = {name: file for name, (file, _) in videos_of(source).items()}
+    with scratch_folder() as folder:
+        saved = save_checkpoint(checkpoint, folder / "checkpoint")
+        card = model_card(checkpoint, repo, source, license)
+        click.echo(hub.push(saved, repo, card, videos, private=private or None))
+
+
+@command.command(cls=Command, name="pull")
+@click.argument("repo", metavar="OWNER/NAME[@REVISION]")
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+def pull(repo: str, folder: Path | None) -> None:
+    """Save a checkpoint from the Hugging Face Hub in FOLDER, by default one here that is named as the repository.
+
+    Only a checkpoint's own files are downloaded. Commands also take hf://OWNER/NAME for a checkpoint.
+
+    \b
+    Example:
+      sparsetune checkpoint pull OWNER/cogvideox-2b-sparse results/cogvideox-2b/checkpoint
+    """
+    from sparsetune.checkpoint import hub
+
+    reference = hub.HubReference.parse(repo)
+    click.echo(hub.pull(reference, folder or Path(reference.repo.rpartition("/")[2])))
 
 
 @command.command(cls=Command, name="verify")

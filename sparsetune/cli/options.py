@@ -226,7 +226,8 @@ def output_option(help: str) -> Callable[[Decorated], Decorated]:
 
 
 def checkpoint_option(purpose: str, default: str) -> Callable[[Decorated], Decorated]:
-    text = f"Checkpoint to {purpose}: a folder or file, models:/NAME@ALIAS, runs:/ID or a run id.  [default: {default}]"
+    kinds = "a folder or file, models:/NAME@ALIAS, runs:/ID, a run id or hf://OWNER/NAME"
+    text = f"Checkpoint to {purpose}: {kinds}.  [default: {default}]"
     return click.option(
         "--checkpoint", "--tuned-path", "checkpoint", metavar="PATH", shell_complete=completion.checkpoint, help=text
     )
@@ -390,14 +391,12 @@ def tracking_listeners(config: "Config") -> "list[TrackingListener]":
 
 
 def local_checkpoint(checkpoint: str | None, config: "Config", use_tuned: bool) -> str | None:
-    """Return the path of a checkpoint, by default that of `tune`; one in MLflow is downloaded first."""
-    from sparsetune.tracking.lookup import is_reference, resolve_checkpoint
+    """Return the path of a checkpoint, by default that of `tune`; one in MLflow or on the Hub is downloaded first."""
+    from sparsetune.tracking.lookup import resolve_checkpoint
 
     if use_tuned and checkpoint is None:
         return str(config.model.results_folder / "checkpoint")
-    if checkpoint is None or not is_reference(checkpoint):
-        return checkpoint
-    return str(resolve_checkpoint(checkpoint, config))
+    return None if checkpoint is None else str(resolve_checkpoint(checkpoint, config))
 
 
 def at_sparsity(checkpoint: str | None, sparsity: float | None) -> "TunedCheckpoint | str | None":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparsetune.cli import console, options
+from sparsetune.cli import completion, console, options
 from sparsetune.cli.main import Command
 from sparsetune.files import json_text
 
@@ -58,7 +58,7 @@ _ESSENTIAL = (
 )
 @click.option(
     "--from-manifest",
-    type=click.Path(path_type=Path, exists=True),
+    shell_complete=completion.checkpoint,
     metavar="CHECKPOINT",
     help="Repeat the search that produced a checkpoint, with its settings.  [default: none]",
 )
@@ -70,7 +70,7 @@ def command(
     output_dir: Path | None,
     require_gate: bool,
     dry_run: bool,
-    from_manifest: Path | None,
+    from_manifest: str | None,
     lang: str,
     as_json: bool,
 ) -> None:
@@ -100,9 +100,10 @@ def command(
     from sparsetune.tuning import tune
 
     if from_manifest is not None:
+        from sparsetune.tracking.lookup import resolve_checkpoint
         from sparsetune.tuning.reproduce import config_from_manifest
 
-        config = config_from_manifest(from_manifest, config)
+        config = config_from_manifest(resolve_checkpoint(from_manifest, config), config)
     if dry_run:
         _print_cost(config, as_json)
         return

@@ -90,7 +90,7 @@ def report_markdown(
         _configuration(result),
         gain_section(result),
         _seconds(result),
-        _objective(result),
+        metrics_section(result),
         _prompts(result, folder, videos or {}),
         _sparsity(result),
         _ladder(result),
@@ -98,7 +98,7 @@ def report_markdown(
         _stills(result, folder, stills or {}),
         "## Human review\n\nWatch the side-by-side videos and tick what is true:\n\n"
         + "\n".join(f"- [ ] {name}: {question}" for name, question in CHECKLIST),
-        _conclusion(result),
+        gate_section(result),
     )
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -152,7 +152,8 @@ def _configuration(result: EvaluationResult) -> str:
     return text
 
 
-def _objective(result: EvaluationResult) -> str:
+def metrics_section(result: EvaluationResult) -> str:
+    """Every metric's mean with its 95% interval, and the score, as Markdown."""
     rows = []
     for name, spread in result.statistics.items():
         unit, direction = f" ({spread.unit})" if spread.unit else "", _ARROWS[spread.higher_is_better]
@@ -328,7 +329,8 @@ def _stills(result: EvaluationResult, folder: Path, stills: Mapping[int, Path]) 
     return "## Stills\n\n" + "\n\n".join(parts)
 
 
-def _conclusion(result: EvaluationResult) -> str:
+def gate_section(result: EvaluationResult) -> str:
+    """Whether the gate is met, and by how much, as Markdown."""
     conditions = "\n".join(
         f"- {'met' if one.met else '**not met**'}: {one.name} {number(one.measured)} (must be "
         f"{'below' if one.is_maximum else 'above'} {one.bound:g}{' ' + one.unit if one.unit else ''})"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from sparsetune.checkpoint import hub
 from sparsetune.config import Config, resolve
 from sparsetune.errors import TrackingError, UsageError
 from sparsetune.files import atomic_folder
@@ -159,18 +160,20 @@ def is_reference(checkpoint: Path | str) -> bool:
 
 
 def resolve_checkpoint(checkpoint: Path | str, config: Config | None = None) -> Path:
-    """Find the local folder or file of a checkpoint; one in MLflow is downloaded to the cache.
+    """Find the local folder or file of a checkpoint; one in MLflow or on the Hub is downloaded to a cache.
 
     `checkpoint` is a path; a run id or its beginning; `runs:/ID`, `runs:/ID/PATH` with an artifact's path or a logged
-    model's name; `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `models:/MODEL_ID`. What is none of these is returned
-    as a path, whether it exists or not.
+    model's name; `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `models:/MODEL_ID`; `hf://OWNER/NAME`, also with
+    `@REVISION`. What is none of these is returned as a path, whether it exists or not.
 
     Raises UsageError, MissingError and TrackingError as `find_run` and `find_version` do, TrackingError where the run
-    has no checkpoint, CheckpointError where the model is of another flavour.
+    has no checkpoint, CheckpointError where the model is of another flavour, and as `hub.download` does.
     """
+    text = str(checkpoint)
+    if text.startswith(hub.SCHEME):
+        return hub.download(hub.HubReference.parse(text))
     if not is_reference(checkpoint):
         return Path(checkpoint)
-    text = str(checkpoint)
     config = config or resolve()
     store = resolve_store(config.tracking)
     client = connect(store)

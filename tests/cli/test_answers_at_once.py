@@ -10,7 +10,18 @@ from tests.checkpoint.test_storage import make_checkpoint, save_checkpoint
 from tests.report.synthetic import result_of
 from tests.tracking.recorded import Place, World
 
-SLOW = {"torch", "mlflow", "transformers", "diffusers", "optuna", "sqlalchemy", "scipy.stats", "pandas", "plotly"}
+SLOW = {
+    "huggingface_hub",
+    "torch",
+    "mlflow",
+    "transformers",
+    "diffusers",
+    "optuna",
+    "sqlalchemy",
+    "scipy.stats",
+    "pandas",
+    "plotly",
+}
 PROBE = f"""
 import sys
 from sparsetune.cli.main import main
