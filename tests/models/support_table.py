@@ -26,8 +26,7 @@ CPU's reference backend, and compile it with `torch.compile`.
   audio or earlier frames), the grid of frames, rows and columns, and more, such as the tokens of reference images. A
   test orders the tokens of each call along a curve and puts them back.
 - **full density**: how close the latents are to the dense ones. Not bit for bit if a padding mask is cut off.
-- **torch.compile**: whether sparse attention breaks the compiled graph. Some models break it themselves. *not compiled*
-  was not tried; most of these have a transformer that was compiled in another pipeline.
+- **torch.compile**: whether sparse attention breaks the compiled graph. Some models break it themselves.
 
 Heads of a width other than 64 or 128 are padded with zeros for kernels that support only these widths: block map and
 output are the same except for the rounding of one factor on q.
