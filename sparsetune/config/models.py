@@ -87,7 +87,8 @@ class ModelConfig(_Section):
     lora: str | None = Field(
         None,
         min_length=1,
-        description="LoRA to fuse into the weights: a file, a folder or a hub id, e.g. for few steps.",
+        description="LoRA to fuse into the weights: a file, a folder, or a hub id, with a file or folder of it after "
+        "another slash, e.g. for few steps.",
     )
     lora_scale: float = Field(1.0, description="Weight of the LoRA.")
     flow_shift: float | None = Field(

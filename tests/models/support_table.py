@@ -103,7 +103,7 @@ _CONFIGURATIONS = """
 widths and tokens are those of the model that diffusers builds from the settings in the last column. A revision is
 pinned if several public projects name the same commit of that repository; it was not downloaded to check it.
 Without a pinned revision, the Hub's current one is loaded with a warning, and its commit is recorded in results and
-manifests.
+manifests. Names with a number of steps are distilled to so many; `--random-weights` leaves their LoRA out.
 
 | name | hub id | revision | settings from |
 | --- | --- | --- | --- |
@@ -158,5 +158,6 @@ def _configurations() -> list[str]:
         model = resolve(name, (), {}).model
         known = f"`{(model.revision or '')[:12]}`" if is_commit(model.revision) else None
         revision = known or (f"branch `{model.revision}`, not pinned" if model.revision else "not pinned")
-        rows.append(f"| {name} | {model.source} | {revision} | {blueprint(name).facts_from} |")
+        source = model.source if model.lora is None else f"{model.source} with LoRA {model.lora}"
+        rows.append(f"| {name} | {source} | {revision} | {blueprint(model.source).facts_from} |")
     return rows

@@ -49,6 +49,9 @@ def test_tiny_models_render_the_same_twice_and_run_sparse(name: str, frames: int
     [
         ("chroma1-hd", 1),
         ("flux-schnell", 1),
+        ("flux2-dev", 1),
+        ("flux2-klein-4b", 1),
+        ("kandinsky-5-lite", 9),
         ("z-image-turbo", 1),
         ("allegro", 8),
         ("cosmos-2.5-2b", 9),
