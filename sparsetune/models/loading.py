@@ -66,7 +66,9 @@ def _identity_of_files(pipe: Any, config: ModelConfig, source: str) -> ModelIden
     """Identify a pipeline that was loaded from a folder or hub id, and warn where its revision isn't pinned."""
     local = Path(source).is_dir()
     # A hub model is loaded from the cache's snapshot folder, which is named after the commit.
-    folder = Path(source) if local else Path(main_transformer(pipe).config._name_or_path).parent
+    folder = Path(source if local else main_transformer(pipe).config._name_or_path)
+    if not local and folder.parent.name != "snapshots":  # the transformer's own
+        folder = folder.parent
     commit = folder.name if folder.parent.name == "snapshots" else None
     revision = commit or (None if local else config.revision)
     if not local and not is_commit(config.revision):
@@ -130,7 +132,7 @@ def load_pipeline(config: ModelConfig) -> LoadedModel:
         raise ModelError(f"the model doesn't fit into the memory of {device}; try --offload model") from error
     if config.compile:
         _compile_blocks(pipe, config)
-    pipe.set_progress_bar_config(disable=True)
+    modular.hide_progress(pipe)
     identity = find_identity()
     if lora_digest is not None:  # neither dense videos nor checkpoints of the base model fit
         together = f"{identity.fingerprint} {lora_digest} {config.lora_scale}"
@@ -171,10 +173,15 @@ def _from_pretrained(source: str, config: ModelConfig, dtype: torch.dtype) -> An
 
     try:
         if modular.has_index(source):
-            return modular.load_modular(source, config.revision, dtype)
-        return DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-            source, revision=config.revision, dtype=dtype
-        )
+            return modular.load_modular(source, dtype)
+        try:
+            return DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+                source, revision=config.revision, dtype=dtype
+            )
+        except OSError:  # as of a repository whose only index is a modular pipeline's
+            if Path(source).is_dir() or (folder := modular.download(source, config.revision)) is None:
+                raise
+            return modular.load_modular(folder, dtype)
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, ImportError, SafetensorError) as error:
         cause = " ".join(str(error).split())[:200] or type(error).__name__
         if Path(source).is_dir():
