@@ -115,6 +115,9 @@ class GenerationConfig(_Section):
     guidance_scale_2: float | None = Field(
         None, ge=0.0, description="Guidance of a second transformer (Wan 2.2 A14B); null is the same as the first."
     )
+    sigmas: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = Field(
+        (), description="Noise levels of the steps that a model was distilled to; empty is the pipeline's own."
+    )
     fps: int = Field(8, gt=0, le=240, description="Frames per second of the video files.")
     negative_prompt: str = Field("", description="Negative prompt; empty is the pipeline's own.")
     max_sequence_length: int | None = Field(

@@ -26,7 +26,9 @@ ENGINE_DEFAULTS: Final[Mapping[str, str | None]] = {
 }
 """What `mlflow.pyfunc.load_model(model_config=...)` may change: where the base model is and how it runs."""
 
-_GENERATION = ("num_frames", "height", "width", "num_inference_steps", "guidance_scale", "guidance_scale_2", "fps")
+_GENERATION = (
+    "num_frames", "height", "width", "num_inference_steps", "guidance_scale", "guidance_scale_2", "sigmas", "fps",
+)  # fmt: skip
 
 
 class SparseVideoModel:
