@@ -72,7 +72,7 @@ def capture_step(renderer: Renderer, prompt: AnyPrompt, seed: int = 0) -> Step:
     """Capture the transformer calls of a prompt's first denoising step; the rendering stops there."""
     loaded = renderer.loaded
     sites = attention_sites(loaded.pipe)
-    settings = renderer.settings.model_copy(update={"num_inference_steps": _STEPS})
+    settings = renderer.settings.model_copy(update={"num_inference_steps": _STEPS, "sigmas": ()})
     calls: list[tuple[nn.Module, tuple[Any, ...], Mapping[str, Any]]] = []
     timesteps: list[float] = []
 

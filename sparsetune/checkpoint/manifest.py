@@ -74,8 +74,8 @@ class Manifest(BaseModel):
         base_fingerprint: SHA-256 of its weights' index.
         base_lora, base_lora_scale: file, folder or hub id of the LoRA fused into its weights, and its weight.
         pipeline_class, transformer_class, layers: its classes and self-attention layers.
-        num_frames, height, width, num_inference_steps, guidance_scale, guidance_scale_2, dtype, scheduler, flow_shift,
-            compile: as tuned on.
+        num_frames, height, width, num_inference_steps, guidance_scale, guidance_scale_2, sigmas, dtype, scheduler,
+            flow_shift, compile: as tuned on.
         kernel, device: the attention kernel and the GPU or CPU tuned with.
         tuner_settings: the tuner's own settings, without the study's storage.
         search: the whole configuration of the search, for `tune --from-manifest`.
@@ -110,6 +110,7 @@ class Manifest(BaseModel):
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     guidance_scale_2: float | None = None
+    sigmas: tuple[float, ...] = ()
     dtype: str | None = None
     scheduler: str | None = None
     flow_shift: float | None = None

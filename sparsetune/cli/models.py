@@ -97,6 +97,7 @@ def _shown(name: str) -> dict[str, Any]:
         "name": name,
         "source": config.model.source,
         "revision": config.model.revision or "not pinned",
+        "lora": config.model.lora or "none",
         "pipeline": facts["facts.pipeline"],
         "transformers": shape.num_transformers,
         "layers": shape.num_layers,

@@ -87,7 +87,8 @@ class ModelConfig(_Section):
     lora: str | None = Field(
         None,
         min_length=1,
-        description="LoRA to fuse into the weights: a file, a folder or a hub id, e.g. for few steps.",
+        description="LoRA to fuse into the weights: a file, a folder, or a hub id, with a file or folder of it after "
+        "another slash, e.g. for few steps.",
     )
     lora_scale: float = Field(1.0, description="Weight of the LoRA.")
     flow_shift: float | None = Field(
@@ -113,6 +114,9 @@ class GenerationConfig(_Section):
     guidance_scale: float = Field(6.0, ge=0.0, description="Classifier-free guidance; 1 or less turns it off.")
     guidance_scale_2: float | None = Field(
         None, ge=0.0, description="Guidance of a second transformer (Wan 2.2 A14B); null is the same as the first."
+    )
+    sigmas: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = Field(
+        (), description="Noise levels of the steps that a model was distilled to; empty is the pipeline's own."
     )
     fps: int = Field(8, gt=0, le=240, description="Frames per second of the video files.")
     negative_prompt: str = Field("", description="Negative prompt; empty is the pipeline's own.")

@@ -91,6 +91,7 @@ def _random_weights(given: _Layer, upper: _Layer) -> _Layer:
     size = given.get("model.random_weights")
     if size is None or size.value not in ("full", "tiny"):
         return given
+    given = {key: value for key, value in given.items() if key != "model.lora" or key in upper}  # nothing is downloaded
     if size.value == "tiny":
         tiny["model.dtype"] = _Value("auto", size.source)
         given |= {key: value for key, value in tiny.items() if key not in upper}

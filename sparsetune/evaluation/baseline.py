@@ -64,13 +64,15 @@ class BaselineKey:
     versions: tuple[tuple[str, str], ...]  # (package, version) of torch, diffusers and transformers
     image: str | None = None  # hash of the first frame's image
     guidance_scale_2: float | None = None  # of a second transformer
+    sigmas: tuple[float, ...] = ()  # of the steps, where they aren't the pipeline's own
     compiled: bool = False  # compiled kernels round otherwise
 
     @property
     def digest(self) -> str:
         fields = asdict(self)
-        if not self.compiled:  # so that videos cached before there was this field are found
-            del fields["compiled"]
+        for name in ("compiled", "sigmas"):  # so that videos cached before there were these fields are found
+            if not fields[name]:
+                del fields[name]
         return canonical_hash({"format": _FORMAT, **fields})
 
 

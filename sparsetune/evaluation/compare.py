@@ -185,6 +185,7 @@ _DECIDING = (
     "num_inference_steps",
     "guidance_scale",
     "guidance_scale_2",
+    "sigmas",
     "negative_prompt",
     "max_sequence_length",
     "scheduler",

@@ -94,6 +94,7 @@ class ConfigSection(_Part):
     num_inference_steps: int = Field(gt=0)
     guidance_scale: float
     guidance_scale_2: float | None = Field(None, description="Of a second transformer; null is the first's.")
+    sigmas: tuple[float, ...] = Field((), description="Noise levels of the steps; empty is the pipeline's own.")
     negative_prompt: str
     max_sequence_length: int | None
     scheduler: str = Field(description="Class and hash of its configuration.")

@@ -56,7 +56,7 @@ class Renderer:
 
     Raises:
         GenerationError: the model can't render that size or number of frames (the message names the nearest), or has
-            no second transformer for guidance_scale_2.
+            no second transformer for guidance_scale_2, or sigmas are of another number of steps or can't be given.
     """
 
     def __init__(self, loaded: LoadedModel, settings: GenerationConfig) -> None:
@@ -65,10 +65,21 @@ class Renderer:
         self.loaded = loaded
         self.settings = settings
         self._takes = modular.parameters(loaded.pipe)
+        num_sigmas, num_steps = len(settings.sigmas), settings.num_inference_steps
+        if num_sigmas and "sigmas" not in self._takes:
+            raise GenerationError(f"{type(loaded.pipe).__name__} takes no sigmas; leave generation.sigmas empty")
+        if num_sigmas not in (0, num_steps):
+            raise GenerationError(
+                f"generation.sigmas has {num_sigmas} values for {num_steps} steps; "
+                "empty it with --set generation.sigmas=",
+                is_usage=True,
+            )
 
     def with_steps(self, num_inference_steps: int) -> "Renderer":
-        """Return a renderer with as many denoising steps, and the other settings the same."""
-        return Renderer(self.loaded, self.settings.model_copy(update={"num_inference_steps": num_inference_steps}))
+        """Return a renderer with as many denoising steps, no sigmas of another number, and all else the same."""
+        sigmas = self.settings.sigmas if num_inference_steps == self.settings.num_inference_steps else ()
+        changes = {"num_inference_steps": num_inference_steps, "sigmas": sigmas}
+        return Renderer(self.loaded, self.settings.model_copy(update=changes))
 
     def render(self, prompt: AnyPrompt, seed: int, on_step: OnStep | None = None) -> Rendering:
         """Render one prompt.
@@ -129,6 +140,7 @@ class Renderer:
             "num_inference_steps": settings.num_inference_steps,
             self.loaded.family.guidance: settings.guidance_scale,
             "guidance_scale_2": settings.guidance_scale_2,
+            "sigmas": list(settings.sigmas) or None,
             "generator": generator,
             "output_type": "np",
         }

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _COMMIT = re.compile("[0-9a-f]{40}")
+_NOISE_LEVELS = ("high_noise_model.safetensors", "low_noise_model.safetensors")
+"""A LoRA's files for Wan 2.2's two transformers."""
 _HASHED_WHOLE = 1 << 28
 _HASHED_CHUNK = 1 << 16
 _HASHED_EVERY = 1 << 23
@@ -64,7 +66,9 @@ def _identity_of_files(pipe: Any, config: ModelConfig, source: str) -> ModelIden
     """Identify a pipeline that was loaded from a folder or hub id, and warn where its revision isn't pinned."""
     local = Path(source).is_dir()
     # A hub model is loaded from the cache's snapshot folder, which is named after the commit.
-    folder = Path(source) if local else Path(main_transformer(pipe).config._name_or_path).parent
+    folder = Path(source if local else main_transformer(pipe).config._name_or_path)
+    if not local and folder.parent.name != "snapshots":  # the transformer's own
+        folder = folder.parent
     commit = folder.name if folder.parent.name == "snapshots" else None
     revision = commit or (None if local else config.revision)
     if not local and not is_commit(config.revision):
@@ -128,7 +132,7 @@ def load_pipeline(config: ModelConfig) -> LoadedModel:
         raise ModelError(f"the model doesn't fit into the memory of {device}; try --offload model") from error
     if config.compile:
         _compile_blocks(pipe, config)
-    pipe.set_progress_bar_config(disable=True)
+    modular.hide_progress(pipe)
     identity = find_identity()
     if lora_digest is not None:  # neither dense videos nor checkpoints of the base model fit
         together = f"{identity.fingerprint} {lora_digest} {config.lora_scale}"
@@ -169,10 +173,15 @@ def _from_pretrained(source: str, config: ModelConfig, dtype: torch.dtype) -> An
 
     try:
         if modular.has_index(source):
-            return modular.load_modular(source, config.revision, dtype)
-        return DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-            source, revision=config.revision, dtype=dtype
-        )
+            return modular.load_modular(source, dtype)
+        try:
+            return DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+                source, revision=config.revision, dtype=dtype
+            )
+        except OSError:  # as of a repository whose only index is a modular pipeline's
+            if Path(source).is_dir() or (folder := modular.download(source, config.revision)) is None:
+                raise
+            return modular.load_modular(folder, dtype)
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, ImportError, SafetensorError) as error:
         cause = " ".join(str(error).split())[:200] or type(error).__name__
         if Path(source).is_dir():
@@ -184,37 +193,55 @@ def _from_pretrained(source: str, config: ModelConfig, dtype: torch.dtype) -> An
 
 def _fuse_lora(pipe: Any, source: str, scale: float) -> str:
     """Fuse a LoRA into a pipeline's weights; returns the SHA-256 of its tensors."""
-    path = expand(source)
-    source = str(path) if path.exists() else source
     if not hasattr(pipe, "load_lora_weights"):
         raise ModelError(f"{type(pipe).__name__} loads no LoRA; leave out --lora")
+    digest = hashlib.sha256()
+    place, names = _lora_files(pipe, source)
     try:
-        state = pipe.lora_state_dict(source)
-        pipe.load_lora_weights(source)
-        pipe.fuse_lora(lora_scale=scale)
+        for number, name in enumerate(names):
+            second = {"load_into_transformer_2": True} if number else {}
+            state = pipe.lora_state_dict(place, weight_name=name)
+            pipe.load_lora_weights(place, weight_name=name, **second)
+            tensors = state[0] if isinstance(state, tuple) else state
+            for key, tensor in sorted(tensors.items()):
+                digest.update(f"{key} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        pipe.fuse_lora(**({"components": ["transformer", "transformer_2"]} if len(names) > 1 else {}), lora_scale=scale)
         pipe.unload_lora_weights()
     except ImportError as error:
         raise ModelError("--lora needs the package peft; install it, e.g. pip install peft") from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         cause = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(f"cannot load the LoRA {source}: {cause}; use a file, a folder or a hub id") from error
-    digest = hashlib.sha256()
-    tensors = state[0] if isinstance(state, tuple) else state
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
+def _lora_files(pipe: Any, source: str) -> tuple[str, tuple[str | None, ...]]:
+    """Return a LoRA's file, folder or repository, and the weights in it: two names for two transformers."""
+    path = expand(source)
+    if path.exists():
+        place, name, is_pair = str(path), "", all((path / file).is_file() for file in _NOISE_LEVELS)
+    else:
+        parts = source.split("/")
+        place, name = "/".join(parts[:2]), "/".join(parts[2:])
+        is_pair = name != "" and not name.endswith(".safetensors")
+    if is_pair and getattr(pipe, "transformer_2", None) is not None:
+        return place, tuple(f"{name}/{file}".lstrip("/") for file in _NOISE_LEVELS)
+    return place, (name or None,)
+
+
 def _shift_sigmas(pipe: Any, shift: float) -> None:
-    """Give a pipeline's scheduler another shift of its sigmas; ModelError where it has none."""
-    name = next((name for name in ("flow_shift", "shift") if name in pipe.scheduler.config), None)
+    """Give a pipeline's scheduler another shift of its sigmas, at any size; ModelError where it has none."""
+    config = pipe.scheduler.config
+    name = next((name for name in ("flow_shift", "shift") if name in config), None)
     if name is None:
         raise ModelError(
             f"{type(pipe.scheduler).__name__} shifts no sigmas, so that model.flow_shift {shift:g} can't be set; "
             "leave it out"
         )
-    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{name: shift})
+    # A shift by size, and a stretch of the sigmas to a last one, would take its place.
+    others = {key: value for key, value in (("use_dynamic_shifting", False), ("shift_terminal", None)) if key in config}
+    pipe.scheduler = type(pipe.scheduler).from_config(config, **{name: shift}, **others)
 
 
 def _place(pipe: Any, config: ModelConfig, device: torch.device) -> None:

@@ -4,7 +4,7 @@ import importlib
 import json
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -42,9 +42,14 @@ def blueprints() -> tuple[str, ...]:
 def blueprint(name: str) -> Blueprint:
     """Read a model's blueprint by its name or hub id; ModelError where there is none."""
     for known in blueprints():
-        found = Blueprint(name=known, **json.loads((_FOLDER / f"{known}.json").read_text(encoding="utf-8")))
-        if name in (known, found.hub_id):
-            return found
+        content = json.loads((_FOLDER / f"{known}.json").read_text(encoding="utf-8"))
+        if name in (known, content["hub_id"]):
+            same_as = content.pop("as", None)  # another model of the same structure
+            return (
+                Blueprint(name=known, **content)
+                if same_as is None
+                else replace(blueprint(same_as), name=known, **content)
+            )
     hint = nearest(name, dict.fromkeys(blueprints()))
     raise ModelError(
         f"no model {name!r} with random weights; "
@@ -188,6 +193,11 @@ def _qwen_vl(config: dict[str, Any]) -> dict[str, Any]:
     return {"text_config": _qwen_text(config), "vision_config": vision | {"out_hidden_size": config["hidden_size"]}}
 
 
+def _mistral(config: dict[str, Any]) -> dict[str, Any]:
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return {"text_config": _DECODER | config | {"head_dim": 8}, "vision_config": vision | {"head_dim": 8}}
+
+
 def _gemma(config: dict[str, Any]) -> dict[str, Any]:
     text = _DECODER | config | {"head_dim": 8, "num_hidden_layers": 1}
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -204,4 +214,5 @@ _ENCODERS: dict[str, Any] = {
     "Qwen2": _qwen_vl,
     "Qwen3": _DECODER | {"head_dim": 8},
     "Gemma3": _gemma,
+    "Mistral3": _mistral,
 }

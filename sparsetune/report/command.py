@@ -94,7 +94,7 @@ def _equal(value: Any, default: Any, key: str) -> bool:
         return str(value) == default or Path(str(value)).as_posix().endswith(f"configs/{default}")
     if key == "eval.metrics":  # their order doesn't matter
         return set(value) == set(default or ())
-    return bool(value == default)
+    return bool((list(value) if isinstance(value, tuple) else value) == default)
 
 
 def _text(value: Any) -> str:

@@ -105,6 +105,7 @@ def base_config(manifest: Manifest, model_config: Mapping[str, Any]) -> Config:
         flags |= {"model.lora": manifest.base_lora, "model.lora_scale": manifest.base_lora_scale}
     if manifest.flow_shift is not None:
         flags["model.flow_shift"] = manifest.flow_shift
+    flags["generation.sigmas"] = manifest.sigmas
     for name in ("device", "dtype", "offload"):
         flags[f"model.{name}"] = model_config.get(name) or ENGINE_DEFAULTS[name]
     flags["backend"] = model_config.get("backend") or ENGINE_DEFAULTS["backend"]

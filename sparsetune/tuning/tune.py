@@ -385,6 +385,7 @@ def _save(context: TuningContext, result: TuningResult, best: TrialResult) -> Pa
         num_inference_steps=config.generation.num_inference_steps,
         guidance_scale=config.generation.guidance_scale,
         guidance_scale_2=config.generation.guidance_scale_2,
+        sigmas=config.generation.sigmas,
         dtype=runtime.dtype,
         scheduler=runtime.scheduler,
         flow_shift=identity.flow_shift,

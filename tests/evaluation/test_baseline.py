@@ -63,6 +63,7 @@ OTHERS: dict[str, Any] = {
     "versions": (("torch", "0"),),
     "image": "abc",
     "guidance_scale_2": 1.0,
+    "sigmas": (1.0, 0.5),
     "compiled": True,
 }
 
@@ -72,9 +73,9 @@ def test_every_field_of_the_key_changes_the_address(key: BaselineKey, name: str)
     assert replace(key, **{name: OTHERS[name]}).digest != key.digest
 
 
-def test_an_uncompiled_models_address_is_that_of_before_compilation_could_be_chosen(key: BaselineKey) -> None:
+def test_the_address_is_that_of_before_compilation_and_sigmas_could_be_chosen(key: BaselineKey) -> None:
     content = {"format": 1, **asdict(key)}
-    del content["compiled"]
+    del content["compiled"], content["sigmas"]
     assert key.digest == canonical_hash(content)
 
 

@@ -26,8 +26,7 @@ CPU's reference backend, and compile it with `torch.compile`.
   audio or earlier frames), the grid of frames, rows and columns, and more, such as the tokens of reference images. A
   test orders the tokens of each call along a curve and puts them back.
 - **full density**: how close the latents are to the dense ones. Not bit for bit if a padding mask is cut off.
-- **torch.compile**: whether sparse attention breaks the compiled graph. Some models break it themselves. *not compiled*
-  was not tried; most of these have a transformer that was compiled in another pipeline.
+- **torch.compile**: whether sparse attention breaks the compiled graph. Some models break it themselves.
 
 Heads of a width other than 64 or 128 are padded with zeros for kernels that support only these widths: block map and
 output are the same except for the rounding of one factor on q.
@@ -104,7 +103,7 @@ _CONFIGURATIONS = """
 widths and tokens are those of the model that diffusers builds from the settings in the last column. A revision is
 pinned if several public projects name the same commit of that repository; it was not downloaded to check it.
 Without a pinned revision, the Hub's current one is loaded with a warning, and its commit is recorded in results and
-manifests.
+manifests. Names with a number of steps are distilled to so many; `--random-weights` leaves their LoRA out.
 
 | name | hub id | revision | settings from |
 | --- | --- | --- | --- |
@@ -159,5 +158,6 @@ def _configurations() -> list[str]:
         model = resolve(name, (), {}).model
         known = f"`{(model.revision or '')[:12]}`" if is_commit(model.revision) else None
         revision = known or (f"branch `{model.revision}`, not pinned" if model.revision else "not pinned")
-        rows.append(f"| {name} | {model.source} | {revision} | {blueprint(name).facts_from} |")
+        source = model.source if model.lora is None else f"{model.source} with LoRA {model.lora}"
+        rows.append(f"| {name} | {source} | {revision} | {blueprint(model.source).facts_from} |")
     return rows

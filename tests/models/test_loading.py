@@ -1,12 +1,14 @@
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 
-from sparsetune.config import ModelConfig
+from sparsetune.config import ModelConfig, resolve
 from sparsetune.errors import ModelError
+from sparsetune.models import loading
 from sparsetune.models.demo import WEIGHTS
 from sparsetune.models.loading import LoadedModel, ModelIdentity, load_pipeline
 
@@ -124,6 +126,43 @@ def test_a_lora_is_fused_and_makes_it_another_model(demo: LoadedModel, lora: Pat
     assert torch.allclose(query_weight(half) - query_weight(demo), change / 2, atol=1e-6)
 
 
+def test_a_lora_of_two_transformers_is_fused_into_each(tmp_path: Path) -> None:
+    """Two files in a folder, as the distilled ones of Wan 2.2 are published."""
+    wan = ModelConfig(source="wan2.2-t2v-a14b", random_weights="tiny", device="cpu")
+    plain, torch_state = load_pipeline(wan), torch.random.get_rng_state()
+    for name in ("high_noise_model", "low_noise_model"):
+        pipe = load_pipeline(wan).pipe
+        pipe.transformer.add_adapter(LoraConfig(r=2, lora_alpha=8, init_lora_weights=False, target_modules=["to_q"]))
+        layers = get_peft_model_state_dict(pipe.transformer)
+        pipe.save_lora_weights(tmp_path, transformer_lora_layers=layers, weight_name=f"{name}.safetensors")
+    torch.random.set_rng_state(torch_state)
+    loras = (tmp_path, tmp_path / "high_noise_model.safetensors")
+    both, high = (load_pipeline(wan.model_copy(update={"lora": str(lora)})) for lora in loras)
+
+    def change(model: LoadedModel, name: str) -> torch.Tensor:
+        after, before = (getattr(one.pipe, name).blocks[0].attn1.to_q.weight for one in (model, plain))
+        return after - before
+
+    assert change(both, "transformer").abs().max() > 1e-3 < change(both, "transformer_2").abs().max()
+    assert torch.equal(change(high, "transformer"), change(both, "transformer"))
+    assert not change(high, "transformer_2").any()
+    assert not torch.allclose(change(both, "transformer"), change(both, "transformer_2"), atol=1e-3)
+    assert len({model.identity.fingerprint for model in (plain, both, high)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "place", "names"),
+    [
+        ("owner/repo", "owner/repo", (None,)),
+        ("owner/repo/lora.safetensors", "owner/repo", ("lora.safetensors",)),
+        ("owner/repo/in/lora.safetensors", "owner/repo", ("in/lora.safetensors",)),
+        ("owner/repo/V1.1", "owner/repo", ("V1.1/high_noise_model.safetensors", "V1.1/low_noise_model.safetensors")),
+    ],
+)
+def test_a_lora_may_be_a_file_or_folder_of_a_hub_repository(source: str, place: str, names: tuple[str | None]) -> None:
+    assert loading._lora_files(SimpleNamespace(transformer_2=object()), source) == (place, names)
+
+
 def test_a_lora_that_isnt_there_is_said() -> None:
     with pytest.raises(ModelError, match=r"cannot load the LoRA nowhere/lora: .*use a file, a folder or a hub id"):
         load_pipeline(ModelConfig(device="cpu", lora="nowhere/lora"))
@@ -137,6 +176,14 @@ def test_sigmas_are_shifted_where_a_scheduler_can(demo: LoadedModel) -> None:
     for pipe in (plain, shifted):
         pipe.scheduler.set_timesteps(4)
     assert shifted.scheduler.sigmas[1] > plain.scheduler.sigmas[1]
+
+
+def test_a_shift_replaces_one_by_size_and_a_stretch_to_the_last_sigma() -> None:
+    config = resolve("qwen-image-4steps", (), {}, {"model.random_weights": "tiny", "model.device": "cpu"}).model
+    scheduler = load_pipeline(config).pipe.scheduler
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=0.9)  # as the pipeline does
+    assert scheduler.sigmas.tolist() == pytest.approx([3 * s / (1 + 2 * s) for s in (1.0, 0.75, 0.5, 0.25, 0.0)])
+    assert config.lora is None  # nothing is downloaded for random weights
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """Modular pipelines of diffusers: sparse as other pipelines are, rendered and loaded through the same API."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from diffusers import AnimaAutoBlocks, ErnieImageAutoBlocks, FluxAutoBlocks, WanBlocks, ZImageAutoBlocks
 
+from sparsetune.cli.main import main
 from sparsetune.config import GenerationConfig, ModelConfig
 from sparsetune.models import loading
 from sparsetune.models.families import family_named
@@ -62,6 +65,46 @@ def test_a_modular_pipeline_is_loaded_from_its_folder(modular: Any, tmp_path: Pa
     assert made.identity.pipeline_class == "FluxModularPipeline" and made.identity.layers
     wanted = Renderer(loaded(modular), SETTINGS).render("a red circle", 0).frames
     assert np.array_equal(Renderer(made, SETTINGS).render("a red circle", 0).frames, wanted)
+
+
+def test_a_modular_pipeline_is_loaded_from_the_hub(
+    modular: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a local cache with the cache's layout; the Hub is unreachable, and other repositories aren't needed."""
+    commit = "0123456789abcdef" * 2 + "01234567"
+    folder = tmp_path / "models--nobody--flux" / "snapshots" / commit
+    modular.save_pretrained(str(folder), overwrite_modular_index=True)
+    index = folder / "modular_model_index.json"
+    index.write_text(index.read_text().replace(str(folder), "another/repository"))
+    (folder.parents[1] / "refs").mkdir()
+    (folder.parents[1] / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    made = load_pipeline(ModelConfig(source="nobody/flux", device="cpu", dtype="float32"))
+    assert made.identity.revision == commit
+    assert (
+        made.identity.fingerprint == load_pipeline(ModelConfig(source=str(folder), device="cpu")).identity.fingerprint
+    )
+    wanted = Renderer(loaded(modular), SETTINGS).render("a red circle", 0).frames
+    assert np.array_equal(Renderer(made, SETTINGS).render("a red circle", 0).frames, wanted)
+
+
+@pytest.mark.slow
+def test_a_modular_pipeline_is_tuned_and_evaluated_by_the_commands(modular: Any, working_folder: Path) -> None:
+    modular.save_pretrained("flux", overwrite_modular_index=True)
+    size = "--num-frames 1 --height 128 --width 128 --num-inference-steps 2 --guidance-scale 3 --num-prompts 1"
+    common = f"--model ./flux {size} --min-psnr 1 --min-frame-cosine 0 --backend reference --no-track"
+    search = "--n-trials 2 --caches none --set gate.min_psnr_worst=null --set eval.num_prompts=1 --output-dir tuned"
+    tuned = CliRunner().invoke(main, ["tune", *common.split(), *search.split()])
+    assert tuned.exit_code == 0, tuned.output
+    assert "/2 [" not in tuned.output  # no bar of diffusers' own
+    judge = "--checkpoint tuned/checkpoint --output-dir judged"
+    judged = CliRunner().invoke(main, ["eval", *common.split(), *judge.split()])
+    assert judged.exit_code == 0, judged.output
+    results = [json.loads(file.read_text()) for file in working_folder.glob("*/**/flux_accuracy_tuned.json")]
+    assert len(results) == 2  # the search's own evaluation and the later one
+    assert {result["config"]["model"]["pipeline_class"] for result in results} == {"FluxModularPipeline"}
+    assert results[0]["sparsity"]["overall"] == results[1]["sparsity"]["overall"] > 0
 
 
 @pytest.mark.parametrize(

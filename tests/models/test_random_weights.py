@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from diffusers.pipelines.ltx2.utils import DISTILLED_SIGMA_VALUES
 
 from sparsetune.cli.main import main
 from sparsetune.config import resolve
@@ -49,6 +50,9 @@ def test_tiny_models_render_the_same_twice_and_run_sparse(name: str, frames: int
     [
         ("chroma1-hd", 1),
         ("flux-schnell", 1),
+        ("flux2-dev", 1),
+        ("flux2-klein-4b", 1),
+        ("kandinsky-5-lite", 9),
         ("z-image-turbo", 1),
         ("allegro", 8),
         ("cosmos-2.5-2b", 9),
@@ -91,6 +95,21 @@ def test_each_of_two_transformers_has_a_guidance_of_its_own() -> None:
 def test_a_second_guidance_needs_a_second_transformer() -> None:
     with pytest.raises(GenerationError, match="guidance_scale_2 needs a pipeline with a second transformer"):
         renderer("wan2.1-t2v-1.3b", guidance_scale_2=3.0)
+
+
+def test_sigmas_are_those_of_the_steps_of_a_distilled_model() -> None:
+    size = {"num_frames": 9, "height": 64, "width": 64, "num_inference_steps": 3}
+    made = renderer("ltx-2-8steps", sigmas=(1.0, 0.9, 0.4), **size)
+    made.render("a red circle", 0)
+    assert made.loaded.pipe.scheduler.sigmas.tolist() == pytest.approx([1.0, 0.9, 0.4, 0.0])
+    assert baseline_key(made, "a red circle", 0).sigmas == (1.0, 0.9, 0.4)
+    assert made.with_steps(2).settings.sigmas == ()
+    with pytest.raises(GenerationError, match=r"generation\.sigmas has 2 values for 3 steps; empty it with --set"):
+        renderer("ltx-2-8steps", sigmas=(1.0, 0.5), **size)
+    with pytest.raises(GenerationError, match=r"WanPipeline takes no sigmas; leave generation\.sigmas empty"):
+        renderer("wan2.1-t2v-1.3b", sigmas=(1.0, 0.5), num_inference_steps=2)
+    published = resolve("ltx-2-8steps", (), {}).generation
+    assert list(published.sigmas) == DISTILLED_SIGMA_VALUES and published.num_inference_steps == 8
 
 
 def test_a_data_type_that_the_device_cant_compute_in_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

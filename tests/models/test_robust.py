@@ -13,6 +13,8 @@ import accelerate
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers.hooks import HookRegistry
+from diffusers.hooks.group_offloading import _GROUP_OFFLOADING, _is_group_offload_enabled
 from diffusers.models.attention_processor import AttnProcessor2_0
 from peft import LoraConfig
 
@@ -256,8 +258,39 @@ def hooks_of(pipe: Any) -> list[Any]:
 def toggle_offload(world: World) -> None:
     if hooks_of(world.pipe):
         world.pipe.remove_all_hooks()
-    else:
+    elif not is_group_offloaded(world):  # diffusers refuses both
         world.pipe.enable_model_cpu_offload(device="cpu")
+
+
+def is_group_offloaded(world: World) -> bool:
+    return _is_group_offload_enabled(world.pipe.transformer)
+
+
+def toggle_group_offload(world: World) -> None:
+    transformer, cpu = world.pipe.transformer, torch.device("cpu")
+    if is_group_offloaded(world):
+        HookRegistry.check_if_exists_or_initialize(transformer).remove_hook(_GROUP_OFFLOADING)
+    elif not hasattr(transformer, "_hf_hook"):  # nor accelerate's hook, also of a pipeline that this one was made from
+        transformer.enable_group_offload(cpu, cpu, offload_type="block_level", num_blocks_per_group=1)
+
+
+def toggle_compile(world: World) -> None:
+    _toggle_compiled([world.pipe.transformer])
+
+
+def toggle_compiled_blocks(world: World) -> None:
+    """As `compile_repeated_blocks`."""
+    transformer = world.pipe.transformer
+    _toggle_compiled([*transformer.transformer_blocks, *transformer.single_transformer_blocks])
+
+
+def _toggle_compiled(modules: list[Any]) -> None:
+    torch._dynamo.reset()
+    for module in modules:
+        if module._compiled_call_impl is None:
+            module.compile(backend="eager")
+        else:
+            module._compiled_call_impl = None
 
 
 def toggle_kernel(world: World) -> None:
@@ -294,7 +327,7 @@ def move(world: World) -> None:
 def swap_copy(world: World) -> None:
     """A copy is dense: the policy is removed from the original, and installed on it if it was."""
     sparse = world.handle is not None
-    if hooks_of(world.pipe) or world.pipe.transformer.is_cache_enabled:
+    if hooks_of(world.pipe) or world.pipe.transformer.is_cache_enabled or is_group_offloaded(world):
         return  # hooks of accelerate and diffusers keep the original in their closures
     copied = copy.deepcopy(world.pipe.transformer)
     if sparse:
@@ -305,9 +338,10 @@ def swap_copy(world: World) -> None:
 
 
 ACTIONS: tuple[Callable[[World], None], ...] = (
-    toggle_policy, toggle_policy, toggle_lora, toggle_cache, toggle_offload, toggle_kernel, toggle_fused,
-    swap_processor, other_pipeline, move, swap_copy,
+    toggle_policy, toggle_policy, toggle_lora, toggle_cache, toggle_offload, toggle_group_offload, toggle_kernel,
+    toggle_fused, swap_processor, other_pipeline, move, swap_copy,
 )  # fmt: skip
+COMPILING: tuple[Callable[[World], None], ...] = (toggle_compile, toggle_compiled_blocks)
 
 
 @pytest.fixture(scope="module")
@@ -325,16 +359,17 @@ def wanted() -> dict[tuple[bool, bool], torch.Tensor]:
     return found
 
 
-SEEDS = [pytest.param(seed, marks=() if seed < 6 else pytest.mark.slow) for seed in range(60)]
+SEEDS = [pytest.param(seed, marks=() if seed < 6 else pytest.mark.slow) for seed in range(70)]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.filterwarnings("ignore")  # of peft and accelerate
+@pytest.mark.filterwarnings("ignore")  # of peft, accelerate and torch.compile
 def test_any_sequence_of_calls(seed: int, wanted: dict[tuple[bool, bool], torch.Tensor]) -> None:
     """Sparsity is at work while a policy is installed, and after its removal nothing of it is left."""
     chance, world = random.Random(seed), World()
+    actions = ACTIONS if seed < 60 else ACTIONS + COMPILING * 2  # compiling takes seconds
     for _ in range(8):
-        action = chance.choice(ACTIONS)
+        action = chance.choice(actions)
         action(world)
         world.done.append(action.__name__)
         if chance.random() < 0.5:

@@ -89,10 +89,11 @@ def test_logged_by_mlflow_s_own_means_it_loads_by_its_uri(own_store: Path, monke
 
 
 def test_base_model_is_loaded_as_it_was_tuned_unless_it_moved() -> None:
-    manifest = checkpoint_of(0.9, base_source="owner/name", base_model="name", num_frames=9).manifest
+    tuned = {"base_source": "owner/name", "base_model": "name", "num_frames": 9, "sigmas": (1.0, 0.5)}
+    manifest = checkpoint_of(0.9, **tuned).manifest
     config = base_config(manifest, {})
     assert (config.model.source, config.model.revision, config.model.name) == ("owner/name", "0123abc", "name")
-    assert config.generation.num_frames == 9
+    assert (config.generation.num_frames, config.generation.sigmas) == (9, (1.0, 0.5))
     moved = base_config(manifest, {"base_source": "/models/name", "device": "cpu"})
     assert (moved.model.source, moved.model.revision, moved.model.device) == ("/models/name", None, "cpu")
 
