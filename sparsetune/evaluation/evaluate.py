@@ -56,6 +56,7 @@ from sparsetune.executor.session import DescribeSession
 from sparsetune.files import write_text
 from sparsetune.metrics import BASE_METRICS, Gate, load_metrics, score_prompts, verdict
 from sparsetune.models.generation import Renderer
+from sparsetune.models.loading import LoadedModel
 from sparsetune.models.prompts import AnyPrompt, as_prompt, load_prompts, texts
 from sparsetune.models.runtime import RuntimeDescription
 from sparsetune.models.sparsify import warn_of_other_settings
@@ -73,6 +74,7 @@ def evaluate_config(
     listeners: Sequence[EvaluationListener] = (),
     *,
     difference: bool = False,
+    loaded: LoadedModel | None = None,
 ) -> EvaluationResult:
     """Load the configured model and evaluate a checkpoint, or SpargeAttn's default thresholds.
 
@@ -82,6 +84,7 @@ def evaluate_config(
         output_dir: of all files; None is `eval.output_dir`, or else results/MODEL/eval.
         listeners: notified of every event, in order.
         difference: add a third pane with the amplified difference to side-by-side videos.
+        loaded: the model that the configuration describes; None loads it.
 
     Raises:
         ModelError: the model can't be loaded; further errors as `evaluate` raises them.
@@ -93,7 +96,7 @@ def evaluate_config(
     loaded_checkpoint = load_checkpoint(checkpoint) if isinstance(checkpoint, Path | str) else checkpoint
     if loaded_checkpoint is not None:
         warn_of_other_settings(loaded_checkpoint.manifest, config.generation)
-    with open_executor(config) as executor:
+    with open_executor(config, loaded=loaded) as executor:
         found = run_one(executor, DescribeSession(config.backend, loaded_checkpoint)) if loaded_checkpoint else None
         return evaluate(
             executor,
