@@ -119,7 +119,7 @@ def test_failed_trial_says_why() -> None:
 
 def test_outcome_marks_the_winner_and_names_its_checkpoint() -> None:
     winner = trial(1, 0.3, 36.0)
-    text = click.unstyle(tuning_text(outcome(trial(0, 0.1, 34.0), winner, best=winner)))
+    text = click.unstyle(tuning_text(outcome(trial(0, 0.1, 34.0), winner, best=winner), verbose=True))
     rows = [line.split() for line in text.splitlines()]
     assert ["0", "complete", "0.100", "34.00", "33.00", "0.9900", "missed", "1:05"] in rows
     assert ["1", "*", "complete", "0.300", "36.00", "35.00", "0.9900", "met", "1:05"] in rows
