@@ -22,10 +22,10 @@ from sparsetune.evaluation.evaluate import evaluate_config
 from sparsetune.evaluation.events import EvaluationListener
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.models.loading import LoadedModel, loaded_model, source_of
-from sparsetune.report.build import check_extra
+from sparsetune.report.build import check_extra, report_beside
 from sparsetune.report.figures import figures
 from sparsetune.report.pictures import draw
-from sparsetune.report.source import Files, Source, of_tuning
+from sparsetune.report.source import Files, Source, from_folder, of_tuning
 from sparsetune.report.words import words
 from sparsetune.tracking import TrackingListener
 from sparsetune.tracking.lookup import resolve_checkpoint
@@ -150,6 +150,8 @@ def tune(
             shown.append(tuning)
         tracking = _tracking(config, listeners)
         result = run_tuning(config, output_dir=folder, listeners=(*shown, *listeners, *tracking), loaded=loaded)
+    if config.tracking.report and result.record_path is not None:
+        report_beside(lambda: from_folder(folder), folder)
     return Tuning.of(result, folder, has_videos=config.eval.save_videos)
 
 
@@ -198,6 +200,8 @@ def evaluate(
             shown.append(EvaluationProgress(display))
         followers = (*shown, *listeners, *_tracking(config, listeners))
         result = evaluate_config(config, checkpoint, folder, followers, difference=difference, loaded=loaded)
+    if config.tracking.report:
+        report_beside(lambda: Source(folder.name, result, files=Files.of(folder)), folder)
     return Evaluation.of(result, folder if config.eval.save_videos else None)
 
 

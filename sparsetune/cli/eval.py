@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sparsetune.cli import options
-from sparsetune.cli.console import current_log, log_loading, only_results_on_stdout, print_json
+from sparsetune.cli.console import current_log, global_options, log_loading, only_results_on_stdout, print_json
 from sparsetune.cli.main import Command
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def command(
     folders = () if no_reuse or difference else (output_dir, *_folders_of_tune(config, checkpoint, sparsity))
     tuned = options.at_sparsity(checkpoint, sparsity)
     progress = EvaluationProgress(ProgressDisplay(current_log(), f"eval {config.model.name}"))
+    global_options(ctx).answer = lambda: "stopping, which takes some seconds; rendered dense videos are kept"
     with only_results_on_stdout(), contextlib.closing(progress.display):
         log_loading(config.model.source)
         listeners = (progress, *options.tracking_listeners(config))

@@ -148,8 +148,10 @@ def brief_lines(result: "EvaluationResult") -> list[str]:
     if psnr is not None:
         num_prompts = len(result.detailed_results) - len(result.failed)
         prompts = "1 prompt" if num_prompts == 1 else f"{num_prompts} prompts"
+        in_table = result.config.use_tuned and result.hand_set is None  # each figure once
+        mean = f"worst psnr {psnr.min:.2f} dB" if in_table else f"psnr {psnr.mean:.2f} dB (worst {psnr.min:.2f})"
         similar = "" if cosine is None else f", frame_cosine {cosine.mean:.6f}"
-        lines.append(f"quality: psnr {psnr.mean:.2f} dB (worst {psnr.min:.2f}){similar} over {prompts}")
+        lines.append(f"quality: {mean}{similar} over {prompts}")
     lines += ladder_lines(result) + yardstick_lines(result)
     lines += [f"score {coloured_status(result.verdict, verdict_text(result))}", gate_line(result.gate.failures)]
     if sparsity.fallbacks:

@@ -109,6 +109,7 @@ def command(
         return
     folder = output_dir or config.model.results_folder
     progress = TuningProgress(console.current_log())
+    console.global_options(ctx).answer = progress.answer
     with console.only_results_on_stdout(), contextlib.closing(progress.display):
         console.log_loading(config.model.source)
         result = tune(config, output_dir=folder, listeners=(progress, *options.tracking_listeners(config)))
@@ -121,7 +122,8 @@ def command(
         text = tuning_text(result, verbose=console.current_log().verbose)
         click.echo("\n".join((text, *report, *_next_lines(config, result))))
     if result.interrupted:
-        raise click.Abort(f"{len(result.trials)} trials saved, run the same command to resume")
+        count = len(result.trials)
+        raise click.Abort("1 trial saved" if count == 1 else f"{count} trials saved")
     _check_gate(result, require_gate)
 
 

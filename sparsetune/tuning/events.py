@@ -27,6 +27,10 @@ class StudyState:
         """Return the number of trials that have an outcome."""
         return 0
 
+    def earlier(self) -> "tuple[TrialResult, ...]":
+        """Return the trials that have an outcome, in order; their policies are not read."""
+        return ()
+
     def num_running_elsewhere(self) -> int:
         """Return the number of trials that other processes run."""
         return 0

@@ -115,7 +115,7 @@ def test_the_summary_has_at_most_15_lines_each_figure_and_warning_once(tune: Tun
     assert lines[-1] == "next: sparsetune review latest --model demo"
     assert len(lines) <= 15
     text = "\n".join(lines)
-    for part in ("attention saved", "quality: psnr ", "score ", "gate to deploy: "):
+    for part in ("attention saved", "quality: ", "score ", "gate to deploy: "):
         assert text.count(part) == 1, part
     assert "95%" not in text and "if 1 prompt in 10 fails" not in text
     details = tune("-v", result=result).stdout
@@ -178,7 +178,7 @@ def test_search_without_time_for_a_trial_says_so(tune: Tune) -> None:
 def test_interrupted_search_prints_the_best_so_far_and_is_status_130(tune: Tune) -> None:
     result = tune("--no-track", result=dataclasses.replace(WON, interrupted=True))
     assert result.exit_code == 130
-    assert "sparsetune: interrupted; 1 trials saved, run the same command to resume" in result.stderr
+    assert "sparsetune: interrupted; 1 trial saved; go on with: sparsetune tune --no-track" in result.stderr
     assert "checkpoint: out/checkpoint" in result.stdout
 
 
