@@ -12,7 +12,8 @@ def test_models_are_listed() -> None:
     assert printed.exit_code == 0
     rows = {row["name"]: row for row in json.loads(printed.stdout)}
     assert rows["cogvideox-2b"]["tokens"] == 17776
-    assert set(rows) == set(blueprints())  # so each can be built with --random-weights
+    demos = {"demo", "demo-long", "demo-xl"}
+    assert set(rows) == set(blueprints()) | demos  # so each can be built with --random-weights, or is included
     assert "hunyuanvideo" in CliRunner().invoke(main, ["models"]).stdout
 
 
