@@ -52,12 +52,13 @@ _interruption = _Interruption()
 
 
 @contextlib.contextmanager
-def raising_interrupts(answer: Callable[[], None] = lambda: None) -> Iterator[None]:
+def raising_interrupts(answer: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Let the signals that end a command raise KeyboardInterrupt; those that are ignored (nohup, `&`) stay ignored.
 
     `answer` is called at the first one, in a thread of its own: KeyboardInterrupt waits for a kernel or a library's
-    call to return, which may take seconds. A second Ctrl-C ends the process there and then, as SIGKILL would, with
-    status 130. Does nothing in another thread than the main one, where no handler can be set.
+    call to return, which may take seconds. Where it returns True, a second Ctrl-C ends the process there and then, as
+    SIGKILL would, with status 130; not so where a server has to be stopped first. Does nothing in another thread than
+    the main one, where no handler can be set.
     """
     global _interruption
     if threading.current_thread() is not threading.main_thread():
@@ -82,17 +83,18 @@ def raising_interrupts(answer: Callable[[], None] = lambda: None) -> Iterator[No
         os.close(sent)
 
 
-def _watch(received: int, answer: Callable[[], None], ending: frozenset[int]) -> None:
+def _watch(received: int, answer: Callable[[], bool], ending: frozenset[int]) -> None:
     """Read the numbers of signals as they come, until the pipe is closed."""
     first: float | None = None
+    may_end = False
     with os.fdopen(received, "rb", buffering=0) as numbers:
         while number := numbers.read(1):
             if number[0] not in ending:
                 continue
             if first is None:
                 first = time.monotonic()
-                answer()
-            elif number[0] == signal.SIGINT and time.monotonic() - first > AGAIN_SECONDS:
+                may_end = answer()
+            elif may_end and number[0] == signal.SIGINT and time.monotonic() - first > AGAIN_SECONDS:
                 os._exit(128 + signal.SIGINT)
 
 

@@ -46,7 +46,10 @@ def test_further_signals_dont_interrupt_the_work_of_ending(monkeypatch: pytest.M
 HELD = """
 import hashlib
 from sparsetune.signals import raising_interrupts
-with raising_interrupts(lambda: print("stopping", flush=True)):
+def answer():
+    print("stopping", flush=True)
+    return True
+with raising_interrupts(answer):
     print("ready", flush=True)
     try:
         hashlib.pbkdf2_hmac("sha256", b"x", b"y", 10**9)

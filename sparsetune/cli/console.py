@@ -157,10 +157,11 @@ class GlobalOptions:
         """The command as it was given, to be repeated."""
         return shlex.join(("sparsetune", *self.arguments))
 
-    def on_interrupt(self) -> None:
-        """Answer the first Ctrl-C."""
+    def on_interrupt(self) -> bool:
+        """Answer the first Ctrl-C, and return whether a second one ends the command at once."""
         if self.answer is not None:
             self.log.event("note", f"{self.answer()}; Ctrl-C again ends it at once")
+        return self.answer is not None
 
     @cached_property
     def log(self) -> Log:

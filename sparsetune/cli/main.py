@@ -123,7 +123,7 @@ class LazyGroup(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command line and exit with its status: 0, 1 failure, 2 usage, 3 gate not met, 130 Ctrl-C.
 
-        SIGTERM and SIGHUP end it as Ctrl-C does, with 143 and 129. A second Ctrl-C ends it at once.
+        SIGTERM and SIGHUP end it as Ctrl-C does, with 143 and 129. A second Ctrl-C ends long commands at once.
         """
         given = kwargs.get("args") or (args[0] if args else sys.argv[1:])
         options = GlobalOptions(arguments=tuple(given))
