@@ -13,7 +13,7 @@ DEVELOPED := .venv/.developed
 TESTS := not gpu$(if $(filter true,$(CI)),, and not slow and not browser)
 
 .DEFAULT_GOAL := help
-.PHONY: help tune eval report runs compare review promote rollback ui test torture check lint options docs docs-serve format clean
+.PHONY: help tune eval report figures runs compare review promote rollback ui test torture check lint options docs docs-serve format clean
 
 help: ## list the targets
 	@echo 'make TARGET [MODEL=demo] [RUN=latest]'
@@ -31,6 +31,9 @@ eval: $(INSTALLED) ## evaluate SpargeAttn's default thresholds and the tuned che
 
 report: $(INSTALLED) ## write RUN as one HTML file, report-RUN.html; LANGUAGE=zh for Chinese
 	$(BIN)/sparsetune report $(RUN) --model $(MODEL) --lang $(LANGUAGE)
+
+figures: $(INSTALLED) ## measure MODEL with fixed prompts and seeds; write a JSON and a row for docs/benchmarks.md
+	$(BIN)/python benchmarks/main_job.py --model $(MODEL)
 
 runs: $(INSTALLED) ## list the recorded runs of MODEL, best first
 	$(BIN)/sparsetune runs --model $(MODEL)

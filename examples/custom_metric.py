@@ -22,10 +22,12 @@ def flicker(dense: metrics.Frames, sparse: metrics.Frames) -> float:
 
 def main() -> None:
     """Evaluate the tuned checkpoint of the demo model."""
-    from sparsetune import evaluate_config, resolve
+    from sparsetune import evaluate
 
-    config = resolve("demo", flags={"eval.num_prompts": 2, "eval.metrics": ("psnr", "ssim"), "eval.save_videos": False})
-    result = evaluate_config(config, "results/demo/checkpoint", config.model.results_folder / "custom-metric")
+    result = evaluate(
+        "demo", "results/demo/checkpoint", output_dir="results/demo/custom-metric",
+        num_prompts=2, metrics=("psnr", "ssim"), save_videos=False,
+    )  # fmt: skip
     for name in ("flicker", "psnr"):
         statistics = result.statistics[name]
         print(f"{name}: {statistics.mean:.3f} {statistics.unit} (worst {worst(name, statistics):.3f})")

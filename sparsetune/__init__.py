@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparsetune import metrics
-    from sparsetune.api import create_pipelines, evaluate_config, load_checkpoint, sparsify
+    from sparsetune.api import create_pipelines, load_checkpoint, sparsify
     from sparsetune.attention.policy import Policy
     from sparsetune.attention.step_cache import StepCache
     from sparsetune.checkpoint.storage import save_checkpoint
     from sparsetune.config import Config, resolve
     from sparsetune.errors import SparsetuneError
-    from sparsetune.evaluation.evaluate import evaluate
     from sparsetune.models.prompts import load_prompts
-    from sparsetune.tuning.tune import tune
+    from sparsetune.notebook import evaluate, tune
 
 __version__ = "0.1.0"
 
@@ -28,7 +27,6 @@ __all__ = [
     "__version__",
     "create_pipelines",
     "evaluate",
-    "evaluate_config",
     "load_checkpoint",
     "load_prompts",
     "metrics",
@@ -44,14 +42,13 @@ _MODULES = {
     "SparsetuneError": "sparsetune.errors",
     "StepCache": "sparsetune.attention.step_cache",
     "create_pipelines": "sparsetune.api",
-    "evaluate": "sparsetune.evaluation.evaluate",
-    "evaluate_config": "sparsetune.api",
+    "evaluate": "sparsetune.notebook",
     "load_checkpoint": "sparsetune.api",
     "load_prompts": "sparsetune.models.prompts",
     "resolve": "sparsetune.config",
     "save_checkpoint": "sparsetune.checkpoint.storage",
     "sparsify": "sparsetune.api",
-    "tune": "sparsetune.tuning.tune",
+    "tune": "sparsetune.notebook",
 }
 
 

@@ -12,15 +12,11 @@ from sparsetune.errors import CheckpointError
 from sparsetune.tracking.lookup import resolve_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sparsetune.attention.breakeven import BreakEvenTable
     from sparsetune.attention.handle import SparseHandle
     from sparsetune.attention.ordering import TokenLayout
     from sparsetune.attention.policy import Policy
     from sparsetune.config import Config
-    from sparsetune.evaluation.events import EvaluationListener
-    from sparsetune.evaluation.result import EvaluationResult
     from sparsetune.models.pipelines import VideoPipeline
     from sparsetune.tuning.dial import Dial, Prediction
 
@@ -166,22 +162,3 @@ def create_pipelines(
     if isinstance(checkpoint, str | Path):
         checkpoint = load_checkpoint(checkpoint, config if isinstance(config, Config) else None)
     return create(config, checkpoint)
-
-
-def evaluate_config(
-    config: "Config",
-    checkpoint: "Checkpoint | Path | str | None" = None,
-    output_dir: Path | None = None,
-    listeners: "Sequence[EvaluationListener]" = (),
-    *,
-    difference: bool = False,
-) -> "EvaluationResult":
-    """Load what a configuration names and evaluate a checkpoint, or SpargeAttn's default thresholds.
-
-    As `sparsetune.evaluation.evaluate.evaluate_config`, but `checkpoint` may be anything that `load_checkpoint` takes.
-    """
-    from sparsetune.evaluation.evaluate import evaluate_config as evaluate
-
-    if isinstance(checkpoint, str | Path):
-        checkpoint = resolve_checkpoint(checkpoint, config)
-    return evaluate(config, checkpoint, output_dir, listeners, difference=difference)

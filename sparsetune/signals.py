@@ -1,10 +1,11 @@
-"""Signals that end a command: Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt."""
+"""Signals that end a command: Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt; a second Ctrl-C ends it at once."""
 
 import contextlib
+import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -12,6 +13,10 @@ _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 REPEAT_SECONDS = 5.0
 """Further signals within this time of one that interrupted are those of an impatient user, and don't stop the work of
 ending: runs are closed, children are stopped."""
+
+
+AGAIN_SECONDS = 0.5
+"""A Ctrl-C this long after a signal is a second one; earlier ones are copies, which some wrappers of commands send."""
 
 
 class _Interruption:
@@ -47,10 +52,13 @@ _interruption = _Interruption()
 
 
 @contextlib.contextmanager
-def raising_interrupts() -> Iterator[None]:
+def raising_interrupts(answer: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Let the signals that end a command raise KeyboardInterrupt; those that are ignored (nohup, `&`) stay ignored.
 
-    Does nothing in another thread than the main one, where no handler can be set.
+    `answer` is called at the first one, in a thread of its own: KeyboardInterrupt waits for a kernel or a library's
+    call to return, which may take seconds. Where it returns True, a second Ctrl-C ends the process there and then, as
+    SIGKILL would, with status 130; not so where a server has to be stopped first. Does nothing in another thread than
+    the main one, where no handler can be set.
     """
     global _interruption
     if threading.current_thread() is not threading.main_thread():
@@ -59,6 +67,11 @@ def raising_interrupts() -> Iterator[None]:
     _interruption = _Interruption()
     taken = {number: signal.getsignal(number) for number in _ENDING}
     taken = {number: before for number, before in taken.items() if before not in (signal.SIG_IGN, None)}
+    received, sent = os.pipe()
+    os.set_blocking(sent, False)
+    woken_before = signal.set_wakeup_fd(sent, warn_on_full_buffer=False)
+    watcher = threading.Thread(target=_watch, args=(received, answer, frozenset(taken)), name="signals", daemon=True)
+    watcher.start()
     for number in taken:
         signal.signal(number, _interruption.handle)
     try:
@@ -66,6 +79,23 @@ def raising_interrupts() -> Iterator[None]:
     finally:
         for number, before in taken.items():
             signal.signal(number, before)
+        signal.set_wakeup_fd(woken_before)
+        os.close(sent)
+
+
+def _watch(received: int, answer: Callable[[], bool], ending: frozenset[int]) -> None:
+    """Read the numbers of signals as they come, until the pipe is closed."""
+    first: float | None = None
+    may_end = False
+    with os.fdopen(received, "rb", buffering=0) as numbers:
+        while number := numbers.read(1):
+            if number[0] not in ending:
+                continue
+            if first is None:
+                first = time.monotonic()
+                may_end = answer()
+            elif may_end and number[0] == signal.SIGINT and time.monotonic() - first > AGAIN_SECONDS:
+                os._exit(128 + signal.SIGINT)
 
 
 def deferring_interrupts() -> contextlib.AbstractContextManager[None]:

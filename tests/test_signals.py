@@ -1,6 +1,10 @@
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -36,7 +40,36 @@ def test_further_signals_dont_interrupt_the_work_of_ending(monkeypatch: pytest.M
             os.kill(os.getpid(), number)
         monkeypatch.setattr(signals, "REPEAT_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+HELD = """
+import hashlib
+from sparsetune.signals import raising_interrupts
+def answer():
+    print("stopping", flush=True)
+    return True
+with raising_interrupts(answer):
+    print("ready", flush=True)
+    try:
+        hashlib.pbkdf2_hmac("sha256", b"x", b"y", 10**9)
+    finally:
+        print("ending", flush=True)
+"""
+"""A program in one long call of C code, in which Python raises nothing."""
+
+
+def test_the_first_ctrl_c_is_answered_and_the_second_ends_at_once() -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(signals.__file__).parents[1])}
+    with subprocess.Popen([sys.executable, "-c", HELD], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)  # a copy that a wrapper sends
+        assert process.stdout.readline() == "stopping\n"
+        time.sleep(2 * signals.AGAIN_SECONDS)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
 
 
 def test_a_deferred_signal_interrupts_after_the_block() -> None:

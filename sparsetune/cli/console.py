@@ -7,10 +7,11 @@ import json
 import logging
 import math
 import os
+import shlex
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -148,6 +149,19 @@ class GlobalOptions:
     quiet: bool = False
     verbose: bool = False
     log_format: LogFormat = "text"
+    arguments: tuple[str, ...] = ()
+    answer: Callable[[], str] | None = None  # to Ctrl-C: what is kept, what it does now, and for how long
+
+    @property
+    def command(self) -> str:
+        """The command as it was given, to be repeated."""
+        return shlex.join(("sparsetune", *self.arguments))
+
+    def on_interrupt(self) -> bool:
+        """Answer the first Ctrl-C, and return whether a second one ends the command at once."""
+        if self.answer is not None:
+            self.log.event("note", f"{self.answer()}; Ctrl-C again ends it at once")
+        return self.answer is not None
 
     @cached_property
     def log(self) -> Log:

@@ -93,6 +93,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         options = global_options(ctx)
         if self.shows_progress:
+            options.answer = lambda: "stopping, which takes some seconds"
             name = str(ctx.info_name)
             options.log.event(
                 "start", f"sparsetune {name}", command=name, version=__version__, schema_version=SCHEMA_VERSION
@@ -122,10 +123,11 @@ class LazyGroup(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command line and exit with its status: 0, 1 failure, 2 usage, 3 gate not met, 130 Ctrl-C.
 
-        SIGTERM and SIGHUP end it as Ctrl-C does, with 143 and 129.
+        SIGTERM and SIGHUP end it as Ctrl-C does, with 143 and 129. A second Ctrl-C ends long commands at once.
         """
-        options = GlobalOptions()
-        with signals.raising_interrupts():
+        given = kwargs.get("args") or (args[0] if args else sys.argv[1:])
+        options = GlobalOptions(arguments=tuple(given))
+        with signals.raising_interrupts(options.on_interrupt):
             try:
                 status = super().main(*args, **kwargs | {"standalone_mode": False, "obj": options})
             except (Exception, KeyboardInterrupt) as error:
@@ -151,6 +153,8 @@ def exit_status(error: BaseException, options: GlobalOptions) -> int:
         return error.exit_code
     if isinstance(error, KeyboardInterrupt | click.Abort):
         about = str(error) or "no incomplete files were left"
+        if options.answer is not None:
+            about += f"; go on with: {options.command}"
         return _log_error(error, f"interrupted; {about}", signals.exit_status(), options)
     if isinstance(error, BrokenPipeError):
         sys.stderr.close()  # the reader of our output is gone

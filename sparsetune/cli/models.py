@@ -54,9 +54,9 @@ def show(name: str, as_json: bool) -> None:
 
 
 def _names() -> list[str]:
-    from sparsetune.config.files import published_models
+    from sparsetune.config.files import named_configs
 
-    return published_models()
+    return list(named_configs())
 
 
 def _row(name: str) -> dict[str, Any]:

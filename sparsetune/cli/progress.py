@@ -1,5 +1,6 @@
 """Progress of a command: a live display by rich on a terminal, log events elsewhere."""
 
+import io
 import os
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
@@ -48,12 +50,35 @@ def stderr_console() -> Console:
 
 
 def is_live(log: Log, console: Console) -> bool:
-    """Whether to draw on a console: it is a terminal with cursor control, and text is wanted.
+    """Whether to draw on a console: it is a notebook or a terminal with cursor control, and text is wanted.
 
     `FORCE_COLOR` makes rich take a file for a terminal, hence `isatty`.
     """
-    terminal = console.file.isatty() and not console.is_dumb_terminal and not console.is_jupyter
+    terminal = console.is_jupyter or (console.file.isatty() and not console.is_dumb_terminal)
     return terminal and log.format == "text" and not log.quiet
+
+
+class _NotebookLive(Live):
+    """Redraws one output of a notebook's cell; rich's own needs ipywidgets for it."""
+
+    def __init__(self, get_renderable: Callable[[], RenderableType], width: int) -> None:
+        canvas = Console(file=io.StringIO(), record=True, width=width, force_jupyter=False)
+        super().__init__(
+            console=canvas, refresh_per_second=2, redirect_stdout=False, redirect_stderr=False,
+            get_renderable=get_renderable,
+        )  # fmt: skip
+        self._output: Any = None
+
+    def refresh(self) -> None:
+        from IPython.display import HTML, display  # type: ignore[import-not-found, unused-ignore]
+
+        with self._lock:
+            self.console.print(self.renderable)
+            page = HTML(self.console.export_html(inline_styles=True, code_format="<pre>{code}</pre>"))
+            if self._output is None:
+                self._output = display(page, display_id=True)
+            else:
+                self._output.update(page)
 
 
 @dataclass(frozen=True)
@@ -163,6 +188,8 @@ class ProgressDisplay(Progress):
             get_time=clock,
             disable=not is_live(log, console),
         )
+        if console.is_jupyter:
+            self.live = _NotebookLive(self.get_renderable, console.width)
         if console.width < _NARROW:
             self.columns = tuple(one for one in self.columns if not isinstance(one, BarColumn | TimeElapsedColumn))
         if console.options.ascii_only:

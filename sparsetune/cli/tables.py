@@ -135,6 +135,37 @@ def statistics_table(statistics: "Mapping[str, MetricStatistics] | Mapping[str, 
     return ("metric", "mean", "std", "min", "max", "95% interval"), rows
 
 
+def brief_lines(result: "EvaluationResult") -> list[str]:
+    """Gain, quality, gate and what went wrong; `evaluation_text` has the details."""
+    from sparsetune.evaluation.report_markdown import seconds_text, verdict_text
+
+    psnr, cosine, sparsity = result.statistics.get("psnr"), result.statistics.get("frame_cosine"), result.sparsity
+    if result.config.use_tuned:
+        lines = gain_lines(result)
+    else:
+        lines = [] if sparsity.overall is None else [f"sparsity {sparsity.overall:.3f} over all attention calls"]
+        lines += [] if result.seconds is None else [seconds_text(result.seconds)]
+    if psnr is not None:
+        num_prompts = len(result.detailed_results) - len(result.failed)
+        prompts = "1 prompt" if num_prompts == 1 else f"{num_prompts} prompts"
+        in_table = result.config.use_tuned and result.hand_set is None  # each figure once
+        mean = f"worst psnr {psnr.min:.2f} dB" if in_table else f"psnr {psnr.mean:.2f} dB (worst {psnr.min:.2f})"
+        similar = "" if cosine is None else f", frame_cosine {cosine.mean:.6f}"
+        lines.append(f"quality: {mean}{similar} over {prompts}")
+    lines += ladder_lines(result) + yardstick_lines(result)
+    lines += [f"score {coloured_status(result.verdict, verdict_text(result))}", gate_line(result.gate.failures)]
+    if sparsity.fallbacks:
+        lines.append(f"fell back to dense: {sum(sparsity.fallbacks.values())} calls; -v has the reasons")
+    return lines + _trouble_lines(result)
+
+
+def _trouble_lines(result: "EvaluationResult") -> list[str]:
+    lines = [f"failed: prompt {row.index + 1} ({row.prompt}): {row.error}" for row in result.failed]
+    if count := len(result.config.prompts_in_tune_set):
+        lines.append(f"warning: {count} of these prompts were used for tuning, which inflates the result")
+    return lines
+
+
 def evaluation_text(result: "EvaluationResult") -> str:
     from sparsetune.evaluation.report_markdown import (
         cache_text,
@@ -164,12 +195,9 @@ def evaluation_text(result: "EvaluationResult") -> str:
     lines += ladder_lines(result)
     lines += yardstick_lines(result)
     lines += [f"score {coloured_status(result.verdict, verdict_text(result))}", gate_line(result.gate.failures)]
-    lines += [f"failed: prompt {row.index + 1} ({row.prompt}): {row.error}" for row in result.failed]
+    lines += _trouble_lines(result)
     lines += unavailable_lines(row.unavailable for row in result.detailed_results)
     lines += caveat_lines(len(result.detailed_results) - len(result.failed))
-    if result.config.prompts_in_tune_set:
-        count = len(result.config.prompts_in_tune_set)
-        lines.append(f"warning: {count} of these prompts were used for tuning, which inflates the result")
     return "\n".join(lines)
 
 

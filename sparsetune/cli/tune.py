@@ -1,6 +1,7 @@
 """`sparsetune tune`: search for thresholds of a model."""
 
 import contextlib
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,14 +110,45 @@ def command(
         return
     folder = output_dir or config.model.results_folder
     progress = TuningProgress(console.current_log())
+    console.global_options(ctx).answer = progress.answer
     with console.only_results_on_stdout(), contextlib.closing(progress.display):
         console.log_loading(config.model.source)
         result = tune(config, output_dir=folder, listeners=(progress, *options.tracking_listeners(config)))
-    text = tuning_text if lang == "en" else chinese_text
-    click.echo(json_text(outcome_dict(result)) if as_json else text(result))
+    report = _report(config, result, lang)
+    if as_json:
+        click.echo(json_text(outcome_dict(result)))
+    elif lang == "zh":
+        click.echo("\n".join((chinese_text(result), *report)))
+    else:
+        text = tuning_text(result, verbose=console.current_log().verbose)
+        click.echo("\n".join((text, *report, *_next_lines(config, result))))
     if result.interrupted:
-        raise click.Abort(f"{len(result.trials)} trials saved, run the same command to resume")
+        count = len(result.trials)
+        raise click.Abort("1 trial saved" if count == 1 else f"{count} trials saved")
     _check_gate(result, require_gate)
+
+
+def _report(config: "Config", result: "TuningResult", lang: str) -> list[str]:
+    """Write report.html beside the record, and return the line that names it."""
+    if result.record_path is None or not config.tracking.report:
+        return []
+    from sparsetune.report.build import report_beside
+    from sparsetune.report.source import from_folder
+    from sparsetune.report.words import words
+
+    record, text = result.record_path, words("zh" if lang == "zh" else "en")
+    return [text("summary.report", path=report_beside(lambda: from_folder(record), record.parent))]
+
+
+def _next_lines(config: "Config", result: "TuningResult") -> list[str]:
+    if result.evaluation is None:
+        return []
+    model = shlex.quote(config.model.source)
+    if not result.evaluation.gate.passed:
+        return [f"next: sparsetune tune --model {model} with more --n-trials, more --num-prompts or a lower gate"]
+    if config.tracking.enabled:
+        return [f"next: sparsetune review latest --model {model}"]
+    return [f"next: sparsetune generate PROMPT --model {model} --checkpoint {result.checkpoint_path}"]
 
 
 def _print_cost(config: "Config", as_json: bool) -> None:
@@ -161,7 +193,26 @@ def _missed(trial: "TrialResult") -> str:
     return f", which misses {' and '.join(missed)}" if missed else ""
 
 
-def tuning_text(result: "TuningResult") -> str:
+def tuning_text(result: "TuningResult", *, verbose: bool = False) -> str:
+    """Format the winner, its gain, quality and gate; `verbose` adds all trials and the search's statistics."""
+    from sparsetune.cli.tables import brief_lines, clock_text, trial_text
+
+    if verbose:
+        return _details_text(result)
+    study = f"study {result.study_name}, {clock_text(result.seconds)}"
+    if result.best is None:
+        slower = "no policy is faster than dense" if result.dense_because else "no trial meets the gate"
+        return f"{study}; {result.left_to or slower}"
+    word = "winner" if result.left_to is None else "best so far"
+    place = result.left_to or f"checkpoint: {result.checkpoint_path}"
+    if result.evaluation is None:
+        return f"{word}: trial {result.best.number}, {trial_text(result.best)}, on the tune prompts\n{study}\n{place}"
+    first = f"{word}: trial {result.best.number} of {len(result.trials)}, {study}, {place}"
+    lost = [f"workers lost or joined: {len(result.incidents)}; -v lists them"] if result.incidents else []
+    return "\n".join((first, *lost, *brief_lines(result.evaluation)))
+
+
+def _details_text(result: "TuningResult") -> str:
     from sparsetune.cli.tables import clock_text, evaluation_text, table_text, trial_text
     from sparsetune.tuning.search.ranking import pareto_front
 

@@ -42,10 +42,12 @@ class TuningProgress(events.TuningListener):
         self.evaluation = EvaluationProgress(self.display, num_evaluations=2)
         self.running: dict[int, Task] = {}
         self.ended: list[events.TrialResult] = []
+        self.earlier: tuple[events.TrialResult, ...] = ()
         self.winner: events.TrialResult | None = None
 
     def on_study_start(self, event: events.StudyStarted) -> None:
         self.study, display = event, self.display
+        self.earlier = event.study.earlier()
         tune = event.config["tune"]
         minutes = tune.get("max_minutes")
         self.deadline = None if minutes is None else display.get_time() + 60.0 * minutes
@@ -55,7 +57,8 @@ class TuningProgress(events.TuningListener):
         display.details, display.time_left = self.rows, self.time_left
         done = f", {event.num_done} of them done earlier" if event.num_done else ""
         prompts = "1 prompt" if len(event.prompts) == 1 else f"{len(event.prompts)} prompts"
-        message = f"study {event.study_name}: {event.n_trials} trials{done}, on {prompts}"
+        best = "" if self.best is None else f"; best so far: trial {self.best.number}, {trial_text(self.best)}"
+        message = f"study {event.study_name}: {event.n_trials} trials{done}, on {prompts}{best}"
         display.log_event("study_start", message, event, num_prompts=len(event.prompts))
         display.start()
 
@@ -127,7 +130,27 @@ class TuningProgress(events.TuningListener):
 
     @property
     def best(self) -> events.TrialResult | None:
-        return self.winner or winner(self.study.goal, self.ended)
+        return self.winner or winner(self.study.goal, [*self.earlier, *self.ended])
+
+    def answer(self) -> str:
+        """What is kept and what is done now, for a Ctrl-C."""
+        if not hasattr(self, "study"):
+            return "stopping, which takes some seconds; nothing was rendered yet"
+        count = len(self.earlier) + len(self.ended)
+        kept = f"{'1 trial is' if count == 1 else f'{count} trials are'} saved"
+        if self.winner is not None:
+            return f"stopping, which takes some seconds; {kept}, and the winner's checkpoint; its evaluation isn't"
+        if count == 0:
+            return "stopping, which takes some seconds; prompts that are calibrated are saved"
+        if self.best is None or not self.display.phases["trials"].started:
+            return f"stopping, which takes some seconds; {kept}"
+        rendering = self._rendering_seconds()
+        about = "" if rendering is None else f", about {clock_text(self._evaluation_renderings * rendering)}"
+        return f"stopping the search; {kept}; now evaluating the best, trial {self.best.number}{about}"
+
+    @property
+    def _evaluation_renderings(self) -> int:
+        return self.study.num_eval_prompts * RENDERINGS_PER_EVAL_PROMPT
 
     def _update_trial(self, number: int, prompt: int, step: int, num_prompts: int, num_steps: int) -> None:
         task = self.running[number]
@@ -172,7 +195,7 @@ class TuningProgress(events.TuningListener):
             left, trials_end, basis, at_most = min(left, limit), limit, "--max-minutes ends the search", False
         if rendering is None:
             return TimeLeft(left, None, basis)
-        evaluation = self.study.num_eval_prompts * RENDERINGS_PER_EVAL_PROMPT * rendering
+        evaluation = self._evaluation_renderings * rendering
         return TimeLeft(left, trials_end + evaluation, basis, at_most)
 
     def _rendering_seconds(self) -> float | None:
@@ -194,8 +217,7 @@ class TuningProgress(events.TuningListener):
         if best is not None:
             rows = [("best", Text.assemble((f"trial {best.number}", "bold green"), f"  {trial_text(best)}"))]
         elif self.ended or self.running:
-            of_this_run = " of this run" if self.study.num_done else ""
-            rows = [("best", Text(f"no trial{of_this_run} meets the gate yet", "yellow"))]
+            rows = [("best", Text("no trial meets the gate yet", "yellow"))]
         if self.evaluation.evaluations:
             return rows + self.evaluation.rows()
         return rows + latest_rows(self.ended, _trial_row)

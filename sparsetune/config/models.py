@@ -360,7 +360,9 @@ class TrackingConfig(_Section):
         description="Side-by-side videos of every trial: none, of its worst prompt (of every prompt for the best three "
         "so far), or of all.",
     )
-    report: bool = Field(True, description="Record an HTML report with its figures for every tuning and evaluation.")
+    report: bool = Field(
+        True, description="Write report.html for every tuning and evaluation, and record it with its figures."
+    )
 
 
 class EngineConfig(_Section):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sparsetune.errors import MetricError, ResultError
 from sparsetune.evaluation.report_markdown import cell, table
-from sparsetune.evaluation.result import EvaluationResult, PromptRow, load_result
+from sparsetune.evaluation.result import EvaluationResult, PromptRow, load_result, short_repr
 from sparsetune.metrics import PairedDifference, get, holm, interval_caveat, paired_difference
 from sparsetune.metrics.statistics import LEVEL
 
@@ -63,6 +63,10 @@ class Comparison:
     num_unpaired: int
     notes: tuple[str, ...]
     forced: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        changes = {one.name: f"{one.before:.4g} -> {one.after:.4g}" for one in self.changes}
+        return short_repr(self, {"pairs": self.num_pairs, **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to a JSON value."""

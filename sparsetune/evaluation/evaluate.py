@@ -37,6 +37,7 @@ from sparsetune.evaluation.result import (
     PromptRow,
     save_result,
 )
+from sparsetune.evaluation.reuse import reused
 from sparsetune.evaluation.tasks import JudgedPrompt, JudgePrompt, ScorePrompt, TimeStep
 from sparsetune.evaluation.videos import known_metrics
 from sparsetune.executor import (
@@ -56,6 +57,7 @@ from sparsetune.executor.session import DescribeSession
 from sparsetune.files import write_text
 from sparsetune.metrics import BASE_METRICS, Gate, load_metrics, score_prompts, verdict
 from sparsetune.models.generation import Renderer
+from sparsetune.models.loading import LoadedModel
 from sparsetune.models.prompts import AnyPrompt, as_prompt, load_prompts, texts
 from sparsetune.models.runtime import RuntimeDescription
 from sparsetune.models.sparsify import warn_of_other_settings
@@ -73,6 +75,8 @@ def evaluate_config(
     listeners: Sequence[EvaluationListener] = (),
     *,
     difference: bool = False,
+    loaded: LoadedModel | None = None,
+    reuse: Sequence[Path] = (),
 ) -> EvaluationResult:
     """Load the configured model and evaluate a checkpoint, or SpargeAttn's default thresholds.
 
@@ -82,6 +86,8 @@ def evaluate_config(
         output_dir: of all files; None is `eval.output_dir`, or else results/MODEL/eval.
         listeners: notified of every event, in order.
         difference: add a third pane with the amplified difference to side-by-side videos.
+        loaded: the model that the configuration describes; None loads it.
+        reuse: as of `evaluate`; nothing is reused where there are metric modules, which may have changed.
 
     Raises:
         ModelError: the model can't be loaded; further errors as `evaluate` raises them.
@@ -93,7 +99,7 @@ def evaluate_config(
     loaded_checkpoint = load_checkpoint(checkpoint) if isinstance(checkpoint, Path | str) else checkpoint
     if loaded_checkpoint is not None:
         warn_of_other_settings(loaded_checkpoint.manifest, config.generation)
-    with open_executor(config) as executor:
+    with open_executor(config, loaded=loaded) as executor:
         found = run_one(executor, DescribeSession(config.backend, loaded_checkpoint)) if loaded_checkpoint else None
         return evaluate(
             executor,
@@ -115,6 +121,7 @@ def evaluate_config(
             yardsticks=config.eval.yardsticks,
             prompt_file=config.eval.prompt_file,
             tune_prompts=_tune_prompts(config, prompts, loaded_checkpoint),
+            reuse=() if config.eval.metric_modules else reuse,
             hand_set=[Pair(*pair) for pair in loaded_checkpoint.manifest.hand_set] if loaded_checkpoint else (),
         )
 
@@ -142,6 +149,7 @@ def evaluate(
     prompt_file: Path | None = None,
     tune_prompts: Sequence[AnyPrompt] = (),
     hand_set: Sequence[Pair] = (),
+    reuse: Sequence[Path] = (),
 ) -> EvaluationResult:
     """Evaluate a policy: render every prompt dense (or read it from the cache) and sparse with the same seed.
 
@@ -170,6 +178,8 @@ def evaluate(
         tune_prompts: prompts that the policy may have been tuned on; the result flags an overlap.
         hand_set: pairs of thresholds to compare the policy with, of one simthreshd1 and in order of sparsity: three
             more renderings of one prompt at most.
+        reuse: folders of evaluations; one of the same policy, prompts, settings and versions is copied to `output_dir`
+            and returned, and the listener isn't notified.
 
     Raises:
         PromptError, CheckpointError: there are no prompts, or the policy is for another model.
@@ -193,6 +203,13 @@ def evaluate(
             runtime, policy, prompts, seed, tuned, checkpoint=checkpoint, tuner=tuner, break_even=break_even,
             metrics=names, prompt_file=prompt_file, tune_prompts=tune_prompts, yardsticks=tuple(yardsticks),
         )  # fmt: skip
+        if outputs is not None and reuse:
+            same = reused(
+                reuse, outputs, config, gate, runtime.device_name, ladder=ladder, hand_set=bool(hand_set),
+                save_videos=save_videos,
+            )  # fmt: skip
+            if same is not None:
+                return same
         tasks = [
             JudgePrompt(
                 index, prompt, policy, backend, break_even=table, seed=seed, cache=cache, metrics=names,

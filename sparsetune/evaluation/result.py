@@ -1,5 +1,7 @@
 """Result of an evaluation: its JSON schema, read and written."""
 
+from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -347,10 +349,43 @@ class EvaluationResult(_Part):
         """The prompts that failed."""
         return tuple(row for row in self.detailed_results if row.error is not None)
 
+    @property
+    def figures(self) -> dict[str, str]:
+        """Seconds, sparsity, quality and gate as short texts; what wasn't measured is left out."""
+        seconds, psnr, cosine = self.seconds, self.statistics.get("psnr"), self.statistics.get("frame_cosine")
+        found: dict[str, Any] = {
+            "seconds": seconds and f"{seconds.dense:.2f} -> {seconds.sparse:.2f} ({seconds.speedup:.2f}x)",
+            "sparsity": None if self.sparsity.overall is None else f"{self.sparsity.overall:.3f}",
+            "psnr": psnr and f"{psnr.mean:.2f} dB (worst {psnr.min:.2f})",
+            "frame_cosine": cosine and f"{cosine.mean:.4f}",
+            "verdict": self.verdict,
+            "gate": "passed" if self.gate.passed else f"not met: {'; '.join(self.gate.failures)}",
+        }
+        return {name: text for name, text in found.items() if text}
+
+    def __repr__(self) -> str:
+        return short_repr(self, {"model": self.config.short_name, "prompts": self.config.num_prompts, **self.figures})
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return html_table({"model": self.config.short_name, "prompts": self.config.num_prompts, **self.figures})
+
     def to_dict(self) -> dict[str, Any]:
         """Convert to a JSON value."""
         value: dict[str, Any] = self.model_dump(mode="json")
         return value
+
+
+def short_repr(of: object, figures: Mapping[str, object]) -> str:
+    """Return a repr of some figures, for a value whose fields would fill pages."""
+    return f"{type(of).__name__}({', '.join(f'{name}: {value}' for name, value in figures.items())})"
+
+
+def html_table(figures: Mapping[str, object]) -> str:
+    """Return some figures as an HTML table of two columns, for a notebook."""
+    rows = (f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in figures.items())
+    return f"<table>{''.join(rows)}</table>"
 
 
 def save_result(result: EvaluationResult, path: Path) -> None:

@@ -7,7 +7,7 @@ from sparsetune.executor.events import PHASES, Emit, Event, Incident, Phase, Sid
 from sparsetune.executor.local import LocalExecutor
 from sparsetune.executor.session import ModelSession
 from sparsetune.models.generation import Renderer
-from sparsetune.models.loading import load_pipeline
+from sparsetune.models.loading import LoadedModel, load_pipeline
 
 __all__ = [
     "PHASES",
@@ -30,17 +30,22 @@ __all__ = [
 ]
 
 
-def open_executor(config: Config, *, measures_speed: bool = False) -> Executor:
-    """Load the model in this process, or start the workers that load it.
+def open_executor(config: Config, *, measures_speed: bool = False, loaded: LoadedModel | None = None) -> Executor:
+    """Load the model in this process unless it is `loaded`, or start the workers that load it.
 
     `measures_speed`: policies are ranked by measured speed, so that all workers must be alike.
 
     Raises:
-        ExecutorError: Ray is missing, no cluster answers, it has too few resources, or its workers don't match.
+        ExecutorError: Ray is missing, no cluster answers, it has too few resources, its workers don't match, or the
+            model is loaded here.
         ModelError, GenerationError: the model can't be loaded, or can't render what is asked for.
     """
     if config.engine.name != "ray":
-        return LocalExecutor(ModelSession(Renderer(load_pipeline(config.model), config.generation)))
+        return LocalExecutor(ModelSession(Renderer(loaded or load_pipeline(config.model), config.generation)))
+    if loaded is not None:
+        raise ExecutorError(
+            "a pipeline in memory can't be sent to Ray's workers; use engine local, or name the model for them to load"
+        )
     try:
         from sparsetune.executor.ray_executor import RayExecutor
     except ModuleNotFoundError as error:

@@ -1,7 +1,9 @@
 """Rendering of videos from prompts and seeds."""
 
 import contextlib
+import functools
 import inspect
+import logging
 import math
 import re
 import time
@@ -15,12 +17,15 @@ import torch
 
 from sparsetune.attention.breakeven import dtype_name
 from sparsetune.config import GenerationConfig
+from sparsetune.config.files import DEMO
 from sparsetune.errors import GenerationError, OutOfMemoryError
 from sparsetune.models import modular
 from sparsetune.models.clock import DenoisingClock
 from sparsetune.models.families import family_of, main_transformer, token_side
 from sparsetune.models.loading import LoadedModel
 from sparsetune.models.prompts import AnyPrompt, Prompt, as_prompt, open_image
+
+_LOG = logging.getLogger(__name__)
 
 Frames = npt.NDArray[np.uint8]
 """RGB video, uint8 of shape (frames, height, width, 3); a still image is a video of one frame."""
@@ -93,7 +98,10 @@ class Renderer:
             GenerationError: an image is missing or not taken, memory ran out, or frames are NaN or all black.
             PromptError: the prompt's image can't be read.
         """
-        arguments = self._arguments(as_prompt(prompt), seed, on_step)
+        prompt = as_prompt(prompt)
+        if self.loaded.identity.source == DEMO and (unknown := _unknown_words(self.loaded.pipe, prompt.text)):
+            _warn_of_words(unknown)
+        arguments = self._arguments(prompt, seed, on_step)
         started = time.perf_counter()
         with self._denoising() as clock:
             output = self.loaded.pipe(**arguments)
@@ -198,6 +206,21 @@ class Renderer:
                 f"{name} takes no image, but the prompt has one; remove the image or use an image-to-video model"
             )
         return open_image(prompt.image).resize((self.settings.width, self.settings.height))
+
+
+def _unknown_words(pipe: Any, text: str) -> tuple[str, ...]:
+    """Return the words of a prompt that aren't one token each: the demo model never saw others."""
+    return tuple(word for word in text.split() if len(pipe.tokenizer(word, add_special_tokens=False)["input_ids"]) != 1)
+
+
+@functools.cache
+def _warn_of_words(unknown: tuple[str, ...]) -> None:
+    """Warn once a process."""
+    _LOG.warning(
+        "the demo model doesn't know %s and will draw something else; it renders `a COLOUR SHAPE MOTION over a "
+        "BACKGROUND background`, e.g. `a red circle moving right over a grey background`",
+        ", ".join(unknown),
+    )
 
 
 def to_uint8(frames: npt.NDArray[Any]) -> Frames:

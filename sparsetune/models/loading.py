@@ -142,6 +142,42 @@ def load_pipeline(config: ModelConfig) -> LoadedModel:
     return LoadedModel(pipe, identity, family, device, dtype, config.compile)
 
 
+def loaded_model(pipe: Any, name: str, source: str) -> LoadedModel:
+    """Describe a pipeline that its user loaded, placed and perhaps changed; its weights are identified as they are now.
+
+    ModelError where the family isn't supported, or weights aren't in memory.
+    """
+    family, transformer = family_of(pipe), main_transformer(pipe)
+    modules = [module for module in pipe.components.values() if isinstance(module, nn.Module)]
+    compiled = any(part._compiled_call_impl is not None for module in modules for part in module.modules())
+    device = torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
+    identity = _identity(pipe, ModelConfig(name=name, source=source), None, _weights_digest(pipe))
+    return LoadedModel(pipe, identity, family, device, transformer.dtype, compiled)
+
+
+def source_of(pipe: Any) -> str:
+    """Return what a pipeline was loaded from, as `--model` takes it; its class's name where it doesn't say."""
+    source = str(pipe.config.get("_name_or_path") or type(pipe).__name__)
+    return DEMO if source == str(WEIGHTS) else source
+
+
+def _weights_digest(pipe: Any) -> str:
+    """Return the SHA-256 of all weights in memory; 64 KiB in every 8 MiB of a tensor are read."""
+    digest = hashlib.sha256()
+    for name, module in sorted(pipe.components.items()):
+        for key, weight in module.state_dict().items() if isinstance(module, nn.Module) else ():
+            if weight.is_meta:
+                raise ModelError(
+                    f"{name} has weights that aren't in memory, so that they can't be identified; "
+                    "use enable_model_cpu_offload() instead of sequential offload"
+                )
+            digest.update(f"{name}.{key} {tuple(weight.shape)} {weight.dtype}".encode())
+            content = weight.detach().contiguous().flatten().view(torch.uint8)
+            for start in range(0, len(content), _HASHED_EVERY):
+                digest.update(content[start : start + _HASHED_CHUNK].cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _load_or_build(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Callable[[], ModelIdentity]]:
     """Return a pipeline, and a function for its identity, which reads its files once it is placed."""
     if config.random_weights == "no":

@@ -1,6 +1,6 @@
 """Writing of the HTML report, with videos embedded or beside it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,14 @@ def check_extra() -> None:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise ReportError(f"reports need {', '.join(missing)}; run: pip install 'sparsetune[report]'")
+
+
+def report_beside(make: Callable[[], Source], folder: Path) -> str:
+    """Write a folder's report.html and return its path, or why it isn't there: no chart may fail a run."""
+    try:
+        return str(build_report(make(), folder / "report.html").path)
+    except Exception as error:
+        return f"not written: {' '.join(str(error).split()) or type(error).__name__}"
 
 
 LIMIT: Final = 25_000_000  # bytes of a report's file

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from sparsetune.config.files import flatten
 from sparsetune.evaluation.ladder import attribute
 from sparsetune.evaluation.result import EvaluationResult, LayerSection
 from sparsetune.report.charts import Axis, Bars, Chart, HeatMap, Number, Plot, Role, Series, extent
@@ -42,14 +43,24 @@ def pareto(record: TuningRecord, words: Words) -> Plot | None:
         line=True,
     )  # fmt: skip
     points = _points(record, words, lambda trial: trial.sparsity, lambda trial: trial.psnr)
+    gate = _gate(record, extent([trial.sparsity for trial in shown]), words)
     return Plot(
         "pareto_front",
         words("pareto.title"),
         words("pareto.alt", trials=len(shown), front=", ".join(str(trial.number) for trial in best)),
         Axis(words("axis.sparsity"), percent=True),
         Axis(words("axis.psnr")),
-        (line, *points),
+        (line, *gate, *points),
     )
+
+
+def _gate(record: TuningRecord, ends: tuple[float, float], words: Words) -> tuple[Series, ...]:
+    """The mean PSNR that trials must exceed, margin included, as a line from end to end."""
+    given = flatten(record.config)
+    bound, margin = given.get("gate.min_psnr"), given.get("tune.margin_db", 0.0)
+    if not isinstance(bound, int | float) or not isinstance(margin, int | float):
+        return ()
+    return (Series(words("pareto.gate", psnr=f"{bound + margin:g}"), "bad", ends, (bound + margin,) * 2, line=True),)
 
 
 def history(record: TuningRecord, words: Words) -> Plot | None:
@@ -75,7 +86,7 @@ def history(record: TuningRecord, words: Words) -> Plot | None:
 
 
 def importances(record: TuningRecord, words: Words) -> Bars | None:
-    if record.insight is None or not record.insight.importances:
+    if record.insight is None or len(record.insight.importances) < 2:  # one parameter has all of it
         return None
     ranked = sorted(record.insight.importances.items(), key=lambda share: -share[1])
     return Bars(

@@ -1,5 +1,7 @@
 """Charts as PNG images, drawn by matplotlib."""
 
+import functools
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +10,7 @@ from sparsetune.report.charts import Axis, Bars, Chart, HeatMap, Plot, Role, Ser
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS: dict[Role, str] = {
     "main": "#2563b0",
@@ -29,7 +32,15 @@ def save_pictures(charts: tuple[Chart, ...], folder: Path) -> tuple[Path, ...]:
 
 
 def _save(chart: Chart, path: Path) -> Path:
-    from matplotlib.figure import Figure  # not pyplot: no global state, no window
+    figure = draw(chart)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=_DPI, metadata={"Description": chart.alt})
+    return path
+
+
+def draw(chart: Chart) -> "Figure":
+    """Draw a chart as a figure of matplotlib, without pyplot's state or window; notebooks show it as an image."""
+    from matplotlib.figure import Figure
 
     # fixed margins: computing them costs matplotlib as much as drawing
     height, left = 4.2, 0.09
@@ -44,9 +55,14 @@ def _save(chart: Chart, path: Path) -> Path:
     else:
         _bars(chart, axes)
     axes.set_title(chart.title, loc="left", x=0.0, y=1.0 + 0.27 / (height - 1.2), fontsize=11, fontweight="bold")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=_DPI, metadata={"Description": chart.alt})
-    return path
+    figure._repr_png_ = functools.partial(_png, figure)  # type: ignore[attr-defined]
+    return figure
+
+
+def _png(figure: "Figure") -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, dpi=_DPI)
+    return content.getvalue()
 
 
 def _plot(chart: Plot, axes: "Axes") -> None:

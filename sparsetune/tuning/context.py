@@ -23,6 +23,7 @@ from sparsetune.executor import Executor, LocalExecutor, open_executor, run_one
 from sparsetune.executor.session import DescribeSession
 from sparsetune.metrics import Gate, load_metrics
 from sparsetune.models.generation import Frames, Renderer
+from sparsetune.models.loading import LoadedModel
 from sparsetune.models.prompts import AnyPrompt, load_prompts, texts
 from sparsetune.models.runtime import RuntimeDescription
 from sparsetune.tuning.calibration.curves import Arrangement, grid
@@ -196,8 +197,10 @@ def digest(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def open_context(config: Config, output_dir: Path, listeners: Sequence[TuningListener] = ()) -> TuningContext:
-    """Check a configuration and load the model; the caller has to close the context's executor."""
+def open_context(
+    config: Config, output_dir: Path, listeners: Sequence[TuningListener] = (), loaded: LoadedModel | None = None
+) -> TuningContext:
+    """Check a configuration and load the model unless it is; the caller has to close the context's executor."""
     if config.backend == "dense":
         raise TuningError("tuning must have a backend that can run sparse, but backend is dense; use --backend auto")
     if config.tune.tuner == "builtin" and config.engine.name != "local":
@@ -213,7 +216,7 @@ def open_context(config: Config, output_dir: Path, listeners: Sequence[TuningLis
         config.tune.objective == "auto"
         and (config.backend not in ("reference", "dense") or config.tune.searches_caches)
     )
-    executor = open_executor(config, measures_speed=for_speed)
+    executor = open_executor(config, measures_speed=for_speed, loaded=loaded)
     try:
         runtime = run_one(executor, DescribeSession(config.backend)).runtime
         caches = run_one(executor, FindCaches()) if config.tune.searches_caches else ()

@@ -13,7 +13,7 @@ from sparsetune.evaluation.compare import Comparison
 from sparsetune.evaluation.events import EvaluationListener
 from sparsetune.evaluation.hand_set import Pair
 from sparsetune.evaluation.prompt import PromptResult
-from sparsetune.evaluation.result import EvaluationResult, is_faster
+from sparsetune.evaluation.result import EvaluationResult, html_table, is_faster, short_repr
 from sparsetune.executor import PHASES, Incident, Phase, StepDone, Worker
 
 Parameter = float | int | str | bool
@@ -26,6 +26,10 @@ class StudyState:
     def num_done(self) -> int:
         """Return the number of trials that have an outcome."""
         return 0
+
+    def earlier(self) -> "tuple[TrialResult, ...]":
+        """Return the trials that have an outcome, in order; their policies are not read."""
+        return ()
 
     def num_running_elsewhere(self) -> int:
         """Return the number of trials that other processes run."""
@@ -155,6 +159,12 @@ class TrialResult:
     worker: Worker | None = None
     videos: Mapping[int, bytes] = field(default_factory=dict, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        figures = {"number": self.number, "state": self.reason or self.state, "feasible": self.feasible}
+        measured = {name: getattr(self, name) for name in ("speedup", "sparsity", "psnr", "psnr_worst", "frame_cosine")}
+        shown = {name: f"{value:.4g}" for name, value in measured.items() if value is not None}
+        return short_repr(self, figures | shown | {"params": dict(self.params)})
+
     @property
     def worst_prompt(self) -> int | None:
         """Index of the prompt with the lowest PSNR of those rendered."""
@@ -268,6 +278,20 @@ class TuningResult:
     dense_because: str | None = None
     hand_set: tuple[Pair, ...] = ()
     per_head: PerHeadGain | None = None
+
+    @property
+    def figures(self) -> dict[str, str]:
+        """Trials, winner, and the winner's figures on the eval prompts as short texts."""
+        best = "none meets the gate" if self.best is None else f"trial {self.best.number}"
+        own = {} if self.evaluation is None else self.evaluation.figures
+        saved = {} if self.checkpoint_path is None else {"checkpoint": str(self.checkpoint_path)}
+        return {"study": self.study_name, "trials": str(len(self.trials)), "winner": best, **own, **saved}
+
+    def __repr__(self) -> str:
+        return short_repr(self, self.figures)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.figures)
 
 
 class TuningListener:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from sparsetune.checkpoint.manifest import utc_now
 from sparsetune.config import Config
-from sparsetune.evaluation.result import EvaluationResult, read_versioned
+from sparsetune.evaluation.result import EvaluationResult, read_versioned, short_repr
 from sparsetune.files import write_json
 from sparsetune.tuning.events import Parameter, SearchStatistics, TrialResult, TrialState, TuningResult
 from sparsetune.tuning.reproduce import recorded
@@ -144,6 +144,12 @@ class TuningRecord(_Part):
             before=result.before,
             evaluation=result.evaluation,
         )
+
+    def __repr__(self) -> str:
+        own = {} if self.evaluation is None else self.evaluation.figures
+        return short_repr(self, {"study": self.study_name, "trials": len(self.trials), "best": self.best, **own})
+
+    __str__ = __repr__
 
     @property
     def model_name(self) -> str:

@@ -33,6 +33,7 @@ from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.executor import run_one
 from sparsetune.files import check_replaceable
 from sparsetune.locks import exclusive_if_free
+from sparsetune.models.loading import LoadedModel
 from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.calibration.sensitivity import Sensitivity
 from sparsetune.tuning.calibration.step_caches import ProbeCaches
@@ -251,7 +252,13 @@ def _run_only_trial(
 _TUNERS = {"optuna": search_policy, "calibrate": _calibrate, "builtin": _run_builtin}
 
 
-def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener] = ()) -> TuningResult:
+def tune(
+    config: Config,
+    *,
+    output_dir: Path,
+    listeners: Sequence[TuningListener] = (),
+    loaded: LoadedModel | None = None,
+) -> TuningResult:
     """Find a policy with the configuration's tuner, save it as a checkpoint and evaluate it.
 
     `optuna` searches for the fastest policy whose videos pass the gate on the tune prompts (the sparsest, where the
@@ -264,6 +271,7 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
         output_dir: gets `checkpoint/`, the winner's evaluation in `evaluation/`, the defaults' in `before/`, and all
             of the tuning as `tuning.json`.
         listeners: notified of every event, in order.
+        loaded: the model that the configuration describes; None loads it.
 
     Returns:
         All trials and the winner. Where no trial of a search meets the gate there is no winner and nothing is saved;
@@ -280,7 +288,7 @@ def tune(config: Config, *, output_dir: Path, listeners: Sequence[TuningListener
     check_replaceable(output_dir / RECORD_NAME, '"study_name"')
     clock = PhaseClock()
     lock = WinnerLock(output_dir)
-    context = open_context(config, output_dir, (clock, *listeners))
+    context = open_context(config, output_dir, (clock, *listeners), loaded)
     clock.restart(context.started)
     try:
         result = _with_evaluation(context, _TUNERS[config.tune.tuner](context), lock)

@@ -61,7 +61,7 @@ def evaluated(migrated_database: Path, tmp_path_factory: pytest.TempPathFactory)
             "eval", *SMALL, "--prompt-file", str(prompts), "--num-prompts", "2",
             "--metric-module", str(module), "--output-dir", str(root / "before"),
             "--cache-dir", str(root / "cache"), "--min-psnr", "100",
-            "--set", f"tracking.root={root / 'runs'}", "--set", "tracking.report=no",
+            "--set", f"tracking.root={root / 'runs'}", "--set", "tracking.report=no", "--verbose",
         )  # fmt: skip
     return Evaluated(root / "before", root / "runs", done.stdout, done.stderr)
 
@@ -73,7 +73,7 @@ def test_eval_prints_table_score_and_gate_on_stdout_and_progress_on_stderr(evalu
     assert re.search(r"^score \d+/100", out, re.MULTILINE)
     assert re.search(r"^gate to deploy: not met: mean psnr .* <= 100 dB$", out, re.MULTILINE)
     assert re.search(rf"^prompt 1/2: {PROMPTS[0]}$", err, re.MULTILINE)
-    assert len(re.findall(r"^  psnr \d+\.\d+ dB, frame_cosine \d\.\d+, sparsity ", err, re.MULTILINE)) == 2
+    assert len(re.findall(r"^  frame_cosine \d\.\d+, psnr \d+\.\d+ dB, frame_l1 ", err, re.MULTILINE)) == 2
 
 
 @pytest.mark.slow
@@ -208,3 +208,27 @@ def test_generate_writes_a_video_and_prints_where(working_folder: Path) -> None:
 def test_generate_needs_a_prompt(working_folder: Path) -> None:
     assert "the prompt is empty" in run("generate", " ", status=2).stderr
     assert list(working_folder.iterdir()) == []
+
+
+def test_eval_ends_with_a_summary_the_report_s_place_and_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSETUNE_TRACKING__REPORT", "true")
+    (tmp_path / "prompts.txt").write_text(PROMPTS[0])
+    out = tmp_path / "out"
+    command = (
+        "eval", *SMALL, "--prompt-file", str(tmp_path / "prompts.txt"), "--num-prompts", "1", "--no-track",
+        "--output-dir", str(out),
+    )  # fmt: skip
+    lines = run(*command).stdout.splitlines()
+    assert len(lines) <= 15
+    assert re.match(r"sparsity \d\.\d+ over all attention calls", lines[0])
+    assert re.match(r"quality: psnr \d+\.\d+ dB \(worst .*\), frame_cosine \d\.\d+ over 1 prompt", lines[1])
+    assert lines[-2:] == [f"report: {out / 'report.html'}", "next: sparsetune tune --model demo"]
+    assert (out / "report.html").stat().st_size > 100_000
+    monkeypatch.setattr("sparsetune.report.build.build_report", broken_report)
+    assert "report: not written: no chart today" in run(*command, "--lang", "en").stdout
+
+
+def broken_report(*_: object, **__: object) -> None:
+    raise ValueError("no chart today")

@@ -26,6 +26,7 @@ class Asked:
         self.checkpoint: TunedCheckpoint | str | None = None
         self.output_dir = Path()
         self.difference = False
+        self.reuse: tuple[Path, ...] = ()
 
 
 @pytest.fixture
@@ -33,8 +34,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     seen = Asked()
 
     def evaluate_config(
-        config: Config, checkpoint: str | None, output_dir: Path, listeners: Any, *, difference: bool
+        config: Config,
+        checkpoint: str | None,
+        output_dir: Path,
+        listeners: Any,
+        *,
+        difference: bool,
+        reuse: tuple[Path, ...],
     ) -> None:
+        seen.reuse = reuse
         seen.config, seen.checkpoint, seen.output_dir, seen.difference = config, checkpoint, output_dir, difference
         raise Stop
 
@@ -113,6 +121,16 @@ def test_without_a_checkpoint_it_judges_the_defaults(asked: Asked) -> None:
     evaluate()
     assert asked.checkpoint is None
     assert asked.output_dir == Path("results/demo/eval")
+
+
+def test_what_tune_evaluated_is_reused_unless_told_otherwise(asked: Asked) -> None:
+    evaluate("--use-tuned")
+    assert asked.reuse == (Path("results/demo/eval"), Path("results/demo/evaluation"))
+    evaluate("--output-dir", "out")
+    assert asked.reuse == (Path("out"), Path("results/demo/before"))
+    for again in ("--no-reuse", "--difference"):
+        evaluate("--use-tuned", again)
+        assert asked.reuse == ()
 
 
 @pytest.mark.parametrize("flag", ["--use-tuned", "--use_tuned"])

@@ -105,6 +105,27 @@ def test_winner_is_printed_on_stdout(tune: Tune) -> None:
     assert "checkpoint: out/checkpoint" in result.stdout
 
 
+def test_the_summary_has_at_most_15_lines_each_figure_and_warning_once(tune: Tune, working_folder: Path) -> None:
+    evaluation = make_result()
+    evaluation = evaluation.model_copy(update={"gate": evaluation.gate.model_copy(update={"passed": True})})
+    trials = tuple(dataclasses.replace(TRIAL, number=number) for number in range(40))
+    result = dataclasses.replace(WON, trials=trials, evaluation=evaluation)
+    lines = tune(result=result).stdout.splitlines()
+    assert lines[0] == "winner: trial 3 of 40, study demo-1, 0:01, checkpoint: out/checkpoint"
+    assert lines[-1] == "next: sparsetune review latest --model demo"
+    assert len(lines) <= 15
+    text = "\n".join(lines)
+    for part in ("attention saved", "quality: ", "score ", "gate to deploy: "):
+        assert text.count(part) == 1, part
+    assert "95%" not in text and "if 1 prompt in 10 fails" not in text
+    details = tune("-v", result=result).stdout
+    assert details.count("complete") == 40 and "95% interval" in details
+    assert tune("--no-track", result=result).stdout.splitlines()[-1].startswith("next: sparsetune generate PROMPT")
+    missed = evaluation.gate.model_copy(update={"passed": False})
+    result = dataclasses.replace(result, evaluation=evaluation.model_copy(update={"gate": missed}))
+    assert "with more --n-trials" in tune(result=result).stdout.splitlines()[-1]
+
+
 def test_the_summary_is_chinese_where_asked(tune: Tune) -> None:
     result = dataclasses.replace(WON, evaluation=make_result())
     lines = tune("--no-track", "--lang", "zh", result=result).stdout.splitlines()
@@ -142,7 +163,7 @@ def test_dense_is_recommended_with_the_reason_where_nothing_is_faster(tune: Tune
 
 def test_seconds_and_speed_up_lead_the_table_where_they_were_measured(tune: Tune) -> None:
     timed = dataclasses.replace(WON.trials[0], seconds_sparse=1.78, seconds_dense=2.67, seconds_noise=0.004)
-    result = tune("--no-track", result=dataclasses.replace(WON, trials=(timed,), best=timed))
+    result = tune("--no-track", "--verbose", result=dataclasses.replace(WON, trials=(timed,), best=timed))
     assert "winner: trial 3, 1.50 times as fast as dense, sparsity 0.300" in result.stdout
     heads = next(line for line in result.stdout.splitlines() if "denoising (s)" in line)
     assert heads.index("denoising (s)") < heads.index("speed-up") < heads.index("sparsity")
@@ -157,7 +178,7 @@ def test_search_without_time_for_a_trial_says_so(tune: Tune) -> None:
 def test_interrupted_search_prints_the_best_so_far_and_is_status_130(tune: Tune) -> None:
     result = tune("--no-track", result=dataclasses.replace(WON, interrupted=True))
     assert result.exit_code == 130
-    assert "sparsetune: interrupted; 1 trials saved, run the same command to resume" in result.stderr
+    assert "sparsetune: interrupted; 1 trial saved; go on with: sparsetune tune --no-track" in result.stderr
     assert "checkpoint: out/checkpoint" in result.stdout
 
 

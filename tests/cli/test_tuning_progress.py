@@ -1,6 +1,7 @@
 import io
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sparsetune.cli.tune import outcome_dict, tuning_text
 from sparsetune.cli.tuning_progress import TuningProgress
 from sparsetune.evaluation.events import PromptDone, PromptStarted
 from sparsetune.executor import Phase, StepDone
-from sparsetune.tuning.events import TrialResult, TuningResult
+from sparsetune.tuning.events import StudyState, TrialResult, TuningResult
 from tests.cli.events import FakeClock, evaluation, judged, prompt, start, step, study
 from tests.cli.events import result as trial
 from tests.cli.screen import PseudoTerminal
@@ -119,7 +120,7 @@ def test_failed_trial_says_why() -> None:
 
 def test_outcome_marks_the_winner_and_names_its_checkpoint() -> None:
     winner = trial(1, 0.3, 36.0)
-    text = click.unstyle(tuning_text(outcome(trial(0, 0.1, 34.0), winner, best=winner)))
+    text = click.unstyle(tuning_text(outcome(trial(0, 0.1, 34.0), winner, best=winner), verbose=True))
     rows = [line.split() for line in text.splitlines()]
     assert ["0", "complete", "0.100", "34.00", "33.00", "0.9900", "missed", "1:05"] in rows
     assert ["1", "*", "complete", "0.300", "36.00", "35.00", "0.9900", "met", "1:05"] in rows
@@ -281,6 +282,32 @@ def test_a_winner_of_an_earlier_run_is_the_best() -> None:
     search = Search(num_done=12)
     search.listener.on_winner(trial(4, 0.4, 37.0), Path("out"))
     assert search.listener.best is not None and search.listener.best.number == 4
+
+
+def test_the_best_of_earlier_runs_is_shown_on_resume(capsys: pytest.CaptureFixture[str]) -> None:
+    class Earlier(StudyState):
+        def earlier(self) -> tuple[TrialResult, ...]:
+            return (trial(0, 0.2, 40.0), trial(3, 0.35, 37.0))
+
+    display = TuningProgress(Log(), Console(file=io.StringIO()), FakeClock())
+    display.on_study_start(replace(study(n_trials=6, num_done=2), study=Earlier()))
+    assert capsys.readouterr().err == (
+        "study demo-1: 6 trials, 2 of them done earlier, on 2 prompts; "
+        "best so far: trial 3, sparsity 0.350, psnr 37.00 dB (worst 36.00)\n"
+    )
+    display.on_trial_start(start(4))
+    display.on_trial(trial(4, 0.3, 36.0))
+    assert display.best is not None and display.best.number == 3
+    assert "3 trials are saved; now evaluating the best, trial 3, about " in display.answer()
+    display.on_winner(trial(3, 0.35, 37.0), Path("out"))
+    assert "saved, and the winner's checkpoint" in display.answer()
+
+
+def test_ctrl_c_before_any_trial_says_what_is_kept() -> None:
+    display = TuningProgress(Log(), Console(file=io.StringIO()), FakeClock())
+    assert "nothing was rendered yet" in display.answer()
+    display.on_study_start(study())
+    assert display.answer() == "stopping, which takes some seconds; prompts that are calibrated are saved"
 
 
 def test_the_second_evaluation_is_expected_to_render_no_dense_video() -> None:

@@ -56,3 +56,15 @@ def test_out_of_memory_says_what_would_help(renderer: Renderer, monkeypatch: pyt
             GenerationError, match="out of memory while rendering; try, in this order: --vae-tiling, --off"
         ):
             renderer.render(PROMPT, 0)
+
+
+def test_the_demo_model_names_words_that_it_does_not_know_once(
+    renderer: Renderer, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = renderer.with_steps(1)
+    for _ in range(2):
+        short.render("a panda eats bamboo over a grey background", 1)
+    short.render("a red circle moving right over a grey background", 1)
+    assert [record.getMessage().partition(" and will")[0] for record in caplog.records] == [
+        "the demo model doesn't know panda, eats, bamboo"
+    ]

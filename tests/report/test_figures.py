@@ -101,6 +101,25 @@ def test_every_trial_that_rendered_is_a_point_once() -> None:
     assert best.ids == (record.best,)
 
 
+def test_the_gate_of_trials_is_a_line_through_the_trade_off() -> None:
+    config = {"gate": {"min_psnr": 35.0}, "tune": {"margin_db": 1.5}}
+    record = record_of().model_copy(update={"config": config})
+    pareto = next(one for one in figures(Source("x", None, tuning=record), words("en")) if one.name == "pareto_front")
+    assert isinstance(pareto, Plot)
+    (gate,) = (series for series in pareto.series if series.role == "bad")
+    sparsities = [trial.sparsity for trial in record.trials if trial.sparsity is not None and trial.psnr is not None]
+    assert (gate.name, gate.y, gate.line) == ("trials must exceed 36.5 dB", (36.5, 36.5), True)
+    assert gate.x == (min(sparsities), max(sparsities))
+
+
+def test_a_single_parameter_has_no_importance() -> None:
+    record = record_of()
+    assert record.insight is not None
+    alone = record.insight.model_copy(update={"importances": {"l1": 1.0}})
+    charts = figures(Source("x", None, tuning=record.model_copy(update={"insight": alone})), words("en"))
+    assert "importances" not in [chart.name for chart in charts]
+
+
 def test_phases_of_an_older_record_keep_their_names() -> None:
     record = record_of().model_copy(update={"seconds_by_phase": {"calibration": 18.0, "probes": 47.0, "judging": 69.0}})
     (*_, phases) = figures(Source("x", None, tuning=record), words("en"))

@@ -160,6 +160,7 @@ def test_results_of_before_this_report_have_one_too(tmp_path: Path) -> None:
     source = from_folder(tmp_path)
     page = Page(render(source, (), words("en")))
     assert json.loads(page.scripts["report-data"])["prompts"] == []
+    assert "ladder" not in page.ids  # no section without its chart
 
 
 def test_yardsticks_stand_beside_the_policy(tmp_path: Path) -> None:

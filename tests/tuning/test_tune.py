@@ -141,6 +141,8 @@ def test_the_same_command_goes_on_and_calibrates_only_once(first) -> None:
     recorder = Recorder()
     result = tune(config(folder, tune__n_trials=3), output_dir=folder / "again", listeners=(recorder,))
     assert recorder.started.num_done == 2
+    earlier = [(trial.number, trial.sparsity, trial.feasible) for trial in recorder.started.study.earlier()][:2]
+    assert earlier == [(trial.number, trial.sparsity, trial.feasible) for trial in result.trials[:2]]
     assert "calibration" not in recorder.names and "sensitivity" not in recorder.names
     assert [trial.number for trial in result.trials] == [0, 1, 2]
 

@@ -26,10 +26,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from sparsetune.attention.policy import Policy
 from sparsetune.config.models import Goal
 from sparsetune.errors import TuningError
 from sparsetune.locks import exclusive, exclusive_if_free
-from sparsetune.tuning.events import StudyState
+from sparsetune.tuning.events import StudyState, TrialResult
 from sparsetune.tuning.search.ranking import directions
 from sparsetune.tuning.search.samplers import make_sampler
 from sparsetune.urls import sqlite_path, without_credentials
@@ -183,6 +184,15 @@ class SharedStudy(optuna.Study, StudyState):
 
     def num_done(self) -> int:
         return count(self.get_trials(deepcopy=False))[0]
+
+    def earlier(self) -> tuple[TrialResult, ...]:
+        done = [trial for trial in self.get_trials(deepcopy=False) if OUTCOME in trial.user_attrs]
+        return tuple(
+            TrialResult(
+                number=trial.number, policy=Policy.uniform([("unread", 1)]), prompts=(), **trial.user_attrs[OUTCOME]
+            )
+            for trial in done
+        )
 
     def num_running_elsewhere(self) -> int:
         """Count the trials that other processes run; 0 if the storage can't be read."""
