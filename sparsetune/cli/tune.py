@@ -209,6 +209,7 @@ def tuning_text(result: "TuningResult", *, verbose: bool = False) -> str:
         return f"{word}: trial {result.best.number}, {trial_text(result.best)}, on the tune prompts\n{study}\n{place}"
     first = f"{word}: trial {result.best.number} of {len(result.trials)}, {study}, {place}"
     lost = [f"workers lost or joined: {len(result.incidents)}; -v lists them"] if result.incidents else []
+    lost += [] if result.per_head is None else [_per_head_text(result.per_head)]
     return "\n".join((first, *lost, *brief_lines(result.evaluation)))
 
 
