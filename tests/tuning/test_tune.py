@@ -1,6 +1,7 @@
 """A complete search on the demo model, small enough for the default test run."""
 
 import dataclasses
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from sparsetune.attention.policy import Policy
 from sparsetune.attention.step_cache import StepCache
 from sparsetune.bench.step_time import StepTime, StepTimes
 from sparsetune.checkpoint import load_checkpoint, save_checkpoint
+from sparsetune.checkpoint.export import export
 from sparsetune.cli.tune import tuning_text
 from sparsetune.config import Config
 from sparsetune.errors import ConfigError, ExecutorError, TuningError
@@ -182,6 +184,9 @@ def test_what_serving_engines_take_is_searched_and_what_thresholds_for_each_head
     assert gain.sparsity == pytest.approx(best.sparsity, abs=0.05) and gain.per_head_sparsity > gain.sparsity
     assert load_record(result.record_path).per_head.per_head_sparsity == gain.per_head_sparsity
     assert f"instead of {gain.sparsity:.3f}" in tuning_text(result)
+    if granularity == "uniform":
+        exported = export(load_checkpoint(result.checkpoint_path), "sglang")
+        assert exported.lost == () and 0.0 < json.loads(exported.text)["attention_backend_config"]["topk"] < 1.0
 
 
 def test_builtin_says_what_it_needs(tmp_path: Path) -> None:
