@@ -43,7 +43,7 @@ _ESSENTIAL = (
 @options.run_options
 @options.settings("break_even")
 @click.option("--difference", is_flag=True, help="Add the amplified difference to side-by-side videos.  [default: off]")
-@click.option("--no-reuse", is_flag=True, help="Render again even if the same evaluation exists.  [default: off]")
+@click.option("--no-reuse", is_flag=True, help="Render again what tune has evaluated alike.  [default: off]")
 @options.require_gate_option
 @options.language_option("the printed summary; zh is shorter")
 @options.json_option("the result")
@@ -86,7 +86,7 @@ def command(
     from sparsetune.report.source import Files, Source
     from sparsetune.report.words import words
 
-    folders = () if no_reuse or difference else (output_dir, *_folders_of_tune(config, checkpoint, sparsity))
+    folders = () if no_reuse or difference else _folders_of_tune(config, checkpoint, sparsity)
     tuned = options.at_sparsity(checkpoint, sparsity)
     progress = EvaluationProgress(ProgressDisplay(current_log(), f"eval {config.model.name}"))
     global_options(ctx).answer = lambda: "stopping, which takes some seconds; rendered dense videos are kept"

@@ -125,9 +125,9 @@ def test_without_a_checkpoint_it_judges_the_defaults(asked: Asked) -> None:
 
 def test_what_tune_evaluated_is_reused_unless_told_otherwise(asked: Asked) -> None:
     evaluate("--use-tuned")
-    assert asked.reuse == (Path("results/demo/eval"), Path("results/demo/evaluation"))
+    assert asked.reuse == (Path("results/demo/evaluation"),)
     evaluate("--output-dir", "out")
-    assert asked.reuse == (Path("out"), Path("results/demo/before"))
+    assert asked.reuse == (Path("results/demo/before"),)
     for again in ("--no-reuse", "--difference"):
         evaluate("--use-tuned", again)
         assert asked.reuse == ()
