@@ -46,6 +46,14 @@ class DenseSchedule:
             return 0.0
         return self.drop_scale[phase(step, num_steps, len(self.drop_scale))] if self.drop_scale else 1.0
 
+    def ending_dense(self, fraction: float, num_steps: int) -> "DenseSchedule":
+        """Return the schedule that also runs a fraction of the last steps dense, rounded up to whole steps."""
+        kept = num_steps - DenseSchedule(fraction).num_dense_steps(num_steps)
+        if kept == num_steps:
+            return self
+        scales = tuple(self.scale(step, num_steps) if step < kept else 0.0 for step in range(num_steps))
+        return DenseSchedule(self.dense_fraction, scales)
+
     def is_dense(self, step: int, num_steps: int) -> bool:
         """Whether step `step` of `num_steps` runs dense."""
         return self.scale(step, num_steps) == 0.0

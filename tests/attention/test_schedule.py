@@ -54,3 +54,10 @@ def test_steps_that_low_precision_makes_alike_are_told_apart_by_the_schedulers_c
     assert step_of(500.0, steps, rounding, step_index=2) == 3  # a count of another generation decides nothing
     assert step_of(999.4, steps) == 0
     assert step_of(1010.0, steps) is None
+
+
+def test_last_steps_run_dense_in_whole_steps_beside_the_first_ones() -> None:
+    ending = DenseSchedule(0.25, (1.0, 2.0)).ending_dense(0.1, 4)
+    assert [ending.scale(step, 4) for step in range(4)] == [0.0, 1.0, 2.0, 0.0]
+    assert [DenseSchedule().ending_dense(0.2, 30).is_dense(step, 30) for step in (23, 24, 29)] == [False, True, True]
+    assert DenseSchedule(0.5).ending_dense(0.0, 4) == DenseSchedule(0.5)

@@ -43,14 +43,8 @@ class Sensitivity:
         """
         return tuple(float(np.clip(value**-steepness, 1 / _MAX_SCALE, _MAX_SCALE)) for value in self.phases)
 
-    def schedule(self, dense_fraction: float, steepness: float, dense_last: float = 0.0) -> DenseSchedule:
-        """Return the schedule with a fraction of dense first steps, and one of dense last parts of the generation."""
-        scale = self.drop_scale(steepness) if steepness else ()
-        if dense_last:
-            scale = scale if len(scale) > 1 else (1.0,) * max(NUM_PHASES, len(self.phases))
-            kept = round((1.0 - dense_last) * len(scale))
-            scale = (*scale[:kept], *(0.0,) * (len(scale) - kept))
-        return DenseSchedule(dense_fraction, scale)
+    def schedule(self, dense_fraction: float, steepness: float) -> DenseSchedule:
+        return DenseSchedule(dense_fraction, self.drop_scale(steepness) if steepness else ())
 
     def of_layers(self, num_layers: int) -> npt.NDArray[np.float64]:
         """Square roots of the groups' values, which are estimated from few renderings, and whose layers differ."""

@@ -87,13 +87,14 @@ def allocate(
         steepness: see `Sensitivity.drop_scale`.
         weights: factors on the sensitivity of equal groups of consecutive layers.
         kernel: what a sparse call costs beyond its pairs.
-        dense_last: fraction of the generation's last parts that run dense.
+        dense_last: fraction of the last steps that run dense.
         sharing: which heads have one threshold together, as serving engines take it.
 
     Raises:
         TuningError: an order wasn't calibrated.
     """
-    curves, schedule = candidates.curves, candidates.sensitivity.schedule(dense_fraction, steepness, dense_last)
+    curves, schedule = candidates.curves, candidates.sensitivity.schedule(dense_fraction, steepness)
+    schedule = schedule.ending_dense(dense_last, curves.num_steps)
     places = curves.arrangement_indices(orders, keep_text)
     names = [curves.arrangements[place].order for place in places]
     costs = candidates.costs(places, rule, schedule, weights)
