@@ -122,10 +122,8 @@ class SearchSpace:
             for group in self._groups():
                 params[f"simthreshd1_{group}"] = trial.suggest_float(f"simthreshd1_{group}", -1.0, 1.0)
                 params[f"cdfthreshd_{group}"] = trial.suggest_float(f"cdfthreshd_{group}", 0.3, 1.0)
-        if self.schedule:
-            steps = {"dense_last": DENSE_LAST} if self.granularity in SHARING else {"steepness": STEEPNESSES}
-            for name, (low, high, step) in (steps | {"dense_fraction": DENSE_FRACTIONS}).items():
-                params[name] = trial.suggest_float(name, low, high, step=step)
+        for name, (_, (low, high, step)) in self._steps().items():
+            params[name] = trial.suggest_float(name, low, high, step=step)
         for name, choices in self._choices().items():
             chosen = choices[0] if len(choices) == 1 else trial.suggest_categorical(name, choices)
             params[name] = choices[0] if chosen is None else chosen
@@ -222,11 +220,16 @@ class SearchSpace:
             choices |= {"rule": self.rules, "pvthreshd": PVTHRESHDS if self.skip_pv else PVTHRESHDS[:1]}
         return choices | {"keep_text": self.keep_text}
 
+    def _steps(self) -> dict[str, tuple[float, tuple[float, float, float]]]:
+        """Return the schedule's parameters: first value, and lowest, highest and step."""
+        if not self.schedule:
+            return {}
+        shared = self.granularity in SHARING
+        own = {"dense_last": (0.0, DENSE_LAST)} if shared else {"steepness": (STEEPNESS, STEEPNESSES)}
+        return own | {"dense_fraction": (0.0, DENSE_FRACTIONS)}
+
     def _rest(self) -> dict[str, Parameter]:
-        steps: dict[str, Parameter] = {}
-        if self.schedule:
-            steps = {"dense_last": 0.0} if self.granularity in SHARING else {"steepness": STEEPNESS}
-            steps["dense_fraction"] = 0.0
+        steps: dict[str, Parameter] = {name: first for name, (first, _) in self._steps().items()}
         without = {} if self.caches is None else {"cache": NO_CACHE}
         return steps | {name: choices[0] for name, choices in self._choices().items()} | without
 
