@@ -19,9 +19,14 @@ AGAIN_SECONDS = 0.5
 """A Ctrl-C this long after a signal is a second one; earlier ones are copies, which some wrappers of commands send."""
 
 
+_ANSWER_SECONDS = 1.0
+"""An answer that takes longer waits for something itself, and isn't waited for."""
+
+
 class _Interruption:
     def __init__(self) -> None:
         self.number: int | None = None
+        self.answered = threading.Event()
         self._since = 0.0
         self._num_deferring, self._is_pending = 0, False
 
@@ -70,8 +75,8 @@ def raising_interrupts(answer: Callable[[], bool] = lambda: False) -> Iterator[N
     received, sent = os.pipe()
     os.set_blocking(sent, False)
     woken_before = signal.set_wakeup_fd(sent, warn_on_full_buffer=False)
-    watcher = threading.Thread(target=_watch, args=(received, answer, frozenset(taken)), name="signals", daemon=True)
-    watcher.start()
+    arguments = (received, answer, frozenset(taken), _interruption.answered)
+    threading.Thread(target=_watch, args=arguments, name="signals", daemon=True).start()
     for number in taken:
         signal.signal(number, _interruption.handle)
     try:
@@ -83,17 +88,20 @@ def raising_interrupts(answer: Callable[[], bool] = lambda: False) -> Iterator[N
         os.close(sent)
 
 
-def _watch(received: int, answer: Callable[[], bool], ending: frozenset[int]) -> None:
+def _watch(received: int, answer: Callable[[], bool], ending: frozenset[int], answered: threading.Event) -> None:
     """Read the numbers of signals as they come, until the pipe is closed."""
-    first: float | None = None
+    first: float | None = None  # when it was answered: copies of it that came meanwhile are read only then
     may_end = False
     with os.fdopen(received, "rb", buffering=0) as numbers:
         while number := numbers.read(1):
             if number[0] not in ending:
                 continue
             if first is None:
-                first = time.monotonic()
-                may_end = answer()
+                try:
+                    may_end = answer()
+                finally:
+                    first = time.monotonic()
+                    answered.set()
             elif may_end and number[0] == signal.SIGINT and time.monotonic() - first > AGAIN_SECONDS:
                 os._exit(128 + signal.SIGINT)
 
@@ -102,6 +110,12 @@ def deferring_interrupts() -> contextlib.AbstractContextManager[None]:
     """Keep the block whole: a signal in it interrupts after it. For the main thread, within `raising_interrupts`."""
     is_main = threading.current_thread() is threading.main_thread()
     return _interruption.deferred() if is_main else contextlib.nullcontext()
+
+
+def wait_for_answer() -> None:
+    """Let the answer to a signal that interrupted be printed before what follows, which it would overwrite."""
+    if _interruption.number is not None:
+        _interruption.answered.wait(_ANSWER_SECONDS)
 
 
 def exit_status() -> int:

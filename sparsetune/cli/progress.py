@@ -18,6 +18,7 @@ from rich.text import Text
 from sparsetune.cli.console import Log, LogFormat
 from sparsetune.cli.log_schema import EVENTS
 from sparsetune.cli.tables import clock_text
+from sparsetune.signals import wait_for_answer
 
 LOG_SECONDS: Final[Mapping[LogFormat, float]] = {"text": 60.0, "json": 10.0}
 """Minimum time between two `progress` events of a log."""
@@ -208,6 +209,7 @@ class ProgressDisplay(Progress):
 
     def close(self, *, keep: bool = False) -> None:
         self.hidden = not keep
+        wait_for_answer()
         self.live.stop()
 
     @property

@@ -1,5 +1,8 @@
 import io
+import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,6 +21,7 @@ from sparsetune.cli.progress import (
     seconds_left,
     stderr_console,
 )
+from sparsetune.signals import raising_interrupts
 from tests.cli.events import FakeClock
 from tests.cli.screen import PseudoTerminal
 
@@ -82,6 +86,25 @@ def test_lines_of_the_log_stand_above_it(terminal: PseudoTerminal, monkeypatch: 
     assert terminal.screen.text[2].startswith("tune demo")
     display.close()
     assert sys.stderr is terminal.stream
+
+
+def test_a_late_answer_to_ctrl_c_stands_above_what_ends_the_command(
+    terminal: PseudoTerminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer() -> bool:
+        time.sleep(0.3)
+        Log().event("note", "stopping")
+        return True
+
+    display = display_on(terminal, monkeypatch)
+    with raising_interrupts(answer):
+        display.start()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        display.close(keep=True)
+        Log().event("note", "interrupted")
+    first, title, *_, last = terminal.read().text
+    assert (first, title.split()[0], last) == ("stopping", "tune", "interrupted")
 
 
 def test_an_error_while_drawing_leaves_stderr_as_it_was(
