@@ -71,8 +71,7 @@ class RunRecorder:
         self._experiment_id = ""
         self._root, self._process = config.tracking.root, ""
         self._open: list[RunLogger] = []
-        if self.server is not None:
-            self._check_server(self.server)
+        self._down = None if self.server is None else self._check_server(self.server)
 
     @property
     def page(self) -> str:
@@ -163,7 +162,7 @@ class RunRecorder:
             client = connect(self.store)
             self._experiment_id = experiment_id(client, self.store, self.experiment)
             if self.server is not None:
-                self.publisher = Publisher(client, self.server)
+                self.publisher = Publisher(client, self.server, self._down)
             self._client = client
             folder = lock_folder(self.store, self._root)
             end_left_runs(client, folder)
@@ -171,8 +170,8 @@ class RunRecorder:
             atexit.register(self.abandon)
         return self._client
 
-    def _check_server(self, server: Store) -> None:
-        """Check that something listens; a server that is only slow has time until the command ends."""
+    def _check_server(self, server: Store) -> str | None:
+        """Check that something listens; return what was logged of a server that doesn't answer yet, if any."""
         try:
             check_answers(server.uri, seconds=START_SECONDS)
         except TrackingError as error:
@@ -180,6 +179,8 @@ class RunRecorder:
             if not isinstance(getattr(cause, "reason", cause), TimeoutError):
                 raise
             _LOG.warning("%s; runs are kept in the local store meanwhile", error)
+            return str(error)
+        return None
 
 
 class TrackingListener(EvaluationListener, TuningListener):

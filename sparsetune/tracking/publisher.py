@@ -20,21 +20,29 @@ RETRY_SECONDS = 15.0
 END_SECONDS = 15.0
 """How long a command waits at its end for its runs to be published."""
 
+DOWN_SECONDS = 1.0
+"""How long it waits for a server that didn't answer last."""
+
 
 class Publisher:
     """Publishes runs in a background thread, so that recording never waits for the server.
 
     Failures are logged by the thread that calls, which may be drawing a progress display.
+
+    Args:
+        local: client of the local store.
+        server: where to publish.
+        down: what was logged about a server that didn't answer just now, if any.
     """
 
-    def __init__(self, local: "MlflowClient", server: Store) -> None:
+    def __init__(self, local: "MlflowClient", server: Store, down: str | None = None) -> None:
         self.copies = ServerCopies(local, server, live=True)
         self._changed = threading.Condition()
         self._waiting: dict[str, int] = {}
         """Number of calls of `publish` for each run that isn't published yet, in the order of the last calls."""
         self._failures: dict[str, str] = {}
-        self._down: str | None = None
-        self._logged_down = False
+        self._down = down
+        self._logged_down = down is not None
         self._attempts = 0
         self._hurry = False
         threading.Thread(target=self._work, args=(local,), name="sparsetune-publish", daemon=True).start()
@@ -53,7 +61,10 @@ class Publisher:
         with self._changed:
             before, self._hurry = self._attempts, True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._waiting or self._attempts > before, END_SECONDS)
+            if self._down is not None:
+                self._changed.wait_for(lambda: self._down is None or self._attempts > before, DOWN_SECONDS)
+            if self._down is None:
+                self._changed.wait_for(lambda: not self._waiting or self._attempts > before, END_SECONDS)
             self._hurry = False
             left = len(self._waiting.keys() | self._failures.keys())
             reason = self._down or next(iter(self._failures.values()), f"not done within {END_SECONDS:g} s")
@@ -72,7 +83,7 @@ class Publisher:
             _LOG.debug("runs of earlier commands are not published now: %s", cause_of(problem), exc_info=True)
         while True:
             with self._changed:
-                if self._down is not None:
+                if self._down is not None and self._attempts:
                     self._changed.wait_for(lambda: self._hurry, RETRY_SECONDS)
                 self._changed.wait_for(lambda: self._waiting)
                 run_id, count = next(iter(self._waiting.items()))

@@ -290,7 +290,6 @@ def test_a_server_that_never_answers_slows_no_trial_and_ends_no_search(
     hung: Config, experiment: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("sparsetune.tracking.listener.START_SECONDS", 0.1)
-    monkeypatch.setattr(publisher, "END_SECONDS", 0.2)
     with caplog.at_level(logging.WARNING, "sparsetune"):
         listener = TrackingListener(hung)
         assert "does not answer: timed out" in caplog.messages[-1]
@@ -312,9 +311,9 @@ def test_a_server_that_never_answers_slows_no_trial_and_ends_no_search(
 def test_a_process_whose_server_hangs_exits(hung: Config) -> None:
     program = (
         "import sys\nfrom sparsetune.config import resolve\n"
-        "from sparsetune.tracking import TrackingListener, listener, publisher\n"
+        "from sparsetune.tracking import TrackingListener, listener\n"
         "from tests.tracking.test_log_study import make_trial, started\n"
-        "listener.START_SECONDS = 0.1; publisher.END_SECONDS = 0.2\n"
+        "listener.START_SECONDS = 0.1\n"
         "config = resolve(None, (), {}, dict(pair.split('=', 1) for pair in sys.argv[1:]))\n"
         "tracking = TrackingListener(config)\ntracking.on_study_start(started(config))\n"
         "tracking.on_trial(make_trial(0))\nprint('at its end', flush=True)\n"
