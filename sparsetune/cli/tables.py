@@ -4,10 +4,12 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import click
 from rich.box import Box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -39,24 +41,72 @@ def summary_text(parts: "Summary") -> str:
 
 
 def table_text(table: Table) -> str:
-    """Format a table, text left and numbers right; on a terminal, cells are folded where it is too narrow."""
+    """Format a table, text left and numbers right.
+
+    On a terminal where it is too wide, heads and text are folded between words; where that isn't enough, columns of
+    text but the first are left out, the widest first, and named in a line below. Numbers and the first column stay
+    whole.
+    """
     head, rows = table
-    shown = RichTable(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
-    for column, name in enumerate(head):
-        is_text = column == 0 or not all(_NUMBER.match(click.unstyle(row[column])) for row in rows)
-        shown.add_column(Text(name), justify="left" if is_text else "right", overflow="fold")
-    for row in rows:
-        shown.add_row(*map(Text.from_ansi, row))
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WHOLE
+    columns = [_column(name, [row[place] for row in rows], is_first=place == 0) for place, name in enumerate(head)]
+    left_out = []
+    while not (fitting := _fitted(columns, width)) and any(one.may_go for one in columns):
+        left_out.append(max((one for one in columns if one.may_go), key=lambda one: one.least))
+        columns.remove(left_out[-1])
+    widths, gap = fitting or ([None] * len(columns), _GAPS[-1])
+    shown = RichTable(box=_RULED, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0), header_style="")
+    for one, column_width in zip(columns, widths, strict=True):
+        justify: Literal["left", "right"] = "left" if one.is_text else "right"
+        shown.add_column(Text(one.name), justify=justify, overflow="fold", width=column_width)
+    for cells in zip(*(one.cells for one in columns), strict=True):
+        shown.add_row(*map(Text.from_ansi, cells))
     console = Console(width=width, force_terminal=True, color_system="standard", no_color=False, legacy_windows=False)
     with console.capture() as captured:
         console.print(shown)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    names = [one.name for one in left_out if one.name]
+    lines += [f"in a wider terminal also: {', '.join(names)}"] if names else []
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    cells: Sequence[str]
+    is_text: bool
+    may_go: bool
+    most: int  # widths in columns of the terminal: unfolded, and folded between words
+    least: int
+
+
+def _column(name: str, cells: Sequence[str], *, is_first: bool) -> _Column:
+    plain = [click.unstyle(cell) for cell in cells]
+    is_text = is_first or not all(map(_NUMBER.match, plain))
+    words = name.split() + (plain if is_first or not is_text else [word for cell in plain for word in cell.split()])
+    most, least = (max(map(cell_len, texts), default=0) for texts in ([name, *plain], words))
+    return _Column(name, cells, is_text, is_text and not is_first, most, least)
+
+
+def _fitted(columns: Sequence[_Column], width: int) -> tuple[Sequence[int | None], int] | None:
+    """Return the columns' widths and the gap between them; None where the table can't be made so narrow."""
+    for gap in _GAPS:
+        widths = [one.most for one in columns]
+        while (excess := sum(widths) + gap * (len(widths) - 1) - width) > 0:
+            place = max(range(len(widths)), key=lambda place: widths[place] - columns[place].least)
+            if widths[place] == columns[place].least:
+                break
+            widths[place] = max(columns[place].least, widths[place] - max(1, excess // len(widths)))
+        else:
+            return widths, gap
+    return None
 
 
 _RULED = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 _NUMBER = re.compile(r"[-+<>~]?\.?\d|-?$")
 _WHOLE = 10_000
+_GAPS = (2, 1)
+"""Spaces between columns: where there is room, and where there isn't."""
 
 
 def unit_of(name: str) -> str:

@@ -42,6 +42,27 @@ def test_a_table_is_folded_to_the_terminal_s_width(monkeypatch: pytest.MonkeyPat
     assert sum("33.17" in line for line in lines) == 3  # numbers stay whole
 
 
+def test_a_run_s_id_stays_whole_and_columns_that_don_t_fit_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    table = (("run", "name", "psnr (dB)", "gate"), [["68517eba", "tune demo-39f45426", "36.48", "not met"]])
+    monkeypatch.setenv("COLUMNS", "34")
+    assert table_text(table).splitlines() == [
+        "                        psnr",
+        "run      name           (dB) gate",
+        "-" * 34,
+        "68517eba tune          36.48 not",
+        "         demo-39f45426       met",
+    ]
+    monkeypatch.setenv("COLUMNS", "26")
+    assert table_text(table).splitlines() == [
+        "             psnr",
+        "run          (dB)  gate",
+        "-" * 26,
+        "68517eba    36.48  not met",
+        "in a wider terminal also: name",
+    ]
+
+
 def test_decimals_follow_the_unit() -> None:
     assert value_text(37.8249, "dB") == "37.82"
     assert value_text(0.98543219, "") == "0.985432"
