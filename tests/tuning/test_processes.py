@@ -71,7 +71,7 @@ def test_four_processes_lose_no_trial_and_do_none_twice(
     # The first trials ran once each, and no budget twice; none was needed where sampled trials already met the gate.
     assert sorted(trial.user_attrs["start"] for trial in done.values() if "start" in trial.user_attrs) == [0, 1, 2, 3]
     leads = [trial.params["l1"] for trial in done.values() if "lead" in trial.user_attrs]
-    assert len(set(leads)) == len(leads) <= 4
+    assert len(set(leads)) == len(leads) <= 6
     asked = Counter(json.dumps(trial.params, sort_keys=True) for trial in done.values())
     assert max(asked.values()) == 1, "two trials asked for the same"
     # The optimum is known; of many trials, some that can't beat the shared best were pruned.

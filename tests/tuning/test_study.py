@@ -1,6 +1,7 @@
 """The search itself, on an objective whose optimum is known, in a real SQLite storage."""
 
 import dataclasses
+import random
 import signal
 import sqlite3
 import subprocess
@@ -157,15 +158,23 @@ def test_the_search_finds_the_sparsest_feasible_policy(tmp_path: Path) -> None:
     assert study.best_trial.number == best.number  # Optuna's own constrained optimum is the same trial
 
 
-def test_the_first_trial_runs_the_default_thresholds_and_no_other_does(tmp_path: Path) -> None:
+def test_the_first_trial_s_outcome_leads_to_the_gate(tmp_path: Path) -> None:
     recorder = Recorder()
     study, objective = make(tmp_path, (recorder,))
     search(study, objective, 6)
-    kinds = [trial.params["thresholds"] for trial in recorder.trials]
-    assert kinds == [DEFAULT] + [CALIBRATED] * 5
-    first = recorder.trials[0]
-    assert {head.simthreshd1 for layer in first.policy.layers for head in layer.heads} == {0.6}
-    assert first.params["dense_fraction"] == 0.0
+    assert [trial.params["thresholds"] for trial in recorder.trials] == [CALIBRATED] * 6
+    assert recorder.trials[0].params["l1"] == 0.02
+    assert max(trial.sparsity for trial in recorder.trials if trial.feasible) > 0.14  # 0.15 is the best
+
+
+def test_workers_that_wait_for_the_first_outcome_run_the_default_thresholds_once(tmp_path: Path) -> None:
+    recorder = Recorder()
+    study, objective = make(tmp_path, (recorder,), engine=FakeExecutor(4))
+    search(study, objective, 6)
+    defaults = [trial for trial in recorder.trials if trial.params["thresholds"] == DEFAULT]
+    assert len(defaults) == 1
+    assert {head.simthreshd1 for layer in defaults[0].policy.layers for head in layer.heads} == {0.6}
+    assert defaults[0].params["dense_fraction"] == 0.0
 
 
 def test_hopeless_and_beaten_trials_are_given_up_after_one_prompt(tmp_path: Path) -> None:
@@ -193,7 +202,7 @@ def test_the_same_seed_gives_the_same_trials(tmp_path: Path) -> None:
 
 
 def test_several_workers_run_as_many_trials_and_find_as_much(tmp_path: Path) -> None:
-    engine = FakeExecutor(2, lambda in_hand: in_hand - 1)
+    engine = FakeExecutor(2, random.Random(0).randrange)
     recorder = Recorder()
     study, objective = make(tmp_path, (recorder,), engine=engine)
     search(study, objective, 15)
@@ -299,21 +308,21 @@ def test_the_trial_that_ctrl_c_cut_off_is_tried_again(tmp_path: Path) -> None:
     assert study.num_done() == 0
     search(study, objective, 5)
     assert len(recorder.trials) == 5
-    assert [trial.params["thresholds"] for trial in recorder.trials].count(DEFAULT) == 1
+    assert [trial.params["l1"] for trial in recorder.trials].count(0.02) == 1
 
 
 def test_time_that_is_up_ends_the_trial_in_hand_and_a_later_run_tries_it_again(tmp_path: Path) -> None:
     recorder = Recorder()
     study, objective = make(tmp_path, (recorder,))
-    search(study, objective, 3)
+    search(study, objective, 2)
     search(study, objective, 8, -1.0)  # up before a trial begins
     task = objective.runner.score
     objective.runner.score = too_late(objective)
     search(study, objective, 8, 60.0)
     objective.runner.score = task
-    assert len(recorder.trials) == 3
+    assert len(recorder.trials) == 2
     waiting = [trial for trial in study.trials if trial.state.name == "WAITING"]
-    assert waiting and study.num_done() == 3
+    assert waiting and study.num_done() == 2
     search(study, objective, 8)
     assert study.num_done() == 8
     again = waiting[-1].system_attrs["fixed_params"]["l1"]
@@ -405,7 +414,7 @@ def test_a_killed_run_loses_none_of_the_trials_that_were_under_way(tmp_path: Pat
     search(study, objective, 6)
     assert study.num_done() == 6 == len(recorder.trials)
     assert set(cut_off) <= {trial.params.get("l1") for trial in recorder.trials}
-    assert [trial.params["thresholds"] for trial in recorder.trials].count(DEFAULT) == 1
+    assert [trial.params.get("l1") for trial in recorder.trials].count(0.02) == 1
 
 
 def test_time_that_is_up_cuts_off_all_trials_in_hand_and_all_are_tried_again(tmp_path: Path) -> None:
@@ -451,7 +460,7 @@ def test_a_trial_has_the_video_of_its_worst_prompt_and_one_of_the_best_three_has
     study, objective = make(tmp_path, (recorder,))
     known, filmed = objective.runner.task, {}
     objective.runner.score = lambda prompt, policy: filmed.setdefault(id(policy), with_videos(known(prompt, policy)))
-    search(study, objective, 8)
+    search(study, objective, 16)
     found = {trial.number: dict(trial.videos) for trial in recorder.trials}
     complete = [trial.number for trial in recorder.trials if trial.state == "complete"]
     assert all(found[number] == {0: b"0", 1: b"1"} for number in complete[:3])
@@ -462,5 +471,5 @@ def test_a_trial_has_the_video_of_its_worst_prompt_and_one_of_the_best_three_has
     assert len(found[best.number]) == 2
     assert not any(result.videos for result in objective.results.values()), "videos aren't kept in memory"
     objective.trial_videos = "all"
-    search(study, objective, 12)
-    assert all(len(trial.videos) == len(trial.prompts) for trial in recorder.trials[8:])
+    search(study, objective, 18)
+    assert all(len(trial.videos) == len(trial.prompts) for trial in recorder.trials[16:])

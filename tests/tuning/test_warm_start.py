@@ -6,12 +6,12 @@ import pytest
 
 from sparsetune.tuning.search.warm_start import CLOSE, Tried, next_budget
 
-STARTS = (0.01, 0.02, 0.04)
+START = 0.02
 
 
 def run(excess_db: Callable[[float], float], trials: int = 12) -> list[Tried]:
     """Search the budget at the gate for a known PSNR excess."""
-    tried = [Tried(start, excess_db(start)) for start in STARTS]
+    tried = [Tried(START, excess_db(START))]
     while len(tried) < trials and (budget := next_budget(tried, 0.002, 0.4)) is not None:
         tried.append(Tried(budget, excess_db(budget)))
     return tried
@@ -23,7 +23,7 @@ def test_the_budget_that_just_meets_the_gate_is_found_in_few_trials(best: float)
     nearest = min(tried, key=lambda each: abs(each.excess_db))
     assert 1 / CLOSE < nearest.budget / best < CLOSE
     assert best / CLOSE**2 < max(each.budget for each in tried if each.excess_db >= 0) <= best
-    assert len(tried) <= len(STARTS) + 5
+    assert len(tried) <= 5
 
 
 def test_noise_of_the_prompts_moves_it_by_little() -> None:
@@ -48,4 +48,4 @@ def test_a_budget_that_misses_by_a_hair_leads_to_one_below_it() -> None:
 
 
 def test_one_that_misses_below_one_that_holds_is_noise() -> None:
-    assert next_budget([Tried(0.01, -0.1), Tried(0.04, 1.0)], 0.002, 0.4) == pytest.approx(0.08)
+    assert 0.04 < (next_budget([Tried(0.01, -0.1), Tried(0.04, 1.0)], 0.002, 0.4) or 0.0) < 0.2

@@ -50,7 +50,8 @@ DENSE_FRACTIONS = (0.0, 0.4, 0.1)
 PVTHRESHDS = (50.0, 5.0)
 """`pvthreshd` off, and a value that skips P·V where it hardly matters."""
 
-INITIAL_BUDGETS = (0.01, 0.02, 0.04)
+INITIAL_BUDGETS = (0.02, 0.01, 0.04)
+"""In the order of trials; the others are for workers that are idle until the first one's outcome is known."""
 
 NUM_GROUPS = 3
 """Groups of consecutive layers at granularity `group`: early, middle and late layers tolerate sparsity differently."""
@@ -59,8 +60,8 @@ BEST = "best"
 """Token order `best`: of each head's orders the one with the best trade-off of sparsity and error."""
 
 THRESHOLDS, CALIBRATED, DEFAULT, DENSE = "thresholds", "calibrated", "default", "dense"
-"""Source of a trial's thresholds: calibrated curves or, in the first trial, SpargeAttn's defaults; `dense` has none,
-only a cache. Not sampled, but a user attribute that the trial is enqueued with."""
+"""Source of a trial's thresholds: calibrated curves or, in one of the first trials, SpargeAttn's defaults; `dense` has
+none, only a cache. Not sampled, but a user attribute that the trial is enqueued with."""
 
 REFERENCE = "aim"
 """User attribute and parameter: the sparsity that `reach` is relative to."""
@@ -130,11 +131,10 @@ class SearchSpace:
         return params | {THRESHOLDS: source}
 
     def warm_start(self) -> list[Start]:
-        """Return the first trials: SpargeAttn's defaults, then calibrated policies at three budgets.
+        """Return the first trials: calibrated policies at three budgets, and SpargeAttn's defaults.
 
-        One threshold for all heads needs a larger budget to skip anything.
-
-        The sampler sees the defaults at the lowest budget, which is nearest to their error.
+        One threshold for all heads needs a larger budget to skip anything. The sampler sees the defaults at the lowest
+        budget, which is nearest to their error.
         """
         if self.curves is None:
             return []
@@ -144,8 +144,8 @@ class SearchSpace:
         if self.granularity in SHARING:  # which SpargeAttn's defaults are no choice of
             return [self.with_budget(2 * budget) for budget in INITIAL_BUDGETS]
         return [
-            Start(self.with_budget(BUDGETS[0]).params, DEFAULT),
             *(self.with_budget(budget) for budget in INITIAL_BUDGETS),
+            Start(self.with_budget(BUDGETS[0]).params, DEFAULT),
         ]
 
     def with_budget(self, budget: float, cache: Mapping[str, Parameter] | None = None) -> Start:

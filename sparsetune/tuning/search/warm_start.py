@@ -1,4 +1,4 @@
-"""First trials: defaults, caches alone, the budget at which PSNR just meets the gate, targets beyond the best."""
+"""First trials: caches alone, the budget at which PSNR just meets the gate, targets beyond the best."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,14 +24,20 @@ from sparsetune.tuning.search.space import (
 )
 from sparsetune.tuning.search.study import OUTCOME, best_sparsity
 
-NUM_TRIALS = 4
-"""Most trials of the search for that budget, beyond the first ones."""
+NUM_TRIALS = 6
+"""Most trials of the search for that budget, beyond the first one."""
 
 CLOSE = 1.05
 """Budgets within about this factor count as the same: their videos differ by no more than the prompts' noise."""
 
-STEP_FACTOR = 2.0
-"""Factor to step by while only budgets that pass, or only ones that fail, are known."""
+STEP_FACTORS = (1.25, 4.0)
+"""Least and largest factor to step by while only budgets that pass, or only ones that fail, are known."""
+
+DB_PER_DOUBLING = 6.0
+"""By how much PSNR falls with twice the budget, until two budgets are known: its error is then about twice as large."""
+
+JOINT_FACTOR = 0.5
+"""The first budget with a cache, of the largest one that passes without."""
 
 _NOISE_DB = 0.7
 """Standard error of a trial's mean PSNR on the demo model; trials nearer to the gate than this have equal weights."""
@@ -54,11 +60,18 @@ def next_budget(tried: Sequence[Tried], lowest: float, highest: float) -> float 
     if not tried:
         return None
     known, passed = [each.budget for each in tried], [each.budget for each in tried if each.excess_db >= 0]
-    if not passed or max(passed) == max(known):
-        wanted = max(known) * STEP_FACTOR if passed else min(known) / STEP_FACTOR
-        wanted = min(max(wanted, lowest), highest)
+    least, largest = STEP_FACTORS
+    if not passed:
+        wanted = max(lowest, _crossing(tried, min(known) / largest, min(known) / least))
         return None if wanted in known else wanted
-    crossing = _crossing(tried)
+    if max(passed) == max(known):
+        wanted = min(highest, _crossing(tried, max(known) * least, max(known) * largest))
+        return None if wanted in known else wanted
+    ends = [max(tried, key=lambda each: (each.excess_db >= 0, each.budget))]
+    ends.append(min((each for each in tried if each.budget > ends[0].budget), key=lambda each: each.budget))
+    crossing = _crossing(tried, min(known), max(known))
+    if not ends[0].budget < crossing < ends[1].budget * CLOSE:  # PSNR doesn't fall along one line over that range
+        crossing = _crossing(ends, ends[0].budget, ends[1].budget)
     for wanted in (crossing, crossing / CLOSE, crossing / CLOSE**2):  # lower where the previous one failed
         if max(passed) * math.sqrt(CLOSE) > wanted:
             return None
@@ -67,13 +80,20 @@ def next_budget(tried: Sequence[Tried], lowest: float, highest: float) -> float 
     return None
 
 
-def _crossing(tried: Sequence[Tried]) -> float:
-    """Budget at which a line fitted through the trials meets the gate; trials near the gate weigh most."""
+def _crossing(tried: Sequence[Tried], lowest: float, highest: float) -> float:
+    """Budget from `lowest` to `highest` at which a line fitted through the trials meets the gate.
+
+    Trials near the gate weigh most. Where only noise is seen, it is the range's geometric mean.
+    """
     budget, excess = np.log([each.budget for each in tried]), np.array([each.excess_db for each in tried])
-    slope, offset = np.polyfit(budget, excess, 1, w=1.0 / (_NOISE_DB + np.abs(excess)))
-    if slope >= 0:  # only noise: take the geometric mean
-        return math.exp(budget.mean())
-    return math.exp(np.clip(-offset / slope, budget.min(), budget.max()))
+    if len(tried) == 1:
+        slope = -DB_PER_DOUBLING / math.log(2.0)
+        offset = excess[0] - slope * budget[0]
+    else:
+        slope, offset = np.polyfit(budget, excess, 1, w=1.0 / (_NOISE_DB + np.abs(excess)))
+    if slope >= 0:
+        return math.sqrt(lowest * highest)
+    return math.exp(np.clip(-offset / slope, math.log(lowest), math.log(highest)))
 
 
 _START, _BUDGET, _TARGET, _RUNG, _JOINT = "start", "lead", "beyond", "rung", "joint"
@@ -87,9 +107,15 @@ _SLACK_DB = 2.0
 def enqueue_next(
     study: optuna.Study, trials: list[FrozenTrial], space: SearchSpace, gate: Gate, *, adaptive: bool, aimed: bool
 ) -> None:
-    """Enqueue the next trial, unless one waits; called under the study's lock. See `Objective` for the flags."""
+    """Enqueue the next trial, unless one waits; called under the study's lock. See `Objective` for the flags.
+
+    Once the outcome of one budget is known, those that are left of the first ones would tell less than the next budget;
+    they are for workers that would have to wait for that.
+    """
     has_starts = not trials or any(_START in trial.user_attrs for trial in trials)
-    if has_starts and _enqueue_starts(study, space, trials):
+    ended = [trial for trial in trials if OUTCOME in trial.user_attrs]
+    is_known = adaptive and aimed and any(_tried(ended, space, gate)) and not any(map(_is_running_budget, trials))
+    if has_starts and not is_known and _enqueue_starts(study, space, trials):
         return
     if adaptive and not _enqueue_rung(study, space, trials) and space.curves is not None:
         _enqueue_near(study, space, gate, trials, aimed)
@@ -131,16 +157,17 @@ def _enqueue_near(study: optuna.Study, space: SearchSpace, gate: Gate, trials: l
     One at a time: the next budget depends on the outcomes of the last one and of the first trials. Meanwhile the
     sampler proposes the other workers' trials.
     """
-    for trial in trials:
-        attrs = trial.user_attrs
-        is_budget = attrs.get(THRESHOLDS) == CALIBRATED and any(name in attrs for name in (_START, _BUDGET, _JOINT))
-        if trial.state == TrialState.WAITING or (trial.state == TrialState.RUNNING and is_budget):
-            return
+    if any(trial.state == TrialState.WAITING or _is_running_budget(trial) for trial in trials):
+        return
     # An interrupted trial is retried as a new trial.
     ended = [trial for trial in trials if OUTCOME in trial.user_attrs]
     if sum(_BUDGET in trial.user_attrs for trial in ended) < NUM_TRIALS:
         budget = next_budget([*_tried(ended, space, gate)], *BUDGETS)
-        if budget is not None:
+        # One that was pruned because another is sparser isn't tried again.
+        known = [
+            known for trial in ended if (known := space.budget_of(trial.user_attrs[OUTCOME]["params"])) is not None
+        ]
+        if budget is not None and budget not in known:
             study.enqueue_trial(space.with_budget(budget).params, user_attrs={THRESHOLDS: CALIBRATED, _BUDGET: True})
             return
     if space.caches is not None and space.kind == "budget":
@@ -152,6 +179,12 @@ def _enqueue_near(study: optuna.Study, space: SearchSpace, gate: Gate, trials: l
     if best and num_targets < len(FIRST_TARGETS):
         attrs = {THRESHOLDS: CALIBRATED, REFERENCE: best, _TARGET: True}
         study.enqueue_trial(space.with_target(FIRST_TARGETS[num_targets]).params, user_attrs=attrs)
+
+
+def _is_running_budget(trial: FrozenTrial) -> bool:
+    attrs = trial.user_attrs
+    is_budget = attrs.get(THRESHOLDS) == CALIBRATED and any(name in attrs for name in (_START, _BUDGET, _JOINT))
+    return trial.state == TrialState.RUNNING and is_budget
 
 
 def _enqueue_joint(study: optuna.Study, space: SearchSpace, gate: Gate, ended: Sequence[FrozenTrial]) -> None:
@@ -171,7 +204,7 @@ def _enqueue_joint(study: optuna.Study, space: SearchSpace, gate: Gate, ended: S
     params = {name: value for name, value in alone[chosen]["params"].items() if name != THRESHOLDS}
     tried = [*_tried(joint, space, gate, params)]
     passed = [each.budget for each in _tried(ended, space, gate) if each.excess_db >= 0]
-    budget = next_budget(tried, *BUDGETS) if tried else max(passed, default=INITIAL_BUDGETS[0]) / STEP_FACTOR
+    budget = next_budget(tried, *BUDGETS) if tried else max(passed, default=min(INITIAL_BUDGETS)) * JOINT_FACTOR
     if budget is not None:
         attrs = {THRESHOLDS: CALIBRATED, _JOINT: True}
         study.enqueue_trial(space.with_budget(budget, params).params, user_attrs=attrs)
