@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparsetune.documents import read_json, read_text
 from sparsetune.errors import ResultError
@@ -135,11 +135,20 @@ class MetricStatistics(_Part):
     higher_is_better: bool | None = Field(default=None, description="The metric's direction; null where unknown.")
 
 
+def _with_psnr(metrics: dict[str, float]) -> dict[str, float]:
+    if "psnr" not in metrics:
+        raise ValueError("must hold psnr")
+    return metrics
+
+
+Metrics = Annotated[dict[str, float], AfterValidator(_with_psnr)]
+
+
 class YardstickSection(_Part):
     """Metrics of a dense video with one harmless change."""
 
-    dense: dict[str, float] = Field(description="Of the changed video against the dense one.")
-    sparse: dict[str, float] = Field(description="Of the sparse video against the changed one.")
+    dense: Metrics = Field(description="Of the changed video against the dense one.")
+    sparse: Metrics = Field(description="Of the sparse video against the changed one.")
 
 
 class PromptRow(_Part):
@@ -166,9 +175,7 @@ class PromptRow(_Part):
     psnr_per_frame: tuple[float, ...] | None = Field(None, description="In dB, 100 for identical frames.")
     error: str | None = None
     unavailable: dict[str, str] = Field(default_factory=dict, description="Reasons of metrics without a value.")
-    ladder: dict[Rung, dict[str, float]] | None = Field(
-        None, description="Of the dense video again, and at sparsity 0."
-    )
+    ladder: dict[Rung, Metrics] | None = Field(None, description="Of the dense video again, and at sparsity 0.")
     yardsticks: dict[str, YardstickSection] = Field(
         default_factory=dict, description="What harmless changes to the dense model do, by their name."
     )

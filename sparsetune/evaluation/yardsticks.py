@@ -84,7 +84,7 @@ def placed(result: EvaluationResult) -> tuple[Placed, ...]:
 
     The policy's means are over the prompts that have any yardstick.
     """
-    rows = [row for row in result.detailed_results if row.yardsticks]
+    rows = [row for row in result.detailed_results if row.yardsticks and row.psnr is not None]
     if not rows:
         return ()
     found = [Placed(POLICY, _means([row.metrics for row in rows]), None, len(rows))]
