@@ -64,11 +64,12 @@ torture: $(DEVELOPED) ## damage 2,000 inputs and kill 100 commands by SEED; take
 
 check: lint docs test ## run everything that CI checks: lint, docs, tests
 
-lint: $(DEVELOPED) ## ruff, mypy, import-linter
+lint: $(DEVELOPED) ## ruff, mypy, import-linter, hadolint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 options: $(DEVELOPED) ## write the table of options for --help, after a change to a setting
 	$(BIN)/python -m tools.options_table
