@@ -9,7 +9,7 @@ WORKDIR /source
 COPY . .
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
-# SpargeAttn's kernels, for one architecture: with 8.x among several it leaves out its faster kernels for all of them.
+# SpargeAttn's kernels, for one architecture: with 8.0, 8.6 or 8.7 among several it leaves out its faster ones for all.
 FROM nvidia/cuda:13.0.2-devel-ubuntu24.04 AS kernels
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends python3-dev python3-venv && rm -rf /var/lib/apt/lists/*
