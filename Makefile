@@ -6,6 +6,8 @@ MODEL ?= demo
 RUN ?= latest
 LANGUAGE ?= en
 PYTHON ?= python3
+# What installs: uv where there is one, else pip; `make UV=` uses pip, which reads pip's configuration.
+UV ?= $(shell command -v uv)
 RESULTS := results/$(MODEL)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -62,11 +64,12 @@ torture: $(DEVELOPED) ## damage 2,000 inputs and kill 100 commands by SEED; take
 
 check: lint docs test ## run everything that CI checks: lint, docs, tests
 
-lint: $(DEVELOPED) ## ruff, mypy, import-linter
+lint: $(DEVELOPED) ## ruff, mypy, import-linter, hadolint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 options: $(DEVELOPED) ## write the table of options for --help, after a change to a setting
 	$(BIN)/python -m tools.options_table
@@ -104,5 +107,6 @@ define install
 { grep -v '^torch==' constraints.txt; \
 	$(BIN)/python -c 'from importlib.metadata import version as of; print("torch==" + of("torch"))' 2>/dev/null || \
 	grep '^torch==' constraints.txt; } >.venv/constraints.txt && \
-$(BIN)/python -m pip install -qq --disable-pip-version-check -c .venv/constraints.txt -e '.[$(1)]'
+$(if $(UV),$(UV) pip install -q --python $(BIN)/python,$(BIN)/python -m pip install -qq --disable-pip-version-check) \
+	-c .venv/constraints.txt -e '.[$(1)]'
 endef

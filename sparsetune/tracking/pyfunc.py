@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+import threading
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,9 +49,11 @@ class SparseVideoModel:
         self._output_dir = model_config.get("output_dir")
         self._config = base_config(checkpoint.manifest, model_config)
         self._pipeline: VideoPipeline | None = None
+        # MLflow's server answers each request in a thread of its own, and a diffusers pipeline renders one at a time.
+        self._rendering = threading.Lock()
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[str]:
-        """Render each prompt to an MP4 file; return the paths in order.
+        """Render each prompt to an MP4 file; return the paths in order. Calls from several threads take turns.
 
         Args:
             model_input: prompts, as text, a list of texts, or a table with a column of them.
@@ -66,11 +69,11 @@ class SparseVideoModel:
         if given.pop("output_dir", None):  # a parameter of models of earlier versions
             raise ConfigError("output_dir is set where the model is loaded, by model_config, not by callers")
         fps = int(given.pop("fps", self._config.generation.fps))
-        pipeline = self._loaded()
         target = Path(folder) if folder else Path(tempfile.mkdtemp(prefix="sparsetune-videos-"))
         paths = []
         for prompt in prompts:
-            frames = pipeline(prompt, seed=None if seed is None else int(seed), **given).frames[0]
+            with self._rendering:
+                frames = self._loaded()(prompt, seed=None if seed is None else int(seed), **given).frames[0]
             # A server answers several calls at once, with one folder for all: no two files may have one name.
             path = (target / f"{uuid.uuid4().hex}.mp4").absolute()
             write_video(path, frames, fps)

@@ -86,9 +86,9 @@ def test_the_diagram_is_drawn_and_the_generated_pages_are_full(chrome: tuple[Web
     browser.get(f"{link}/architecture.html")
     diagram = browser.find_element(By.CSS_SELECTOR, "img.diagram")
     assert diagram.get_attribute("alt") and diagram.size["width"] > 400
-    browser.get(f"{link}/cli.html")
+    browser.get(f"{link}/cli-tune.html")
     assert "Search for the fastest thresholds" in browser.find_element(By.TAG_NAME, "article").text
-    browser.get(f"{link}/python.html")
+    browser.get(f"{link}/python-sparsify.html")
     assert "handle.stats()" in browser.find_element(By.TAG_NAME, "article").text
 
 

@@ -13,6 +13,7 @@ REASONS = (
     "needs an NVIDIA H100, and trains for half an hour",
     "needs four NVIDIA H200, and trains for a quarter of an hour",
     "needs a cluster",
+    "needs Docker",
     "needs an account on the Hub",
     "names a model that doesn't exist",
     "needs fish",

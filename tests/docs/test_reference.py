@@ -7,12 +7,14 @@ from collections.abc import Iterator
 import click
 import pytest
 
+import sparsetune
 from sparsetune import metrics
 from sparsetune.cli.main import COMMANDS, main
 from sparsetune.config.resolver import config_fields
 from tests.docs.blocks import ROOT
-from tools.docs.cli_reference import reference
+from tools.docs.cli_reference import PAGES, overview, reference
 from tools.docs.metrics_tables import metrics_table, score_tables
+from tools.docs.python_names import names_table
 from tools.docs.root_files import as_page
 from tools.docs.schema_tables import NAMES, schema_tables, schemas
 from tools.docs.settings_table import settings_tables
@@ -30,9 +32,10 @@ def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command
 
 
 def test_every_command_has_a_heading_its_examples_and_every_option_with_its_default() -> None:
-    text = reference(main, "sparsetune")
+    text = "\n".join(reference(main, "sparsetune", page) for page in PAGES)
     sections = dict(re.findall(r"^##+ (sparsetune[ \w]+?) \{.*?\}\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL))
-    assert [name for name in sections if name.count(" ") == 1] == [f"sparsetune {name}" for name in COMMANDS]
+    assert {name for name in sections if name.count(" ") == 1} == {f"sparsetune {name}" for name in COMMANDS}
+    assert sum(map(len, PAGES.values())) == len(COMMANDS)
     for name, command in commands(main, "sparsetune"):
         section = sections[name]
         assert "Example" in section and f"```console\n{name}" in section, name
@@ -43,6 +46,23 @@ def test_every_command_has_a_heading_its_examples_and_every_option_with_its_defa
                 assert row[0].count("|") == 4, row[0]
     sampler = "| `--sampler` `tpe`, `gp`, `nsga2`, `cmaes`, `random` | Optuna's sampler. | tpe |"
     assert sampler in sections["sparsetune tune"]
+
+
+def test_the_overview_links_each_command_to_its_page() -> None:
+    rows = re.compile(r"^\| \[`sparsetune (\S+)`\]\(([\w-]+)\.md#(\S+)\)\{ #(\S+) \}", re.MULTILINE)
+    links = rows.findall(overview(main, "sparsetune"))
+    assert [name for name, *_ in links] == list(COMMANDS)
+    for name, page, target, anchor in links:
+        assert target == anchor == f"sparsetune-{name}" and f"{{ #{anchor} }}" in reference(main, "sparsetune", page)
+        assert f"<!-- generate: {page} -->" in (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+
+
+def test_every_public_name_is_linked_to_its_page() -> None:
+    linked = re.findall(r"\[`(\w+)`\]\((python-\w+\.md)#([\w.]+)\)", names_table(ROOT / "docs"))
+    for name, page, path in linked:
+        assert path.endswith(f".{name}") and f"\n::: {path}\n" in (ROOT / "docs" / page).read_text(encoding="utf-8")
+    others = {"SparsetuneError", "Config", "resolve", "__version__", "metrics"}  # on python.md itself, and a module
+    assert set(sparsetune.__all__) - others <= {name for name, *_ in linked}
 
 
 def test_every_setting_is_in_a_table() -> None:

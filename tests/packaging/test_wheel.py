@@ -110,7 +110,7 @@ def test_the_source_distribution_can_be_worked_on(built: Built) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = ("Makefile", "constraints.txt", "mkdocs.yml", "README.md", "README.zh-CN.md", "CITATION.cff", "LICENSE")
     folders = ("tests/conftest.py", "docs/index.md", "examples/custom_metric.py", "tools/docs/hooks.py")
-    assert {*wanted, *folders, "configs/demo.yaml"} <= names
+    assert {*wanted, *folders, "configs/demo.yaml", "Dockerfile", ".dockerignore"} <= names
 
 
 def test_the_main_job_works_from_the_wheel(installed: Installed) -> None:

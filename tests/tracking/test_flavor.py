@@ -1,13 +1,17 @@
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 import yaml
 from mlflow.models import Model
 
 from sparsetune.checkpoint import Manifest, load_checkpoint, versions
 from sparsetune.errors import CheckpointError, ConfigError, PromptError
+from sparsetune.models.pipelines import VideoOutput
 from sparsetune.tracking import flavor
 from sparsetune.tracking.pyfunc import SparseVideoModel, base_config, call_parameters
 from tests.tracking.recorded import checkpoint_of, policy_of
@@ -131,6 +135,25 @@ def test_a_caller_of_a_served_model_chooses_no_folder(tmp_path: Path) -> None:
     model = SparseVideoModel(checkpoint_of(0.9), {})
     with pytest.raises(PromptError):  # models of earlier versions have it as a parameter, empty by default
         model.predict([""], {"output_dir": ""})
+
+
+def test_requests_in_several_threads_are_rendered_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, most = [], []
+
+    def render(prompt: str, seed: int | None) -> VideoOutput:
+        running.append(prompt)
+        most.append(len(running))
+        time.sleep(0.05)
+        running.remove(prompt)
+        return VideoOutput((np.zeros((1, 16, 16, 3), dtype=np.uint8),))
+
+    model = SparseVideoModel(checkpoint_of(0.9), {"output_dir": str(tmp_path)})
+    monkeypatch.setattr(model, "_pipeline", render)
+    with ThreadPoolExecutor(3) as threads:
+        paths = [path for found in threads.map(model.predict, (["a", "b"], ["c"], ["d"])) for path in found]
+    assert max(most) == 1 and len(most) == len(set(paths)) == 4
 
 
 @pytest.mark.parametrize("named", ["../../any/path", "/etc", "..", "", None, 7, ["checkpoint"], "link"])

@@ -10,21 +10,49 @@ from collections.abc import Iterator
 
 import click
 
+PAGES = {
+    "cli-tune": ("tune",),
+    "cli-eval": ("eval", "generate"),
+    "cli-results": ("compare", "metrics", "report", "runs", "ui", "sync"),
+    "cli-checkpoints": ("review", "promote", "rollback", "checkpoint"),
+    "cli-machine": ("models", "bench", "doctor", "cache"),
+}
+"""Pages, each with its commands; together they have all."""
+
 _DEFAULT = re.compile(r"\s*\[default: (?P<default>.*)\]$", re.DOTALL)
 
 
-def reference(group: click.Group, name: str) -> str:
-    """Return Markdown for all commands of `group`, in its order, each with a heading of level 2."""
-    context = click.Context(group, info_name=name, help_option_names=["-h", "--help"])
-    lines = [*_options(group, context), ""]
+def overview(group: click.Group, name: str) -> str:
+    """Return Markdown for the options of `group` and a table of its commands, with links to their pages."""
+    context = _context(group, name)
+    page_of = {command: page for page, commands in PAGES.items() for command in commands}
+    lines = [*_options(group, context), "", "| command | what it does |", "| --- | --- |"]
     for command in _subcommands(group, context):
-        lines += _command(command, context, level=2)
+        path = f"{name} {command.name}"
+        # The identifier is that of the command's heading, which links to this page used before there were several.
+        link = f"[`{path}`]({page_of[command.name]}.md#{_slug(path)}){{ #{_slug(path)} }}"
+        lines.append(f"| {link} | {_cell(command.get_short_help_str(limit=200))} |")
     return "\n".join(lines)
+
+
+def reference(group: click.Group, name: str, page: str) -> str:
+    """Return Markdown for the commands of a page, each with a heading of level 2."""
+    context = _context(group, name)
+    found = {command.name: command for command in _subcommands(group, context)}
+    return "\n".join(line for command in PAGES[page] for line in _command(found[command], context, level=2))
+
+
+def _context(group: click.Group, name: str) -> click.Context:
+    return click.Context(group, info_name=name, help_option_names=["-h", "--help"])
+
+
+def _slug(path: str) -> str:
+    return path.replace(" ", "-")
 
 
 def _command(command: click.Command, parent: click.Context, level: int) -> Iterator[str]:
     context = click.Context(command, info_name=command.name, parent=parent)
-    yield f"{'#' * level} {context.command_path} {{ #{context.command_path.replace(' ', '-')} }}"
+    yield f"{'#' * level} {context.command_path} {{ #{_slug(context.command_path)} }}"
     usage = " ".join(command.collect_usage_pieces(context))
     yield from ("", "```text", f"{context.command_path} {usage}", "```", "")
     yield from _help(command)

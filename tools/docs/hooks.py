@@ -11,17 +11,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cli_reference import reference
+from cli_reference import PAGES, overview, reference
 from diagrams import with_pictures
 from metrics_tables import metrics_table, score_tables
 from mkdocs.structure.files import File, Files
+from python_names import names_table
 from root_files import as_page
 from schema_tables import NAMES, schema_tables, schemas
 from settings_table import settings_tables
 
 _LOG = logging.getLogger("mkdocs.hooks.sparsetune")  # a warning fails a strict build
 _ROOT = Path(__file__).resolve().parents[2]
-_PAGES = {
+_ROOT_FILES = {
     "CHANGELOG.md": "changelog.md",
     "CODE_OF_CONDUCT.md": "code-of-conduct.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -47,7 +48,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
     def insert(directive: re.Match[str]) -> str:
         if directive["kind"] == "include":
-            return as_page(_ROOT / directive["name"], _PAGES, _LOG.warning)
+            return as_page(_ROOT / directive["name"], _ROOT_FILES, _LOG.warning)
         return _GENERATED[directive["name"]]()
 
     name = Path(page.file.src_uri).stem
@@ -60,15 +61,17 @@ def _schemas() -> dict[str, dict[str, Any]]:
     return schemas()
 
 
-def _commands() -> str:
+def _commands(page: str | None = None) -> str:
     from sparsetune.cli.main import main
 
-    return reference(main, "sparsetune")
+    return overview(main, "sparsetune") if page is None else reference(main, "sparsetune", page)
 
 
 _GENERATED: dict[str, Callable[[], str]] = {
     "cli": _commands,
+    **{page: lambda page=page: _commands(page) for page in PAGES},
     "metrics": metrics_table,
+    "python names": lambda: names_table(_ROOT / "docs"),
     "score": score_tables,
     "settings": settings_tables,
     **{f"schema {name}": lambda name=name: schema_tables(_schemas()[name]) for name in NAMES},
