@@ -32,7 +32,7 @@ COPY constraints.txt /
 # PyTorch first, in a layer that changes of the source leave as it is.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf pip install --no-cache-dir -c /constraints.txt torch
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=from=wheel,source=/wheels,target=/wheels \
-    pip install --no-cache-dir -c /constraints.txt "$(echo /wheels/*.whl)[report]"
+    pip install --no-cache-dir -c /constraints.txt "$(echo /wheels/*.whl)[report,ui]"
 # Runs, results and caches go to the folder that is mounted at /work; `--user` may name any user.
 ENV HOME=/work USER=sparsetune
 RUN useradd --home-dir /work --create-home --uid 1000 sparsetune

@@ -1,4 +1,4 @@
-# The first target creates .venv with the versions in constraints.txt; test, lint and docs add what they need to it.
+# The first target creates .venv with the versions in constraints.txt; ui, test, lint and docs add what they need to it.
 # `make help` lists the targets.
 
 MODEL ?= demo
@@ -11,7 +11,9 @@ UV ?= $(shell command -v uv)
 RESULTS := results/$(MODEL)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+SERVED := .venv/.served
 DEVELOPED := .venv/.developed
+comma := ,
 TESTS := not gpu$(if $(filter true,$(CI)),, and not slow and not browser)
 
 .DEFAULT_GOAL := help
@@ -52,7 +54,7 @@ promote: $(INSTALLED) ## promote the checkpoint of RUN if it passes the checks
 rollback: $(INSTALLED) ## restore the previously promoted checkpoint
 	$(BIN)/sparsetune rollback --model $(MODEL)
 
-ui: $(INSTALLED) ## open the MLflow UI
+ui: $(SERVED) ## open the MLflow UI
 	$(BIN)/sparsetune ui
 
 test: $(DEVELOPED) ## run the tests that need no GPU (CI=true: slow ones too)
@@ -95,6 +97,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv || \
 		{ echo '$(PYTHON) -m venv failed; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	@$(call install,report)
+	@touch $@
+
+# MLflow's server and UI.
+$(SERVED): $(INSTALLED)
+	@$(call install,report$(comma)ui)
 	@touch $@
 
 # What tests, lint and docs need beside.

@@ -79,8 +79,10 @@ def _python() -> Finding:
 
 
 def _library(name: str) -> Finding:
+    from sparsetune.checkpoint.manifest import package_version
+
     try:
-        version = metadata.version(name)
+        version = package_version(name)
     except metadata.PackageNotFoundError:
         return Finding(name, "fail", f"not installed; run: pip install {name}", {"version": None})
     return Finding(name, "ok", version, {"version": version})

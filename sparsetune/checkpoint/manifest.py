@@ -172,6 +172,11 @@ PACKAGES = ("torch", "diffusers", "transformers", "optuna", "mlflow", "spas-sage
 """Packages beside sparsetune whose versions can affect a search or its videos."""
 
 
+def package_version(package: str) -> str:
+    """Return an installed package's version; PackageNotFoundError without it. MLflow is whole or only its client."""
+    return metadata.version("mlflow-skinny" if package == "mlflow" else package)
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python, sparsetune and the installed `PACKAGES`.
 
@@ -181,7 +186,7 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "sparsetune": __version__}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
+            found[package] = package_version(package)
     return found
 
 

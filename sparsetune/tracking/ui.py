@@ -1,5 +1,6 @@
 """MLflow's own UI, started on the right store."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -58,8 +59,13 @@ def running_ui(
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """Run MLflow's UI; yield its link and process once it answers, and stop it at the end.
 
-    Ctrl-C ends the block quietly. Raises TrackingError where the port is taken or the UI doesn't start.
+    Ctrl-C ends the block quietly. Raises TrackingError where the port is taken, or the UI isn't installed or doesn't
+    start.
     """
+    if importlib.util.find_spec("flask") is None:
+        raise TrackingError(
+            "MLflow's UI is not installed, only its client; run: pip install mlflow (in a checkout: make ui)"
+        )
     _check_free(host, port)
     for database in dict.fromkeys((uri, registry_uri or uri)):
         if sqlite_path(database) is not None:

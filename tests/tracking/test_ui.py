@@ -46,6 +46,12 @@ def test_a_tracking_server_has_only_its_link_told() -> None:
     assert printed == ["the tracking server has its own UI: http://runs.example:5000/#/experiments/1"]
 
 
+def test_a_ui_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, store: Store, port: int) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(TrackingError, match="MLflow's UI is not installed, only its client; run: pip install mlflow"):
+        serve(store.uri, port=port)
+
+
 def test_a_ui_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch, store: Store, port: int) -> None:
     failing = [sys.executable, "-c", "import sys; sys.exit('no such store')"]
     monkeypatch.setattr(ui_module, "_command", lambda *_: failing)
