@@ -63,8 +63,8 @@ def command(
         Review,
         answer_all,
         check_reviewer,
-        read_reviews,
         record_review,
+        reviews_of_policy,
         standing_rejections,
         video_names,
     )
@@ -91,7 +91,7 @@ def command(
     click.echo(f"review of run {candidate.run_id}: {review.verdict} by {review.reviewer}, {len(answers)} videos")
     for rejected in review.rejected:
         click.echo(f"  {rejected}")
-    for rejection in standing_rejections(read_reviews(client, candidate.evaluation_id)).values():
+    for rejection in standing_rejections(reviews_of_policy(client, review.policy_digest, candidate.model)).values():
         if rejection.reviewer != review.reviewer:
             click.echo(f"the rejection by {rejection.reviewer} still stands; use --take-back to take it back")
     if review.ok:

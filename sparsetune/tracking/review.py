@@ -1,4 +1,4 @@
-"""Human reviews of a checkpoint's videos, stored with the evaluation's run."""
+"""Human reviews of a policy's videos, each stored with the run of the evaluation that was looked at."""
 
 import re
 import uuid
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparsetune.errors import TrackingError, UsageError
 from sparsetune.files import scratch_folder, write_text
+from sparsetune.tracking.lookup import check_files_host, evaluations_of_policy, model_of, parent_of
 from sparsetune.tracking.store import store_errors
 
 if TYPE_CHECKING:
@@ -109,17 +110,22 @@ def video_names(client: "MlflowClient", evaluation_id: str) -> tuple[str, ...]:
 def record_review(
     client: "MlflowClient", review: Review, run_ids: Sequence[str], take_back: Sequence[str] = ()
 ) -> Review:
-    """Store a review as a file of its own on each run, so that none is lost, and tag the runs with what holds now.
+    """Store a review as a file of its own on each run, so that none is lost, and tag the runs of the policy.
 
-    An approval takes back the reviewer's own standing rejections, and those of the reviewers named in `take_back`;
-    UsageError where one of them has none. Returns the review with what it took back.
+    An approval takes back the reviewer's own standing rejections of the policy, whatever run they are stored on, and
+    those of the reviewers named in `take_back`; UsageError where one of them has none. Returns the review with what it
+    took back.
     """
-    rejections = standing_rejections(read_reviews(client, run_ids[0]))
+    with store_errors(f"find run {run_ids[0]}"):
+        model = model_of(client.get_run(run_ids[0]))
+    rejections = standing_rejections(reviews_of_policy(client, review.policy_digest, model))
     by = {rejection.reviewer for rejection in rejections.values()}
     missing = [name for name in take_back if name not in by]
     if missing or (take_back and not review.ok):
         there = ", ".join(sorted(by)) or "nobody"
-        raise UsageError(f"--take-back needs --ok and a reviewer who rejected ({there}), got {', '.join(take_back)}")
+        raise UsageError(
+            f"--take-back needs an approval, and a reviewer who rejected ({there}), got {', '.join(take_back)}"
+        )
     if review.ok:
         ours = {review.reviewer, *take_back}
         taken = tuple(name for name, rejection in rejections.items() if rejection.reviewer in ours)
@@ -129,9 +135,17 @@ def record_review(
         with store_errors(f"write the review to run {run_id}"), scratch_folder() as folder:
             write_text(folder / name, review.model_dump_json(indent=2) + "\n")
             client.log_artifact(run_id, str(folder / name), FOLDER)
-    for run_id in run_ids:
-        _tag(client, run_id)
+    _tag(client, review.policy_digest, model, run_ids)
     return review
+
+
+def reviews_of_policy(client: "MlflowClient", digest: str, model: str | None) -> dict[str, Review]:
+    """Read the reviews of a policy on a model, from all its evaluations, as `read_reviews` does."""
+    found: dict[str, Review] = {}
+    for run in evaluations_of_policy(client, digest, model):
+        check_files_host(run.info.artifact_uri, client.tracking_uri)
+        found |= read_reviews(client, str(run.info.run_id))
+    return _by_time({name: review for name, review in found.items() if review.policy_digest == digest})
 
 
 def read_reviews(client: "MlflowClient", run_id: str) -> dict[str, Review]:
@@ -145,7 +159,10 @@ def read_reviews(client: "MlflowClient", run_id: str) -> dict[str, Review]:
             name: Path(client.download_artifacts(run_id, name, str(folder))).read_text(encoding="utf-8")
             for name in names
         }
-    reviews = {name: _parsed(run_id, name, text) for name, text in texts.items()}
+    return _by_time({name: _parsed(run_id, name, text) for name, text in texts.items()})
+
+
+def _by_time(reviews: Mapping[str, Review]) -> dict[str, Review]:
     return dict(sorted(reviews.items(), key=lambda item: (item[1].at, not item[1].ok)))
 
 
@@ -169,21 +186,25 @@ def _parsed(run_id: str, name: str, text: str) -> Review:
         raise TrackingError(f"{name} of run {run_id} is damaged: {first['msg']}; remove it and review again") from error
 
 
-def _tag(client: "MlflowClient", run_id: str) -> None:
-    """Write the review that decides as the run's tags, again if another was recorded meanwhile."""
+def _tag(client: "MlflowClient", digest: str, model: str | None, run_ids: Sequence[str]) -> None:
+    """Write the review that decides as tags of the policy's runs, again if another was recorded meanwhile."""
     from mlflow.entities import RunTag
 
+    evaluations = tuple(evaluations_of_policy(client, digest, model))
+    tunings = (parent_of(run) for run in evaluations if run.data.tags.get("policy", "tuned") == "tuned")
+    tagged = dict.fromkeys((*run_ids, *(str(run.info.run_id) for run in evaluations), *filter(None, tunings)))
     for _ in range(_TRIES):
-        decides = deciding_review(read_reviews(client, run_id))
+        decides = deciding_review(reviews_of_policy(client, digest, model))
         if decides is None:
             return
-        with store_errors(f"write the review to run {run_id}"):
-            client.log_batch(run_id, tags=[RunTag(name, value) for name, value in _tags(decides).items()])
-        if deciding_review(read_reviews(client, run_id)) == decides:
+        for run_id in tagged:
+            with store_errors(f"write the review to run {run_id}"):
+                client.log_batch(run_id, tags=[RunTag(name, value) for name, value in _tags(decides).items()])
+        if deciding_review(reviews_of_policy(client, digest, model)) == decides:
             return
     raise TrackingError(
-        f"the review of run {run_id} is kept, but its tags are not up to date: it was reviewed {_TRIES} more times "
-        "meanwhile; review again"
+        f"the review of run {run_ids[0]} is kept, but tags are not up to date: the policy was reviewed {_TRIES} more "
+        "times meanwhile; review again"
     )
 
 

@@ -160,11 +160,12 @@ class Place:
         self._metrics(tuning, metrics)
         return Recorded(tuning, evaluation, judged)
 
-    def evaluated(self, cdfthreshd: float = 0.9, **result: Any) -> Recorded:
+    def evaluated(self, cdfthreshd: float = 0.9, *, model: str = "demo", **result: Any) -> Recorded:
         """Record an evaluation of a checkpoint that doesn't belong to a tuning."""
         judged = result_of(**{"digest": policy_digest(policy_of(cdfthreshd))} | result)
         checkpoint = save_checkpoint(checkpoint_of(cdfthreshd), self.folder / f"checkpoint-{self._number}")
         evaluation = self._evaluation(None, judged, checkpoint, 2)
+        self.client.set_tag(evaluation, "sparsetune.model", model)
         return Recorded(evaluation, evaluation, judged)
 
     def reviewed(self, recorded: Recorded, *, ok: bool = True) -> Recorded:

@@ -14,6 +14,7 @@ from sparsetune.tracking.review import (
     download_videos,
     read_reviews,
     record_review,
+    reviews_of_policy,
     video_names,
 )
 from tests.tracking.recorded import Place, Recorded
@@ -119,12 +120,27 @@ def test_another_reviewer_takes_a_rejection_back_by_its_reviewers_name(place: Pl
     record_review(place.client, review_of(recorded, "Ada", ok=False), runs)
     with pytest.raises(UsageError, match=r"a reviewer who rejected \(Ada\), got Bo"):
         record_review(place.client, review_of(recorded, "Cy"), runs, ["Bo"])
-    with pytest.raises(UsageError, match="--take-back needs --ok"):
+    with pytest.raises(UsageError, match="--take-back needs an approval"):
         record_review(place.client, review_of(recorded, "Cy", ok=False), runs, ["Ada"])
     record_review(place.client, review_of(recorded, "Cy"), runs, ["Ada"])
     assert place.tags(recorded.evaluation)["review"] == "ok"
     record_review(place.client, review_of(recorded, "Ada", ok=False), runs)  # a new one stands again
     assert place.tags(recorded.evaluation)["review"] == "rejected"
+
+
+def test_a_review_counts_for_every_evaluation_of_the_policy_on_the_model(place: Place) -> None:
+    reviewed, again = place.reviewed(place.tuned(0.5), ok=False), place.evaluated(0.5)
+    other_policy, other_model = place.tuned(0.4), place.evaluated(0.5, model="other")
+    digest = reviewed.result.config.policy.digest
+    (found,) = reviews_of_policy(place.client, digest, "demo").values()
+    assert (found.evaluation_id, found.verdict) == (reviewed.evaluation, "rejected")
+    assert reviews_of_policy(place.client, digest, "other") == {}
+    taken = record_review(place.client, review_of(again, "Ada"), [again.evaluation])
+    assert len(taken.takes_back) == 1
+    for run_id in (reviewed.evaluation, reviewed.tuning, again.evaluation):
+        assert place.tags(run_id)["review"] == "ok"
+    for run_id in (other_policy.tuning, other_policy.evaluation, other_model.evaluation):
+        assert "review" not in place.tags(run_id)
 
 
 def _review_in_a_process(database: Path, folder: Path, review: Review, run_ids: list[str], start: Any) -> None:
