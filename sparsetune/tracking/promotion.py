@@ -116,7 +116,7 @@ def _review_condition(client: "MlflowClient", candidate: Candidate) -> Condition
     last = deciding_review(reviews_of_policy(client, digest, candidate.model))
     if last is None:
         return Condition(name, False, f"none is recorded; run: sparsetune review {candidate.run_id[:8]}")
-    says = f"{last.verdict} by {last.reviewer} at {last.at}, {len(last.videos)} videos"
+    says = f"{last.verdict} by {last.reviewer} at {last.at}, {last.summary}"
     says += f"; {'; '.join(last.rejected)}" if last.rejected else ""
     return Condition(name, last.ok, f"{says}; {last.note}" if last.note else says)
 

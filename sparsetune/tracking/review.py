@@ -1,11 +1,13 @@
 """Human reviews of a policy's videos, each stored with the run of the evaluation that was looked at."""
 
+import itertools
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,14 +19,8 @@ from sparsetune.tracking.store import store_errors
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CHECKLIST: Final[Mapping[str, str]] = {
-    "content": "the same things happen as in the dense video",
-    "motion": "they move the same way, without jumps",
-    "detail": "edges and textures are as sharp",
-    "artifacts": "no flicker, blocks, ghosts or smears",
-    "colour": "colours and brightness are the same",
-}
-"""What a reviewer checks in every video."""
+CHECKLIST: Final = ("content", "motion", "detail", "artifacts", "colour")
+"""What a reviewer compares the sparse video with the dense one in."""
 
 FOLDER: Final = "reviews"
 """Artifact folder with one file per review."""
@@ -33,17 +29,24 @@ TAG: Final = "review"
 VIDEOS: Final = "videos"
 
 _TRIES = 20
+_SIDES: Final[Mapping[Literal["dense", "sparse", "none"], str]] = {
+    "sparse": "sparse", "dense": "dense", "none": "no difference",
+}  # fmt: skip
 
 _COMPARED = re.compile(r"(?:.*/)?prompt_(\d+)_compare\.mp4")
 
 
 class VideoReview(BaseModel):
-    """Answers on one side-by-side video: for each item of the checklist, whether it holds."""
+    """Answers on one side-by-side video: for each item of the checklist, whether the sparse one is no worse.
+
+    `preferred` is the one that the reviewer preferred without knowing which is which; None where it wasn't asked.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     video: str
     answers: dict[str, bool]
+    preferred: Literal["dense", "sparse", "none"] | None = None
 
     @property
     def ok(self) -> bool:
@@ -54,7 +57,8 @@ class Review(BaseModel):
     """A human review of an evaluation's videos.
 
     `at` is UTC in ISO 8601 by the reviewer's clock, which nothing is ordered by but lists. `takes_back` has the
-    artifact names of the rejections that an approval takes back.
+    artifact names of the rejections that an approval takes back. With a video in `skipped`, a review without a
+    rejection is incomplete: it neither approves nor rejects.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,14 +70,25 @@ class Review(BaseModel):
     note: str = ""
     videos: tuple[VideoReview, ...] = Field(min_length=1)
     takes_back: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        return all(video.ok for video in self.videos)
+        return not self.rejected and not self.skipped
 
     @property
     def verdict(self) -> str:
-        return "ok" if self.ok else "rejected"
+        return "rejected" if self.rejected else "incomplete" if self.skipped else "ok"
+
+    @property
+    def summary(self) -> str:
+        """How many videos were answered and skipped, and which were preferred, if that was asked."""
+        text = f"{len(self.videos)} videos" + (f", {len(self.skipped)} skipped" if self.skipped else "")
+        preferred = Counter(video.preferred for video in self.videos if video.preferred is not None)
+        if preferred:
+            sides = (f"{name} {preferred[side]}" for side, name in _SIDES.items())
+            text += f", preferred blind: {', '.join(sides)}"
+        return text
 
     @property
     def rejected(self) -> tuple[str, ...]:
@@ -85,26 +100,29 @@ class Review(BaseModel):
         )
 
 
-def answer_all(videos: Sequence[str], *, ok: bool) -> tuple[VideoReview, ...]:
+def answer_all(videos: Iterable[str], *, ok: bool) -> tuple[VideoReview, ...]:
     return tuple(VideoReview(video=video, answers=dict.fromkeys(CHECKLIST, ok)) for video in videos)
 
 
-def download_videos(client: "MlflowClient", evaluation_id: str, folder: Path) -> dict[str, Path]:
-    """Download an evaluation's side-by-side videos; return each file by its artifact's path, by prompt."""
+def download_videos(client: "MlflowClient", evaluation_id: str, folder: Path) -> dict[int, Path]:
+    """Download an evaluation's side-by-side videos; return each file by its prompt's index."""
     names = video_names(client, evaluation_id)
     with store_errors(f"read the videos of run {evaluation_id}"):
-        return {name: Path(client.download_artifacts(evaluation_id, name, str(folder))) for name in names}
+        return {
+            index: Path(client.download_artifacts(evaluation_id, name, str(folder))) for index, name in names.items()
+        }
 
 
-def video_names(client: "MlflowClient", evaluation_id: str) -> tuple[str, ...]:
+def video_names(client: "MlflowClient", evaluation_id: str) -> dict[int, str]:
+    """List an evaluation's side-by-side videos: the artifact's path by the prompt's index, in order."""
     with store_errors(f"read the artifacts of run {evaluation_id}"):
         found = [_COMPARED.fullmatch(one.path) for one in client.list_artifacts(evaluation_id, VIDEOS)]
-    names = [match[0] for match in sorted(filter(None, found), key=lambda match: int(match[1]))]
+    names = dict(sorted((int(match[1]), match[0]) for match in found if match is not None))
     if not names:
         raise TrackingError(
             f"run {evaluation_id} has no side-by-side videos to review; evaluate again with --save-videos"
         )
-    return tuple(names)
+    return names
 
 
 def record_review(
@@ -169,13 +187,17 @@ def _by_time(reviews: Mapping[str, Review]) -> dict[str, Review]:
 def standing_rejections(reviews: Mapping[str, Review]) -> dict[str, Review]:
     """Return the rejections that no approval takes back, whatever clock said when."""
     taken = {name for review in reviews.values() if review.ok for name in review.takes_back}
-    return {name: review for name, review in reviews.items() if not review.ok and name not in taken}
+    return {name: review for name, review in reviews.items() if review.rejected and name not in taken}
 
 
 def deciding_review(reviews: Mapping[str, Review]) -> Review | None:
-    """Return the review that decides: a rejection that stands, else the last approval; None where there is none."""
-    rejections = standing_rejections(reviews)
-    return [*(review for review in reviews.values() if review.ok), *rejections.values()][-1] if reviews else None
+    """Return the review that decides: a rejection that stands, else the last approval, else the last incomplete one.
+
+    None where there is none.
+    """
+    by_verdict = [[one for one in reviews.values() if one.verdict == verdict] for verdict in ("incomplete", "ok")]
+    ranked = [*itertools.chain(*by_verdict), *standing_rejections(reviews).values()]
+    return ranked[-1] if ranked else None
 
 
 def _parsed(run_id: str, name: str, text: str) -> Review:
@@ -214,6 +236,7 @@ def _tags(review: Review) -> dict[str, str]:
         "review.at": review.at,
         "review.note": review.note,
         "review.rejected": "; ".join(review.rejected)[:5000],
+        "review.summary": review.summary,
         "review.run_id": review.evaluation_id,
         TAG: review.verdict,
     }

@@ -174,7 +174,7 @@ class Place:
             evaluation_id=recorded.evaluation,
             policy_digest=recorded.result.config.policy.digest,
             reviewer="Ada",
-            videos=answer_all(video_names(self.client, recorded.evaluation), ok=ok),
+            videos=answer_all(video_names(self.client, recorded.evaluation).values(), ok=ok),
         )
         record_review(self.client, review, (recorded.evaluation, recorded.tuning))
         return recorded

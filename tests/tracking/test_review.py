@@ -55,9 +55,9 @@ def test_one_item_that_does_not_hold_rejects() -> None:
 def test_videos_come_in_the_prompts_order(place: Place, tmp_path: Path) -> None:
     recorded = place.tuned(videos=11)
     names = video_names(place.client, recorded.evaluation)
-    assert list(names) == [f"videos/prompt_{index}_compare.mp4" for index in range(11)]
+    assert list(names.items()) == [(index, f"videos/prompt_{index}_compare.mp4") for index in range(11)]
     files = download_videos(place.client, recorded.evaluation, tmp_path)
-    assert files[names[10]].read_text() == "video 10"
+    assert files[10].read_text() == "video 10"
 
 
 def test_evaluation_without_videos_cannot_be_reviewed(place: Place) -> None:
