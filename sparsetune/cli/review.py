@@ -96,8 +96,8 @@ def command(
         video_names,
     )
 
-    if ok is None and not (sys.stdin.isatty() or has_display(os.environ)):
-        raise UsageError("a review without a terminal needs --ok or --reject, and --reviewer NAME")
+    if ok is None and not (is_terminal() or has_display(os.environ)):
+        raise UsageError("a review without a terminal or a display needs --ok or --reject, and --reviewer NAME")
     if ok is not None and reviewer is None:
         raise UsageError("--ok and --reject need --reviewer NAME")
     reviewer = check_reviewer(reviewer) if reviewer is not None else None
@@ -131,6 +131,10 @@ def command(
             click.echo(f"the rejection by {rejection.reviewer} still stands; use --take-back to take it back")
     if review.ok:
         click.echo(f"next: sparsetune promote {candidate.run_id[:8]}")
+
+
+def is_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def has_display(environ: Mapping[str, str]) -> bool:

@@ -58,7 +58,6 @@ def _prompt(result: EvaluationResult, index: int, prompt: str, worst: int | None
     config = result.config
     boxes = [[box.left, box.top, box.width, box.height] for box in panes(config.height, config.width, 2)]
     return {
-        "index": index,
         "prompt": prompt,
         "sparse": sparse,
         "boxes": boxes if sparse == "b" else boxes[::-1],  # the video has dense on the left

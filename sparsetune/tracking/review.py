@@ -83,7 +83,8 @@ class Review(BaseModel):
     @property
     def summary(self) -> str:
         """How many videos were answered and skipped, and which were preferred, if that was asked."""
-        text = f"{len(self.videos)} videos" + (f", {len(self.skipped)} skipped" if self.skipped else "")
+        text = "1 video" if len(self.videos) == 1 else f"{len(self.videos)} videos"
+        text += f", {len(self.skipped)} skipped" if self.skipped else ""
         preferred = Counter(video.preferred for video in self.videos if video.preferred is not None)
         if preferred:
             sides = (f"{name} {preferred[side]}" for side, name in _SIDES.items())

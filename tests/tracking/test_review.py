@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,30 @@ def test_one_item_that_does_not_hold_rejects() -> None:
     review = Review(evaluation_id="1", policy_digest="2", reviewer="Ada", videos=videos)
     assert review.verdict == "rejected"
     assert review.rejected == ("a.mp4: motion",)
+
+
+def test_incomplete_review_decides_only_where_there_is_no_other(place: Place) -> None:
+    recorded = place.tuned(0.5)
+    runs = [recorded.evaluation]
+    incomplete = review_of(recorded, "Ada").model_copy(update={"skipped": ("videos/prompt_1_compare.mp4",)})
+    assert record_review(place.client, incomplete, runs).verdict == "incomplete"
+    assert place.tags(recorded.evaluation)["review"] == "incomplete"
+    record_review(place.client, review_of(recorded, "Bo", ok=False), runs)
+    assert record_review(place.client, incomplete.model_copy(update={"reviewer": "Bo"}), runs).takes_back == ()
+    assert place.tags(recorded.evaluation)["review"] == "rejected"
+    record_review(place.client, review_of(recorded, "Bo"), runs)
+    record_review(place.client, incomplete, runs)
+    assert place.tags(recorded.evaluation)["review"] == "ok"
+
+
+def test_review_of_an_earlier_version_is_read() -> None:
+    video = {"video": "videos/prompt_0_compare.mp4", "answers": dict.fromkeys(CHECKLIST, True)}
+    stored = {
+        "evaluation_id": "1", "policy_digest": "2", "reviewer": "Ada", "at": "2026-11-25T12:00:00+00:00", "note": "",
+        "videos": [video], "takes_back": [],
+    }  # fmt: skip
+    review = Review.model_validate_json(json.dumps(stored))
+    assert (review.verdict, review.summary, review.videos[0].preferred) == ("ok", "1 video", None)
 
 
 @pytest.mark.slow

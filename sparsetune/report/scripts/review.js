@@ -105,6 +105,11 @@ function showQuestion() {
   byId("rest").hidden = mine.answered;
   byId("go").textContent = translate(mine.answered ? "review_next" : "review_answer");
   byId("reveal").textContent = mine.answered ? translate(`review_sparse_${prompt.sparse}`) : "";
+  for (const [pane, letter] of [["dense", "a"], ["sparse", "b"]]) { // the left pane and the right one
+    const name = letter.toUpperCase() + (mine.answered ? ` (${sideOf(prompt, letter)})` : "");
+    byId(`pane-${pane}`).setAttribute("aria-label", name);
+    byId(`pane-${pane}`).nextElementSibling.textContent = name;
+  }
 }
 
 function sideOf(prompt, letter) {
@@ -119,10 +124,10 @@ function worseItems(index) {
 
 function showSummary(show) {
   byId("rows").replaceChildren(...report.prompts.map((prompt, index) => {
-    const button = element("button", { type: "button", textContent: String(prompt.index + 1) });
+    const button = element("button", { type: "button", textContent: String(index + 1) });
     button.addEventListener("click", () => show(index));
     const mine = answers[index];
-    const worse = worseItems(index).map((item) => translate(`review_item_${item}`));
+    const worse = worseItems(index).map((item) => translate(`item.${item}`));
     const cells = mine.answered
       ? [sideOf(prompt, mine.preferred), worse.join(", ") || translate("review_nothing")]
       : [translate("review_skipped"), "–"];
