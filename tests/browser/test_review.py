@@ -84,7 +84,7 @@ def test_a_review_with_back_and_skip_stores_what_was_answered(
     page.wait_for("#progress", "Prompt 1 of 3")
     assert "dense" not in page.text("#panes") and page.text("#reveal") == ""
     sparse = page.sparse_letter()
-    page.click("#go")
+    page.driver.switch_to.active_element.send_keys(Keys.ENTER)
     assert page.text("#missing") == "Choose an answer in every row, or skip this prompt."
     page.choose("preferred", sparse)
     page.choose("motion", sparse)

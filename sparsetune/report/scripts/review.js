@@ -42,19 +42,22 @@ function startReview() {
     event.preventDefault();
     store();
   });
-  bindPreference();
+  bindKeysOfAnswers();
   show(0);
   document.documentElement.dataset.ready = "yes";
 }
 
-function bindPreference() {
+function bindKeysOfAnswers() {
   const keys = { a: "a", b: "b", n: "none" };
   document.addEventListener("keydown", (event) => {
     const isText = event.target.matches("input:not([type=radio], [type=range]), select");
-    const free = !byId("question").hidden && !answers[shown].answered;
-    if (isText || !free || event.ctrlKey || event.metaKey || event.altKey || !(event.key in keys)) return;
-    choose("preferred", keys[event.key]);
-    keep();
+    if (isText || byId("question").hidden || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key in keys && !answers[shown].answered) {
+      choose("preferred", keys[event.key]);
+      keep();
+    }
+    // Within the form, and on a button, Enter does this or what the button says by itself.
+    if (event.key === "Enter" && !event.target.closest("form, button, a")) byId("answers").requestSubmit();
   });
 }
 
