@@ -1,9 +1,6 @@
 """Rendering of the report's HTML page."""
 
-import json
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from sparsetune.errors import ResultError
@@ -15,13 +12,13 @@ from sparsetune.report.charts import Chart
 from sparsetune.report.clips import Clip
 from sparsetune.report.command import eval_command, tune_command
 from sparsetune.report.figures import figures
+from sparsetune.report.html import environment, script, script_json, style
 from sparsetune.report.interactive import plotly_figure
 from sparsetune.report.source import Source
 from sparsetune.report.words import Words
 from sparsetune.video import DIFFERENCE_GAIN, panes
 
-_HERE = Path(__file__).parent
-_SCRIPTS = ("base", "theme", "charts", "player", "stage", "tables", "trials", "main")
+_SCRIPTS = ("base", "theme", "charts", "player", "controls", "stage", "tables", "trials", "main")
 _GROUPS = {
     "sparsity": ("timeline", "sparsity_by_layer_and_step", "sparsity_by_layer_and_head"),
     "thresholds": ("thresholds_cdfthreshd", "thresholds_topk", "thresholds_simthreshd1", "thresholds_pvthreshd"),
@@ -37,7 +34,7 @@ def render(source: Source, clips: Sequence[Clip], words: Words, note: str = "") 
     from plotly.offline import get_plotlyjs
 
     charts = _charts(source, words)
-    template = _environment().get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     page: str = template.render(
         words=words,
         source=source,
@@ -54,30 +51,11 @@ def render(source: Source, clips: Sequence[Clip], words: Words, note: str = "") 
         data=_data(source, clips, words, charts),
         clips=[clip for clip in clips if clip.href is None],
         stills=_stills(source, clips),
-        style=(_HERE / "templates" / "style.css").read_text(encoding="utf-8"),
-        script="\n".join((_HERE / "scripts" / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS),
+        style=style("style"),
+        script=script(*_SCRIPTS),
         plotly=get_plotlyjs(),
     )
     return page
-
-
-def script_json(value: Any) -> str:
-    """JSON that is safe in a script element: no text in it can end the element or open a comment."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-@cache
-def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    return Environment(
-        loader=FileSystemLoader(_HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def _command(source: Source) -> str:

@@ -120,6 +120,13 @@ def evaluations_of(client: "MlflowClient", tuning_id: str) -> "dict[str, Run]":
     return found
 
 
+def evaluations_of_policy(client: "MlflowClient", digest: str, model: str | None = None) -> "Iterator[Run]":
+    """Find the evaluations of a policy, on one model or on any, the newest first."""
+    for run in search(client, f"params.`policy.digest` = '{digest}' and tags.`{KIND}` = 'evaluation'"):
+        if model in (None, model_of(run)):
+            yield run
+
+
 def _latest(client: "MlflowClient", model: str | None) -> "Run":
     for run in search(client, f"tags.`{KIND}` = 'tuning'"):
         if run.data.tags.get("best.trial", "none") != "none" and model in (None, model_of(run)):

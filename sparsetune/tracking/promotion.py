@@ -33,7 +33,7 @@ from sparsetune.tracking.registry import (
     previous_alias,
 )
 from sparsetune.tracking.results import Candidate, results_of_policy
-from sparsetune.tracking.review import deciding_review, read_reviews
+from sparsetune.tracking.review import deciding_review, reviews_of_policy
 from sparsetune.tracking.run_logger import user_name
 from sparsetune.tracking.store import MissingError, store_errors
 
@@ -113,12 +113,10 @@ def _first(registry: Registry, candidate: Candidate, alias: str, champion: str) 
 
 def _review_condition(client: "MlflowClient", candidate: Candidate) -> Condition:
     name, digest = "human review", candidate.result.config.policy.digest
-    reviews = read_reviews(client, candidate.evaluation_id)
-    last = deciding_review({name: one for name, one in reviews.items() if one.policy_digest == digest})
+    last = deciding_review(reviews_of_policy(client, digest, candidate.model))
     if last is None:
-        run = candidate.run_id[:8]
-        return Condition(name, False, f"none is recorded; run: sparsetune review {run} --ok --reviewer NAME")
-    says = f"{last.verdict} by {last.reviewer} at {last.at}, {len(last.videos)} videos"
+        return Condition(name, False, f"none is recorded; run: sparsetune review {candidate.run_id[:8]}")
+    says = f"{last.verdict} by {last.reviewer} at {last.at}, {last.summary}"
     says += f"; {'; '.join(last.rejected)}" if last.rejected else ""
     return Condition(name, last.ok, f"{says}; {last.note}" if last.note else says)
 

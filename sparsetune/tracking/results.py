@@ -6,7 +6,7 @@ import math
 import re
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from sparsetune.tracking.lookup import (
     ModelReference,
     check_files_host,
     evaluations_of,
+    evaluations_of_policy,
     find_run,
     find_version,
     is_reference,
@@ -59,7 +60,7 @@ class RunRow:
     psnr_worst: float | None  # of the worst prompt, in dB
     score: float | None  # of 100
     gate: str | None  # passed or failed
-    review: str | None  # ok or rejected
+    review: str | None  # ok, rejected or incomplete
     aliases: tuple[str, ...]  # of its versions, e.g. `demo-sparse@champion`
 
 
@@ -70,8 +71,9 @@ def list_runs(store: Store, model: str | None = None) -> tuple[RunRow, ...]:
     is created: a SQLite store that isn't there yet has no runs.
     """
     runs, aliases = _read_runs(store)
+    reviews = _reviews(runs)
     rows = [
-        _row(run, aliases.get(str(run.info.run_id), ()))
+        _row(run, aliases.get(str(run.info.run_id), ()), reviews.get(str(run.info.run_id)))
         for run in runs
         if parent_of(run) is None and model in (None, model_of(run))
     ]
@@ -93,12 +95,27 @@ def _read_runs(store: Store) -> "tuple[list[Run], dict[str, tuple[str, ...]]]":
     return list(search(client, f"tags.`{KIND}` != 'trial'")), _aliases(client)
 
 
+def _reviews(runs: "Sequence[Run]") -> dict[str, str]:
+    """Return the verdict on each run's policy, by run id: of any run with it; a tuning has its winner's."""
+    policies: dict[str, tuple[str | None, str]] = {}
+    verdicts: dict[tuple[str | None, str], str] = {}
+    for run in reversed(runs):  # the newest winner and verdict count
+        run_id, tuning = str(run.info.run_id), parent_of(run)
+        if digest := run.data.params.get("policy.digest"):
+            policies[run_id] = policy = (model_of(run), digest)
+            if tuning is not None and run.data.tags.get("policy", "tuned") == "tuned":
+                policies[tuning] = policy
+            if REVIEW in run.data.tags:
+                verdicts[policy] = run.data.tags[REVIEW]
+    return {run_id: verdicts[policy] for run_id, policy in policies.items() if policy in verdicts}
+
+
 def _rank(row: RunRow) -> tuple[bool, bool, float, float]:
     measured = row.psnr is not None
     return (not measured, row.gate != "passed", -(row.sparsity or 0.0), -(row.psnr or -math.inf) if measured else 0.0)
 
 
-def _row(run: "Run", aliases: tuple[str, ...]) -> RunRow:
+def _row(run: "Run", aliases: tuple[str, ...], review: str | None) -> RunRow:
     tags, metrics, kind = run.data.tags, run.data.metrics, run.data.tags[KIND]
     # In the tunings of earlier versions the plain keys are of the tune prompts.
     prefix = "eval/" if "eval/psnr/mean" in metrics else ""
@@ -115,7 +132,7 @@ def _row(run: "Run", aliases: tuple[str, ...]) -> RunRow:
         psnr_worst=metrics.get(f"{prefix}psnr/min"),
         score=metrics.get("score"),
         gate=tags.get("gate", tags.get("eval.gate")),
-        review=tags.get(REVIEW),
+        review=review,
         aliases=aliases,
     )
 
@@ -212,8 +229,8 @@ def before_and_after(
 
 def results_of_policy(client: "MlflowClient", digest: str, preferred: str) -> Iterator[EvaluationResult]:
     """Read the results of a policy's evaluations that can be read, a preferred run's first, then the newest."""
-    runs = search(client, f"params.`policy.digest` = '{digest}' and tags.`{KIND}` = 'evaluation'")
-    for run_id in itertools.chain([preferred], (str(run.info.run_id) for run in runs)):
+    runs = (str(run.info.run_id) for run in evaluations_of_policy(client, digest))
+    for run_id in itertools.chain([preferred], runs):
         try:
             yield read_result(client, run_id)
         except (TrackingError, ResultError) as error:

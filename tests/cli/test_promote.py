@@ -1,5 +1,7 @@
 import json
+import re
 from pathlib import Path
+from queue import Queue
 
 import pytest
 from click.testing import CliRunner, Result
@@ -9,7 +11,10 @@ from sparsetune.cli.main import main
 from sparsetune.models.loading import load_pipeline
 from sparsetune.models.pipelines import demo_config
 from sparsetune.models.sparsify import default_policy
+from sparsetune.tracking.review import CHECKLIST, read_reviews
+from sparsetune.tracking.review_server import ReviewServer
 from tests.tracking.recorded import Place, World
+from tests.tracking.review_client import page_data, post, reviewing
 
 
 def run(*args: str, status: int, answers: str | None = None) -> Result:
@@ -39,7 +44,7 @@ def test_dry_run_prints_each_condition_with_its_figures_and_changes_nothing(shar
 
 def test_refusal_is_status_3_with_the_command_that_records_the_review(shared_place: Place, world: World) -> None:
     result = run("promote", "latest", "--model", "demo", status=3)
-    assert f"sparsetune review {world.unreviewed.tuning[:8]} --ok --reviewer NAME" in result.stdout
+    assert f"run: sparsetune review {world.unreviewed.tuning[:8]}" in result.stdout
     assert "failed checks: human review; run `sparsetune review" in result.stderr
     assert run("promote", "latest", "--dry-run", status=3).stdout == result.stdout
 
@@ -87,7 +92,12 @@ def test_margins_are_options(shared_place: Place, world: World) -> None:
         (("promote", "latest", "--model", "cogvideox-2b"), 2, "no tuning run of the model cogvideox-2b"),
         (("rollback", "--model", "cogvideox-2b"), 1, "there is no registered model cogvideox-2b-sparse"),
         (("rollback",), 1, "cannot roll back demo-sparse@champion: there is no alias previous"),
-        (("review", "latest"), 2, "a review without a terminal needs --ok or --reject, and --reviewer NAME"),
+        (
+            ("review", "latest"),
+            2,
+            "a review without a terminal or a display needs --ok or --reject, and --reviewer NAME",
+        ),
+        (("review", "latest", "--ok"), 2, "--ok and --reject need --reviewer NAME"),
         (("compare", "--before-after", "latest"), 1, "has no evaluation of SpargeAttn's default thresholds"),
         (("compare", "latest"), 2, "compare needs BEFORE and AFTER, or --before-after RUN"),
         (("compare", "a", "b", "--before-after", "c"), 2, "--before-after cannot be combined with BEFORE"),
@@ -109,27 +119,57 @@ def test_review_without_questions_answers_every_item(place: Place) -> None:
     assert "next: sparsetune promote" in run("review", "latest", "--ok", "--reviewer", "Bo", status=0).stdout
 
 
-def test_review_at_a_terminal_asks_for_every_item_and_opens_every_video(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened: list[str] = []
-    monkeypatch.setattr("sparsetune.cli.review._is_terminal", lambda: True)
-    monkeypatch.setattr("click.launch", lambda url: opened.append(Path(url).read_text()))
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Queue[str]:
+    """The addresses that a browser is opened with, on a display."""
+    addresses: Queue[str] = Queue()
+    monkeypatch.setenv("DISPLAY", ":1")
+    monkeypatch.setattr("click.launch", addresses.put)
+    return addresses
+
+
+def test_review_in_the_page_is_stored_and_ends_the_command(place: Place, launched: Queue[str]) -> None:
     recorded = place.tuned(0.5, sparsity=0.6)
-    result = run("review", "latest", status=0, answers="y\ny\ny\ny\ny\ny\nn\ny\ny\ny\nAda\n")
-    assert opened == ["video 0", "video 1"]
-    assert "motion: they move the same way" in result.stderr
-    assert "a red circle, number 1" in result.stderr
-    assert result.stdout.splitlines() == [
-        f"review of run {recorded.tuning}: rejected by Ada, 2 videos",
-        "  prompt_1_compare.mp4: motion",
-    ]
-    result = run("review", "latest", "--no-open", status=0, answers="y\n" * 10 + "Cy\n")
-    assert "the rejection by Ada still stands; use --take-back" in result.stdout
-    assert place.tags(recorded.evaluation)["review"] == "rejected"
-    run("review", "latest", "--no-open", "--take-back", "Ada", status=0, answers="y\n" * 10 + "Bo\n")
-    assert len(opened) == 2
-    assert place.tags(recorded.evaluation)["review"] == "ok"
+    with reviewing(launched, "latest", "--note", "on a phone", "--reviewer", "Ada") as (link, running):
+        assert "a red circle, number 1" in {one["prompt"] for one in page_data(link)["prompts"]}
+        worse = [dict.fromkeys(CHECKLIST, letter) for letter in ("a", "none")]
+        sparse = [one["sparse"] for one in page_data(link)["prompts"]]
+        answers = [{"preferred": letter, "worse": one} for letter, one in zip(sparse, worse, strict=True)]
+        assert post(link, {"reviewer": "Bo", "note": "fine", "answers": answers}) in ("ok", "rejected")
+        done = running.result(timeout=60)
+    verdict = "rejected" if sparse[0] == "a" else "ok"
+    preferred = "preferred blind: sparse 2, dense 0, no difference 0"
+    assert done.stdout.splitlines()[0] == f"review of run {recorded.tuning}: {verdict} by Bo, 2 videos, {preferred}"
+    tags = place.tags(recorded.tuning)
+    assert (tags["review"], tags["review.by"], tags["review.note"]) == (verdict, "Bo", "fine")
+    (review,) = read_reviews(place.client, recorded.evaluation).values()
+    assert [one.preferred for one in review.videos] == ["sparse", "sparse"]
+
+
+def test_review_without_a_display_opens_nothing_and_says_how_to_forward_the_port(
+    place: Place, launched: Queue[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = place.tuned(0.5, sparsity=0.6)
+    monkeypatch.delenv("DISPLAY")
+    monkeypatch.setattr("sparsetune.cli.review.is_terminal", lambda: True)
+
+    def interrupt(server: ReviewServer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ReviewServer, "wait", interrupt)
+    printed = run("review", "latest", status=130).stderr
+    link = re.search(r"http://127\.0\.0\.1:(\d+)/[\w-]{32}/", printed)
+    assert link is not None and f"ssh -N -L {link[1]}:127.0.0.1:{link[1]} " in printed
+    assert printed.splitlines()[-1] == "sparsetune: interrupted; nothing was stored"
+    assert launched.empty() and "review" not in place.tags(recorded.tuning)
+
+
+def test_take_back_is_for_approvals(place: Place) -> None:
+    place.reviewed(place.tuned(0.5, sparsity=0.6), ok=False)
+    approval = ("review", "latest", "--ok", "--reviewer", "Cy")
+    assert "the rejection by Ada still stands; use --take-back" in run(*approval, status=0).stdout
+    assert "next: sparsetune promote" in run(*approval, "--take-back", "Ada", status=0).stdout
+    assert "--take-back needs an approval" in run(*approval, "--take-back", "Ada", status=2).stderr
 
 
 def test_runs_are_a_table_best_first(shared_place: Place, world: World) -> None:
@@ -175,7 +215,7 @@ def test_real_evaluation_is_reviewed_promoted_evaluated_by_its_name_and_promoted
     run("eval", "--checkpoint", "models:/demo-sparse@champion", *small, status=0)
     again = next(one for one in json.loads(run("runs", "--json", status=0).stdout) if one["run_id"] != row["run_id"])
     assert again["sparsity"] == row["sparsity"] > 0
-    verdict = json.loads(run("promote", again["run_id"], "--json", status=3).stdout)
-    assert [condition["met"] for condition in verdict["conditions"]] == [True, False, True]
+    assert again["review"] == "ok"  # of the policy, by the first run's review
+    assert "is version 1 already, with the same policy" in run("promote", again["run_id"], status=0).stdout
     shown = json.loads(run("checkpoint", "show", "models:/demo-sparse@champion", "--json", status=0).stdout)
     assert shown["manifest"]["tuner"] == "manual"

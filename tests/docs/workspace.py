@@ -1,16 +1,20 @@
 """A checkout with an installed environment, in which the documentation's blocks run."""
 
+import contextlib
 import os
+import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.docs.blocks import ROOT, Block
+from tests.tracking.review_client import approve
 
 TIMEOUT_SECONDS = 1200.0
 _COPIED = ("Makefile", "pyproject.toml", "constraints.txt", "configs", "examples")
@@ -23,7 +27,7 @@ _SHORT = {
     "SPARSETUNE_GATE__MIN_PSNR_WORST": "27",
 }
 """Settings of shorter commands, whose blocks are tested here, not their figures."""
-_LINK = re.compile(r"http://127\.0\.0\.1:\d+")
+_LINK = re.compile(r"http://127\.0\.0\.1:\d+(?P<review>/[\w-]{32}/)?")
 
 
 @dataclass
@@ -46,9 +50,9 @@ class Workspace:
         assert outcome is None, f"{block}: {outcome}"
 
     def _outcome(self, block: Block) -> str | None:
-        with subprocess.Popen(
+        with _stdin(block) as stdin, subprocess.Popen(
             _command(block), cwd=self.folder, env=_environment(self.folder), text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, preexec_fn=_enable_ctrl_c,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=stdin, preexec_fn=_enable_ctrl_c,
         ) as process:  # fmt: skip
             timeout = threading.Timer(TIMEOUT_SECONDS, os.killpg, (process.pid, signal.SIGKILL))
             timeout.start()
@@ -56,7 +60,9 @@ class Workspace:
             printed += process.communicate()[0]
             timeout.cancel()
         if block.until_stopped:
-            succeeded = _LINK.search(printed) and process.returncode != -signal.SIGKILL and "Traceback" not in printed
+            link = _LINK.search(printed)
+            ended_well = process.returncode == 0 if link and link["review"] else process.returncode != -signal.SIGKILL
+            succeeded = link and ended_well and "Traceback" not in printed
         else:
             succeeded = process.returncode == 0
         return None if succeeded else f"exit code {process.returncode}:\n{block.text}\n{printed[-6000:]}"
@@ -67,19 +73,33 @@ class Workspace:
         (self.folder / block.title).write_text(block.text, encoding="utf-8")
 
 
+@contextlib.contextmanager
+def _stdin(block: Block) -> Iterator[int]:
+    """Yield a terminal, at which a command waits for a person; none for a command that ends by itself."""
+    if not block.until_stopped:
+        yield subprocess.DEVNULL
+        return
+    ours, theirs = pty.openpty()
+    try:
+        yield theirs
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
 def _enable_ctrl_c() -> None:
     """Restore the default handler: shells make background processes ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _until_link(process: subprocess.Popen[str]) -> str:
-    """Return the output of a server up to its link, and send Ctrl-C."""
+    """Return the output of a server up to its link; send Ctrl-C, but approve a review, which ends it too."""
     assert process.stdout is not None
     printed = ""
     for line in process.stdout:
         printed += line
-        if _LINK.search(line):
-            os.killpg(process.pid, signal.SIGINT)
+        if link := _LINK.search(line):
+            approve(link[0]) if link["review"] else os.killpg(process.pid, signal.SIGINT)
             break
     return printed
 

@@ -14,7 +14,8 @@ from sparsetune.report import build
 from sparsetune.report import build as extra
 from sparsetune.report.build import build_report
 from sparsetune.report.clips import find_clips
-from sparsetune.report.page import render, script_json
+from sparsetune.report.html import script_json
+from sparsetune.report.page import render
 from sparsetune.report.source import Source, from_folder
 from sparsetune.report.words import LANGUAGES, words
 from sparsetune.tuning.record import save_record

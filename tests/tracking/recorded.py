@@ -160,11 +160,12 @@ class Place:
         self._metrics(tuning, metrics)
         return Recorded(tuning, evaluation, judged)
 
-    def evaluated(self, cdfthreshd: float = 0.9, **result: Any) -> Recorded:
+    def evaluated(self, cdfthreshd: float = 0.9, *, model: str = "demo", **result: Any) -> Recorded:
         """Record an evaluation of a checkpoint that doesn't belong to a tuning."""
         judged = result_of(**{"digest": policy_digest(policy_of(cdfthreshd))} | result)
         checkpoint = save_checkpoint(checkpoint_of(cdfthreshd), self.folder / f"checkpoint-{self._number}")
         evaluation = self._evaluation(None, judged, checkpoint, 2)
+        self.client.set_tag(evaluation, "sparsetune.model", model)
         return Recorded(evaluation, evaluation, judged)
 
     def reviewed(self, recorded: Recorded, *, ok: bool = True) -> Recorded:
@@ -173,7 +174,7 @@ class Place:
             evaluation_id=recorded.evaluation,
             policy_digest=recorded.result.config.policy.digest,
             reviewer="Ada",
-            videos=answer_all(video_names(self.client, recorded.evaluation), ok=ok),
+            videos=answer_all(video_names(self.client, recorded.evaluation).values(), ok=ok),
         )
         record_review(self.client, review, (recorded.evaluation, recorded.tuning))
         return recorded

@@ -68,7 +68,7 @@ def test_without_a_review_or_with_a_rejection_it_is_refused(place: Place) -> Non
     recorded = place.tuned(0.5, sparsity=0.5)
     verdict = verdict_of(place, recorded)
     assert met(verdict) == [True, False, True, True]
-    assert f"sparsetune review {recorded.tuning[:8]} --ok --reviewer NAME" in verdict.conditions[1].says
+    assert f"run: sparsetune review {recorded.tuning[:8]}" in verdict.conditions[1].says
     place.reviewed(recorded, ok=False)
     rejected = verdict_of(place, recorded)
     assert met(rejected) == [True, False, True, True]
@@ -76,6 +76,15 @@ def test_without_a_review_or_with_a_rejection_it_is_refused(place: Place) -> Non
     with pytest.raises(GateError, match="conditions are not met: human review"):
         promote(place.registry(), rejected)
     assert len(versions(place)) == 1
+
+
+def test_review_of_another_run_with_the_policy_counts(place: Place) -> None:
+    reviewed, again = place.tuned(0.5, sparsity=0.5), place.evaluated(0.5, sparsity=0.5)
+    assert met(verdict_of(place, again)) == [True, False, True, True]
+    place.reviewed(reviewed)
+    assert met(verdict_of(place, again)) == [True, True, True, True]
+    place.reviewed(again, ok=False)
+    assert met(verdict_of(place, reviewed)) == [True, False, True, True]
 
 
 @pytest.mark.slow
@@ -87,7 +96,7 @@ def test_review_of_another_policy_does_not_count(place: Place, world: World) -> 
 
 @pytest.mark.slow
 def test_gate_that_does_not_hold_is_refused(place: Place) -> None:
-    recorded = place.tuned(psnrs=(30.0, 31.0))
+    recorded = place.tuned(0.5, psnrs=(30.0, 31.0))
     assert verdict_of(place, recorded, name="other").unmet == ("gate on eval prompts", "human review")
 
 

@@ -58,6 +58,13 @@ def test_runs_are_listed_best_first_with_figures_and_aliases(place: Place, world
     assert rows[5].psnr is None and rows[5].status == "RUNNING"
 
 
+def test_runs_of_a_reviewed_policy_are_listed_with_its_review(place: Place) -> None:
+    place.reviewed(place.tuned(0.5), ok=False)
+    tuned, evaluated, other = place.tuned(0.5), place.evaluated(0.5), place.evaluated(0.5, model="other")
+    reviews = {row.run_id: row.review for row in list_runs(place.store)}
+    assert (reviews[tuned.tuning], reviews[evaluated.tuning], reviews[other.tuning]) == ("rejected", "rejected", None)
+
+
 def test_runs_of_another_model_and_trials_and_other_tools_are_left_out(place: Place, world: World) -> None:
     place.foreign()
     place.run("trial", "trial 1", {})

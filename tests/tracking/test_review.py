@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sparsetune.tracking.review import (
     download_videos,
     read_reviews,
     record_review,
+    reviews_of_policy,
     video_names,
 )
 from tests.tracking.recorded import Place, Recorded
@@ -50,13 +52,37 @@ def test_one_item_that_does_not_hold_rejects() -> None:
     assert review.rejected == ("a.mp4: motion",)
 
 
+def test_incomplete_review_decides_only_where_there_is_no_other(place: Place) -> None:
+    recorded = place.tuned(0.5)
+    runs = [recorded.evaluation]
+    incomplete = review_of(recorded, "Ada").model_copy(update={"skipped": ("videos/prompt_1_compare.mp4",)})
+    assert record_review(place.client, incomplete, runs).verdict == "incomplete"
+    assert place.tags(recorded.evaluation)["review"] == "incomplete"
+    record_review(place.client, review_of(recorded, "Bo", ok=False), runs)
+    assert record_review(place.client, incomplete.model_copy(update={"reviewer": "Bo"}), runs).takes_back == ()
+    assert place.tags(recorded.evaluation)["review"] == "rejected"
+    record_review(place.client, review_of(recorded, "Bo"), runs)
+    record_review(place.client, incomplete, runs)
+    assert place.tags(recorded.evaluation)["review"] == "ok"
+
+
+def test_review_of_an_earlier_version_is_read() -> None:
+    video = {"video": "videos/prompt_0_compare.mp4", "answers": dict.fromkeys(CHECKLIST, True)}
+    stored = {
+        "evaluation_id": "1", "policy_digest": "2", "reviewer": "Ada", "at": "2026-11-25T12:00:00+00:00", "note": "",
+        "videos": [video], "takes_back": [],
+    }  # fmt: skip
+    review = Review.model_validate_json(json.dumps(stored))
+    assert (review.verdict, review.summary, review.videos[0].preferred) == ("ok", "1 video", None)
+
+
 @pytest.mark.slow
 def test_videos_come_in_the_prompts_order(place: Place, tmp_path: Path) -> None:
     recorded = place.tuned(videos=11)
     names = video_names(place.client, recorded.evaluation)
-    assert list(names) == [f"videos/prompt_{index}_compare.mp4" for index in range(11)]
+    assert list(names.items()) == [(index, f"videos/prompt_{index}_compare.mp4") for index in range(11)]
     files = download_videos(place.client, recorded.evaluation, tmp_path)
-    assert files[names[10]].read_text() == "video 10"
+    assert files[10].read_text() == "video 10"
 
 
 def test_evaluation_without_videos_cannot_be_reviewed(place: Place) -> None:
@@ -119,12 +145,27 @@ def test_another_reviewer_takes_a_rejection_back_by_its_reviewers_name(place: Pl
     record_review(place.client, review_of(recorded, "Ada", ok=False), runs)
     with pytest.raises(UsageError, match=r"a reviewer who rejected \(Ada\), got Bo"):
         record_review(place.client, review_of(recorded, "Cy"), runs, ["Bo"])
-    with pytest.raises(UsageError, match="--take-back needs --ok"):
+    with pytest.raises(UsageError, match="--take-back needs an approval"):
         record_review(place.client, review_of(recorded, "Cy", ok=False), runs, ["Ada"])
     record_review(place.client, review_of(recorded, "Cy"), runs, ["Ada"])
     assert place.tags(recorded.evaluation)["review"] == "ok"
     record_review(place.client, review_of(recorded, "Ada", ok=False), runs)  # a new one stands again
     assert place.tags(recorded.evaluation)["review"] == "rejected"
+
+
+def test_a_review_counts_for_every_evaluation_of_the_policy_on_the_model(place: Place) -> None:
+    reviewed, again = place.reviewed(place.tuned(0.5), ok=False), place.evaluated(0.5)
+    other_policy, other_model = place.tuned(0.4), place.evaluated(0.5, model="other")
+    digest = reviewed.result.config.policy.digest
+    (found,) = reviews_of_policy(place.client, digest, "demo").values()
+    assert (found.evaluation_id, found.verdict) == (reviewed.evaluation, "rejected")
+    assert reviews_of_policy(place.client, digest, "other") == {}
+    taken = record_review(place.client, review_of(again, "Ada"), [again.evaluation])
+    assert len(taken.takes_back) == 1
+    for run_id in (reviewed.evaluation, reviewed.tuning, again.evaluation):
+        assert place.tags(run_id)["review"] == "ok"
+    for run_id in (other_policy.tuning, other_policy.evaluation, other_model.evaluation):
+        assert "review" not in place.tags(run_id)
 
 
 def _review_in_a_process(database: Path, folder: Path, review: Review, run_ids: list[str], start: Any) -> None:

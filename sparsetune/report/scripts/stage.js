@@ -1,44 +1,23 @@
-// The stage: the players with their one play bar, and the PSNR of every frame under them.
+// The stage: the players, a list of prompts to choose from, and the PSNR of every frame under them.
 
 function startStage() {
   const stage = byId("stage");
   if (!stage || report.prompts.length === 0) return null;
   stage.hidden = false;
   const clips = new Map(report.prompts.map((prompt) => [prompt.key, prompt]));
-  const canvases = Object.fromEntries(
-    ["dense", "sparse", "difference", "wipe"].map((name) => [name, byId(`pane-${name}`)]));
-  const player = new Player(canvases, onFrame, (playing) => {
-    byId("play").textContent = playing ? "❚❚" : "▶";
-    byId("play").setAttribute("aria-label", translate(playing ? "pause" : "play"));
-  });
   let ready = false;
-
-  function onFrame(frame) {
-    const value = player.clip.frames[frame];
-    byId("frame").value = frame;
-    const label = value === undefined
-      ? translate("frame", { frame, last: player.clip.count - 1 })
-      : translate("frame_psnr", { frame, last: player.clip.count - 1, psnr: value.toFixed(2) });
-    byId("frame-label").textContent = label;
-    byId("frame").setAttribute("aria-valuetext", label);
-    if (ready) markFrame(frame);
-  }
+  const player = startPlayer((frame) => { if (ready) markFrame(frame); });
 
   function choose(key, frame) {
     const clip = clips.get(key);
     if (!clip) return;
     byId("prompt").value = key;
-    byId("frame").max = clip.count - 1;
-    byId("panes").classList.toggle("hidden", !clip.clip);
-    player.load(clip, frame ?? clip.worst ?? 0);
+    loadClip(player, clip, frame);
     if (ready) drawFrames(clip, player);
     markRow(clip);
   }
 
   listPrompts();
-  bindBar(player);
-  bindWipe(player);
-  bindKeys(stage, player);
   byId("prompt").addEventListener("change", () => choose(byId("prompt").value));
   const worst = report.prompts.filter((one) => one.side === report.prompts[0].side)
     .reduce((low, one) => ((one.psnr ?? 0) < (low.psnr ?? 0) ? one : low));
@@ -63,56 +42,6 @@ function listPrompts() {
     if (sides.length > 1) byId("prompt").append(element("optgroup", { label: translate(side) }, ...options));
     else byId("prompt").append(...options);
   }
-}
-
-function bindBar(player) {
-  byId("play").addEventListener("click", () => player.toggle());
-  byId("previous").addEventListener("click", () => player.seek(player.frame - 1));
-  byId("next").addEventListener("click", () => player.seek(player.frame + 1));
-  byId("worst").addEventListener("click", () => player.seek(player.clip.worst ?? 0));
-  byId("frame").addEventListener("input", () => player.seek(Number(byId("frame").value)));
-  byId("speed").addEventListener("change", () => { player.video.playbackRate = Number(byId("speed").value); });
-}
-
-function bindWipe(player) {
-  const slider = byId("wipe-at");
-  const set = (mode) => {
-    byId("panes").hidden = mode === "wipe";
-    byId("wipe").hidden = mode !== "wipe";
-    byId("mode-panes").setAttribute("aria-pressed", String(mode !== "wipe"));
-    byId("mode-wipe").setAttribute("aria-pressed", String(mode === "wipe"));
-  };
-  byId("mode-panes").addEventListener("click", () => set("panes"));
-  byId("mode-wipe").addEventListener("click", () => set("wipe"));
-  slider.addEventListener("input", () => player.wipe(Number(slider.value) / 1000));
-  const canvas = byId("pane-wipe");
-  const drag = (event) => {
-    if (event.type === "pointermove" && event.buttons === 0) return;
-    const box = canvas.getBoundingClientRect();
-    slider.value = Math.round(1000 * (event.clientX - box.left) / box.width);
-    player.wipe(Number(slider.value) / 1000);
-  };
-  canvas.addEventListener("pointerdown", drag);
-  canvas.addEventListener("pointermove", drag);
-}
-
-function bindKeys(stage, player) {
-  const keys = {
-    " ": () => player.toggle(),
-    ArrowLeft: () => player.seek(player.frame - 1),
-    ArrowRight: () => player.seek(player.frame + 1),
-    Home: () => player.seek(0),
-    End: () => player.seek(player.clip.count - 1),
-    w: () => player.seek(player.clip.worst ?? 0),
-  };
-  stage.addEventListener("keydown", (event) => {
-    // Lists and sliders have these keys for themselves, a button its space.
-    const own = event.target.matches("select, input") || (event.key === " " && event.target.matches("button"));
-    if (own || event.ctrlKey || event.metaKey || event.altKey || !(event.key in keys)) return;
-    event.preventDefault();
-    keys[event.key]();
-  });
-  stage.tabIndex = 0;
 }
 
 function drawFrames(clip, player) {
