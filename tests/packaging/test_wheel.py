@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = (
     "--n-trials=2",
+    "--min-psnr=30",
     "--caches=none",
     "--num-prompts=1",
     "--num-eval-prompts=1",

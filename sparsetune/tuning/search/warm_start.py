@@ -62,8 +62,8 @@ def next_budget(tried: Sequence[Tried], lowest: float, highest: float) -> float 
     known, passed = [each.budget for each in tried], [each.budget for each in tried if each.excess_db >= 0]
     least, largest = STEP_FACTORS
     if not passed:
-        # Lower than that by about the noise: a short search is to end with one that passes.
-        wanted = max(lowest, _crossing(tried, min(known) / largest, min(known) / least) / CLOSE**2)
+        # At least by half: a short search is to end with one that passes.
+        wanted = max(lowest, _crossing(tried, min(known) / largest, min(known) / 2.0))
         return None if wanted in known else wanted
     if max(passed) == max(known):
         wanted = min(highest, _crossing(tried, max(known) * least, max(known) * largest))
