@@ -27,6 +27,7 @@ ALWAYS = {
     "first_block": StepCache("first_block", 1e3),
     "mag": StepCache("mag", 1e3, 5, ratios=RATIOS),
     "taylorseer": StepCache("taylorseer", max_skips=5),
+    "sea": StepCache("sea", 1e3, 5),
 }
 PROMPT = "a red circle moving right over a black background"
 
@@ -62,7 +63,7 @@ def test_a_cache_skips_blocks_which_are_counted_and_is_taken_off_exactly(
     with sparsify(demo.pipe, dense(demo, ALWAYS[kind])) as handle:
         cached = renderer.render(PROMPT, 0).frames
         stats = handle.stats()
-    ran = {"first_block": NUM_LAYERS + NUM_STEPS - 1, "mag": NUM_LAYERS, "taylorseer": 3 * NUM_LAYERS}[kind]
+    ran = {"first_block": NUM_LAYERS + NUM_STEPS - 1, "taylorseer": 3 * NUM_LAYERS}.get(kind, NUM_LAYERS)
     assert stats.num_calls == {"sparse": 0, "fallback": 0, "dense": ran, "skipped": NUM_STEPS * NUM_LAYERS - ran}
     assert stats.blocks_run == pytest.approx(ran / (NUM_STEPS * NUM_LAYERS))
     assert stats.attention_computed == pytest.approx(stats.blocks_run)
@@ -83,8 +84,12 @@ def test_the_first_and_last_steps_are_never_skipped(kind: str, renderer: Rendere
     assert [share == 1.0 for share in by_step] == [True, True, True, kind == "taylorseer", True, True]
 
 
-def test_the_same_generation_is_cached_the_same_way_again(renderer: Renderer, demo: LoadedModel) -> None:
-    cache = StepCache("mag", 0.2, 2, ratios=((1.0, 0.95, 0.9, 0.95, 1.0, 1.1),))
+@pytest.mark.parametrize(
+    "cache", [StepCache("mag", 0.2, 2, ratios=((1.0, 0.95, 0.9, 0.95, 1.0, 1.1),)), StepCache("sea", 0.7, 2)]
+)
+def test_the_same_generation_is_cached_the_same_way_again(
+    cache: StepCache, renderer: Renderer, demo: LoadedModel
+) -> None:
     with sparsify(demo.pipe, dense(demo, cache)) as handle:
         first, stats = renderer.render(PROMPT, 0).frames, handle.stats()
         handle.reset()
@@ -186,11 +191,13 @@ def test_ratios_of_another_number_of_transformers_are_refused(renderer: Renderer
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "pab"}, "must be one of first_block, mag, taylorseer"),
+        ({"kind": "pab"}, "must be one of first_block, mag, taylorseer, sea"),
         ({"kind": "first_block"}, "has a threshold"),
         ({"kind": "first_block", "threshold": 0.0}, "must be above 0"),
         ({"kind": "first_block", "threshold": 0.1, "max_skips": 1}, "has no max_skips"),
         ({"kind": "taylorseer", "max_skips": 0}, "at least 1"),
+        ({"kind": "taylorseer", "max_skips": 1, "threshold": 0.1}, "has no threshold"),
+        ({"kind": "sea", "threshold": 0.1}, "has a max_skips"),
         ({"kind": "taylorseer", "max_skips": 1, "first": 1.5}, r"first must be in \[0, 1\]"),
         ({"kind": "mag", "threshold": 0.1, "max_skips": 1}, "calibrated ratios"),
     ],
@@ -250,9 +257,9 @@ def test_checkpoints_hold_the_cache_and_older_ones_load_without(demo: LoadedMode
 
 
 def test_upstream_s_hooks_have_the_names_that_we_rely_on() -> None:
-    from diffusers.hooks import first_block_cache, mag_cache, taylorseer_cache
+    from diffusers.hooks import first_block_cache, mag_cache, sea_cache, taylorseer_cache
     from diffusers.hooks._common import _ALL_TRANSFORMER_BLOCK_IDENTIFIERS
-    from diffusers.hooks.hooks import HookRegistry, StateManager
+    from diffusers.hooks.hooks import CacheContext, HookRegistry, ModelHook, StateManager
 
     assert "transformer_blocks" in _ALL_TRANSFORMER_BLOCK_IDENTIFIERS
     assert StateManager(object)._context is None
@@ -262,6 +269,15 @@ def test_upstream_s_hooks_have_the_names_that_we_rely_on() -> None:
     assert mag_cache.MagCacheHeadHook(StateManager(object), config).config is config
     hook = taylorseer_cache.TaylorSeerCacheHook(5, 2, None, StateManager(object))
     assert hook.disable_cache_after_step is None
+    assert {"name", "step_index", "num_inference_steps", "sigma"} <= set(CacheContext.__dataclass_fields__)
+    assert "fn_ref" in vars(ModelHook())
+    sea, shared = sea_cache.SeaCacheConfig(), sea_cache.SeaCacheSharedState()
+    # What StepCache's `sea` doesn't name, and what the others are set to.
+    assert (sea.residual_order, sea.power_exp) == (1, 3.0)
+    assert {"threshold", "max_consecutive_cached", "retention_steps", "cache_end_steps"} <= set(vars(sea))
+    root = sea_cache.SeaCacheRootHook(sea, StateManager(object), shared, lambda module, args, kwargs: None)
+    assert root.fn_ref is None
+    assert sea_cache.SeaCacheLeaderBlockHook(sea, root.state_manager, shared).config is sea
 
 
 def test_a_rendering_that_failed_leaves_nothing_to_the_next(renderer: Renderer, demo: LoadedModel) -> None:
