@@ -152,7 +152,7 @@ def noise_share(scheduler: Any, step: int) -> float | None:
     if getattr(scheduler, "sigmas", None) is not None:
         noise = float(scheduler.sigmas[step])
         if float(scheduler.sigmas.max()) <= 1.0:  # of flow matching, where signal and noise are 1 together
-            return noise
+            return 1.0 - noise if getattr(scheduler.config, "invert_sigmas", False) else noise
     elif getattr(scheduler, "alphas_cumprod", None) is not None:
         signal = float(scheduler.alphas_cumprod[int(scheduler.timesteps[step])])
         noise = math.sqrt((1.0 - signal) / signal) if signal else math.inf

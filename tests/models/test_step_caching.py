@@ -2,11 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
+import torch
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    EulerDiscreteScheduler,
+    FirstBlockCacheConfig,
+    FlowMatchEulerDiscreteScheduler,
+    PyramidAttentionBroadcastConfig,
+    UniPCMultistepScheduler,
+)
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.step_cache import CACHE_KINDS, StepCache
@@ -15,6 +24,8 @@ from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint, save_ch
 from sparsetune.checkpoint.sparge_pt import check_expressible
 from sparsetune.errors import CheckpointError, ModelError, ThresholdError
 from sparsetune.executor import ModelSession
+from sparsetune.models import calls
+from sparsetune.models.calls import noise_share
 from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import LoadedModel
 from sparsetune.models.sparsify import sparsify
@@ -254,6 +265,59 @@ def test_checkpoints_hold_the_cache_and_older_ones_load_without(demo: LoadedMode
     assert load_checkpoint(tmp_path / "new").policy == policy
     with pytest.raises(CheckpointError, match=r"would lose cache mag 0\.12, max_skips 2, first 0\.3"):
         check_expressible(policy, tmp_path / "old.pt")
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of diffusers
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        CogVideoXDDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing"),
+        EulerDiscreteScheduler(),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        UniPCMultistepScheduler(),
+        UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_the_share_of_noise_is_that_of_the_scheduler_s_own_noising(scheduler: Any) -> None:
+    scheduler.set_timesteps(6)
+    one, none = torch.ones(1, 1), torch.zeros(1, 1)
+    for step in range(6):
+        at = scheduler.timesteps[step : step + 1]
+        if hasattr(scheduler, "scale_noise"):
+            signal, noise = (float(scheduler.scale_noise(x, at, n)) for x, n in ((one, none), (none, one)))
+        else:
+            signal, noise = (float(scheduler.add_noise(x, n, at)) for x, n in ((one, none), (none, one)))
+        assert noise_share(scheduler, step) == pytest.approx(noise / (noise + signal), abs=1e-4)
+
+
+def test_inverted_sigmas_are_of_the_signal() -> None:
+    found = []
+    for inverted in (False, True):
+        scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=inverted)
+        scheduler.set_timesteps(4)
+        found.append([noise_share(scheduler, step) for step in range(4)])
+    assert found[1] == pytest.approx(found[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["latents", "frames first", "channels last", "packed", "positioned"])
+def test_latents_are_those_of_the_video_in_any_layout(name: str) -> None:
+    video = torch.arange(2 * 4 * 3 * 5 * 6.0).view(2, 4, 3, 5, 6)  # 4 channels, the last of them of a condition
+    module: Any = SimpleNamespace(config=SimpleNamespace(out_channels=3, patch_size=1))
+    packed, time = video.movedim(1, -1).flatten(1, 3), {"timestep": torch.zeros(1)}
+    more = torch.cat([packed, packed[:, :7]], 1)  # tokens of a conditioning image
+    ids = torch.cartesian_prod(torch.zeros(1), torch.arange(15.0), torch.arange(6.0))
+    read, given = {
+        "latents": (calls.latents_call, {"hidden_states": video}),
+        "frames first": (calls.frames_first_call, {"hidden_states": video.transpose(1, 2)}),
+        "channels last": (calls.frames_rows_call, {"hidden_states": video.movedim(1, -1)}),
+        "packed": (calls.packed_video_call, {"hidden_states": more, "num_frames": 3, "height": 5, "width": 6} | time),
+        "positioned": (calls.positioned_call, {"hidden_states": packed, "img_ids": ids} | time),
+    }[name]
+    found = calls.latents_of(read, module, given)
+    wanted = video[:, :3].view(2, 3, 1, 15, 6) if name == "positioned" else video[:, :3]
+    assert found is not None
+    assert torch.equal(torch.stack(found), wanted)
 
 
 def test_upstream_s_hooks_have_the_names_that_we_rely_on() -> None:
