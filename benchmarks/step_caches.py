@@ -75,7 +75,7 @@ def best(setup: Setup, tried: Tried) -> dict[str, object]:
 
 
 def part(options: argparse.Namespace, seed: int, steps: int) -> None:
-    changes = {"generation.num_inference_steps": steps, "tune.caches": "auto"}
+    changes = {"generation.num_inference_steps": steps, "tune.caches": options.caches}
     setup = open_setup(options, seed, changes).at(options, options.gates[0])
     started, rows = time.perf_counter(), []
 
@@ -84,8 +84,9 @@ def part(options: argparse.Namespace, seed: int, steps: int) -> None:
         rows[-1]["seconds"] = time.perf_counter() - started
         write_json(options.output / f"rows-{steps}-{seed}.json", rows)
 
-    prepared = prepare(setup.context)
-    candidates = CandidateTable(prepared.curves, prepared.sensitivity)
+    if not options.alone:
+        prepared = prepare(setup.context)
+        candidates = CandidateTable(prepared.curves, prepared.sensitivity)
 
     def allocated(cache: StepCache | None) -> Callable[[float], Policy]:
         return lambda budget: replace(allocate(candidates, budget, steepness=STEEPNESS), cache=cache)
@@ -98,13 +99,16 @@ def part(options: argparse.Namespace, seed: int, steps: int) -> None:
     def bisected_under(cache: StepCache | None) -> Tried:
         return [*bisected(setup, allocated(cache), *BUDGETS, BISECTIONS, hopeless).tried]
 
-    sparse = bisected_under(None)
-    add("sparsity", sparse)
+    if not options.alone:
+        sparse = bisected_under(None)
+        add("sparsity", sparse)
     dense = Policy.uniform(setup.layers, DENSE["cdf"])
     cached = [setup.on_tune(replace(dense, cache=cache), hopeless) for cache in caches(setup)]
     for kind in LADDERS:
         if of_kind := [each for each in cached if each[0].cache is not None and each[0].cache.kind == kind]:
             add(kind, of_kind)
+    if options.alone:
+        return
     cheap = sorted((each for each in cached if setup.passes(each[1])), key=lambda each: pairs(each[1]))
     both: Tried = []
     for policy, _ in cheap[:NUM_UNDER_CACHES]:
@@ -120,6 +124,7 @@ def launch(options: argparse.Namespace) -> None:
         command = [sys.executable, __file__, "--part", "--steps", str(steps), "--seeds", str(seed),
                    "--gates", str(options.gates[0]), "--worst", str(options.worst), "--device", options.device,
                    "--tune-prompts", str(options.tune_prompts), "--eval-prompts", str(options.eval_prompts),
+                   "--caches", *options.caches, *(["--alone"] if options.alone else []),
                    "--output", str(options.output)]  # fmt: skip
         with (options.output / f"log-{steps}-{seed}.txt").open("w") as log:
             running.append(subprocess.Popen(command, stdout=log, stderr=log))
@@ -161,6 +166,8 @@ def main() -> None:
     parser.add_argument("--worst", type=float, default=28.0, help="minimum PSNR in dB of each prompt")
     parser.add_argument("--tune-prompts", type=int, default=4, help="per seed")
     parser.add_argument("--eval-prompts", type=int, default=8, help="per seed")
+    parser.add_argument("--caches", nargs="+", default=["auto"], help="kinds of cache, as for tune (default: auto)")
+    parser.add_argument("--alone", action="store_true", help="leave out sparsity, alone and together with a cache")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, default=1, help="parallel processes")
     parser.add_argument("--output", type=Path, required=True, help="folder for results, logs and cached videos")
