@@ -172,7 +172,8 @@ class TuneConfig(_Section):
     caches: Annotated[tuple[Caches, ...], Field(min_length=1)] = Field(
         ("auto",),
         description="Step caches to search together with sparsity, which skip whole blocks: none, auto for all that "
-        "work on the model, or some. Only optuna searches them, and only for speed.",
+        "work on the model, or some of first_block, mag, taylorseer and sea. Only optuna searches them, and only for "
+        "speed.",
     )
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)] = Field(("cdf",), description="Mask rules to choose from.")
     keep_text: KeepText = Field(
