@@ -64,7 +64,7 @@ def ladders(options: argparse.Namespace, seed: int, steps: int) -> None:
 def caches(setup: Setup, first: Sequence[float | None] = FIRST) -> Iterator[StepCache]:
     """Yield every rung of the caches that work, with each share of first steps; None is the search's own."""
     context = setup.context
-    task = ProbeCaches(context.prompts[0], context.config.tune.seed, context.supported_caches, context.config.backend)
+    task = ProbeCaches(context.prompts[0], context.config.tune.seed, context.cache_kinds, context.config.backend)
     found = run_one(context.executor, task)
     space = CacheSpace(found.kinds, context.config.generation.num_inference_steps, found.ratios)
     for kind, share in itertools.product(found.kinds, first):
