@@ -49,14 +49,27 @@ def pairs(result: TrialResult) -> float:
     return mean(prompt.attention_computed or 0.0 for prompt in result.prompts)
 
 
-def caches(setup: Setup) -> Iterator[StepCache]:
+def ladders(options: argparse.Namespace, seed: int, steps: int) -> None:
+    changes = {"generation.num_inference_steps": steps, "tune.caches": options.caches}
+    setup = open_setup(options, seed, changes)
+    dense = Policy.uniform(setup.layers, DENSE["cdf"])
+    print("| steps | cache | blocks run | PSNR, dB | worst, dB |\n| --- | --- | --- | --- | --- |")
+    for cache in caches(setup, (None,)):
+        result = setup.eval_runner.run(0, {}, replace(dense, cache=cache))
+        print(
+            f"| {steps} | {cache} | {result.blocks_run:.2f} | {result.psnr:.1f} | {result.psnr_worst:.1f} |", flush=True
+        )
+
+
+def caches(setup: Setup, first: Sequence[float | None] = FIRST) -> Iterator[StepCache]:
+    """Yield every rung of the caches that work, with each share of first steps; None is the search's own."""
     context = setup.context
-    task = ProbeCaches(context.prompts[0], context.config.tune.seed, context.supported_caches, context.config.backend)
+    task = ProbeCaches(context.prompts[0], context.config.tune.seed, context.cache_kinds, context.config.backend)
     found = run_one(context.executor, task)
     space = CacheSpace(found.kinds, context.config.generation.num_inference_steps, found.ratios)
-    for kind, first in itertools.product(found.kinds, FIRST):
+    for kind, share in itertools.product(found.kinds, first):
         for rung in range(len(LADDERS[kind])):
-            cache = space.cache(space.rung(kind, rung) | {"cache_first": first})
+            cache = space.cache(space.rung(kind, rung) | ({} if share is None else {"cache_first": share}))
             assert cache is not None
             yield cache
 
@@ -75,7 +88,7 @@ def best(setup: Setup, tried: Tried) -> dict[str, object]:
 
 
 def part(options: argparse.Namespace, seed: int, steps: int) -> None:
-    changes = {"generation.num_inference_steps": steps, "tune.caches": "auto"}
+    changes = {"generation.num_inference_steps": steps, "tune.caches": options.caches}
     setup = open_setup(options, seed, changes).at(options, options.gates[0])
     started, rows = time.perf_counter(), []
 
@@ -120,6 +133,7 @@ def launch(options: argparse.Namespace) -> None:
         command = [sys.executable, __file__, "--part", "--steps", str(steps), "--seeds", str(seed),
                    "--gates", str(options.gates[0]), "--worst", str(options.worst), "--device", options.device,
                    "--tune-prompts", str(options.tune_prompts), "--eval-prompts", str(options.eval_prompts),
+                   "--caches", *options.caches,
                    "--output", str(options.output)]  # fmt: skip
         with (options.output / f"log-{steps}-{seed}.txt").open("w") as log:
             running.append(subprocess.Popen(command, stdout=log, stderr=log))
@@ -161,12 +175,18 @@ def main() -> None:
     parser.add_argument("--worst", type=float, default=28.0, help="minimum PSNR in dB of each prompt")
     parser.add_argument("--tune-prompts", type=int, default=4, help="per seed")
     parser.add_argument("--eval-prompts", type=int, default=8, help="per seed")
+    parser.add_argument("--caches", nargs="+", default=["auto"], help="kinds of cache, as for tune (default: auto)")
+    parser.add_argument("--ladders", action="store_true", help="print every rung of a cache, on the eval prompts alone")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, default=1, help="parallel processes")
     parser.add_argument("--output", type=Path, required=True, help="folder for results, logs and cached videos")
     parser.add_argument("--part", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
+    if options.ladders:
+        for steps, seed in itertools.product(options.steps, options.seeds):
+            ladders(options, seed, steps)
+        return
     if options.part:
         part(options, options.seeds[0], options.steps[0])
         return

@@ -2,9 +2,9 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -149,10 +149,12 @@ class SparseHandle:
             self._cache.remove()
             self._cache = None
 
-    def before_call(self, site: TransformerSite, step: int | None, num_steps: int) -> None:
+    def before_call(
+        self, site: TransformerSite, step: int | None, num_steps: int, arguments: Mapping[str, Any]
+    ) -> None:
         """Let the cache skip, or not, in a transformer's call; a `CallObserver`'s."""
         if self._cache is not None:
-            self._cache.before_call(self._sites.transformers.index(site), step, num_steps)
+            self._cache.before_call(self._sites.transformers.index(site), step, num_steps, arguments)
         self._called.clear()
 
     def after_call(self, site: TransformerSite, step: int | None) -> None:

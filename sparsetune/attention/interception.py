@@ -8,7 +8,7 @@ import copy
 import functools
 import logging
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,7 +33,9 @@ _DIFFUSERS_HOOKS = "_diffusers_hook"
 class CallObserver(Protocol):
     """Is told of each transformer call; of no call within a graph of `torch.compile`."""
 
-    def before_call(self, site: TransformerSite, step: int | None, num_steps: int) -> None: ...
+    def before_call(
+        self, site: TransformerSite, step: int | None, num_steps: int, arguments: Mapping[str, Any]
+    ) -> None: ...
 
     def after_call(self, site: TransformerSite, step: int | None) -> None:
         """Not called where the transformer's forward raised."""
@@ -154,7 +156,7 @@ class Interception:
             try:
                 if self._observer is None or torch.compiler.is_compiling():
                     return original(*args, **kwargs)
-                step = self._before(self._observer, transformer, call.timestep)
+                step = self._before(self._observer, transformer, call.timestep, given)
                 output = original(*args, **kwargs)
                 self._after(self._observer, transformer, step)
                 return output
@@ -187,9 +189,11 @@ class Interception:
 
     # What a broken graph leaves to Python is traced too, call by call: not these.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _before(self, observer: CallObserver, site: TransformerSite, timestep: Tensor) -> int | None:
+    def _before(
+        self, observer: CallObserver, site: TransformerSite, timestep: Tensor, arguments: Mapping[str, Any]
+    ) -> int | None:
         step, num_steps = self._step(timestep)
-        observer.before_call(site, step, num_steps)
+        observer.before_call(site, step, num_steps, arguments)
         return step
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

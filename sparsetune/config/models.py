@@ -20,7 +20,7 @@ Sampler = Literal["tpe", "gp", "nsga2", "cmaes", "random"]
 Goal = Literal["sparsity", "speed", "pareto"]
 Objective = Literal["auto", "sparsity", "speed", "pareto"]
 KeepText = Literal["always", "never", "search"]
-Caches = Literal["none", "auto", "first_block", "mag", "taylorseer"]
+Caches = Literal["none", "auto", "first_block", "mag", "taylorseer", "sea"]
 Space = Literal["budget", "raw"]
 GatePreset = Literal["strict", "trajectory", "quality"]
 TrialVideos = Literal["none", "worst", "all"]
@@ -172,7 +172,8 @@ class TuneConfig(_Section):
     caches: Annotated[tuple[Caches, ...], Field(min_length=1)] = Field(
         ("auto",),
         description="Step caches to search together with sparsity, which skip whole blocks: none, auto for all that "
-        "work on the model, or some. Only optuna searches them, and only for speed.",
+        "work on the model, or some of first_block, mag, taylorseer and sea. Only optuna searches them, and only for "
+        "speed.",
     )
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)] = Field(("cdf",), description="Mask rules to choose from.")
     keep_text: KeepText = Field(

@@ -1,7 +1,7 @@
 """Timestep and token grid of a transformer's call, read from its arguments, and a scheduler's timesteps."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -103,6 +103,31 @@ def shaped_call(module: nn.Module, arguments: Mapping[str, Any]) -> TransformerC
     return TransformerCall(_time(arguments), tuple(grid), tail)
 
 
+_CHANNELS: Mapping[Any, int] = {frames_first_call: 2, frames_rows_call: -1}
+"""The dimension of channels in a call's latents, where it isn't the one after the batch."""
+
+
+def latents_of(
+    read_call: Callable[[nn.Module, Mapping[str, Any]], TransformerCall],
+    module: nn.Module,
+    arguments: Mapping[str, Any],
+) -> list[Tensor] | None:
+    """Return the latents that a call denoises, each (channels, frames, height, width), without condition channels.
+
+    None where they aren't one tensor, or their grid isn't known.
+    """
+    latents, channels = arguments.get("hidden_states"), _CHANNELS.get(read_call, 1)
+    if not isinstance(latents, Tensor) or latents.dim() not in (3, 4, 5):
+        return None
+    if latents.dim() == 3:
+        grid, _ = read_call(module, arguments).grid_and_tail(latents.shape[1])
+        latents, channels = latents[:, : math.prod(grid)].reshape(len(latents), *grid, -1), -1
+    elif latents.dim() == 4:
+        latents = latents.unsqueeze(2)
+    count = getattr(module.config, "out_channels", None)
+    return list(latents.movedim(channels, 1)[:, :count].unbind())
+
+
 def timesteps(scheduler: Any) -> Sequence[float]:
     return _listed(scheduler.timesteps)
 
@@ -119,6 +144,21 @@ def sigmas(scheduler: Any) -> Sequence[float]:
 def sigma_ratios(scheduler: Any) -> Sequence[float]:
     """Noise over noise and signal at every step, in [0, 1)."""
     return [value / (1 + value) for value in sigmas(scheduler)]
+
+
+def noise_share(scheduler: Any, step: int) -> float | None:
+    """Noise over noise and signal at a step, in [0, 1]; None where a scheduler doesn't say."""
+    noise: float
+    if getattr(scheduler, "sigmas", None) is not None:
+        noise = float(scheduler.sigmas[step])
+        if float(scheduler.sigmas.max()) <= 1.0:  # of flow matching, where signal and noise are 1 together
+            return 1.0 - noise if getattr(scheduler.config, "invert_sigmas", False) else noise
+    elif getattr(scheduler, "alphas_cumprod", None) is not None:
+        signal = float(scheduler.alphas_cumprod[int(scheduler.timesteps[step])])
+        noise = math.sqrt((1.0 - signal) / signal) if signal else math.inf
+    else:
+        return None
+    return 1.0 if math.isinf(noise) else noise / (1.0 + noise)
 
 
 def patch_of(module: nn.Module) -> Grid:

@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -126,7 +127,11 @@ def attention_sites(pipe: Any, family: Family | None = None) -> AttentionSites:
         transformers,
         _Steps(pipe, family.steps or calls.timesteps),
         lambda: _step_index(pipe.scheduler),
-        DiffusersCaching([getattr(pipe, transformer.name) for transformer in transformers]),
+        DiffusersCaching(
+            [getattr(pipe, transformer.name) for transformer in transformers],
+            partial(calls.latents_of, family.read_call),
+            lambda step: calls.noise_share(pipe.scheduler, step),
+        ),
         counts_steps=family.steps is None and hasattr(pipe.scheduler, "step_index"),
     )
 

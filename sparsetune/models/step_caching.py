@@ -3,25 +3,44 @@
 import contextlib
 import inspect
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sparsetune.attention.step_cache import CacheKind, StepCache
+from sparsetune.attention.step_cache import (
+    CACHE_KINDS,
+    WITH_MAX_SKIPS,
+    WITH_THRESHOLD,
+    CacheKind,
+    StepCache,
+    StepCaching,
+)
 from sparsetune.errors import ModelError
 
 _HOOKS = "_diffusers_hook"  # the attribute in which diffusers keeps a module's hooks
 _NEVER = -1.0  # a threshold that no change is under
+_ANY = 1e3  # one that every change is under
 _WARM_UP = 2  # steps that TaylorSeer must compute before it predicts
+
+ReadLatents = Callable[[nn.Module, Mapping[str, Any]], list[Tensor] | None]
+ReadNoise = Callable[[int], float | None]
 
 
 class DiffusersCaching:
-    """The step caches of diffusers for a pipeline's transformers, see `StepCaching`."""
+    """The step caches of diffusers for a pipeline's transformers, see `StepCaching`.
 
-    def __init__(self, transformers: Sequence[nn.Module]) -> None:
-        self._given = tuple(transformers)  # perhaps wrapped by torch.compile
+    Args:
+        transformers: perhaps wrapped by torch.compile.
+        latents: what a transformer's call denoises, by its arguments, each (channels, frames, height, width).
+        noise: noise over noise and signal at a step, in [0, 1].
+    """
+
+    def __init__(self, transformers: Sequence[nn.Module], latents: ReadLatents, noise: ReadNoise) -> None:
+        self._given = tuple(transformers)
+        self._latents, self._noise = latents, noise
         self._transformers = tuple(getattr(module, "_orig_mod", module) for module in transformers)
 
     def enabled(self) -> str | None:
@@ -49,7 +68,7 @@ class DiffusersCaching:
         installed: list[_OnTransformer] = []
         try:
             for index, module in enumerate(self._transformers):
-                installed.append(_OnTransformer(module, cache, index))
+                installed.append(_OnTransformer(module, cache, index, self._latents, self._noise))
         except BaseException:
             for one in installed:
                 one.remove()
@@ -61,8 +80,8 @@ class _Installed:
     def __init__(self, caches: "list[_OnTransformer]") -> None:
         self._caches = caches
 
-    def before_call(self, transformer: int, step: int | None, num_steps: int) -> None:
-        self._caches[transformer].before_call(step, num_steps)
+    def before_call(self, transformer: int, step: int | None, num_steps: int, arguments: Mapping[str, Any]) -> None:
+        self._caches[transformer].before_call(step, num_steps, arguments)
 
     def reset(self) -> None:
         for cache in self._caches:
@@ -77,8 +96,16 @@ class _Installed:
 class _OnTransformer:
     """A cache on one transformer."""
 
-    def __init__(self, module: Any, cache: StepCache, index: int) -> None:
+    def __init__(
+        self,
+        module: Any,
+        cache: StepCache,
+        index: int,
+        latents: ReadLatents = lambda module, arguments: None,
+        noise: ReadNoise = lambda step: None,
+    ) -> None:
         self.module, self.cache, self._index = module, cache, index
+        self._latents, self._noise = latents, noise
         self._num_steps = 0
         self._last_step: int | None = None
         if not hasattr(module, "enable_cache"):
@@ -101,8 +128,11 @@ class _OnTransformer:
                 f"{type(module).__name__} doesn't support the cache {cache.kind}: diffusers finds no blocks in it; use "
                 "another one of --caches"
             )
+        self._root = next((hook for hook in hooks_of(module) if type(hook).__name__ == _ROOT), None)
+        if self._root is not None:  # it runs in `before_call`, where the step is known
+            self._root.fn_ref.pre_forward = lambda module, *args, **kwargs: (args, kwargs)
 
-    def before_call(self, step: int | None, num_steps: int) -> None:
+    def before_call(self, step: int | None, num_steps: int, arguments: Mapping[str, Any]) -> None:
         """Let the hooks skip, or not, in the next call."""
         if self.module._cache_config is not self._config:
             raise ModelError(
@@ -114,7 +144,8 @@ class _OnTransformer:
             if self._last_step is not None and step < self._last_step:
                 self.forget()
             self._last_step = step
-        if self._hooks[0].state_manager._context is None:
+        manager = self._hooks[0].state_manager
+        if manager._context is None:
             raise ModelError(
                 f"the cache {self.cache.kind} can't run in this pipeline, which doesn't name its transformer calls "
                 "(cache_context); use another one of --caches, or none"
@@ -123,11 +154,17 @@ class _OnTransformer:
             for hook in self._hooks:
                 hook.disable_cache_after_step = None if may_skip else 0  # all steps from there on are computed
             return
-        # First Block Cache's hook has a copy of the threshold, MagCache's shares the configuration.
+        # First Block Cache's hook has a copy of the threshold, the others' share the configuration.
         owner = self._hooks[0] if self.cache.kind == "first_block" else self._config
         owner.threshold = self.cache.threshold if may_skip else _NEVER
         if self.cache.kind == "mag":
             self._fit_ratios(num_steps)
+        if self._root is not None:
+            # Few pipelines of diffusers pass these.
+            noise = None if step is None else self._noise(step)
+            context = replace(manager._context, step_index=step, sigma=noise, num_inference_steps=num_steps)
+            manager.set_context(context)
+            self._root.pre_forward(self.module, **arguments)
 
     def forget(self) -> None:
         """Forget an earlier generation, which the pipeline does at its end, but not where it failed."""
@@ -152,7 +189,7 @@ class _OnTransformer:
             registry.invalidate_child_registries_cache()
 
     def _make_config(self) -> Any:
-        from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
+        from diffusers import FirstBlockCacheConfig, MagCacheConfig, SeaCacheConfig, TaylorSeerCacheConfig
 
         cache = self.cache
         if cache.kind == "first_block":
@@ -162,6 +199,11 @@ class _OnTransformer:
             return MagCacheConfig(  # type: ignore[no-untyped-call]
                 threshold=cache.threshold or 0.0, max_skip_steps=cache.max_skips or 0, retention_ratio=0.0,
                 num_inference_steps=len(ratios), mag_ratios=ratios,
+            )  # fmt: skip
+        if cache.kind == "sea":
+            return SeaCacheConfig(  # type: ignore[no-untyped-call]
+                threshold=cache.threshold or 0.0, max_consecutive_cached=cache.max_skips or 0, retention_steps=0,
+                cache_end_steps=0, raw_vision_callback=lambda module, _, kwargs: self._latents(module, kwargs),
             )  # fmt: skip
         return TaylorSeerCacheConfig(  # type: ignore[no-untyped-call]
             cache_interval=(cache.max_skips or 0) + 1,
@@ -184,25 +226,37 @@ class _OnTransformer:
         self._num_steps = num_steps
 
 
-def supported_kinds(pipe: Any, transformers: Sequence[nn.Module]) -> tuple[CacheKind, ...]:
+def supported_kinds(pipe: Any, caching: StepCaching, num_transformers: int) -> tuple[CacheKind, ...]:
     """Return the kinds of cache that can be installed on a pipeline's transformers, without rendering."""
     if "cache_context" not in inspect.getsource(type(pipe).__call__):  # without it hooks can't tell calls apart
         return ()
-    one = ((1.0,),) * len(transformers)
-    gentle = (StepCache("first_block", 1.0), StepCache("mag", 1.0, 1, ratios=one), StepCache("taylorseer", max_skips=1))
-    return tuple(cache.kind for cache in gentle if _can_be_installed(transformers, cache))
+    ratios = ((1.0,),) * num_transformers
+    return tuple(kind for kind in CACHE_KINDS if _can_be_installed(caching, always_skipping(kind, ratios)))
 
 
-def _can_be_installed(transformers: Sequence[nn.Module], cache: StepCache) -> bool:
+def always_skipping(kind: CacheKind, ratios: tuple[tuple[float, ...], ...]) -> StepCache:
+    """Return a cache that skips every other step, whatever the error."""
+    return StepCache(
+        kind,
+        _ANY if kind in WITH_THRESHOLD else None,
+        1 if kind in WITH_MAX_SKIPS else None,
+        ratios=ratios if kind == "mag" else (),
+    )
+
+
+def _can_be_installed(caching: StepCaching, cache: StepCache) -> bool:
     try:
-        DiffusersCaching(transformers).install(cache).remove()
+        caching.install(cache).remove()
     except ModelError:
         return False
     return True
 
 
-_LEADERS = ("FBCHeadBlockHook", "MagCacheHeadHook", "TaylorSeerCacheHook")
+_LEADERS = ("FBCHeadBlockHook", "MagCacheHeadHook", "TaylorSeerCacheHook", "SeaCacheLeaderBlockHook")
 """Names of the hooks that decide whether a step is skipped."""
+
+_ROOT = "SeaCacheRootHook"
+"""Name of the hook that prepares SeaCache for a call of the transformer."""
 
 
 def hooks_of(module: nn.Module) -> list[Any]:

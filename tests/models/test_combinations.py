@@ -173,6 +173,7 @@ CACHES = (
     StepCache("first_block", 1e3),
     StepCache("mag", 1e3, 5, ratios=((1.0,) * 2, (1.0,) * 4)),
     StepCache("taylorseer", max_skips=5),
+    StepCache("sea", 1e3, 5),
 )
 
 
@@ -188,12 +189,14 @@ def test_a_policy_s_cache_works_on_two_transformers_with_guidance_by_two_calls(
     if offloaded:
         pipe.enable_model_cpu_offload(device="cpu")
     with sparsify(pipe, replace(policy(pipe, HALF), cache=cache), "reference") as handle:
-        support.rendered(pipe, case)
+        cached = support.rendered(pipe, case)
         stats = handle.stats()
+        assert torch.equal(support.rendered(pipe, case), cached)
     first, second = {  # the first transformer runs two steps, the second four
         "first_block": ((1.0, 0.5), (1.0, 0.5, 0.5, 0.5)),
         "mag": ((1.0, 0.0), (1.0, 0.0, 0.0, 0.0)),
         "taylorseer": ((1.0, 1.0), (1.0, 1.0, 0.0, 1.0)),
+        "sea": ((1.0, 0.0), (1.0, 0.0, 0.0, 0.0)),
     }[cache.kind]
     assert stats.blocks_run_by_step == (*first, *second)
     assert sum(stats.num_calls.values()) == 6 * 2 * 2  # steps, calls for guidance, layers

@@ -2,11 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
+import torch
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    EulerDiscreteScheduler,
+    FirstBlockCacheConfig,
+    FlowMatchEulerDiscreteScheduler,
+    PyramidAttentionBroadcastConfig,
+    UniPCMultistepScheduler,
+)
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.step_cache import CACHE_KINDS, StepCache
@@ -15,6 +24,8 @@ from sparsetune.checkpoint import Checkpoint, Manifest, load_checkpoint, save_ch
 from sparsetune.checkpoint.sparge_pt import check_expressible
 from sparsetune.errors import CheckpointError, ModelError, ThresholdError
 from sparsetune.executor import ModelSession
+from sparsetune.models import calls
+from sparsetune.models.calls import noise_share
 from sparsetune.models.generation import Renderer
 from sparsetune.models.loading import LoadedModel
 from sparsetune.models.sparsify import sparsify
@@ -27,6 +38,7 @@ ALWAYS = {
     "first_block": StepCache("first_block", 1e3),
     "mag": StepCache("mag", 1e3, 5, ratios=RATIOS),
     "taylorseer": StepCache("taylorseer", max_skips=5),
+    "sea": StepCache("sea", 1e3, 5),
 }
 PROMPT = "a red circle moving right over a black background"
 
@@ -62,7 +74,7 @@ def test_a_cache_skips_blocks_which_are_counted_and_is_taken_off_exactly(
     with sparsify(demo.pipe, dense(demo, ALWAYS[kind])) as handle:
         cached = renderer.render(PROMPT, 0).frames
         stats = handle.stats()
-    ran = {"first_block": NUM_LAYERS + NUM_STEPS - 1, "mag": NUM_LAYERS, "taylorseer": 3 * NUM_LAYERS}[kind]
+    ran = {"first_block": NUM_LAYERS + NUM_STEPS - 1, "taylorseer": 3 * NUM_LAYERS}.get(kind, NUM_LAYERS)
     assert stats.num_calls == {"sparse": 0, "fallback": 0, "dense": ran, "skipped": NUM_STEPS * NUM_LAYERS - ran}
     assert stats.blocks_run == pytest.approx(ran / (NUM_STEPS * NUM_LAYERS))
     assert stats.attention_computed == pytest.approx(stats.blocks_run)
@@ -83,8 +95,12 @@ def test_the_first_and_last_steps_are_never_skipped(kind: str, renderer: Rendere
     assert [share == 1.0 for share in by_step] == [True, True, True, kind == "taylorseer", True, True]
 
 
-def test_the_same_generation_is_cached_the_same_way_again(renderer: Renderer, demo: LoadedModel) -> None:
-    cache = StepCache("mag", 0.2, 2, ratios=((1.0, 0.95, 0.9, 0.95, 1.0, 1.1),))
+@pytest.mark.parametrize(
+    "cache", [StepCache("mag", 0.2, 2, ratios=((1.0, 0.95, 0.9, 0.95, 1.0, 1.1),)), StepCache("sea", 0.7, 2)]
+)
+def test_the_same_generation_is_cached_the_same_way_again(
+    cache: StepCache, renderer: Renderer, demo: LoadedModel
+) -> None:
     with sparsify(demo.pipe, dense(demo, cache)) as handle:
         first, stats = renderer.render(PROMPT, 0).frames, handle.stats()
         handle.reset()
@@ -186,11 +202,13 @@ def test_ratios_of_another_number_of_transformers_are_refused(renderer: Renderer
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "pab"}, "must be one of first_block, mag, taylorseer"),
+        ({"kind": "pab"}, "must be one of first_block, mag, taylorseer, sea"),
         ({"kind": "first_block"}, "has a threshold"),
         ({"kind": "first_block", "threshold": 0.0}, "must be above 0"),
         ({"kind": "first_block", "threshold": 0.1, "max_skips": 1}, "has no max_skips"),
         ({"kind": "taylorseer", "max_skips": 0}, "at least 1"),
+        ({"kind": "taylorseer", "max_skips": 1, "threshold": 0.1}, "has no threshold"),
+        ({"kind": "sea", "threshold": 0.1}, "has a max_skips"),
         ({"kind": "taylorseer", "max_skips": 1, "first": 1.5}, r"first must be in \[0, 1\]"),
         ({"kind": "mag", "threshold": 0.1, "max_skips": 1}, "calibrated ratios"),
     ],
@@ -249,10 +267,63 @@ def test_checkpoints_hold_the_cache_and_older_ones_load_without(demo: LoadedMode
         check_expressible(policy, tmp_path / "old.pt")
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of diffusers
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        CogVideoXDDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing"),
+        EulerDiscreteScheduler(),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        UniPCMultistepScheduler(),
+        UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_the_share_of_noise_is_that_of_the_scheduler_s_own_noising(scheduler: Any) -> None:
+    scheduler.set_timesteps(6)
+    one, none = torch.ones(1, 1), torch.zeros(1, 1)
+    for step in range(6):
+        at = scheduler.timesteps[step : step + 1]
+        if hasattr(scheduler, "scale_noise"):
+            signal, noise = (float(scheduler.scale_noise(x, at, n)) for x, n in ((one, none), (none, one)))
+        else:
+            signal, noise = (float(scheduler.add_noise(x, n, at)) for x, n in ((one, none), (none, one)))
+        assert noise_share(scheduler, step) == pytest.approx(noise / (noise + signal), abs=1e-4)
+
+
+def test_inverted_sigmas_are_of_the_signal() -> None:
+    found = []
+    for inverted in (False, True):
+        scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=inverted)
+        scheduler.set_timesteps(4)
+        found.append([noise_share(scheduler, step) for step in range(4)])
+    assert found[1] == pytest.approx(found[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["latents", "frames first", "channels last", "packed", "positioned"])
+def test_latents_are_those_of_the_video_in_any_layout(name: str) -> None:
+    video = torch.arange(2 * 4 * 3 * 5 * 6.0).view(2, 4, 3, 5, 6)  # 4 channels, the last of them of a condition
+    module: Any = SimpleNamespace(config=SimpleNamespace(out_channels=3, patch_size=1))
+    packed, time = video.movedim(1, -1).flatten(1, 3), {"timestep": torch.zeros(1)}
+    more = torch.cat([packed, packed[:, :7]], 1)  # tokens of a conditioning image
+    ids = torch.cartesian_prod(torch.zeros(1), torch.arange(15.0), torch.arange(6.0))
+    read, given = {
+        "latents": (calls.latents_call, {"hidden_states": video}),
+        "frames first": (calls.frames_first_call, {"hidden_states": video.transpose(1, 2)}),
+        "channels last": (calls.frames_rows_call, {"hidden_states": video.movedim(1, -1)}),
+        "packed": (calls.packed_video_call, {"hidden_states": more, "num_frames": 3, "height": 5, "width": 6} | time),
+        "positioned": (calls.positioned_call, {"hidden_states": packed, "img_ids": ids} | time),
+    }[name]
+    found = calls.latents_of(read, module, given)
+    wanted = video[:, :3].view(2, 3, 1, 15, 6) if name == "positioned" else video[:, :3]
+    assert found is not None
+    assert torch.equal(torch.stack(found), wanted)
+
+
 def test_upstream_s_hooks_have_the_names_that_we_rely_on() -> None:
-    from diffusers.hooks import first_block_cache, mag_cache, taylorseer_cache
+    from diffusers.hooks import first_block_cache, mag_cache, sea_cache, taylorseer_cache
     from diffusers.hooks._common import _ALL_TRANSFORMER_BLOCK_IDENTIFIERS
-    from diffusers.hooks.hooks import HookRegistry, StateManager
+    from diffusers.hooks.hooks import CacheContext, HookRegistry, ModelHook, StateManager
 
     assert "transformer_blocks" in _ALL_TRANSFORMER_BLOCK_IDENTIFIERS
     assert StateManager(object)._context is None
@@ -262,6 +333,15 @@ def test_upstream_s_hooks_have_the_names_that_we_rely_on() -> None:
     assert mag_cache.MagCacheHeadHook(StateManager(object), config).config is config
     hook = taylorseer_cache.TaylorSeerCacheHook(5, 2, None, StateManager(object))
     assert hook.disable_cache_after_step is None
+    assert {"name", "step_index", "num_inference_steps", "sigma"} <= set(CacheContext.__dataclass_fields__)
+    assert "fn_ref" in vars(ModelHook())
+    sea, shared = sea_cache.SeaCacheConfig(), sea_cache.SeaCacheSharedState()
+    # What StepCache's `sea` doesn't name, and what the others are set to.
+    assert (sea.residual_order, sea.power_exp) == (1, 3.0)
+    assert {"threshold", "max_consecutive_cached", "retention_steps", "cache_end_steps"} <= set(vars(sea))
+    root = sea_cache.SeaCacheRootHook(sea, StateManager(object), shared, lambda module, args, kwargs: None)
+    assert root.fn_ref is None
+    assert sea_cache.SeaCacheLeaderBlockHook(sea, root.state_manager, shared).config is sea
 
 
 def test_a_rendering_that_failed_leaves_nothing_to_the_next(renderer: Renderer, demo: LoadedModel) -> None:

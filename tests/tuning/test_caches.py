@@ -3,16 +3,17 @@
 import math
 from pathlib import Path
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 
-from sparsetune.attention.step_cache import StepCache
+from sparsetune.attention.step_cache import CACHE_KINDS, CacheKind, StepCache
 from sparsetune.bench.step_time import StepSeconds
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.metrics import Gate
 from sparsetune.tuning.search import run as searches
 from sparsetune.tuning.search import study as studies
-from sparsetune.tuning.search.caches import CacheSpace, has_slack
+from sparsetune.tuning.search.caches import LADDERS, CacheSpace, has_slack
 from sparsetune.tuning.search.objective import Objective, TrialRunner
 from sparsetune.tuning.search.ranking import winner
 from sparsetune.tuning.search.space import DENSE, THRESHOLDS, SearchSpace
@@ -46,8 +47,18 @@ def test_a_rung_is_a_cache_and_with_few_steps_more_of_them_run(num_steps: int, f
     assert caches.cache(caches.rung("taylorseer", 1)) == StepCache("taylorseer", max_skips=2, first=first)
     assert caches.cache(caches.rung("mag", 0)) == StepCache("mag", 0.06, 1, first=first, ratios=RATIOS)
     assert caches.cache(caches.rung("first_block", 2)) == StepCache("first_block", 0.25, first=first)
+    assert caches.cache(caches.rung("sea", 2)) == StepCache("sea", 0.35, 3, first=first)
     assert caches.cache({"cache": "none"}) is None
     assert caches.cache({}) is None
+
+
+@pytest.mark.parametrize("kind", CACHE_KINDS)
+def test_the_sampler_may_choose_every_rung(kind: CacheKind) -> None:
+    caches = space((kind,))
+    for rung in range(len(LADDERS[kind])):
+        params = caches.rung(kind, rung)
+        wanted = {name: value for name, value in params.items() if name != "cache"}
+        assert caches.suggest(optuna.trial.FixedTrial(wanted), optional=False) == params
 
 
 def test_the_cheapest_with_slack_is_chosen() -> None:

@@ -3,20 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sparsetune.attention.step_cache import CacheKind, StepCache
+from sparsetune.attention.step_cache import CacheKind
 from sparsetune.errors import GenerationError, ModelError, OutOfMemoryError
 from sparsetune.executor import Emit, ModelSession, StepDone
 from sparsetune.models.families import attention_sites
 from sparsetune.models.generation import Renderer
 from sparsetune.models.prompts import AnyPrompt
 from sparsetune.models.sparsify import default_policy, sparsify
-from sparsetune.models.step_caching import measuring_ratios, supported_kinds
+from sparsetune.models.step_caching import always_skipping, measuring_ratios, supported_kinds
 
 PROBE_STEPS = 5
 """Denoising steps of the rendering that shows whether a cache skips."""
-
-_ANY = 1e3
-"""A threshold that every step is under."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,8 @@ class FindCaches:
 
     def run(self, session: ModelSession, emit: Emit) -> tuple[CacheKind, ...]:
         pipe = session.restore().loaded.pipe
-        return supported_kinds(pipe, [site.module for site in attention_sites(pipe).transformers])
+        sites = attention_sites(pipe)
+        return () if sites.caching is None else supported_kinds(pipe, sites.caching, len(sites.transformers))
 
 
 @dataclass(frozen=True)
@@ -76,12 +74,7 @@ class ProbeCaches:
 
     def _doesnt_skip(self, renderer: Renderer, kind: CacheKind, ratios: Sequence[tuple[float, ...]]) -> str | None:
         short = renderer.with_steps(PROBE_STEPS)
-        cache = {
-            "first_block": lambda: StepCache("first_block", _ANY),
-            "mag": lambda: StepCache("mag", _ANY, 1, ratios=tuple(ratios)),
-            "taylorseer": lambda: StepCache("taylorseer", max_skips=1),
-        }[kind]()
-        pipe = renderer.loaded.pipe
+        cache, pipe = always_skipping(kind, tuple(ratios)), renderer.loaded.pipe
         with sparsify(pipe, replace(default_policy(pipe), cache=cache), self.backend) as handle:
             short.render(self.prompt, self.seed)
             return None if handle.stats().blocks_run < 1.0 else "it skipped no block in a short rendering"

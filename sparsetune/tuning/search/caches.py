@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import optuna
 
-from sparsetune.attention.step_cache import CacheKind, StepCache
+from sparsetune.attention.step_cache import WITH_MAX_SKIPS, CacheKind, StepCache
 from sparsetune.tuning.events import Parameter
 
 NO_CACHE = "none"
@@ -18,13 +18,16 @@ LAST = (0.0, 0.2, 0.1)
 
 MAX_SKIPS = 10
 
-_THRESHOLDS: Mapping[CacheKind, tuple[float, float]] = {"first_block": (0.03, 0.8), "mag": (0.02, 0.6)}
+_THRESHOLDS: Mapping[CacheKind, tuple[float, float]] = {
+    "first_block": (0.03, 0.8), "mag": (0.02, 0.6), "sea": (0.05, 2.0),
+}  # fmt: skip
 """Ranges; logarithmic scale."""
 
 LADDERS: Mapping[CacheKind, tuple[tuple[float | None, int | None], ...]] = {
     "taylorseer": ((None, 1), (None, 2), (None, 3), (None, 5), (None, 8)),
     "mag": ((0.06, 1), (0.12, 2), (0.2, 3), (0.3, 4), (0.5, 5)),
     "first_block": ((0.08, None), (0.15, None), (0.25, None), (0.4, None), (0.6, None)),
+    "sea": ((0.1, 1), (0.2, 2), (0.35, 3), (0.6, 4), (1.0, 6)),
 }
 """Threshold and max_skips from gentle to aggressive."""
 
@@ -45,7 +48,7 @@ class CacheSpace:
         if kind in _THRESHOLDS:
             name = f"{kind}_threshold"
             params[name] = trial.suggest_float(name, *_THRESHOLDS[kind], log=True)  # type: ignore[index]
-        if kind in ("mag", "taylorseer"):
+        if kind in WITH_MAX_SKIPS:
             name = f"{kind}_skips"
             params[name] = trial.suggest_int(name, 1, MAX_SKIPS)
         if kind != NO_CACHE:
