@@ -127,7 +127,7 @@ def test_help_states_default_and_the_demo_s_own() -> None:
     text = help_text()
     demo = parse().eval.num_prompts
     assert f"[default: {EvalConfig().num_prompts}; {demo} for demo]" in text
-    assert options_table()["tune.n_trials"]["default"] == "30; 7 for demo, 40 for most packaged models"
+    assert options_table()["tune.n_trials"]["default"] == "30; 9 for demo, 40 for most packaged models"
     assert options_table()["generation.height"]["default"] == "480; 64 for demo, its own for a packaged model"
     assert "[default: configs/prompts/eval.txt; configs/prompts/demo-eval.txt for demo]" in text
     assert "Record runs in MLflow. [default: yes]" in text
