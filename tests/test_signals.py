@@ -71,6 +71,23 @@ def test_the_first_ctrl_c_is_answered_and_the_second_ends_at_once() -> None:
         assert process.wait(20) == 130
 
 
+STARTING = """
+import os, signal, sys, types
+command = types.ModuleType("sparsetune.cli.main")
+command.main = lambda: os.kill(os.getpid(), signal.SIGINT)
+sys.modules["sparsetune.cli.main"] = command
+from sparsetune.__main__ import run
+run()
+"""
+"""Ctrl-C before the command can answer it."""
+
+
+def test_ctrl_c_while_the_command_starts_shows_no_traceback() -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(signals.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", STARTING], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
 def test_a_deferred_signal_interrupts_after_the_block() -> None:
     done = []
     with raising_interrupts():

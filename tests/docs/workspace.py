@@ -120,7 +120,7 @@ def _link_environment(target: Path) -> None:
     for name in ("bin", "lib"):
         (target / name).symlink_to(Path(sys.prefix) / name)
     shutil.copy(Path(sys.prefix) / "pyvenv.cfg", target)
-    for name in (".installed", ".developed"):
+    for name in (".installed", ".served", ".developed"):
         (target / name).touch()
     for name in ("pyproject.toml", "constraints.txt"):
         os.utime(target.parent / name, (0, 0))  # older than both, so that make installs nothing

@@ -86,7 +86,7 @@ class Place:
         else:
             process = self.start(arguments)
             try:
-                process.wait(draw.uniform(0.0, 1.1 * whole.seconds))
+                process.wait(draw.uniform(0.3, 1.1 * whole.seconds))  # before that Python itself starts
             except subprocess.TimeoutExpired:
                 process.send_signal(draw.choice(SIGNALS))
         _, log = process.communicate()
@@ -116,7 +116,9 @@ class Place:
 
 def unexpected(log: str) -> str:
     """What a command's log must not have."""
-    return "a traceback" if "Traceback" in log or "sparsetune: unexpected" in log else ""
+    lines = log.splitlines()
+    starts = [n for n, line in enumerate(lines) if "Traceback" in line or "sparsetune: unexpected" in line]
+    return "a traceback: " + " | ".join(lines[starts[0] :]) if starts else ""
 
 
 def _is_whole(database: Path) -> bool:
