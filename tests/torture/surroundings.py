@@ -55,7 +55,7 @@ def refusing() -> Iterator[str]:
 @contextmanager
 def killed(folder: Path) -> Iterator[str]:
     """An MLflow server that is killed some seconds after a command began."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     server = MlflowServer(f"sqlite:///{folder}/server.db", folder)
     server.start()
     timer = threading.Timer(8.0, server.kill)
