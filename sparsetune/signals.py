@@ -114,8 +114,13 @@ def deferring_interrupts() -> contextlib.AbstractContextManager[None]:
 
 def wait_for_answer() -> None:
     """Let the answer to a signal that interrupted be printed before what follows, which it would overwrite."""
-    if _interruption.number is not None:
+    if is_interrupted():
         _interruption.answered.wait(_ANSWER_SECONDS)
+
+
+def is_interrupted() -> bool:
+    """Whether a signal interrupted: a library may turn its KeyboardInterrupt into an error of its own."""
+    return _interruption.number is not None
 
 
 def exit_status() -> int:

@@ -168,6 +168,8 @@ def exit_status(error: BaseException, options: GlobalOptions) -> int:
         return _log_error(
             error, f"{place}{error.strerror}; check the path, its permissions and the free space", 1, options
         )
+    if signals.is_interrupted():
+        return exit_status(KeyboardInterrupt(), options)
     advice = "" if options.debug else "; run it again as `sparsetune --debug ...` for the traceback"
     return _log_error(error, f"unexpected {type(error).__name__}: {error}{advice}", 1, options)
 

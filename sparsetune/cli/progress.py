@@ -123,7 +123,7 @@ class TimeLeft:
 
     def text(self, phase: str) -> str:
         if self.phase is None:
-            return "unknown until the first step is measured"
+            return "not known yet"
         if self.total == self.phase:
             return f"{clock_text(self.phase)} ({self.basis})"
         total = "plus later phases" if self.total is None else f"{clock_text(self.total)} in total"

@@ -183,6 +183,8 @@ class TuningProgress(events.TuningListener):
         left = None if phase is None else seconds_left(phase)
         if phase is None or left is None or phase.description == PHASE:
             return self.display.phase_time_left()
+        if phase.description == "trials" and phase.completed * len(self.study.prompts) < 0.5:
+            return TimeLeft()  # most of the time so far went into the first prompt's dense video
         rendering = self._rendering_seconds()
         trials_end, at_most, basis = left, False, pace_text(phase, "step")
         if phase.description == "trials":

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -223,6 +224,20 @@ def test_unknown_setting_is_a_usage_error_that_names_the_nearest() -> None:
     status, _, err = run("cache", "ls", "--set", "cache.max_bg=3")
     assert status == 2
     assert "did you mean cache.max_gb?" in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_that_a_library_made_an_error_of_its_own_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build_config(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(30)
+        except KeyboardInterrupt as error:
+            raise ValueError("a schema can't be built") from error
+
+    monkeypatch.setattr("sparsetune.cli.cache.build_config", build_config)
+    status, _, err = run("cache", "ls")
+    assert (status, err.strip()) == (130, "sparsetune: interrupted; no incomplete files were left")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

@@ -148,7 +148,7 @@ def test_nothing_is_foretold_before_anything_was_done() -> None:
     display.start_phase("calibration", 10.0)
     clock.now += 5.0
     assert seconds_left(display.phases["calibration"]) is None
-    assert display.time_left().text("calibration") == "unknown until the first step is measured"
+    assert display.time_left().text("calibration") == "not known yet"
 
 
 def test_a_phase_starts_and_ends_once() -> None:
