@@ -32,7 +32,7 @@ SMALL = {
     "generation.num_inference_steps": 2,
     "model.device": "cpu",
     "tune.n_trials": 3,
-    "tune.sampler": "random",  # whose first trials don't depend on which one ends first
+    "tune.objective": "pareto",  # whose first trials don't depend on each other, and none is pruned for another
     "tune.num_prompts": 2,
     "tune.calibration_steps": 2,
     "tune.orders": ("raster",),
