@@ -177,7 +177,7 @@ def _serve(
     try:
         with (
             scratch_folder() as folder,
-            serving(page, download_videos(client, candidate.evaluation_id, folder), store) as server,
+            serving(page, download_videos(client, candidate.evaluation_id, names, folder), store) as server,
         ):
             click.echo(f"the review is at {server.link} (Ctrl-C ends it, with nothing stored)", err=True)
             if opens:

@@ -105,9 +105,10 @@ def answer_all(videos: Iterable[str], *, ok: bool) -> tuple[VideoReview, ...]:
     return tuple(VideoReview(video=video, answers=dict.fromkeys(CHECKLIST, ok)) for video in videos)
 
 
-def download_videos(client: "MlflowClient", evaluation_id: str, folder: Path) -> dict[int, Path]:
-    """Download an evaluation's side-by-side videos; return each file by its prompt's index."""
-    names = video_names(client, evaluation_id)
+def download_videos(
+    client: "MlflowClient", evaluation_id: str, names: Mapping[int, str], folder: Path
+) -> dict[int, Path]:
+    """Download side-by-side videos, as `video_names` lists them; return each file by its prompt's index."""
     with store_errors(f"read the videos of run {evaluation_id}"):
         return {
             index: Path(client.download_artifacts(evaluation_id, name, str(folder))) for index, name in names.items()

@@ -81,7 +81,7 @@ def test_videos_come_in_the_prompts_order(place: Place, tmp_path: Path) -> None:
     recorded = place.tuned(videos=11)
     names = video_names(place.client, recorded.evaluation)
     assert list(names.items()) == [(index, f"videos/prompt_{index}_compare.mp4") for index in range(11)]
-    files = download_videos(place.client, recorded.evaluation, tmp_path)
+    files = download_videos(place.client, recorded.evaluation, names, tmp_path)
     assert files[10].read_text() == "video 10"
 
 

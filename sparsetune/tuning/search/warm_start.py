@@ -30,8 +30,11 @@ NUM_TRIALS = 6
 CLOSE = 1.05
 """Budgets within about this factor count as the same: their videos differ by no more than the prompts' noise."""
 
-STEP_FACTORS = (1.25, 4.0)
-"""Least and largest factor to step by while only budgets that pass, or only ones that fail, are known."""
+STEPS_UP = (1.25, 4.0)
+"""Least and largest factor to step by while only budgets that pass are known."""
+
+STEPS_DOWN = (2.0, 4.0)
+"""Least and largest factor to step down by while none has passed: a short search is to end with one that does."""
 
 DB_PER_DOUBLING = 6.0
 """By how much PSNR falls with twice the budget, until two budgets are known: its error is then about twice as large."""
@@ -60,19 +63,19 @@ def next_budget(tried: Sequence[Tried], lowest: float, highest: float) -> float 
     if not tried:
         return None
     known, passed = [each.budget for each in tried], [each.budget for each in tried if each.excess_db >= 0]
-    least, largest = STEP_FACTORS
     if not passed:
-        # At least by half: a short search is to end with one that passes.
-        wanted = max(lowest, _crossing(tried, min(known) / largest, min(known) / 2.0))
+        least, largest = STEPS_DOWN
+        wanted = max(lowest, _crossing(tried, min(known) / largest, min(known) / least))
         return None if wanted in known else wanted
     if max(passed) == max(known):
+        least, largest = STEPS_UP
         wanted = min(highest, _crossing(tried, max(known) * least, max(known) * largest))
         return None if wanted in known else wanted
-    ends = [max(tried, key=lambda each: (each.excess_db >= 0, each.budget))]
-    ends.append(min((each for each in tried if each.budget > ends[0].budget), key=lambda each: each.budget))
+    below = max((each for each in tried if each.excess_db >= 0), key=lambda each: each.budget)
+    above = min((each for each in tried if each.budget > below.budget), key=lambda each: each.budget)
     crossing = _crossing(tried, min(known), max(known))
-    if not ends[0].budget < crossing < ends[1].budget * CLOSE:  # PSNR doesn't fall along one line over that range
-        crossing = _crossing(ends, ends[0].budget, ends[1].budget)
+    if not below.budget < crossing < above.budget * CLOSE:  # PSNR doesn't fall along one line over that range
+        crossing = _crossing((below, above), below.budget, above.budget)
     for wanted in (crossing, crossing / CLOSE, crossing / CLOSE**2):  # lower where the previous one failed
         if max(passed) * math.sqrt(CLOSE) > wanted:
             return None
