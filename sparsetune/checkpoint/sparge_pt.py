@@ -1,28 +1,28 @@
 """SpargeAttn's checkpoint format: a `torch.save`d dict of one tensor per threshold and layer."""
 
+import io
+import pickle
+import pickletools
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import LayerThresholds
 from sparsetune.checkpoint.policy_file import (
     Column,
-    check_shapes,
     from_columns,
-    threshold_columns,
     to_columns,
     unwrapped,
 )
 from sparsetune.errors import CheckpointError
 from sparsetune.files import atomic_path
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _MAX_BYTES = 64 * 10**6
 _KEY = re.compile(r"(.+)\.inner_attention\.(is_sparse|cdfthreshd|simthreshd1|simthreshd2|pvthreshd)")
@@ -40,26 +40,27 @@ def read_sparge_pt(path: Path | str, *, root: str = "transformer") -> Policy:
     by its pvthreshd there; here it runs fully dense. `write_sparge_pt` writes the stored value again.
 
     Args:
-        path: the `.pt` file; only tensors are unpickled.
+        path: the `.pt` file, in the format that `torch.save` writes since PyTorch 1.6. It is read without PyTorch,
+            whose import takes over a second; only tensors are unpickled.
         root: the pipeline's attribute under which the keys' modules lie.
 
     Raises:
         CheckpointError: the file can't be read, holds more than tensors, or has wrong keys, shapes or values.
     """
     path = Path(path)
-    layers: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in _tensors(path).items():
+    layers: dict[str, dict[str, Column]] = {}
+    for key, array in _arrays(path).items():
         match = _KEY.fullmatch(key)
         if match is None:
             raise CheckpointError(
                 f"{path}: key {key!r} is not MODULE.inner_attention.THRESHOLD; "
                 "use a file of SpargeAttn's extract_sparse_attention_state_dict"
             )
-        layers.setdefault(unwrapped(match[1]), {})[match[2]] = tensor
+        layers.setdefault(unwrapped(match[1]), {})[match[2]] = array
     if not layers:
         raise CheckpointError(f"{path} holds no thresholds; tune first")
     try:
-        return Policy(tuple(layer_of_tensors(f"{root}.{module}", columns) for module, columns in layers.items()))
+        return Policy(tuple(from_columns(f"{root}.{module}", "cdf", columns) for module, columns in layers.items()))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -117,20 +118,6 @@ def check_expressible(policy: Policy, path: Path, *, root: str = "transformer", 
         )
 
 
-def layer_of_tensors(name: str, tensors: "Mapping[str, Tensor]") -> LayerThresholds:
-    """Build a layer from SpargeAttn's tensors of shape (heads,), as `from_columns`; others are ignored."""
-    import torch
-
-    wanted = {column: tensors[column] for column in ("is_sparse", *threshold_columns("cdf")) if column in tensors}
-    real = all(tensor.layout == torch.strided and not tensor.is_complex() for tensor in wanted.values())
-    if wanted:  # before they are copied: a tensor may claim far more than its file holds
-        check_shapes(name, {column: tuple(tensor.shape) for column, tensor in wanted.items()}, real=real)
-    arrays: dict[str, Column] = {
-        column: tensor.detach().to("cpu", torch.float32).numpy() for column, tensor in wanted.items()
-    }
-    return from_columns(name, "cdf", arrays)
-
-
 def _sparge_columns(layer: LayerThresholds) -> dict[str, Column]:
     """Return a layer's columns in the order in which SpargeAttn's module registers its parameters."""
     columns = to_columns(layer)
@@ -157,12 +144,63 @@ def _check_size(path: Path) -> None:
         raise CheckpointError(f"{path} holds {size / 1e6:.0f} MB, more than thresholds need; is it a model's weights?")
 
 
-def _tensors(path: Path) -> "Mapping[str, Tensor]":
-    import torch
+_DTYPES = {
+    "BoolStorage": "?", "BFloat16Storage": "<u2", "HalfStorage": "<f2", "FloatStorage": "<f4", "DoubleStorage": "<f8",
+}  # fmt: skip
 
+
+class _Unpickler(pickle.Unpickler):
+    """Reads tensors of `torch.save` as arrays; anything else that a pickle could call is refused."""
+
+    def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
+        content = archive.read(f"{folder}/data.pkl")
+        if any(opcode.name == "BUILD" for opcode, _, _ in pickletools.genops(content)):
+            raise pickle.UnpicklingError("it sets an object's state")
+        super().__init__(io.BytesIO(content))
+        self._archive, self._folder = archive, folder
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = {
+            "collections.OrderedDict": OrderedDict,
+            "torch._utils._rebuild_tensor_v2": _strided,
+            "torch._utils._rebuild_parameter": _data,
+        }
+        if module == "torch" and name in _DTYPES:
+            return name
+        if (found := known.get(f"{module}.{name}")) is None:
+            raise pickle.UnpicklingError(f"it has {module}.{name}")
+        return found
+
+    def persistent_load(self, pid: Any) -> NDArray[Any]:
+        _, storage, key, _, count = pid
+        content = self._archive.read(f"{self._folder}/data/{key}")
+        if storage == "BFloat16Storage":  # the upper half of a float32
+            return (np.frombuffer(content, "<u2", count).astype("<u4") << 16).view("<f4")
+        return np.frombuffer(content, _DTYPES[storage], count)
+
+
+def _strided(
+    storage: NDArray[Any], offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object
+) -> NDArray[Any]:
+    """Return a tensor's view of its storage; it may be far larger, so nothing is copied."""
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if min(offset, *shape, *strides) < 0 or (0 not in shape and last >= len(storage)):
+        raise pickle.UnpicklingError("a tensor is larger than what is stored of it")
+    steps = [stride * storage.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False)
+
+
+def _data(array: NDArray[Any], *_: object) -> NDArray[Any]:
+    return array
+
+
+def _arrays(path: Path) -> Mapping[str, Column]:
+    """Read a `torch.save`d dict of tensors without PyTorch, whose import takes over a second."""
     _check_size(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            folder = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("/data.pkl")
+            loaded = _Unpickler(archive, folder).load()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # unpickling what isn't a pickle of tensors raises nearly anything
@@ -172,6 +210,6 @@ def _tensors(path: Path) -> "Mapping[str, Tensor]":
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} must hold a dict of tensors, got {type(loaded).__name__}")
     for key, value in loaded.items():
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+        if not isinstance(key, str) or not isinstance(value, np.ndarray):
             raise CheckpointError(f"{path} must hold only tensors by name, but {key!r} is a {type(value).__name__}")
     return loaded

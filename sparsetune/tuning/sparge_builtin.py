@@ -25,7 +25,7 @@ from sparsetune.attention.thresholds import LayerThresholds
 from sparsetune.attention.unmask import Refusal, UnmaskedCall, unmasked_call
 from sparsetune.bench.latency import device_clock
 from sparsetune.checkpoint import read_sparge_pt
-from sparsetune.checkpoint.sparge_pt import layer_of_tensors
+from sparsetune.checkpoint.policy_file import Column, from_columns
 from sparsetune.errors import TuningError
 from sparsetune.executor import StepDone
 from sparsetune.files import atomic_path
@@ -176,14 +176,17 @@ class _Search:
             with atomic_path(path) as temporary:
                 torch.save({key: tensor.detach().cpu() for key, tensor in tensors.items()}, temporary)
             layers = [
-                layer_of_tensors(name, {column: getattr(self._modules[name], column) for column in COLUMNS})
-                for name in (layer.name for layer in transformer.layers)
+                from_columns(layer.name, "cdf", _columns(self._modules[layer.name])) for layer in transformer.layers
             ]
             read = read_sparge_pt(path, root=transformer.name)
             if {layer.name: layer for layer in read.layers} != {layer.name: layer for layer in layers}:
                 raise TuningError(f"{path} doesn't contain the thresholds that were saved; please report this bug")
             found += layers
         return Policy(tuple(found))
+
+
+def _columns(module: Any) -> dict[str, Column]:
+    return {column: getattr(module, column).detach().float().cpu().numpy() for column in COLUMNS}
 
 
 def _skeleton(transformer: TransformerSite, modules: dict[str, Any]) -> nn.Module:

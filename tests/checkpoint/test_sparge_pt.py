@@ -1,5 +1,8 @@
 import pickle
+import subprocess
+import sys
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +102,42 @@ def test_a_file_without_its_unused_threshold_is_read(tmp_path: Path) -> None:
     assert load_checkpoint(saved(tmp_path / "a.pt", values)).manifest.tuner == "builtin"
 
 
+def test_a_file_is_read_without_pytorch(tmp_path: Path) -> None:
+    saved(tmp_path / "a.pt", sparge_layer(MODULE.format(0)))
+    program = "import sys; from sparsetune.checkpoint import read_sparge_pt; read_sparge_pt(sys.argv[1])"
+    program += "; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.pt")], check=True)
+
+
+def test_views_are_read_by_their_strides_and_never_beyond_their_storage(tmp_path: Path) -> None:
+    values = sparge_layer(MODULE.format(0))
+    name = f"{MODULE.format(0)}.inner_attention.cdfthreshd"
+    expected = [head.cdfthreshd for head in read_sparge_pt(saved(tmp_path / "a.pt", values)).layers[0].heads]
+    strided = torch.zeros(9)
+    strided[1::2] = values[name]
+    read = read_sparge_pt(saved(tmp_path / "b.pt", values | {name: strided[1::2]}))
+    assert [head.cdfthreshd for head in read.layers[0].heads] == expected
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        content = {entry: archive.read(entry) for entry in archive.namelist()}
+    key = next(entry for entry in content if "/data/" in entry)
+    with zipfile.ZipFile(tmp_path / "short.pt", "w") as archive:
+        for entry, data in content.items():
+            archive.writestr(entry, data[:1] if entry == key else data)
+    with pytest.raises(CheckpointError, match=r"cannot load .* as tensors"):
+        read_sparge_pt(tmp_path / "short.pt")
+
+
 class Code:
     def __reduce__(self) -> tuple[Any, ...]:
         return (print, ("ran",))
 
 
-@pytest.mark.parametrize("value", [{"a": Code()}, torch.nn.Linear(1, 1)])
+class State:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (OrderedDict, (), {"a": 1})
+
+
+@pytest.mark.parametrize("value", [{"a": Code()}, {"a": State()}, torch.nn.Linear(1, 1)])
 def test_code_in_a_file_is_refused_and_never_run(
     tmp_path: Path, value: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,7 +180,8 @@ def test_other_contents_are_refused(tmp_path: Path, value: Any, message: str) ->
         ("simthreshd1", torch.zeros(3), r"of one shape \(heads,\).*simthreshd1 \(3,\)"),
         ("cdfthreshd", torch.zeros(4, 1), r"of one shape \(heads,\).*cdfthreshd \(4, 1\)"),
         ("is_sparse", torch.tensor([0.0, 0.5, 1.0, 1.0]), "is_sparse must be true or false for each head"),
-        ("pvthreshd", torch.zeros(4).to_sparse(), "must be real and of one shape"),
+        ("pvthreshd", torch.zeros(4).to_sparse(), r"cannot load .* as tensors"),
+        ("pvthreshd", torch.zeros(4, dtype=torch.complex64), r"cannot load .* as tensors"),
     ],
 )
 def test_values_that_do_not_hold_are_refused(tmp_path: Path, column: str, value: Tensor, message: str) -> None:
