@@ -33,7 +33,7 @@ EVENTS: Final[Mapping[str, Mapping[str, str]]] = {
         "num_prompts": "number of tune prompts",
         "num_steps": "denoising steps of a rendering",
     },
-    "phase": {"phase": "the phase that starts: calibration, refinement, sensitivity, trials or evaluation"},
+    "phase": {"phase": "the phase that starts: calibration, refinement, sensitivity, trials, validation or evaluation"},
     "progress": {
         "phase": "the current phase: one of those, or render for `sparsetune generate`",
         "fraction": "part of the phase that is done, in [0, 1]",
@@ -63,6 +63,13 @@ EVENTS: Final[Mapping[str, Mapping[str, str]]] = {
         "worker": "its number, host and GPU",
     },
     "wait": {"what": "what other processes of the study still run"},
+    "validation": _TRIAL
+    | {
+        "num_prompts": "number of validation prompts",
+        "psnr": "mean PSNR on them in dB; null where a rendering failed",
+        "psnr_worst": "PSNR of the worst of them in dB; null as psnr",
+        "feasible": "whether it meets the gate on them too",
+    },
     "winner": _TRIAL
     | {"sparsity": "see trial_end", "psnr": "see trial_end", "checkpoint_path": "its checkpoint folder"},
     "study_end": {

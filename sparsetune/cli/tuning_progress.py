@@ -22,11 +22,12 @@ MESSAGES = {
     "refinement": "searching every head's thresholds on the tune prompts",
     "sensitivity": "measuring how sensitive each part of the generation is",
     "trials": "running trials on the tune prompts",
+    "validation": "checking the best trials on validation prompts",
     "evaluation": "evaluating SpargeAttn's default thresholds, then the winner, on the eval prompts",
 }
 BUILTIN_MESSAGES = {"calibration": "running SpargeAttn's own search on the tune prompts"}
 PHASES_OF_TUNER = {
-    "optuna": ("calibration", "sensitivity", "trials", "evaluation"),
+    "optuna": ("calibration", "sensitivity", "trials", "validation", "evaluation"),
     "calibrate": ("calibration", "refinement", "trials", "evaluation"),
     "builtin": ("calibration", "trials", "evaluation"),
 }
@@ -107,6 +108,13 @@ class TuningProgress(events.TuningListener):
 
     def on_wait(self, what: str) -> None:
         self.display.log_event("wait", f"waiting for another process: {what}", what=what)
+
+    def on_validation(self, validation: events.Validation) -> None:
+        outcome = "meets" if validation.feasible else "misses"
+        message = f"trial {validation.number} {outcome} the gate on the validation prompts"
+        if validation.psnr is not None:
+            message += f": psnr {validation.psnr:.2f} dB (worst {validation.psnr_worst:.2f})"
+        self.display.log_event("validation", message, validation)
 
     def on_winner(self, trial: events.TrialResult, checkpoint_path: Path) -> None:
         message = f"winner: trial {trial.number}, {trial_text(trial)}"

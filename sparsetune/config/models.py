@@ -142,6 +142,12 @@ class TuneConfig(_Section):
     )
     n_trials: int = Field(30, gt=0, description="Total trials, including earlier runs.")
     num_prompts: int = Field(4, description="Prompts per trial, from the top of the file.")
+    validation_prompts: int = Field(
+        4,
+        ge=0,
+        description="Further prompts of the file on which the winner has to meet the gate too, up to as many as it "
+        "has; 0 skips that. Only optuna uses them.",
+    )
     prompt_file: LocalPath = Field(
         default_factory=lambda: configs_folder() / "prompts" / "tune.txt",
         description="Prompts to tune on: one a line, or YAML, JSON or CSV with images.",

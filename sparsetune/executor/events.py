@@ -29,7 +29,7 @@ Emit = Callable[[object], None]
 Side = Literal["dense", "sparse", "dense_again", "kernel", "yardstick"]
 """What a rendering is for; `dense_again` and `kernel` are rungs of the attribution ladder."""
 
-Phase = Literal["preparation", "calibration", "refinement", "sensitivity", "trials", "evaluation"]
+Phase = Literal["preparation", "calibration", "refinement", "sensitivity", "trials", "validation", "evaluation"]
 
 PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
 """Phases of a tuning in order: events, displays, costs, records and reports use these names."""

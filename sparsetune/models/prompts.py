@@ -104,7 +104,7 @@ def _digest_of(path: Path, state: tuple[int, ...]) -> str:
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
-def load_prompts(path: str | Path, limit: int | None = None) -> tuple[AnyPrompt, ...]:
+def load_prompts(path: str | Path, limit: int | None = None, further: int = 0) -> tuple[AnyPrompt, ...]:
     """Read a prompt file, UTF-8, in the format of its ending, in upper or lower case.
 
     - `.txt` or no ending: one prompt a line; blank lines and lines that begin with `#` are skipped.
@@ -119,6 +119,7 @@ def load_prompts(path: str | Path, limit: int | None = None) -> tuple[AnyPrompt,
     Args:
         path: the file.
         limit: take only the first `limit` prompts, at least 1.
+        further: beyond `limit`, take up to as many more as the file has.
 
     Raises:
         PromptError: the file can't be read, holds no or invalid prompts or images, or `limit` is out of range.
@@ -136,7 +137,7 @@ def load_prompts(path: str | Path, limit: int | None = None) -> tuple[AnyPrompt,
         return prompts
     if not 1 <= limit <= len(prompts):
         raise PromptError(f"the number of prompts must be from 1 to the {len(prompts)} that {file} holds, got {limit}")
-    return prompts[:limit]
+    return prompts[: limit + further]
 
 
 def _parse(file: Path, text: str) -> tuple[AnyPrompt, ...]:

@@ -176,6 +176,8 @@ def log_study_end(run: RunLogger, result: TuningResult, runs: Mapping[int, str],
         tags["verdict"] = result.evaluation.verdict
         tags["gate"] = "passed" if result.evaluation.gate.passed else "failed"
     tables = {"trials.json": [_trial_row(trial, runs.get(trial.number)) for trial in result.trials]}
+    if result.validations:
+        tables["validation.json"] = [asdict(validation) for validation in result.validations]
     if result.incidents:
         tables["incidents.json"] = [asdict(incident) for incident in result.incidents]
     if result.insight is not None:

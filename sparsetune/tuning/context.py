@@ -48,6 +48,7 @@ class TuningContext:
     listeners: tuple[TuningListener, ...]
     output_dir: Path
     started: float  # `time.perf_counter()` at the start
+    validation_prompts: tuple[AnyPrompt, ...] = ()
     supported_caches: tuple[CacheKind, ...] = ()  # by the model
 
     @property
@@ -209,7 +210,8 @@ def open_context(
             "--parallel-tune for the GPUs of this host"
         )
     load_metrics(config.eval.metric_modules, config.eval.lpips_weights)
-    prompts = load_prompts(config.tune.prompt_file, config.tune.num_prompts)
+    num_prompts = config.tune.num_prompts
+    prompts = load_prompts(config.tune.prompt_file, num_prompts, further=config.tune.validation_prompts)
     eval_prompts = load_prompts(config.eval.prompt_file, config.eval.num_prompts)
     cache, gate = BaselineCache(config.cache.folder.absolute(), config.cache.max_gb), Gate(**config.gate.bounds)
     for_speed = config.tune.objective == "speed" or (
@@ -227,7 +229,8 @@ def open_context(
         config=config,
         executor=executor,
         runtime=runtime,
-        prompts=prompts,
+        prompts=prompts[:num_prompts],
+        validation_prompts=prompts[num_prompts:] if config.tune.tuner == "optuna" else (),
         eval_prompts=eval_prompts,
         cache=cache,
         gate=gate,

@@ -30,6 +30,7 @@ class Workload:
     num_steps: int
     num_prompts: int
     num_eval_prompts: int
+    num_validation_prompts: int
     n_trials: int
     num_groups: int  # of layers with a sensitivity of their own; a single one is not probed
     calibration_steps: int  # denoising steps at which every attention call is measured
@@ -111,6 +112,7 @@ def workload(context: TuningContext) -> Workload:
         num_steps=config.generation.num_inference_steps,
         num_prompts=len(context.prompts),
         num_eval_prompts=len(context.eval_prompts),
+        num_validation_prompts=len(context.validation_prompts),
         n_trials=config.tune.n_trials,
         num_groups=num_groups(config.tune.granularity, len(context.renderer.loaded.identity.layers)),
         calibration_steps=len(sampled_steps(context)),
@@ -165,7 +167,10 @@ def plan(costs: StepCosts, work: Workload) -> tuple[TunerCost, ...]:
         preparation = (phase("preparation", int("mag" in work.caches), 0, timing),)
         if not work.skips_work:  # only caches are searched; the prompts' dense videos are rendered by the first trial
             search_phases = (phase("trials", work.num_prompts + renderings, 0, renderings * beside),)
-    optuna = (*preparation, *search_phases, evaluation)
+    validated = work.num_validation_prompts
+    more = validated * beside if work.caches and not work.skips_work else 0.0
+    validation = (phase("validation", validated, validated, more),) if validated else ()
+    optuna = (*preparation, *search_phases, *validation, evaluation)
     rendering_peak = max(costs.peak_dense_gib, costs.peak_sparse_gib)
     peak = max(rendering_peak, costs.peak_measure_gib)
     return (

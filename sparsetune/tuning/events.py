@@ -101,6 +101,30 @@ class TrialPrompt:
     worker: Worker | None = None
 
 
+@dataclass(frozen=True)
+class Validation:
+    """A trial's figures on the validation prompts.
+
+    Args:
+        number: the trial's.
+        num_prompts: number of validation prompts.
+        psnr: mean in dB; None where a rendering failed.
+        psnr_worst: of the worst prompt, in dB; None as `psnr`.
+        excess_db: by how much it exceeds the search's gate in dB; negative where it misses it.
+    """
+
+    number: int
+    num_prompts: int
+    psnr: float | None
+    psnr_worst: float | None
+    excess_db: float
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it meets the gate."""
+        return self.excess_db >= 0.0
+
+
 class Prediction(NamedTuple):
     """What is known of a policy before it is rendered; None where its thresholds weren't calibrated."""
 
@@ -236,7 +260,8 @@ class TuningResult:
     Args:
         study_name: its name in the storage.
         trials: all trials, earlier runs' included, in order.
-        best: the best trial that meets the gate on the tune prompts; None where none does.
+        best: the best trial that meets the gate on the tune prompts, and on the validation prompts if one does; None
+            where none meets it on the tune prompts.
         closest: the sparse trial that misses the gate by the least; None if there is `best`, or nothing ran sparse.
         checkpoint_path: the winner's checkpoint; None without a winner.
         evaluation: the winner's on the eval prompts; None without a winner.
@@ -255,6 +280,7 @@ class TuningResult:
         dense_because: why the dense model is recommended, where no policy is faster; None otherwise.
         hand_set: pairs of thresholds for all heads alike to compare the winner with; empty without calibrated curves.
         per_head: what thresholds for each head would gain; None where the winner has them or isn't calibrated.
+        validations: the trials that were rendered on the validation prompts, in order.
     """
 
     study_name: str
@@ -278,6 +304,7 @@ class TuningResult:
     dense_because: str | None = None
     hand_set: tuple[Pair, ...] = ()
     per_head: PerHeadGain | None = None
+    validations: tuple[Validation, ...] = ()
 
     @property
     def figures(self) -> dict[str, str]:
@@ -322,6 +349,9 @@ class TuningListener:
 
     def on_incident(self, incident: Incident) -> None:
         """E.g. a worker was lost; the search continues."""
+
+    def on_validation(self, validation: Validation) -> None:
+        """One of the best trials was rendered on the validation prompts."""
 
     def on_winner(self, trial: TrialResult, checkpoint_path: Path) -> None:
         """The winner is saved, and evaluated next."""

@@ -11,7 +11,7 @@ from sparsetune.checkpoint.manifest import utc_now
 from sparsetune.config import Config
 from sparsetune.evaluation.result import EvaluationResult, read_versioned, short_repr
 from sparsetune.files import write_json
-from sparsetune.tuning.events import Parameter, SearchStatistics, TrialResult, TrialState, TuningResult
+from sparsetune.tuning.events import Parameter, SearchStatistics, TrialResult, TrialState, TuningResult, Validation
 from sparsetune.tuning.reproduce import recorded
 
 RECORD_NAME: Final = "tuning.json"
@@ -102,6 +102,21 @@ class PerHeadSection(_Part):
     per_head_seconds: Seconds | None = Field(description="With thresholds for each head.")
 
 
+class ValidationSection(_Part):
+    """One of the best trials on the validation prompts."""
+
+    number: int = Field(description="The trial's.")
+    num_prompts: int = Field(description="Number of validation prompts.")
+    psnr: float | None = Field(description="Mean, in dB; null where a rendering failed.")
+    psnr_worst: float | None = Field(description="Of the worst prompt, in dB.")
+    feasible: bool = Field(description="Whether it meets the gate, raised by the margin, on these prompts too.")
+
+    @classmethod
+    def of(cls, validation: Validation) -> "ValidationSection":
+        """Convert a validation."""
+        return cls(**{name: getattr(validation, name) for name in cls.model_fields})
+
+
 class TuningRecord(_Part):
     """A whole tuning; its JSON has exactly these fields."""
 
@@ -115,12 +130,14 @@ class TuningRecord(_Part):
     interrupted: bool = Field(description="Whether Ctrl-C ended the search before its time.")
     seconds: Seconds = Field(description="Of this run, from loaded model to judged winner.")
     seconds_by_phase: dict[str, Seconds] = Field(
-        description="The same by phase: preparation, calibration, refinement, sensitivity, trials, evaluation."
+        description="The same by phase: preparation, calibration, refinement, sensitivity, trials, "
+        "validation, evaluation."
     )
     insight: InsightSection | None
     step: StepSection | None = Field(None, description="Null where the kernel computes every pair.")
     per_head: PerHeadSection | None = Field(None, description="Null where the winner has thresholds for each head.")
     dense_because: str | None = Field(None, description="Why the dense model is recommended; null with a winner.")
+    validations: tuple[ValidationSection, ...] = Field((), description="In the order in which they were rendered.")
     before: EvaluationResult | None = Field(description="SpargeAttn's default thresholds on the eval prompts.")
     evaluation: EvaluationResult | None = Field(description="The winner on the eval prompts.")
 
@@ -141,6 +158,7 @@ class TuningRecord(_Part):
             step=None if result.step is None else StepSection(**asdict(result.step)),
             per_head=None if result.per_head is None else PerHeadSection(**asdict(result.per_head)),
             dense_because=result.dense_because,
+            validations=tuple(ValidationSection.of(validation) for validation in result.validations),
             before=result.before,
             evaluation=result.evaluation,
         )

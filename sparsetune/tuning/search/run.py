@@ -12,12 +12,13 @@ from sparsetune.errors import GenerationError, TuningError
 from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.calibration.sensitivity import Sensitivity
 from sparsetune.tuning.context import TimeIsUp, TuningContext, digest, signature
-from sparsetune.tuning.events import TrialResult, TuningResult
+from sparsetune.tuning.events import TrialResult, TuningResult, Validation
 from sparsetune.tuning.search.caches import CacheSpace
 from sparsetune.tuning.search.objective import Objective, SearchStopped, TrialRunner
 from sparsetune.tuning.search.ranking import closest, search_statistics, winner
 from sparsetune.tuning.search.space import SearchSpace
 from sparsetune.tuning.search.study import OUTCOME, NoTrialLeft, SharedStudy, count, open_study
+from sparsetune.tuning.search.validation import validated_winner
 from sparsetune.tuning.search.warm_start import enqueue_next
 from sparsetune.urls import sqlite_url
 
@@ -77,7 +78,13 @@ def search(
     objective, interrupted = _run_trials(context, study, space)
     elsewhere = study.num_running_elsewhere()  # before the trials are read: one that ends in between is among them
     trials = results(study, objective)
-    best = winner(context.goal, trials)
+    best, validations = winner(context.goal, trials), tuple[Validation, ...]()
+    if not interrupted and not elsewhere:
+        try:
+            best, validations = validated_winner(context, trials)
+        except KeyboardInterrupt:
+            context.executor.cancel_all()
+            interrupted = True
     still = "1 trial still runs" if elsewhere == 1 else f"{elsewhere} trials still run"
     return TuningResult(
         study.study_name,
@@ -86,6 +93,7 @@ def search(
         None if best else closest(trials),
         interrupted=interrupted,
         insight=search_statistics(study, context.goal, trials),
+        validations=validations,
         left_to=f"{still} in other processes of the study, the last of which judges the winner" if elsewhere else None,
     )
 
