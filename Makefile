@@ -109,11 +109,13 @@ $(DEVELOPED): $(INSTALLED)
 	@$(call install,dev)
 	@touch $@
 
-# A PyTorch that is there stays, since SpargeAttn is compiled for it.
+# A PyTorch that is there stays, since SpargeAttn is compiled for it. Bytecode is compiled when a module is first
+# imported, as with uv: most of the installed ones never are.
 define install
 { grep -v '^torch==' constraints.txt; \
 	$(BIN)/python -c 'from importlib.metadata import version as of; print("torch==" + of("torch"))' 2>/dev/null || \
 	grep '^torch==' constraints.txt; } >.venv/constraints.txt && \
-$(if $(UV),$(UV) pip install -q --python $(BIN)/python,$(BIN)/python -m pip install -qq --disable-pip-version-check) \
+$(if $(UV),$(UV) pip install -q --python $(BIN)/python,\
+	$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check) \
 	-c .venv/constraints.txt -e '.[$(1)]'
 endef

@@ -6,14 +6,17 @@ Every method chooses one policy on the tune prompts, which is then evaluated on 
 beside each rendering. `topk` is what a person would set by hand: the fastest of a grid of one topk for all heads and a
 number of dense first steps that meets the gate on the tune prompts, with the margin that `tune` keeps too. `caches`
 searches step caches together with sparsity, and has three rows: the best of its trials with sparsity alone, with a
-cache alone, and with both.
+cache alone, and with both, each of which meets the gate on the validation prompts too. `--seed` chooses other tune and
+validation prompts of the file and other noise; the eval prompts stay.
 """
 
 import argparse
-import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from sparsetune.attention.device import device_name, device_of
 from sparsetune.attention.policy import Policy
@@ -25,11 +28,14 @@ from sparsetune.evaluation.evaluate import evaluate
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.evaluation.result import EvaluationResult
 from sparsetune.files import write_json
+from sparsetune.models.prompts import load_prompts
 from sparsetune.models.sparsify import default_policy
 from sparsetune.tuning import TrialResult, tune
 from sparsetune.tuning.context import TuningContext, open_context
 from sparsetune.tuning.search.objective import TrialRunner
 from sparsetune.tuning.search.ranking import winner
+from sparsetune.tuning.search.validation import validated_winner
+from sparsetune.tuning.tune import search_policy
 
 TOPK = (0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 DENSE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -64,44 +70,52 @@ def described(trial: TrialResult) -> str:
     return f"{figures}, {'meets the gate' if trial.feasible else trial.reason or 'misses the gate'}"
 
 
-def chosen(config: Config, method: str, folder: Path) -> dict[str, Policy | None]:
+def chosen(context: TuningContext, method: str, folder: Path) -> dict[str, Policy | None]:
     """Return the policies that a method chooses on the tune prompts, None where none meets the gate."""
-    if method in ("defaults", "topk"):
-        with opened(config, folder) as context:
-            return {method: default_policy(context.renderer.loaded.pipe) if method == "defaults" else by_hand(context)}
-    changes = {"tuner": "optuna", "caches": ("auto",)} if method == "caches" else {"tuner": method, "caches": ("none",)}
-    changed = config.model_copy(update={"tune": config.tune.model_copy(update=changes)})
+    if method == "defaults":
+        return {method: default_policy(context.renderer.loaded.pipe)}
+    if method == "topk":
+        return {method: by_hand(context)}
+    if method == "caches":
+        return by_kind(context)
+    changes = {"tuner": method, "caches": ("none",)}
+    changed = context.config.model_copy(update={"tune": context.config.tune.model_copy(update=changes)})
     result = tune(changed, output_dir=folder / method)
     print(f"  {method}: {len(result.trials)} trials; {result.dense_because or result.seconds_by_phase}", flush=True)
-    if method != "caches":
-        return {method: None if result.best is None else result.best.policy}
+    return {method: None if result.best is None else result.best.policy}
+
+
+def by_kind(context: TuningContext) -> dict[str, Policy | None]:
+    """Search sparsity and caches together, and return the best policy of each kind."""
+    result = search_policy(context)
+    for trial in result.trials:
+        speed = f"{trial.number:3} {trial.speedup or 0:.2f} {trial.blocks_run or 1:.2f} {trial.sparsity or 0:.3f}"
+        quality = f"{trial.psnr or 0:.1f} {trial.psnr_worst or 0:.1f} {trial.feasible} {trial.policy.cache}"
+        print(f"  {speed} {quality}", flush=True)
 
     def best(cached: bool, sparse: bool) -> Policy | None:
         kinds = [(trial.policy.cache is not None, not trial.policy.is_dense) for trial in result.trials]
-        found = winner(
-            "speed", [trial for trial, kind in zip(result.trials, kinds, strict=True) if kind == (cached, sparse)]
-        )
+        of_kind = [trial for trial, kind in zip(result.trials, kinds, strict=True) if kind == (cached, sparse)]
+        found, validations = validated_winner(context, of_kind)
+        print(f"  {[(one.number, one.psnr, one.feasible) for one in validations]}", flush=True)
         return None if found is None else found.policy
 
     return {"sparsity alone": best(False, True), "cache alone": best(True, False), "both": best(True, True)}
 
 
-@contextlib.contextmanager
-def opened(config: Config, folder: Path) -> Iterator[TuningContext]:
-    """Load the model for the context only: a tuning loads its own."""
+def opened(config: Config, folder: Path, seed: int) -> TuningContext:
     context = open_context(config, folder / "out")
-    try:
-        yield context
-    finally:
-        context.executor.close()
+    order = np.random.default_rng(seed).permutation(len(every := load_prompts(config.tune.prompt_file)))
+    shuffled = tuple(every[index] for index in order) if seed else every
+    ends = config.tune.num_prompts, config.tune.num_prompts + config.tune.validation_prompts
+    return replace(context, prompts=shuffled[: ends[0]], validation_prompts=shuffled[slice(*ends)])
 
 
-def measured(config: Config, policy: Policy, folder: Path) -> EvaluationResult:
-    with opened(config, folder) as context:
-        return evaluate(
-            context.executor, policy, context.eval_prompts, cache=context.cache, seed=context.config.eval.seed,
-            metrics=METRICS, gate=context.gate, backend=context.config.backend,
-        )  # fmt: skip
+def measured(context: TuningContext, policy: Policy, metrics: Sequence[str]) -> EvaluationResult:
+    return evaluate(
+        context.executor, policy, context.eval_prompts, cache=context.cache, seed=context.config.eval.seed,
+        metrics=metrics, gate=context.gate, backend=context.config.backend,
+    )  # fmt: skip
 
 
 def row(method: str, result: EvaluationResult | None, seconds: float) -> dict[str, object]:
@@ -124,23 +138,29 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     methods = ("defaults", "topk", "calibrate", "optuna", "caches", "builtin")
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods[:4])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--metrics", nargs="+", default=METRICS)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
-    fixed = {"tracking.root": options.output / "mlruns", "cache.dir": options.output / "cache"}
+    fixed = {"tracking.root": options.output / "mlruns", "cache.dir": options.output / "cache",
+             "tune.seed": 42 + options.seed, "eval.seed": 42 + options.seed}  # fmt: skip
     config = resolve(
         options.model, options.set, None, fixed | {"model.compile": options.compile, "eval.save_videos": False}
     )
     rows: list[dict[str, object]] = []
+    context = opened(config, options.output, options.seed)
     for method in options.methods:
         started = time.perf_counter()
-        policies = chosen(config, method, options.output)
+        policies = chosen(context, method, options.output)
         seconds = time.perf_counter() - started
         for name, policy in policies.items():
-            result = None if policy is None else measured(config, policy, options.output)
+            result = None if policy is None else measured(context, policy, options.metrics)
             rows.append(row(name, result, seconds) | {"cache": str(policy.cache) if policy else None})
             write_json(options.output / "seconds.json", {"commit": git_commit(), "rows": rows})
-    print(f"{options.model}, {device_name(device_of('auto'))}, compiled: {options.compile}, commit {git_commit()}")
+    context.executor.close()
+    machine = f"{device_name(device_of('auto'))}, compiled: {options.compile}"
+    print(f"{options.model}, seed {options.seed}, {machine}, commit {git_commit()}")
     columns = ("method", "cache", "blocks run", "sparsity", "PSNR mean / worst", "SSIM", "VMAF", "gate", "dense s",
                "sparse s", "speed-up", "search s")  # fmt: skip
     print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")

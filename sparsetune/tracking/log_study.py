@@ -177,7 +177,10 @@ def log_study_end(run: RunLogger, result: TuningResult, runs: Mapping[int, str],
         tags["gate"] = "passed" if result.evaluation.gate.passed else "failed"
     tables = {"trials.json": [_trial_row(trial, runs.get(trial.number)) for trial in result.trials]}
     if result.validations:
-        tables["validation.json"] = [asdict(validation) for validation in result.validations]
+        tables["validation.json"] = [
+            {name: value for name, value in asdict(validation).items() if name != "shortfalls"}
+            for validation in result.validations
+        ]
     if result.incidents:
         tables["incidents.json"] = [asdict(incident) for incident in result.incidents]
     if result.insight is not None:

@@ -110,19 +110,16 @@ class Validation:
         num_prompts: number of validation prompts.
         psnr: mean in dB; None where a rendering failed.
         psnr_worst: of the worst prompt, in dB; None as `psnr`.
-        excess_db: by how much it exceeds the search's gate in dB; negative where it misses it.
+        feasible: whether it meets the search's gate on them.
+        shortfalls: by how much it misses each bound of that gate, at most 0 if met; empty where a rendering failed.
     """
 
     number: int
     num_prompts: int
     psnr: float | None
     psnr_worst: float | None
-    excess_db: float
-
-    @property
-    def feasible(self) -> bool:
-        """Whether it meets the gate."""
-        return self.excess_db >= 0.0
+    feasible: bool
+    shortfalls: Mapping[str, float] = field(default_factory=dict)
 
 
 class Prediction(NamedTuple):

@@ -91,11 +91,6 @@ def largest_shortfall(shortfalls: Mapping[str, float]) -> float:
     return max(in_decibels(name.rpartition(" ")[2], missing) for name, missing in shortfalls.items())
 
 
-def excess_db(trial: TrialResult) -> float:
-    """Return by how many dB a trial exceeds the gate on the tune prompts; negative where it misses it."""
-    return -largest_shortfall(trial.shortfalls)
-
-
 def pareto_front(trials: Sequence[TrialResult]) -> tuple[TrialResult, ...]:
     """Return the complete trials that no other beats in both sparsity and PSNR, sparsest first."""
     complete = [trial for trial in trials if trial.state == "complete" and trial.sparsity is not None]

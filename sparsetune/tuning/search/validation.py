@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sparsetune.errors import GenerationError
@@ -10,7 +10,7 @@ from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.executor import Event, Incident, StepDone, run_all
 from sparsetune.tuning.context import TuningContext
 from sparsetune.tuning.events import TrialResult, Validation, notify
-from sparsetune.tuning.search.ranking import excess_db, largest_shortfall, mean, shortfalls, winner
+from sparsetune.tuning.search.ranking import largest_shortfall, mean, shortfalls, winner
 
 logger = logging.getLogger(__name__)
 
@@ -21,36 +21,51 @@ def validated_winner(
     """Return the best trial that meets the search's gate on the validation prompts too, and what was rendered of which.
 
     Prompts differ in difficulty for all policies alike, by several dB in the mean of four. So where a trial misses the
-    gate on the validation prompts, the next one is the best that exceeds it on the tune prompts by what this one lost.
-    Where none is left, the one that misses it by the least wins; the eval prompts judge it.
+    gate on the validation prompts, the next one is the best that would meet it if it lost as much as this one. Where
+    there is none, the one that would miss it by the least is tried, and of those tried the one that does so wins; the
+    eval prompts judge it.
     """
-    candidate, done = winner(context.goal, trials), list[Validation]()
-    best = candidate
+    best = candidate = winner(context.goal, trials)
+    done = list[Validation]()
     while candidate is not None and context.validation_prompts:
         done.append(_validate(context, candidate))
         notify(context.listeners, lambda listener: listener.on_validation(done[-1]))
         if done[-1].feasible:
             return candidate, tuple(done)
-        needed = excess_db(candidate) - done[-1].excess_db
-        candidate = _next(context, trials, {one.number for one in done}, needed)
+        candidate = _next(context, trials, {one.number for one in done}, _lost(candidate, done[-1]))
     if done:
-        closest = max(done, key=lambda one: one.excess_db)
+        closest = min(done, key=_missing_db)
         best = next(trial for trial in trials if trial.number == closest.number)
         logger.warning(
             "no trial that meets the gate on the tune prompts meets it on the %d validation prompts; the winner, trial "
-            "%d, misses it there by %.1f dB", closest.num_prompts, closest.number, -closest.excess_db
+            "%d, misses it there by %.1f dB", closest.num_prompts, closest.number, _missing_db(closest)
         )  # fmt: skip
     return best, tuple(done)
 
 
-def _next(context: TuningContext, trials: Sequence[TrialResult], known: set[int], needed: float) -> TrialResult | None:
-    """Return the best of the others that exceed the gate by `needed` dB, else once the one that exceeds it most."""
+def _next(
+    context: TuningContext, trials: Sequence[TrialResult], tried: set[int], lost: Mapping[str, float]
+) -> TrialResult | None:
+    """Return the trial to validate after one that lost as much, by bound of the gate; None where all that help were."""
+
+    def missing(trial: TrialResult) -> float:
+        return largest_shortfall({name: value + lost.get(name, 0.0) for name, value in trial.shortfalls.items()})
+
     could_win = [trial for trial in trials if winner(context.goal, [trial]) is not None]
-    enough = [trial for trial in could_win if excess_db(trial) >= needed and trial.number not in known]
-    if enough:
-        return winner(context.goal, enough)
-    safest = max(could_win, key=excess_db)
-    return None if safest.number in known else safest
+    safe = [trial for trial in could_win if missing(trial) <= 0.0 and trial.number not in tried]
+    if safe:
+        return winner(context.goal, safe)
+    safest = min(could_win, key=missing)
+    return None if safest.number in tried else safest
+
+
+def _lost(trial: TrialResult, validation: Validation) -> Mapping[str, float]:
+    """Return by how much more a trial misses each bound than on the tune prompts; nothing where a rendering failed."""
+    return {name: value - trial.shortfalls.get(name, value) for name, value in validation.shortfalls.items()}
+
+
+def _missing_db(validation: Validation) -> float:
+    return largest_shortfall(validation.shortfalls) if validation.shortfalls else math.inf
 
 
 def _validate(context: TuningContext, trial: TrialResult) -> Validation:
@@ -75,8 +90,8 @@ def _validate(context: TuningContext, trial: TrialResult) -> Validation:
         results += [ended.result() for _, ended in run_all(context.executor, tasks, on_event)]
     except GenerationError:  # out of memory, or NaN
         context.executor.cancel_all()
-        return Validation(trial.number, len(prompts), None, None, -math.inf)
-    psnrs = [result.metrics["psnr"] for result in results]
+        return Validation(trial.number, len(prompts), None, None, False)
+    missing, worst = shortfalls(results, gate), min(result.metrics["psnr"] for result in results)
     return Validation(
-        trial.number, len(prompts), mean(results, "psnr"), min(psnrs), -largest_shortfall(shortfalls(results, gate))
+        trial.number, len(prompts), mean(results, "psnr"), worst, all(each <= 0.0 for each in missing.values()), missing
     )
