@@ -30,10 +30,10 @@ class Workload:
     num_steps: int
     num_prompts: int
     num_eval_prompts: int
-    num_validation_prompts: int
     n_trials: int
     num_groups: int  # of layers with a sensitivity of their own; a single one is not probed
     calibration_steps: int  # denoising steps at which every attention call is measured
+    num_validation_prompts: int  # at least one of the best trials renders them
     probe_prompts: int  # prompts on which each part of the generation, and each group of layers, is probed
     eval_cached: int = 0  # eval prompts whose dense video is in the cache
     curves_kept: bool = False  # whether the calibrated curves of an earlier run are on disk
@@ -161,16 +161,16 @@ def plan(costs: StepCosts, work: Workload) -> tuple[TunerCost, ...]:
     builtin = (*preparation, search, trials, evaluation)
     calibrate = (*preparation, calibration, refinement, trials, evaluation)
     renderings = work.n_trials * work.num_prompts
+    validated = work.num_validation_prompts
+    validation = phase("validation", validated, validated)
     search_phases: tuple[PhaseCost, ...] = (calibration, sensitivity, phase("trials", 0, renderings))
     if work.caches:
         timing += len(work.caches) * costs.dense(PROBE_STEPS)
         preparation = (phase("preparation", int("mag" in work.caches), 0, timing),)
         if not work.skips_work:  # only caches are searched; the prompts' dense videos are rendered by the first trial
             search_phases = (phase("trials", work.num_prompts + renderings, 0, renderings * beside),)
-    validated = work.num_validation_prompts
-    more = validated * beside if work.caches and not work.skips_work else 0.0
-    validation = (phase("validation", validated, validated, more),) if validated else ()
-    optuna = (*preparation, *search_phases, *validation, evaluation)
+            validation = phase("validation", 2 * validated, 0, validated * beside)
+    optuna = (*preparation, *search_phases, *([validation] if validated else []), evaluation)
     rendering_peak = max(costs.peak_dense_gib, costs.peak_sparse_gib)
     peak = max(rendering_peak, costs.peak_measure_gib)
     return (

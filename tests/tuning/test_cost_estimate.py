@@ -45,6 +45,7 @@ WORK = Workload(
     n_trials=40,
     num_groups=3,
     calibration_steps=6,
+    num_validation_prompts=3,
     probe_prompts=2,
     eval_cached=2,
 )
@@ -73,6 +74,7 @@ def test_optuna_probes_and_renders_every_trial() -> None:
         # 10 phases and 3 groups, each kind adding up to one sparse rendering a prompt.
         PhaseCost("sensitivity", 26, 4 * 60.0 + 22 * 110.0),
         PhaseCost("trials", 160, 160 * 60.0),
+        PhaseCost("validation", 6, 3 * (110.0 + 60.0)),
         EVALUATION,
     )
     assert optuna.note == "an upper bound, since unpromising trials are pruned"
@@ -102,6 +104,7 @@ def test_caches_are_probed_and_searched_alone_where_the_kernel_skips_nothing() -
     assert optuna.phases == (
         PhaseCost("preparation", 1, 110.0 + 2 * (10.0 + 5 * 2.0)),  # MagCache's calibration; two short renderings
         PhaseCost("trials", 4 + 160, 4 * 110.0 + 160 * (110.0 + 5 * 2.0)),
+        PhaseCost("validation", 6, 3 * (2 * 110.0 + 5 * 2.0)),
         EVALUATION,
     )
     assert optuna.note == "an upper bound, since caches skip steps and unpromising trials are pruned"
@@ -114,6 +117,7 @@ def test_caches_are_searched_together_with_sparsity_where_the_kernel_skips_work(
         "calibration",
         "sensitivity",
         "trials",
+        "validation",
         "evaluation",
     ]
     assert together.phases[1:] == without.phases[1:]
@@ -154,12 +158,12 @@ def test_the_text_has_a_line_for_each_tuner_and_phase() -> None:
         "50 steps"
     )
     cells = {line.split("  ")[0] if line[:1] != " " else line.strip().split("  ")[0]: line.split() for line in lines}
-    assert cells["optuna"][1:] == ["203", "3:53:50", "23.0", "GiB"]
+    assert cells["optuna"][1:] == ["209", "4:02:20", "23.0", "GiB"]
     assert ["trials", "160", "2:40:00"] in [line.split() for line in lines]
     assert cells["builtin"][1:] == ["21", "-", "21.0", "GiB"]
     assert lines[-1] == "--max-minutes 90 ends a search earlier, with the best so far"
     value = json.loads(json.dumps(cost_dict(cost)))
-    assert [tuner["seconds"] for tuner in value["tuners"]] == [3530.0, 14030.0, None]
+    assert [tuner["seconds"] for tuner in value["tuners"]] == [3530.0, 14540.0, None]
     assert value["measured"]["fixed"] == 10.0
     assert value["workload"]["eval_cached"] == 2
 

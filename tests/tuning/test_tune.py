@@ -27,7 +27,7 @@ from sparsetune.tuning import tune
 from sparsetune.tuning.calibration.attention_tap import sample_steps
 from sparsetune.tuning.calibration.bounded_policy import DENSE
 from sparsetune.tuning.context import open_context
-from sparsetune.tuning.events import StudyStarted, TrialPrompt, TrialResult, TuningListener, TuningResult
+from sparsetune.tuning.events import StudyStarted, TrialPrompt, TrialResult, TuningListener, TuningResult, Validation
 from sparsetune.tuning.record import load_record
 from sparsetune.tuning.tune import slower_at_the_gate
 
@@ -38,6 +38,7 @@ def config(tmp_path: Path, **overrides) -> Config:
         "generation.num_inference_steps": 3,
         "tune.n_trials": 2,
         "tune.num_prompts": 1,
+        "tune.validation_prompts": 0,
         "tune.calibration_steps": 2,
         "tune.orders": ("raster", "tiles"),
         "tune.caches": ("none",),
@@ -71,6 +72,9 @@ class Recorder(TuningListener):
     def on_prompt(self, event: TrialPrompt) -> None:
         self.names.append("prompt")
 
+    def on_validation(self, validation: Validation) -> None:
+        self.names.append("validation")
+
     def on_study_end(self, result: TuningResult) -> None:
         self.names.append("end")
 
@@ -79,7 +83,8 @@ class Recorder(TuningListener):
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder, TuningResult]:
     folder = tmp_path_factory.mktemp("tune")
     recorder = Recorder()
-    return folder, recorder, tune(config(folder), output_dir=folder / "results", listeners=(recorder,))
+    settings = config(folder, tune__validation_prompts=1)
+    return folder, recorder, tune(settings, output_dir=folder / "results", listeners=(recorder,))
 
 
 @pytest.fixture
@@ -135,7 +140,19 @@ def test_listeners_are_told_in_order(first) -> None:
 
 def test_calibration_left_the_dense_baselines_in_the_cache(first) -> None:
     folder, _, _ = first
-    assert len(BaselineCache(folder / "cache", 1.0).ls()) == 2  # one tune prompt, one eval prompt
+    assert len(BaselineCache(folder / "cache", 1.0).ls()) == 3  # one tune, one validation and one eval prompt
+
+
+def test_the_winner_was_rendered_on_the_validation_prompt(first) -> None:
+    folder, recorder, result = first
+    assert [one.num_prompts for one in result.validations] == [1] * len(result.validations)
+    assert result.best.number in [one.number for one in result.validations]
+    recorded = load_record(folder / "results" / "tuning.json")
+    assert [(one.number, one.psnr, one.feasible) for one in recorded.validations] == [
+        (one.number, one.psnr, one.feasible) for one in result.validations
+    ]
+    assert recorded.seconds_by_phase["validation"] > 0.0
+    assert recorder.names.count("validation") == len(result.validations)
 
 
 def test_the_same_command_goes_on_and_calibrates_only_once(first) -> None:
