@@ -27,7 +27,7 @@ MESSAGES = {
 }
 BUILTIN_MESSAGES = {"calibration": "running SpargeAttn's own search on the tune prompts"}
 PHASES_OF_TUNER = {
-    "optuna": ("calibration", "sensitivity", "trials", "validation", "evaluation"),
+    "optuna": ("calibration", "sensitivity", "trials", "evaluation"),
     "calibrate": ("calibration", "refinement", "trials", "evaluation"),
     "builtin": ("calibration", "trials", "evaluation"),
 }
@@ -53,7 +53,9 @@ class TuningProgress(events.TuningListener):
         minutes = tune.get("max_minutes")
         self.deadline = None if minutes is None else display.get_time() + 60.0 * minutes
         messages = MESSAGES | (BUILTIN_MESSAGES if tune["tuner"] == "builtin" else {})
-        display.add_phases({phase: messages[phase] for phase in PHASES_OF_TUNER[tune["tuner"]]})
+        *search, evaluation = PHASES_OF_TUNER[tune["tuner"]]
+        validation = ["validation"] if event.num_validation_prompts else []
+        display.add_phases({phase: messages[phase] for phase in (*search, *validation, evaluation)})
         display.title, display.subtitle = f"tune {event.config['model']['name']}", event.study_name
         display.details, display.time_left = self.rows, self.time_left
         done = f", {event.num_done} of them done earlier" if event.num_done else ""
@@ -195,6 +197,8 @@ class TuningProgress(events.TuningListener):
             return TimeLeft()  # most of the time so far went into the first prompt's dense video
         rendering = self._rendering_seconds()
         trials_end, at_most, basis = left, False, pace_text(phase, "step")
+        if phase.description == "validation" and rendering is not None:
+            return TimeLeft(left, left + self._evaluation_renderings * rendering, basis)
         if phase.description == "trials":
             basis = pace_text(phase, "trial") if self.ended else "the pace of the first trial"
         elif rendering is not None:
@@ -205,8 +209,8 @@ class TuningProgress(events.TuningListener):
             left, trials_end, basis, at_most = min(left, limit), limit, "--max-minutes ends the search", False
         if rendering is None:
             return TimeLeft(left, None, basis)
-        evaluation = self._evaluation_renderings * rendering
-        return TimeLeft(left, trials_end + evaluation, basis, at_most)
+        later = 2 * self.study.num_validation_prompts + self._evaluation_renderings  # dense and sparse
+        return TimeLeft(left, trials_end + later * rendering, basis, at_most)
 
     def _rendering_seconds(self) -> float | None:
         """Mean seconds of one rendering: of the ended trials, else of the running ones, else of sensitivity."""

@@ -128,6 +128,7 @@ class TuningContext:
             num_steps=self.config.generation.num_inference_steps,
             output_dir=self.output_dir,
             num_eval_prompts=len(self.eval_prompts),
+            num_validation_prompts=len(self.validation_prompts),
             goal=self.goal,
             study=study,
         )

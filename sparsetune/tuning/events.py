@@ -59,6 +59,7 @@ class StudyStarted:
         num_steps: denoising steps of one rendering.
         output_dir: folder of the results.
         num_eval_prompts: number of eval prompts.
+        num_validation_prompts: number of validation prompts.
         goal: what is maximised; the objective `auto` is resolved.
         study: the study, which other processes may share.
     """
@@ -72,6 +73,7 @@ class StudyStarted:
     num_steps: int
     output_dir: Path
     num_eval_prompts: int = 0
+    num_validation_prompts: int = 0
     goal: Goal = "sparsity"
     study: StudyState = field(default_factory=StudyState, compare=False)
 

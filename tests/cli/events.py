@@ -22,10 +22,14 @@ class FakeClock:
         return self.now
 
 
-def study(n_trials: int = 12, num_done: int = 0, prompts: int = 2, **tune: Any) -> StudyStarted:
+def study(
+    n_trials: int = 12, num_done: int = 0, prompts: int = 2, num_validation_prompts: int = 0, **tune: Any
+) -> StudyStarted:
     config = {"model": {"name": "demo"}, "tune": {"tuner": "optuna", "objective": "sparsity", **tune}}
     texts = tuple(f"prompt {index}" for index in range(prompts))
-    return StudyStarted("demo-1", "sqlite:///x.db", config, n_trials, num_done, texts, NUM_STEPS, Path("out"), 4)
+    return StudyStarted(
+        "demo-1", "sqlite:///x.db", config, n_trials, num_done, texts, NUM_STEPS, Path("out"), 4, num_validation_prompts
+    )
 
 
 def judged(psnr: float = 38.0, error: str | None = None, prompt: str = "a red circle") -> PromptResult:

@@ -18,7 +18,7 @@ from sparsetune.cli.tune import outcome_dict, tuning_text
 from sparsetune.cli.tuning_progress import TuningProgress
 from sparsetune.evaluation.events import PromptDone, PromptStarted
 from sparsetune.executor import Phase, StepDone
-from sparsetune.tuning.events import StudyState, TrialResult, TuningResult
+from sparsetune.tuning.events import StudyState, TrialResult, TuningResult, Validation
 from tests.cli.events import FakeClock, evaluation, judged, prompt, start, step, study
 from tests.cli.events import result as trial
 from tests.cli.screen import PseudoTerminal
@@ -357,6 +357,34 @@ def test_the_first_trial_foretells_by_its_own_steps() -> None:
     search.at(0.0).on_trial_start(start(0))
     search.at(5.0).on_step(step(0, 0, 5))
     assert (search.left.phase, search.left.total) == (5.0 / 0.25 * 1.75, 35.0 + 4 * 3 * 10.0)
+
+
+def test_validation_is_a_phase_before_the_evaluation_and_is_foretold() -> None:
+    search = Search(n_trials=1, num_validation_prompts=3)
+    assert list(search.phases) == ["calibration", "sensitivity", "trials", "validation", "evaluation"]
+    search.at(0.0).on_trial_start(start(0))
+    search.at(10.0).on_step(step(0, 1, 0))
+    assert (search.left.phase, search.left.total) == (10.0, 10.0 + 2 * 3 * 10.0 + 4 * 3 * 10.0)
+    search.at(20.0).on_trial(trial(0, seconds=20.0))
+    for at in range(1, 11):
+        search.at(20.0 + at).on_step(counted("validation", at, num=6))
+    assert (search.left.phase, search.left.total) == (50.0, 50.0 + 4 * 3 * 10.0)
+    search.at(80.0).on_validation(Validation(0, 3, 35.0, 30.0, False))
+    search.at(90.0).on_winner(trial(0), Path("out"))
+    assert search.phases["validation"] == "ended" and search.phases["evaluation"] == "running"
+
+
+def test_plain_lines_tell_how_a_trial_did_on_the_validation_prompts(capsys: pytest.CaptureFixture[str]) -> None:
+    listener = TuningProgress(Log())
+    listener.on_study_start(study(num_validation_prompts=3))
+    listener.on_validation(Validation(4, 3, 35.0, 30.25, False))
+    listener.on_validation(Validation(5, 3, None, None, False))
+    listener.on_validation(Validation(6, 3, 38.0, 36.0, True))
+    assert capsys.readouterr().err.splitlines()[-3:] == [
+        "trial 4 misses the gate on the validation prompts: psnr 35.00 dB (worst 30.25)",
+        "trial 5 misses the gate on the validation prompts",
+        "trial 6 meets the gate on the validation prompts: psnr 38.00 dB (worst 36.00)",
+    ]
 
 
 def test_max_minutes_ends_the_search_but_not_the_evaluation() -> None:
