@@ -20,7 +20,7 @@ from sparsetune.tracking.log_evaluation import (
     verdict_line,
 )
 from sparsetune.tracking.run_logger import RunLogger, Status, metric_entries, prompt_set, text
-from sparsetune.tuning.events import SearchStatistics, StudyStarted, TrialResult, TuningResult
+from sparsetune.tuning.events import SearchStatistics, StudyStarted, TrialResult, TuningResult, Validation
 from sparsetune.urls import without_credentials
 
 
@@ -28,7 +28,10 @@ def study_text(result: TuningResult, runs: Mapping[int, str], page: str) -> str:
     """Describe a tuning in Markdown; `runs` has run ids by trial, `page` is e.g. `#/experiments/1`."""
     evaluation = result.evaluation
     lines = [] if evaluation is None else [f"On eval prompts: {verdict_line(evaluation)}", ""]
-    lines += [_headline(result, runs, page), "", f"# {result.study_name}", ""]
+    lines += [_headline(result, runs, page), ""]
+    if result.validations:
+        lines += [f"On {result.validations[0].num_prompts} validation prompts: {_validated(result.validations)}.", ""]
+    lines += [f"# {result.study_name}", ""]
     if evaluation is not None:
         lines += [gain_section(evaluation), ""]
     if result.incidents:
@@ -46,6 +49,14 @@ def _headline(result: TuningResult, runs: Mapping[int, str], page: str) -> str:
     if result.closest is not None:
         return f"No trial meets the gate; the closest is {_link(result.closest, runs, page)}."
     return "No trial meets the gate."
+
+
+def _validated(validations: Sequence[Validation]) -> str:
+    return ", ".join(
+        f"trial {one.number} {'meets' if one.feasible else 'misses'} the gate"
+        + ("" if one.psnr is None else f" ({one.psnr:.1f} dB)")
+        for one in validations
+    )
 
 
 def _row(trial: TrialResult, runs: Mapping[int, str], page: str) -> str:

@@ -18,7 +18,7 @@ from sparsetune.report.html import script_json
 from sparsetune.report.page import render
 from sparsetune.report.source import Source, from_folder
 from sparsetune.report.words import LANGUAGES, words
-from sparsetune.tuning.record import save_record
+from sparsetune.tuning.record import ValidationSection, save_record
 from tests.report.synthetic import HOSTILE, record_of, result_of, source_of
 
 
@@ -179,6 +179,16 @@ def test_a_search_without_a_winner_says_so(tmp_path: Path) -> None:
     save_record(record, tmp_path / "tuning.json")
     text = render(from_folder(tmp_path), (), words("en"))
     assert "No winner: none of 12 trials met the gate to deploy; trial 3 came closest" in text
+
+
+def test_the_search_tells_how_its_best_trials_did_on_the_validation_prompts(tmp_path: Path) -> None:
+    first = ValidationSection(number=8, num_prompts=4, psnr=32.89, psnr_worst=29.2, feasible=False)
+    failed = ValidationSection(number=3, num_prompts=4, psnr=None, psnr_worst=None, feasible=False)
+    second = ValidationSection(number=2, num_prompts=4, psnr=40.29, psnr_worst=36.5, feasible=True)
+    save_record(record_of().model_copy(update={"validations": (first, failed, second)}), tmp_path / "tuning.json")
+    text = " ".join(render(from_folder(tmp_path), (), words("en")).split())
+    found = "trial 8 misses the gate (32.9 dB), trial 3 misses the gate, trial 2 meets the gate (40.3 dB)."
+    assert f"On the 4 validation prompts: {found}" in text
 
 
 def test_without_videos_the_stills_are_shown(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from sparsetune.config import Config
 from sparsetune.evaluation.compare import compare
 from sparsetune.executor import Incident, Worker
 from sparsetune.tracking import TrackingListener
-from sparsetune.tuning.events import SearchStatistics, StudyStarted, TrialPrompt, TrialResult, TuningResult
+from sparsetune.tuning.events import SearchStatistics, StudyStarted, TrialPrompt, TrialResult, TuningResult, Validation
 from tests.tracking.conftest import LAYERS, Evaluation, artifacts_of, make_prompt, make_result, runs_of
 
 STUDY_RUN = "tune demo's study"
@@ -87,7 +87,9 @@ def test_a_tuning_is_a_run_with_a_child_a_trial(
         for index, prompt in enumerate(trial.prompts):
             listener.on_prompt(TrialPrompt(trial.number, index, 2, prompt))
         listener.on_trial(trial)
-    listener.on_study_end(ended(TRIALS, TRIALS[0], checkpoint_path=checkpoint, evaluation=make_result()))
+    validations = (Validation(1, 4, 32.89, 29.2, False), Validation(0, 4, 40.29, 36.5, True, {"mean psnr": -2.8}))
+    result = ended(TRIALS, TRIALS[0], checkpoint_path=checkpoint, evaluation=make_result(), validations=validations)
+    listener.on_study_end(result)
     runs = {run.info.run_name: run for run in runs_of(client, experiment)}
     assert runs.keys() == {STUDY_RUN, "trial 0", "trial 1", "trial 2"}
     parent = runs[STUDY_RUN]
@@ -120,6 +122,10 @@ def test_a_tuning_is_a_run_with_a_child_a_trial(
     note = parent.data.tags["mlflow.note.content"]
     link = f"[trial 0](#/experiments/{parent.info.experiment_id}/runs/{runs['trial 0'].info.run_id})"
     assert f"Winner: {link}" in note
+    assert "On 4 validation prompts: trial 1 misses the gate (32.9 dB), trial 0 meets the gate (40.3 dB)." in note
+    table = json.loads(Path(client.download_artifacts(parent.info.run_id, "validation.json")).read_text())
+    assert table["columns"] == ["number", "num_prompts", "psnr", "psnr_worst", "feasible"]
+    assert [row[0] for row in table["data"]] == [1, 0]
     verdict = "On eval prompts: good, gate failed (psnr is too low), sparsity 0.25, PSNR 38.00 dB, worst 36.00."
     assert note.startswith(verdict)
     assert f"/runs/{runs['trial 1'].info.run_id}) | pruned | 0.25 | 38 | 36 | prompt 1 at 21.0 dB |" in note
