@@ -1,6 +1,7 @@
 """Figures of a report, in display order."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from sparsetune.config.files import flatten
 from sparsetune.evaluation.ladder import attribute
@@ -15,10 +16,34 @@ _KINDS: tuple[tuple[str, Role], ...] = (("feasible", "main"), ("missed", "second
 Getter = Callable[[TrialSection], Number]
 
 
+@dataclass(frozen=True)
+class Saving:
+    """What trials are ranked by: the measured speed-up, or the sparsity where none was measured."""
+
+    name: str
+    of: Getter
+
+    @classmethod
+    def of_trials(cls, trials: Sequence[TrialSection]) -> "Saving":
+        """Choose by what the trials have."""
+        if any(trial.speedup is not None for trial in trials):
+            return cls("speedup", lambda trial: trial.speedup)
+        return cls("sparsity", lambda trial: trial.sparsity)
+
+    def axis(self, words: Words) -> Axis:
+        """Its axis."""
+        return Axis(words(f"axis.{self.name}"), percent=self.name == "sparsity")
+
+    def text(self, value: float) -> str:
+        """Format a value."""
+        return f"{value:.1%}" if self.name == "sparsity" else f"{value:.2f}×"
+
+
 def front(trials: Sequence[TrialSection]) -> tuple[TrialSection, ...]:
-    """The Pareto front: complete trials that no other beats in both sparsity and PSNR, sparsest first."""
-    complete = [trial for trial in trials if trial.state == "complete" and trial.sparsity is not None]
-    ranked = sorted(complete, key=lambda trial: (-(trial.sparsity or 0.0), -(trial.psnr or 0.0), trial.number))
+    """The Pareto front: complete trials that no other beats in both saving and PSNR, the most saving first."""
+    saving = Saving.of_trials(trials).of
+    complete = [trial for trial in trials if trial.state == "complete" and saving(trial) is not None]
+    ranked = sorted(complete, key=lambda trial: (-(saving(trial) or 0.0), -(trial.psnr or 0.0), trial.number))
     found: list[TrialSection] = []
     for trial in ranked:
         if not found or (trial.psnr or 0.0) > (found[-1].psnr or 0.0):
@@ -34,21 +59,21 @@ def kind(trial: TrialSection) -> str:
 
 
 def pareto(record: TuningRecord, words: Words) -> Plot | None:
-    shown = [trial for trial in record.trials if trial.sparsity is not None and trial.psnr is not None]
+    saving = Saving.of_trials(record.trials)
+    shown = [trial for trial in record.trials if saving.of(trial) is not None and trial.psnr is not None]
     if not shown:
         return None
     best = front(shown)
     line = Series(
-        words("search.front"), "third", tuple(trial.sparsity for trial in best), tuple(trial.psnr for trial in best),
-        line=True,
-    )  # fmt: skip
-    points = _points(record, words, lambda trial: trial.sparsity, lambda trial: trial.psnr)
-    gate = _gate(record, extent([trial.sparsity for trial in shown]), words)
+        words("search.front"), "third", tuple(map(saving.of, best)), tuple(trial.psnr for trial in best), line=True
+    )
+    points = _points(record, words, saving.of, lambda trial: trial.psnr)
+    gate = _gate(record, extent([saving.of(trial) for trial in shown]), words)
     return Plot(
         "pareto_front",
-        words("pareto.title"),
-        words("pareto.alt", trials=len(shown), front=", ".join(str(trial.number) for trial in best)),
-        Axis(words("axis.sparsity"), percent=True),
+        words(f"pareto.title_{saving.name}"),
+        words(f"pareto.alt_{saving.name}", trials=len(shown), front=", ".join(str(trial.number) for trial in best)),
+        saving.axis(words),
         Axis(words("axis.psnr")),
         (line, *gate, *points),
     )
@@ -64,23 +89,24 @@ def _gate(record: TuningRecord, ends: tuple[float, float], words: Words) -> tupl
 
 
 def history(record: TuningRecord, words: Words) -> Plot | None:
-    if not any(trial.sparsity is not None for trial in record.trials):
+    saving = Saving.of_trials(record.trials)
+    if not any(saving.of(trial) is not None for trial in record.trials):
         return None
     best: list[Number] = []
     for trial in record.trials:
         so_far = best[-1] if best else None
-        better = trial.feasible and (so_far is None or (trial.sparsity or 0.0) > so_far)
-        best.append(trial.sparsity if better else so_far)
+        better = trial.feasible and (so_far is None or (saving.of(trial) or 0.0) > so_far)
+        best.append(saving.of(trial) if better else so_far)
     numbers = tuple(trial.number for trial in record.trials)
     line = Series(words("search.best_so_far"), "third", numbers, tuple(best), line=True, step=True)
-    points = _points(record, words, lambda trial: trial.number, lambda trial: trial.sparsity)
+    points = _points(record, words, lambda trial: trial.number, saving.of)
     high = extent(best)[1]
     return Plot(
         "search_history",
         words("history.title"),
-        words("history.alt", trials=len(numbers), best=f"{high:.1%}"),
+        words(f"history.alt_{saving.name}", trials=len(numbers), best=saving.text(high)),
         Axis(words("axis.trial"), whole=True),
-        Axis(words("axis.sparsity"), percent=True),
+        saving.axis(words),
         (line, *points),
     )
 

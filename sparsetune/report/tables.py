@@ -8,7 +8,7 @@ from sparsetune.evaluation.gain import budget_used, cells, gain_rows, hand_set_c
 from sparsetune.evaluation.report_markdown import number, percent
 from sparsetune.evaluation.result import EvaluationResult, PromptRow
 from sparsetune.evaluation.yardsticks import placed
-from sparsetune.report.figures import front, kind
+from sparsetune.report.figures import Saving, front, kind
 from sparsetune.report.words import Words
 from sparsetune.tuning.record import TrialSection, TuningRecord
 
@@ -60,19 +60,24 @@ def prompt_table(result: EvaluationResult, words: Words) -> Table:
 
 
 def trial_table(record: TuningRecord, words: Words) -> Table:
-    """All trials, the winner first, then those that meet the gate, by sparsity."""
-    names = ("table.trial", "table.state", "table.sparsity", "table.psnr", "table.psnr_worst", "table.cosine")
+    """All trials, the winner first, then those that meet the gate, by what they save."""
+    saving = Saving.of_trials(record.trials)
+    speed = ("table.speedup", "table.blocks") if saving.name == "speedup" else ()
+    names = ("table.trial", "table.state", *speed, "table.sparsity", "table.psnr", "table.psnr_worst", "table.cosine")
     heads = (*(Head(words(name)) for name in names), Head(words("table.seconds")))
     best = {trial.number for trial in front(record.trials)}
     ranked = sorted(
-        record.trials, key=lambda trial: (trial.number != record.best, not trial.feasible, -(trial.sparsity or 0.0))
+        record.trials, key=lambda trial: (trial.number != record.best, not trial.feasible, -(saving.of(trial) or 0.0))
     )
-    return Table(heads, tuple(_trial_row(trial, record.best, best, words) for trial in ranked))
+    rows = (_trial_row(trial, record.best, best, words, timed=bool(speed)) for trial in ranked)
+    return Table(heads, tuple(rows))
 
 
 def trial_details(trial: TrialSection, best: int | None, words: Words) -> dict[str, list[list[str]] | str]:
     figures = [
         [words("table.state"), _state(trial, best, words)],
+        [words("table.speedup"), "" if trial.speedup is None else f"{trial.speedup:.2f}×"],
+        [words("table.blocks"), "" if trial.blocks_run in (None, 1.0) else percent(trial.blocks_run)],
         [words("table.sparsity"), percent(trial.sparsity)],
         [words("table.psnr"), number(trial.psnr)],
         [words("table.psnr_worst"), number(trial.psnr_worst)],
@@ -183,11 +188,16 @@ def _prompt_row(row: PromptRow, metrics: Sequence[str]) -> Row:
     return Row(row.index, (*first, *cells))
 
 
-def _trial_row(trial: TrialSection, best: int | None, front: set[int], words: Words) -> Row:
+def _trial_row(trial: TrialSection, best: int | None, front: set[int], words: Words, *, timed: bool) -> Row:
     state = _state(trial, best, words)
+    speed = (
+        Cell("–" if trial.speedup is None else f"{trial.speedup:.2f}×", trial.speedup),
+        Cell(percent(trial.blocks_run) or "–", trial.blocks_run),
+    )
     cells = (
         Cell(str(trial.number), trial.number),
         Cell(state, state),
+        *(speed if timed else ()),
         Cell(percent(trial.sparsity) or "–", trial.sparsity),
         Cell(number(trial.psnr) or "–", trial.psnr),
         Cell(number(trial.psnr_worst) or "–", trial.psnr_worst),

@@ -56,6 +56,11 @@ class TrialSection(_Part):
     predicted_error: float | None = Field(description="What calibration says of its policy's error.")
     predicted_seconds: Seconds | None = Field(None, description="Of its denoising, before it was rendered.")
 
+    @property
+    def speedup(self) -> float | None:
+        """Dense over sparse seconds of denoising; None where it wasn't measured."""
+        return self.seconds_dense / self.seconds_sparse if self.seconds_dense and self.seconds_sparse else None
+
     @classmethod
     def of(cls, trial: TrialResult) -> "TrialSection":
         """Convert a trial; figures that aren't finite become None."""

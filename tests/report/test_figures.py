@@ -11,6 +11,7 @@ from sparsetune.report.figures import figures, front, timeline
 from sparsetune.report.interactive import plotly_figure
 from sparsetune.report.pictures import save_pictures
 from sparsetune.report.source import Source
+from sparsetune.report.tables import trial_table
 from sparsetune.report.words import words
 from sparsetune.tuning.record import TrialSection
 from tests.report.synthetic import record_of, result_of, source_of
@@ -69,6 +70,28 @@ def test_a_kernel_that_does_not_tell_its_heads_apart_has_no_map_by_head() -> Non
     sparsity = result.sparsity.model_copy(update={"by_head": {}})
     charts = figures(Source("x", result.model_copy(update={"sparsity": sparsity})), words("en"))
     assert [chart.name for chart in charts if isinstance(chart, HeatMap)] == ["sparsity_by_layer_and_step"]
+
+
+def test_what_was_measured_in_seconds_is_shown_by_its_speedup() -> None:
+    record = record_of()
+    timed = [
+        trial.model_copy(update={"sparsity": 0.0, "seconds_dense": 2.0, "seconds_sparse": 1.0 + trial.number / 10})
+        for trial in record.trials
+    ]
+    record = record.model_copy(update={"trials": tuple(timed)})
+    charts = {chart.name: chart for chart in figures(Source("x", None, tuning=record), words("en"))}
+    pareto, history = charts["pareto_front"], charts["search_history"]
+    assert isinstance(pareto, Plot) and isinstance(history, Plot)
+    assert pareto.title == "Speed-up against PSNR, one point per trial"
+    (winner,) = (series for series in pareto.series if series.role == "best")
+    assert winner.x == (2.0 / (1.0 + winner.ids[0] / 10),)
+    fastest = max(2.0 / (1.0 + trial.number / 10) for trial in timed if trial.feasible)
+    assert f"the best that met the gate reached {fastest:.2f}×" in history.alt
+    assert (pareto.x.title, history.y.title) == ("times as fast as dense",) * 2
+    assert front(timed)[0].number == min(trial.number for trial in timed if trial.state == "complete")
+    table = trial_table(record, words("en"))
+    assert [head.text for head in table.heads[2:4]] == ["speed-up", "blocks run"]
+    assert "speed-up" not in [head.text for head in trial_table(record_of(), words("en")).heads]
 
 
 def test_no_trial_beats_one_on_the_front() -> None:

@@ -40,7 +40,7 @@ def test_every_text_that_is_asked_for_is_there_and_none_is_idle() -> None:
     asked |= {key for key in keys if re.search(rf"""["']{re.escape(key)}["']""", code)}
     # The rest is put together from a group's name and that of a verdict, a column, an axis.
     groups = "verdict|phrase|condition|search|heat|axis|phase|stage|env|outcome|compare|side|table|ladder|js|gate"
-    groups += "|metric|summary|yardstick|gain|review"
+    groups += "|metric|summary|yardstick|gain|review|pareto|history"
     assert [key for key in sorted(keys - asked) if not re.match(rf"({groups})\.", key)] == []
 
 
