@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sparsetune.evaluation.result import ConditionSection, EvaluationResult
+from sparsetune.evaluation.result import ConditionSection, EvaluationResult, SparsitySection
 from sparsetune.report.source import Source
 from sparsetune.report.words import Words
 
@@ -28,10 +28,17 @@ def sentence(source: Source, words: Words) -> str:
         word=words(f"verdict.{result.verdict}"),
         score=result.overall_score,
         speed="" if result.seconds is None else f"{result.seconds.speedup:.2f}×",
-        sparsity=f"{result.sparsity.overall:.1%}",
+        saved=_saved(result.sparsity, words),
         phrase=words(f"phrase.{result.verdict}"),
         gate=words("gate.sentence_met" if result.gate.passed else "gate.sentence_missed"),
     )
+
+
+def _saved(part: SparsitySection, words: Words) -> str:
+    """What was left out: of a policy that skips blocks and no pairs in them, the blocks."""
+    if not part.overall and part.blocks_run is not None and part.blocks_run < 1.0:
+        return words("verdict.saved_blocks", blocks=f"{part.blocks_run:.0%}")
+    return words("verdict.saved_sparsity", sparsity=f"{part.overall or 0.0:.1%}")
 
 
 def tone(source: Source) -> str:

@@ -24,6 +24,13 @@ def test_score_and_gate_stand_in_one_sentence() -> None:
         assert part in sentence(source_of(), words("zh"))
 
 
+def test_of_a_cache_alone_the_blocks_that_ran_are_said() -> None:
+    sparsity = result_of().sparsity.model_copy(update={"overall": 0.0, "blocks_run": 0.32})
+    source = Source("x", changed(sparsity=sparsity))
+    assert "(85/100): with 32% of the blocks run, the videos" in sentence(source, words("en"))
+    assert "计算了 32% 的 transformer 块" in sentence(source, words("zh"))
+
+
 def test_a_gate_that_failed_is_said_and_shown() -> None:
     result = result_of()
     condition = result.gate.conditions[0].model_copy(update={"measured": 30.0, "met": False})
