@@ -13,10 +13,11 @@ from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.metrics import Gate
 from sparsetune.tuning.search import run as searches
 from sparsetune.tuning.search import study as studies
+from sparsetune.tuning.search import warm_start
 from sparsetune.tuning.search.caches import LADDERS, CacheSpace, has_slack
 from sparsetune.tuning.search.objective import Objective, TrialRunner
 from sparsetune.tuning.search.ranking import winner
-from sparsetune.tuning.search.space import DENSE, THRESHOLDS, SearchSpace
+from sparsetune.tuning.search.space import BUDGETS, DENSE, THRESHOLDS, SearchSpace
 from sparsetune.tuning.search.warm_start import enqueue_next
 from tests.executor.engines import FakeExecutor
 from tests.tuning.tables import curves
@@ -123,6 +124,15 @@ def test_both_together_beat_either_alone(tmp_path: Path) -> None:
     assert best.policy.cache is not None
     assert best.sparsity > 0
     assert best.speedup > max(trial.speedup for trial in alone)
+
+
+def test_a_budget_with_a_cache_is_never_below_those_that_are_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm_start, "JOINT_FACTOR", 1e-4)
+    trials = searched(tmp_path, SearchSpace(curves(), granularity="global", caches=space(), step=STEP), 20)
+    joint = [trial.params["l1"] for trial in trials if trial.policy.cache is not None and "l1" in trial.params]
+    assert joint[0] == BUDGETS[0]
 
 
 def test_a_resumed_study_rebuilds_its_policies(tmp_path: Path) -> None:

@@ -208,7 +208,8 @@ def _enqueue_joint(study: optuna.Study, space: SearchSpace, gate: Gate, ended: S
     params = {name: value for name, value in alone[chosen]["params"].items() if name != THRESHOLDS}
     tried = [*_tried(joint, space, gate, params)]
     passed = [each.budget for each in _tried(ended, space, gate) if each.excess_db >= 0]
-    budget = next_budget(tried, *BUDGETS) if tried else max(passed, default=min(INITIAL_BUDGETS)) * JOINT_FACTOR
+    first = max(BUDGETS[0], max(passed, default=min(INITIAL_BUDGETS)) * JOINT_FACTOR)
+    budget = next_budget(tried, *BUDGETS) if tried else first
     if budget is not None:
         attrs = {THRESHOLDS: CALIBRATED, _JOINT: True}
         study.enqueue_trial(space.with_budget(budget, params).params, user_attrs=attrs)
