@@ -178,7 +178,9 @@ class TuningProgress(events.TuningListener):
         done = len(self.ended) + sum(task.percentage / 100 for task in self.running.values())
         counts = {state: sum(trial.state == state for trial in self.ended) for state in ("pruned", "failed")}
         counts["running"] = len(self.running)
-        detail = f"{self.study.num_done + len(self.ended)} of {self.study.n_trials} trials"
+        ended = self.study.num_done + len(self.ended)
+        n_trials = max(self.study.n_trials, ended + len(self.running))  # validation may ask for more
+        detail = f"{ended} of {n_trials} trials"
         detail += "".join(f", {count} {name}" for name, count in counts.items() if count)
         self.display.on_progress("trials", done, total, detail)
 

@@ -2,37 +2,49 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from sparsetune.errors import GenerationError
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.executor import Event, Incident, StepDone, run_all
 from sparsetune.tuning.context import TuningContext
-from sparsetune.tuning.events import TrialResult, Validation, notify
+from sparsetune.tuning.events import Parameter, TrialResult, Validation, notify
 from sparsetune.tuning.search.ranking import largest_shortfall, mean, shortfalls, winner
+from sparsetune.tuning.search.space import BUDGETS, CALIBRATED, REFERENCE, THRESHOLDS
+from sparsetune.tuning.search.warm_start import Tried, next_budget
 
 logger = logging.getLogger(__name__)
 
 
+NUM_REPAIRS = 2
+"""Most trials with lower budgets that are run after one that misses the gate on the validation prompts."""
+
+Repair = Callable[[Mapping[str, Parameter]], tuple[TrialResult, ...]]
+"""Runs one more trial with these parameters; returns all trials."""
+
+
 def validated_winner(
-    context: TuningContext, trials: Sequence[TrialResult]
+    context: TuningContext, trials: tuple[TrialResult, ...], repair: Repair | None = None
 ) -> tuple[TrialResult | None, tuple[Validation, ...]]:
     """Return the best trial that meets the search's gate on the validation prompts too, and what was rendered of which.
 
     Prompts differ in difficulty for all policies alike, by several dB in the mean of four. So where a trial misses the
-    gate on the validation prompts, the next one is the best that would meet it if it lost as much as this one. Where
-    there is none, the one that would miss it by the least is tried, and of those tried the one that does so wins; the
-    eval prompts judge it.
+    gate on the validation prompts, the next one is the best that would meet it if it lost as much as this one; `repair`
+    runs trials with a lower budget for that. Where there is none, the one that would miss it by the least is tried, and
+    of those tried the one that does so wins; the eval prompts judge it.
     """
     best = candidate = winner(context.goal, trials)
-    done = list[Validation]()
+    done, lost, repairs_left = list[Validation](), dict[str, float](), NUM_REPAIRS
     while candidate is not None and context.validation_prompts:
         done.append(_validate(context, candidate))
         notify(context.listeners, lambda listener: listener.on_validation(done[-1]))
         if done[-1].feasible:
             return candidate, tuple(done)
-        candidate = _next(context, trials, {one.number for one in done}, _lost(candidate, done[-1]))
+        lost = _more_lost(lost, candidate, done[-1])
+        while repair and repairs_left and (params := repaired(candidate, trials, lost)) is not None:
+            trials, repairs_left = repair(params), repairs_left - 1
+        candidate = _next(context, trials, {one.number for one in done}, lost)
     if done:
         closest = min(done, key=_missing_db)
         best = next(trial for trial in trials if trial.number == closest.number)
@@ -43,25 +55,56 @@ def validated_winner(
     return best, tuple(done)
 
 
+def repaired(
+    trial: TrialResult, trials: Sequence[TrialResult], lost: Mapping[str, float]
+) -> dict[str, Parameter] | None:
+    """Return a trial's parameters with the budget at which it would meet the gate if it lost as much, by bound.
+
+    None where that budget is known from trials that differ in their budget alone, or the trial has none.
+    """
+    if _budget(trial) is None:
+        return None
+    alike = [
+        one for one in trials if one.state == "complete" and _budget(one) is not None and _rest(one) == _rest(trial)
+    ]
+    tried = [Tried(_budget(one) or 0.0, -_missing(one, lost)) for one in alike]
+    budget = next_budget(tried, *BUDGETS)
+    return None if budget is None else _rest(trial) | {"l1": budget}
+
+
+def _budget(trial: TrialResult) -> float | None:
+    """The error that a trial's thresholds may cause: its budget, or what calibration says of its target's policy."""
+    if trial.params.get(THRESHOLDS) != CALIBRATED:
+        return None
+    budget = trial.params.get("l1", trial.predicted_error)
+    return None if budget is None else float(budget)
+
+
+def _rest(trial: TrialResult) -> dict[str, Parameter]:
+    left_out = ("l1", "reach", REFERENCE, THRESHOLDS)
+    return {name: value for name, value in trial.params.items() if name not in left_out}
+
+
+def _missing(trial: TrialResult, lost: Mapping[str, float]) -> float:
+    return largest_shortfall({name: value + lost.get(name, 0.0) for name, value in trial.shortfalls.items()})
+
+
 def _next(
     context: TuningContext, trials: Sequence[TrialResult], tried: set[int], lost: Mapping[str, float]
 ) -> TrialResult | None:
     """Return the trial to validate after one that lost as much, by bound of the gate; None where all that help were."""
-
-    def missing(trial: TrialResult) -> float:
-        return largest_shortfall({name: value + lost.get(name, 0.0) for name, value in trial.shortfalls.items()})
-
     could_win = [trial for trial in trials if winner(context.goal, [trial]) is not None]
-    safe = [trial for trial in could_win if missing(trial) <= 0.0 and trial.number not in tried]
+    safe = [trial for trial in could_win if _missing(trial, lost) <= 0.0 and trial.number not in tried]
     if safe:
         return winner(context.goal, safe)
-    safest = min(could_win, key=missing)
+    safest = min(could_win, key=lambda trial: _missing(trial, lost))
     return None if safest.number in tried else safest
 
 
-def _lost(trial: TrialResult, validation: Validation) -> Mapping[str, float]:
-    """Return by how much more a trial misses each bound than on the tune prompts; nothing where a rendering failed."""
-    return {name: value - trial.shortfalls.get(name, value) for name, value in validation.shortfalls.items()}
+def _more_lost(lost: Mapping[str, float], trial: TrialResult, validation: Validation) -> dict[str, float]:
+    """Add by how much more a trial misses each bound than on the tune prompts; nothing where a rendering failed."""
+    more = {name: value - trial.shortfalls.get(name, value) for name, value in validation.shortfalls.items()}
+    return {name: max(value, lost.get(name, value)) for name, value in more.items()} or dict(lost)
 
 
 def _missing_db(validation: Validation) -> float:
