@@ -28,6 +28,7 @@ NUM_TRIALS = 8
 SETTINGS = (
     f"tune.n_trials={NUM_TRIALS}",
     "tune.num_prompts=2",
+    "tune.validation_prompts=1",
     "tune.probe_prompts=1",
     "tune.calibration_steps=1",
     "tune.orders=raster",
@@ -124,7 +125,9 @@ def test_four_commands_do_one_search(database: str, tmp_path: Path) -> None:
     assert len(list((tmp_path / "mlruns" / "calibrations").glob("*.npz"))) == 1
     (left,) = [path for path in tmp_path.rglob("*.lock") if path.is_file()]
     assert left.name.startswith(f".process-{killed}-")
-    assert len(BaselineCache(tmp_path / "cache", 1.0).ls()) == 3  # two tune prompts, one eval prompt
+    assert (
+        len(BaselineCache(tmp_path / "cache", 1.0).ls()) == 4
+    )  # two tune prompts, one validation prompt, one eval prompt
     assert 1 <= stderr.count("calibrating on the tune prompts") <= 2  # who had a prompt to calibrate
 
     # One run for the study, one for each trial.

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 NUM_REPAIRS = 2
 """Most trials with lower budgets that are run after one that misses the gate on the validation prompts."""
 
+_SLACK_DB = 0.3
+"""By how much such a trial is to exceed the gate if it loses as much as the one that missed."""
+
 Repair = Callable[[Mapping[str, Parameter]], tuple[TrialResult, ...]]
 """Runs one more trial with these parameters; returns all trials."""
 
@@ -42,7 +45,7 @@ def validated_winner(
         if done[-1].feasible:
             return candidate, tuple(done)
         lost = _more_lost(lost, candidate, done[-1])
-        while repair and repairs_left and (params := repaired(candidate, trials, lost)) is not None:
+        if repair and repairs_left and (params := repaired(candidate, trials, lost)) is not None:
             trials, repairs_left = repair(params), repairs_left - 1
         candidate = _next(context, trials, {one.number for one in done}, lost)
     if done:
@@ -67,7 +70,7 @@ def repaired(
     alike = [
         one for one in trials if one.state == "complete" and _budget(one) is not None and _rest(one) == _rest(trial)
     ]
-    tried = [Tried(_budget(one) or 0.0, -_missing(one, lost)) for one in alike]
+    tried = [Tried(_budget(one) or 0.0, -_missing(one, lost) - _SLACK_DB) for one in alike]
     budget = next_budget(tried, *BUDGETS)
     return None if budget is None else _rest(trial) | {"l1": budget}
 
