@@ -6,8 +6,8 @@ Every method chooses one policy on the tune prompts, which is then evaluated on 
 beside each rendering. `topk` is what a person would set by hand: the fastest of a grid of one topk for all heads and a
 number of dense first steps that meets the gate on the tune prompts, with the margin that `tune` keeps too. `caches`
 searches step caches together with sparsity, and has three rows: the best of its trials with sparsity alone, with a
-cache alone, and with both, each of which meets the gate on the validation prompts too. `--seed` chooses other tune and
-validation prompts of the file and other noise; the eval prompts stay.
+cache alone, and with both, each of which meets the gate on the validation prompts too. `--seed` chooses other noise
+and, for topk and caches, other tune and validation prompts of the file; the eval prompts stay.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def chosen(context: TuningContext, method: str, folder: Path) -> dict[str, Polic
         return by_kind(context)
     changes = {"tuner": method, "caches": ("none",)}
     changed = context.config.model_copy(update={"tune": context.config.tune.model_copy(update=changes)})
-    result = tune(changed, output_dir=folder / method)
+    result = tune(changed, output_dir=folder / method, loaded=context.renderer.loaded)
     print(f"  {method}: {len(result.trials)} trials; {result.dense_because or result.seconds_by_phase}", flush=True)
     return {method: None if result.best is None else result.best.policy}
 
@@ -96,7 +96,7 @@ def by_kind(context: TuningContext) -> dict[str, Policy | None]:
     def best(cached: bool, sparse: bool) -> Policy | None:
         kinds = [(trial.policy.cache is not None, not trial.policy.is_dense) for trial in result.trials]
         of_kind = [trial for trial, kind in zip(result.trials, kinds, strict=True) if kind == (cached, sparse)]
-        found, validations = validated_winner(context, of_kind)
+        found, validations, _ = validated_winner(context, of_kind)
         print(f"  {[(one.number, one.psnr, one.feasible) for one in validations]}", flush=True)
         return None if found is None else found.policy
 

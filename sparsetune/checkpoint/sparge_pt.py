@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def read_sparge_pt(path: Path | str, *, root: str = "transformer") -> Policy:
     """Read a checkpoint that SpargeAttn's tuner saved.
 
     Keys are matched whole, where SpargeAttn's loader compares substrings and so mixes up `transformer_blocks` and
-    `single_transformer_blocks`. Any dtype does (SpargeAttn casts to the model's). `simthreshd2`, which none of its
+    `single_transformer_blocks`. Any real dtype does (SpargeAttn casts to the model's). `simthreshd2`, which none of its
     kernels reads, is dropped, as are prefixes of compiled and wrapped models. The policy has no dense steps and raster
     order, and keeps the first key block, as SpargeAttn's `attention_sink` does.
 
@@ -145,8 +146,16 @@ def _check_size(path: Path) -> None:
 
 
 _DTYPES = {
-    "BoolStorage": "?", "BFloat16Storage": "<u2", "HalfStorage": "<f2", "FloatStorage": "<f4", "DoubleStorage": "<f8",
+    "BoolStorage": "?", "ByteStorage": "u1", "CharStorage": "i1", "ShortStorage": "<i2", "IntStorage": "<i4",
+    "LongStorage": "<i8", "BFloat16Storage": "<u2", "HalfStorage": "<f2", "FloatStorage": "<f4", "DoubleStorage": "<f8",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """The flat values of a tensor; only `_strided` makes an array of it, so that no view's bounds are trusted."""
+
+    values: NDArray[Any]
 
 
 class _Unpickler(pickle.Unpickler):
@@ -154,10 +163,14 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
         content = archive.read(f"{folder}/data.pkl")
-        if any(opcode.name == "BUILD" for opcode, _, _ in pickletools.genops(content)):
-            raise pickle.UnpicklingError("it sets an object's state")
+        for opcode, argument, _ in pickletools.genops(content):
+            if opcode.name == "BUILD":
+                raise pickle.UnpicklingError("it sets an object's state")
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
+                raise pickle.UnpicklingError("it asks for more memory than its size")
         super().__init__(io.BytesIO(content))
         self._archive, self._folder = archive, folder
+        self._storages: dict[tuple[str, str], _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         known = {
@@ -171,23 +184,26 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it has {module}.{name}")
         return found
 
-    def persistent_load(self, pid: Any) -> NDArray[Any]:
-        _, storage, key, _, count = pid
-        content = self._archive.read(f"{self._folder}/data/{key}")
-        if storage == "BFloat16Storage":  # the upper half of a float32
-            return (np.frombuffer(content, "<u2", count).astype("<u4") << 16).view("<f4")
-        return np.frombuffer(content, _DTYPES[storage], count)
+    def persistent_load(self, pid: Any) -> _Storage:
+        _, dtype, key, *_ = pid
+        if (dtype, key) not in self._storages:  # however often a file names it, it is read once
+            values = np.frombuffer(self._archive.read(f"{self._folder}/data/{key}"), _DTYPES[dtype])
+            if dtype == "BFloat16Storage":  # the upper half of a float32
+                values = (values.astype("<u4") << 16).view("<f4")
+            self._storages[dtype, key] = _Storage(values)
+        return self._storages[dtype, key]
 
 
 def _strided(
-    storage: NDArray[Any], offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object
+    storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object
 ) -> NDArray[Any]:
     """Return a tensor's view of its storage; it may be far larger, so nothing is copied."""
+    values = storage.values
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if min(offset, *shape, *strides) < 0 or (0 not in shape and last >= len(storage)):
+    if min(offset, *shape, *strides) < 0 or (0 not in shape and last >= len(values)):
         raise pickle.UnpicklingError("a tensor is larger than what is stored of it")
-    steps = [stride * storage.itemsize for stride in strides]
-    return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False)
+    steps = [stride * values.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False)
 
 
 def _data(array: NDArray[Any], *_: object) -> NDArray[Any]:

@@ -152,7 +152,10 @@ class TuningProgress(events.TuningListener):
             return f"stopping, which takes some seconds; {kept}, and the winner's checkpoint; its evaluation isn't"
         if count == 0:
             return "stopping, which takes some seconds; prompts that are calibrated are saved"
-        if self.best is None or not self.display.phases["trials"].started:
+        searched = any(
+            self.display.phases[name].started for name in ("trials", "validation") if name in self.display.phases
+        )
+        if self.best is None or not searched:
             return f"stopping, which takes some seconds; {kept}"
         rendering = self._rendering_seconds()
         about = "" if rendering is None else f", about {clock_text(self._evaluation_renderings * rendering)}"
@@ -178,9 +181,7 @@ class TuningProgress(events.TuningListener):
         done = len(self.ended) + sum(task.percentage / 100 for task in self.running.values())
         counts = {state: sum(trial.state == state for trial in self.ended) for state in ("pruned", "failed")}
         counts["running"] = len(self.running)
-        ended = self.study.num_done + len(self.ended)
-        n_trials = max(self.study.n_trials, ended + len(self.running))  # validation may ask for more
-        detail = f"{ended} of {n_trials} trials"
+        detail = f"{self.study.num_done + len(self.ended)} of {self.study.n_trials} trials"
         detail += "".join(f", {count} {name}" for name, count in counts.items() if count)
         self.display.on_progress("trials", done, total, detail)
 

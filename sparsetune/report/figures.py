@@ -18,7 +18,7 @@ Getter = Callable[[TrialSection], Number]
 
 @dataclass(frozen=True)
 class Saving:
-    """What trials are ranked by: the measured speed-up, or the sparsity where none was measured."""
+    """What charts show that a trial saves: the measured speed-up, or the sparsity where none was measured."""
 
     name: str
     of: Getter

@@ -122,7 +122,7 @@ class TuningContext:
             study_name=study_name,
             storage=without_credentials(storage),
             config=config,
-            n_trials=max(n_trials, study.num_done()),
+            n_trials=n_trials,
             num_done=study.num_done(),
             prompts=texts(self.prompts),
             num_steps=self.config.generation.num_inference_steps,

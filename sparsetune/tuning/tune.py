@@ -438,6 +438,6 @@ def _evaluate(
         checkpoint=None if checkpoint_path is None else str(checkpoint_path),
         tuner=None if checkpoint_path is None else config.tune.tuner,
         prompt_file=config.eval.prompt_file,
-        tune_prompts=context.prompts,
+        tune_prompts=(*context.prompts, *context.validation_prompts),
         hand_set=hand_set,
     )

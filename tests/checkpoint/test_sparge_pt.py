@@ -1,6 +1,8 @@
+import io
 import pickle
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -68,7 +70,7 @@ def test_dense_heads_are_dense_for_our_kernels(tmp_path: Path) -> None:
     assert [tensors.simthreshd1[1], tensors.select[1], tensors.pvthreshd[1]] == [2, 1, 50]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int64])
 def test_files_cast_to_the_models_dtype_are_read_rounded_to_it(tmp_path: Path, dtype: torch.dtype) -> None:
     cast = {key: value.to(dtype) for key, value in sparge_layer(MODULE.format(0)).items()}
     layer = read_sparge_pt(saved(tmp_path / "a.pt", cast)).layers[0]
@@ -125,6 +127,69 @@ def test_views_are_read_by_their_strides_and_never_beyond_their_storage(tmp_path
             archive.writestr(entry, data[:1] if entry == key else data)
     with pytest.raises(CheckpointError, match=r"cannot load .* as tensors"):
         read_sparge_pt(tmp_path / "short.pt")
+
+
+class Storage:
+    """A tensor's storage as a pickle refers to it."""
+
+    def __init__(self, key: str) -> None:
+        self.pid = ("storage", torch.FloatStorage, key, "cpu", 4)
+
+
+class Rebuilt:
+    """A tensor of whatever storage, shape and strides."""
+
+    def __init__(self, storage: object, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+        self.parts = (storage, 0, shape, strides, False, OrderedDict())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (torch._utils._rebuild_tensor_v2, self.parts)
+
+
+class Pickler(pickle.Pickler):
+    def persistent_id(self, value: Any) -> Any:
+        return value.pid if isinstance(value, Storage) else None
+
+
+def crafted(path: Path, value: object, content: bytes = bytes(16)) -> Path:
+    """Write a file as `torch.save` would, but with tensors that PyTorch wouldn't make."""
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol=2).dump(value)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", buffer.getvalue())
+        archive.writestr("archive/data/0", content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        Rebuilt(Storage("0"), (5,), (1,)),
+        Rebuilt(Storage("0"), (4,), (-1,)),
+        Rebuilt(Rebuilt(Storage("0"), (4096,), (0,)), (4096,), (1,)),  # a view's size isn't that of its storage
+        Rebuilt(Rebuilt(Storage("0"), (10**9, 0), (0, 0)), (4096,), (1,)),
+    ],
+)
+def test_no_tensor_reads_beyond_its_storage(tmp_path: Path, tensor: Rebuilt) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot load .* as tensors"):
+        read_sparge_pt(crafted(tmp_path / "a.pt", {"a.inner_attention.cdfthreshd": tensor}))
+
+
+def test_a_storage_that_many_tensors_name_is_read_once(tmp_path: Path) -> None:
+    tensors = {f"a.inner_attention.{index}": Rebuilt(Storage("0"), (4,), (1,)) for index in range(2000)}
+    path = crafted(tmp_path / "a.pt", tensors, bytes(4 * 10**6))
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="is not MODULE"):
+        read_sparge_pt(path)
+    assert tracemalloc.get_traced_memory()[1] < 10**8  # 8 GB if each had its own
+    tracemalloc.stop()
+
+
+def test_a_pickle_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}r\xff\xff\xff\xff.")
+    with pytest.raises(CheckpointError, match=r"cannot load .* as tensors"):
+        read_sparge_pt(tmp_path / "a.pt")
 
 
 class Code:

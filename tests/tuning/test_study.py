@@ -1,7 +1,6 @@
 """The search itself, on an objective whose optimum is known, in a real SQLite storage."""
 
 import dataclasses
-import functools
 import random
 import signal
 import sqlite3
@@ -11,7 +10,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,10 +25,9 @@ from sparsetune.tuning.events import TrialResult, TuningListener
 from sparsetune.tuning.search import run as searches
 from sparsetune.tuning.search import study as studies
 from sparsetune.tuning.search.objective import Objective, TrialRunner
-from sparsetune.tuning.search.ranking import shortfalls, winner
+from sparsetune.tuning.search.ranking import shortfalls
 from sparsetune.tuning.search.samplers import SAMPLERS
 from sparsetune.tuning.search.space import CALIBRATED, DEFAULT, SearchSpace
-from sparsetune.tuning.search.validation import NUM_REPAIRS, repaired, validated_winner
 from tests.executor.engines import FakeExecutor
 from tests.tuning.tables import curves
 
@@ -476,57 +473,3 @@ def test_a_trial_has_the_video_of_its_worst_prompt_and_one_of_the_best_three_has
     objective.trial_videos = "all"
     search(study, objective, 18)
     assert all(len(trial.videos) == len(trial.prompts) for trial in recorder.trials[16:])
-
-
-@dataclass(frozen=True)
-class Harder(Known):
-    """A validation prompt: its PSNR is 3 dB lower than a tune prompt's, so that the best is l1 = 0.12 there."""
-
-    def run(self, session: object, emit: object) -> PromptResult:
-        result = super().run(session, emit)
-        return judged(result.sparsity, result.metrics["psnr"] - 3.0)
-
-
-def test_after_a_miss_on_validation_prompts_trials_with_lower_budgets_come_near_the_best_there(tmp_path: Path) -> None:
-    recorder = Recorder()
-    study, objective = make(tmp_path, (recorder,), n_trials=10)
-    objective.aimed = False
-    search(study, objective, 10)
-    trials = searches.results(study, objective)
-    context = SimpleNamespace(
-        goal="sparsity",
-        search_gate=GATE,
-        validation_prompts=("a prompt",) * 2,
-        listeners=(),
-        executor=FakeExecutor(),
-        score=lambda prompt, policy, metrics: Harder(objective.runner.known[id(policy)].params),
-    )
-    assert winner("sparsity", trials).sparsity > 0.13
-    best, validations = validated_winner(context, trials, functools.partial(searches._run_another, study, objective))
-    assert [one.feasible for one in validations] == [False, True]
-    assert validations[0].number == winner("sparsity", trials).number
-    assert 0.105 < best.sparsity <= 0.1201
-    repaired = searches.results(study, objective)[10:]
-    assert best.number in [trial.number for trial in repaired] and len(repaired) <= NUM_REPAIRS
-    assert [trial.number for trial in recorder.trials] == list(range(10 + len(repaired)))
-    assert all(trial.state == "complete" for trial in repaired)  # the best, which is sparser, prunes none of them
-    assert not [trial for trial in study.get_trials() if trial.state == TrialState.WAITING]
-    existing, _ = validated_winner(context, trials)
-    assert existing.sparsity < best.sparsity
-
-
-def test_what_was_repaired_needs_no_repair_when_the_search_is_resumed(tmp_path: Path) -> None:
-    study, objective = make(tmp_path, n_trials=10)
-    objective.aimed = False
-    search(study, objective, 10)
-    trial = winner("sparsity", searches.results(study, objective))
-    lost = {"mean psnr": 3.0}
-    params = repaired(trial, searches.results(study, objective), lost)
-    assert params is not None and params["l1"] < trial.params["l1"]
-    assert params.keys() | {"thresholds"} == trial.params.keys()
-    for _ in range(3):
-        if (params := repaired(trial, searches.results(study, objective), lost)) is not None:
-            searches._run_another(study, objective, params)
-    trials = searches.results(study, objective)
-    assert repaired(trial, trials, lost) is None
-    assert repaired(dataclasses.replace(trial, params={"thresholds": DEFAULT}), trials, lost) is None

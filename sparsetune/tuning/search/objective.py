@@ -247,7 +247,6 @@ class Objective:
     aimed: bool = False  # whether trials target a sparsity relative to the best feasible trial's, not an error budget
     adaptive: bool = True  # whether budgets near the gate are tried before the sampler's proposals
     trial_videos: TrialVideos = "worst"
-    repairs: bool = False  # whether trials are asked for by validation, and so are slower than the best
     results: dict[int, TrialResult] = field(default_factory=dict)  # of this process, in the order in which they ended
     error: BaseException | None = None  # what stopped the search
     has_lost: bool = False  # whether another process just failed a trial of this one
@@ -315,8 +314,6 @@ class Objective:
     def _prune(self, trial: optuna.Trial, results: Sequence[PromptResult]) -> str | None:
         """Report a trial's last prompt; returns the reason to prune it, or None."""
         done, num_prompts = len(results), len(self.runner.prompts)
-        if self.repairs:
-            return None
         if done < num_prompts:
             psnr, sparsity = mean(results, "psnr"), mean_sparsity(results)
             after = f"after {done} of {num_prompts} prompts"

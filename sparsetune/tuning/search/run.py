@@ -3,7 +3,6 @@
 import functools
 import logging
 import time
-from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from optuna.trial import FrozenTrial
@@ -13,11 +12,11 @@ from sparsetune.errors import GenerationError, TuningError
 from sparsetune.tuning.calibration.curves import Curves
 from sparsetune.tuning.calibration.sensitivity import Sensitivity
 from sparsetune.tuning.context import TimeIsUp, TuningContext, digest, signature
-from sparsetune.tuning.events import Parameter, TrialResult, TuningResult, Validation
+from sparsetune.tuning.events import TrialResult, TuningResult, Validation
 from sparsetune.tuning.search.caches import CacheSpace
 from sparsetune.tuning.search.objective import Objective, SearchStopped, TrialRunner
 from sparsetune.tuning.search.ranking import closest, search_statistics, winner
-from sparsetune.tuning.search.space import CALIBRATED, THRESHOLDS, SearchSpace
+from sparsetune.tuning.search.space import SearchSpace
 from sparsetune.tuning.search.study import OUTCOME, NoTrialLeft, SharedStudy, count, open_study
 from sparsetune.tuning.search.validation import validated_winner
 from sparsetune.tuning.search.warm_start import enqueue_next
@@ -81,14 +80,7 @@ def search(
     trials = results(study, objective)
     best, validations = winner(context.goal, trials), tuple[Validation, ...]()
     if not interrupted and not elsewhere:
-        # A Pareto search has no single best trial to repair.
-        repair = None if context.goal == "pareto" else functools.partial(_run_another, study, objective)
-        try:
-            best, validations = validated_winner(context, trials, repair)
-        except KeyboardInterrupt:
-            context.executor.cancel_all()
-            interrupted = True
-        trials = results(study, objective)
+        best, validations, interrupted = validated_winner(context, trials)
     still = "1 trial still runs" if elsewhere == 1 else f"{elsewhere} trials still run"
     return TuningResult(
         study.study_name,
@@ -100,20 +92,6 @@ def search(
         validations=validations,
         left_to=f"{still} in other processes of the study, the last of which judges the winner" if elsewhere else None,
     )
-
-
-def _run_another(study: SharedStudy, objective: Objective, params: Mapping[str, Parameter]) -> tuple[TrialResult, ...]:
-    """Run one trial more than the study was to have, unless the time is up; returns all trials."""
-    deadline = objective.runner.deadline
-    if not objective.runner.is_over:
-        objective.repairs = True
-        study.enqueue_trial(dict(params), user_attrs={THRESHOLDS: CALIBRATED})
-        study.n_trials = study.num_done() + 1
-        try:
-            optimize(study, objective, None if deadline is None else deadline - time.perf_counter())
-        except TuningError as error:
-            logger.warning("the winner is one of the trials so far: %s", error)
-    return results(study, objective)
 
 
 def _run_trials(context: TuningContext, study: SharedStudy, space: SearchSpace) -> tuple[Objective, bool]:
@@ -163,7 +141,7 @@ def optimize(study: SharedStudy, objective: Objective, seconds: float | None = N
         study,
         space=objective.space,
         gate=runner.gate,
-        adaptive=objective.adaptive and not objective.repairs,
+        adaptive=objective.adaptive,
         aimed=objective.aimed,
     )
     with study.running(), ThreadPoolExecutor(_MAX_THREADS, "trials") as pool:

@@ -2,105 +2,83 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sparsetune.errors import GenerationError
 from sparsetune.evaluation.prompt import PromptResult
 from sparsetune.executor import Event, Incident, StepDone, run_all
 from sparsetune.tuning.context import TuningContext
-from sparsetune.tuning.events import Parameter, TrialResult, Validation, notify
+from sparsetune.tuning.events import TrialResult, Validation, notify
 from sparsetune.tuning.search.ranking import largest_shortfall, mean, shortfalls, winner
-from sparsetune.tuning.search.space import BUDGETS, CALIBRATED, REFERENCE, THRESHOLDS
-from sparsetune.tuning.search.warm_start import Tried, next_budget
 
 logger = logging.getLogger(__name__)
 
-
-NUM_REPAIRS = 2
-"""Most trials with lower budgets that are run after one that misses the gate on the validation prompts."""
-
-_SLACK_DB = 0.3
-"""By how much such a trial is to exceed the gate if it loses as much as the one that missed."""
-
-Repair = Callable[[Mapping[str, Parameter]], tuple[TrialResult, ...]]
-"""Runs one more trial with these parameters; returns all trials."""
+MAX_VALIDATIONS = 4
+"""Most trials that are rendered on the validation prompts."""
 
 
 def validated_winner(
-    context: TuningContext, trials: tuple[TrialResult, ...], repair: Repair | None = None
-) -> tuple[TrialResult | None, tuple[Validation, ...]]:
+    context: TuningContext, trials: Sequence[TrialResult]
+) -> tuple[TrialResult | None, tuple[Validation, ...], bool]:
     """Return the best trial that meets the search's gate on the validation prompts too, and what was rendered of which.
 
     Prompts differ in difficulty for all policies alike, by several dB in the mean of four. So where a trial misses the
-    gate on the validation prompts, the next one is the best that would meet it if it lost as much as this one; `repair`
-    runs trials with a lower budget for that. Where there is none, the one that would miss it by the least is tried, and
-    of those tried the one that does so wins; the eval prompts judge it.
+    gate on the validation prompts, the next one is the best that would meet it if it lost as much as the worst of those
+    tried. Where there is none, the one that would miss it by the least is tried. Where none meets it, after
+    `MAX_VALIDATIONS` or when time is up, the one that misses it by the least wins; the eval prompts judge it.
+
+    Returns:
+        The winner, None where no trial could win; the validations, in order; whether Ctrl-C ended them.
     """
     best = candidate = winner(context.goal, trials)
-    done, lost, repairs_left = list[Validation](), dict[str, float](), NUM_REPAIRS
-    while candidate is not None and context.validation_prompts:
-        done.append(_validate(context, candidate))
+    done, lost = list[Validation](), dict[str, float]()
+    while candidate is not None and context.validation_prompts and len(done) < MAX_VALIDATIONS:
+        if done and not context.has_time():
+            break
+        try:
+            done.append(_validate(context, candidate))
+        except KeyboardInterrupt:
+            context.executor.cancel_all()
+            return _closest(trials, done) or best, tuple(done), True
         notify(context.listeners, lambda listener: listener.on_validation(done[-1]))
         if done[-1].feasible:
-            return candidate, tuple(done)
+            return candidate, tuple(done), False
         lost = _more_lost(lost, candidate, done[-1])
-        if repair and repairs_left and (params := repaired(candidate, trials, lost)) is not None:
-            trials, repairs_left = repair(params), repairs_left - 1
         candidate = _next(context, trials, {one.number for one in done}, lost)
-    if done:
-        closest = min(done, key=_missing_db)
-        best = next(trial for trial in trials if trial.number == closest.number)
+    if (closest := _closest(trials, done)) is not None:
+        best = closest
         logger.warning(
-            "no trial that meets the gate on the tune prompts meets it on the %d validation prompts; the winner, trial "
-            "%d, misses it there by %.1f dB", closest.num_prompts, closest.number, _missing_db(closest)
+            "trials that meet the gate on the tune prompts miss it on the %d validation prompts; the winner, trial %d, "
+            "misses it there by the least", len(context.validation_prompts), best.number
         )  # fmt: skip
-    return best, tuple(done)
+    return best, tuple(done), False
 
 
-def repaired(
-    trial: TrialResult, trials: Sequence[TrialResult], lost: Mapping[str, float]
-) -> dict[str, Parameter] | None:
-    """Return a trial's parameters with the budget at which it would meet the gate if it lost as much, by bound.
-
-    None where that budget is known from trials that differ in their budget alone, or the trial has none.
-    """
-    if _budget(trial) is None:
+def _closest(trials: Sequence[TrialResult], done: Sequence[Validation]) -> TrialResult | None:
+    """Return the trial that misses the gate on the validation prompts by the least; None where none was rendered."""
+    if not done:
         return None
-    alike = [
-        one for one in trials if one.state == "complete" and _budget(one) is not None and _rest(one) == _rest(trial)
-    ]
-    tried = [Tried(_budget(one) or 0.0, -_missing(one, lost) - _SLACK_DB) for one in alike]
-    budget = next_budget(tried, *BUDGETS)
-    return None if budget is None else _rest(trial) | {"l1": budget}
-
-
-def _budget(trial: TrialResult) -> float | None:
-    """The error that a trial's thresholds may cause: its budget, or what calibration says of its target's policy."""
-    if trial.params.get(THRESHOLDS) != CALIBRATED:
-        return None
-    budget = trial.params.get("l1", trial.predicted_error)
-    return None if budget is None else float(budget)
-
-
-def _rest(trial: TrialResult) -> dict[str, Parameter]:
-    left_out = ("l1", "reach", REFERENCE, THRESHOLDS)
-    return {name: value for name, value in trial.params.items() if name not in left_out}
-
-
-def _missing(trial: TrialResult, lost: Mapping[str, float]) -> float:
-    return largest_shortfall({name: value + lost.get(name, 0.0) for name, value in trial.shortfalls.items()})
+    closest = min(done, key=lambda one: largest_shortfall(one.shortfalls) if one.shortfalls else math.inf)
+    return next(trial for trial in trials if trial.number == closest.number)
 
 
 def _next(
     context: TuningContext, trials: Sequence[TrialResult], tried: set[int], lost: Mapping[str, float]
 ) -> TrialResult | None:
-    """Return the trial to validate after one that lost as much, by bound of the gate; None where all that help were."""
+    """Return the trial to validate after those that lost as much, by bound of the gate; None where all that help were.
+
+    It loses that much too, so what it exceeds the gate by on the tune prompts has to make up for it.
+    """
+
+    def missing(trial: TrialResult) -> float:
+        return largest_shortfall({name: value + lost.get(name, 0.0) for name, value in trial.shortfalls.items()})
+
     could_win = [trial for trial in trials if winner(context.goal, [trial]) is not None]
-    safe = [trial for trial in could_win if _missing(trial, lost) <= 0.0 and trial.number not in tried]
+    safe = [trial for trial in could_win if missing(trial) <= 0.0 and trial.number not in tried]
     if safe:
         return winner(context.goal, safe)
-    safest = min(could_win, key=lambda trial: _missing(trial, lost))
+    safest = min(could_win, key=missing)
     return None if safest.number in tried else safest
 
 
@@ -108,10 +86,6 @@ def _more_lost(lost: Mapping[str, float], trial: TrialResult, validation: Valida
     """Add by how much more a trial misses each bound than on the tune prompts; nothing where a rendering failed."""
     more = {name: value - trial.shortfalls.get(name, value) for name, value in validation.shortfalls.items()}
     return {name: max(value, lost.get(name, value)) for name, value in more.items()} or dict(lost)
-
-
-def _missing_db(validation: Validation) -> float:
-    return largest_shortfall(validation.shortfalls) if validation.shortfalls else math.inf
 
 
 def _validate(context: TuningContext, trial: TrialResult) -> Validation:
