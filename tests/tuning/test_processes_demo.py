@@ -121,13 +121,13 @@ def test_four_commands_do_one_search(database: str, tmp_path: Path) -> None:
     saved = load_checkpoint(tmp_path / "results" / "checkpoint").manifest
     assert saved.tuner_settings["trial"] == judged["best_trial"] and judged["comparison"] is not None
 
-    # Shared files were written once, and no lock is left but that of the killed process, for the next to end its runs.
+    # Shared files were written once, and no lock is left but that of the killed process, for the next to end its runs;
+    # not even that, if another of the four began to record after the kill.
     assert len(list((tmp_path / "mlruns" / "calibrations").glob("*.npz"))) == 1
-    (left,) = [path for path in tmp_path.rglob("*.lock") if path.is_file()]
-    assert left.name.startswith(f".process-{killed}-")
-    assert (
-        len(BaselineCache(tmp_path / "cache", 1.0).ls()) == 4
-    )  # two tune prompts, one validation prompt, one eval prompt
+    left = [path.name for path in tmp_path.rglob("*.lock") if path.is_file()]
+    assert len(left) <= 1 and all(name.startswith(f".process-{killed}-") for name in left)
+    baselines = BaselineCache(tmp_path / "cache", 1.0).ls()
+    assert len(baselines) == 4  # two tune prompts, one validation prompt, one eval prompt
     assert 1 <= stderr.count("calibrating on the tune prompts") <= 2  # who had a prompt to calibrate
 
     # One run for the study, one for each trial.
