@@ -139,7 +139,7 @@ def _check_size(path: Path) -> None:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 size = max(size, sum(member.file_size for member in archive.infolist()))
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise CheckpointError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if size > _MAX_BYTES:
         raise CheckpointError(f"{path} holds {size / 1e6:.0f} MB, more than thresholds need; is it a model's weights?")

@@ -175,6 +175,15 @@ def test_no_tensor_reads_beyond_its_storage(tmp_path: Path, tensor: Rebuilt) -> 
         read_sparge_pt(crafted(tmp_path / "a.pt", {"a.inner_attention.cdfthreshd": tensor}))
 
 
+def test_an_archive_that_needs_a_newer_reader_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pt", sparge_layer(MODULE.format(0)))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 148  # the version that its first entry needs, ten times
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"cannot read .*: zip file version 14\.8"):
+        read_sparge_pt(path)
+
+
 def test_a_storage_that_many_tensors_name_is_read_once(tmp_path: Path) -> None:
     tensors = {f"a.inner_attention.{index}": Rebuilt(Storage("0"), (4,), (1,)) for index in range(2000)}
     path = crafted(tmp_path / "a.pt", tensors, bytes(4 * 10**6))
