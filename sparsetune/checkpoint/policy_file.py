@@ -64,7 +64,7 @@ def from_columns(name: str, rule: Rule, columns: Mapping[str, Column]) -> LayerT
     missing = [column for column in wanted if column not in columns]
     if missing:
         raise CheckpointError(f"{name} lacks {', '.join(missing)}; save the checkpoint again")
-    check_shapes(name, {column: columns[column].shape for column in wanted})
+    _check_shapes(name, {column: columns[column].shape for column in wanted})
     flags = columns["is_sparse"].astype(np.float32)
     if not ((flags == 0) | (flags == 1)).all():
         raise CheckpointError(f"{name}.is_sparse must be true or false for each head, got {flags.tolist()}")
@@ -80,10 +80,10 @@ def from_columns(name: str, rule: Rule, columns: Mapping[str, Column]) -> LayerT
     return LayerThresholds(name, tuple(heads))
 
 
-def check_shapes(name: str, shapes: Mapping[str, tuple[int, ...]], *, real: bool = True) -> None:
-    """Raise CheckpointError unless a layer's columns are `real` and of one shape (heads,)."""
+def _check_shapes(name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise CheckpointError unless a layer's columns are of one shape (heads,)."""
     shape = next(iter(shapes.values()))
-    if not real or len(shape) != 1 or not 0 < shape[0] <= _MAX_HEADS or set(shapes.values()) != {shape}:
+    if len(shape) != 1 or not 0 < shape[0] <= _MAX_HEADS or set(shapes.values()) != {shape}:
         listed = ", ".join(f"{column} {found}" for column, found in shapes.items())
         raise CheckpointError(f"the tensors of {name} must be real and of one shape (heads,), got {listed}")
 

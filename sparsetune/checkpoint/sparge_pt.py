@@ -16,12 +16,7 @@ from numpy.typing import NDArray
 
 from sparsetune.attention.policy import Policy
 from sparsetune.attention.thresholds import LayerThresholds
-from sparsetune.checkpoint.policy_file import (
-    Column,
-    from_columns,
-    to_columns,
-    unwrapped,
-)
+from sparsetune.checkpoint.policy_file import Column, from_columns, to_columns, unwrapped
 from sparsetune.errors import CheckpointError
 from sparsetune.files import atomic_path
 

@@ -33,6 +33,11 @@ StepCallback = Callable[["Side", int, int, bool], None]
 """Called with what is rendered, the steps done (from 1), all steps, and whether the video came from the cache."""
 
 
+def speedup(dense: float | None, sparse: float | None) -> float | None:
+    """Return dense over sparse seconds; None where either wasn't measured."""
+    return dense / sparse if dense and sparse else None
+
+
 @dataclass(frozen=True)
 class PromptResult:
     """Metrics of one prompt's sparse video against its dense one; of a failed prompt only `error`.
@@ -63,9 +68,7 @@ class PromptResult:
     @property
     def speedup(self) -> float | None:
         """Denoising seconds of dense over those of sparse; None where they weren't timed."""
-        if self.denoising_dense and self.denoising_sparse:
-            return self.denoising_dense / self.denoising_sparse
-        return None
+        return speedup(self.denoising_dense, self.denoising_sparse)
 
     @property
     def cost(self) -> float | None:

@@ -12,7 +12,7 @@ from sparsetune.config.models import Goal
 from sparsetune.evaluation.compare import Comparison
 from sparsetune.evaluation.events import EvaluationListener
 from sparsetune.evaluation.hand_set import Pair
-from sparsetune.evaluation.prompt import PromptResult
+from sparsetune.evaluation.prompt import PromptResult, speedup
 from sparsetune.evaluation.result import EvaluationResult, html_table, is_faster, short_repr
 from sparsetune.executor import PHASES, Incident, Phase, StepDone, Worker
 
@@ -205,7 +205,7 @@ class TrialResult:
     @property
     def speedup(self) -> float | None:
         """Dense over sparse seconds of denoising; None where it wasn't measured."""
-        return self.seconds_dense / self.seconds_sparse if self.seconds_dense and self.seconds_sparse else None
+        return speedup(self.seconds_dense, self.seconds_sparse)
 
     @property
     def is_faster(self) -> bool:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from sparsetune.checkpoint.manifest import utc_now
 from sparsetune.config import Config
+from sparsetune.evaluation.prompt import speedup
 from sparsetune.evaluation.result import EvaluationResult, read_versioned, short_repr
 from sparsetune.files import write_json
 from sparsetune.tuning.events import Parameter, SearchStatistics, TrialResult, TrialState, TuningResult, Validation
@@ -59,7 +60,7 @@ class TrialSection(_Part):
     @property
     def speedup(self) -> float | None:
         """Dense over sparse seconds of denoising; None where it wasn't measured."""
-        return self.seconds_dense / self.seconds_sparse if self.seconds_dense and self.seconds_sparse else None
+        return speedup(self.seconds_dense, self.seconds_sparse)
 
     @classmethod
     def of(cls, trial: TrialResult) -> "TrialSection":
