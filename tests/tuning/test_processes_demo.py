@@ -133,6 +133,9 @@ def test_four_commands_do_one_search(database: str, tmp_path: Path) -> None:
     # One run for the study, one for each trial.
     client = connect(resolve_store(TrackingConfig(root=tmp_path / "mlruns"), {}))
     runs = runs_of(client, "sparsetune/demo")
+    assert left or "RUNNING" not in [
+        run.info.status for run in runs
+    ]  # who cleared the lock ended the killed one's runs
     (study,) = [run for run in runs if run.data.tags["sparsetune.kind"] == "tuning"]
     assert study.info.status == "FINISHED" and study.data.tags["best.trial"] == str(judged["best_trial"])
     recorded = sorted(int(run.data.params["trial"]) for run in runs if run.data.tags["sparsetune.kind"] == "trial")
